@@ -1,0 +1,56 @@
+# One command each on a machine with Python ≥ 3.11 and make; `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow check format lock clean-store
+
+PYTHON := .venv/bin/python
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
+CHECKPOINTS := outputs/checkpoints/clip_mini
+MINI_TASKS := $(shell sed -n 's|.*/task@tasks\.\([a-z0-9_]*\):.*|\1|p' conf/suite/mini.yaml)
+comma := ,
+empty :=
+space := $(empty) $(empty)
+
+help:  ## list the commands
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+setup: .venv/ready  ## make the environment in .venv
+
+.venv/ready: requirements.lock pyproject.toml
+	@$(UV) --version >/dev/null 2>&1 || python3 -m pip install --quiet --target .uv uv
+	@test -x $(PYTHON) || $(UV) venv --quiet --python '>=3.11' .venv
+	$(UV) pip sync --quiet --python $(PYTHON) requirements.lock
+	$(UV) pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup  ## images to a mergeability report: ten tasks, six merge methods, no network, about eight minutes
+	@test -f $(CHECKPOINTS)/base/card.json || $(PYTHON) train.py experiment=pretrain_mini logger=csv
+	@for task in $(MINI_TASKS); do test -f $(CHECKPOINTS)/none-0/seed-0/$$task/card.json || missing=1; done; \
+	if [ -n "$${missing:-}" ]; then \
+	  $(PYTHON) train.py -m model=clip_mini task=$(subst $(space),$(comma),$(MINI_TASKS)) logger=csv; \
+	fi
+	@$(PYTHON) analyze.py suite=mini model=clip_mini merge=paper logger=csv hydra.run.dir=outputs/demo
+
+test: setup  ## the test suite, in minutes
+	$(PYTHON) -m pytest
+
+test-slow: setup  ## real sizes and whole trainings
+	$(PYTHON) -m pytest -m slow
+
+check: setup  ## format, lint, types, layers
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/lint-imports
+	.venv/bin/pyright
+
+format: setup  ## format and fix what can be fixed
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+lock: setup  ## pin every dependency anew
+	$(UV) pip compile --universal --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url \
+	  --upgrade --quiet pyproject.toml -o requirements.lock
+
+clean-store:  ## forget what was computed; trained models stay
+	rm -rf outputs/store

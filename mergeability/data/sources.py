@@ -1,0 +1,73 @@
+"""Where a task's images come from: labelled images, and the one method every source has."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Protocol, get_args
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from mergeability.errors import UserError
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Labelled RGB images of one size, in memory.
+
+    Raises:
+        UserError: images are not uint8 of shape (N, 3, H, W), or labels not int64 of shape (N,).
+    """
+
+    images: UInt8[Tensor, "N 3 H W"]
+    labels: Int64[Tensor, "N"]
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise UserError(
+                f"Expected RGB images as uint8 of shape (N, 3, H, W), got {images.dtype} of shape "
+                f"{tuple(images.shape)}. Convert grey images to RGB and floats to 0-255 first."
+            )
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise UserError(
+                f"Expected one int64 label for each of {len(images)} images, got {labels.dtype} of shape "
+                f"{tuple(labels.shape)}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, chosen: Tensor | slice) -> "Images":
+        """Keep the images of an index tensor, boolean mask or slice, in that order."""
+        return Images(self.images[chosen], self.labels[chosen])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of shapes, pixels and labels: equal exactly for equal content."""
+        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        digest.update(self.images.contiguous().cpu().numpy().tobytes())
+        digest.update(self.labels.contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+class Source(Protocol):
+    """Anything that can hand over the images of one split; the same ones every time it is asked."""
+
+    def load(self, split: Split) -> Images:
+        """Return the images and labels of one split."""
+        ...
+
+
+def check_split(split: str) -> None:
+    """Refuse a split no task has.
+
+    Raises:
+        UserError: the split is none of train, validation and test.
+    """
+    if split not in SPLITS:
+        raise UserError(f"Expected a split among {', '.join(SPLITS)}, got {split!r}.")

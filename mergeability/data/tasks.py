@@ -1,0 +1,74 @@
+"""A task is data: a source of images, the names of its classes and the sentences that describe them."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mergeability.data.sources import SPLITS, Images, Source, Split, check_split
+from mergeability.errors import UserError
+
+__all__ = ["SPLITS", "Images", "Source", "Split", "Task"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One classification task and how CLIP is told about it.
+
+    class_names: in label order. templates: sentences with one `{}` for the class name. epochs: how long to
+    fine-tune on it. expected_accuracy: the test accuracy, in [0, 1], a plain fine-tuned model should reach.
+
+    Raises:
+        UserError: classes missing or repeated, a template without its place for the class name, or epochs < 1.
+    """
+
+    name: str
+    source: Source
+    class_names: Sequence[str]
+    templates: Sequence[str]
+    epochs: int
+    expected_accuracy: float | None = None
+
+    def __post_init__(self) -> None:
+        self._check_class_names()
+        self._check_templates()
+        if self.epochs < 1:
+            raise UserError(f"Task {self.name!r}: expected at least 1 epoch, got {self.epochs}.")
+        if self.expected_accuracy is not None and not 0 <= self.expected_accuracy <= 1:
+            raise UserError(
+                f"Task {self.name!r}: expected_accuracy is a share in [0, 1], got {self.expected_accuracy}. "
+                "Divide percentages by 100."
+            )
+
+    def split(self, split: Split) -> Images:
+        """Return one split of the source, its labels checked against the class names.
+
+        Raises:
+            UserError: an unknown or empty split, or a label without a class name.
+        """
+        check_split(split)
+        images = self.source.load(split)
+        if len(images) == 0:
+            raise UserError(f"Task {self.name!r}: its {split} split is empty. Ask its source for images.")
+        lowest, highest = int(images.labels.min()), int(images.labels.max())
+        if lowest < 0 or highest >= len(self.class_names):
+            raise UserError(
+                f"Task {self.name!r}: expected labels in 0..{len(self.class_names) - 1}, one a class name, but "
+                f"its {split} split has labels in {lowest}..{highest}. Check class_names and the label column."
+            )
+        return images
+
+    def _check_class_names(self) -> None:
+        repeated = [name for name, count in Counter(self.class_names).items() if count > 1]
+        if len(self.class_names) < 2 or repeated:
+            raise UserError(
+                f"Task {self.name!r}: expected at least 2 different class names, got {len(self.class_names)}"
+                + (f" with repeated {repeated}." if repeated else ".")
+            )
+
+    def _check_templates(self) -> None:
+        wrong = [template for template in self.templates if template.count("{}") != 1]
+        if wrong or not self.templates:
+            raise UserError(
+                f"Task {self.name!r}: expected templates that hold {{}} once, where the class name goes, got "
+                f"{wrong or 'none'}."
+            )

@@ -1,0 +1,211 @@
+"""What `train.py` and `analyze.py` share: names for folders, errors in one sentence, a ledger of jobs.
+
+The only module of the package that sees Hydra and OmegaConf.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException, InstantiationException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from hydra.utils import get_method
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mergeability.errors import UserError
+from mergeability.store import read_json
+
+logger = logging.getLogger(__name__)
+
+# Part of a config but not of what a checkpoint depends on: they only suggest values for `training`, or comment.
+_ADVICE = {"task": ("epochs", "expected_accuracy"), "model": ("learning_rate", "batch_size", "base_command")}
+
+
+def number_name(value: float | int | str) -> str:
+    """Name a number so that 1, 1.0 and 1e0 share a name and different numbers never do."""
+    return repr(float(value)).removesuffix(".0")
+
+
+def penalty_folder(name: str, strength: float | int, variant: str | None = None) -> str:
+    """Name a training's folder: `<penalty>-<λ>`, `none-0` whatever the penalty for λ = 0, `+<variant>` after it."""
+    folder = f"{name}-{number_name(strength)}" if float(strength) != 0 else "none-0"
+    return f"{folder}+{variant}" if variant else folder
+
+
+OmegaConf.register_new_resolver("penalty_folder", penalty_folder, replace=True)
+OmegaConf.register_new_resolver("number", number_name, replace=True)
+
+
+def plain(config: Any) -> Any:
+    """Turn a config node into plain containers with every interpolation resolved."""
+    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+
+
+def settings(cfg: DictConfig) -> dict[str, Any]:
+    """Return everything a checkpoint depends on, as plain containers."""
+    found: dict[str, Any] = plain(cfg.settings)
+    for group, names in _ADVICE.items():
+        found[group] = {name: value for name, value in (found[group] or {}).items() if name not in names}
+    if found["reg"].get("lambda") == 0:
+        found["reg"] = {"name": "none", "lambda": 0}
+    return found
+
+
+def require_task(cfg: DictConfig) -> None:
+    """Ask for a task where one is needed.
+
+    Raises:
+        UserError: none was chosen; names the choices.
+    """
+    if cfg.get("task") is None and cfg.base is not None:
+        choices = ", ".join(GlobalHydra.instance().config_loader().get_group_options("task"))
+        raise UserError(f"Choose what to learn with task=<name>, one of: {choices}.")
+
+
+def run_folder() -> Path:
+    """Return the folder of the present job."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def shown_path(path: Path) -> str:
+    """Return a path as a person types it: relative to where they are, if it lies below."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def track_analysis(cfg: DictConfig, analysis: Any, report: Path) -> None:
+    """Log an analysis to Weights & Biases where `logger` names it."""
+    node = (cfg.get("logger") or {}).get("wandb")
+    if node is not None:
+        from mergeability.reporting.tracking import log_analysis
+
+        log_analysis(run_folder(), node.project, node.group, analysis, report)
+
+
+@contextlib.contextmanager
+def loggers(cfg: DictConfig) -> Iterator[list[Any]]:
+    """Make the chosen loggers and close them afterwards, so that each job of a sweep has its own W&B run."""
+    from hydra.utils import instantiate
+
+    made = [instantiate(node) for node in (cfg.get("logger") or {}).values() if node is not None]
+    try:
+        yield made
+    finally:
+        if "wandb" in (cfg.get("logger") or {}):
+            import wandb
+
+            wandb.finish()
+
+
+def base_hash(cfg: DictConfig) -> str:
+    """Return the hash of the base model the training starts from, fetching published weights the first time.
+
+    Raises:
+        UserError: there is no base model and none to fetch.
+    """
+    folder = Path(cfg.base)
+    card = read_json(folder / "card.json")
+    if card is None:
+        if cfg.model.get("pretrained") is None:
+            raise UserError(f"No base model at {folder}. Run: {cfg.model.base_command}")
+        from hydra.utils import instantiate
+
+        from mergeability.models.base import fetch_base
+
+        card = fetch_base(folder, instantiate(cfg.model, _convert_="all"))
+    return card["sha256"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """How one job ended: its overrides, its folder, and the sentence it failed with, if it did."""
+
+    overrides: tuple[str, ...]
+    folder: Path
+    error: str | None
+
+
+class Ledger(Callback):
+    """Remember how each job of a sweep ended, and refresh the sweep's summary after each.
+
+    Hydra turns an exception in a callback into a warning and skips `on_multirun_end` after a failed job, so
+    `run` below looks at this ledger and sees to the exit code.
+    """
+
+    jobs: list[Job] = []  # noqa: RUF012  (one ledger a process: Hydra makes the instances)
+    summary_failed = False
+
+    def __init__(self, summary: str | None = None) -> None:
+        # The dotted name of a function (sweep folder, finished job folders), imported only when it is needed.
+        self.summary = summary
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Record the job."""
+        failed = job_return.status != JobStatus.COMPLETED
+        raised = job_return._return_value
+        error = str(_user_error(raised) or raised) if failed else None
+        overrides = tuple(job_return.overrides or ())
+        folder = Path(config.hydra.runtime.output_dir)
+        Ledger.jobs.append(Job(overrides, folder, error))
+        finished = [ended.folder for ended in Ledger.jobs if ended.error is None]
+        if config.hydra.mode == RunMode.MULTIRUN and self.summary is not None and finished:
+            Ledger.summary_failed = True
+            get_method(self.summary)(Path(config.hydra.sweep.dir), finished)
+            Ledger.summary_failed = False
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Run a Hydra entry point: errors in one sentence, failed jobs listed, an exit code that tells the truth.
+
+    Hydra is asked for whole exceptions and does not get to print its own version of them, which shows a
+    traceback for what a user can cause. Whoever sets HYDRA_FULL_ERROR gets the traceback of everything.
+    """
+    verbose = bool(os.environ.setdefault("HYDRA_FULL_ERROR", ""))
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    logging.captureWarnings(True)
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted. What is finished is kept; the same command continues from there.\n")
+        sys.exit(130)
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        cause = _user_error(error)
+        if verbose or (cause is None and isinstance(error, InstantiationException)):
+            traceback.print_exception(error)
+        else:
+            sys.stderr.write(f"Error: {cause or _without_search_path(error)}\n")
+        _list_failures()
+        sys.exit(1)
+    if _list_failures() or Ledger.summary_failed:
+        sys.exit(1)
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """Find the user error behind an exception: Hydra's `instantiate` wraps what the called function raises."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
+
+
+def _without_search_path(error: Exception) -> str:
+    """Keep what Hydra says about a wrong choice, its choices included, and drop its search path."""
+    return str(error).split("\nConfig search path")[0].rstrip()
+
+
+def _list_failures() -> int:
+    failed = [ended for ended in Ledger.jobs if ended.error is not None]
+    if len(Ledger.jobs) > 1 and failed:
+        sys.stderr.write(f"{len(failed)} of {len(Ledger.jobs)} jobs failed:\n")
+        for ended in failed:
+            sys.stderr.write(f"  {' '.join(ended.overrides)}: {ended.error}\n")
+    return len(failed)

@@ -1,0 +1,123 @@
+"""Accuracy of an encoder's weights on the tasks' test images, each computed once."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mergeability.checkpoints import tensors_hash
+from mergeability.data.tasks import Images
+from mergeability.errors import UserError
+from mergeability.models.classify import accuracy
+from mergeability.store import Store, digest
+
+# Part of every store key below: raise it when what is stored changes meaning.
+_VERSION = 1
+_PREFIX = "visual."
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Measure test accuracies, with one encoder into which weights are swapped.
+
+    Attributes:
+        encoder: images → features; only its architecture is used, its weights never.
+        preprocess: uint8 images → the encoder's normalised float input.
+        preprocessing: what `preprocess` depends on, as a JSON-able record, for the store's keys.
+        heads: task → frozen zero-shot head (classes × features).
+        tests: task → test images.
+        store: where accuracies are kept.
+    """
+
+    encoder: nn.Module
+    preprocess: Callable[[Tensor], Tensor]
+    preprocessing: Mapping[str, Any]
+    heads: Mapping[str, Tensor]
+    tests: Mapping[str, Images]
+    store: Store
+
+    def accuracies(
+        self, weights: Mapping[str, Any], state: Callable[[], Mapping[str, Tensor]], tasks: tuple[str, ...]
+    ) -> dict[str, float]:
+        """Return the test accuracy of one set of weights on each of some tasks, in [0, 1].
+
+        Args:
+            weights: what determines the weights, as a JSON-able record: part of the store's key.
+            state: makes the state dict (canonical names); called only when an accuracy is not in the store.
+            tasks: the tasks to test on; all of them in one swap of the weights.
+        """
+        keys = {task: {"weights": dict(weights), **self._key(task)} for task in tasks}
+        unknown = [task for task in tasks if not self.store.has_record("accuracy", keys[task])]
+        if unknown:
+            self._swap_in(state())
+        found = {}
+        for task in tasks:
+            record = self.store.record("accuracy", keys[task], lambda task=task: self._measure(task))
+            found[task] = record["accuracy"]
+        return found
+
+    def _measure(self, task: str) -> dict[str, float | int]:
+        images = self.tests[task]
+        return {
+            "accuracy": accuracy(self.encoder, self.heads[task], self.preprocess, images),
+            "images": len(images),
+        }
+
+    def _swap_in(self, state: Mapping[str, Tensor]) -> None:
+        own = self.encoder.state_dict()
+        named = {name.removeprefix(_PREFIX): value for name, value in state.items()}
+        wrong = [name for name in own if name not in named or named[name].shape != own[name].shape]
+        if wrong:
+            raise UserError(
+                f"The weights do not fit the encoder: '{wrong[0]}' is missing or has another shape. "
+                "Choose the model= they were trained as."
+            )
+        with torch.no_grad():
+            for name, value in own.items():
+                value.copy_(named[name])
+
+    @cached_property
+    def _architecture(self) -> str:
+        # The text form names every module with its options, the activation function among them.
+        return digest({"encoder": repr(self.encoder), "preprocessing": dict(self.preprocessing)})
+
+    @cached_property
+    def _task_keys(self) -> dict[str, dict[str, str]]:
+        return {}
+
+    def _key(self, task: str) -> dict[str, Any]:
+        if task not in self._task_keys:
+            self._task_keys[task] = {
+                "head": tensors_hash({"head": self.heads[task]}),
+                "images": self.tests[task].fingerprint,
+                "encoder": self._architecture,
+                "version": str(_VERSION),
+            }
+        return self._task_keys[task]
+
+
+def pixel_accuracy(train: Images, test: Images, store: Store, strength: float = 100.0) -> float:
+    """Return the test accuracy of multinomial logistic regression on raw pixels: what needs no representation.
+
+    Pixels are scaled to [-1, 1]; `strength` is the L2 penalty's weight (scikit-learn's 1/C).
+    """
+    key = {"train": train.fingerprint, "test": test.fingerprint, "strength": strength, "version": _VERSION}
+
+    def compute() -> dict[str, float]:
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+
+        def flat(images: Images) -> Any:
+            return (images.images.flatten(1).float() / 127.5 - 1).numpy()
+
+        with warnings.catch_warnings():
+            # A baseline's last digits: 200 steps are enough for the accuracy to settle.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            fitted = LogisticRegression(C=1 / strength, max_iter=200, tol=1e-3).fit(flat(train), train.labels)
+        return {"accuracy": float(fitted.score(flat(test), test.labels.numpy()))}
+
+    return store.record("pixel_accuracy", key, compute)["accuracy"]

@@ -1,0 +1,42 @@
+"""Is this training already done, and with these settings? Answered without importing anything heavy."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mergeability.errors import UserError
+from mergeability.store import digest, read_json
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn nested settings into one level with dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Name the settings that differ, as `training.learning_rate (there 0.1, now 0.2)`."""
+    here, there = flatten(ours), flatten(theirs)
+    names = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
+    return [f"{name} (there {there.get(name)!r}, now {here.get(name)!r})" for name in names]
+
+
+def finished_card(folder: Path, settings: Mapping[str, Any], overwrite: bool = False) -> dict[str, Any] | None:
+    """Return the card of a finished training with the same settings, or None where there is work to do.
+
+    Raises:
+        UserError: a finished model lies there that was made with other settings.
+    """
+    card = None if overwrite else read_json(folder / "card.json")
+    if card is None or card.get("settings_hash") == digest(settings):
+        return card
+    changed = "; ".join(differing(settings, card.get("settings", {}))[:6])
+    raise UserError(
+        f"{folder} holds a model made with other settings: {changed}. "
+        "Keep both with variant=<name>, or replace it with overwrite=true."
+    )

@@ -1,0 +1,174 @@
+"""The Lightning module: one encoder, one frozen head, one loss, at most one penalty."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torchmetrics.classification import MulticlassAccuracy
+
+from mergeability.errors import UserError
+from mergeability.finetuning.objective import Penalty, Step, cross_entropy
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The recipe of one fine-tuning run.
+
+    Attributes:
+        epochs: passes over the training split.
+        learning_rate: peak of AdamW's learning rate.
+        weight_decay: AdamW's decoupled weight decay, on every parameter.
+        batch_size: images a micro-batch.
+        accumulate: micro-batches a step.
+        warmup_steps: linear warm-up, cut to `warmup_share` of all steps where that is fewer.
+        warmup_share: the largest share of steps spent warming up.
+        gradient_clip: largest norm of the whole gradient.
+        train_evaluation_images: how many training images the training accuracy in the card is measured on.
+    """
+
+    epochs: int
+    learning_rate: float | int
+    weight_decay: float | int = 0.1
+    batch_size: int = 128
+    accumulate: int = 1
+    warmup_steps: int = 500
+    warmup_share: float | int = 0.1
+    gradient_clip: float | int = 1.0
+    train_evaluation_images: int = 2000
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "learning_rate", "batch_size", "accumulate"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"training.{name} must be positive, not {getattr(self, name)}.")
+
+
+def cosine_with_warmup(step: int, total: int, warmup: int) -> float:
+    """Scale the learning rate at `step`: linear from 1/warmup to 1, then a half cosine that ends at 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+class FineTuningModule(pl.LightningModule):
+    """Fine-tune a visual encoder against a frozen zero-shot head.
+
+    Args:
+        encoder: images → features; every floating-point parameter is trained.
+        head: (classes, features), frozen.
+        preprocess: uint8 images → the encoder's normalised float input.
+        settings: the recipe.
+        penalty: a term beside the loss; None, or one of strength 0, leaves plain fine-tuning.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        head: Tensor,
+        preprocess: Callable[[Tensor], Tensor],
+        settings: TrainingSettings,
+        penalty: Penalty | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.preprocess, self.settings = encoder, preprocess, settings
+        self.register_buffer("head", head.detach().clone(), persistent=False)
+        self.penalty = penalty if penalty is not None and penalty.strength > 0 else None
+        self.trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+        # θ0 stays out of the checkpoint: it is the base model's file.
+        initial = [p.detach().clone() for p in self.trained] if self.penalty else []
+        for index, tensor in enumerate(initial):
+            self.register_buffer(f"initial_{index}", tensor, persistent=False)
+        self.accuracies = nn.ModuleDict(
+            {stage: MulticlassAccuracy(len(head), average="micro") for stage in ("train_", "validation_")}
+        )
+        self._batch: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode uint8 images."""
+        return self.encoder(self.preprocess(images))
+
+    def _loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        images, labels = batch
+        with sdpa_kernel(SDPBackend.MATH) if self._second_order else contextlib.nullcontext():
+            return cross_entropy(self.encoder, self.head, self.preprocess(images), labels)
+
+    @property
+    def _second_order(self) -> bool:
+        return self.penalty is not None and self.penalty.second_order
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        """Return the task loss; the penalty joins in `backward`."""
+        self._batch = batch
+        loss, logits = self._loss(batch)
+        self.accuracies["train_"](logits, batch[1])
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/accuracy", self.accuracies["train_"], on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        """Log loss and accuracy on held-out training data."""
+        loss, logits = cross_entropy(self.encoder, self.head, self.preprocess(batch[0]), batch[1])
+        self.accuracies["validation_"](logits, batch[1])
+        size = len(batch[1])
+        self.log("validation/loss", loss, batch_size=size)
+        self.log("validation/accuracy", self.accuracies["validation_"], prog_bar=True, batch_size=size)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Accumulate the gradient of loss and penalty.
+
+        Here and not in manual optimisation, which would lose Lightning's clipping and accumulation. `loss`
+        arrives divided by the number of accumulated micro-batches; penalties see it undivided.
+        """
+        if self.penalty is None:
+            loss.backward(*args, **kwargs)
+            return
+        share = 1 / self.trainer.accumulate_grad_batches
+        step = Step(
+            loss=loss / share,
+            loss_again=self._loss_again,
+            parameters=self.trained,
+            initial=[self.get_buffer(f"initial_{index}") for index in range(len(self.trained))],
+            reduced_precision="16" in str(self.trainer.precision),
+        )
+        gradients, value = self.penalty.gradients(step)
+        if not torch.isfinite(value):
+            raise UserError(
+                f"The penalty {self.penalty.name} became {value.item()} at step {self.global_step}: "
+                "take a smaller reg.lambda or learning rate."
+            )
+        self.log(f"penalty/{self.penalty.name}", value)
+        for parameter, gradient in zip(self.trained, gradients, strict=True):
+            gradient = (gradient * share).to(parameter.dtype)
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+    def _loss_again(self) -> Tensor:
+        assert self._batch is not None
+        with self.trainer.precision_plugin.forward_context(), _buffers_kept(self.encoder):
+            return self._loss(self._batch)[0]
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW with a cosine schedule per optimiser step."""
+        settings = self.settings
+        optimizer = torch.optim.AdamW(
+            self.trained, lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        total = int(self.trainer.estimated_stepping_batches)
+        warmup = min(settings.warmup_steps, math.ceil(settings.warmup_share * total))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: cosine_with_warmup(step, total, warmup)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@contextlib.contextmanager
+def _buffers_kept(encoder: nn.Module) -> Iterator[None]:
+    """Undo what a second forward pass of the same images does to running statistics."""
+    before = [(buffer, buffer.clone()) for buffer in encoder.buffers()]
+    yield
+    for buffer, value in before:
+        buffer.copy_(value)

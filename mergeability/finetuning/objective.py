@@ -1,0 +1,95 @@
+"""What fine-tuning minimises: cross-entropy through a frozen head, plus an optional penalty."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def cross_entropy(
+    encoder: nn.Module,
+    head: Float[Tensor, "classes features"],
+    images: Float[Tensor, "N 3 H W"],
+    labels: Int64[Tensor, " N"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, "N classes"]]:
+    """Return the mean cross-entropy and the logits head · normalise(encoder(x)) of one batch.
+
+    `head` holds unit class embeddings times the logit scale, so logits are scaled cosines (Radford et al., 2021).
+    """
+    logits = functional.normalize(encoder(images), dim=-1) @ head.T
+    return functional.cross_entropy(logits, labels), logits
+
+
+@dataclass(frozen=True)
+class Step:
+    """One micro-batch as a penalty sees it.
+
+    Attributes:
+        loss: the task loss L of this micro-batch, with its graph.
+        loss_again: computes L of the same micro-batch anew at the parameters' present values.
+        parameters: the trainable encoder parameters θ.
+        initial: their values θ0 before training, in the same order.
+        reduced_precision: whether L is computed in 16 bits (autocast).
+    """
+
+    loss: Float[Tensor, ""]
+    loss_again: Callable[[], Float[Tensor, ""]]
+    parameters: Sequence[nn.Parameter]
+    initial: Sequence[Tensor]
+    reduced_precision: bool = False
+
+
+class Penalty(Protocol):
+    """A term strength · R(θ) beside the task loss.
+
+    `gradients` returns ∇(L + strength · R) for every parameter, and R itself for the log. Being asked for
+    gradients rather than for a scalar lets a penalty correct the gradient where R has no cheap graph.
+
+    Attributes:
+        strength: λ ≥ 0; with 0 the penalty is never called, so training is plain, bit for bit.
+        second_order: whether it differentiates the loss twice, which fused attention kernels cannot do.
+    """
+
+    @property
+    def strength(self) -> float | int: ...
+
+    @property
+    def second_order(self) -> bool: ...
+
+    def gradients(self, step: Step) -> tuple[tuple[Tensor, ...], Float[Tensor, ""]]: ...
+
+
+def loss_gradients(loss: Tensor, parameters: Sequence[nn.Parameter], create_graph: bool = False) -> tuple:
+    """Differentiate a loss by `torch.autograd.grad`, which unlike `.grad` does not accumulate.
+
+    A parameter the loss does not depend on has the gradient 0.
+    """
+    found = torch.autograd.grad(loss, parameters, create_graph=create_graph, allow_unused=True)
+    return tuple(
+        torch.zeros_like(parameter) if gradient is None else gradient
+        for parameter, gradient in zip(parameters, found, strict=True)
+    )
+
+
+def squared_norm(tensors: Sequence[Tensor]) -> Float[Tensor, ""]:
+    """Sum the squares of all entries: ‖x‖² of the concatenated tensors, in float32 at least."""
+    return torch.stack([tensor.float().square().sum() if tensor.dtype.itemsize < 4 else tensor.square().sum()
+                        for tensor in tensors]).sum()
+
+
+def check_strength(name: str, strength: float | int) -> None:
+    """Refuse a λ that is negative, infinite or not a number.
+
+    Raises:
+        UserError: it is.
+    """
+    import math
+
+    from mergeability.errors import UserError
+
+    if not (math.isfinite(strength) and strength >= 0):
+        raise UserError(f"reg.lambda of {name} must be a finite number ≥ 0, not {strength}.")

@@ -1,0 +1,84 @@
+"""Prefer flat places: λ‖∇θ L‖², the squared norm of the loss's own gradient."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mergeability.errors import UserError
+from mergeability.finetuning.objective import Step, check_strength, loss_gradients, squared_norm
+
+
+@dataclass(frozen=True)
+class GradMagnitude:
+    """Penalise the squared gradient norm of the micro-batch loss: R = ‖g‖², g = ∇θ L.
+
+    ∇R = 2Hg, H the Hessian. Two estimators:
+
+    - `finite_difference`: 2Hg ≈ 2‖g‖ (∇L(θ + r·g/‖g‖) − g) / r: one more forward and backward pass, with any
+      attention kernel. r is `radius`; the error is of order r, plus the rounding of a difference of gradients
+      over r, so a lower precision wants a larger radius.
+    - `exact`: differentiates g itself; needs second derivatives of every operation.
+
+    Summing `parameter.grad ** 2` instead would add a constant: `.grad` carries no graph.
+    Source: arXiv 2601.22285; the estimator as in Barrett and Dherin (ICLR 2021), Zhao et al. (ICML 2022).
+
+    Attributes:
+        strength: λ ≥ 0.
+        radius: r > 0, a length in parameter space; `None` takes 1e-3, or 1e-2 under reduced precision.
+
+    Raises:
+        UserError: `strength` is negative or not finite, `radius` not positive, or `estimator` unknown.
+    """
+
+    strength: float | int = 0.0
+    estimator: Literal["finite_difference", "exact"] = "finite_difference"
+    radius: float | None = None
+    name: str = "grad_magnitude"
+
+    def __post_init__(self) -> None:
+        check_strength(self.name, self.strength)
+        if self.estimator not in ("finite_difference", "exact"):
+            raise UserError(f"reg.penalty.estimator is finite_difference or exact, not {self.estimator!r}.")
+        if self.radius is not None and not self.radius > 0:
+            raise UserError(f"reg.penalty.radius must be positive, not {self.radius}.")
+
+    @property
+    def second_order(self) -> bool:
+        """Say whether the loss is differentiated twice."""
+        return self.estimator == "exact"
+
+    def gradients(self, step: Step) -> tuple[tuple[Tensor, ...], Float[Tensor, ""]]:
+        """Return g + 2λHg for every parameter, and R = ‖g‖²."""
+        return self._exact(step) if self.second_order else self._finite_difference(step)
+
+    def _exact(self, step: Step) -> tuple[tuple[Tensor, ...], Tensor]:
+        of_loss = loss_gradients(step.loss, step.parameters, create_graph=True)
+        value = squared_norm(of_loss)
+        of_value = loss_gradients(value, step.parameters)
+        total = tuple(g.detach().add(h, alpha=self.strength) for g, h in zip(of_loss, of_value))
+        return total, value.detach()
+
+    def _finite_difference(self, step: Step) -> tuple[tuple[Tensor, ...], Tensor]:
+        of_loss = loss_gradients(step.loss, step.parameters)
+        value = squared_norm(of_loss)
+        norm = value.sqrt()
+        if norm == 0:  # A stationary point: Hg is 0 as well, and there is no direction to step in.
+            return of_loss, value
+        radius = self.radius or (1e-2 if step.reduced_precision else 1e-3)
+        # Kept as copies: adding a step and subtracting it again would change some weights in the last bit.
+        here = [parameter.detach().clone() for parameter in step.parameters]
+        with torch.no_grad():
+            for parameter, g in zip(step.parameters, of_loss):
+                parameter.add_(g * (radius / norm))
+        try:
+            ahead = loss_gradients(step.loss_again(), step.parameters)
+        finally:
+            with torch.no_grad():
+                for parameter, value_here in zip(step.parameters, here):
+                    parameter.copy_(value_here)
+        factor = 2 * self.strength * norm / radius
+        return tuple(g + factor * (a - g) for g, a in zip(of_loss, ahead)), value
+

@@ -1,0 +1,35 @@
+"""Stay near the base model: λ‖θ − θ0‖²."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mergeability.finetuning.objective import Step, check_strength, loss_gradients, squared_norm
+
+
+@dataclass(frozen=True)
+class L2ToInit:
+    """Penalise the squared distance from the base: R = ‖θ − θ0‖², so ∇R = 2(θ − θ0), in closed form.
+
+    Known as L2-SP (Li et al., ICML 2018).
+
+    Raises:
+        UserError: `strength` is negative or not finite.
+    """
+
+    strength: float | int = 0.0
+    name: str = "l2_to_init"
+    second_order: bool = False
+
+    def __post_init__(self) -> None:
+        check_strength(self.name, self.strength)
+
+    def gradients(self, step: Step) -> tuple[tuple[Tensor, ...], Float[Tensor, ""]]:
+        """Return ∇L + 2λ(θ − θ0) for every parameter, and R."""
+        of_loss = loss_gradients(step.loss, step.parameters)
+        with torch.no_grad():
+            changes = [now - then for now, then in zip(step.parameters, step.initial, strict=True)]
+            total = tuple(g.add(change, alpha=2 * self.strength) for g, change in zip(of_loss, changes))
+            return total, squared_norm(changes)

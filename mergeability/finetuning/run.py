@@ -1,0 +1,159 @@
+"""One fine-tuning run, from the base model to a finished checkpoint with its card."""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from torch import nn
+
+from mergeability import checkpoints
+from mergeability.data.tasks import SPLITS, Task
+from mergeability.errors import UserError
+from mergeability.finetuning.datamodule import TaskDataModule
+from mergeability.finetuning.module import FineTuningModule, TrainingSettings
+from mergeability.finetuning.objective import Penalty
+from mergeability.models.base import WEIGHTS, load_base
+from mergeability.models.classify import accuracy
+from mergeability.models.clip import ClipModel
+from mergeability.models.zero_shot import zero_shot_head
+from mergeability.provenance import provenance
+from mergeability.store import digest, write_text
+
+logger = logging.getLogger(__name__)
+
+
+def finetune(
+    task: Task,
+    model: ClipModel,
+    settings: TrainingSettings,
+    folder: Path | str,
+    base_folder: Path | str,
+    *,
+    penalty: Penalty | None = None,
+    seed: int = 0,
+    trainer: Mapping[str, Any] | None = None,
+    loggers: Sequence[Logger] = (),
+    callbacks: Sequence[Callback] = (),
+    record: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Fine-tune the visual encoder on one task; return the card.
+
+    Leaves `model.safetensors`, `head.safetensors` and, last, `card.json` in `folder`. A run that was killed
+    continues after its last finished epoch, with the same batches and the same result.
+
+    Args:
+        task: what to learn.
+        model: the CLIP whose visual encoder learns it.
+        settings: the recipe.
+        folder: where the checkpoint goes.
+        base_folder: where the base model lies.
+        penalty: a term beside the loss.
+        seed: of the order of the images.
+        trainer: more arguments for `lightning.pytorch.Trainer`.
+        loggers: Lightning loggers.
+        callbacks: more Lightning callbacks, such as a progress bar.
+        record: all settings that matter, for the card and for telling whether it is the same training.
+
+    Raises:
+        UserError: no base model; training diverged.
+    """
+    folder, base_folder = Path(folder), Path(base_folder)
+    record = dict(record or {})
+    clip = load_base(base_folder, model)
+    with torch.inference_mode():
+        head = zero_shot_head(clip, model.tokenize, task.class_names, task.templates)
+    head = head.clone()
+    encoder = clip.visual
+    splits = {name: task.split(name) for name in SPLITS}
+    judged = {**splits, "train": splits["train"][: settings.train_evaluation_images]}
+    before = {name: accuracy(encoder, head, model.preprocess, images) for name, images in judged.items()}
+    module = FineTuningModule(encoder, head, model.preprocess, settings, penalty)
+    began = time.monotonic()
+    _fit(module, TaskDataModule(splits["train"], splits["validation"], settings.batch_size, seed), settings, folder, record, trainer or {}, loggers, callbacks)
+    seconds = time.monotonic() - began
+    _check_finite(encoder, task)
+    after = {name: accuracy(encoder, head, model.preprocess, images) for name, images in judged.items()}
+    state = {f"visual.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    images = len(splits["train"]) * settings.epochs
+    card = {
+        "task": task.name,
+        "model": model.name,
+        "base_sha256": checkpoints.file_hash(base_folder / WEIGHTS),
+        "sha256": checkpoints.file_hash(checkpoints.save(folder / "model.safetensors", state)),
+        "head_sha256": checkpoints.file_hash(checkpoints.save(folder / "head.safetensors", {"head": head})),
+        "seed": seed,
+        "settings": record,
+        "settings_hash": digest(record),
+        "accuracy": after,
+        "base_accuracy": before,
+        "expected_accuracy": task.expected_accuracy,
+        "seconds": round(seconds, 2),
+        "images_per_second": round(images / seconds, 1),
+        **provenance(),
+    }
+    checkpoints.write_card(folder, card)
+    shutil.rmtree(folder / "unfinished", ignore_errors=True)
+    logger.info(
+        "%s: test accuracy %.1f %% (base model %.1f %%) after %.1f s: %s",
+        task.name, 100 * after["test"], 100 * before["test"], seconds, folder,
+    )
+    return card
+
+
+def _fit(
+    module: FineTuningModule,
+    data: TaskDataModule,
+    settings: TrainingSettings,
+    folder: Path,
+    record: Mapping[str, Any],
+    options: Mapping[str, Any],
+    loggers: Sequence[Logger],
+    callbacks: Sequence[Callback],
+) -> None:
+    unfinished = folder / "unfinished"
+    resume = _resume_from(unfinished, record)
+    saver = ModelCheckpoint(dirpath=unfinished, filename="last", enable_version_counter=False)
+    trainer = pl.Trainer(
+        max_epochs=settings.epochs,
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=settings.gradient_clip,
+        logger=list(loggers) or False,
+        callbacks=[saver, *callbacks],
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        **options,
+    )
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    except SystemExit as error:
+        # Lightning turns Ctrl-C into an exit; the commands have their own way to end on it.
+        raise KeyboardInterrupt from error
+
+
+def _resume_from(unfinished: Path, record: Mapping[str, Any]) -> Path | None:
+    """Return the last epoch's state if it belongs to these settings; clear the folder otherwise."""
+    settings, state = unfinished / "settings.json", unfinished / "last.ckpt"
+    if settings.is_file() and state.is_file() and json.loads(settings.read_text()) == digest(record):
+        logger.info("Continuing the unfinished training in %s.", unfinished)
+        return state
+    shutil.rmtree(unfinished, ignore_errors=True)
+    write_text(settings, json.dumps(digest(record)))
+    return None
+
+
+def _check_finite(encoder: nn.Module, task: Task) -> None:
+    for name, parameter in encoder.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise UserError(
+                f"Training on {task.name} diverged: {name} holds NaN or Inf. Nothing was kept; take a smaller "
+                "training.learning_rate or reg.lambda."
+            )

@@ -1,0 +1,26 @@
+"""Weight averaging (Wortsman et al. 2022, arXiv 2203.05482)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mergeability.merging.merger import check_alpha, checked, mean, stream
+from mergeability.task_vectors import TaskVectors
+
+
+@dataclass(frozen=True)
+class Average:
+    """Average the models: M = mean of τ_t.
+
+    Attributes:
+        alpha: the default scale of M, or "tuned".
+    """
+
+    alpha: float | int | str = 1.0
+
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
+
+    def __call__(self, task_vectors: TaskVectors) -> dict[str, Tensor]:
+        """Merge: return M in float32, by parameter name."""
+        return stream(checked(task_vectors), mean)

@@ -1,0 +1,65 @@
+"""DARE: drop and rescale before merging (Yu et al. 2024, arXiv 2311.03099)."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from mergeability.errors import UserError
+from mergeability.merging.merger import checked, mean, stream
+from mergeability.task_vectors import TaskVectors
+
+
+@runtime_checkable
+class Method(Protocol):
+    """What DARE hands the thinned task vectors to."""
+
+    @property
+    def alpha(self) -> float | int | str:
+        """The default scale of the merged task vector."""
+        ...
+
+    def __call__(self, task_vectors: TaskVectors) -> dict[str, Tensor]:
+        """Merge."""
+        ...
+
+
+@dataclass(frozen=True)
+class Dare:
+    """Drop each entry of each τ_t with probability p, divide the rest by 1 − p, then merge by another method.
+
+    Whether an entry is dropped depends on (seed, task name, tensor name, position) alone: neither on the
+    other models nor on any global random state.
+
+    Attributes:
+        p: probability of dropping an entry, in [0, 1).
+        seed: seed of the masks.
+        then: the method that merges what is left; plain averaging when None.
+    """
+
+    p: float | int = 0.9
+    seed: int = 0
+    then: Method | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.p < 1:
+            raise UserError(f"Expected p to be in [0, 1), got {self.p}.")
+
+    @property
+    def alpha(self) -> float | int | str:
+        """The default scale of M: the inner method's."""
+        return 1.0 if self.then is None else self.then.alpha
+
+    def __call__(self, task_vectors: TaskVectors) -> dict[str, Tensor]:
+        """Merge: return M in float32, by parameter name."""
+        thinned = checked(task_vectors).transformed(self.drop)
+        return stream(thinned, mean) if self.then is None else self.then(thinned)
+
+    def drop(self, task: str, name: str, delta: Tensor) -> Tensor:
+        """Thin out one tensor of one model's task vector."""
+        text = f"{self.seed}\n{task}\n{name}".encode()
+        generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:8]) >> 1)
+        kept = torch.rand(delta.shape, generator=generator) >= self.p
+        return torch.where(kept, delta / (1 - self.p), 0)

@@ -1,0 +1,59 @@
+"""Isotropic merging in the common subspace (Marczak et al. 2025, arXiv 2502.04959)."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mergeability.merging.merger import check_alpha, checked, mean, stream
+from mergeability.merging.polar import polar_factor
+from mergeability.task_vectors import TaskVectors
+
+
+@dataclass(frozen=True)
+class IsoC:
+    """Add the task vectors and set all singular values of each matrix to their mean.
+
+    M = mean(σ)·UVᵀ, where Σ τ_t = U diag(σ) Vᵀ. Everything that is not a matrix is averaged.
+
+    Attributes:
+        truncate: first cut each τ_t to rank max(1, ⌊min(m, n)/T⌋), as arXiv 2601.22285 ran it.
+        alpha: the default scale of M, or "tuned".
+    """
+
+    truncate: bool = False
+    alpha: float | int | str = 1.0
+
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
+
+    def __call__(self, task_vectors: TaskVectors) -> dict[str, Tensor]:
+        """Merge: return M in float32, by parameter name."""
+        task_vectors = checked(task_vectors)
+
+        def rule(name: str, stack: Tensor) -> Tensor:
+            if name not in task_vectors.matrices:
+                return mean(name, stack)
+            return _isotropic(self._sum(task_vectors, name, stack))
+
+        return stream(task_vectors, rule)
+
+    def _sum(self, task_vectors: TaskVectors, name: str, stack: Tensor) -> Tensor:
+        if not self.truncate:
+            return stack.sum(0)
+        rank = max(1, min(task_vectors.shapes[name]) // len(stack))
+        U, S, Vh = task_vectors.svd(name, rank)
+        return torch.einsum("tmr,tr,trn->mn", U, S, Vh)
+
+
+def _isotropic(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+    """Set every singular value to their mean; the result is a multiple of the polar factor."""
+    factor, values, full_rank = polar_factor(matrix)
+    if full_rank:
+        return factor * values.mean()
+    if not matrix.any():
+        return torch.zeros_like(matrix)
+    # The method fills the missing directions too, with whatever vectors the decomposition completes them by.
+    U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
+    return S.mean() * (U @ Vh)

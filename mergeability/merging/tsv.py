@@ -1,0 +1,52 @@
+"""TSV-Merge: task singular vectors, decorrelated (Gargiulo et al. 2025, arXiv 2412.00081)."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mergeability.merging.merger import check_alpha, checked, mean, stream
+from mergeability.merging.polar import polar_factor
+from mergeability.task_vectors import TaskVectors
+
+
+@dataclass(frozen=True)
+class TSVM:
+    """Concatenate each task's leading singular triplets and orthogonalise them between tasks.
+
+    Per matrix: r = ⌊min(m, n)/T⌋ triplets of each task; the concatenated left and right bases are replaced by
+    their polar factors, and the matrix is recomposed with the tasks' own singular values. Everything that is
+    not a matrix is averaged, and so is a matrix too small to give every task a triplet.
+
+    Attributes:
+        alpha: the default scale of M, or "tuned".
+    """
+
+    alpha: float | int | str = 1.0
+
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
+
+    def __call__(self, task_vectors: TaskVectors) -> dict[str, Tensor]:
+        """Merge: return M in float32, by parameter name."""
+        task_vectors = checked(task_vectors)
+
+        def rule(name: str, stack: Tensor) -> Tensor:
+            rank = min(task_vectors.shapes[name], default=0) // len(stack)
+            if name not in task_vectors.matrices or rank == 0:
+                return mean(name, stack)
+            return _recompose(*task_vectors.svd(name, rank))
+
+        return stream(task_vectors, rule)
+
+
+def _recompose(
+    U: Float[Tensor, "T m r"], S: Float[Tensor, "T r"], Vh: Float[Tensor, "T r n"]
+) -> Float[Tensor, "m n"]:
+    """Multiply the decorrelated bases of all tasks with their singular values."""
+    # A triplet without a singular value has no direction: its arbitrary vectors must not move the others.
+    zero = S[:, :1] * max(U.shape[1], Vh.shape[2]) * torch.finfo(S.dtype).eps >= S
+    left = U.masked_fill(zero[:, None, :], 0).permute(1, 0, 2).flatten(1)
+    right = Vh.masked_fill(zero[:, :, None], 0).flatten(0, 1)
+    return (polar_factor(left)[0] * S.flatten()) @ polar_factor(right)[0]

@@ -1,0 +1,52 @@
+"""Geometry of one vector per model: five functions of the T×T Gram matrix of a view.
+
+The view says which vector: `task_vector`, `activation`, `encoder_gradient` or `input_gradient`. One function
+therefore serves several of the published metrics.
+"""
+
+import numpy as np
+from jaxtyping import Float64
+
+from mergeability.profiles.profiles import Profiles
+
+# Below this norm the published definition calls the magnitude ratio 0.
+_SMALLEST_NORM = 1e-8
+
+
+def cosine_similarity(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
+    """Compute ⟨a, b⟩ / (‖a‖‖b‖), in [−1, 1]; NaN where either vector is zero."""
+    gram = profiles.gram(view)
+    norms = _norms(gram)
+    defined = (norms[:, None] > 0) & (norms[None, :] > 0)
+    cosine = np.full_like(gram, np.nan)
+    # One norm after the other: the product of two tiny norms can underflow.
+    return np.divide(gram / np.where(norms > 0, norms, 1)[:, None], norms[None, :], out=cosine, where=defined)
+
+
+def l2_distance(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
+    """Compute ‖a − b‖₂ ≥ 0 as √(‖a‖² + ‖b‖² − 2⟨a, b⟩)."""
+    gram = profiles.gram(view)
+    squares = np.diag(gram)
+    # Rounding can leave a tiny negative square for identical vectors.
+    return np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * gram, 0))
+
+
+def dot_product(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
+    """Compute ⟨a, b⟩."""
+    return profiles.gram(view)
+
+
+def angle(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
+    """Compute the angle arccos(cosine) in degrees, in [0, 180]; NaN where either vector is zero."""
+    return np.degrees(np.arccos(np.clip(cosine_similarity(profiles, view), -1, 1)))
+
+
+def magnitude_ratio(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
+    """Compute min(‖a‖, ‖b‖) / max(‖a‖, ‖b‖), in [0, 1]; 0 where either norm is below 1e-8."""
+    norms = _norms(profiles.gram(view))
+    smaller, larger = np.minimum.outer(norms, norms), np.maximum.outer(norms, norms)
+    return np.divide(smaller, larger, out=np.zeros_like(larger), where=smaller >= _SMALLEST_NORM)
+
+
+def _norms(gram: Float64[np.ndarray, "T T"]) -> Float64[np.ndarray, "T"]:
+    return np.sqrt(np.diag(gram))

@@ -1,0 +1,94 @@
+"""Effective rank of two task vectors: functions of the singular values s₁ ≥ s₂ of the 2×D matrix [a; b].
+
+They are the square roots of the eigenvalues of the pair's 2×2 Gram matrix, so no pair needs an SVD. In
+float64: the determinant cancels badly in float32 for nearly parallel vectors. All of them are NaN where a
+model equals the base, except the layerwise ones, which skip what did not change.
+"""
+
+import numpy as np
+from jaxtyping import Float64
+
+from mergeability.profiles.profiles import Profiles
+
+# A tensor that moved less than this is skipped by the layerwise rank.
+_SMALLEST_NORM = 1e-10
+
+
+def effective_rank(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
+    """Compute exp(−Σ pᵢ log pᵢ) with pᵢ = sᵢ/Σs, in [1, 2] (Roy and Vetterli 2007)."""
+    return _effective_rank(*_singular_values(_without_zeros(profiles.gram(view))))
+
+
+def mergeability_score(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
+    """Compute 2 − effective rank, clipped to [0, 1]: 1 for parallel task vectors."""
+    return np.clip(2 - effective_rank(profiles, view), 0, 1)
+
+
+def stable_rank(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
+    """Compute (Σs)² / Σs², in [1, 2]: the name is the paper's, not the usual Frobenius/spectral ratio."""
+    first, second = _singular_values(_without_zeros(profiles.gram(view)))
+    return (first + second) ** 2 / (first**2 + second**2)
+
+
+def spectral_gap(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
+    """Compute (s₁ − s₂) / s₁, in [0, 1]."""
+    return 1 - singular_value_ratio(profiles, view)
+
+
+def singular_value_ratio(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
+    """Compute s₂ / s₁, in [0, 1]: 1 for orthogonal task vectors of one length."""
+    first, second = _singular_values(_without_zeros(profiles.gram(view)))
+    return second / first
+
+
+def layerwise_effective_rank(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
+    """Compute Σ wₗ erₗ / Σ wₗ over parameter tensors l, wₗ = ‖aₗ‖ + ‖bₗ‖, in [1, 2].
+
+    erₗ is the effective rank of the tensor's two deltas. Tensors where either norm is below 1e-10 are
+    skipped; 2 where none is left.
+    """
+    grams = profiles.layer_grams(view)
+    norms = np.sqrt(np.diagonal(grams, axis1=1, axis2=2))
+    moved = norms >= _SMALLEST_NORM
+    counted = moved[:, :, None] & moved[:, None, :]
+    weights = np.where(counted, norms[:, :, None] + norms[:, None, :], 0)
+    ranks = _effective_rank(*_singular_values(np.where(counted, grams, np.nan), norms**2))
+    total = weights.sum(0)
+    weighted = np.where(counted, weights * ranks, 0).sum(0)
+    return np.divide(weighted, total, out=np.full_like(total, 2.0), where=total > 0)
+
+
+def layerwise_mergeability_score(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
+    """Compute 2 − layerwise effective rank, clipped to [0, 1]."""
+    return np.clip(2 - layerwise_effective_rank(profiles, view), 0, 1)
+
+
+def _without_zeros(gram: Float64[np.ndarray, "T T"]) -> Float64[np.ndarray, "T T"]:
+    """Mark the pairs of a model equal to the base as undefined: it has no direction."""
+    zero = np.diag(gram) == 0
+    return np.where(zero[:, None] | zero[None, :], np.nan, gram)
+
+
+def _singular_values(
+    gram: Float64[np.ndarray, "*L T T"], squares: Float64[np.ndarray, "*L T"] | None = None
+) -> tuple[Float64[np.ndarray, "*L T T"], Float64[np.ndarray, "*L T T"]]:
+    """Compute s₁ and s₂ of every pair from its 2×2 Gram matrix [[‖a‖², ⟨a,b⟩], [⟨a,b⟩, ‖b‖²]]."""
+    if squares is None:
+        squares = np.diagonal(gram, axis1=-2, axis2=-1)
+    left, right = squares[..., :, None], squares[..., None, :]
+    largest = (left + right) / 2 + np.hypot((left - right) / 2, gram)
+    # The smaller eigenvalue from the determinant: the difference of two large numbers would lose it.
+    smallest = np.maximum(left * right - gram**2, 0) / np.where(largest > 0, largest, np.nan)
+    return np.sqrt(largest), np.sqrt(smallest)
+
+
+def _effective_rank(
+    first: Float64[np.ndarray, "*L T T"], second: Float64[np.ndarray, "*L T T"]
+) -> Float64[np.ndarray, "*L T T"]:
+    share = second / (first + second)
+    return np.exp(-_entropy_term(share) - _entropy_term(1 - share))
+
+
+def _entropy_term(share: Float64[np.ndarray, "*L T T"]) -> Float64[np.ndarray, "*L T T"]:
+    """Compute p log p, which is 0 at p = 0."""
+    return share * np.log(np.where(share > 0, share, 1))

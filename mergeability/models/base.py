@@ -1,0 +1,90 @@
+"""The base model on disk: both towers in `<checkpoints>/<model>/base/`, where every fine-tuning starts."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+
+from mergeability import checkpoints
+from mergeability.errors import UserError
+from mergeability.models.clip import ClipModel
+from mergeability.provenance import provenance
+from mergeability.store import digest
+
+if TYPE_CHECKING:
+    from open_clip import CLIP
+
+logger = logging.getLogger(__name__)
+WEIGHTS = "model.safetensors"
+
+
+def save_base(
+    folder: Path, model: ClipModel, clip: "CLIP", settings: Mapping[str, Any], facts: Mapping[str, Any]
+) -> dict:
+    """Write both towers and the card of a base model; return the card."""
+    path = checkpoints.save(folder / WEIGHTS, clip.state_dict())
+    card = {
+        "model": model.name,
+        "sha256": checkpoints.file_hash(path),
+        "settings": settings,
+        "settings_hash": digest(settings),
+        **facts,
+        **provenance(),
+    }
+    checkpoints.write_card(folder, card)
+    return card
+
+
+def load_base(folder: Path, model: ClipModel) -> "CLIP":
+    """Build the CLIP and load its base weights, strictly, in evaluation mode.
+
+    Raises:
+        UserError: there is no base model, or it is of another architecture.
+    """
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise UserError(f"No base model at {path}. Train one first: train.py makes or fetches it.")
+    clip = replace(model, pretrained=None).build()
+    try:
+        clip.load_state_dict(safetensors.torch.load_file(path))
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit model={model.name}: {error}") from error
+    return clip.eval()
+
+
+def fetch_base(folder: Path, model: ClipModel) -> dict[str, Any]:
+    """Fetch published weights, once, and keep both towers as the base model; return the card.
+
+    Raises:
+        UserError: they cannot be fetched.
+    """
+    try:
+        clip = model.build()
+    except OSError as error:
+        raise UserError(
+            f"Cannot fetch the weights {model.pretrained!r} of {model.name} ({error.__class__.__name__}): this needs "
+            f"a network the first time. Copy {folder} from a machine that has it."
+        ) from error
+    return save_base(folder, model, clip, {"pretrained": model.pretrained}, {})
+
+
+def pretrain_base(
+    folder: Path | str,
+    model: ClipModel,
+    pretrain: Callable[..., "CLIP"],
+    *,
+    loggers: Sequence[Any] = (),
+    callbacks: Sequence[Any] = (),
+    record: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Pretrain a base model with `pretrain(model, logger=…)` and keep it; return the card."""
+    began = time.monotonic()
+    clip = pretrain(model, logger=list(loggers), callbacks=list(callbacks))
+    seconds = round(time.monotonic() - began, 1)
+    card = save_base(Path(folder), model, clip.eval(), record or {}, {"seconds": seconds})
+    logger.info("Base model %s in %s s: %s", model.name, seconds, folder)
+    return card

@@ -1,0 +1,125 @@
+"""A CLIP model as a piece of configuration: how to build it, and how it reads images and sentences."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import open_clip
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from mergeability.errors import UserError
+
+# The published normalisation of OpenAI's CLIP, which every model derived from it keeps.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class ClipModel:
+    """A CLIP architecture, its pretrained weights if there are any, and the settings it is fine-tuned with.
+
+    architecture: the name of an open_clip model, or its configuration (`embed_dim`, `vision_cfg`, `text_cfg`).
+    pretrained: a tag of open_clip, downloaded when first built; None builds from a seed. learning_rate,
+    batch_size: what suits fine-tuning this model. base_command: what makes the base model where it is not fetched.
+
+    Raises:
+        UserError: an unknown architecture or tag, or pretrained weights for a configuration of one's own.
+    """
+
+    name: str
+    architecture: str | Mapping[str, Any]
+    learning_rate: float
+    batch_size: int
+    pretrained: str | None = None
+    mean: Sequence[float] = CLIP_MEAN
+    std: Sequence[float] = CLIP_STD
+    base_command: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.architecture, str):
+            self._check_published()
+        elif self.pretrained is not None:
+            raise UserError(
+                f"Model {self.name!r}: open_clip has no weights {self.pretrained!r} for an architecture of "
+                "one's own. Set model.pretrained=null and load a checkpoint."
+            )
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """Return open_clip's configuration of the architecture."""
+        if isinstance(self.architecture, str):
+            return dict(open_clip.get_model_config(self.architecture))
+        return dict(self.architecture)
+
+    @property
+    def image_size(self) -> int:
+        """Return the side, in pixels, of the square images the visual encoder takes."""
+        return int(self.configuration["vision_cfg"]["image_size"])
+
+    @property
+    def context_length(self) -> int:
+        """Return the number of tokens the text tower takes."""
+        return int(self.configuration["text_cfg"].get("context_length", 77))
+
+    def build(self, seed: int = 0) -> open_clip.CLIP:
+        """Build the model in evaluation mode: pretrained, or random, fixed by the seed and without a network.
+
+        Global random state is left as it was. Under `torch.device("meta")` no memory is allocated.
+        """
+        if self.pretrained is not None:
+            return open_clip.create_model(str(self.architecture), pretrained=self.pretrained).eval()
+        # open_clip initialises from the global generator, so it is seeded inside a fork of it.
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(seed)
+            return open_clip.CLIP(**self.configuration).eval()
+
+    def preprocess(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 size size"]:
+        """Resize the shorter side (bicubic, anti-aliased), crop the centre, scale to [0, 1] and normalise."""
+        pixels = images.float() / 255
+        size = self.image_size
+        if images.shape[-2:] != (size, size):
+            pixels = _centre_crop(_resize_shorter_side(pixels, size), size)
+        mean = torch.tensor(self.mean, device=images.device)[:, None, None]
+        std = torch.tensor(self.std, device=images.device)[:, None, None]
+        return (pixels - mean) / std
+
+    def tokenize(self, texts: Sequence[str]) -> Int64[Tensor, "N context"]:
+        """Turn sentences into tokens, cut or zero-padded to the context length."""
+        return _tokenizer(self.context_length)(list(texts))
+
+    def _check_published(self) -> None:
+        if self.architecture not in open_clip.list_models():
+            raise UserError(
+                f"Model {self.name!r}: open_clip has no architecture {self.architecture!r}. "
+                "`open_clip.list_models()` names those it has."
+            )
+        tags = open_clip.list_pretrained_tags_by_model(str(self.architecture))
+        if self.pretrained is not None and self.pretrained not in tags:
+            raise UserError(
+                f"Model {self.name!r}: expected pretrained weights among {', '.join(tags) or 'none'}, got "
+                f"{self.pretrained!r}. Set model.pretrained=null to build from a seed."
+            )
+
+
+@cache
+def _tokenizer(context_length: int) -> open_clip.SimpleTokenizer:
+    # Its vocabulary is part of the open_clip package, so no network is needed; reading it takes a second.
+    return open_clip.SimpleTokenizer(context_length=context_length)
+
+
+def _resize_shorter_side(pixels: Float[Tensor, "N 3 H W"], size: int) -> Float[Tensor, "N 3 h w"]:
+    height, width = pixels.shape[-2:]
+    shorter = min(height, width)
+    target = (max(size, round(height * size / shorter)), max(size, round(width * size / shorter)))
+    resized = interpolate(pixels, size=target, mode="bicubic", antialias=True, align_corners=False)
+    # Bicubic overshoots at edges; an image file could not hold such values.
+    return resized.clamp(0, 1)
+
+
+def _centre_crop(pixels: Float[Tensor, "N 3 H W"], size: int) -> Float[Tensor, "N 3 size size"]:
+    top, left = (pixels.shape[-2] - size) // 2, (pixels.shape[-1] - size) // 2
+    return pixels[..., top : top + size, left : left + size]

@@ -1,0 +1,215 @@
+"""Contrastive pretraining of the mini CLIP on rendered images and the captions they would have on the web.
+
+The result is meant to be what CLIP is to real tasks: general, but imperfect. The captions are made from an
+image's attributes, and as loose as those of the web: some name only the kind of thing shown, some are wrong,
+some add a colour. The images are cleaner than those of the tasks (`CLUTTER` below 1), so a task also brings a
+change of domain. Images come from a stream no task draws from, and handwritten digits from originals of their own.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning
+import open_clip
+import torch
+from jaxtyping import Float, Int64, UInt8
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
+from torch import Generator, Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from mergeability.data.canvas import HUES, seeded_generator
+from mergeability.data.rendered import find_subject, render
+from mergeability.data.subjects import Subject
+from mergeability.errors import UserError
+from mergeability.models.clip import ClipModel
+
+CLUTTER = 0.5
+NAMES_KIND_ONLY = 0.25
+NAMES_WRONG_CLASS = 0.1
+NAMES_COLOUR = 0.3
+SENTENCES = ("{}", "{}", "a photo of {}", "a picture of {}", "an image of {}", "a drawing of {}")
+
+# The temperature CLIP caps its logits at, for stability.
+MOST_LOGIT_SCALE = torch.tensor(100.0).log().item()
+
+
+@dataclass(frozen=True)
+class CaptionedImages:
+    """Images and the tokens of their captions, row by row."""
+
+    images: UInt8[Tensor, "N 3 H W"]
+    tokens: Int64[Tensor, "N context"]
+
+
+class Batches:
+    """Endless epochs over captioned images in a new order each, dealt in full batches.
+
+    Everything is in memory, so batches are sliced rather than collated one image at a time.
+    """
+
+    def __init__(self, data: CaptionedImages, batch_size: int, seed: int) -> None:
+        self._data = data
+        self._batch_size = batch_size
+        self._generator = seeded_generator("batches", seed)
+
+    def __len__(self) -> int:
+        return len(self._data.images) // self._batch_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self._data.images), generator=self._generator)
+        for rows in order.split(self._batch_size)[: len(self)]:
+            yield self._data.images[rows], self._data.tokens[rows]
+
+
+class ContrastivePretraining(lightning.LightningModule):
+    """Train both towers so that an image lies closer to its own caption than to those of its batch.
+
+    Loss: mean of the cross-entropies of image-to-text and text-to-image, as in `contrastive_loss`. AdamW,
+    one cosine from the learning rate to zero after a tenth of the steps of warm-up.
+    """
+
+    def __init__(
+        self, model: ClipModel, clip: open_clip.CLIP, learning_rate: float, weight_decay: float, steps: int
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.clip = clip
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.steps = steps
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+        """Return the contrastive loss of a batch of images and tokens."""
+        images, tokens = batch
+        loss = contrastive_loss(
+            self.clip.visual(self.model.preprocess(images)),
+            self.clip.encode_text(tokens),
+            self.clip.logit_scale.clamp(max=MOST_LOGIT_SCALE).exp(),
+        )
+        self.log("pretraining/loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> dict:
+        """Decay matrices only; gains, biases and the temperature are left alone, as in CLIP."""
+        parameters = [parameter for parameter in self.clip.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            self.learning_rate,
+            total_steps=self.steps,
+            pct_start=0.1,
+            cycle_momentum=False,
+            div_factor=100,
+            final_div_factor=1e4,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def contrastive_loss(
+    image_features: Float[Tensor, "N dimension"],
+    text_features: Float[Tensor, "N dimension"],
+    scale: Float[Tensor, ""],
+) -> Float[Tensor, ""]:
+    """Return CLIP's symmetric loss: ½ (CE(S, identity) + CE(Sᵀ, identity)), S the scaled cosines.
+
+    Paper: Radford et al. 2021, Learning Transferable Visual Models From Natural Language Supervision.
+    """
+    logits = scale * normalize(image_features, dim=-1) @ normalize(text_features, dim=-1).T
+    own = torch.arange(len(logits), device=logits.device)
+    return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
+
+
+def captions(
+    subject: Subject, labels: Int64[Tensor, "N"], hues: Int64[Tensor, "N"], generator: Generator
+) -> list[str]:
+    """Write one loose caption an image: its class, another one, or only its kind; now and then its colour."""
+    count, classes = len(labels), len(subject.classes)
+    chance = torch.rand(count, 2, generator=generator)
+    others = (labels + torch.randint(1, classes, (count,), generator=generator)) % classes
+    sentences = torch.randint(0, len(SENTENCES), (count,), generator=generator)
+    colours = tuple(HUES)
+    names = subject.spoken or subject.classes
+    written = []
+    for row in range(count):
+        named = others[row] if chance[row, 0] > 1 - NAMES_WRONG_CLASS else labels[row]
+        phrase = subject.caption.format(names[named])
+        if chance[row, 0] < NAMES_KIND_ONLY:
+            phrase = subject.kind
+        if chance[row, 1] < NAMES_COLOUR and not subject.colour_is_class:
+            phrase = f"{phrase} in {colours[hues[row]]}"
+        written.append(SENTENCES[sentences[row]].format(phrase))
+    return written
+
+
+def captioned_images(
+    model: ClipModel, subjects: Sequence[str], images_per_subject: int, seed: int
+) -> CaptionedImages:
+    """Draw and caption the same number of images of every subject."""
+    images, tokens = [], []
+    for name in subjects:
+        drawn, hues = render(name, images_per_subject, "pretraining", seed, clutter=CLUTTER)
+        written = captions(find_subject(name), drawn.labels, hues, seeded_generator("captions", name, seed))
+        images.append(drawn.images)
+        tokens.append(model.tokenize(written))
+    return CaptionedImages(torch.cat(images), torch.cat(tokens))
+
+
+def pretrain(
+    model: ClipModel,
+    subjects: Sequence[str],
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    seed: int,
+    images_per_subject: int = 3000,
+    logger: Logger | bool = False,
+    callbacks: Sequence[Callback] = (),
+    directory: str | Path | None = None,
+    accelerator: str = "auto",
+) -> open_clip.CLIP:
+    """Build a model from the seed and pretrain both its towers on rendered, captioned images.
+
+    directory: where Lightning keeps what the callbacks write. Returns the model on the CPU, in evaluation mode.
+
+    Raises:
+        UserError: no or an unknown subject, fewer images than a batch, or a model that is pretrained already.
+    """
+    if model.pretrained is not None:
+        raise UserError(f"Model {model.name!r} has pretrained weights already. Set model.pretrained=null.")
+    if not subjects or images_per_subject * len(subjects) < batch_size:
+        raise UserError(
+            f"Expected enough images to fill a batch of {batch_size}, got {images_per_subject} of each of "
+            f"{len(subjects)} subjects."
+        )
+    data = captioned_images(model, subjects, images_per_subject, seed)
+    module = ContrastivePretraining(model, model.build(seed).train(), learning_rate, weight_decay, steps)
+    trainer = lightning.Trainer(
+        max_steps=steps,
+        accelerator=accelerator,
+        devices=1,
+        gradient_clip_val=1.0,
+        logger=logger,
+        callbacks=list(callbacks),
+        default_root_dir=directory,
+        enable_checkpointing=_keeps_checkpoints(callbacks),
+        enable_progress_bar=_shows_progress(callbacks),
+        enable_model_summary=False,
+    )
+    trainer.fit(module, train_dataloaders=Batches(data, batch_size, seed))
+    return module.clip.cpu().eval()
+
+
+def _keeps_checkpoints(callbacks: Sequence[Callback]) -> bool:
+    return any(isinstance(callback, lightning.pytorch.callbacks.Checkpoint) for callback in callbacks)
+
+
+def _shows_progress(callbacks: Sequence[Callback]) -> bool:
+    return any(isinstance(callback, lightning.pytorch.callbacks.ProgressBar) for callback in callbacks)

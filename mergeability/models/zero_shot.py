@@ -1,0 +1,47 @@
+"""Zero-shot classification heads: what CLIP's text tower makes of class names."""
+
+from collections.abc import Callable, Sequence
+
+import open_clip
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from mergeability.errors import UserError
+
+
+@torch.no_grad()
+def zero_shot_head(
+    clip: open_clip.CLIP,
+    tokenize: Callable[[Sequence[str]], Int64[Tensor, "N context"]],
+    class_names: Sequence[str],
+    templates: Sequence[str],
+) -> Float[Tensor, "classes dimension"]:
+    """Build the frozen linear head that classifies normalised image features.
+
+    Row c is exp(logit_scale) · normalise(mean over templates t of normalise(text(t.format(c)))). With the
+    image features normalised too, logits = features @ head.T are scaled cosines.
+
+    Raises:
+        UserError: no class name or no template.
+
+    Paper: Radford et al. 2021, Learning Transferable Visual Models From Natural Language Supervision, 3.1.4.
+    """
+    if not class_names or not templates:
+        raise UserError(
+            f"Expected at least one class name and one template for a zero-shot head, got {len(class_names)} "
+            f"class names and {len(templates)} templates."
+        )
+    sentences = [template.format(name) for name in class_names for template in templates]
+    tokens = tokenize(sentences).to(clip.logit_scale.device)
+    embeddings = normalize(clip.encode_text(tokens), dim=-1)
+    means = embeddings.unflatten(0, (len(class_names), len(templates))).mean(dim=1)
+    return clip.logit_scale.exp() * normalize(means, dim=-1)
+
+
+def classify(
+    features: Float[Tensor, "N dimension"], head: Float[Tensor, "classes dimension"]
+) -> Float[Tensor, "N classes"]:
+    """Return the logits of image features that are not normalised yet."""
+    return normalize(features, dim=-1) @ head.T

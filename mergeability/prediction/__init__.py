@@ -1,0 +1,31 @@
+"""Step 9: can the outcome of a merge be foreseen from how two models relate?
+
+A predictor is a scikit-learn regressor on a table of pairs; `conf/predictor` lists them. Plain ones
+(`sklearn.linear_model.LinearRegression` for `ols`, `sklearn.dummy.DummyRegressor` for `mean`) need no file here.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "Additive": "additive",
+    "Lasso": "lasso",
+    "LeaveOneTaskOut": "protocols",
+    "PairTable": "table",
+    "Pearson": "pearson",
+    "PredictionResult": "evaluate",
+    "evaluate_predictors": "evaluate",
+    "fingerprints": "fingerprints",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

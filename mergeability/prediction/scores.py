@@ -1,0 +1,70 @@
+"""How well predicted outcomes agree with measured ones. What is undefined is NaN."""
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import rankdata
+
+MIN_PAIRS = 3
+"""Two points always correlate perfectly: a correlation needs a third."""
+
+_RELATIVE_SPREAD = 1e-9
+"""Below this spread, relative to their size, numbers differ by rounding only and count as constant."""
+
+
+def is_constant(values: Float[np.ndarray, " n"]) -> bool:
+    """Tell whether values differ by no more than rounding."""
+    if values.size == 0:
+        return True
+    return bool(np.ptp(values) <= _RELATIVE_SPREAD * np.abs(values).max())
+
+
+def pearson_r(predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray, " n"]) -> float:
+    """Correlate linearly: cov(p, m) / (std p · std m), in [-1, 1].
+
+    NaN for fewer than three pairs, or where either side is constant.
+    """
+    if len(measured) < MIN_PAIRS or is_constant(predicted) or is_constant(measured):
+        return float("nan")
+    predicted = predicted - predicted.mean()
+    measured = measured - measured.mean()
+    r = predicted @ measured / np.sqrt((predicted @ predicted) * (measured @ measured))
+    return float(np.clip(r, -1.0, 1.0))
+
+
+def spearman_rho(predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray, " n"]) -> float:
+    """Correlate ranks (ties share their mean rank), in [-1, 1]; NaN where `pearson_r` is."""
+    # Constancy is judged before ranking, which would turn rounding noise into distinct ranks.
+    if len(measured) < MIN_PAIRS or is_constant(predicted) or is_constant(measured):
+        return float("nan")
+    return pearson_r(rankdata(predicted), rankdata(measured))
+
+
+def mean_absolute_error(predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray, " n"]) -> float:
+    """Average |predicted - measured|, in outcome units; NaN of nothing."""
+    if len(measured) == 0:
+        return float("nan")
+    return float(np.abs(predicted - measured).mean())
+
+
+def r2_over_training_mean(
+    predicted: Float[np.ndarray, " n"],
+    measured: Float[np.ndarray, " n"],
+    training_mean: Float[np.ndarray, " n"],
+) -> float:
+    """Compare squared errors with those of the training mean: 1 - Σ(m - p)² / Σ(m - m̄_train)².
+
+    At most 1; 0 is no better than the training mean, below 0 is worse. Each row brings the mean of the fold that
+    predicted it. NaN where the training mean makes no error at all.
+    """
+    baseline = float(((measured - training_mean) ** 2).sum())
+    if len(measured) == 0 or baseline == 0.0:
+        return float("nan")
+    return 1.0 - float(((measured - predicted) ** 2).sum()) / baseline
+
+
+def mean_and_std(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
+    """Average the defined values, and their population standard deviation; NaN of none."""
+    defined = values[~np.isnan(values)]
+    if defined.size == 0:
+        return float("nan"), float("nan")
+    return float(defined.mean()), float(defined.std())

@@ -1,0 +1,115 @@
+"""The data behind the data-dependent views: the encoder, the heads and the calibration samples."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mergeability.checkpoints import tensors_hash
+from mergeability.errors import UserError
+from mergeability.profiles.activations import last_layer
+from mergeability.store import digest
+from mergeability.task_vectors import TaskVectors
+
+_PREFIX = "visual."
+
+
+@dataclass(frozen=True)
+class Views:
+    """The data that activations and gradients need.
+
+    Attributes:
+        encoder: the visual encoder, images → features; only its architecture is used, its weights never.
+        heads: task → frozen zero-shot head (classes × d), with the logit scale in it.
+        calibration: task → (preprocessed images N×3×H×W in float, labels N).
+        pool: tasks whose images make the pool of the activations; every task of `calibration` when None.
+        layer: dotted name of the layer whose activations are averaged; found when None.
+        batch_size: images per pass; changes nothing but speed and memory.
+    """
+
+    encoder: nn.Module
+    heads: Mapping[str, Tensor]
+    calibration: Mapping[str, tuple[Tensor, Tensor]]
+    pool: Sequence[str] | None = None
+    layer: str | None = None
+    batch_size: int = 32
+
+    def state(self, task_vectors: TaskVectors, task: str) -> dict[str, Tensor]:
+        """Read one fine-tuned model's weights under the encoder's names, in float32.
+
+        Raises:
+            UserError: the checkpoint lacks a tensor of the encoder, or has it in another shape.
+        """
+        checkpoint, state = task_vectors.model(task), {}
+        prefix = _PREFIX if any(name.startswith(_PREFIX) for name in checkpoint.names) else ""
+        for name, own in self.encoder.state_dict().items():
+            stored = prefix + name
+            if stored not in checkpoint.shapes or tuple(checkpoint.shapes[stored]) != tuple(own.shape):
+                raise UserError(
+                    f"The encoder expects '{stored}' of shape {tuple(own.shape)}; the model of '{task}' has "
+                    f"{checkpoint.shapes.get(stored, 'no such tensor')}. Choose the model it was trained as."
+                )
+            value = checkpoint.tensor(stored)
+            state[name] = value.to(own.device, torch.float32 if value.is_floating_point() else own.dtype)
+        return state
+
+    def samples(self, task: str) -> tuple[Tensor, Tensor]:
+        """Return a task's calibration images and labels.
+
+        Raises:
+            UserError: there are none for this task.
+        """
+        if task not in self.calibration:
+            raise UserError(
+                f"No calibration images for '{task}': have {', '.join(self.calibration) or 'none'}."
+            )
+        return self.calibration[task]
+
+    def head(self, task: str) -> Tensor:
+        """Return a task's frozen head.
+
+        Raises:
+            UserError: there is none for this task.
+        """
+        if task not in self.heads:
+            raise UserError(f"No zero-shot head for '{task}': have {', '.join(self.heads) or 'none'}.")
+        return self.heads[task]
+
+    @property
+    def pool_images(self) -> Tensor:
+        """The images of all tasks of the pool, in the order of the tasks' names."""
+        return torch.cat([self.samples(task)[0] for task in self._pool_tasks])
+
+    def gradient_key(self, task: str) -> dict[str, Any]:
+        """Say what a task's gradients depend on besides the model."""
+        return {
+            "encoder": self._architecture,
+            "head": self._hash_head(task),
+            "samples": self._hash_samples(task),
+        }
+
+    @cached_property
+    def activation_key(self) -> dict[str, Any]:
+        """What mean activations depend on besides the model."""
+        pool = [tensors_hash({"images": self.samples(task)[0]}) for task in self._pool_tasks]
+        layer = last_layer(self.encoder) if self.layer is None else self.layer
+        return {"encoder": self._architecture, "layer": layer, "pool": pool}
+
+    @property
+    def _pool_tasks(self) -> list[str]:
+        return sorted(self.calibration if self.pool is None else self.pool)
+
+    @cached_property
+    def _architecture(self) -> str:
+        # The text form names every module with its options, the activation function among them.
+        return digest(repr(self.encoder))
+
+    def _hash_head(self, task: str) -> str:
+        return tensors_hash({"head": self.head(task)})
+
+    def _hash_samples(self, task: str) -> str:
+        images, labels = self.samples(task)
+        return tensors_hash({"images": images, "labels": labels})

@@ -1,0 +1,155 @@
+"""What several analysis runs found, side by side: one row a method."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mergeability.prediction.evaluate import TASK_PREFIX
+from mergeability.prediction.fingerprints import fingerprints
+from mergeability.prediction.table import TARGETS, outcome_methods
+from mergeability.reporting.tables import method_table, number
+from mergeability.store import atomic_file
+
+
+_STYLE = (
+    "body{font:16px/1.6 system-ui,sans-serif;color:#1f2933;max-width:1100px;margin:32px auto;padding:0 16px}"
+    "div{overflow-x:auto}table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}"
+    "th,td{text-align:right;padding:6px 10px;border-bottom:1px solid #e3e8ee;white-space:nowrap}"
+    "th{color:#5d6976}td:first-child,th:first-child{text-align:left}"
+)
+
+
+@dataclass(frozen=True)
+class CrossMethodSummary:
+    """One row a method, one row a pair of methods, and what is missing.
+
+    `methods` has the mean and worst outcome of each method and `r_<predictor>` for the default target;
+    `agreement` the shares `top5_overlap` and `sign_agreement` of every two methods for each predictor and target.
+    """
+
+    methods: pd.DataFrame
+    agreement: pd.DataFrame
+    missing: tuple[str, ...] = ()
+
+    def save(self, folder: Path | str) -> None:
+        """Write `summary.html`, `summary.md`, `summary.csv` and `fingerprints.csv` into a folder."""
+        folder = Path(folder)
+        for name, text in {
+            "summary.html": self._html(),
+            "summary.md": self._markdown(),
+            "summary.csv": self.methods.to_csv(index=False),
+            "fingerprints.csv": self.agreement.to_csv(index=False),
+        }.items():
+            with atomic_file(folder / name) as path:
+                path.write_text(text, encoding="utf-8")
+
+    def _tables(self) -> list[tuple[str, pd.DataFrame]]:
+        tables = [("Methods", self.methods)]
+        if len(self.agreement):
+            tables.append(("Fingerprints: do two methods listen to the same metrics?", self.agreement))
+        return tables
+
+    def _markdown(self) -> str:
+        parts = ["# Across methods"]
+        for heading, frame in self._tables():
+            head = f"| {' | '.join(frame.columns)} |\n|{'---|' * frame.shape[1]}"
+            rows = "\n".join(
+                f"| {' | '.join(_cells(row))} |" for row in frame.itertuples(index=False, name=None)
+            )
+            parts.append(f"## {heading}\n\n{head}\n{rows}")
+        parts += [f"- {sentence}" for sentence in self.missing]
+        return "\n\n".join(parts) + "\n"
+
+    def _html(self) -> str:
+        parts = []
+        for heading, frame in self._tables():
+            head = "".join(f"<th>{escape(str(name))}</th>" for name in frame.columns)
+            rows = "".join(
+                f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(row))}</tr>"
+                for row in frame.itertuples(index=False, name=None)
+            )
+            parts.append(f"<h2>{escape(heading)}</h2><div><table><tr>{head}</tr>{rows}</table></div>")
+        parts += [f"<p>{escape(sentence)}</p>" for sentence in self.missing]
+        return (
+            '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>Across methods</title><style>{_STYLE}</style></head>"
+            f"<body><h1>Across methods</h1>{''.join(parts)}</body></html>\n"
+        )
+
+
+def cross_method_summary(run_folders: Sequence[Path | str]) -> CrossMethodSummary:
+    """Read the folders that analysis runs left and compare their methods.
+
+    A folder holds `pairs.csv` and, where prediction was part of the run, `prediction.json` and `coefficients.csv`. A
+    folder without a readable table is named in `missing`. A method that several folders hold keeps the folder's
+    name beside its own.
+    """
+    found: list[tuple[str, pd.DataFrame, list[dict[str, Any]], pd.DataFrame]] = []
+    missing: list[str] = []
+    for folder in map(Path, run_folders):
+        if not (folder / "pairs.csv").is_file():
+            missing.append(f"{folder.name} has no pairs.csv: that run did not finish.")
+            continue
+        pairs = pd.read_csv(folder / "pairs.csv", dtype={"task_a": str, "task_b": str}, keep_default_na=True)
+        found.append((folder.name, pairs, _records(folder), _coefficients(folder)))
+        if not outcome_methods(pairs):
+            missing.append(f"{folder.name} has no outcomes.")
+    counts = pd.Series(
+        [m for _, pairs, _, _ in found for m in outcome_methods(pairs)], dtype=object
+    ).value_counts()
+    rows, coefficients = [], []
+    for name, pairs, records, own in found:
+        for method in outcome_methods(pairs):
+            title = method if counts[method] == 1 else f"{method} ({name})"
+            rows.append({"method": title, **_outcomes(pairs, method), **_correlations(records, method)})
+            coefficients.append(own[own["method"] == method].assign(method=title))
+    methods = pd.DataFrame(rows)
+    if len(methods):
+        methods = methods.sort_values("mean_norm_acc", ascending=False, kind="stable", ignore_index=True)
+    return CrossMethodSummary(methods, _agreement(coefficients), tuple(missing))
+
+
+def _outcomes(pairs: pd.DataFrame, method: str) -> dict[str, Any]:
+    row = method_table(pairs, [method], {}).iloc[0]
+    return {name: row[name] for name in row.index if name != "alpha"}
+
+
+def _correlations(records: Sequence[dict[str, Any]], method: str) -> dict[str, float | None]:
+    own = [record for record in records if record["method"] == method]
+    target = next((t for t in TARGETS if any(record["target"] == t for record in own)), None)
+    return {f"r_{record['predictor']}": record["r_mean"] for record in own if record["target"] == target}
+
+
+def _agreement(coefficients: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    columns = ["target", "predictor", "method_a", "method_b", "top5_overlap", "sign_agreement"]
+    whole = pd.concat(coefficients) if coefficients else pd.DataFrame()
+    if whole.empty:
+        return pd.DataFrame(columns=columns)
+    metrics = whole[~whole["metric"].str.startswith(TASK_PREFIX)]
+    compared = [
+        fingerprints(rows).assign(target=target, predictor=predictor)
+        for (target, predictor), rows in metrics.groupby(["target", "predictor"], sort=False)
+    ]
+    return pd.concat(compared, ignore_index=True)[columns] if compared else pd.DataFrame(columns=columns)
+
+
+def _records(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "prediction.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
+def _coefficients(folder: Path) -> pd.DataFrame:
+    path = folder / "coefficients.csv"
+    if not path.is_file():
+        return pd.DataFrame({"method": [], "target": [], "predictor": [], "metric": [], "coefficient": []})
+    return pd.read_csv(path, dtype={"method": str, "target": str, "predictor": str, "metric": str})
+
+
+def _cells(row: Sequence[Any]) -> list[str]:
+    return [number(value) for value in row]

@@ -1,0 +1,290 @@
+"""Figures of the report: plain functions from tables to Plotly figures."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from jaxtyping import Float
+
+from mergeability.prediction.evaluate import TASK_PREFIX
+
+INK, MUTED, GRID = "#1f2933", "#6b7785", "#e3e8ee"
+BLUE, ORANGE, GREEN, GREY = "#2166ac", "#d6604d", "#3a9276", "#a9b4c0"
+PALETTE = (
+    "#2166ac", "#d6604d", "#3a9276", "#b07aa1", "#e6a532", "#56a0c8",
+    "#8c564b", "#7a9a01", "#e377c2", "#4d4d4d", "#9467bd", "#17807e",
+)  # fmt: skip
+SEQUENTIAL = "YlGnBu"
+DIVERGING = "RdBu"
+
+_ACCURACIES = (
+    ("chance", "chance", "#d5dbe1"),
+    ("pixel_accuracy", "logistic regression on pixels", "#e6a532"),
+    ("base_accuracy", "base model, zero-shot", "#7fb3d9"),
+    ("finetuned_accuracy", "fine-tuned", BLUE),
+)
+_CELL_TEXT_TASKS = 12
+_ROW_HEIGHT = 22
+
+
+def pair_matrix(
+    pairs: pd.DataFrame, column: str, tasks: Sequence[str], own: float = float("nan")
+) -> Float[np.ndarray, "T T"]:
+    """Arrange a column of the pair table as a symmetric task by task matrix; unknown cells and diagonal are NaN."""
+    index = {task: i for i, task in enumerate(tasks)}
+    matrix = np.full((len(tasks), len(tasks)), np.nan)
+    np.fill_diagonal(matrix, own)
+    rows = pairs["task_a"].map(index).to_numpy(dtype=int)
+    columns = pairs["task_b"].map(index).to_numpy(dtype=int)
+    matrix[rows, columns] = matrix[columns, rows] = pairs[column].to_numpy(dtype=float)
+    return matrix
+
+
+def accuracy_bars(models: pd.DataFrame) -> go.Figure:
+    """Show chance, pixels, base and fine-tuned accuracy of every task, side by side."""
+    figure = go.Figure(layout=_layout(yaxis={"title": {"text": "test accuracy"}, "range": [0, 1.02]}))
+    for column, label, colour in _ACCURACIES:
+        if column in models.columns and models[column].notna().any():
+            heights = _rounded(models[column].to_numpy(dtype=float))
+            figure.add_bar(x=[str(t) for t in models.index], y=heights, name=label, marker={"color": colour})
+    figure.update_layout(barmode="group", bargap=0.25, height=380, xaxis={"tickangle": -40})
+    return figure
+
+
+def matrix_heat_map(
+    matrix: Float[np.ndarray, "T T"],
+    labels: Sequence[str],
+    bounds: tuple[float, float] | None = None,
+    name: str = "value",
+) -> go.Figure:
+    """Draw a symmetric matrix; values of both signs get a diverging scale centred on 0.
+
+    `bounds` fixes the colour scale, so that matrices can be compared.
+    """
+    low, high = bounds or _bounds(matrix)
+    signed = low < 0 < high
+    if signed:
+        high = max(-low, high)
+        low = -high
+    text = (
+        [["" if np.isnan(v) else _short(v) for v in row] for row in matrix]
+        if len(labels) <= _CELL_TEXT_TASKS
+        else None
+    )
+    trace = go.Heatmap(
+        z=_rounded(matrix, 5),
+        x=list(labels),
+        y=list(labels),
+        zmin=low,
+        zmax=high,
+        colorscale=DIVERGING if signed else SEQUENTIAL,
+        text=text,
+        texttemplate="%{text}" if text else None,
+        textfont={"size": 10},
+        xgap=1,
+        ygap=1,
+        hoverongaps=False,
+        hovertemplate="%{y} + %{x}<br>" + name + " %{z:.4g}<extra></extra>",
+        colorbar={
+            "orientation": "h",
+            "y": 1.01,
+            "yanchor": "bottom",
+            "thickness": 9,
+            "len": 0.7,
+            "outlinewidth": 0,
+            "tickfont": {"size": 10},
+        },
+    )
+    ticks = {
+        "tickfont": {"size": 11 if len(labels) <= _CELL_TEXT_TASKS else 9},
+        "showgrid": False,
+        "dtick": 1,
+    }
+    layout = _layout(
+        # What was not measured shows this ground instead of a colour of the scale.
+        plot_bgcolor="#eef1f4",
+        xaxis={**ticks, "tickangle": -60, "constrain": "domain"},
+        yaxis={**ticks, "autorange": "reversed", "scaleanchor": "x", "constrain": "domain"},
+    )
+    return go.Figure(trace, layout=layout)
+
+
+def predicted_against_measured(predictions: pd.DataFrame, target_name: str) -> go.Figure:
+    """Scatter the validation predictions of every fold; on the diagonal a prediction is exact.
+
+    Each pair appears once for each of its tasks, predicted by the fit that left that task out.
+    """
+    folds = list(dict.fromkeys(predictions["held_out"]))
+    colours = [PALETTE[folds.index(h) % len(PALETTE)] for h in predictions["held_out"]]
+    ends = predictions["task_a"] + " + " + predictions["task_b"]
+    hover = [f"{pair}<br>without {task}" for pair, task in zip(ends, predictions["held_out"], strict=True)]
+    measured = predictions["measured"].to_numpy(dtype=float)
+    predicted = predictions["predicted"].to_numpy(dtype=float)
+    low, high = _bounds(measured)
+    margin = 0.04 * (high - low)
+    line = {"type": "line", "x0": low, "y0": low, "x1": high, "y1": high, "layer": "below"}
+    figure = go.Figure(
+        go.Scatter(
+            x=_rounded(measured),
+            y=_rounded(predicted),
+            mode="markers",
+            text=hover,
+            marker={"color": colours, "size": 7, "opacity": 0.75, "line": {"width": 0}},
+            hovertemplate="%{text}<br>measured %{x:.3f}, predicted %{y:.3f}<extra></extra>",
+        ),
+        layout=_layout(
+            xaxis={"title": {"text": f"measured {target_name}"}, "range": [low - margin, high + margin]},
+            yaxis={"title": {"text": f"predicted {target_name}"}},
+            shapes=[{**line, "line": {"color": GREY, "width": 1.5, "dash": "dot"}}],
+            height=440,
+            showlegend=False,
+        ),
+    )
+    return figure
+
+
+def fold_correlations(folds: pd.DataFrame) -> go.Figure:
+    """Show each fold's validation correlation; folds without a defined one stay empty."""
+    ordered = folds.sort_values("r", kind="stable", na_position="first")
+    values = ordered["r"].to_numpy(dtype=float)
+    return go.Figure(
+        go.Bar(
+            x=_rounded(values, 3),
+            y=[str(task) for task in ordered["held_out"]],
+            orientation="h",
+            marker={"color": [ORANGE if v < 0 else BLUE for v in values]},
+            hovertemplate="without %{y}: r = %{x:.3f}<extra></extra>",
+        ),
+        layout=_layout(
+            xaxis={
+                "title": {"text": "r on the pairs of the left-out task"},
+                "range": [min(-0.25, _low(values)), 1],
+            },
+            yaxis={"dtick": 1, "tickfont": {"size": 11}, "showgrid": False},
+            height=max(300, 90 + 20 * len(ordered)),
+            showlegend=False,
+        ),
+    )
+
+
+def coefficient_bars(coefficients: pd.DataFrame) -> go.Figure:
+    """Show coefficients averaged over folds, largest first, with their standard deviation over folds as whiskers."""
+    groups = coefficients.groupby("metric", sort=False)["coefficient"]
+    table = pd.DataFrame(
+        {"mean": groups.mean(), "std": groups.std(ddof=0), "used": groups.apply(lambda c: (c != 0).mean())}
+    )
+    table = table.loc[table["mean"].abs().sort_values(kind="stable").index]
+    means = table["mean"].to_numpy(dtype=float)
+    labels = [label(str(name)) for name in table.index]
+    return go.Figure(
+        go.Bar(
+            x=_rounded(means, 5),
+            y=labels,
+            orientation="h",
+            marker={"color": [ORANGE if m < 0 else BLUE for m in means]},
+            error_x={
+                "array": _rounded(table["std"].to_numpy(), 5),
+                "color": MUTED,
+                "thickness": 1,
+                "width": 2,
+            },
+            customdata=_rounded(table["used"].to_numpy(dtype=float), 3),
+            hovertemplate="%{y}<br>%{x:.4f}, used in %{customdata:.0%} of folds<extra></extra>",
+        ),
+        layout=_layout(
+            xaxis={
+                "title": {"text": "coefficient"},
+                "zerolinecolor": MUTED,
+            },
+            yaxis={"dtick": 1, "tickfont": {"size": 11}, "showgrid": False},
+            height=90 + _ROW_HEIGHT * len(table),
+            showlegend=False,
+        ),
+    )
+
+
+def predictor_comparison(records: pd.DataFrame, order: Sequence[str]) -> go.Figure:
+    """Mark every predictor's mean r under each method, and its mean over methods as a bar.
+
+    `order` runs from top to bottom. A predictor without a defined r keeps its row, empty.
+    """
+    top_down = list(order)[::-1]
+    means = records.groupby("predictor")["r_mean"].mean().reindex(top_down)
+    figure = go.Figure(
+        go.Bar(
+            x=_rounded(means.to_numpy(dtype=float), 3),
+            y=top_down,
+            orientation="h",
+            name="mean over methods",
+            width=0.62,
+            marker={"color": "#dbe4ee"},
+            hovertemplate="%{y}: %{x:.3f}<extra>mean over methods</extra>",
+        )
+    )
+    for position, (method, rows) in enumerate(records.groupby("method", sort=False)):
+        known = rows[rows["r_mean"].notna()]
+        figure.add_scatter(
+            x=_rounded(known["r_mean"].to_numpy(dtype=float), 3),
+            y=known["predictor"].tolist(),
+            mode="markers",
+            name=str(method),
+            marker={
+                "color": PALETTE[position % len(PALETTE)],
+                "size": 9,
+                "line": {"color": "white", "width": 1},
+            },
+            hovertemplate="%{y}: r = %{x:.3f}<extra>" + str(method) + "</extra>",
+        )
+    layout = _layout(
+        xaxis={
+            "title": {"text": "mean r over left-out tasks"},
+            "range": [min(-0.1, _low(records["r_mean"])), 1.02],
+        },
+        yaxis={"categoryorder": "array", "categoryarray": top_down, "showgrid": False},
+        height=190 + 42 * len(top_down),
+    )
+    figure.update_layout(layout)
+    return figure
+
+
+def label(name: str) -> str:
+    """Write a column name for a reader."""
+    return name.removeprefix(TASK_PREFIX) if name.startswith(TASK_PREFIX) else name.replace("_", " ")
+
+
+def shared_bounds(columns: pd.DataFrame) -> tuple[float, float]:
+    """Find one range for the colour scale of several columns."""
+    return _bounds(columns.to_numpy(dtype=float))
+
+
+def _bounds(values: np.ndarray) -> tuple[float, float]:
+    known = values[np.isfinite(values)]
+    if known.size == 0:
+        return 0.0, 1.0
+    low, high = float(known.min()), float(known.max())
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _low(values: "np.ndarray | pd.Series") -> float:
+    known = np.asarray(values, dtype=float)
+    known = known[np.isfinite(known)]
+    return float(known.min()) * 1.05 if known.size else 0.0
+
+
+def _rounded(values: np.ndarray, digits: int = 4) -> list:
+    """Shorten numbers, as they travel as text: significant digits for small ones, decimals for the rest."""
+    values = np.asarray(values, dtype=float)
+    largest = np.nanmax(np.abs(values)) if np.isfinite(values).any() else 1.0
+    extra = 0 if largest >= 0.1 or largest == 0 else int(-np.floor(np.log10(largest)))
+    rounded = np.round(values, digits + extra).astype(object)
+    return np.where(np.isnan(values), None, rounded).tolist()
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if 0.005 <= abs(value) < 100 or value == 0 else f"{value:.1e}"
+
+
+def _layout(**parts: object) -> dict:
+    """Leave the common look (fonts, margins, grid) to the page, which sets it once for all figures."""
+    return {"template": go.layout.Template(), **parts}

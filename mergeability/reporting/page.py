@@ -1,0 +1,124 @@
+"""Parts of a self-contained HTML page: escaped text, tables, and figures behind drop-down choices."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from mergeability.reporting.tables import number
+
+Choice = tuple[str, Sequence[tuple[str, str]]]
+"""A drop-down: its caption, and (value, label) of each option."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One heading of the page with what stands below it, already HTML."""
+
+    anchor: str
+    heading: str
+    body: str
+
+
+def paragraphs(*sentences: str, note: bool = False) -> str:
+    """Set each sentence as a paragraph."""
+    kind = ' class="note"' if note else ""
+    return "".join(f"<p{kind}>{escape(sentence)}</p>" for sentence in sentences)
+
+
+def bullet_list(sentences: Sequence[str], lead: bool = False) -> str:
+    """Set sentences as a list."""
+    kind = ' class="lead"' if lead else ""
+    return f"<ul{kind}>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>"
+
+
+def folded(title: str, body: str) -> str:
+    """Hide HTML behind a title that opens it."""
+    return f"<details><summary>{escape(title)}</summary>{body}</details>"
+
+
+def table(
+    frame: pd.DataFrame,
+    columns: Mapping[str, str],
+    first: str,
+    texts: Sequence[str] = (),
+    marked: Sequence[str] = (),
+    digits: int = 3,
+) -> str:
+    """Set a frame as a table, its index first; `columns` gives headings, `marked` rows are tinted."""
+    shown = [name for name in columns if name in frame.columns]
+    kinds = [' class="text"' if name in texts else "" for name in shown]
+    head = "".join(f"<th{kind}>{escape(columns[name])}</th>" for name, kind in zip(shown, kinds, strict=True))
+    rows = []
+    for index, values in zip(frame.index, frame[shown].itertuples(index=False, name=None), strict=True):
+        cells = "".join(
+            f"<td{kind}>{escape(number(value, digits))}</td>"
+            for value, kind in zip(values, kinds, strict=True)
+        )
+        tint = ' class="baseline"' if index in marked else ""
+        rows.append(f"<tr{tint}><td>{escape(str(index))}</td>{cells}</tr>")
+    body = "".join(rows)
+    return (
+        f'<div class="scroll"><table><thead><tr><th>{escape(first)}</th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def figure_block(
+    anchor: str,
+    figures: Mapping[str, Sequence[go.Figure]],
+    choices: Sequence[Choice] = (),
+    square: bool = False,
+) -> str:
+    """Show figures that drop-downs choose between.
+
+    `figures` maps the chosen values, joined by "|", to the plots shown side by side for that choice; a combination
+    that is not there says so on the page.
+    """
+    controls = "".join(_select(caption, options) for caption, options in choices)
+    count = max((len(plots) for plots in figures.values()), default=0)
+    boxes = f'<div class="plot{" square" if square else ""}"></div>' * count
+    data = {key: [json.loads(figure.to_json()) for figure in plots] for key, plots in figures.items()}
+    return (
+        f'<div class="block" data-figures="{anchor}-figures">'
+        f'<div class="controls">{controls}</div>'
+        f'<p class="note empty" hidden>Nothing is known for this choice.</p>'
+        f'<div class="plots{" two" if count == 2 else ""}">{boxes}</div>'
+        f'<script type="application/json" id="{anchor}-figures">{embedded_json(data)}</script></div>'
+    )
+
+
+def embedded_json(value: Any) -> str:
+    """Write JSON that cannot end the script element it stands in; what is undefined is null."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"), default=str)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def page(title: str, lead: str, sections: Sequence[Section]) -> str:
+    """Put sections on one page that needs no network: styles, scripts and data inside."""
+    resources = files("mergeability.reporting")
+    style = resources.joinpath("report.css").read_text(encoding="utf-8")
+    script = resources.joinpath("report.js").read_text(encoding="utf-8")
+    contents = "".join(f'<li><a href="#{s.anchor}">{escape(s.heading)}</a></li>' for s in sections)
+    body = "".join(
+        f'<section id="{s.anchor}"><h2>{escape(s.heading)}</h2>{s.body}</section>' for s in sections
+    )
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{style}</style></head><body>"
+        f'<div class="page"><nav aria-label="Contents"><ol>{contents}</ol></nav>'
+        f"<main><h1>{escape(title)}</h1>{lead}{body}</main></div>"
+        f"<script>{get_plotlyjs()}</script><script>{script}</script></body></html>\n"
+    )
+
+
+def _select(caption: str, options: Sequence[tuple[str, str]]) -> str:
+    items = "".join(f'<option value="{escape(value)}">{escape(text)}</option>' for value, text in options)
+    return f"<label>{escape(caption)} <select>{items}</select></label>"

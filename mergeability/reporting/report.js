@@ -1,0 +1,54 @@
+"use strict";
+(() => {
+  const look = {
+    font: { family: "system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif", size: 12.5, color: "#1f2933" },
+    margin: { l: 8, r: 8, t: 12, b: 8 },
+    paper_bgcolor: "#fff",
+    plot_bgcolor: "#fff",
+    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", xanchor: "left" },
+    hoverlabel: { bgcolor: "#fff", bordercolor: "#c4ced8", font: { color: "#1f2933" } },
+  };
+  const axis = { automargin: true, gridcolor: "#e9edf2", zerolinecolor: "#c4ced8", linecolor: "#c4ced8" };
+  const options = { responsive: true, displaylogo: false, displayModeBar: false };
+
+  const read = (id) => JSON.parse(document.getElementById(id).textContent);
+
+  function draw(box, figure) {
+    const layout = { ...look, ...figure.layout };
+    for (const name of ["xaxis", "yaxis"]) layout[name] = { ...axis, ...figure.layout[name] };
+    if (!layout.height) layout.autosize = true;
+    Plotly.react(box, figure.data, layout, options);
+  }
+
+  function refresh(block, figures) {
+    const choice = [...block.querySelectorAll("select")].map((select) => select.value).join("|");
+    const shown = figures[choice];
+    const empty = block.querySelector(".empty");
+    empty.hidden = Boolean(shown);
+    block.querySelectorAll(".plot").forEach((box, position) => {
+      box.hidden = !shown;
+      if (shown) draw(box, shown[position]);
+    });
+  }
+
+  function start(block) {
+    const figures = read(block.dataset.figures);
+    for (const select of block.querySelectorAll("select")) {
+      select.addEventListener("change", () => refresh(block, figures));
+    }
+    refresh(block, figures);
+  }
+
+  // Figures far down the page wait until they come near: a report of 20 tasks has hundreds of choices.
+  const waiting = new IntersectionObserver(
+    (entries) => {
+      for (const entry of entries) {
+        if (!entry.isIntersecting) continue;
+        waiting.unobserve(entry.target);
+        start(entry.target);
+      }
+    },
+    { rootMargin: "600px" },
+  );
+  document.querySelectorAll(".block").forEach((block) => waiting.observe(block));
+})();

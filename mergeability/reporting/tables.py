@@ -1,0 +1,282 @@
+"""What an analysis found, as plain tables and sentences."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from mergeability.prediction.table import TARGETS
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mergeability.prediction.evaluate import PredictionResult
+
+BASELINES = ("mean", "additive")
+"""Predictors that look at no metric: every other one is read beside them."""
+
+TARGET_NAMES = {"norm_acc": "normalised accuracy", "acc": "accuracy"}
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything one report shows; any part may be empty.
+
+    `models` is indexed by task with the accuracies `chance`, `pixel_accuracy`, `base_accuracy` and
+    `finetuned_accuracy` (whichever are known), in [0, 1]. `pairs` has one row a pair: `task_a`, `task_b`, metrics and
+    outcomes. `alphas` gives each method's scaling coefficient. `missing` are sentences, `run` the facts of
+    `run.json`.
+    """
+
+    title: str
+    pairs: pd.DataFrame
+    metrics: list[str]
+    methods: list[str] = field(default_factory=list)
+    models: pd.DataFrame = field(default_factory=pd.DataFrame)
+    alphas: Mapping[str, Any] = field(default_factory=dict)
+    prediction: "PredictionResult | None" = None
+    missing: list[str] = field(default_factory=list)
+    run: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> list[str]:
+        """List the tasks in the order of the models, then of the pairs."""
+        ends = (
+            pd.concat([self.pairs["task_a"], self.pairs["task_b"]])
+            if len(self.pairs)
+            else pd.Series(dtype=object)
+        )
+        return list(dict.fromkeys([*map(str, self.models.index), *ends.astype(str)]))
+
+    @property
+    def targets(self) -> list[str]:
+        """List the targets that at least one method has outcomes of, the default first."""
+        columns = set(self.pairs.columns)
+        return [t for t in TARGETS if any(f"{t}_{m}" in columns for m in self.methods)]
+
+
+def pair_name(row: Any) -> str:
+    """Name a pair by its two tasks."""
+    return f"{row['task_a']} + {row['task_b']}"
+
+
+def method_table(pairs: pd.DataFrame, methods: Sequence[str], alphas: Mapping[str, Any]) -> pd.DataFrame:
+    """Summarise each method over its pairs, best mean normalised accuracy first.
+
+    Indexed by method: `alpha`, `n_pairs`, `mean_norm_acc`, `worst_norm_acc`, `worst_pair`, `mean_acc`, `worst_acc`;
+    NaN or empty where unknown.
+    """
+    rows = []
+    for method in methods:
+        row: dict[str, Any] = {"method": method, "alpha": alphas.get(method), "n_pairs": 0, "worst_pair": ""}
+        for target in TARGETS:
+            outcome = pairs.get(f"{target}_{method}", pd.Series(dtype=float)).dropna()
+            row[f"mean_{target}"] = float(outcome.mean()) if len(outcome) else float("nan")
+            row[f"worst_{target}"] = float(outcome.min()) if len(outcome) else float("nan")
+            row["n_pairs"] = max(row["n_pairs"], len(outcome))
+            if len(outcome) and not row["worst_pair"]:
+                row["worst_pair"] = pair_name(pairs.loc[outcome.idxmin()])
+        rows.append(row)
+    columns = [
+        "method",
+        "alpha",
+        "n_pairs",
+        "mean_norm_acc",
+        "worst_norm_acc",
+        "worst_pair",
+        "mean_acc",
+        "worst_acc",
+    ]
+    table = pd.DataFrame(rows, columns=columns).set_index("method")
+    return table.sort_values(["mean_norm_acc", "mean_acc"], ascending=False, kind="stable")
+
+
+def record_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Turn records of `prediction.json` into a frame, `None` into NaN."""
+    frame = pd.DataFrame(list(records))
+    texts = {"method", "predictor", "protocol", "target"}
+    return frame.assign(**{name: pd.to_numeric(frame[name]) for name in frame.columns if name not in texts})
+
+
+def predictor_table(records: Sequence[Mapping[str, Any]], target: str) -> pd.DataFrame:
+    """Average each predictor's scores over methods, baselines first, then by r.
+
+    A predictor without any r keeps NaN: nothing stands in for it.
+    """
+    frame = record_frame(records)
+    if frame.empty or target not in set(frame["target"]):
+        return pd.DataFrame()
+    frame = frame[frame["target"] == target]
+    scores = ["r_mean", "r_std", "rho_mean", "pooled_r", "mae", "r2_over_training_mean", "train_r_mean"]
+    means = frame.groupby("predictor", sort=False)[scores].mean()
+    means["n_undefined"] = frame.groupby("predictor", sort=False)["n_undefined"].sum()
+    means["n_folds"] = frame.groupby("predictor", sort=False)["n_folds"].sum()
+    ordered = means.sort_values("r_mean", ascending=False, kind="stable").index
+    return means.loc[
+        [*(b for b in BASELINES if b in means.index), *(p for p in ordered if p not in BASELINES)]
+    ]
+
+
+def best_predictor(
+    records: Sequence[Mapping[str, Any]], target: str, method: str | None = None
+) -> str | None:
+    """Name the predictor with the largest mean r among those that use metrics; None where none has an r."""
+    kept = [
+        r for r in records if r["predictor"] not in BASELINES and (method is None or r["method"] == method)
+    ]
+    table = predictor_table(kept, target)
+    if table.empty or table["r_mean"].isna().all():
+        return None
+    return str(table["r_mean"].idxmax())
+
+
+def pair_extremes(
+    pairs: pd.DataFrame, methods: Sequence[str], target: str
+) -> tuple[str, float, str, float] | None:
+    """Find the pairs that merge best and worst on average over the methods: (best, score, worst, score).
+
+    Only pairs with an outcome for every method are compared, lest a missing method flatter its pair. None where no
+    pair is complete.
+    """
+    columns = [f"{target}_{m}" for m in methods if f"{target}_{m}" in pairs.columns]
+    whole = pairs.dropna(subset=columns)
+    if not columns or whole.empty:
+        return None
+    means = whole[columns].mean(axis=1)
+    best, worst = means.idxmax(), means.idxmin()
+    return pair_name(pairs.loc[best]), float(means[best]), pair_name(pairs.loc[worst]), float(means[worst])
+
+
+def headline(analysis: Analysis) -> list[str]:
+    """Say in plain sentences what was found, and how far it can be trusted."""
+    sentences = [_what_was_compared(analysis)]
+    if analysis.targets:
+        sentences += _merging_sentences(analysis)
+    if analysis.prediction is not None and analysis.prediction.records:
+        sentences += _prediction_sentences(analysis)
+    elif analysis.targets:
+        sentences.append("Prediction was not part of this run.")
+    else:
+        sentences.append(
+            "No merge was evaluated, so this report says how the models relate, not how they merge."
+        )
+    return sentences
+
+
+def _what_was_compared(analysis: Analysis) -> str:
+    parts = [
+        f"{len(analysis.tasks)} tasks",
+        f"{len(analysis.pairs)} pairs",
+        f"{len(analysis.metrics)} metrics",
+    ]
+    if analysis.methods:
+        parts.append(f"{len(analysis.methods)} merge method{'s' if len(analysis.methods) > 1 else ''}")
+    return f"This run compares {', '.join(parts[:-1])} and {parts[-1]}."
+
+
+def _merging_sentences(analysis: Analysis) -> list[str]:
+    target = analysis.targets[0]
+    name = TARGET_NAMES[target]
+    table = method_table(analysis.pairs, analysis.methods, analysis.alphas)
+    table = table[table[f"mean_{target}"].notna()].sort_values(
+        f"mean_{target}", ascending=False, kind="stable"
+    )
+    if table.empty:
+        return ["No merge has a measured outcome."]
+    best = table.iloc[0]
+    first = (
+        f"{best.name} merges best on average: mean {name} {best[f'mean_{target}']:.1%}"
+        f" over {best['n_pairs']} pairs, and {best[f'worst_{target}']:.1%} on its worst, {best['worst_pair']}."
+    )
+    sentences = [first]
+    if len(table) > 1:
+        last = table.iloc[-1]
+        sentences.append(
+            f"{last.name} merges worst: mean {last[f'mean_{target}']:.1%}, worst pair"
+            f" {last[f'worst_{target}']:.1%} ({last['worst_pair']})."
+        )
+    extremes = pair_extremes(analysis.pairs, list(table.index), target)
+    if extremes is not None and len(table) > 1:
+        good, high, bad, low = extremes
+        sentences.append(
+            f"Averaged over methods, {good} merges best ({high:.1%}) and {bad} worst ({low:.1%})."
+        )
+    return sentences
+
+
+def _prediction_sentences(analysis: Analysis) -> list[str]:
+    prediction = analysis.prediction
+    assert prediction is not None
+    target = prediction.records[0]["target"]
+    table = predictor_table(prediction.records, target)
+    best = best_predictor(prediction.records, target)
+    if best is None:
+        return ["No predictor that uses metrics has a defined correlation with the outcome."]
+    row = table.loc[best]
+    sentences = [
+        f"For a task left out of the fit, the best predictor from metrics, {best}, reaches a mean correlation of"
+        f" r = {row['r_mean']:.2f} with {TARGET_NAMES[target]} (± {row['r_std']:.2f} between left-out tasks,"
+        f" mean over methods); its typical error is {row['mae']:.3f}{_beside_mean(table)}."
+    ]
+    additive = table["r_mean"].get("additive", float("nan"))
+    if not np.isnan(additive):
+        beats = row["r_mean"] > additive
+        sentences.append(
+            f"The additive baseline, which sees no metric and only knows how the partner merges with others, reaches"
+            f" r = {additive:.2f}: here the metrics {'add to' if beats else 'do not beat'} what is known once the"
+            f" partner has been merged before."
+        )
+    tasks = len(analysis.tasks)
+    if tasks < 15:
+        sentences.append(
+            f"With {tasks} tasks each of these correlations rests on at most {tasks - 1} pairs at a time: read them"
+            " as rough."
+        )
+    return sentences
+
+
+def _beside_mean(table: pd.DataFrame) -> str:
+    error = table["mae"].get("mean", float("nan"))
+    return "" if np.isnan(error) else f", against {error:.3f} for always saying the training mean"
+
+
+def summary_table(analysis: Analysis) -> "Table":
+    """Lay out one row a method for the terminal: mean and worst outcome, best predictor's and additive r."""
+    from rich.table import Table
+
+    shown = Table(title=analysis.title, title_justify="left")
+    shown.add_column("method")
+    target = analysis.targets[0] if analysis.targets else TARGETS[0]
+    numbers = (f"mean {target}", f"worst {target}", "best predictor", "its r", "additive r")
+    for name in numbers:
+        shown.add_column(name, justify="left" if name == "best predictor" else "right")
+    records = analysis.prediction.records if analysis.prediction is not None else []
+    for method, row in method_table(analysis.pairs, analysis.methods, analysis.alphas).iterrows():
+        best = best_predictor(records, target, str(method))
+        shown.add_row(
+            str(method),
+            number(row[f"mean_{target}"]),
+            number(row[f"worst_{target}"]),
+            best or "–",
+            number(_record_r(records, str(method), target, best)),
+            number(_record_r(records, str(method), target, "additive")),
+        )
+    return shown
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """Write a number for a reader; a dash where it is undefined or unknown."""
+    if value is None or (isinstance(value, float | np.floating) and np.isnan(value)):
+        return "–"
+    if isinstance(value, bool | int | np.integer | str):
+        return str(value)
+    return f"{value:.{digits}f}" if isinstance(value, float | np.floating) else str(value)
+
+
+def _record_r(
+    records: Sequence[Mapping[str, Any]], method: str, target: str, predictor: str | None
+) -> float | None:
+    wanted = (method, target, predictor)
+    return next((r["r_mean"] for r in records if (r["method"], r["target"], r["predictor"]) == wanted), None)

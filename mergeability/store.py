@@ -1,0 +1,170 @@
+"""A content-addressed cache: whatever was computed once is found again, by any run and any process.
+
+A value is filed under the SHA-256 of its key, and the key holds everything the value depends on (hashes of
+checkpoints and data, every option, a version of the algorithm). So an entry never goes stale: changed input
+is another key. Writes go to a temporary file that is renamed over the final one, hence a reader sees a whole
+entry or none, also when two processes compute the same value or one is killed.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergeability.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+
+def canonical_json(value: Any) -> str:
+    """Write a value as JSON in the one form that is hashed: sorted keys, no spaces, floats by `repr`."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """Hash any JSON-able value: the SHA-256 of its canonical JSON, 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that becomes `path` only when the block ends without an error.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written; nothing half-written remains.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        # mkstemp makes files that only their owner reads; results are meant to be shared.
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write {path}: {error.strerror or error}. Free some space or set paths.root elsewhere."
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; None where there is none.
+
+    Raises:
+        UserError: it is there but is not JSON.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}). Delete it and run again what made it.") from error
+
+
+class Store:
+    """Keep computed tensors and records on disk, keyed by content.
+
+    Args:
+        root: folder of the store; `None` keeps everything in memory, for notebooks and tests.
+
+    Attributes:
+        computed: how many entries of each kind this process computed.
+        found: how many entries of each kind it found ready.
+    """
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        self.root = None if root is None else Path(root)
+        self.computed: Counter[str] = Counter()
+        self.found: Counter[str] = Counter()
+        self._memory: dict[tuple[str, str], Any] = {}
+
+    def path(self, kind: str, key: Mapping[str, Any], suffix: str) -> Path:
+        """Say where an entry lies: `<root>/<kind>/<2 digits>/<64 digits><suffix>`.
+
+        Raises:
+            UserError: the store lives in memory.
+        """
+        if self.root is None:
+            raise UserError("A store in memory has no files: give it a folder.")
+        name = digest(key)
+        return self.root / kind / name[:2] / f"{name}{suffix}"
+
+    def arrays(
+        self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, "Tensor"]]
+    ) -> dict[str, "Tensor"]:
+        """Return the named tensors filed under `key`, computing and keeping them the first time."""
+        if self.root is None:
+            return dict(self._remember(kind, key, compute))
+        import safetensors
+        import safetensors.torch
+
+        path = self.path(kind, key, ".safetensors")
+        if path.exists():
+            try:
+                tensors = safetensors.torch.load_file(path)
+            except safetensors.SafetensorError:
+                # Cannot come from a killed writer (renames are atomic), only from a damaged disk or a hand edit.
+                logger.warning("Damaged entry %s: computing it again.", path)
+            else:
+                self.found[kind] += 1
+                return tensors
+        tensors = {name: tensor.contiguous() for name, tensor in compute().items()}
+        self.computed[kind] += 1
+        with atomic_file(path) as temporary:
+            safetensors.torch.save_file(tensors, temporary, metadata={"key": canonical_json(key)})
+        return tensors
+
+    def record(
+        self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """Return the JSON-able record filed under `key`, computing and keeping it the first time."""
+        if self.root is None:
+            return dict(self._remember(kind, key, compute))
+        path = self.path(kind, key, ".json")
+        if path.exists():
+            try:
+                value = json.loads(path.read_text(encoding="utf-8"))["value"]
+            except (json.JSONDecodeError, KeyError):
+                logger.warning("Damaged entry %s: computing it again.", path)
+            else:
+                self.found[kind] += 1
+                return value
+        value = dict(compute())
+        self.computed[kind] += 1
+        write_text(path, json.dumps({"key": key, "value": value}, indent=1, allow_nan=False))
+        return value
+
+    def has_record(self, kind: str, key: Mapping[str, Any]) -> bool:
+        """Say whether a record is there, without reading it."""
+        if self.root is None:
+            return (kind, digest(key)) in self._memory
+        return self.path(kind, key, ".json").exists()
+
+    def _remember(self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, Any]]) -> Any:
+        place = (kind, digest(key))
+        if place in self._memory:
+            self.found[kind] += 1
+        else:
+            self._memory[place] = dict(compute())
+            self.computed[kind] += 1
+        return self._memory[place]

@@ -1,0 +1,71 @@
+"""CLIP models: built from a seed without a network, and their preprocessing and tokens against open_clip's."""
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from mergeability.errors import UserError
+
+def test_a_seed_fixes_the_weights_and_global_random_state_is_left_alone(tiny_model):
+    before = torch.random.get_rng_state()
+    first, again, other = (tiny_model().build(seed).state_dict() for seed in (0, 0, 1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["visual.conv1.weight"], other["visual.conv1.weight"])
+
+
+def test_a_built_model_is_open_clips_own_in_evaluation_mode(tiny_model):
+    clip = tiny_model().build()
+    assert type(clip) is open_clip.CLIP
+    assert not clip.training
+    assert clip.visual(torch.zeros(2, 3, 32, 32)).shape == (2, 16)
+
+
+def test_a_published_architecture_builds_on_the_meta_device_from_a_seed(tiny_model):
+    model = tiny_model(architecture="ViT-B-16-quickgelu")
+    with torch.device("meta"):
+        clip = model.build()
+    assert clip.visual.conv1.weight.shape == (768, 3, 32, 32)
+    assert all(parameter.is_meta for parameter in clip.parameters())
+    assert isinstance(clip.visual.transformer.resblocks[0].mlp.gelu, open_clip.transformer.QuickGELU)
+    assert (model.image_size, model.context_length) == (224, 77)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (50, 40), (21, 43)])
+def test_preprocessing_agrees_with_open_clips_transform(size, tiny_model):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    expected = open_clip.image_transform(32, is_train=False)(Image.fromarray(pixels))[None]
+    # Pillow rounds to whole grey levels in between, so allow one of 256 levels; std is at least 0.26.
+    tolerance = 0 if size == (32, 32) else 1.5 / 255 / 0.26
+    torch.testing.assert_close(tiny_model().preprocess(images), expected, atol=tolerance + 1e-5, rtol=0)
+
+
+def test_preprocessing_leaves_its_input_as_it_was(tiny_model):
+    images = torch.full((1, 3, 32, 32), 7, dtype=torch.uint8)
+    tiny_model().preprocess(images)
+    assert images.unique().tolist() == [7]
+
+
+def test_tokens_are_open_clips_cut_to_the_context(tiny_model):
+    sentences = ["a photo of the digit three", "a " * 40]
+    tokens = tiny_model().tokenize(sentences)
+    assert tokens.shape == (2, 12)
+    assert torch.equal(tokens[0], open_clip.tokenize(sentences[:1])[0, :12])
+    # A sentence that is cut still ends with the end-of-text token, which the text tower reads its feature at.
+    assert tokens[1, -1] == 49407
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "ViT-Z"}, "no architecture 'ViT-Z'"),
+        ({"architecture": "ViT-B-16-quickgelu", "pretrained": "nobody"}, "openai.*got 'nobody'"),
+        ({"pretrained": "openai"}, "model.pretrained=null"),
+    ],
+)
+def test_models_that_do_not_exist_are_refused(changes, message, tiny_model):
+    with pytest.raises(UserError, match=message):
+        tiny_model(**changes)

@@ -1,0 +1,222 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from mergeability.errors import UserError
+from mergeability.profiles import profiles as profiles_module
+from mergeability.profiles.activations import mean_activation
+from mergeability.profiles.gradients import task_gradients
+from mergeability.profiles.profiles import Profiles
+from mergeability.profiles.views import Views
+from mergeability.store import Store
+from mergeability.task_vectors import TaskVectors
+
+TASKS = ("a", "b", "c")
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.transformer = nn.Module()
+        self.transformer.resblocks = nn.ModuleList([nn.Linear(6, 6)])
+        self.proj = nn.Linear(6, 4)
+        self.register_buffer("steps", torch.tensor(0))
+
+    def forward(self, images):
+        tokens = images.transpose(1, 2).flatten(2)
+        return self.proj(torch.tanh(self.transformer.resblocks[0](tokens)).mean(1))
+
+
+def state_of(seed, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        f"visual.{name}": scale * torch.randn(value.shape, generator=generator)
+        if value.is_floating_point()
+        else value
+        for name, value in Encoder().state_dict().items()
+    }
+
+
+@pytest.fixture
+def files(tmp_path):
+    base = state_of(0)
+    states = {"base": base}
+    for seed, task in enumerate(TASKS, start=1):
+        change = state_of(seed, scale=0.1)
+        states[task] = {name: value + change[name] for name, value in base.items()}
+    for name, state in states.items():
+        safetensors.torch.save_file(state, tmp_path / f"{name}.safetensors")
+    return tmp_path
+
+
+@pytest.fixture
+def views():
+    generator = torch.Generator().manual_seed(3)
+    calibration = {
+        task: (torch.randn(4, 3, 5, 2, generator=generator), torch.randint(0, 3, (4,), generator=generator))
+        for task in TASKS
+    }
+    heads = {task: torch.randn(3, 4, generator=generator) for task in TASKS}
+    return Views(Encoder(), heads, calibration)
+
+
+@pytest.fixture
+def load(files):
+    def load_into(store=None, tasks=TASKS):
+        paths = {task: files / f"{task}.safetensors" for task in tasks}
+        return TaskVectors.load(paths, files / "base.safetensors", store=store)
+
+    return load_into
+
+
+def state(files, task):
+    loaded = safetensors.torch.load_file(files / f"{task}.safetensors")
+    return {name.removeprefix("visual."): value for name, value in loaded.items()}
+
+
+def gram_of(rows):
+    flat = np.stack([np.asarray(row, dtype=np.float64).ravel() for row in rows])
+    return flat @ flat.T
+
+
+def test_grams_of_task_vectors_agree_with_numpy(load, files, monkeypatch):
+    vectors = load()
+    base = state(files, "base")
+    names = [name.removeprefix("visual.") for name in vectors.names]
+    deltas = {task: [(state(files, task)[name] - base[name]).numpy() for name in names] for task in TASKS}
+    whole = gram_of([np.concatenate([delta.ravel() for delta in deltas[task]]) for task in TASKS])
+    np.testing.assert_allclose(Profiles(vectors).gram("task_vector"), whole, rtol=1e-6)
+    # In chunks, as a layer of a large model is.
+    monkeypatch.setattr(profiles_module, "_COLUMNS", 5)
+    layers = Profiles(load()).layer_grams("task_vector")
+    for layer in range(len(names)):
+        np.testing.assert_allclose(layers[layer], gram_of([deltas[task][layer] for task in TASKS]), rtol=1e-6)
+    with pytest.raises(ValueError, match="read-only"):
+        layers[0, 0, 0] = 1
+
+
+def test_views_agree_with_one_model_after_the_other(load, files, views):
+    profiles = Profiles(load(), views)
+    pool = torch.cat([views.calibration[task][0] for task in TASKS])
+    means = [mean_activation(views.encoder, state(files, task), pool) for task in TASKS]
+    np.testing.assert_allclose(profiles.gram("activation"), gram_of(means), rtol=1e-5)
+    found = [
+        task_gradients(views.encoder, state(files, task), views.heads[task], *views.calibration[task])
+        for task in TASKS
+    ]
+    of_encoder = [torch.cat([gradient.ravel() for gradient in one.encoder.values()]) for one in found]
+    np.testing.assert_allclose(profiles.gram("encoder_gradient"), gram_of(of_encoder), rtol=1e-5)
+    np.testing.assert_allclose(
+        profiles.gram("input_gradient"), gram_of([one.inputs for one in found]), rtol=1e-5
+    )
+
+
+def test_the_pool_can_be_pinned(load, files, views):
+    pinned = Profiles(load(), replace(views, pool=("c", "a"))).gram("activation")
+    pool = torch.cat([views.calibration["a"][0], views.calibration["c"][0]])
+    means = [mean_activation(views.encoder, state(files, task), pool) for task in TASKS]
+    np.testing.assert_allclose(pinned, gram_of(means), rtol=1e-5)
+
+
+ALL_VIEWS = ("task_vector", "activation", "encoder_gradient", "input_gradient")
+
+
+def test_a_second_run_computes_nothing(load, views, tmp_path):
+    first = Profiles(load(Store(tmp_path / "store")), views)
+    expected = [first.gram(view) for view in ALL_VIEWS]
+    computed = first.task_vectors.store.computed
+    assert computed["gradient"] == computed["activation"] == 3
+    store = Store(tmp_path / "store")
+    again = Profiles(load(store), replace(views, batch_size=1))
+    for view, gram in zip(ALL_VIEWS, expected, strict=True):
+        np.testing.assert_array_equal(again.gram(view), gram)
+    assert not store.computed
+
+
+def test_a_joining_model_costs_one_pass(load, views, tmp_path):
+    pinned = replace(views, pool=TASKS)
+    Profiles(load(Store(tmp_path / "store"), TASKS[:2]), pinned).gram("activation")
+    store = Store(tmp_path / "store")
+    Profiles(load(store), pinned).gram("activation")
+    assert (store.computed["activation"], store.found["activation"]) == (1, 2)
+
+
+def test_changed_evidence_is_computed_again(load, views, tmp_path):
+    root = tmp_path / "store"
+    profiles = Profiles(load(Store(root)), views)
+    profiles.gram("encoder_gradient")
+    profiles.gram("activation")
+    images, labels = views.calibration["a"]
+    other_labels = replace(views, calibration={**views.calibration, "a": (images, (labels + 1) % 3)})
+    other_head = replace(views, heads={**views.heads, "b": views.heads["b"] + 1})
+    other_images = replace(views, calibration={**views.calibration, "a": (images + 1, labels)})
+    other_layer = replace(views, layer="proj")
+    other_encoder = Encoder()
+    other_encoder.act = nn.GELU()
+    for changed, gradients, activations in (
+        (other_labels, 1, 0),
+        (other_head, 1, 0),
+        (other_images, 1, 3),
+        (other_layer, 0, 3),
+        (replace(views, encoder=other_encoder), 3, 3),
+    ):
+        store = Store(root)
+        changed_profiles = Profiles(load(store), changed)
+        changed_profiles.gram("encoder_gradient")
+        changed_profiles.gram("activation")
+        assert (store.computed["gradient"], store.computed["activation"]) == (gradients, activations)
+
+
+def test_progress_sees_every_loop(load, views):
+    seen = {}
+
+    def progress(items, description, total):
+        items = list(items)
+        seen[description] = (len(items), total)
+        return items
+
+    profiles = Profiles(load(), views, progress=progress)
+    for view in ALL_VIEWS:
+        profiles.gram(view)
+    profiles.subspace_overlaps("right", "top", 2)
+    assert seen == {
+        "task vectors": (4, 4),
+        "activations": (3, 3),
+        "gradients": (3, 3),
+        "singular vectors": (2, 2),
+    }
+
+
+def test_what_is_not_finite_is_an_error(load, views):
+    images, labels = views.calibration["b"]
+    broken = replace(views, calibration={**views.calibration, "b": (images * torch.inf, labels)})
+    with pytest.raises(UserError, match="encoder_gradient of 'b' is not finite"):
+        Profiles(load(), broken).gram("encoder_gradient")
+
+
+def test_what_is_missing_is_named(load, views):
+    vectors = load()
+    with pytest.raises(UserError, match="one of the views"):
+        Profiles(vectors).gram("weights")
+    with pytest.raises(UserError, match="need images and heads"):
+        Profiles(vectors).gram("activation")
+    with pytest.raises(UserError, match="side left or right"):
+        Profiles(vectors).subspace_overlaps("upper", "top", 3)
+    without_head = replace(views, heads={"a": views.heads["a"]})
+    with pytest.raises(UserError, match="No zero-shot head for 'b'"):
+        Profiles(vectors, without_head).gram("encoder_gradient")
+    without_images = replace(views, calibration={"a": views.calibration["a"]})
+    with pytest.raises(UserError, match="No calibration images for 'b'"):
+        Profiles(vectors, without_images).gram("input_gradient")
+    images, labels = views.calibration["c"]
+    fewer = replace(views, calibration={**views.calibration, "c": (images[:2], labels[:2])})
+    with pytest.raises(UserError, match=r"'c' has \(2, 3, 5, 2\)"):
+        Profiles(vectors, fewer).gram("input_gradient")
+    other = Encoder()
+    other.proj = nn.Linear(6, 5)
+    with pytest.raises(UserError, match=r"'visual.proj.weight' of shape \(5, 6\).*\(4, 6\)"):
+        Profiles(vectors, replace(views, encoder=other)).gram("activation")

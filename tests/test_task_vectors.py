@@ -1,0 +1,208 @@
+import logging
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from mergeability.checkpoints import Checkpoint
+from mergeability.errors import UserError
+from mergeability.store import Store
+from mergeability.task_vectors import TaskVectors
+
+SHAPES = {"visual.proj": (6, 4), "visual.ln.weight": (4,), "visual.conv1.weight": (4, 3, 2, 2)}
+
+
+def random_state(seed, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: scale * torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+
+
+def moved(state, seed, scale=0.1):
+    return {name: value + scale * random_state(seed)[name] for name, value in state.items()}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_file(name, tensors):
+        path = tmp_path / f"{name}.safetensors"
+        safetensors.torch.save_file(tensors, path)
+        return path
+
+    return write_file
+
+
+@pytest.fixture
+def files(write):
+    base = random_state(0)
+    models = {task: write(task, moved(base, seed)) for seed, task in enumerate(["b", "a", "c"], start=1)}
+    return {"base": write("base", base), "models": models}
+
+
+@pytest.fixture
+def task_vectors(files):
+    return TaskVectors.load(files["models"], files["base"])
+
+
+def read_numpy(path):
+    return {name: tensor.numpy() for name, tensor in safetensors.torch.load_file(path).items()}
+
+
+def test_stack_is_the_difference_to_the_base(files, task_vectors):
+    base = read_numpy(files["base"])
+    assert task_vectors.tasks == ("b", "a", "c")
+    assert list(task_vectors) == sorted(SHAPES)
+    for name in SHAPES:
+        expected = np.stack([read_numpy(path)[name] - base[name] for path in files["models"].values()])
+        np.testing.assert_array_equal(task_vectors[name].numpy(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes_are_subtracted_in_float32(write, dtype):
+    base = {name: value.to(dtype) for name, value in random_state(0).items()}
+    model = {name: value.to(dtype) for name, value in moved(random_state(0), 1).items()}
+    vectors = TaskVectors.load({"a": write("a", model)}, write("base", base))
+    for name in SHAPES:
+        assert vectors[name].dtype == torch.float32
+        torch.testing.assert_close(vectors[name][0], model[name].float() - base[name].float(), rtol=0, atol=0)
+        assert vectors.base(name).dtype == dtype
+
+
+def test_loading_reads_no_tensor(files, monkeypatch):
+    monkeypatch.setattr(Checkpoint, "tensor", lambda *_: pytest.fail("a tensor was read"))
+    assert len(TaskVectors.load(files["models"], files["base"])) == 3
+
+
+def test_the_caller_owns_a_stack(task_vectors):
+    before = task_vectors["visual.proj"].clone()
+    task_vectors["visual.proj"].zero_()
+    task_vectors.svd("visual.proj")[0].zero_()
+    torch.testing.assert_close(task_vectors["visual.proj"], before, rtol=0, atol=0)
+    assert task_vectors.svd("visual.proj")[0].any()
+
+
+def test_nothing_in_memory_changes_nothing(files, task_vectors):
+    streamed = TaskVectors.load(files["models"], files["base"], keep_below=0)
+    for name in SHAPES:
+        assert torch.equal(streamed[name], task_vectors[name])
+    for left, right in zip(streamed.svd("visual.proj"), task_vectors.svd("visual.proj"), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_select_keeps_the_order_asked_for(task_vectors):
+    pair = task_vectors.select(["c", "b"])
+    assert pair.tasks == ("c", "b")
+    assert torch.equal(pair["visual.proj"], task_vectors["visual.proj"][[2, 0]])
+    assert task_vectors.tasks == ("b", "a", "c")
+
+
+@pytest.mark.parametrize("tasks", [["a", "x"], [], ["a", "a"]])
+def test_select_refuses(task_vectors, tasks):
+    with pytest.raises(UserError, match="distinct tasks"):
+        task_vectors.select(tasks)
+
+
+def test_svd_agrees_with_numpy(files, task_vectors):
+    U, S, Vh = task_vectors.svd("visual.proj")
+    base = read_numpy(files["base"])
+    for row, path in enumerate(files["models"].values()):
+        delta = read_numpy(path)["visual.proj"] - base["visual.proj"]
+        np.testing.assert_allclose(S[row], np.linalg.svd(delta, compute_uv=False), rtol=1e-5)
+        np.testing.assert_allclose((U[row] * S[row]) @ Vh[row], delta, atol=1e-6)
+    assert [factor.shape for factor in task_vectors.svd("visual.proj", 2)] == [(3, 6, 2), (3, 2), (3, 2, 4)]
+
+
+def test_svd_is_computed_once_per_model(files, tmp_path):
+    models, base = dict(files["models"]), files["base"]
+    last = models.popitem()
+    first = TaskVectors.load(models, base, store=Store(tmp_path / "store"))
+    first.svd("visual.proj")
+    assert first.store.computed["svd"] == 2
+    again = TaskVectors.load({**models, last[0]: last[1]}, base, store=Store(tmp_path / "store"))
+    again.svd("visual.proj")
+    assert (again.store.computed["svd"], again.store.found["svd"]) == (1, 2)
+
+
+def test_svd_of_a_vector_is_refused(task_vectors):
+    with pytest.raises(UserError, match=r"Expected a matrix, got 'visual.ln.weight'"):
+        task_vectors.svd("visual.ln.weight")
+
+
+def test_transformed_deltas_are_seen_everywhere_and_filed_nowhere(task_vectors):
+    task_vectors.svd("visual.proj")
+    doubled = task_vectors.transformed(lambda _task, _name, delta: 2 * delta)
+    assert torch.equal(doubled["visual.proj"], 2 * task_vectors["visual.proj"])
+    torch.testing.assert_close(doubled.svd("visual.proj")[1], 2 * task_vectors.svd("visual.proj")[1])
+    twice = doubled.select(["a"]).transformed(lambda task, _name, delta: delta + len(task))
+    assert torch.equal(twice["visual.proj"], 2 * task_vectors.select(["a"])["visual.proj"] + 1)
+
+
+def test_integers_are_no_parameters_and_running_statistics_are_buffers(write):
+    state = {"layer4.conv.weight": torch.ones(2, 2), "layer4.bn.num_batches_tracked": torch.tensor(3)}
+    state |= {"layer4.bn.running_mean": torch.ones(2), "layer4.bn.running_var": torch.ones(2)}
+    model = {name: value + value // 2 for name, value in state.items()}
+    vectors = TaskVectors.load({"a": write("a", model)}, write("base", state))
+    assert vectors.names == vectors.matrices == ("layer4.conv.weight",)
+    assert vectors.buffers == ("layer4.bn.running_mean", "layer4.bn.running_var")
+
+
+def test_other_keys_are_named(write):
+    state = random_state(0)
+    fewer = {name: value for name, value in state.items() if name != "visual.proj"} | {
+        "visual.extra": torch.ones(1)
+    }
+    with pytest.raises(UserError, match=r"'a'.*lacks 1 such as 'visual.proj'.*'visual.extra'"):
+        TaskVectors.load({"a": write("a", fewer)}, write("base", state))
+
+
+def test_other_shapes_are_named(write):
+    other = random_state(0) | {"visual.proj": torch.zeros(6, 5)}
+    with pytest.raises(UserError, match=r"'visual.proj' has shape \(6, 5\) in the model of 'a' and \(6, 4\)"):
+        TaskVectors.load({"a": write("a", other)}, write("base", random_state(0)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_named(write, value):
+    broken = moved(random_state(0), 1)
+    broken["visual.proj"][2, 1] = value
+    vectors = TaskVectors.load({"a": write("a", broken)}, write("base", random_state(0)))
+    with pytest.raises(UserError, match=r"'visual.proj' of the model of 'a' holds NaN"):
+        vectors.stack("visual.proj")
+
+
+def test_damaged_files_are_refused(files, tmp_path):
+    truncated = tmp_path / "truncated.safetensors"
+    truncated.write_bytes(files["base"].read_bytes()[:-40])
+    with pytest.raises(UserError, match=r"truncated\.safetensors"):
+        TaskVectors.load({"a": truncated}, files["base"])
+    with pytest.raises(UserError, match="absent"):
+        TaskVectors.load({"a": tmp_path / "absent.safetensors"}, files["base"])
+    with pytest.raises(UserError, match="at least one"):
+        TaskVectors.load({}, files["base"])
+
+
+def test_relative_norms_agree_with_numpy(files, task_vectors):
+    base = read_numpy(files["base"])
+    length = np.sqrt(sum((value.astype(float) ** 2).sum() for value in base.values()))
+    for task, path in files["models"].items():
+        model = read_numpy(path)
+        delta = np.sqrt(sum(((model[name] - base[name]).astype(float) ** 2).sum() for name in SHAPES))
+        assert task_vectors.relative_norms()[task] == pytest.approx(delta / length, rel=1e-6)
+
+
+def test_another_base_is_refused_and_a_doubtful_one_warned_about_once(write, caplog):
+    base = write("base", random_state(0))
+    far = TaskVectors.load({"far": write("far", moved(random_state(0), 1, scale=3.0))}, base)
+    with pytest.raises(UserError, match=r"'far' was not fine-tuned from this base"):
+        far.check_base()
+    doubtful = TaskVectors.load({"doubtful": write("doubtful", moved(random_state(0), 1, scale=0.9))}, base)
+    with caplog.at_level(logging.WARNING):
+        doubtful.check_base()
+        doubtful.check_base()
+    assert caplog.text.count("'doubtful'") == 1
+
+
+def test_the_same_file_twice_is_warned_about(files, caplog):
+    with caplog.at_level(logging.WARNING):
+        TaskVectors.load({"a": files["models"]["a"], "copy": files["models"]["a"]}, files["base"])
+    assert "'a' and 'copy' are the same file" in caplog.text
