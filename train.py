@@ -15,13 +15,13 @@ logger = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Train unless it is done; what the configuration names as `run` does the training."""
-    entry.require_task(cfg)
     folder, settings = Path(cfg.folder), entry.settings(cfg)
     if cfg.base is not None:
         settings["base_sha256"] = entry.base_hash(cfg)
     if finished_card(folder, settings, overwrite=cfg.overwrite):
         logger.info("Already finished: %s (overwrite=true trains again)", folder)
         return
+    entry.quiet_lightning()
     with entry.loggers(cfg) as loggers:
         train = hydra.utils.instantiate(cfg.run, _partial_=True, _convert_="all")
         train(loggers=loggers, record=settings)

@@ -324,7 +324,9 @@ def _analyse_table(suite: TableSuite, request: Request, clock: Clock) -> dict[st
     pairs = suite.read()
     names = list(suite.metrics or [name for name in request.metrics if name in pairs.columns])
     if not names:
-        raise UserError(f"{suite.table} has none of the metrics asked for. Name its columns in suite.metrics=[…].")
+        raise UserError(
+            f"{suite.table} has none of the metrics asked for. Name its columns in suite.metrics=[…]."
+        )
     methods = [name.removeprefix("norm_acc_") for name in pairs.columns if name.startswith("norm_acc_")]
     methods = [name for name in methods if not name.endswith(("_a", "_b"))]
     prediction = _predict(pairs, names, methods or None, request.predictors, clock, suite.rows)

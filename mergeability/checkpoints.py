@@ -52,7 +52,9 @@ class Checkpoint:
         dtypes: canonical name → dtype.
     """
 
-    def __init__(self, path: Path, shapes: dict[str, tuple[int, ...]], dtypes: dict[str, torch.dtype]) -> None:
+    def __init__(
+        self, path: Path, shapes: dict[str, tuple[int, ...]], dtypes: dict[str, torch.dtype]
+    ) -> None:
         mapping = canonical_names(list(shapes))
         self.path = path
         self.names = tuple(sorted(mapping))

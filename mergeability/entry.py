@@ -8,12 +8,12 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException, InstantiationException
@@ -62,17 +62,6 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     return found
 
 
-def require_task(cfg: DictConfig) -> None:
-    """Ask for a task where one is needed.
-
-    Raises:
-        UserError: none was chosen; names the choices.
-    """
-    if cfg.get("task") is None and cfg.base is not None:
-        choices = ", ".join(GlobalHydra.instance().config_loader().get_group_options("task"))
-        raise UserError(f"Choose what to learn with task=<name>, one of: {choices}.")
-
-
 def run_folder() -> Path:
     """Return the folder of the present job."""
     return Path(HydraConfig.get().runtime.output_dir)
@@ -90,6 +79,24 @@ def track_analysis(cfg: DictConfig, analysis: Any, report: Path) -> None:
         from mergeability.reporting.tracking import log_analysis
 
         log_analysis(run_folder(), node.project, node.group, analysis, report)
+
+
+# What Lightning says on every fit of a small model, by message: true, and of no use to the person watching.
+_LIGHTNING_WARNINGS = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r"The number of training batches .* is smaller than the logging interval",
+    r"The '.*_dataloader' does not have many workers",
+    r"Checkpoint directory .* exists and is not empty",
+)
+
+
+def quiet_lightning() -> None:
+    """Keep Lightning's tips and harmless warnings from the terminal."""
+    import lightning.pytorch  # noqa: F401  (it sets its level when imported)
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in _LIGHTNING_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,16 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("torch", "torchvision", "lightning", "open_clip_torch", "numpy", "scikit-learn", "scipy", "pandas")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "open_clip_torch",
+    "numpy",
+    "scikit-learn",
+    "scipy",
+    "pandas",
+)
 
 
 def versions() -> dict[str, str]:
@@ -20,7 +29,11 @@ def git_commit() -> str | None:
     try:
         result = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="],
-            cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10,
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
         )
     except (OSError, subprocess.SubprocessError):
         return None

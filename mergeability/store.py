@@ -51,7 +51,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         yield temporary
         # mkstemp makes files that only their owner reads; results are meant to be shared.
         temporary.chmod(0o644)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise UserError(
             f"Cannot write {path}: {error.strerror or error}. Free some space or set paths.root elsewhere."
@@ -78,7 +78,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON ({error}). Delete it and run again what made it.") from error
+        raise UserError(
+            f"{path} is not valid JSON ({error}). Delete it and run again what made it."
+        ) from error
 
 
 class Store:

@@ -40,7 +40,9 @@ def calibration_pool(tasks: Iterable[Task], n: int = 10, seed: int = 42) -> Imag
         raise UserError("Expected at least one task to draw calibration images from, got none.")
     sizes = {tuple(sample.images.shape[1:]) for sample in samples}
     if len(sizes) > 1:
-        raise UserError(f"Expected calibration images of one size, got {sorted(sizes)}. Preprocess them first.")
+        raise UserError(
+            f"Expected calibration images of one size, got {sorted(sizes)}. Preprocess them first."
+        )
     return Images(
         torch.cat([sample.images for sample in samples]), torch.cat([sample.labels for sample in samples])
     )

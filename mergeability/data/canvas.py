@@ -136,18 +136,18 @@ def paint(
     """Colour the ink, put it on an uneven background with stray lines, and add sensor noise.
 
     hues: position in `HUES` of each subject's colour; the background's hue is free. clutter: in [0, 1], how
-    weak the contrast, how uneven the background, how frequent the stray lines and how strong the noise are.
+    weak the contrast, how uneven the background, how frequent negatives (dark ink on a light background) and
+    stray lines, and how strong the noise are.
     """
     count = len(ink)
-    background = uniform(generator, 0.08, 0.92, count)
-    least, most = 0.45 - 0.2 * clutter, 0.6
-    # Towards the farther end of the lightness scale, so dark-on-light and light-on-dark are equally frequent.
-    lightness = background - (background - 0.5).sign() * uniform(generator, least, most, count)
+    background = uniform(generator, 0.05, 0.35, count)
+    lightness = background + uniform(generator, 0.4 - 0.1 * clutter, 0.55, count)
+    negative = torch.rand(count, generator=generator) < 0.3 * clutter
+    background = torch.where(negative, 1 - background, background)
+    lightness = torch.where(negative, 1 - lightness, lightness)
     hue = torch.tensor(list(HUES.values()))[hues] + uniform(generator, -0.02, 0.02, count)
     subject = hsl_to_rgb(hue, uniform(generator, 0.7, 1, count), lightness.clamp(0.25, 0.75))
-    ground = hsl_to_rgb(
-        uniform(generator, 0, 1, count), uniform(generator, 0, 0.8, count), background.clamp(0.1, 0.9)
-    )
+    ground = hsl_to_rgb(uniform(generator, 0, 1, count), uniform(generator, 0, 0.8, count), background)
     canvas = ground + clutter * _unevenness(count, generator)
     canvas = _with_stray_lines(canvas, generator, clutter)
     canvas = torch.lerp(canvas, subject.expand_as(canvas), ink[:, None])
@@ -168,7 +168,7 @@ def _with_stray_lines(
     x, y = pixel_centres()
     ends = uniform(generator, -1, 1, 4, count, 1, 1)
     distance = segment_distance(x, y, (ends[0], ends[1]), (ends[2], ends[3]))
-    drawn = (torch.rand(count, 1, 1, generator=generator) < 0.5 * clutter).float()
+    drawn = (torch.rand(count, 1, 1, generator=generator) < 0.3 * clutter).float()
     line = (1 - distance * (SIZE / 2)).clamp(0, 1) * drawn
     colour = torch.rand(count, 3, 1, 1, generator=generator)
     return torch.lerp(canvas, colour.expand_as(canvas), line[:, None])

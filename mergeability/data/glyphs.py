@@ -11,7 +11,7 @@ from torch import Tensor
 from mergeability.data.canvas import Frame, seeded_generator
 
 GLYPH_SIZE = 28
-LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+LETTERS = tuple("ABCEHKMORSTZ")
 
 # Share of the handwritten originals each split may draw from; the rest of the pool goes to "train".
 _HELD_OUT_SHARES = {"pretraining": 0.2, "validation": 0.1, "test": 0.25}
@@ -42,7 +42,7 @@ def handwritten_digits(split: str) -> tuple[Float[Tensor, "M 8 8"], Int64[Tensor
 
 @cache
 def letter_fonts() -> Float[Tensor, "fonts letters 28 28"]:
-    """Draw the capital letters in four fonts that do not depend on the machine, ink in [0, 1].
+    """Draw twelve capital letters in four fonts that do not depend on the machine, ink in [0, 1].
 
     They are Pillow's two bundled fonts (an outline one and a coarse bitmap one), and the outline font bold
     and hollow.

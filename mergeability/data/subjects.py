@@ -32,7 +32,14 @@ HOURS = (*NUMBERS[1:], "eleven", "twelve")
 # What captions say where people are less precise than the labels.
 SPOKEN_ORIENTATIONS = ("horizontal", "rising", "rising", "vertical", "falling", "falling")
 SPOKEN_WIDTHS = ("wide", "wide", "medium", "narrow", "narrow")
-ORIENTATIONS = ("horizontal", "gently rising", "steeply rising", "vertical", "steeply falling", "gently falling")
+ORIENTATIONS = (
+    "horizontal",
+    "gently rising",
+    "steeply rising",
+    "vertical",
+    "steeply falling",
+    "gently falling",
+)
 WIDTHS = {"very wide": 1.3, "wide": 2.0, "medium": 3.0, "narrow": 4.5, "very narrow": 6.75}
 DIRECTIONS = ("right", "up right", "up", "up left", "left", "down left", "down", "down right")
 POLYGONS = {"triangle": 3, "square": 4, "pentagon": 5, "hexagon": 6, "octagon": 8}

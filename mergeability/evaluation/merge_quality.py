@@ -24,7 +24,9 @@ def describe(merger: Any) -> Any:
         return {"method": f"{type(merger).__module__}.{type(merger).__qualname__}", **options}
     if merger is None or isinstance(merger, bool | int | float | str):
         return merger
-    raise UserError(f"A merge method's options must be numbers, text or methods, not {type(merger).__name__}.")
+    raise UserError(
+        f"A merge method's options must be numbers, text or methods, not {type(merger).__name__}."
+    )
 
 
 def evaluate_models(task_vectors: TaskVectors, judge: Judge) -> pd.DataFrame:
@@ -38,7 +40,9 @@ def evaluate_models(task_vectors: TaskVectors, judge: Judge) -> pd.DataFrame:
     for task in task_vectors.tasks:
         zero_shot = judge.accuracies({"file": base}, lambda: _state_of_base(task_vectors), (task,))
         own = task_vectors.hashes[task]
-        tuned = judge.accuracies({"file": own}, lambda task=task: task_vectors.model(task).state_dict(), (task,))
+        tuned = judge.accuracies(
+            {"file": own}, lambda task=task: task_vectors.model(task).state_dict(), (task,)
+        )
         classes = len(judge.heads[task])
         rows[task] = {
             "classes": classes,

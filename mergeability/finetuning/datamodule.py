@@ -25,9 +25,11 @@ class EpochShuffle(Sampler[list[int]]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
+        # A generator, so that the order is drawn with the first batch: when it resumes, Lightning makes the
+        # iterator before it says which epoch it is.
         generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
-        order = torch.randperm(self.size, generator=generator)
-        return iter([batch.tolist() for batch in order.split(self.batch_size)])
+        for batch in torch.randperm(self.size, generator=generator).split(self.batch_size):
+            yield batch.tolist()
 
     def __len__(self) -> int:
         return -(-self.size // self.batch_size)

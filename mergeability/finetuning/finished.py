@@ -26,7 +26,9 @@ def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     return [f"{name} (there {there.get(name)!r}, now {here.get(name)!r})" for name in names]
 
 
-def finished_card(folder: Path, settings: Mapping[str, Any], overwrite: bool = False) -> dict[str, Any] | None:
+def finished_card(
+    folder: Path, settings: Mapping[str, Any], overwrite: bool = False
+) -> dict[str, Any] | None:
     """Return the card of a finished training with the same settings, or None where there is work to do.
 
     Raises:

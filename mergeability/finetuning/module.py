@@ -66,6 +66,8 @@ class FineTuningModule(pl.LightningModule):
         penalty: a term beside the loss; None, or one of strength 0, leaves plain fine-tuning.
     """
 
+    head: Tensor
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -83,9 +85,8 @@ class FineTuningModule(pl.LightningModule):
         initial = [p.detach().clone() for p in self.trained] if self.penalty else []
         for index, tensor in enumerate(initial):
             self.register_buffer(f"initial_{index}", tensor, persistent=False)
-        self.accuracies = nn.ModuleDict(
-            {stage: MulticlassAccuracy(len(head), average="micro") for stage in ("train_", "validation_")}
-        )
+        self.train_accuracy = MulticlassAccuracy(len(head), average="micro")
+        self.validation_accuracy = MulticlassAccuracy(len(head), average="micro")
         self._batch: tuple[Tensor, Tensor] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -105,18 +106,18 @@ class FineTuningModule(pl.LightningModule):
         """Return the task loss; the penalty joins in `backward`."""
         self._batch = batch
         loss, logits = self._loss(batch)
-        self.accuracies["train_"](logits, batch[1])
+        self.train_accuracy(logits, batch[1])
         self.log("train/loss", loss, prog_bar=True)
-        self.log("train/accuracy", self.accuracies["train_"], on_step=False, on_epoch=True, prog_bar=True)
+        self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         """Log loss and accuracy on held-out training data."""
         loss, logits = cross_entropy(self.encoder, self.head, self.preprocess(batch[0]), batch[1])
-        self.accuracies["validation_"](logits, batch[1])
+        self.validation_accuracy(logits, batch[1])
         size = len(batch[1])
         self.log("validation/loss", loss, batch_size=size)
-        self.log("validation/accuracy", self.accuracies["validation_"], prog_bar=True, batch_size=size)
+        self.log("validation/accuracy", self.validation_accuracy, prog_bar=True, batch_size=size)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Accumulate the gradient of loss and penalty.

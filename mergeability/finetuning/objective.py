@@ -1,5 +1,6 @@
 """What fine-tuning minimises: cross-entropy through a frozen head, plus an optional penalty."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,6 +9,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
+
+from mergeability.errors import UserError
 
 
 def cross_entropy(
@@ -50,17 +53,18 @@ class Penalty(Protocol):
     gradients rather than for a scalar lets a penalty correct the gradient where R has no cheap graph.
 
     Attributes:
+        name: of the penalty, in logs and messages.
         strength: λ ≥ 0; with 0 the penalty is never called, so training is plain, bit for bit.
         second_order: whether it differentiates the loss twice, which fused attention kernels cannot do.
     """
 
-    @property
-    def strength(self) -> float | int: ...
+    name: str
+    strength: float | int
+    second_order: bool
 
-    @property
-    def second_order(self) -> bool: ...
-
-    def gradients(self, step: Step) -> tuple[tuple[Tensor, ...], Float[Tensor, ""]]: ...
+    def gradients(self, step: Step) -> tuple[tuple[Tensor, ...], Float[Tensor, ""]]:
+        """Return ∇(L + strength · R) for every parameter, and R."""
+        ...
 
 
 def loss_gradients(loss: Tensor, parameters: Sequence[nn.Parameter], create_graph: bool = False) -> tuple:
@@ -77,8 +81,12 @@ def loss_gradients(loss: Tensor, parameters: Sequence[nn.Parameter], create_grap
 
 def squared_norm(tensors: Sequence[Tensor]) -> Float[Tensor, ""]:
     """Sum the squares of all entries: ‖x‖² of the concatenated tensors, in float32 at least."""
-    return torch.stack([tensor.float().square().sum() if tensor.dtype.itemsize < 4 else tensor.square().sum()
-                        for tensor in tensors]).sum()
+    return torch.stack(
+        [
+            tensor.float().square().sum() if tensor.dtype.itemsize < 4 else tensor.square().sum()
+            for tensor in tensors
+        ]
+    ).sum()
 
 
 def check_strength(name: str, strength: float | int) -> None:
@@ -87,9 +95,5 @@ def check_strength(name: str, strength: float | int) -> None:
     Raises:
         UserError: it is.
     """
-    import math
-
-    from mergeability.errors import UserError
-
     if not (math.isfinite(strength) and strength >= 0):
         raise UserError(f"reg.lambda of {name} must be a finite number ≥ 0, not {strength}.")

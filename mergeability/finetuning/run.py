@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
@@ -41,7 +41,7 @@ def finetune(
     seed: int = 0,
     trainer: Mapping[str, Any] | None = None,
     loggers: Sequence[Logger] = (),
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback | None] = (),
     record: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Fine-tune the visual encoder on one task; return the card.
@@ -77,7 +77,8 @@ def finetune(
     before = {name: accuracy(encoder, head, model.preprocess, images) for name, images in judged.items()}
     module = FineTuningModule(encoder, head, model.preprocess, settings, penalty)
     began = time.monotonic()
-    _fit(module, TaskDataModule(splits["train"], splits["validation"], settings.batch_size, seed), settings, folder, record, trainer or {}, loggers, callbacks)
+    data = TaskDataModule(splits["train"], splits["validation"], settings.batch_size, seed)
+    _fit(module, data, settings, folder, record, trainer or {}, loggers, callbacks)
     seconds = time.monotonic() - began
     _check_finite(encoder, task)
     after = {name: accuracy(encoder, head, model.preprocess, images) for name, images in judged.items()}
@@ -103,7 +104,11 @@ def finetune(
     shutil.rmtree(folder / "unfinished", ignore_errors=True)
     logger.info(
         "%s: test accuracy %.1f %% (base model %.1f %%) after %.1f s: %s",
-        task.name, 100 * after["test"], 100 * before["test"], seconds, folder,
+        task.name,
+        100 * after["test"],
+        100 * before["test"],
+        seconds,
+        folder,
     )
     return card
 
@@ -116,19 +121,21 @@ def _fit(
     record: Mapping[str, Any],
     options: Mapping[str, Any],
     loggers: Sequence[Logger],
-    callbacks: Sequence[Callback],
+    callbacks: Sequence[Callback | None],
 ) -> None:
     unfinished = folder / "unfinished"
     resume = _resume_from(unfinished, record)
-    saver = ModelCheckpoint(dirpath=unfinished, filename="last", enable_version_counter=False)
+    module.encoder.train()
+    callbacks = [callback for callback in callbacks if callback is not None]
     trainer = pl.Trainer(
         max_epochs=settings.epochs,
         accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=settings.gradient_clip,
         logger=list(loggers) or False,
-        callbacks=[saver, *callbacks],
+        callbacks=[saver_of_each_epoch(unfinished), *callbacks],
         num_sanity_val_steps=0,
         enable_model_summary=False,
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         default_root_dir=folder,
         **options,
     )
@@ -137,6 +144,13 @@ def _fit(
     except SystemExit as error:
         # Lightning turns Ctrl-C into an exit; the commands have their own way to end on it.
         raise KeyboardInterrupt from error
+
+
+def saver_of_each_epoch(folder: Path) -> ModelCheckpoint:
+    """Keep the state after the last whole epoch in `last.ckpt`; training continues from there."""
+    return ModelCheckpoint(
+        dirpath=folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
+    )
 
 
 def _resume_from(unfinished: Path, record: Mapping[str, Any]) -> Path | None:

@@ -46,7 +46,8 @@ def _recompose(
 ) -> Float[Tensor, "m n"]:
     """Multiply the decorrelated bases of all tasks with their singular values."""
     # A triplet without a singular value has no direction: its arbitrary vectors must not move the others.
-    zero = S[:, :1] * max(U.shape[1], Vh.shape[2]) * torch.finfo(S.dtype).eps >= S
+    tolerance = S[:, :1] * max(U.shape[1], Vh.shape[2]) * torch.finfo(S.dtype).eps
+    zero = S.le(tolerance)
     left = U.masked_fill(zero[:, None, :], 0).permute(1, 0, 2).flatten(1)
     right = Vh.masked_fill(zero[:, :, None], 0).flatten(0, 1)
     return (polar_factor(left)[0] * S.flatten()) @ polar_factor(right)[0]

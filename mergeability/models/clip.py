@@ -9,7 +9,7 @@ import open_clip
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 
 from mergeability.errors import UserError
 
@@ -79,13 +79,13 @@ class ClipModel:
 
     def preprocess(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 size size"]:
         """Resize the shorter side (bicubic, anti-aliased), crop the centre, scale to [0, 1] and normalise."""
-        pixels = images.float() / 255
         size = self.image_size
         if images.shape[-2:] != (size, size):
-            pixels = _centre_crop(_resize_shorter_side(pixels, size), size)
+            resized = resize(images, [size], InterpolationMode.BICUBIC, antialias=True)
+            images = center_crop(resized, [size, size])
         mean = torch.tensor(self.mean, device=images.device)[:, None, None]
         std = torch.tensor(self.std, device=images.device)[:, None, None]
-        return (pixels - mean) / std
+        return (images.float() / 255 - mean) / std
 
     def tokenize(self, texts: Sequence[str]) -> Int64[Tensor, "N context"]:
         """Turn sentences into tokens, cut or zero-padded to the context length."""
@@ -109,17 +109,3 @@ class ClipModel:
 def _tokenizer(context_length: int) -> open_clip.SimpleTokenizer:
     # Its vocabulary is part of the open_clip package, so no network is needed; reading it takes a second.
     return open_clip.SimpleTokenizer(context_length=context_length)
-
-
-def _resize_shorter_side(pixels: Float[Tensor, "N 3 H W"], size: int) -> Float[Tensor, "N 3 h w"]:
-    height, width = pixels.shape[-2:]
-    shorter = min(height, width)
-    target = (max(size, round(height * size / shorter)), max(size, round(width * size / shorter)))
-    resized = interpolate(pixels, size=target, mode="bicubic", antialias=True, align_corners=False)
-    # Bicubic overshoots at edges; an image file could not hold such values.
-    return resized.clamp(0, 1)
-
-
-def _centre_crop(pixels: Float[Tensor, "N 3 H W"], size: int) -> Float[Tensor, "N 3 size size"]:
-    top, left = (pixels.shape[-2] - size) // 2, (pixels.shape[-1] - size) // 2
-    return pixels[..., top : top + size, left : left + size]

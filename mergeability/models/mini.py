@@ -25,9 +25,9 @@ from mergeability.data.subjects import Subject
 from mergeability.errors import UserError
 from mergeability.models.clip import ClipModel
 
-CLUTTER = 0.5
-NAMES_KIND_ONLY = 0.25
-NAMES_WRONG_CLASS = 0.1
+CLUTTER = 0.4
+NAMES_KIND_ONLY = 0.15
+NAMES_WRONG_CLASS = 0.05
 NAMES_COLOUR = 0.3
 SENTENCES = ("{}", "{}", "a photo of {}", "a picture of {}", "an image of {}", "a drawing of {}")
 
@@ -44,7 +44,7 @@ class CaptionedImages:
 
 
 class Batches:
-    """Endless epochs over captioned images in a new order each, dealt in full batches.
+    """Endless epochs over captioned images in a new order each, dealt in full batches of all subjects.
 
     Everything is in memory, so batches are sliced rather than collated one image at a time.
     """
@@ -86,6 +86,7 @@ class ContrastivePretraining(lightning.LightningModule):
         loss = contrastive_loss(
             self.clip.visual(self.model.preprocess(images)),
             self.clip.encode_text(tokens),
+            tokens,
             self.clip.logit_scale.clamp(max=MOST_LOGIT_SCALE).exp(),
         )
         self.log("pretraining/loss", loss, prog_bar=True)
@@ -114,15 +115,21 @@ class ContrastivePretraining(lightning.LightningModule):
 def contrastive_loss(
     image_features: Float[Tensor, "N dimension"],
     text_features: Float[Tensor, "N dimension"],
+    tokens: Int64[Tensor, "N context"],
     scale: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Return CLIP's symmetric loss: ½ (CE(S, identity) + CE(Sᵀ, identity)), S the scaled cosines.
+    """Return CLIP's symmetric loss, with captions that are word for word the same as equally right.
 
-    Paper: Radford et al. 2021, Learning Transferable Visual Models From Natural Language Supervision.
+    ½ (CE(S, Y) + CE(Sᵀ, Y)), S the scaled cosines and Y[i, j] = 1/n for the n captions j equal to caption i.
+    Without repeated captions Y is the identity, and this is CLIP's loss.
+
+    Papers: Radford et al. 2021, Learning Transferable Visual Models From Natural Language Supervision; Yang et
+    al. 2022, Unified Contrastive Learning in Image-Text-Label Space.
     """
     logits = scale * normalize(image_features, dim=-1) @ normalize(text_features, dim=-1).T
-    own = torch.arange(len(logits), device=logits.device)
-    return (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
+    same = (tokens[:, None] == tokens[None, :]).all(dim=-1).to(logits.dtype)
+    right = same / same.sum(dim=1, keepdim=True)
+    return (cross_entropy(logits, right) + cross_entropy(logits.T, right)) / 2
 
 
 def captions(
@@ -184,12 +191,12 @@ def pretrain(
     """
     if model.pretrained is not None:
         raise UserError(f"Model {model.name!r} has pretrained weights already. Set model.pretrained=null.")
-    if not subjects or images_per_subject * len(subjects) < batch_size:
+    if images_per_subject * len(subjects) < batch_size:
         raise UserError(
             f"Expected enough images to fill a batch of {batch_size}, got {images_per_subject} of each of "
             f"{len(subjects)} subjects."
         )
-    data = captioned_images(model, subjects, images_per_subject, seed)
+    batches = Batches(captioned_images(model, subjects, images_per_subject, seed), batch_size, seed)
     module = ContrastivePretraining(model, model.build(seed).train(), learning_rate, weight_decay, steps)
     trainer = lightning.Trainer(
         max_steps=steps,
@@ -203,7 +210,7 @@ def pretrain(
         enable_progress_bar=_shows_progress(callbacks),
         enable_model_summary=False,
     )
-    trainer.fit(module, train_dataloaders=Batches(data, batch_size, seed))
+    trainer.fit(module, train_dataloaders=batches)
     return module.clip.cpu().eval()
 
 

@@ -1,7 +1,8 @@
 """Step 9: can the outcome of a merge be foreseen from how two models relate?
 
 A predictor is a scikit-learn regressor on a table of pairs; `conf/predictor` lists them. Plain ones
-(`sklearn.linear_model.LinearRegression` for `ols`, `sklearn.dummy.DummyRegressor` for `mean`) need no file here.
+(`sklearn.linear_model.LinearRegression` for `ols`, `sklearn.dummy.DummyRegressor` for `mean`) need no file
+here.
 """
 
 from importlib import import_module

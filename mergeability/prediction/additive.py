@@ -5,9 +5,9 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mergeability.errors import UserError
+from mergeability.prediction.arrays import Rows, Values, new_rows, training_arrays
 
 
 class Additive(RegressorMixin, BaseEstimator):
@@ -22,18 +22,17 @@ class Additive(RegressorMixin, BaseEstimator):
     def __init__(self, strength: float | int = 0.1) -> None:
         self.strength = strength
 
-    def fit(self, X: Float[np.ndarray, "n T"], y: Float[np.ndarray, " n"]) -> "Additive":
+    def fit(self, X: Rows, y: Values) -> "Additive":
         """Minimise ‖y - μ - Xu‖² + strength ‖u‖² on incidence columns X."""
         if not self.strength > 0:
             raise UserError(f"The strength of additive must be positive, not {self.strength}.")
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
+        X, y = training_arrays(self, X, y)
         mean, centred = X.mean(axis=0), X - X.mean(axis=0)
         system = centred.T @ centred + self.strength * np.eye(X.shape[1])
         self.coef_ = np.linalg.solve(system, centred.T @ (y - y.mean()))
         self.intercept_ = float(y.mean() - mean @ self.coef_)
         return self
 
-    def predict(self, X: Float[np.ndarray, "n T"]) -> Float[np.ndarray, " n"]:
+    def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
         """Add up μ and the effects of the two tasks, in outcome units."""
-        check_is_fitted(self)
-        return validate_data(self, X, dtype=np.float64, reset=False) @ self.coef_ + self.intercept_
+        return new_rows(self, X) @ self.coef_ + self.intercept_

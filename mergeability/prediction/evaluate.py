@@ -58,8 +58,8 @@ class PredictionResult:
     """What was foreseen: flat records as in `prediction.json`, and the frames behind them.
 
     `records` hold one entry a method, target and predictor, `None` where a score is undefined. `folds`,
-    `predictions` and `coefficients` have one row a fold, a validated pair and a fold's coefficient; `notes` are
-    sentences about what was left out or is undefined.
+    `predictions` and `coefficients` have one row a fold, a validated pair and a fold's coefficient; `notes`
+    are sentences about what was left out or is undefined.
     """
 
     records: list[dict[str, Any]] = field(default_factory=list)
@@ -126,10 +126,11 @@ def evaluate_predictors(
 ) -> PredictionResult:
     """Fit each predictor on each fold of each method's outcomes, and score it on the pairs left out.
 
-    A predictor is any scikit-learn regressor. Three optional traits are recognised: a class attribute `inputs`
-    ("metrics" by default, "tasks" or "both"), a `fit` argument `folds` that takes the inner leave-one-task-out of the
-    training rows, and `fit_many`, which fits all folds at once. `rows` is "per_method" or "complete" (only pairs
-    with an outcome for every method). `progress(predictor, done, total)` is called after each predictor.
+    A predictor is any scikit-learn regressor. Three optional traits are recognised: a class attribute
+    `inputs` ("metrics" by default, "tasks" or "both"), a `fit` argument `folds` that takes the inner
+    leave-one-task-out of the training rows, and `fit_many`, which fits all folds at once. `rows` is
+    "per_method" or "complete" (only pairs with an outcome for every method). `progress(predictor, done,
+    total)` is called after each predictor.
 
     Without any outcome column the result is empty, with a note.
     Raises UserError as `PairTable.validate` does.
@@ -198,6 +199,7 @@ def _fold(
 
 
 def _fit(predictor: Any, inputs: str, folds: Sequence[Fold]) -> list[Any]:
+    copies: list[Any] = [clone(predictor) for _ in folds]
     problems = [
         (
             fold.features(inputs)[fold.training],
@@ -208,9 +210,10 @@ def _fit(predictor: Any, inputs: str, folds: Sequence[Fold]) -> list[Any]:
     ]
     if hasattr(predictor, "fit_many"):
         return predictor.fit_many(problems)
-    if has_fit_parameter(predictor, "folds"):
-        return [clone(predictor).fit(X, y, folds=inner) for X, y, inner in problems]
-    return [clone(predictor).fit(X, y) for X, y, _ in problems]
+    nested = has_fit_parameter(predictor, "folds")
+    for model, (X, y, inner) in zip(copies, problems, strict=True):
+        model.fit(X, y, **({"folds": inner} if nested else {}))
+    return copies
 
 
 def _evaluate_one(name: str, predictor: Any, folds: Sequence[Fold], protocol: str) -> PredictionResult:

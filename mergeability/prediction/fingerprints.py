@@ -13,8 +13,8 @@ def fingerprints(coefficients: pd.DataFrame) -> pd.DataFrame:
     """Compare the fold-averaged coefficients of every two methods: one row a pair of methods.
 
     `coefficients` has the columns `method`, `metric` and `coefficient`, one row a fold and metric, of one
-    predictor and one target. The result has `method_a`, `method_b`, `top5_overlap` and `sign_agreement`, shares in
-    [0, 1] over the metrics that both methods have, NaN where they have none.
+    predictor and one target. The result has `method_a`, `method_b`, `top5_overlap` and `sign_agreement`,
+    shares in [0, 1] over the metrics that both methods have, NaN where they have none.
     """
     columns = ["method_a", "method_b", "top5_overlap", "sign_agreement"]
     if coefficients.empty:
@@ -30,8 +30,8 @@ def fingerprints(coefficients: pd.DataFrame) -> pd.DataFrame:
 def top_overlap(first: Float[np.ndarray, " m"], second: Float[np.ndarray, " m"], top: int = TOP) -> float:
     """Share of metrics among the `top` largest |w| of both: |top(a) ∩ top(b)| / top, in [0, 1].
 
-    Zero coefficients select nothing and never count. With fewer than `top` metrics, all of them are compared; NaN
-    of none.
+    Zero coefficients select nothing and never count. With fewer than `top` metrics, all of them are compared;
+    NaN of none.
     """
     top = min(top, len(first))
     if top == 0:

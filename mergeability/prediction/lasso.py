@@ -1,30 +1,34 @@
 """Least squares with an L1 penalty whose strength is chosen without the held-out task."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float
 from sklearn import config_context
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.linear_model import lasso_path
-from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mergeability.errors import UserError
+from mergeability.prediction.arrays import Rows, Values, new_rows, training_arrays
 
 
 class Lasso(RegressorMixin, BaseEstimator):
     """Minimise ‖y - a - Xw‖² / 2n + s ‖w‖₁, the strength s chosen by inner folds of the training rows.
 
-    `folds` marks the rows that each inner fold leaves out; leave-one-task-out gives one fold a task, a pair being in
-    two of them. The strength with the least mean squared error over the inner folds wins, of `strengths`
-    logarithmic steps from the smallest one that selects nothing down to `smallest` times that. The metrics come in
-    already scaled, by the ranges of the whole training fold. Tibshirani, 1996.
+    `folds` marks the rows that each inner fold leaves out; leave-one-task-out gives one fold a task, a pair
+    being in two of them. The strength with the least mean squared error over the inner folds wins, of
+    `strengths` logarithmic steps from the smallest one that selects nothing down to `smallest` times that.
+    The metrics come in already scaled, by the ranges of the whole training fold. Tibshirani, 1996.
     """
 
     inputs: ClassVar[str] = "metrics"
 
     def __init__(
-        self, strengths: int = 12, smallest: float = 1e-2, tolerance: float = 1e-3, max_sweeps: int = 10_000
+        self,
+        strengths: int = 12,
+        smallest: float | int = 1e-2,
+        tolerance: float | int = 1e-3,
+        max_sweeps: int = 10_000,
     ) -> None:
         self.strengths = strengths
         self.smallest = smallest
@@ -33,8 +37,8 @@ class Lasso(RegressorMixin, BaseEstimator):
 
     def fit(
         self,
-        X: Float[np.ndarray, "n m"],
-        y: Float[np.ndarray, " n"],
+        X: Rows,
+        y: Values,
         folds: Bool[np.ndarray, "folds n"] | None = None,
     ) -> "Lasso":
         """Choose the strength on the inner folds (five interleaved ones by default) and refit all rows."""
@@ -43,22 +47,21 @@ class Lasso(RegressorMixin, BaseEstimator):
                 "Lasso needs strengths >= 1 and 0 < smallest <= 1, "
                 f"not strengths={self.strengths} and smallest={self.smallest}."
             )
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
+        X, y = training_arrays(self, X, y)
         folds = _interleaved(len(y)) if folds is None else folds
         unit = float(y.std()) or 1.0  # so that `tolerance` means the same for every outcome
         outcome = y / unit
         grid = self._grid(X, outcome)
         errors = [self._fold_errors(X, outcome, left_out, grid) for left_out in folds]
-        best = int(np.argmin(np.mean(errors, axis=0))) if errors else 0
+        best = int(np.argmax(np.mean(errors, axis=0))) if errors else 0
         self.strength_ = float(grid[best] * unit)
         self.coef_ = self._path(X, outcome, grid[: best + 1])[:, -1] * unit
         self.intercept_ = float(y.mean() - X.mean(axis=0) @ self.coef_)
         return self
 
-    def predict(self, X: Float[np.ndarray, "n m"]) -> Float[np.ndarray, " n"]:
+    def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
         """Evaluate a + Xw, in outcome units."""
-        check_is_fitted(self)
-        return validate_data(self, X, dtype=np.float64, reset=False) @ self.coef_ + self.intercept_
+        return new_rows(self, X) @ self.coef_ + self.intercept_
 
     def _grid(
         self, X: Float[np.ndarray, "n m"], y: Float[np.ndarray, " n"]
@@ -86,7 +89,8 @@ class Lasso(RegressorMixin, BaseEstimator):
         X, y = X - X.mean(axis=0), y - y.mean()
         # Hundreds of small problems: checking each again costs as much as solving it.
         with config_context(assume_finite=True, skip_parameter_validation=True):
-            _, weights, _ = lasso_path(
+            solve: Any = lasso_path  # typed by its defaults, as if `precompute` were text only
+            _, weights, _ = solve(
                 X,
                 y,
                 alphas=grid,

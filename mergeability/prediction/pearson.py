@@ -1,12 +1,13 @@
-"""The published predictor: gradient ascent on the correlation of a weighted sum of metrics with the outcome."""
+"""The published predictor: gradient ascent on the correlation of weighted metrics with the outcome."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
 from sklearn.base import BaseEstimator, RegressorMixin, clone
-from sklearn.utils.validation import check_is_fitted, validate_data
+
+from mergeability.prediction.arrays import Rows, Values, new_rows, training_arrays
 
 Problem = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
@@ -18,11 +19,12 @@ _DECAYS = (0.9, 0.999)
 class Pearson(RegressorMixin, BaseEstimator):
     """Minimise -r(Xw, y) + penalty ‖w‖₁ over w by Adam, from a random start, stopping early.
 
-    `sum_to_one` rescales w to w / (Σw + 1e-8) before each step. A run stops after `patience` steps without a gain of
-    more than `tolerance`; then |w| < `cutoff` is set to 0. The score Xw is free of scale, so the outcome is
-    a + b Xw with a and b by least squares on the training rows: `coef_` is b w, `intercept_` a, `weights_` w. As r
-    does not depend on the scale of w, the penalised objective has no minimiser with w ≠ 0: what comes out
-    depends on start, step size and patience. Defaults are the published unpenalised form, arXiv 2601.22285.
+    `sum_to_one` rescales w to w / (Σw + 1e-8) before each step. A run stops after `patience` steps without a
+    gain of more than `tolerance`; then |w| < `cutoff` is set to 0. The score Xw is free of scale, so the
+    outcome is a + b Xw with a and b by least squares on the training rows: `coef_` is b w, `intercept_` a,
+    `weights_` w. As r does not depend on the scale of w, the penalised objective has no minimiser with w ≠ 0:
+    what comes out depends on start, step size and patience. Defaults are the published unpenalised form,
+    arXiv 2601.22285.
     """
 
     inputs: ClassVar[str] = "metrics"
@@ -32,11 +34,11 @@ class Pearson(RegressorMixin, BaseEstimator):
         penalty: float | int = 0.0,
         initial_std: float | int = 1.0,
         sum_to_one: bool = True,
-        learning_rate: float = 0.01,
+        learning_rate: float | int = 0.01,
         max_steps: int = 1000,
         patience: int = 50,
-        tolerance: float = 1e-4,
-        cutoff: float = 0.0,
+        tolerance: float | int = 1e-4,
+        cutoff: float | int = 0.0,
         seed: int = 0,
     ) -> None:
         self.penalty = penalty
@@ -49,11 +51,12 @@ class Pearson(RegressorMixin, BaseEstimator):
         self.cutoff = cutoff
         self.seed = seed
 
-    def fit(self, X: Float[np.ndarray, "n m"], y: Float[np.ndarray, " n"]) -> "Pearson":
+    def fit(self, X: Rows, y: Values) -> "Pearson":
         """Fit one run."""
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
+        X, y = training_arrays(self, X, y)
         fitted = self.fit_many([(X, y, None)])[0]
-        self.__dict__.update(fitted.__dict__)
+        self.n_features_in_, self.n_steps_, self.weights_ = X.shape[1], fitted.n_steps_, fitted.weights_
+        self.coef_, self.intercept_ = fitted.coef_, fitted.intercept_
         return self
 
     def fit_many(self, problems: Sequence[Problem], seeds: Sequence[int] | None = None) -> list["Pearson"]:
@@ -73,10 +76,9 @@ class Pearson(RegressorMixin, BaseEstimator):
             for (X, y, _), w, n in zip(problems, weights, steps, strict=True)
         ]
 
-    def predict(self, X: Float[np.ndarray, "n m"]) -> Float[np.ndarray, " n"]:
+    def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
         """Evaluate a + b Xw, in outcome units."""
-        check_is_fitted(self)
-        return validate_data(self, X, dtype=np.float64, reset=False) @ self.coef_ + self.intercept_
+        return new_rows(self, X) @ self.coef_ + self.intercept_
 
     def _start(self, count: int, seed: int) -> Float32[np.ndarray, " m"]:
         normal = np.random.default_rng(seed).standard_normal(count, dtype=np.float32)
@@ -113,7 +115,7 @@ class Pearson(RegressorMixin, BaseEstimator):
         return weights, steps
 
     def _in_outcome_units(self, X: np.ndarray, y: np.ndarray, weights: np.ndarray, steps: int) -> "Pearson":
-        fitted = clone(self)
+        fitted: Any = clone(self)
         score = (X - X.mean(axis=0)) @ weights
         power = score @ score
         slope = float(score @ (y - y.mean()) / power) if power > 0 else 0.0

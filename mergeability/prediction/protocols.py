@@ -1,12 +1,13 @@
 """Who may be predicted from whom: splitters over a pair table, in scikit-learn's style.
 
-A pair belongs to two tasks at once, so ordinary cross-validation would leave both of a pair's tasks in the training
-rows. A protocol has a `name` and a `split(table)` that yields one `(held_out, training_rows, validation_rows)` a fold.
+A pair belongs to two tasks at once, so ordinary cross-validation would leave both of a pair's tasks in the
+training rows. A protocol has a `name` and a `split(table)` that yields one `(held_out, training_rows,
+validation_rows)` a fold.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -16,12 +17,15 @@ from mergeability.prediction.table import PairRows
 Split = tuple[str, Int[np.ndarray, " training"], Int[np.ndarray, " validation"]]
 
 
+@runtime_checkable
 class SplitProtocol(Protocol):
     """Anything that splits pair rows into named folds."""
 
     name: ClassVar[str]
 
-    def split(self, rows: PairRows) -> Iterator[Split]: ...
+    def split(self, rows: PairRows) -> Iterator[Split]:
+        """Yield (held out, training rows, validation rows)."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,8 @@ def r2_over_training_mean(
 ) -> float:
     """Compare squared errors with those of the training mean: 1 - Σ(m - p)² / Σ(m - m̄_train)².
 
-    At most 1; 0 is no better than the training mean, below 0 is worse. Each row brings the mean of the fold that
-    predicted it. NaN where the training mean makes no error at all.
+    At most 1; 0 is no better than the training mean, below 0 is worse. Each row brings the mean of the fold
+    that predicted it. NaN where the training mean makes no error at all.
     """
     baseline = float(((measured - training_mean) ** 2).sum())
     if len(measured) == 0 or baseline == 0.0:

@@ -47,8 +47,8 @@ class PairTable:
         """Check a table of pairs and keep its task, metric and outcome columns.
 
         Raises UserError for missing or repeated columns, an outcome named as a metric, text or infinity in a
-        number column, a pair given twice or with itself, and fewer than four tasks. A metric without any value is
-        left out, with a note.
+        number column, a pair given twice or with itself, and fewer than four tasks. A metric without any
+        value is left out, with a note.
         """
         _check_columns(frame, metrics, outcomes)
         tasks = _check_pairs(frame)

@@ -133,7 +133,7 @@ class Profiles:
         return {"mean": mean}
 
     def _encoder_gradient_grams(self) -> Float64[np.ndarray, "L T T"]:
-        # Entries of the store are mapped into memory: one layer of all models is resident at a time.
+        # One layer of all models at a time.
         gradients = self._gradients()
         names = sorted(name for name in gradients[0] if name.startswith("encoder."))
         grams = [_gram(torch.stack([one[name] for one in gradients])) for name in names]
@@ -150,14 +150,16 @@ class Profiles:
         return _gram(torch.stack(inputs))[None].numpy()
 
     def _gradients(self) -> list[dict[str, Tensor]]:
-        views = self._required_views("gradient")
-        found = []
+        """Return every model's gradients as the store maps them into memory, computing what it lacks."""
         for task in self._progress(self.tasks, "gradients", len(self.tasks)):
-            key = {"model": self.task_vectors.hashes[task], **views.gradient_key(task), "version": _VERSION}
-            found.append(
-                self.task_vectors.store.arrays("gradient", key, lambda task=task: self._gradient(task))
-            )
-        return found
+            # Dropped at once: held together, the gradients of 20 large models would fill the memory.
+            self._stored_gradient(task)
+        return [self._stored_gradient(task) for task in self.tasks]
+
+    def _stored_gradient(self, task: str) -> dict[str, Tensor]:
+        vectors, views = self.task_vectors, self._required_views("gradient")
+        key = {"model": vectors.hashes[task], **views.gradient_key(task), "version": _VERSION}
+        return vectors.store.arrays("gradient", key, lambda: self._gradient(task))
 
     def _gradient(self, task: str) -> dict[str, Tensor]:
         views = self._required_views("gradient")

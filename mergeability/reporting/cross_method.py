@@ -15,7 +15,6 @@ from mergeability.prediction.table import TARGETS, outcome_methods
 from mergeability.reporting.tables import method_table, number
 from mergeability.store import atomic_file
 
-
 _STYLE = (
     "body{font:16px/1.6 system-ui,sans-serif;color:#1f2933;max-width:1100px;margin:32px auto;padding:0 16px}"
     "div{overflow-x:auto}table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}"
@@ -29,7 +28,8 @@ class CrossMethodSummary:
     """One row a method, one row a pair of methods, and what is missing.
 
     `methods` has the mean and worst outcome of each method and `r_<predictor>` for the default target;
-    `agreement` the shares `top5_overlap` and `sign_agreement` of every two methods for each predictor and target.
+    `agreement` the shares `top5_overlap` and `sign_agreement` of every two methods for each predictor and
+    target.
     """
 
     methods: pd.DataFrame
@@ -86,9 +86,9 @@ class CrossMethodSummary:
 def cross_method_summary(run_folders: Sequence[Path | str]) -> CrossMethodSummary:
     """Read the folders that analysis runs left and compare their methods.
 
-    A folder holds `pairs.csv` and, where prediction was part of the run, `prediction.json` and `coefficients.csv`. A
-    folder without a readable table is named in `missing`. A method that several folders hold keeps the folder's
-    name beside its own.
+    A folder holds `pairs.csv` and, where prediction was part of the run, `prediction.json` and
+    `coefficients.csv`. A folder without a readable table is named in `missing`. A method that several folders
+    hold keeps the folder's name beside its own.
     """
     found: list[tuple[str, pd.DataFrame, list[dict[str, Any]], pd.DataFrame]] = []
     missing: list[str] = []
@@ -133,7 +133,7 @@ def _agreement(coefficients: Sequence[pd.DataFrame]) -> pd.DataFrame:
         return pd.DataFrame(columns=columns)
     metrics = whole[~whole["metric"].str.startswith(TASK_PREFIX)]
     compared = [
-        fingerprints(rows).assign(target=target, predictor=predictor)
+        fingerprints(rows).assign(target=str(target), predictor=str(predictor))
         for (target, predictor), rows in metrics.groupby(["target", "predictor"], sort=False)
     ]
     return pd.concat(compared, ignore_index=True)[columns] if compared else pd.DataFrame(columns=columns)

@@ -31,7 +31,7 @@ _ROW_HEIGHT = 22
 def pair_matrix(
     pairs: pd.DataFrame, column: str, tasks: Sequence[str], own: float = float("nan")
 ) -> Float[np.ndarray, "T T"]:
-    """Arrange a column of the pair table as a symmetric task by task matrix; unknown cells and diagonal are NaN."""
+    """Arrange a column of the pair table as a symmetric task by task matrix, NaN where unknown."""
     index = {task: i for i, task in enumerate(tasks)}
     matrix = np.full((len(tasks), len(tasks)), np.nan)
     np.fill_diagonal(matrix, own)
@@ -48,7 +48,9 @@ def accuracy_bars(models: pd.DataFrame) -> go.Figure:
         if column in models.columns and models[column].notna().any():
             heights = _rounded(models[column].to_numpy(dtype=float))
             figure.add_bar(x=[str(t) for t in models.index], y=heights, name=label, marker={"color": colour})
-    figure.update_layout(barmode="group", bargap=0.25, height=380, xaxis={"tickangle": -40})
+    figure.update_layout(
+        barmode="group", bargap=0.25, height=380, xaxis={"tickangle": -40, "type": "category"}
+    )
     return figure
 
 
@@ -67,11 +69,8 @@ def matrix_heat_map(
     if signed:
         high = max(-low, high)
         low = -high
-    text = (
-        [["" if np.isnan(v) else _short(v) for v in row] for row in matrix]
-        if len(labels) <= _CELL_TEXT_TASKS
-        else None
-    )
+    roomy = len(labels) <= _CELL_TEXT_TASKS
+    text = [["" if np.isnan(v) else _short(v) for v in row] for row in matrix] if roomy else None
     trace = go.Heatmap(
         z=_rounded(matrix, 5),
         x=list(labels),
@@ -97,9 +96,10 @@ def matrix_heat_map(
         },
     )
     ticks = {
-        "tickfont": {"size": 11 if len(labels) <= _CELL_TEXT_TASKS else 9},
+        "tickfont": {"size": 11 if roomy else 9},
         "showgrid": False,
         "dtick": 1,
+        "type": "category",  # or tasks called "1" and "2" would be placed as numbers
     }
     layout = _layout(
         # What was not measured shows this ground instead of a colour of the scale.
@@ -161,7 +161,7 @@ def fold_correlations(folds: pd.DataFrame) -> go.Figure:
                 "title": {"text": "r on the pairs of the left-out task"},
                 "range": [min(-0.25, _low(values)), 1],
             },
-            yaxis={"dtick": 1, "tickfont": {"size": 11}, "showgrid": False},
+            yaxis={"dtick": 1, "tickfont": {"size": 11}, "showgrid": False, "type": "category"},
             height=max(300, 90 + 20 * len(ordered)),
             showlegend=False,
         ),
@@ -169,10 +169,10 @@ def fold_correlations(folds: pd.DataFrame) -> go.Figure:
 
 
 def coefficient_bars(coefficients: pd.DataFrame) -> go.Figure:
-    """Show coefficients averaged over folds, largest first, with their standard deviation over folds as whiskers."""
+    """Show coefficients averaged over folds, largest first, whiskers showing their spread over folds."""
     groups = coefficients.groupby("metric", sort=False)["coefficient"]
     table = pd.DataFrame(
-        {"mean": groups.mean(), "std": groups.std(ddof=0), "used": groups.apply(lambda c: (c != 0).mean())}
+        {"mean": groups.mean(), "std": groups.std(ddof=0), "used": groups.agg(lambda c: (c != 0).mean())}
     )
     table = table.loc[table["mean"].abs().sort_values(kind="stable").index]
     means = table["mean"].to_numpy(dtype=float)
@@ -197,7 +197,7 @@ def coefficient_bars(coefficients: pd.DataFrame) -> go.Figure:
                 "title": {"text": "coefficient"},
                 "zerolinecolor": MUTED,
             },
-            yaxis={"dtick": 1, "tickfont": {"size": 11}, "showgrid": False},
+            yaxis={"dtick": 1, "tickfont": {"size": 11}, "showgrid": False, "type": "category"},
             height=90 + _ROW_HEIGHT * len(table),
             showlegend=False,
         ),
@@ -241,7 +241,7 @@ def predictor_comparison(records: pd.DataFrame, order: Sequence[str]) -> go.Figu
             "title": {"text": "mean r over left-out tasks"},
             "range": [min(-0.1, _low(records["r_mean"])), 1.02],
         },
-        yaxis={"categoryorder": "array", "categoryarray": top_down, "showgrid": False},
+        yaxis={"type": "category", "categoryorder": "array", "categoryarray": top_down, "showgrid": False},
         height=190 + 42 * len(top_down),
     )
     figure.update_layout(layout)
@@ -278,7 +278,8 @@ def _rounded(values: np.ndarray, digits: int = 4) -> list:
     largest = np.nanmax(np.abs(values)) if np.isfinite(values).any() else 1.0
     extra = 0 if largest >= 0.1 or largest == 0 else int(-np.floor(np.log10(largest)))
     rounded = np.round(values, digits + extra).astype(object)
-    return np.where(np.isnan(values), None, rounded).tolist()
+    rounded[np.isnan(values)] = None
+    return rounded.tolist()
 
 
 def _short(value: float) -> str:

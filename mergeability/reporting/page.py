@@ -78,13 +78,13 @@ def figure_block(
 ) -> str:
     """Show figures that drop-downs choose between.
 
-    `figures` maps the chosen values, joined by "|", to the plots shown side by side for that choice; a combination
-    that is not there says so on the page.
+    `figures` maps the chosen values, joined by "|", to the plots shown side by side for that choice; a
+    combination that is not there says so on the page.
     """
     controls = "".join(_select(caption, options) for caption, options in choices)
     count = max((len(plots) for plots in figures.values()), default=0)
     boxes = f'<div class="plot{" square" if square else ""}"></div>' * count
-    data = {key: [json.loads(figure.to_json()) for figure in plots] for key, plots in figures.items()}
+    data = {key: [json.loads(str(figure.to_json())) for figure in plots] for key, plots in figures.items()}
     return (
         f'<div class="block" data-figures="{anchor}-figures">'
         f'<div class="controls">{controls}</div>'

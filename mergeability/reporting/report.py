@@ -32,6 +32,7 @@ from mergeability.reporting.tables import (
 from mergeability.store import atomic_file
 
 _LONG_LIST = 6
+_MANY_TASKS = 12
 
 _METHOD_COLUMNS = {
     "alpha": "α",
@@ -91,7 +92,8 @@ def _models(analysis: Analysis) -> Section | None:
         return None
     body = paragraphs("Test accuracy of each task before any merge.", note=True)
     body += figure_block("models", {"": [figures.accuracy_bars(analysis.models)]})
-    body += table(analysis.models, _MODEL_COLUMNS, "task")
+    accuracies = table(analysis.models, _MODEL_COLUMNS, "task")
+    body += folded("Accuracies as a table", accuracies) if len(analysis.models) > _MANY_TASKS else accuracies
     return Section("models", "The models on their own", body)
 
 

@@ -25,9 +25,9 @@ class Analysis:
     """Everything one report shows; any part may be empty.
 
     `models` is indexed by task with the accuracies `chance`, `pixel_accuracy`, `base_accuracy` and
-    `finetuned_accuracy` (whichever are known), in [0, 1]. `pairs` has one row a pair: `task_a`, `task_b`, metrics and
-    outcomes. `alphas` gives each method's scaling coefficient. `missing` are sentences, `run` the facts of
-    `run.json`.
+    `finetuned_accuracy` (whichever are known), in [0, 1]. `pairs` has one row a pair: `task_a`, `task_b`,
+    metrics and outcomes. `alphas` gives each method's scaling coefficient. `missing` are sentences, `run` the
+    facts of `run.json`.
     """
 
     title: str
@@ -65,8 +65,8 @@ def pair_name(row: Any) -> str:
 def method_table(pairs: pd.DataFrame, methods: Sequence[str], alphas: Mapping[str, Any]) -> pd.DataFrame:
     """Summarise each method over its pairs, best mean normalised accuracy first.
 
-    Indexed by method: `alpha`, `n_pairs`, `mean_norm_acc`, `worst_norm_acc`, `worst_pair`, `mean_acc`, `worst_acc`;
-    NaN or empty where unknown.
+    Indexed by method: `alpha`, `n_pairs`, `mean_norm_acc`, `worst_norm_acc`, `worst_pair`, `mean_acc`,
+    `worst_acc`; NaN or empty where unknown.
     """
     rows = []
     for method in methods:
@@ -77,7 +77,7 @@ def method_table(pairs: pd.DataFrame, methods: Sequence[str], alphas: Mapping[st
             row[f"worst_{target}"] = float(outcome.min()) if len(outcome) else float("nan")
             row["n_pairs"] = max(row["n_pairs"], len(outcome))
             if len(outcome) and not row["worst_pair"]:
-                row["worst_pair"] = pair_name(pairs.loc[outcome.idxmin()])
+                row["worst_pair"] = pair_name(pairs.loc[[outcome.idxmin()]].iloc[0])
         rows.append(row)
     columns = [
         "method",
@@ -137,16 +137,16 @@ def pair_extremes(
 ) -> tuple[str, float, str, float] | None:
     """Find the pairs that merge best and worst on average over the methods: (best, score, worst, score).
 
-    Only pairs with an outcome for every method are compared, lest a missing method flatter its pair. None where no
-    pair is complete.
+    Only pairs with an outcome for every method are compared, lest a missing method flatter its pair. None
+    where no pair is complete.
     """
     columns = [f"{target}_{m}" for m in methods if f"{target}_{m}" in pairs.columns]
     whole = pairs.dropna(subset=columns)
     if not columns or whole.empty:
         return None
     means = whole[columns].mean(axis=1)
-    best, worst = means.idxmax(), means.idxmin()
-    return pair_name(pairs.loc[best]), float(means[best]), pair_name(pairs.loc[worst]), float(means[worst])
+    best, worst = int(means.argmax()), int(means.argmin())
+    return pair_name(whole.iloc[best]), float(means.max()), pair_name(whole.iloc[worst]), float(means.min())
 
 
 def headline(analysis: Analysis) -> list[str]:
@@ -167,13 +167,17 @@ def headline(analysis: Analysis) -> list[str]:
 
 def _what_was_compared(analysis: Analysis) -> str:
     parts = [
-        f"{len(analysis.tasks)} tasks",
-        f"{len(analysis.pairs)} pairs",
-        f"{len(analysis.metrics)} metrics",
+        _counted(len(analysis.tasks), "task"),
+        _counted(len(analysis.pairs), "pair"),
+        _counted(len(analysis.metrics), "metric"),
     ]
     if analysis.methods:
-        parts.append(f"{len(analysis.methods)} merge method{'s' if len(analysis.methods) > 1 else ''}")
+        parts.append(_counted(len(analysis.methods), "merge method"))
     return f"This run compares {', '.join(parts[:-1])} and {parts[-1]}."
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _merging_sentences(analysis: Analysis) -> list[str]:
@@ -208,7 +212,8 @@ def _merging_sentences(analysis: Analysis) -> list[str]:
 
 def _prediction_sentences(analysis: Analysis) -> list[str]:
     prediction = analysis.prediction
-    assert prediction is not None
+    if prediction is None:
+        return []
     target = prediction.records[0]["target"]
     table = predictor_table(prediction.records, target)
     best = best_predictor(prediction.records, target)
@@ -244,9 +249,10 @@ def _beside_mean(table: pd.DataFrame) -> str:
 
 def summary_table(analysis: Analysis) -> "Table":
     """Lay out one row a method for the terminal: mean and worst outcome, best predictor's and additive r."""
+    from rich.markup import escape
     from rich.table import Table
 
-    shown = Table(title=analysis.title, title_justify="left")
+    shown = Table(title=escape(analysis.title), title_justify="left")
     shown.add_column("method")
     target = analysis.targets[0] if analysis.targets else TARGETS[0]
     numbers = (f"mean {target}", f"worst {target}", "best predictor", "its r", "additive r")
@@ -256,7 +262,7 @@ def summary_table(analysis: Analysis) -> "Table":
     for method, row in method_table(analysis.pairs, analysis.methods, analysis.alphas).iterrows():
         best = best_predictor(records, target, str(method))
         shown.add_row(
-            str(method),
+            escape(str(method)),
             number(row[f"mean_{target}"]),
             number(row[f"worst_{target}"]),
             best or "–",

@@ -36,7 +36,8 @@ def test_colours_agree_with_the_standard_library():
     hue, saturation, lightness = torch.rand(3, 50, generator=seeded_generator("colours"))
     converted = hsl_to_rgb(hue, saturation, lightness)[:, :, 0, 0]
     expected = [
-        colorsys.hls_to_rgb(h, li, s) for h, s, li in zip(hue.tolist(), saturation.tolist(), lightness.tolist())
+        colorsys.hls_to_rgb(h, li, s)
+        for h, s, li in zip(hue.tolist(), saturation.tolist(), lightness.tolist())
     ]
     np.testing.assert_allclose(converted.numpy(), np.array(expected), atol=1e-5)
 
@@ -74,7 +75,7 @@ def test_a_turned_frame_turns_the_object_counter_clockwise():
 
 
 def test_placed_objects_stay_on_the_canvas():
-    frame = place(200, seeded_generator("place"), scale=(0.3, 0.9), overhang=0.0)
+    frame = place(200, seeded_generator("place"), scale=(0.3, 0.9), drift=1.0)
     ink = frame.cover(frame.radius() - 1)
     area = math.pi * (frame.scale[:, 0, 0] * 16) ** 2
     assert ((ink.sum(dim=(1, 2)) / area - 1).abs() < 0.05).all()
@@ -103,4 +104,6 @@ def test_generators_are_fixed_by_all_their_parts():
         return torch.rand(4, generator=seeded_generator(*parts)).tolist()
 
     assert draw("a", 1) == draw("a", 1)
-    assert len({tuple(draw(*parts)) for parts in [("a", 1), ("a", 2), ("b", 1), ("a1",), ("a", "1", "")]}) == 5
+    assert (
+        len({tuple(draw(*parts)) for parts in [("a", 1), ("a", 2), ("b", 1), ("a1",), ("a", "1", "")]}) == 5
+    )

@@ -38,7 +38,8 @@ def make_task_vectors(tmp_path):
     def make(base, deltas, dtype=torch.float32):
         def save(name, state):
             path = tmp_path / f"{name}.safetensors"
-            steps = {"visual.steps": torch.tensor(7)}
+            # An integer that is no parameter, beside the others.
+            steps = {("visual.steps" if "visual.proj" in state else "steps"): torch.tensor(7)}
             safetensors.torch.save_file({key: value.to(dtype) for key, value in state.items()} | steps, path)
             return path
 

@@ -90,8 +90,8 @@ def test_inputs_and_global_random_state_are_untouched(three_models, name):
 @pytest.mark.parametrize("name", MEMBERS)
 def test_the_order_of_the_tasks_is_irrelevant(three_models, name):
     merged, turned = method(name)(three_models), method(name)(three_models.select(["c", "b", "a"]))
-    for key in merged:
-        torch.testing.assert_close(turned[key], merged[key], rtol=1e-6, atol=1e-7)
+    # To the last bit: where a direction is missing, rounding alone would choose another one.
+    assert all(torch.equal(turned[key], merged[key]) for key in merged)
 
 
 @pytest.mark.parametrize("name", COPIES)

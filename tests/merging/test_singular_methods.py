@@ -42,7 +42,7 @@ def test_tsv_follows_its_definition(vectors, tasks):
     merged = TSVM()(vectors.select(tasks))
     for name in ("tall", "wide", "square"):
         stack = vectors.select(tasks)[name].double().numpy()
-        np.testing.assert_allclose(merged[name], tsv_by_definition(stack), atol=2e-6)
+        np.testing.assert_allclose(merged[name], tsv_by_definition(stack), atol=2e-5)
     torch.testing.assert_close(merged["vector"], vectors.select(tasks)["vector"].mean(0))
 
 
@@ -53,14 +53,14 @@ def test_tsv_of_two_copies_keeps_the_leading_half(make_task_vectors, random_tens
     for name in ("tall", "wide", "square"):
         matrix = copies[name][0].double().numpy()
         U, S, Vh = truncated(matrix, min(matrix.shape) // 2)
-        np.testing.assert_allclose(merged[name], U * S @ Vh, atol=2e-6)
+        np.testing.assert_allclose(merged[name], U * S @ Vh, atol=2e-5)
 
 
 def test_tsv_leaves_a_model_equal_to_the_base_out(make_task_vectors, random_tensors):
     deltas = {"a": random_tensors(1, 0.1, SHAPES), "zero": random_tensors(2, 0.0, SHAPES)}
     pair = make_task_vectors(random_tensors(0, 1.0, SHAPES), deltas)
     U, S, Vh = truncated(pair["tall"][0].double().numpy(), 6)
-    np.testing.assert_allclose(TSVM()(pair)["tall"], U * S @ Vh, atol=2e-6)
+    np.testing.assert_allclose(TSVM()(pair)["tall"], U * S @ Vh, atol=2e-5)
 
 
 def test_tsv_averages_matrices_that_have_too_few_directions(make_task_vectors, random_tensors):
@@ -75,13 +75,13 @@ def test_iso_c_follows_its_definition(vectors, tasks):
     merged, cut = IsoC()(vectors.select(tasks)), IsoC(truncate=True)(vectors.select(tasks))
     for name in ("tall", "wide", "square"):
         stack = vectors.select(tasks)[name].double().numpy()
-        np.testing.assert_allclose(merged[name], iso_by_definition(stack.sum(0)), atol=2e-6)
+        np.testing.assert_allclose(merged[name], iso_by_definition(stack.sum(0)), atol=2e-5)
         parts = [truncated(matrix, min(matrix.shape) // len(stack)) for matrix in stack]
         total = sum(U * S @ Vh for U, S, Vh in parts)
         values = np.linalg.svd(total, compute_uv=False)
         assert np.linalg.norm(cut[name]) == pytest.approx(values.mean() * np.sqrt(len(values)), rel=1e-5)
         if min(total.shape) % len(stack) == 0:
-            np.testing.assert_allclose(cut[name], iso_by_definition(total), atol=2e-6)
+            np.testing.assert_allclose(cut[name], iso_by_definition(total), atol=2e-5)
     torch.testing.assert_close(merged["vector"], vectors.select(tasks)["vector"].mean(0))
 
 

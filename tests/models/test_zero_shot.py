@@ -18,7 +18,9 @@ def test_the_head_is_the_scaled_normalised_mean_over_templates(tiny_model):
     head = zero_shot_head(clip, model.tokenize, NAMES, TEMPLATES).numpy()
     for row, name in enumerate(NAMES):
         with torch.no_grad():
-            texts = [clip.encode_text(model.tokenize([t.format(name)]))[0].double().numpy() for t in TEMPLATES]
+            texts = [
+                clip.encode_text(model.tokenize([t.format(name)]))[0].double().numpy() for t in TEMPLATES
+            ]
         mean = np.mean([text / np.linalg.norm(text) for text in texts], axis=0)
         expected = mean / np.linalg.norm(mean) * np.exp(clip.logit_scale.item())
         np.testing.assert_allclose(head[row], expected, rtol=1e-4, atol=1e-5)
@@ -28,7 +30,9 @@ def test_the_head_agrees_with_open_clips_builder(tiny_model):
     model = tiny_model()
     clip = model.build()
     head = zero_shot_head(clip, model.tokenize, NAMES, TEMPLATES)
-    theirs = open_clip.build_zero_shot_classifier(clip, model.tokenize, NAMES, TEMPLATES, num_classes_per_batch=None)
+    theirs = open_clip.build_zero_shot_classifier(
+        clip, model.tokenize, NAMES, TEMPLATES, num_classes_per_batch=None
+    )
     torch.testing.assert_close(head, theirs.T * clip.logit_scale.exp().detach(), rtol=1e-4, atol=1e-5)
 
 

@@ -137,6 +137,14 @@ def test_a_second_run_computes_nothing(load, views, tmp_path):
     assert not store.computed
 
 
+def test_transformed_task_vectors_are_not_taken_for_the_models(load, tmp_path):
+    vectors = load(Store(tmp_path / "store"))
+    gram = Profiles(vectors).gram("task_vector")
+    doubled = vectors.transformed(lambda _task, _name, delta: 2 * delta)
+    np.testing.assert_allclose(Profiles(doubled).gram("task_vector"), 4 * gram)
+    np.testing.assert_array_equal(Profiles(load(Store(tmp_path / "store"))).gram("task_vector"), gram)
+
+
 def test_a_joining_model_costs_one_pass(load, views, tmp_path):
     pinned = replace(views, pool=TASKS)
     Profiles(load(Store(tmp_path / "store"), TASKS[:2]), pinned).gram("activation")

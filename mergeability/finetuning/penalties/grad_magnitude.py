@@ -81,4 +81,3 @@ class GradMagnitude:
                     parameter.copy_(value_here)
         factor = 2 * self.strength * norm / radius
         return tuple(g + factor * (a - g) for g, a in zip(of_loss, ahead)), value
-

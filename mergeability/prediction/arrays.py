@@ -1,0 +1,35 @@
+"""The input checks that every predictor here shares: scikit-learn's own, with plain types."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+Rows = Any
+"""What scikit-learn takes for X: an array, list of lists or frame of n rows; checked and converted by these."""
+
+Values = Any
+"""What scikit-learn takes for y: n numbers."""
+
+# scikit-learn declares no types here, and those inferred from its defaults ("no_validation") are wrong.
+_validate: Any = validate_data
+
+
+def training_arrays(
+    estimator: Any, X: Rows, y: Values
+) -> tuple[Float[np.ndarray, "n m"], Float[np.ndarray, " n"]]:
+    """Check and convert what `fit` was given; ValueError for NaN, infinity, text or unequal lengths."""
+    X, y = _validate(estimator, X, y, dtype=np.float64, y_numeric=True)
+    return X, np.asarray(y, dtype=np.float64)
+
+
+def new_rows(estimator: Any, X: Rows) -> Float[np.ndarray, "n m"]:
+    """Check and convert what `predict` was given: the estimator is fitted, and to as many columns."""
+    check_is_fitted(estimator)
+    return _validate(estimator, X, dtype=np.float64, reset=False)
+
+
+def unlabelled_rows(estimator: Any, X: Rows) -> Float[np.ndarray, "n m"]:
+    """Check and convert what a transformer's `fit` was given."""
+    return _validate(estimator, X, dtype=np.float64)

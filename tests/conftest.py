@@ -1,0 +1,94 @@
+"""What tests of several groups share: commands run inside this process, and one small trained suite."""
+
+import contextlib
+import importlib.util
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SMOKE_TASKS = ("digits", "letters", "shapes", "orientation")
+SMOKE_SIZES = (
+    "task.source.train=128",
+    "task.source.validation=32",
+    "task.source.test=64",
+    "training.epochs=1",
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit code and everything it wrote."""
+
+    code: int
+    output: str
+
+
+def load_script(name: str):
+    """Import `train.py` or `analyze.py` from the project's root."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def logging_restored() -> Iterator[None]:
+    """Undo what Hydra does to the root logger."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        for handler in root.handlers:
+            if handler not in handlers:
+                handler.close()
+        root.handlers[:], root.level = handlers, level
+        logging.captureWarnings(False)
+
+
+def run_command(script: str, *arguments: str) -> Ended:
+    """Run a command line in this process, where everything heavy is imported already."""
+    from mergeability import entry
+
+    module = load_script(script)
+    written = io.StringIO()
+    entry.Ledger.jobs.clear()
+    entry.Ledger.summary_failed = False
+    code: int | str | None = 0
+    with pytest.MonkeyPatch.context() as patch, logging_restored(), warnings.catch_warnings():
+        patch.setattr(sys, "argv", [f"{script}.py", *arguments])
+        patch.delenv("HYDRA_FULL_ERROR", raising=False)
+        with contextlib.redirect_stdout(written), contextlib.redirect_stderr(written):
+            try:
+                entry.run(module.main)
+            except SystemExit as stop:
+                code = stop.code
+    return Ended(int(code or 0), written.getvalue())
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., Ended]:
+    """Run `train.py` or `analyze.py` with arguments."""
+    return run_command
+
+
+@pytest.fixture(scope="session")
+def smoke_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An `outputs` folder with a barely trained base model and four barely fine-tuned ones."""
+    root = tmp_path_factory.mktemp("outputs")
+    where = (f"paths.root={root}", "logger=csv", "progress=null")
+    few = ("pretraining.steps=25", "pretraining.images_per_subject=40", "pretraining.batch_size=32")
+    ended = run_command("train", "experiment=pretrain_mini", *few, *where)
+    assert ended.code == 0, ended.output
+    tasks = f"task={','.join(SMOKE_TASKS)}"
+    ended = run_command("train", "-m", "model=clip_mini", tasks, *SMOKE_SIZES, *where)
+    assert ended.code == 0, ended.output
+    return root

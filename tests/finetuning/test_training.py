@@ -1,0 +1,255 @@
+"""The Lightning module on a small encoder: schedule, penalties inside a fit, accumulation, resuming."""
+
+import math
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+
+from mergeability.data.tasks import Images
+from mergeability.errors import UserError
+from mergeability.finetuning.datamodule import EpochShuffle, TaskDataModule
+from mergeability.finetuning.finished import differing, finished_card
+from mergeability.finetuning.module import FineTuningModule, TrainingSettings, cosine_with_warmup
+from mergeability.finetuning.objective import Step, cross_entropy, squared_norm
+from mergeability.finetuning.penalties.grad_magnitude import GradMagnitude
+from mergeability.finetuning.penalties.l2_to_init import L2ToInit
+from mergeability.finetuning.run import saver_of_each_epoch
+from mergeability.store import digest, write_text
+
+
+def preprocess(images: torch.Tensor) -> torch.Tensor:
+    return images.float() / 127.5 - 1
+
+
+def images(count: int = 24) -> Images:
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (count, 3, 4, 4), generator=generator, dtype=torch.uint8)
+    return Images(pixels, torch.arange(count) % 3)
+
+
+def encoder() -> nn.Module:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.GELU(), nn.Linear(6, 4))
+    generator = torch.Generator().manual_seed(2)
+    for parameter in network.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    return network
+
+
+HEAD = torch.randn(3, 4, generator=torch.Generator().manual_seed(3)) * 3
+
+
+def fit(
+    penalty=None,
+    *,
+    train=None,
+    epochs=2,
+    batch_size=8,
+    accumulate=1,
+    clip=1.0,
+    until=None,
+    resume=None,
+    folder=None,
+):
+    settings = TrainingSettings(
+        epochs=epochs, learning_rate=1e-2, batch_size=batch_size, accumulate=accumulate, gradient_clip=clip
+    )
+    module = FineTuningModule(encoder(), HEAD, preprocess, settings, penalty)
+    callbacks = []
+    if folder is not None:
+        callbacks = [saver_of_each_epoch(folder)]
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=clip,
+        accelerator="cpu",
+        logger=False,
+        callbacks=callbacks,
+        enable_checkpointing=folder is not None,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    if until is not None:
+        trainer.callbacks.append(Killer(until))
+    data = TaskDataModule(train or images(), images(6), batch_size, seed=0)
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    return module
+
+
+class Killer(pl.Callback):
+    """Ends a fit in the middle of an epoch, as a kill would, after the epoch before it was saved."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_batch_end(self, trainer, module, *_) -> None:
+        if trainer.current_epoch == self.epoch:
+            raise ChildProcessError
+
+
+def weights(module: FineTuningModule) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in module.trained])
+
+
+def contradicting_images(count: int) -> Images:
+    """Four images again and again under random labels: no weights make every batch's gradient vanish."""
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (4, 3, 4, 4), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, 3, (count,), generator=generator)
+    return Images(pixels.repeat(-(-count // 4), 1, 1, 1)[:count], labels)
+
+
+def batch_gradient_norm(module: FineTuningModule, every: Images, batch_size: int = 8) -> float:
+    """Root mean square of ‖∇θ L‖ over batches."""
+    squares = []
+    for start in range(0, len(every), batch_size):
+        batch = every[start : start + batch_size]
+        loss, _ = cross_entropy(module.encoder, HEAD, preprocess(batch.images), batch.labels)
+        squares.append(squared_norm(torch.autograd.grad(loss, module.trained)).item())
+    return (sum(squares) / len(squares)) ** 0.5
+
+
+@pytest.mark.parametrize("penalty", [GradMagnitude(), GradMagnitude(estimator="exact"), L2ToInit()])
+def test_strength_zero_is_plain_fine_tuning_bit_for_bit(penalty):
+    assert torch.equal(weights(fit(penalty)), weights(fit(None)))
+
+
+@pytest.mark.parametrize("estimator", ["finite_difference", "exact"])
+def test_gradient_magnitude_ends_at_other_weights_with_smaller_gradients(estimator):
+    every = contradicting_images(24)
+    trained = [
+        fit(GradMagnitude(strength=s, estimator=estimator), epochs=8, train=every) for s in (0, 0.01, 1)
+    ]
+    norms = [batch_gradient_norm(module, every) for module in trained]
+    assert not torch.equal(weights(trained[0]), weights(trained[1]))
+    assert norms[1] < 0.9 * norms[0]
+    assert norms[2] < 0.8 * norms[0]
+
+
+def test_the_two_estimators_train_alike():
+    plain = weights(fit())
+    exact = weights(fit(GradMagnitude(strength=1, estimator="exact")))
+    finite = weights(fit(GradMagnitude(strength=1)))
+    assert (finite - exact).norm() < 0.05 * (exact - plain).norm()
+
+
+def test_distance_to_the_base_shrinks_with_strength():
+    start = torch.cat([parameter.detach().flatten() for parameter in encoder().parameters()])
+    distances = [(weights(fit(L2ToInit(strength=s), epochs=6)) - start).norm() for s in (0, 0.1, 10)]
+    assert distances[0] > distances[1] > distances[2]
+
+
+@dataclass
+class Constant:
+    """A penalty whose gradient is known: λ for every entry."""
+
+    strength: float = 0.5
+    name: str = "constant"
+    second_order: bool = False
+
+    def gradients(self, step: Step):
+        plain = torch.autograd.grad(step.loss, step.parameters)
+        return tuple(g + self.strength for g in plain), torch.tensor(1.0)
+
+
+def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch():
+    # Means of equal micro-batches average to the mean of the whole, penalty included; so do the steps.
+    penalty = L2ToInit(strength=0.3)
+    whole = weights(fit(penalty, batch_size=8, epochs=1, clip=1e9))
+    parts = weights(fit(penalty, batch_size=4, accumulate=2, epochs=1, clip=1e9))
+    torch.testing.assert_close(parts, whole, rtol=0, atol=2e-5)
+    assert (whole - weights(fit(None, epochs=1, clip=1e9))).norm() > 1e-3
+
+
+def test_clipping_sees_the_penalty_too():
+    class Watch(FineTuningModule):
+        def configure_gradient_clipping(self, *arguments, **options) -> None:
+            before = squared_norm([p.grad for p in self.trained]).sqrt().item()
+            super().configure_gradient_clipping(*arguments, **options)
+            self.norms = before, squared_norm([p.grad for p in self.trained]).sqrt().item()
+
+    settings = TrainingSettings(epochs=1, learning_rate=1e-2, batch_size=8)
+    module = Watch(encoder(), HEAD, preprocess, settings, Constant(strength=100))
+    trainer = pl.Trainer(
+        max_epochs=1, gradient_clip_val=0.5, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=TaskDataModule(images(8), images(6), 8))
+    # 100 in every entry, beside which the loss's own gradient is small.
+    assert module.norms[0] == pytest.approx(100 * len(weights(module)) ** 0.5, rel=0.02)
+    assert module.norms[1] == pytest.approx(0.5, rel=1e-3)
+
+
+def test_a_penalty_that_is_not_finite_stops_the_training_and_says_where():
+    @dataclass
+    class Broken(Constant):
+        def gradients(self, step):
+            return super().gradients(step)[0], torch.tensor(math.nan)
+
+    with pytest.raises(UserError, match=r"penalty constant became nan at step 0"):
+        fit(Broken())
+
+
+def test_a_killed_training_continues_to_the_same_weights(tmp_path):
+    undisturbed = weights(fit(GradMagnitude(strength=1), epochs=4))
+    with pytest.raises(ChildProcessError):
+        fit(GradMagnitude(strength=1), epochs=4, until=2, folder=tmp_path)
+    resumed = fit(GradMagnitude(strength=1), epochs=4, resume=tmp_path / "last.ckpt", folder=tmp_path)
+    assert torch.equal(weights(resumed), undisturbed)
+
+
+def test_epochs_have_their_own_order_that_depends_on_the_seed_alone():
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = EpochShuffle(10, 4, seed)
+        sampler.set_epoch(epoch)
+        return [index for batch in sampler for index in batch]
+
+    assert sorted(order(0, 0)) == list(range(10))
+    assert order(0, 1) == order(0, 1)
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+    assert len(EpochShuffle(10, 4, 0)) == len(list(EpochShuffle(10, 4, 0))) == 3
+
+
+def test_schedule_warms_up_linearly_and_ends_at_zero():
+    rates = [cosine_with_warmup(step, total=100, warmup=10) for step in range(101)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[10] == pytest.approx(1)
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0)
+    assert all(later <= earlier for earlier, later in zip(rates[10:], rates[11:]))
+
+
+def test_cross_entropy_is_that_of_scaled_cosines():
+    network, every = encoder(), images()
+    loss, logits = cross_entropy(network, HEAD, preprocess(every.images), every.labels)
+    features = network(preprocess(every.images)).detach().double().numpy()
+    import numpy as np
+    from scipy.special import log_softmax
+
+    cosines = features / np.linalg.norm(features, axis=1, keepdims=True) @ HEAD.double().numpy().T
+    np.testing.assert_allclose(logits.detach().numpy(), cosines, rtol=1e-4, atol=1e-5)
+    expected = -log_softmax(cosines, axis=1)[np.arange(24), every.labels.numpy()].mean()
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"learning_rate": -1.0}, {"batch_size": 0}])
+def test_settings_that_cannot_train_are_refused(wrong):
+    with pytest.raises(UserError, match="must be positive"):
+        TrainingSettings(**{"epochs": 1, "learning_rate": 0.1, **wrong})
+
+
+def test_a_finished_training_is_recognised_and_another_one_names_what_differs(tmp_path):
+    import json
+
+    settings = {"training": {"learning_rate": 0.1}, "seed": 0}
+    assert finished_card(tmp_path, settings) is None
+    card = {"settings": settings, "settings_hash": digest(settings)}
+    write_text(tmp_path / "card.json", json.dumps(card))
+    assert finished_card(tmp_path, {"seed": 0, "training": {"learning_rate": 0.1}}) == card
+    with pytest.raises(UserError, match=r"training\.learning_rate \(there 0\.1, now 0\.2\).*variant=<name>"):
+        finished_card(tmp_path, {"training": {"learning_rate": 0.2}, "seed": 0})
+    assert finished_card(tmp_path, {"seed": 1}, overwrite=True) is None
+    assert differing({"a": {"b": 1}}, {"a": {"b": 1}, "c": 2}) == ["c (there 2, now None)"]

@@ -1,0 +1,122 @@
+"""What a pair table must look like, and which sentence says so."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mergeability.errors import UserError
+from mergeability.prediction.protocols import LeaveOneTaskOut, task_folds
+from mergeability.prediction.scaling import RangeScaler
+from mergeability.prediction.table import PairTable, outcome_methods
+
+METRICS = ["first", "second", "third"]
+OUTCOME = "norm_acc_ties"
+
+
+def _with(table: pd.DataFrame, row: int, column: str, value: object) -> pd.DataFrame:
+    return table.astype({column: object}).assign(
+        **{column: [value if i == row else v for i, v in enumerate(table[column])]}
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda t: t.drop(columns="second"), "no column second"),
+        (lambda t: t.drop(columns="task_b"), "no column task_b"),
+        (lambda t: _with(t, 3, "first", "high"), "Column first must hold numbers, and row 4 holds 'high'"),
+        (lambda t: _with(t, 0, OUTCOME, "n/a?"), "Column norm_acc_ties must hold numbers"),
+        (lambda t: _with(t, 2, "third", np.inf), "infinite in row 3"),
+        (lambda t: _with(t, 1, "task_a", None), "Row 2 of the pair table lacks"),
+        (lambda t: _with(t, 1, "task_b", "a"), "with itself"),
+        (
+            lambda t: pd.concat([t, t.iloc[[0]].rename(columns={"task_a": "task_b", "task_b": "task_a"})]),
+            "more than once",
+        ),
+        (lambda t: t[~t["task_a"].isin(["a", "b", "c"])], "at least 4; the pair table has 3"),
+        (lambda t: t.iloc[:0], "at least 4; the pair table has 0"),
+        (lambda t: t.assign(task_a=range(len(t))), "must be text"),
+        (lambda t: pd.concat([t, t[["first"]]], axis=1), "Column first is given more than once"),
+        (lambda t: t.assign(first=np.nan, second=np.nan, third=np.nan), "none of those named has any"),
+    ],
+)
+def test_an_unusable_table_is_refused_with_the_reason(table, spoil, sentence):
+    with pytest.raises(UserError, match=sentence.replace("?", r"\?")):
+        PairTable.validate(spoil(table), METRICS, [OUTCOME])
+
+
+@pytest.mark.parametrize("leak", ["norm_acc_ties_a", "norm_acc_ties", "norm_acc_average"])
+def test_an_outcome_cannot_be_a_metric(table, leak):
+    with pytest.raises(UserError, match="is an outcome and cannot predict"):
+        PairTable.validate(table, ["first", leak], [OUTCOME])
+
+
+def test_no_metric_or_one_twice_is_refused(table):
+    with pytest.raises(UserError, match="at least one metric"):
+        PairTable.validate(table, [], [OUTCOME])
+    with pytest.raises(UserError, match="first is given more than once"):
+        PairTable.validate(table, ["first", "first"], [OUTCOME])
+
+
+def test_rows_without_a_metric_or_the_outcome_are_left_out_and_named(table):
+    table.loc[0, "second"] = np.nan
+    table.loc[4, OUTCOME] = np.nan
+    table.loc[7, "norm_acc_average"] = np.nan
+    checked = PairTable.validate(table, METRICS, [OUTCOME, "norm_acc_average"])
+    rows, left_out = checked.rows(OUTCOME)
+    assert left_out == ["a-b", "a-f"]
+    assert len(rows.outcome) == 13
+    _, left_out = checked.rows(OUTCOME, [OUTCOME, "norm_acc_average"])
+    assert left_out == ["a-b", "a-f", "b-e"]
+
+
+def test_incidence_marks_the_two_tasks_of_each_pair(table):
+    rows, _ = PairTable.validate(table, METRICS, [OUTCOME]).rows(OUTCOME)
+    assert (rows.incidence.sum(axis=1) == 2).all()
+    expected = [[task in pair for task in rows.tasks] for pair in zip(rows.task_a, rows.task_b, strict=True)]
+    np.testing.assert_array_equal(rows.incidence, np.array(expected, dtype=float))
+
+
+def test_a_metric_without_any_value_is_left_out_with_a_note(table):
+    checked = PairTable.validate(table.assign(second=np.nan), METRICS, [OUTCOME])
+    assert checked.metrics == ("first", "third")
+    assert "second" in checked.notes[0]
+
+
+def test_validation_does_not_touch_its_input(table):
+    before = table.copy()
+    PairTable.validate(table, METRICS, [OUTCOME]).rows(OUTCOME)
+    pd.testing.assert_frame_equal(table, before)
+
+
+def test_methods_are_read_from_columns_without_the_halves():
+    columns = [
+        "task_a",
+        "acc_ties",
+        "norm_acc_ties",
+        "acc_ties_a",
+        "acc_ties_b",
+        "norm_acc_ties_a",
+        "acc_plan_a",
+    ]
+    assert outcome_methods(pd.DataFrame(columns=columns)) == ["ties", "plan_a"]
+    assert outcome_methods(pd.DataFrame(columns=columns), ["norm_acc"]) == ["ties"]
+
+
+def test_leave_one_task_out_separates_every_pair_of_the_task(table):
+    rows, _ = PairTable.validate(table, METRICS, [OUTCOME]).rows(OUTCOME)
+    folds = list(LeaveOneTaskOut().split(rows))
+    assert [task for task, _, _ in folds] == list("abcdef")
+    for task, training, validation in folds:
+        assert (len(training), len(validation)) == (10, 5)
+        assert {i for i in range(15) if task in (rows.task_a[i], rows.task_b[i])} == set(validation)
+        assert sorted([*training, *validation]) == list(range(15))
+        assert task_folds(rows.incidence[training]).sum(axis=1).tolist() == [4] * 5
+
+
+def test_the_scaler_maps_the_range_seen_to_one_and_a_constant_to_zero():
+    training = np.array([[0.0, 5.0], [4.0, 5.0], [1.0, 5.0]])
+    scaler = RangeScaler().fit(training)
+    np.testing.assert_allclose(scaler.transform(training), [[-1, 0], [1, 0], [-0.5, 0]])
+    np.testing.assert_allclose(scaler.transform(np.array([[6.0, 7.0]])), [[2, 0]])
+    assert scaler.constant_.tolist() == [False, True]

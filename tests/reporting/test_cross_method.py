@@ -1,0 +1,86 @@
+"""Folders as analysis runs leave them, summarised."""
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LinearRegression
+
+from mergeability.prediction import Additive, evaluate_predictors
+from mergeability.reporting import cross_method_summary
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """One job a method; the outcome of `ta` is that of `ties` mirrored, so every sign differs."""
+    generator = np.random.default_rng(0)
+    pairs = pd.DataFrame(list(combinations("abcde", 2)), columns=["task_a", "task_b"])
+    pairs["m"], pairs["n"] = generator.normal(size=(2, len(pairs)))
+    outcome = 0.8 + 0.1 * pairs["m"] - 0.05 * pairs["n"]
+    for job, (method, values) in enumerate({"ties": outcome, "ta": 1.5 - outcome}.items()):
+        folder = tmp_path / str(job)
+        folder.mkdir()
+        own = pairs.assign(**{f"norm_acc_{method}": values})
+        own.to_csv(folder / "pairs.csv", index=False)
+        fits = {"ols": LinearRegression(), "additive": Additive()}
+        evaluate_predictors(own, ["m", "n"], fits, targets=["norm_acc"]).save(folder)
+    (tmp_path / "2").mkdir()
+    return [tmp_path / str(job) for job in range(3)]
+
+
+def test_one_row_a_method_with_outcomes_and_correlations(folders):
+    summary = cross_method_summary(folders)
+    methods = summary.methods.set_index("method")
+    outcome = pd.read_csv(folders[0] / "pairs.csv")["norm_acc_ties"]
+    assert methods.loc["ties", "mean_norm_acc"] == pytest.approx(outcome.mean())
+    assert methods.loc["ties", "worst_norm_acc"] == pytest.approx(outcome.min())
+    assert methods.loc["ta", "worst_norm_acc"] == pytest.approx(1.5 - outcome.max())
+    assert methods["r_ols"].tolist() == pytest.approx([1.0, 1.0])
+    assert "r_additive" in methods
+    assert list(summary.methods["mean_norm_acc"]) == sorted(summary.methods["mean_norm_acc"], reverse=True)
+
+
+def test_fingerprints_compare_metrics_but_no_task_effects(folders):
+    agreement = cross_method_summary(folders).agreement
+    assert agreement["predictor"].tolist() == ["ols"]
+    assert agreement.loc[0, ["top5_overlap", "sign_agreement"]].tolist() == [1.0, 0.0]
+
+
+def test_unfinished_folders_are_named(folders):
+    assert cross_method_summary(folders).missing == ("2 has no pairs.csv: that run did not finish.",)
+    empty = cross_method_summary(folders[2:])
+    assert empty.methods.empty
+    assert empty.agreement.empty
+
+
+def test_a_method_run_twice_keeps_its_folder(folders):
+    summary = cross_method_summary(
+        [folders[0], folders[1], folders[0].rename(folders[0].with_name("x")), folders[1]]
+    )
+    assert sorted(summary.methods["method"]) == ["ta (1)", "ta (1)", "ties"]
+
+
+def test_runs_without_prediction_still_have_outcomes(folders):
+    for folder in folders[:2]:
+        (folder / "prediction.json").write_text("[]")
+        (folder / "coefficients.csv").unlink()
+    summary = cross_method_summary(folders[:2])
+    assert summary.methods["mean_norm_acc"].notna().all()
+    assert not [name for name in summary.methods if name.startswith("r_")]
+    assert summary.agreement.empty
+
+
+def test_what_is_saved_can_be_read_back(folders, tmp_path):
+    summary = cross_method_summary(folders)
+    summary.save(tmp_path / "out")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "summary.csv"), summary.methods)
+    html = (tmp_path / "out" / "summary.html").read_text()
+    assert "<td>ties</td>" in html
+    assert "src=" not in html
+    assert "href=" not in html
+    markdown = (tmp_path / "out" / "summary.md").read_text()
+    assert "| ties |" in markdown
+    assert "did not finish" in markdown
+    assert len(pd.read_csv(tmp_path / "out" / "fingerprints.csv")) == 1
+    cross_method_summary(folders[2:]).save(tmp_path / "empty")

@@ -1,0 +1,188 @@
+"""The report is one file, opens offline, and leaves out what a run does not have."""
+
+import json
+import re
+from html.parser import HTMLParser
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LinearRegression
+
+from mergeability.errors import UserError
+from mergeability.prediction import Additive, evaluate_predictors
+from mergeability.reporting import Analysis, write_report
+from mergeability.reporting.figures import matrix_heat_map, pair_matrix
+
+SECTIONS = [
+    "models", "merges", "metrics", "predictors", "predictions", "coefficients", "fingerprints", "missing", "run",
+]  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Collects what a browser would load, the ids, the text and the embedded data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.ids: list[str] = []
+        self.options: list[str] = []
+        self.data: dict[str, str] = {}
+        self.text = ""
+        self.plotly = 0
+        self._script: dict[str, str | None] | None = None
+        self._in = ""
+
+    def handle_starttag(self, tag, attrs):
+        named = dict(attrs)
+        self.loads += [named[a] for a in ("src", "href", "srcset", "poster") if named.get(a)]
+        self.loads += [tag] if tag in ("link", "iframe", "base", "img") else []
+        self.ids += [named["id"]] if named.get("id") else []
+        self.options += [named["value"]] if tag == "option" else []
+        self._in, self._script = tag, named if tag == "script" else self._script
+
+    def handle_endtag(self, tag):
+        self._in = ""
+
+    def handle_data(self, text):
+        if self._in == "script" and self._script and self._script.get("id"):
+            self.data[self._script["id"]] = text
+        elif self._in == "script":
+            self.plotly += "plotly.js v" in text[:400]
+        elif self._in != "style":
+            self.text += text
+
+
+def _read(path) -> Page:
+    page = Page()
+    page.feed(path.read_text(encoding="utf-8"))
+    return page
+
+
+@pytest.fixture(scope="module")
+def analysis():
+    generator = np.random.default_rng(0)
+    tasks = ["1", "2", "</script><b>x", "d", "e"]
+    pairs = pd.DataFrame(list(combinations(tasks, 2)), columns=["task_a", "task_b"])
+    for column in ("first_metric", "second", "norm_acc_ties", "norm_acc_ta", "acc_ties", "acc_ta"):
+        pairs[column] = generator.uniform(0.4, 1.0, size=len(pairs))
+    pairs.loc[2, "norm_acc_ta"] = np.nan
+    metrics = ["first_metric", "second"]
+    prediction = evaluate_predictors(pairs, metrics, {"ols": LinearRegression(), "additive": Additive()})
+    models = pd.DataFrame({"chance": 0.1, "base_accuracy": 0.4, "finetuned_accuracy": 0.9}, index=tasks)
+    run = {"config": {"seed": 0, "path": "</script><script>alert(1)"}, "seconds": 1.5}
+    return Analysis(
+        "Five tasks",
+        pairs,
+        metrics,
+        ["ties", "ta"],
+        models,
+        {"ties": 0.4},
+        prediction,
+        ["One thing & more."],
+        run,
+    )
+
+
+@pytest.fixture(scope="module")
+def page(analysis, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(analysis, path)
+    return _read(path)
+
+
+def test_it_is_one_file_that_loads_nothing(page):
+    assert [link for link in page.loads if not link.startswith("#")] == []
+    assert page.plotly == 1
+
+
+def test_it_has_every_section_and_the_contents_lead_there(page):
+    assert [anchor for anchor in page.ids if not anchor.endswith("-figures")] == SECTIONS
+    assert [link.removeprefix("#") for link in page.loads] == SECTIONS
+
+
+def test_every_choice_of_the_drop_downs_has_its_figures(page):
+    plots = json.loads(page.data["predictions-figures"])
+    assert set(plots) == {
+        f"{t}|{m}|{p}" for t in ("norm_acc", "acc") for m in ("ties", "ta") for p in ("ols", "additive")
+    }
+    assert {part for key in plots for part in key.split("|")} <= set(page.options)
+    assert set(json.loads(page.data["metrics-figures"])) == {"first_metric", "second"}
+    for text in page.data.values():
+        json.loads(text, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
+
+
+def test_names_from_outside_cannot_become_markup(page):
+    assert "</script><b>x" in page.text
+    assert "</script><script>alert(1)" in page.text
+    assert all("<" not in text for text in page.data.values())
+
+
+def test_tasks_that_look_like_numbers_stay_names(page):
+    figure = json.loads(page.data["metrics-figures"])["second"][0]
+    assert figure["layout"]["xaxis"]["type"] == figure["layout"]["yaxis"]["type"] == "category"
+    assert figure["data"][0]["x"][:2] == ["1", "2"]
+
+
+def test_missing_things_are_listed(page):
+    assert "One thing & more." in page.text
+    assert "norm_acc_ta: 1 pair left out for an empty cell (1-d)" in page.text
+
+
+def test_a_heat_map_holds_the_pairs_symmetrically_and_nothing_else(analysis):
+    matrix = pair_matrix(analysis.pairs, "norm_acc_ta", analysis.tasks)
+    np.testing.assert_array_equal(matrix, matrix.T)
+    assert np.isnan(np.diagonal(matrix)).all()
+    assert np.isnan(matrix[0, 3])
+    row = analysis.pairs.iloc[5]
+    assert (
+        matrix[analysis.tasks.index(row["task_b"]), analysis.tasks.index(row["task_a"])] == row["norm_acc_ta"]
+    )
+
+
+def test_values_of_both_signs_get_a_scale_centred_on_zero():
+    trace = matrix_heat_map(np.array([[np.nan, -0.2], [0.7, np.nan]]), ["a", "b"]).data[0]
+    assert (trace.zmin, trace.zmax) == (-0.7, 0.7)
+    trace = matrix_heat_map(np.array([[np.nan, 0.2], [0.7, np.nan]]), ["a", "b"]).data[0]
+    assert (trace.zmin, trace.zmax) == (0.2, 0.7)
+
+
+def test_weights_only_reports_say_how_models_relate(analysis, tmp_path):
+    bare = analysis.pairs[["task_a", "task_b", "second"]]
+    write_report(Analysis("Weights", bare, ["second"]), tmp_path / "r.html")
+    page = _read(tmp_path / "r.html")
+    assert [anchor for anchor in page.ids if not anchor.endswith("-figures")] == ["metrics", "missing", "run"]
+    assert "No merge was evaluated" in page.text
+
+
+def test_two_models_are_enough(tmp_path):
+    pairs = pd.DataFrame({"task_a": ["a"], "task_b": ["b"], "cosine": [0.5], "empty": [np.nan]})
+    write_report(Analysis("Two", pairs, ["cosine", "empty"]), tmp_path / "r.html")
+    page = _read(tmp_path / "r.html")
+    assert "compares 2 tasks, 1 pair and 2 metrics." in page.text
+    assert set(json.loads(page.data["metrics-figures"])) == {"cosine"}
+
+
+def test_a_table_suite_has_no_models_section(analysis, tmp_path):
+    own = Analysis(
+        "Table", analysis.pairs, analysis.metrics, analysis.methods, prediction=analysis.prediction
+    )
+    write_report(own, tmp_path / "r.html")
+    anchors = [a for a in _read(tmp_path / "r.html").ids if not a.endswith("-figures")]
+    assert anchors == SECTIONS[1:]
+
+
+def test_a_folder_that_cannot_be_written_is_the_users_to_mend(analysis, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Cannot write"):
+        write_report(analysis, tmp_path / "file" / "report.html")
+
+
+def test_nothing_but_anchors_in_the_style_and_script():
+    from importlib.resources import files
+
+    for name in ("report.css", "report.js"):
+        assert not re.search(
+            r"https?:|//cdn|@import|url\(", files("mergeability.reporting").joinpath(name).read_text()
+        )

@@ -1,0 +1,132 @@
+"""Sentences and tables by hand, on numbers that can be checked at sight."""
+
+from io import StringIO
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from mergeability.prediction.evaluate import PredictionResult
+from mergeability.reporting import Analysis, summary_table
+from mergeability.reporting.tables import (
+    best_predictor,
+    headline,
+    method_table,
+    pair_extremes,
+    predictor_table,
+)
+
+
+def _record(method, predictor, r, mae=0.1, target="norm_acc"):
+    return {
+        "method": method, "predictor": predictor, "protocol": "loto", "target": target, "r_mean": r, "r_std": 0.2,
+        "rho_mean": r, "train_r_mean": r, "pooled_r": r, "mae": mae, "r2_over_training_mean": 0.0, "n_folds": 3,
+        "n_pairs": 3, "n_undefined": 3 if r is None else 0,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def pairs():
+    return pd.DataFrame(
+        {
+            "task_a": ["a", "a", "b"],
+            "task_b": ["b", "c", "c"],
+            "norm_acc_ties": [0.9, 0.6, np.nan],
+            "norm_acc_ta": [0.8, 0.9, 1.0],
+            "acc_ties": [0.5, 0.4, np.nan],
+        },
+        index=[5, 6, 7],
+    )
+
+
+@pytest.fixture
+def records():
+    return [
+        _record("ties", "mean", None, 0.3),
+        _record("ta", "mean", None, 0.3),
+        _record("ties", "additive", 0.9),
+        _record("ta", "additive", 0.8),
+        _record("ties", "ols", 0.5),
+        _record("ta", "ols", 0.1),
+        _record("ties", "lasso", 0.4),
+        _record("ta", "lasso", 0.6),
+    ]
+
+
+def test_methods_are_summarised_best_first(pairs):
+    table = method_table(pairs, ["ties", "ta", "absent"], {"ties": 0.4})
+    assert list(table.index) == ["ta", "ties", "absent"]
+    assert table.loc["ta", "mean_norm_acc"] == pytest.approx(0.9)
+    assert table.loc["ties", ["worst_norm_acc", "worst_pair", "n_pairs", "alpha"]].tolist() == [
+        0.6,
+        "a + c",
+        2,
+        0.4,
+    ]
+    assert table.loc["ties", "mean_acc"] == pytest.approx(0.45)
+    assert np.isnan(table.loc["absent", "mean_norm_acc"])
+
+
+def test_pairs_are_ranked_only_where_every_method_was_measured(pairs):
+    assert pair_extremes(pairs, ["ties", "ta"], "norm_acc") == (
+        "a + b",
+        pytest.approx(0.85),
+        "a + c",
+        pytest.approx(0.75),
+    )
+    assert pair_extremes(pairs.iloc[2:], ["ties", "ta"], "norm_acc") is None
+
+
+def test_baselines_come_first_and_the_undefined_stays_undefined(records):
+    table = predictor_table(records, "norm_acc")
+    assert list(table.index) == ["mean", "additive", "lasso", "ols"]
+    assert np.isnan(table.loc["mean", "r_mean"])
+    assert table["n_undefined"].tolist() == [6, 0, 0, 0]
+    assert table.loc["additive", "r_mean"] == pytest.approx(0.85)
+
+
+def test_the_best_predictor_is_never_a_baseline(records):
+    assert best_predictor(records, "norm_acc") == "lasso"
+    assert best_predictor(records, "norm_acc", "ties") == "ols"
+    assert best_predictor(records[:4], "norm_acc") is None
+
+
+def test_the_headline_says_what_was_found_beside_its_baselines(pairs, records):
+    analysis = Analysis("t", pairs, ["m"], ["ties", "ta"], prediction=PredictionResult(records))
+    text = " ".join(headline(analysis))
+    assert "3 tasks, 3 pairs, 1 metric and 2 merge methods" in text
+    assert (
+        "ta merges best on average: mean normalised accuracy 90.0% over 3 pairs, and 80.0% on its worst, a + b"
+        in text
+    )
+    assert "lasso, reaches a mean correlation of r = 0.50" in text
+    assert "0.100, against 0.300 for always saying the training mean" in text
+    assert "r = 0.85: here the metrics do not beat" in text
+    assert "at most 2 pairs" in text
+
+
+def test_the_headline_admits_when_metrics_win_or_nothing_correlates(pairs, records):
+    better = [r | {"r_mean": 0.95} if r["predictor"] == "lasso" else r for r in records]
+    text = " ".join(
+        headline(Analysis("t", pairs, ["m"], ["ties", "ta"], prediction=PredictionResult(better)))
+    )
+    assert "the metrics add to" in text
+    text = " ".join(headline(Analysis("t", pairs, ["m"], ["ties"], prediction=PredictionResult(records[:2]))))
+    assert "No predictor that uses metrics has a defined correlation" in text
+
+
+def test_the_terminal_table_has_a_row_a_method_and_dashes_for_the_unknown(pairs, records):
+    console = Console(width=120, record=True, file=StringIO())
+    console.print(
+        summary_table(
+            Analysis("Runs [1]", pairs, ["m"], ["ties", "ta"], prediction=PredictionResult(records))
+        )
+    )
+    console.print(summary_table(Analysis("bare", pairs, ["m"], ["ties"])))
+    lines = console.export_text().splitlines()
+    cells = [[c.strip() for c in line.strip("│").split("│")] for line in lines if line.startswith("│")]
+    assert ["ta", "0.900", "0.800", "lasso", "0.600", "0.800"] in cells
+    assert ["ties", "0.750", "0.600", "ols", "0.500", "0.900"] in cells
+    assert ["ties", "0.750", "0.600", "–", "–", "–"] in cells
+    assert lines[0].startswith("Runs [1]")
