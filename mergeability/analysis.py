@@ -27,6 +27,7 @@ from mergeability.metrics.measure import measure
 from mergeability.models.base import WEIGHTS
 from mergeability.models.clip import ClipModel
 from mergeability.prediction import PredictionResult, evaluate_predictors
+from mergeability.prediction.table import TARGETS, outcome_methods
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
 from mergeability.provenance import provenance
@@ -327,9 +328,9 @@ def _analyse_table(suite: TableSuite, request: Request, clock: Clock) -> dict[st
         raise UserError(
             f"{suite.table} has none of the metrics asked for. Name its columns in suite.metrics=[…]."
         )
-    methods = [name.removeprefix("norm_acc_") for name in pairs.columns if name.startswith("norm_acc_")]
-    methods = [name for name in methods if not name.endswith(("_a", "_b"))]
-    prediction = _predict(pairs, names, methods or None, request.predictors, clock, suite.rows)
+    methods = outcome_methods(pairs)
+    targets = [target for target in TARGETS if all(f"{target}_{method}" in pairs for method in methods)]
+    prediction = _predict(pairs, names, methods, request.predictors, clock, targets, suite.rows)
     return {
         "models": pd.DataFrame(),
         "pairs": pairs,
@@ -347,7 +348,7 @@ def _require_models(models: Mapping[str, Any], request: Request) -> None:
     if request.merges and request.predictors and len(models) < FEWEST_FOR_PREDICTION:
         raise UserError(
             f"Prediction needs at least {FEWEST_FOR_PREDICTION} tasks, the suite has {len(models)}. "
-            "Add tasks, or leave prediction out with predictor=null."
+            "Add tasks, or leave prediction out with predictor=none."
         )
 
 
@@ -373,15 +374,16 @@ def _pixel_accuracies(
 def _predict(
     pairs: pd.DataFrame,
     metrics: list[str],
-    methods: list[str] | None,
+    methods: list[str],
     predictors: Mapping[str, Any],
     clock: Clock,
+    targets: Sequence[str] = TARGETS,
     rows: str = "per_method",
 ) -> PredictionResult | None:
-    if not predictors or methods == []:
+    if not predictors or not methods:
         return None
     with clock.stage("predicting"):
-        return evaluate_predictors(pairs, metrics, predictors, methods, rows=rows)
+        return evaluate_predictors(pairs, metrics, predictors, methods, targets, rows=rows)
 
 
 def _missing(table: pd.DataFrame, prediction: PredictionResult | None) -> list[str]:

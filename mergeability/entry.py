@@ -193,6 +193,11 @@ def run(main: Callable[[], Any]) -> None:
             sys.stderr.write(f"Error: {cause or _without_search_path(error)}\n")
         _list_failures()
         sys.exit(1)
+    except ValueError as error:
+        if verbose or not _raised_by_hydra(error):
+            raise
+        sys.stderr.write(f"Error: {error}\n")
+        sys.exit(1)
     if _list_failures() or Ledger.summary_failed:
         sys.exit(1)
 
@@ -202,6 +207,14 @@ def _user_error(error: BaseException | None) -> UserError | None:
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__
     return error
+
+
+def _raised_by_hydra(error: BaseException) -> bool:
+    """Say whether Hydra itself refused something, such as `predictor=null`, rather than a job."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last is not None and last.tb_frame.f_globals.get("__name__", "").split(".")[0] == "hydra"
 
 
 def _without_search_path(error: Exception) -> str:

@@ -1,9 +1,9 @@
 """What tests of several groups share: commands run inside this process, and one small trained suite."""
 
 import contextlib
-import importlib.util
 import io
 import logging
+import runpy
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -30,15 +30,6 @@ class Ended:
     output: str
 
 
-def load_script(name: str):
-    """Import `train.py` or `analyze.py` from the project's root."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @contextlib.contextmanager
 def logging_restored() -> Iterator[None]:
     """Undo what Hydra does to the root logger."""
@@ -58,7 +49,6 @@ def run_command(script: str, *arguments: str) -> Ended:
     """Run a command line in this process, where everything heavy is imported already."""
     from mergeability import entry
 
-    module = load_script(script)
     written = io.StringIO()
     entry.Ledger.jobs.clear()
     entry.Ledger.summary_failed = False
@@ -68,7 +58,7 @@ def run_command(script: str, *arguments: str) -> Ended:
         patch.delenv("HYDRA_FULL_ERROR", raising=False)
         with contextlib.redirect_stdout(written), contextlib.redirect_stderr(written):
             try:
-                entry.run(module.main)
+                runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
             except SystemExit as stop:
                 code = stop.code
     return Ended(int(code or 0), written.getvalue())

@@ -151,13 +151,13 @@ def paint(
     canvas = ground + clutter * _unevenness(count, generator)
     canvas = _with_stray_lines(canvas, generator, clutter)
     canvas = torch.lerp(canvas, subject.expand_as(canvas), ink[:, None])
-    noise = uniform(generator, 0.01, 0.02 + 0.05 * clutter, count, 1, 1, 1)
+    noise = uniform(generator, 0.01, 0.02 + 0.03 * clutter, count, 1, 1, 1)
     canvas = canvas + noise * torch.randn(canvas.shape, generator=generator)
     return (canvas.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def _unevenness(count: int, generator: Generator) -> Float[Tensor, "N 3 32 32"]:
-    coarse = torch.randn(count, 3, 4, 4, generator=generator) * uniform(generator, 0, 0.12, count, 1, 1, 1)
+    coarse = torch.randn(count, 3, 4, 4, generator=generator) * uniform(generator, 0, 0.08, count, 1, 1, 1)
     return torch.nn.functional.interpolate(coarse, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
 
 

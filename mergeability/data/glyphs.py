@@ -42,17 +42,15 @@ def handwritten_digits(split: str) -> tuple[Float[Tensor, "M 8 8"], Int64[Tensor
 
 @cache
 def letter_fonts() -> Float[Tensor, "fonts letters 28 28"]:
-    """Draw twelve capital letters in four fonts that do not depend on the machine, ink in [0, 1].
+    """Draw twelve capital letters in three fonts that do not depend on the machine, ink in [0, 1].
 
-    They are Pillow's two bundled fonts (an outline one and a coarse bitmap one), and the outline font bold
-    and hollow.
+    They are Pillow's two bundled fonts, an outline one and a coarse bitmap one, and the outline font in bold.
     """
     outline = ImageFont.load_default(size=24)
     bitmap = ImageFont.load_default_imagefont()
     fonts = [
         [_drawn(letter, outline, stroke=0) for letter in LETTERS],
         [_drawn(letter, outline, stroke=1) for letter in LETTERS],
-        [_drawn(letter, outline, stroke=2) - _drawn(letter, outline, stroke=0) for letter in LETTERS],
         [_drawn(letter, bitmap, stroke=0) for letter in LETTERS],
     ]
     return torch.stack([torch.stack(font) for font in fonts]).clamp(0, 1)

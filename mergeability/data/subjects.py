@@ -55,7 +55,7 @@ def draw_digits(labels: Labels, generator: Generator, split: str) -> Ink:
         wanted = labels == value
         picks = torch.randint(0, len(pool), (int(wanted.sum()),), generator=generator)
         chosen[wanted] = pool[picks]
-    frame = place(len(labels), generator, scale=(0.7, 0.95), turn=0.15)
+    frame = place(len(labels), generator, scale=(0.75, 0.95), turn=0.15)
     return sample_glyphs(originals[chosen], frame)
 
 
@@ -64,7 +64,7 @@ def draw_letters(labels: Labels, generator: Generator, split: str) -> Ink:
     count = len(labels)
     fonts = letter_fonts()
     chosen = torch.randint(0, len(fonts), (count,), generator=generator)
-    frame = place(count, generator, scale=(0.65, 0.9), turn=0.15)
+    frame = place(count, generator, scale=(0.7, 0.9), turn=0.15)
     slant = uniform(generator, -0.2, 0.2, count, 1, 1)
     stretch = uniform(generator, 0.8, 1.25, count, 1, 1)
     slanted = Frame((frame.u - slant * frame.v) * stretch, frame.v, frame.scale)

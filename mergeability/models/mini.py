@@ -25,7 +25,7 @@ from mergeability.data.subjects import Subject
 from mergeability.errors import UserError
 from mergeability.models.clip import ClipModel
 
-CLUTTER = 0.4
+CLUTTER = 0.3
 NAMES_KIND_ONLY = 0.15
 NAMES_WRONG_CLASS = 0.05
 NAMES_COLOUR = 0.3

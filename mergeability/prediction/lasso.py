@@ -1,15 +1,20 @@
 """Least squares with an L1 penalty whose strength is chosen without the held-out task."""
 
+import logging
+import warnings
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float
 from sklearn import config_context
 from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import lasso_path
 
 from mergeability.errors import UserError
 from mergeability.prediction.arrays import Rows, Values, new_rows, training_arrays
+
+logger = logging.getLogger(__name__)
 
 
 class Lasso(RegressorMixin, BaseEstimator):
@@ -53,9 +58,14 @@ class Lasso(RegressorMixin, BaseEstimator):
         outcome = y / unit
         grid = self._grid(X, outcome)
         errors = [self._fold_errors(X, outcome, left_out, grid) for left_out in folds]
-        best = int(np.argmax(np.mean(errors, axis=0))) if errors else 0
+        best = int(np.argmin(np.mean(errors, axis=0))) if errors else 0
         self.strength_ = float(grid[best] * unit)
-        self.coef_ = self._path(X, outcome, grid[: best + 1])[:, -1] * unit
+        weights, converged = self._path(X, outcome, grid[: best + 1])
+        if not converged:
+            logger.warning(
+                "Lasso stopped after %d sweeps; its coefficients are approximate.", self.max_sweeps
+            )
+        self.coef_ = weights[:, -1] * unit
         self.intercept_ = float(y.mean() - X.mean(axis=0) @ self.coef_)
         return self
 
@@ -78,17 +88,22 @@ class Lasso(RegressorMixin, BaseEstimator):
         grid: Float[np.ndarray, " strengths"],
     ) -> Float[np.ndarray, " strengths"]:
         kept = ~left_out
-        weights = self._path(X[kept], y[kept], grid)
+        # Roughly solved is good enough to choose a strength, so convergence is not asked for here.
+        weights, _ = self._path(X[kept], y[kept], grid)
         predicted = y[kept].mean() + (X[left_out] - X[kept].mean(axis=0)) @ weights
         return ((predicted - y[left_out, None]) ** 2).mean(axis=0)
 
     def _path(
         self, X: Float[np.ndarray, "n m"], y: Float[np.ndarray, " n"], grid: Float[np.ndarray, " strengths"]
-    ) -> Float[np.ndarray, "m strengths"]:
-        """Solve for falling strengths, each starting from the last."""
+    ) -> tuple[Float[np.ndarray, "m strengths"], bool]:
+        """Solve for falling strengths, each starting from the last; tell whether all converged."""
         X, y = X - X.mean(axis=0), y - y.mean()
         # Hundreds of small problems: checking each again costs as much as solving it.
-        with config_context(assume_finite=True, skip_parameter_validation=True):
+        with (
+            config_context(assume_finite=True, skip_parameter_validation=True),
+            warnings.catch_warnings(record=True) as caught,
+        ):
+            warnings.simplefilter("always", ConvergenceWarning)
             solve: Any = lasso_path  # typed by its defaults, as if `precompute` were text only
             _, weights, _ = solve(
                 X,
@@ -100,7 +115,7 @@ class Lasso(RegressorMixin, BaseEstimator):
                 max_iter=self.max_sweeps,
                 check_input=False,
             )
-        return weights
+        return weights, not caught
 
 
 def _interleaved(n: int, count: int = 5) -> Bool[np.ndarray, "folds n"]:

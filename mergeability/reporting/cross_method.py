@@ -153,3 +153,8 @@ def _coefficients(folder: Path) -> pd.DataFrame:
 
 def _cells(row: Sequence[Any]) -> list[str]:
     return [number(value) for value in row]
+
+
+def write_summary(folder: Path, run_folders: Sequence[Path]) -> None:
+    """Summarise the finished jobs of a sweep and write the summary beside them."""
+    cross_method_summary(run_folders).save(folder)

@@ -89,7 +89,7 @@ def figure_block(
         f'<div class="block" data-figures="{anchor}-figures">'
         f'<div class="controls">{controls}</div>'
         f'<p class="note empty" hidden>Nothing is known for this choice.</p>'
-        f'<div class="plots{" two" if count == 2 else ""}">{boxes}</div>'
+        f'<div class="plots{_columns(count, square)}">{boxes}</div>'
         f'<script type="application/json" id="{anchor}-figures">{embedded_json(data)}</script></div>'
     )
 
@@ -117,6 +117,12 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
         f"<main><h1>{escape(title)}</h1>{lead}{body}</main></div>"
         f"<script>{get_plotlyjs()}</script><script>{script}</script></body></html>\n"
     )
+
+
+def _columns(count: int, square: bool) -> str:
+    if count < 2:
+        return ""
+    return " two even" if square else " two"
 
 
 def _select(caption: str, options: Sequence[tuple[str, str]]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import pearsonr
+from scipy.stats import pearsonr, spearmanr
 from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import LinearRegression
 
@@ -56,19 +56,23 @@ def test_records_hold_exactly_what_is_promised_and_are_json(table, everything):
 def test_scores_are_those_of_a_plain_loop(table):
     result = evaluate_predictors(table, METRICS, {"ols": LinearRegression()}, ["average"], ["norm_acc"])
     X, y = table[METRICS].to_numpy(), table["norm_acc_average"].to_numpy()
-    predicted, measured, means, r = [], [], [], []
+    predicted, measured, means, r, rho, training_r = [], [], [], [], [], []
     for task in "abcdef":
         out = ((table["task_a"] == task) | (table["task_b"] == task)).to_numpy()
         design = np.column_stack([np.ones(10), X[~out]])
         weights = np.linalg.lstsq(design, y[~out], rcond=None)[0]
         fold = np.column_stack([np.ones(5), X[out]]) @ weights
         r.append(pearsonr(fold, y[out])[0])
+        rho.append(spearmanr(fold, y[out])[0])
+        training_r.append(pearsonr(design @ weights, y[~out])[0])
         predicted, measured = [*predicted, *fold], [*measured, *y[out]]
         means += [y[~out].mean()] * 5
     predicted, measured, means = map(np.array, (predicted, measured, means))
     record = result.records[0]
     assert record["r_mean"] == pytest.approx(np.mean(r))
     assert record["r_std"] == pytest.approx(np.std(r))
+    assert record["rho_mean"] == pytest.approx(np.mean(rho))
+    assert record["train_r_mean"] == pytest.approx(np.mean(training_r))
     assert record["pooled_r"] == pytest.approx(pearsonr(predicted, measured)[0])
     assert record["mae"] == pytest.approx(np.abs(predicted - measured).mean())
     r2 = 1 - ((predicted - measured) ** 2).sum() / ((measured - means) ** 2).sum()

@@ -83,6 +83,14 @@ def test_lasso_chooses_the_strength_with_the_least_error_on_the_folds_it_is_give
     assert model.strength_ == pytest.approx(grid[np.argmin([error(strength) for strength in grid])])
 
 
+def test_a_lasso_cut_short_says_so(problem, caplog):
+    Lasso(max_sweeps=1, tolerance=1e-12).fit(*problem)
+    assert "coefficients are approximate" in caplog.text
+    caplog.clear()
+    Lasso().fit(*problem)
+    assert not caplog.text
+
+
 def test_lasso_of_a_constant_outcome_weighs_nothing(problem):
     model = Lasso().fit(problem[0], np.full(50, 0.7))
     assert not model.coef_.any()

@@ -109,6 +109,8 @@ def test_every_choice_of_the_drop_downs_has_its_figures(page):
     }
     assert {part for key in plots for part in key.split("|")} <= set(page.options)
     assert set(json.loads(page.data["metrics-figures"])) == {"first_metric", "second"}
+    merges = {f"{t}|{m}|{c}" for t in ("norm_acc", "acc") for m in ("ties", "ta") for c in ("shared", "own")}
+    assert set(json.loads(page.data["merges-figures"])) == merges
     for text in page.data.values():
         json.loads(text, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
 

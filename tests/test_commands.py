@@ -1,0 +1,247 @@
+"""What a person types wrong: an exit code, one clear sentence, no traceback, nothing half-written."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+
+from mergeability import checkpoints
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
+NAMES = ("task0", "task1", "task2", "task3")
+
+
+def golden_arguments(folder: Path = GOLDEN, names=NAMES) -> list[str]:
+    models = ", ".join(f"{name}: '{folder / name}.safetensors'" for name in names)
+    return ["suite=checkpoints", f"suite.base='{GOLDEN / 'base.safetensors'}'", f"suite.models={{{models}}}"]
+
+
+def written(folder: Path) -> list[str]:
+    """Name the results in a folder; Hydra's own records of the run are no results."""
+    files = (path for path in folder.rglob("*") if path.is_file() and ".hydra" not in path.parts)
+    return sorted(str(path.relative_to(folder)) for path in files if path.suffix != ".log")
+
+
+@pytest.fixture
+def root(tmp_path) -> list[str]:
+    return [f"paths.root={tmp_path / 'outputs'}", "logger=csv"]
+
+
+def refused(ended, *parts: str) -> None:
+    assert ended.code != 0
+    assert "Traceback" not in ended.output, ended.output
+    for part in parts:
+        assert part in ended.output, ended.output
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "parts"),
+    [
+        ("train", ["task=digitz"], ["task/digitz", "digits"]),
+        ("train", ["reg=typo"], ["reg/typo", "grad_magnitude", "l2_to_init"]),
+        ("train", ["model=typo"], ["model/typo", "clip_mini"]),
+        ("analyze", ["merge=typo"], ["merge/typo", "ties"]),
+        ("analyze", ["metric=typo"], ["metric/typo", "stable_rank"]),
+        ("analyze", ["suite=typo"], ["suite/typo", "mini"]),
+        ("train", ["no.such.setting=1"], ["no.such.setting"]),
+        ("analyze", ["predictor=null"], ["must be a string or a list"]),
+    ],
+)
+def test_an_unknown_choice_names_the_choices(command, root, script, arguments, parts):
+    refused(command(script, *arguments, *root), *parts)
+
+
+def test_training_without_a_base_names_the_command_that_makes_it(command, root, tmp_path):
+    ended = command("train", "task=digits", "model=clip_mini", *root)
+    refused(ended, "No base model", "python train.py experiment=pretrain_mini")
+    assert not (tmp_path / "outputs/checkpoints").exists()
+
+
+@pytest.mark.parametrize("strength", ["-1", "nan", "inf"])
+def test_a_strength_that_is_none_is_refused(command, smoke_root, strength):
+    where = (f"paths.root={smoke_root}", "logger=csv")
+    refused(command("train", "task=digits", f"reg.lambda={strength}", *where), "reg.lambda", "finite number")
+
+
+def test_missing_models_name_the_command_that_makes_them(command, root):
+    ended = command("analyze", "suite=smoke", "reg=l2_to_init", "reg.lambda=0.5", *root)
+    refused(ended, "'digits', 'letters'", "l2_to_init-0.5/seed-0",
+            "python train.py -m model=clip_mini reg=l2_to_init reg.lambda=0.5 seed=0 task=digits,letters,shapes,orientation")  # fmt: skip
+
+
+def test_a_suite_too_small_for_prediction_or_merging(command, smoke_root):
+    where = (f"paths.root={smoke_root}", "logger=csv", "suite=smoke")
+    three, one = ["~suite.tasks.digits"], ["~suite.tasks.digits", "~suite.tasks.letters", "~suite.tasks.shapes"]
+    refused(command("analyze", *three, *where), "at least 4 tasks, the suite has 3", "predictor=none")
+    refused(command("analyze", *one, *where), "at least two models")
+    ended = command("analyze", *three, "predictor=none", "merge=average", *where)
+    assert ended.code == 0, ended.output
+
+
+def test_one_checkpoint_is_no_suite(command, root):
+    refused(command("analyze", *golden_arguments(names=("task0",)), *root), "at least two models")
+
+
+def test_the_weight_space_metrics_of_bare_checkpoints_are_the_golden_ones(command, root, tmp_path):
+    folder = tmp_path / "run"
+    ended = command("analyze", *golden_arguments(), f"hydra.run.dir={folder}", *root)
+    assert ended.code == 0, ended.output
+    pairs = pd.read_csv(folder / "pairs.csv").set_index(["task_a", "task_b"])
+    expected = json.loads((GOLDEN / "expected.json").read_text())["pairs"]
+    assert len(pairs) == len(expected) == 6
+    for pair, values in expected.items():
+        assert len(values) == 18
+        for metric, value in values.items():
+            found = pairs.loc[tuple(pair.split("__")), metric]
+            assert found == pytest.approx(value, rel=1e-4, abs=1e-5 if abs(value) < 0.1 else None), (pair, metric)
+    assert json.loads((folder / "prediction.json").read_text()) == []
+    assert (folder / "report.html").exists()
+
+
+@pytest.fixture
+def models(tmp_path) -> Path:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for name in NAMES:
+        shutil.copy(GOLDEN / f"{name}.safetensors", folder)
+    return folder
+
+
+def spoil(folder: Path, change) -> None:
+    path = folder / "task1.safetensors"
+    checkpoints.save(path, change(safetensors.torch.load_file(path)))
+
+
+def with_nan(state: dict) -> dict:
+    state["visual.proj"][3, 5] = torch.nan
+    return state
+
+
+def without_a_key(state: dict) -> dict:
+    del state["visual.ln_post.weight"]
+    return state
+
+
+def of_another_shape(state: dict) -> dict:
+    return {**state, "visual.proj": torch.zeros(7, 7)}
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (with_nan, ["visual.proj", "task1", "NaN"]),
+        (without_a_key, ["visual.ln_post.weight", "task1"]),
+        (of_another_shape, ["visual.proj", "(7, 7)", "another architecture"]),
+    ],
+)
+def test_weights_that_cannot_be_compared(command, root, models, tmp_path, change, parts):
+    spoil(models, change)
+    folder = tmp_path / "run"
+    refused(command("analyze", *golden_arguments(models), f"hydra.run.dir={folder}", *root), *parts)
+    assert written(folder) == []
+
+
+def test_a_truncated_and_a_foreign_file(command, root, models, tmp_path):
+    path, folder = models / "task2.safetensors", tmp_path / "run"
+    whole = path.read_bytes()
+    for damaged in (whole[:-50], whole[:5], b"", b"PK\x03\x04 a zip file, as torch.save writes"):
+        path.write_bytes(damaged)
+        ended = command("analyze", *golden_arguments(models), f"hydra.run.dir={folder}", *root)
+        refused(ended, "task2.safetensors", "not a whole safetensors file")
+    path.unlink()
+    ended = command("analyze", *golden_arguments(models), f"hydra.run.dir={folder}", *root)
+    refused(ended, "No checkpoint at", "task2.safetensors")
+    assert written(folder) == []
+
+
+def test_a_table_that_is_not_there_or_has_no_metrics(command, root, tmp_path):
+    refused(command("analyze", "suite=table", "suite.table=gone.csv", *root), "No table at gone.csv")
+    table = tmp_path / "pairs.csv"
+    table.write_text("task_a,task_b,norm_acc_ties\na,b,0.5\n")
+    refused(command("analyze", "suite=table", f"suite.table={table}", *root), "none of the metrics")
+
+
+def test_a_ready_table_is_predicted(command, root, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    tasks = "abcdef"
+    rows = [(a, b) for i, a in enumerate(tasks) for b in tasks[i + 1 :]]
+    frame = pd.DataFrame(rows, columns=["task_a", "task_b"])
+    frame["stable_rank"] = torch.rand(len(rows), generator=generator).numpy()
+    frame["norm_acc_ties"] = 0.5 + 0.4 * frame["stable_rank"]
+    frame.to_csv(tmp_path / "pairs.csv", index=False)
+    folder = tmp_path / "run"
+    ended = command(
+        "analyze", "suite=table", f"suite.table={tmp_path / 'pairs.csv'}", "predictor=ols",
+        f"hydra.run.dir={folder}", *root,
+    )  # fmt: skip
+    assert ended.code == 0, ended.output
+    (record,) = json.loads((folder / "prediction.json").read_text())
+    assert record["method"] == "ties"
+    assert record["r_mean"] == pytest.approx(1), "the outcome is linear in the metric"
+
+
+def test_a_failed_job_of_a_sweep_is_named_and_the_rest_is_kept(command, smoke_root, tmp_path):
+    where = (f"paths.root={smoke_root}", f"hydra.sweep.dir={tmp_path}", "logger=csv", "suite=smoke", "predictor=ols")
+    ended = command("analyze", "-m", "merge=average", "profile.samples=10,1000", *where)
+    refused(ended, "1 of 2 jobs failed", "profile.samples=1000", "1 to 32 calibration images")
+    assert (tmp_path / "0/report.html").exists()
+    assert not (tmp_path / "1/report.html").exists()
+    assert list(pd.read_csv(tmp_path / "summary.csv")["method"]) == ["average"]
+
+
+def test_help_answers_without_heavy_imports():
+    for script in ("train", "analyze"):
+        code = (
+            "import sys, runpy; sys.argv = ['x.py', '--help']\n"
+            f"try: runpy.run_path('{script}.py', run_name='__main__')\n"
+            "except SystemExit: pass\n"
+            "heavy = {'torch', 'lightning', 'open_clip', 'sklearn', 'pandas', 'plotly'} & set(sys.modules)\n"
+            "assert not heavy, heavy"
+        )
+        ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert ended.returncode == 0, ended.stderr
+        assert "Choices (group=option)" in ended.stdout
+
+
+def test_importing_the_package_leaves_torch_out():
+    code = "import sys, mergeability; assert 'torch' not in sys.modules; assert 'measure' in dir(mergeability)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_ctrl_c_ends_with_130_and_a_second_start_continues(smoke_root, tmp_path):
+    """A real process, a real SIGINT in the middle of a training of many epochs."""
+    for part in ("checkpoints/clip_mini/base",):
+        shutil.copytree(smoke_root / part, tmp_path / part)
+    arguments = [
+        sys.executable, "train.py", "task=digits", "task.source.train=256", "task.source.validation=32",
+        "task.source.test=64", "training.epochs=12", f"paths.root={tmp_path}", "logger=csv", "progress=null",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    folder = tmp_path / "checkpoints/clip_mini/none-0/seed-0/digits"
+    process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not (folder / "unfinished/last.ckpt").exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "Interrupted" in errors
+    assert "Traceback" not in errors
+    assert not (folder / "card.json").exists()
+    assert not (folder / "model.safetensors").exists()
+    ended = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stderr
+    assert "Continuing the unfinished training" in ended.stdout
+    assert (folder / "card.json").exists()

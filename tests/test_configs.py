@@ -1,0 +1,193 @@
+"""Every configuration composes and can be instantiated; the count of each folder is known."""
+
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from mergeability import entry  # noqa: F401  (registers the resolvers)
+
+CONF = Path(__file__).parent.parent / "conf"
+SETS = {"metric": {"paper", "all", "weights"}, "merge": {"paper", "none"}, "predictor": {"all", "none"}}
+COUNTS = {
+    "experiment": 1,
+    "logger": 3,
+    "merge": 8,
+    "metric": 31,
+    "model": 2,
+    "paths": 1,
+    "predictor": 8,
+    "profile": 1,
+    "reg": 3,
+    "run": 2,
+    "suite": 4,
+    "task": 12,
+    "trainer": 4,
+}
+TRAIN_ONLY = {"task", "trainer", "run", "experiment"}
+ANALYZE_ONLY = {"suite", "merge", "metric", "predictor", "profile"}
+# What a suite needs to be named on the command line.
+NEEDED = {
+    "checkpoints": ["suite.base=base.safetensors", "suite.models={a: a.safetensors, b: b.safetensors}"],
+    "table": ["suite.table=pairs.csv"],
+}
+
+
+def members(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+EVERY = [(group, name) for group in COUNTS for name in members(group)]
+
+
+def composed(primary: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(primary, list(overrides))
+
+
+def without_runtime(node: DictConfig) -> DictConfig:
+    """Replace what only exists inside a job."""
+    plain = OmegaConf.to_container(node, resolve=False)
+    text = re.sub(r"\$\{hydra:[^}]*\}", "RUN_FOLDER", OmegaConf.to_yaml(plain))
+    return OmegaConf.create(re.sub(r"\$\{now:[^}]*\}", "now", text))
+
+
+def test_every_folder_has_its_known_number_of_members():
+    assert {group: len(members(group)) for group in COUNTS} == COUNTS
+    folders = {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"}
+    assert folders == set(COUNTS), "a new group belongs into this test"
+
+
+@pytest.mark.parametrize(("group", "name"), EVERY, ids=lambda value: value)
+def test_every_member_composes_with_everything_resolved(group, name):
+    primaries = [p for p in ("train", "analyze") if group not in (TRAIN_ONLY if p == "analyze" else ANALYZE_ONLY)]
+    for primary in primaries:
+        choice = f"+{group}={name}" if group == "experiment" else f"{group}={name}"
+        needed = NEEDED.get(name, []) if group == "suite" else []
+        if group == "run" and name == "pretrain":
+            continue  # Composed by experiment=pretrain_mini.
+        cfg = composed(primary, choice.removeprefix("+"), *needed)
+        OmegaConf.to_container(without_runtime(cfg), resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize("name", members("task"))
+def test_every_task_can_be_instantiated(name):
+    task = instantiate(composed("train", f"task={name}").task, _convert_="all")
+    assert task.name == name
+    assert isinstance(task.class_names, list)
+
+
+@pytest.mark.parametrize("name", members("model"))
+def test_every_model_can_be_built_without_memory_or_network(name):
+    import torch
+
+    model = instantiate(composed("train", f"model={name}", "model.pretrained=null").model, _convert_="all")
+    with torch.device("meta"):
+        clip = model.build()
+    assert all(parameter.is_meta for parameter in clip.visual.parameters())
+    assert model.name == name
+
+
+@pytest.mark.parametrize("name", members("reg"))
+def test_every_penalty_can_be_instantiated_and_takes_its_strength_from_lambda(name):
+    cfg = composed("train", f"reg={name}", "reg.lambda=0.25")
+    penalty = instantiate(cfg.reg.penalty, _convert_="all")
+    assert (penalty is None) == (name == "none")
+    if penalty is not None:
+        assert penalty.strength == 0.25
+        assert penalty.name == name == cfg.reg.name
+
+
+@pytest.mark.parametrize("name", members("trainer"))
+def test_every_trainer_option_is_one_of_lightnings(name):
+    import inspect
+
+    import lightning.pytorch as pl
+
+    options = composed("train", f"trainer={name}").trainer
+    assert set(options) <= set(inspect.signature(pl.Trainer).parameters)
+
+
+@pytest.mark.parametrize("name", sorted(set(members("metric")) - SETS["metric"]))
+def test_every_metric_is_under_its_own_name(name):
+    cfg = composed("analyze", f"metric={name}")
+    assert list(cfg.metric) == [name]
+    assert callable(instantiate(cfg.metric, _convert_="all")[name])
+
+
+@pytest.mark.parametrize("name", sorted(set(members("merge")) - SETS["merge"]))
+def test_every_merge_method_is_under_its_own_name(name):
+    cfg = composed("analyze", f"merge={name}")
+    assert list(cfg.merge) == [name]
+    assert isinstance(instantiate(cfg.merge, _convert_="all")[name].alpha, int | float)
+
+
+@pytest.mark.parametrize("name", sorted(set(members("predictor")) - SETS["predictor"]))
+def test_every_predictor_is_under_its_own_name(name):
+    cfg = composed("analyze", f"predictor={name}")
+    assert list(cfg.predictor) == [name]
+    assert hasattr(instantiate(cfg.predictor, _convert_="all")[name], "fit")
+
+
+@pytest.mark.parametrize("group", ["metric", "predictor"])
+def test_the_set_of_all_is_the_folder_without_its_sets(group):
+    assert set(composed("analyze", f"{group}=all")[group]) == set(members(group)) - SETS[group]
+
+
+def test_the_metric_sets_have_their_sizes():
+    assert len(composed("analyze", "metric=paper").metric) == 28
+    assert len(composed("analyze", "metric=weights").metric) == 18
+    assert len(composed("analyze", "suite=checkpoints", *NEEDED["checkpoints"]).metric) == 18
+
+
+def test_members_combine_and_their_options_can_be_set():
+    cfg = composed("analyze", "merge=[ties,ta]", "merge.ties.scope=tensor", "metric=[stable_rank,subspace_overlap]")
+    assert list(cfg.merge) == ["ties", "ta"]
+    assert cfg.merge.ties.scope == "tensor"
+    assert list(cfg.metric) == ["stable_rank", "subspace_overlap"]
+
+
+@pytest.mark.parametrize("name", ["csv", "wandb"])
+def test_every_logger_can_be_instantiated_without_an_account_or_a_prompt(name, tmp_path, monkeypatch):
+    for variable in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    node = OmegaConf.create(
+        OmegaConf.to_yaml(without_runtime(composed("train", f"logger={name}").logger)).replace("RUN_FOLDER", str(tmp_path))
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*offline.*")
+        logger = instantiate(node[name], _convert_="all")
+    assert hasattr(logger, "log_metrics")
+
+
+@pytest.mark.parametrize(
+    ("name", "strength", "variant", "folder"),
+    [
+        ("grad_magnitude", 1, None, "grad_magnitude-1"),
+        ("grad_magnitude", 1.0, None, "grad_magnitude-1"),
+        ("grad_magnitude", "1e0", None, "grad_magnitude-1"),
+        ("grad_magnitude", 0.12345678, None, "grad_magnitude-0.12345678"),
+        ("grad_magnitude", 0.12345679, None, "grad_magnitude-0.12345679"),
+        ("l2_to_init", 0.0, None, "none-0"),
+        ("none", 0, "slow", "none-0+slow"),
+    ],
+)
+def test_one_training_has_one_folder(name, strength, variant, folder):
+    assert entry.penalty_folder(name, strength, variant) == folder
+
+
+def test_settings_are_what_a_checkpoint_depends_on():
+    def hashed(*overrides: str) -> dict:
+        return entry.settings(composed("train", *overrides))
+
+    plain = hashed("task=digits")
+    assert hashed("task=digits", "reg=l2_to_init", "reg.lambda=0") == plain, "λ = 0 is plain, whatever the penalty"
+    assert hashed("task=digits", "task.expected_accuracy=0.5") == plain
+    for other in ("seed=1", "training.weight_decay=0.2", "reg.lambda=1", "task.source.train=100", "trainer=gpu"):
+        assert hashed("task=digits", other) != plain
+    assert hashed("task=digits", "reg.lambda=1", "reg.penalty.estimator=exact") != hashed("task=digits", "reg.lambda=1")
