@@ -26,9 +26,9 @@ def handwritten_digits(split: str) -> tuple[Float[Tensor, "M 8 8"], Int64[Tensor
     """
     from sklearn.datasets import load_digits
 
-    bundle = load_digits()
-    images = torch.from_numpy(bundle.images.astype(np.float32) / 16)
-    values = torch.from_numpy(bundle.target.astype(np.int64))
+    pixels, targets = load_digits(return_X_y=True)
+    images = torch.from_numpy(np.asarray(pixels, dtype=np.float32).reshape(-1, 8, 8) / 16)
+    values = torch.from_numpy(np.asarray(targets, dtype=np.int64))
     order = torch.randperm(len(values), generator=seeded_generator("handwritten digits"))
     start = 0
     parts = {}

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import open_clip
 import torch
@@ -52,7 +52,8 @@ class ClipModel:
     def configuration(self) -> dict[str, Any]:
         """Return open_clip's configuration of the architecture."""
         if isinstance(self.architecture, str):
-            return dict(open_clip.get_model_config(self.architecture))
+            # Known to open_clip since `_check_published`.
+            return cast("dict[str, Any]", open_clip.get_model_config(self.architecture))
         return dict(self.architecture)
 
     @property
@@ -71,7 +72,8 @@ class ClipModel:
         Global random state is left as it was. Under `torch.device("meta")` no memory is allocated.
         """
         if self.pretrained is not None:
-            return open_clip.create_model(str(self.architecture), pretrained=self.pretrained).eval()
+            loaded = open_clip.create_model(str(self.architecture), pretrained=self.pretrained)
+            return cast("open_clip.CLIP", loaded.eval())
         # open_clip initialises from the global generator, so it is seeded inside a fork of it.
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)

@@ -14,7 +14,7 @@ import lightning
 import open_clip
 import torch
 from jaxtyping import Float, Int64, UInt8
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy, normalize
@@ -215,8 +215,8 @@ def pretrain(
 
 
 def _keeps_checkpoints(callbacks: Sequence[Callback]) -> bool:
-    return any(isinstance(callback, lightning.pytorch.callbacks.Checkpoint) for callback in callbacks)
+    return any(isinstance(callback, Checkpoint) for callback in callbacks)
 
 
 def _shows_progress(callbacks: Sequence[Callback]) -> bool:
-    return any(isinstance(callback, lightning.pytorch.callbacks.ProgressBar) for callback in callbacks)
+    return any(isinstance(callback, ProgressBar) for callback in callbacks)

@@ -1,0 +1,72 @@
+"""The README's commands do what they say, as typed; those that need ten trained models run on four."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.removeprefix("$ ")
+    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("$ ")
+]
+SMALL = {
+    "experiment=pretrain_mini": ["pretraining.steps=2", "pretraining.images_per_subject=20"],
+    "task=": ["task.source.train=128", "task.source.validation=32", "task.source.test=64", "training.epochs=1"],
+}
+
+
+def words(command: str) -> list[str]:
+    """Split a command line as a shell does."""
+    import shlex
+
+    return shlex.split(command)
+
+
+def test_the_readme_shows_the_commands_this_file_knows():
+    assert len(COMMANDS) == 10
+    assert COMMANDS[:2] == ["make demo", "make test"]
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(f"\n{command.split()[1]}:" in makefile for command in COMMANDS[:2])
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("python")])
+def test_every_command_runs(line, smoke_root, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for ours, theirs in (("base", "base"), ("a", "task0"), ("b", "task1")):
+        shutil.copy(ROOT / f"tests/golden/{theirs}.safetensors", tmp_path / f"{ours}.safetensors")
+    tasks = list("abcde")
+    pairs = [(a, b, i) for i, a in enumerate(tasks) for b in tasks[i + 1 :]]
+    frame = pd.DataFrame(pairs, columns=["task_a", "task_b", "stable_rank"])
+    frame.assign(norm_acc_ties=frame["stable_rank"] ** 2 / 9).to_csv("pairs.csv", index=False)
+    _, script, *arguments = words(line.replace("suite=mini", "suite=smoke"))
+    root = tmp_path / "outputs"
+    shutil.copytree(smoke_root / "checkpoints", root / "checkpoints")
+    small = [one for key, extra in SMALL.items() if key in line and "analyze" not in script for one in extra]
+    if "pretrain" in line or "reg.lambda=1" in line:
+        shutil.rmtree(root / "checkpoints/clip_mini" / ("base" if "pretrain" in line else "none-0"))
+    ended = command(script.removesuffix(".py"), *arguments, *small, f"paths.root={root}", "logger=csv")
+    assert ended.code == 0, ended.output
+    if script == "analyze.py":
+        assert list((root / "runs").rglob("report.html"))
+    if "pretrain" in line:
+        assert (root / "checkpoints/clip_mini/base/card.json").exists()
+    if "reg.lambda=1" in line:
+        assert (root / "checkpoints/clip_mini/grad_magnitude-1/seed-0/digits/card.json").exists()
+
+
+def test_the_notebook_example_runs(tmp_path, monkeypatch):
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    for ours, theirs in (("base", "base"), ("a", "task0"), ("b", "task1")):
+        shutil.copy(ROOT / f"tests/golden/{theirs}.safetensors", tmp_path / f"{ours}.safetensors")
+    names: dict = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["table"].shape == (1, 18)
+    assert (tmp_path / "merged.safetensors").exists()
+    assert set(names["weights"]) >= set(names["merged"])
