@@ -368,7 +368,10 @@ def _pixel_accuracies(
     suite: TaskSuite, tests: Mapping[str, Images], store: Store, progress: Progress
 ) -> dict[str, float]:
     tasks = progress(suite.tasks.items(), "pixel baseline", len(suite.tasks))
-    return {name: pixel_accuracy(task.split("train"), tests[name], store) for name, task in tasks}
+    return {
+        name: pixel_accuracy(task.split("train"), task.split("validation"), tests[name], store)
+        for name, task in tasks
+    }
 
 
 def _predict(

@@ -81,7 +81,10 @@ def test_missing_models_name_the_command_that_makes_them(command, root):
 
 def test_a_suite_too_small_for_prediction_or_merging(command, smoke_root):
     where = (f"paths.root={smoke_root}", "logger=csv", "suite=smoke")
-    three, one = ["~suite.tasks.digits"], ["~suite.tasks.digits", "~suite.tasks.letters", "~suite.tasks.shapes"]
+    three, one = (
+        ["~suite.tasks.digits"],
+        ["~suite.tasks.digits", "~suite.tasks.letters", "~suite.tasks.shapes"],
+    )
     refused(command("analyze", *three, *where), "at least 4 tasks, the suite has 3", "predictor=none")
     refused(command("analyze", *one, *where), "at least two models")
     ended = command("analyze", *three, "predictor=none", "merge=average", *where)
@@ -103,7 +106,10 @@ def test_the_weight_space_metrics_of_bare_checkpoints_are_the_golden_ones(comman
         assert len(values) == 18
         for metric, value in values.items():
             found = pairs.loc[tuple(pair.split("__")), metric]
-            assert found == pytest.approx(value, rel=1e-4, abs=1e-5 if abs(value) < 0.1 else None), (pair, metric)
+            assert found == pytest.approx(value, rel=1e-4, abs=1e-5 if abs(value) < 0.1 else None), (
+                pair,
+                metric,
+            )
     assert json.loads((folder / "prediction.json").read_text()) == []
     assert (folder / "report.html").exists()
 
@@ -191,7 +197,13 @@ def test_a_ready_table_is_predicted(command, root, tmp_path):
 
 
 def test_a_failed_job_of_a_sweep_is_named_and_the_rest_is_kept(command, smoke_root, tmp_path):
-    where = (f"paths.root={smoke_root}", f"hydra.sweep.dir={tmp_path}", "logger=csv", "suite=smoke", "predictor=ols")
+    where = (
+        f"paths.root={smoke_root}",
+        f"hydra.sweep.dir={tmp_path}",
+        "logger=csv",
+        "suite=smoke",
+        "predictor=ols",
+    )
     ended = command("analyze", "-m", "merge=average", "profile.samples=10,1000", *where)
     refused(ended, "1 of 2 jobs failed", "profile.samples=1000", "1 to 32 calibration images")
     assert (tmp_path / "0/report.html").exists()
@@ -208,13 +220,17 @@ def test_help_answers_without_heavy_imports():
             "heavy = {'torch', 'lightning', 'open_clip', 'sklearn', 'pandas', 'plotly'} & set(sys.modules)\n"
             "assert not heavy, heavy"
         )
-        ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        ended = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
         assert ended.returncode == 0, ended.stderr
         assert "Choices (group=option)" in ended.stdout
 
 
 def test_importing_the_package_leaves_torch_out():
-    code = "import sys, mergeability; assert 'torch' not in sys.modules; assert 'measure' in dir(mergeability)"
+    code = (
+        "import sys, mergeability; assert 'torch' not in sys.modules; assert 'measure' in dir(mergeability)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

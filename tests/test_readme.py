@@ -17,7 +17,12 @@ COMMANDS = [
 ]
 SMALL = {
     "experiment=pretrain_mini": ["pretraining.steps=2", "pretraining.images_per_subject=20"],
-    "task=": ["task.source.train=128", "task.source.validation=32", "task.source.test=64", "training.epochs=1"],
+    "task=": [
+        "task.source.train=128",
+        "task.source.validation=32",
+        "task.source.test=64",
+        "training.epochs=1",
+    ],
 }
 
 

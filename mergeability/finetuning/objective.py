@@ -16,7 +16,7 @@ from mergeability.errors import UserError
 def cross_entropy(
     encoder: nn.Module,
     head: Float[Tensor, "classes features"],
-    images: Float[Tensor, "N 3 H W"],
+    images: Float[Tensor, "N *image"],
     labels: Int64[Tensor, " N"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "N classes"]]:
     """Return the mean cross-entropy and the logits head · normalise(encoder(x)) of one batch.

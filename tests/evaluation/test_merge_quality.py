@@ -65,7 +65,9 @@ def world(tmp_path) -> World:
         task: checkpoints.save(tmp_path / f"{task}.safetensors", {"visual.proj": weight})
         for task, weight in tuned.items()
     }
-    base_path = checkpoints.save(tmp_path / "base.safetensors", {"visual.proj": base, "logit_scale": torch.ones(())})
+    base_path = checkpoints.save(
+        tmp_path / "base.safetensors", {"visual.proj": base, "logit_scale": torch.ones(())}
+    )
     store = Store(tmp_path / "store")
     vectors = TaskVectors.load(paths, base=base_path, store=store)
     heads = {task: torch.randn(5, 4, generator=generator) for task in TASKS}
@@ -76,7 +78,12 @@ def world(tmp_path) -> World:
     judge = Judge(Encoder(), preprocess, {"scale": 255}, heads, images, store)
     arrays = {task: head.double().numpy() for task, head in heads.items()}
     return World(
-        vectors, judge, base.double().numpy(), {t: w.double().numpy() for t, w in tuned.items()}, arrays, images
+        vectors,
+        judge,
+        base.double().numpy(),
+        {t: w.double().numpy() for t, w in tuned.items()},
+        arrays,
+        images,
     )
 
 
@@ -110,7 +117,9 @@ def test_outcomes_of_pairs_by_hand(world):
             assert row[f"acc_{method}"] == pytest.approx(merged.mean())
             assert row[f"norm_acc_{method}"] == pytest.approx((merged / own).mean())
             assert row[f"norm_acc_{method}_b"] == pytest.approx(merged[1] / own[1])
-            assert row[f"kept_gain_{method}"] == pytest.approx(((merged - zero_shot) / (own - zero_shot)).mean())
+            assert row[f"kept_gain_{method}"] == pytest.approx(
+                ((merged - zero_shot) / (own - zero_shot)).mean()
+            )
 
 
 def test_a_second_evaluation_merges_nothing_and_runs_no_image(world, monkeypatch):
@@ -135,7 +144,13 @@ def test_the_order_of_the_models_reuses_the_merge(world):
 
 @pytest.mark.parametrize(
     "other",
-    [TaskArithmetic(alpha=0.4), TaskArithmetic(alpha=0.3, **{}), Ties(density=0.5), Dare(seed=1), Dare(then=Ties())],
+    [
+        TaskArithmetic(alpha=0.4),
+        TaskArithmetic(alpha=0.3, **{}),
+        Ties(density=0.5),
+        Dare(seed=1),
+        Dare(then=Ties()),
+    ],
 )
 def test_another_option_is_another_result(world, other):
     models = evaluate_models(world.vectors, world.judge)
@@ -195,13 +210,17 @@ def test_pixel_baseline_learns_what_pixels_tell_and_is_kept(tmp_path):
     pixels[:, 0] += (labels * 40).to(torch.uint8)[:, None, None]
     every = Images(pixels, labels)
     store = Store(tmp_path)
-    found = pixel_accuracy(every[:60], every[60:], store)
+    found = pixel_accuracy(every[:50], every[50:60], every[60:], store)
 
     def flat(images: Images) -> np.ndarray:
         return images.images.numpy().reshape(len(images), -1) / 127.5 - 1
 
-    oracle = LogisticRegression(C=0.01, max_iter=5000).fit(flat(every[:60]), every[:60].labels.numpy())
-    assert found == pytest.approx(oracle.score(flat(every[60:]), every[60:].labels.numpy()), abs=0.051)
+    models = [
+        LogisticRegression(C=C, max_iter=5000).fit(flat(every[:50]), every[:50].labels.numpy())
+        for C in (1e-3, 1e-2)
+    ]
+    best = max(models, key=lambda model: model.score(flat(every[50:60]), every[50:60].labels.numpy()))
+    assert found == pytest.approx(best.score(flat(every[60:]), every[60:].labels.numpy()), abs=0.051)
     assert found > 0.7
-    pixel_accuracy(every[:60], every[60:], store)
+    pixel_accuracy(every[:50], every[50:60], every[60:], store)
     assert (store.computed["pixel_accuracy"], store.found["pixel_accuracy"]) == (1, 1)

@@ -13,7 +13,7 @@ from mergeability.errors import UserError
 from mergeability.merging import apply
 
 FOLDER = Path(__file__).parents[2] / "conf" / "merge"
-SETS = ("paper",)
+SETS = ("paper", "none")
 MEMBERS = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem not in SETS)
 # Those that give a model back when they merge copies of it, and the scale at which they do.
 COPIES = {"average": lambda count: 1, "ta": lambda count: 1 / count}

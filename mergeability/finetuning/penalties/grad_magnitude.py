@@ -1,7 +1,6 @@
 """Prefer flat places: λ‖∇θ L‖², the squared norm of the loss's own gradient."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -34,7 +33,7 @@ class GradMagnitude:
     """
 
     strength: float | int = 0.0
-    estimator: Literal["finite_difference", "exact"] = "finite_difference"
+    estimator: str = "finite_difference"
     radius: float | None = None
     name: str = "grad_magnitude"
 
