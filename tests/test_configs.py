@@ -94,6 +94,21 @@ def test_every_model_can_be_built_without_memory_or_network(name):
     assert model.name == name
 
 
+@pytest.mark.parametrize("name", members("suite"))
+def test_every_suite_makes_a_request(name):
+    from mergeability.analysis import Request
+
+    cfg = composed("analyze", f"suite={name}", *NEEDED.get(name, []))
+    request = instantiate(cfg.analysis, _convert_="all")
+    assert isinstance(request, Request)
+    assert request.suite.name == name
+    if name == "mini":
+        assert len(request.suite.tasks) >= 10
+        assert len(request.metrics) == 28
+        assert set(request.merges) == {"average", "ta", "ties", "dare", "tsv", "iso_c"}
+        assert set(request.predictors) == {"mean", "pearson", "pearson_l1", "ols", "lasso", "additive"}
+
+
 @pytest.mark.parametrize("name", members("reg"))
 def test_every_penalty_can_be_instantiated_and_takes_its_strength_from_lambda(name):
     cfg = composed("train", f"reg={name}", "reg.lambda=0.25")

@@ -197,3 +197,20 @@ def test_a_penalty_trains_into_its_own_folder_and_moves_the_weights(smoke_root, 
     columns = [set(pd.read_csv(path).columns) for path in runs]
     assert any("penalty/grad_magnitude" in names for names in columns)
     assert any("penalty/l2_to_init" in names for names in columns)
+
+
+def test_weights_and_biases_is_offline_without_an_account_and_never_prompts(
+    smoke_root, command, tmp_path, monkeypatch
+):
+    for variable in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sizes = ("task.source.train=128", "task.source.validation=32", "task.source.test=64", "training.epochs=1")
+    runs = tmp_path / "runs"
+    where = (f"paths.root={smoke_root}", f"paths.runs={runs}", "logger=[csv,wandb]")
+    ended = command("train", "-m", "task=digits,letters", "reg.lambda=2", *sizes, "progress=null", *where)
+    assert ended.code == 0, ended.output
+    assert len(list(runs.rglob("*.wandb"))) == 2, "one W&B run a job"
+    ended = command("analyze", "suite=smoke", "merge=average", "predictor=additive", *where)
+    assert ended.code == 0, ended.output
+    assert len(list(runs.rglob("*.wandb"))) == 3

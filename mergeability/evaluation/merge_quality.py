@@ -92,7 +92,8 @@ def merged_accuracies(task_vectors: TaskVectors, method: Any, judge: Judge) -> d
     """Measure the merge of some models on each of their tasks; the merge is made only if that is not known."""
     weights = {
         "base": task_vectors.base_hash,
-        "models": sorted(task_vectors.hashes.values()),
+        # With their names: masks depend on them, and so does the order of every sum.
+        "models": sorted(task_vectors.hashes.items()),
         "merge": describe(method),
         "alpha": float(method.alpha),
     }

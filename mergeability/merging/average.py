@@ -13,10 +13,10 @@ class Average:
     """Average the models: M = mean of τ_t.
 
     Attributes:
-        alpha: the default scale of M, or "tuned".
+        alpha: the default scale of M.
     """
 
-    alpha: float | int | str = 1.0
+    alpha: float | int = 1.0
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)

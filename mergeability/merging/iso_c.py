@@ -19,11 +19,11 @@ class IsoC:
 
     Attributes:
         truncate: first cut each τ_t to rank max(1, ⌊min(m, n)/T⌋), as arXiv 2601.22285 ran it.
-        alpha: the default scale of M, or "tuned".
+        alpha: the default scale of M.
     """
 
     truncate: bool = False
-    alpha: float | int | str = 1.0
+    alpha: float | int = 1.0
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)

@@ -46,21 +46,21 @@ def checked(task_vectors: TaskVectors) -> TaskVectors:
     return task_vectors.select(sorted(task_vectors.tasks))
 
 
-def check_alpha(alpha: float | int | str) -> None:
-    """Check a method's scale.
+def check_alpha(alpha: object) -> None:
+    """Check a scale.
 
     Raises:
-        UserError: it is neither a finite number nor "tuned".
+        UserError: it is not a finite number.
     """
     is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool) and math.isfinite(alpha)
-    if not is_number and alpha != "tuned":
-        raise UserError(f"Expected alpha to be a finite number or 'tuned', got {alpha!r}.")
+    if not is_number:
+        raise UserError(f"Expected alpha to be a finite number, got {alpha!r}.")
 
 
 def apply(
     base: Checkpoint | Mapping[str, Tensor] | str | Path,
     merged: Mapping[str, Tensor],
-    alpha: float | int | str,
+    alpha: float | int,
 ) -> dict[str, Tensor]:
     """Add a merged task vector to the base: θ = θ_0 + α·M, in float32, written in the base's own dtypes.
 
@@ -79,10 +79,6 @@ def apply(
         UserError: alpha is not a finite number, or M has a tensor the base lacks or has in another shape.
     """
     check_alpha(alpha)
-    if isinstance(alpha, str):
-        raise UserError(
-            f"Expected a number for alpha, got {alpha!r}: it has to be chosen by evaluation first."
-        )
     if not isinstance(base, Mapping):
         base = (base if isinstance(base, Checkpoint) else Checkpoint.open(base)).state_dict()
     for name, value in merged.items():

@@ -13,10 +13,10 @@ class TaskArithmetic:
     """Add the task vectors: M = Σ τ_t.
 
     Attributes:
-        alpha: the default scale of M, or "tuned".
+        alpha: the default scale of M.
     """
 
-    alpha: float | int | str = 0.3
+    alpha: float | int = 0.3
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)

@@ -27,13 +27,13 @@ class Ties:
         density: share of entries kept, in (0, 1].
         scope: trim over the whole vector ("global", as in the paper) or per "tensor".
         agg: "mean" of the entries with the elected sign, 0 where there are none, or their "sum".
-        alpha: the default scale of M, or "tuned".
+        alpha: the default scale of M.
     """
 
     density: float | int = 0.2
     scope: str = "global"
     agg: str = "mean"
-    alpha: float | int | str = 1.0
+    alpha: float | int = 1.0
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)

@@ -20,10 +20,10 @@ class TSVM:
     not a matrix is averaged, and so is a matrix too small to give every task a triplet.
 
     Attributes:
-        alpha: the default scale of M, or "tuned".
+        alpha: the default scale of M.
     """
 
-    alpha: float | int | str = 1.0
+    alpha: float | int = 1.0
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)

@@ -83,7 +83,11 @@ def pretrain_base(
 ) -> dict[str, Any]:
     """Pretrain a base model with `pretrain(model, logger=…)` and keep it; return the card."""
     began = time.monotonic()
-    clip = pretrain(model, logger=list(loggers), callbacks=[one for one in callbacks if one is not None])
+    try:
+        clip = pretrain(model, logger=list(loggers), callbacks=[one for one in callbacks if one is not None])
+    except SystemExit as error:
+        # Lightning turns Ctrl-C into an exit; the commands have their own way to end on it.
+        raise KeyboardInterrupt from error
     seconds = round(time.monotonic() - began, 1)
     card = save_base(Path(folder), model, clip.eval(), record or {}, {"seconds": seconds})
     logger.info("Base model %s in %s s: %s", model.name, seconds, folder)

@@ -42,6 +42,7 @@ _METHOD_COLUMNS = {
     "worst_pair": "worst pair",
     "mean_acc": "mean accuracy",
     "worst_acc": "worst",
+    "median_kept_gain": "gain kept",
 }
 _MODEL_COLUMNS = {
     "chance": "chance",
@@ -113,7 +114,8 @@ def _merges(analysis: Analysis) -> Section | None:
     summary = method_table(analysis.pairs, analysis.methods, analysis.alphas)
     body = paragraphs(
         "Mean over a pair's two tasks. Normalised accuracy is the merged model's accuracy over that of the task's own"
-        " fine-tuned model: 1 means that merging cost nothing.",
+        " fine-tuned model: 1 means that merging cost nothing. Gain kept is the median over pairs of how much of what"
+        " fine-tuning gained over the base model survives: 1 all of it, 0 none.",
         note=True,
     )
     body += table(summary, _METHOD_COLUMNS, "method", texts=["worst_pair"])

@@ -66,7 +66,8 @@ def method_table(pairs: pd.DataFrame, methods: Sequence[str], alphas: Mapping[st
     """Summarise each method over its pairs, best mean normalised accuracy first.
 
     Indexed by method: `alpha`, `n_pairs`, `mean_norm_acc`, `worst_norm_acc`, `worst_pair`, `mean_acc`,
-    `worst_acc`; NaN or empty where unknown.
+    `worst_acc`, `median_kept_gain`; NaN or empty where unknown. The kept gain of a pair, (merged − base) /
+    (fine-tuned − base), is summarised by its median: where fine-tuning gained little, single values explode.
     """
     rows = []
     for method in methods:
@@ -78,6 +79,7 @@ def method_table(pairs: pd.DataFrame, methods: Sequence[str], alphas: Mapping[st
             row["n_pairs"] = max(row["n_pairs"], len(outcome))
             if len(outcome) and not row["worst_pair"]:
                 row["worst_pair"] = pair_name(pairs.loc[[outcome.idxmin()]].iloc[0])
+        row["median_kept_gain"] = pairs.get(f"kept_gain_{method}", pd.Series(dtype=float)).median()
         rows.append(row)
     columns = [
         "method",
@@ -88,6 +90,7 @@ def method_table(pairs: pd.DataFrame, methods: Sequence[str], alphas: Mapping[st
         "worst_pair",
         "mean_acc",
         "worst_acc",
+        "median_kept_gain",
     ]
     table = pd.DataFrame(rows, columns=columns).set_index("method")
     return table.sort_values(["mean_norm_acc", "mean_acc"], ascending=False, kind="stable")

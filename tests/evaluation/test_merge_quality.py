@@ -171,6 +171,21 @@ def test_other_images_or_another_head_are_another_result(world):
         assert not evaluate_models(world.vectors, judge).equals(models)
 
 
+def test_the_same_weights_under_another_name_are_another_merge_where_masks_depend_on_names(world, tmp_path):
+    models = evaluate_models(world.vectors, world.judge)
+    evaluate_pairs(world.vectors, {"dare": Dare()}, world.judge, models, no_progress)
+    paths = {{"red": "rouge"}.get(task, task): world.vectors.model(task).path for task in TASKS}
+    renamed = TaskVectors.load(paths, base=world.vectors.base_checkpoint, store=world.judge.store)
+    judge = Judge(
+        Encoder(), preprocess, {"scale": 255}, {**world.judge.heads, "rouge": world.judge.heads["red"]},
+        {**world.images, "rouge": world.images["red"]}, world.judge.store,
+    )  # fmt: skip
+    computed = world.judge.store.computed["accuracy"]
+    table = models.rename(index={"red": "rouge"})
+    evaluate_pairs(renamed.select(["rouge", "green"]), {"dare": Dare()}, judge, table, no_progress)
+    assert world.judge.store.computed["accuracy"] - computed == 2
+
+
 def test_an_interrupted_evaluation_continues_where_it_stopped(world):
     models = evaluate_models(world.vectors, world.judge)
     before = world.judge.store.computed["accuracy"]

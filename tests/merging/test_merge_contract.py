@@ -10,6 +10,7 @@ import yaml
 
 from mergeability import merging
 from mergeability.errors import UserError
+from mergeability.merging.merger import check_alpha
 from mergeability.merging import apply
 
 FOLDER = Path(__file__).parents[2] / "conf" / "merge"
@@ -158,8 +159,13 @@ def test_fewer_than_two_models_or_another_base_are_refused(make_task_vectors, ra
 @pytest.mark.parametrize(
     "kind", [merging.Average, merging.TaskArithmetic, merging.Ties, merging.TSVM, merging.IsoC]
 )
-@pytest.mark.parametrize("alpha", ["best", float("nan"), True])
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), -float("inf")])
 def test_a_scale_that_is_none_is_refused(kind, alpha):
-    assert kind(alpha="tuned").alpha == "tuned"
-    with pytest.raises(UserError, match="alpha to be a finite number or 'tuned'"):
+    with pytest.raises(UserError, match="alpha to be a finite number"):
         kind(alpha=alpha)
+
+
+@pytest.mark.parametrize("alpha", ["best", "0.3", True, None])
+def test_a_scale_that_is_no_number_is_refused(alpha):
+    with pytest.raises(UserError, match="alpha to be a finite number"):
+        check_alpha(alpha)

@@ -49,11 +49,6 @@ def test_what_does_not_fit_is_named(base):
         apply(base, {}, float("inf"))
 
 
-def test_a_tuned_scale_has_to_be_tuned_first(base):
-    with pytest.raises(UserError, match="chosen by evaluation first"):
-        apply(base, {}, "tuned")
-
-
 def test_running_statistics_are_averaged_whatever_the_scale(tmp_path):
     def save(name, mean, weight):
         tensors = {

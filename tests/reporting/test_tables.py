@@ -35,6 +35,7 @@ def pairs():
             "norm_acc_ties": [0.9, 0.6, np.nan],
             "norm_acc_ta": [0.8, 0.9, 1.0],
             "acc_ties": [0.5, 0.4, np.nan],
+            "kept_gain_ties": [0.5, -9.0, 0.7],
         },
         index=[5, 6, 7],
     )
@@ -65,7 +66,8 @@ def test_methods_are_summarised_best_first(pairs):
         0.4,
     ]
     assert table.loc["ties", "mean_acc"] == pytest.approx(0.45)
-    assert np.isnan(table.loc["absent", "mean_norm_acc"])
+    assert table.loc["ties", "median_kept_gain"] == 0.5
+    assert np.isnan(table.loc["absent", ["mean_norm_acc", "median_kept_gain"]].tolist()).all()
 
 
 def test_pairs_are_ranked_only_where_every_method_was_measured(pairs):
