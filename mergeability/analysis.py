@@ -289,7 +289,7 @@ def _analyse_tasks(
         "methods": list(request.merges),
         "alphas": {name: method.alpha for name, method in request.merges.items()},
         "prediction": prediction,
-        "missing": _missing(table, prediction),
+        "missing": _missing(table),
         "facts": {
             "base_sha256": vectors.base_hash,
             "checkpoint_sha256": vectors.hashes,
@@ -314,7 +314,7 @@ def _analyse_checkpoints(
         "alphas": {},
         "prediction": None,
         "missing": [
-            *_missing(table, None),
+            *_missing(table),
             "Nothing was merged, evaluated or predicted: suite=checkpoints has no images.",
         ],
         "facts": {"base_sha256": vectors.base_hash, "checkpoint_sha256": vectors.hashes},
@@ -338,7 +338,6 @@ def _analyse_table(suite: TableSuite, request: Request, clock: Clock) -> dict[st
         "methods": methods,
         "alphas": {},
         "prediction": prediction,
-        "missing": _missing(pairs[names], prediction),
     }
 
 
@@ -389,7 +388,6 @@ def _predict(
         return evaluate_predictors(pairs, metrics, predictors, methods, targets, rows=rows)
 
 
-def _missing(table: pd.DataFrame, prediction: PredictionResult | None) -> list[str]:
+def _missing(table: pd.DataFrame) -> list[str]:
     """Say in sentences what has no value, and why."""
-    found = [*table.attrs.get("failures", ()), *table.attrs.get("undefined", ())]
-    return [*found, *(prediction.notes if prediction is not None else ())]
+    return [*table.attrs.get("failures", ()), *table.attrs.get("undefined", ())]

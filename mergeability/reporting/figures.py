@@ -70,7 +70,7 @@ def matrix_heat_map(
         high = max(-low, high)
         low = -high
     roomy = len(labels) <= _CELL_TEXT_TASKS
-    text = [["" if np.isnan(v) else _short(v) for v in row] for row in matrix] if roomy else None
+    text = cell_texts(matrix) if roomy else None
     trace = go.Heatmap(
         z=_rounded(matrix, 5),
         x=list(labels),
@@ -282,8 +282,16 @@ def _rounded(values: np.ndarray, digits: int = 4) -> list:
     return rounded.tolist()
 
 
-def _short(value: float) -> str:
-    return f"{value:.2f}" if 0.005 <= abs(value) < 100 or value == 0 else f"{value:.1e}"
+def cell_texts(matrix: Float[np.ndarray, "T T"]) -> list[list[str]]:
+    """Write all cells in one notation, chosen by the largest magnitude, so that they can be compared.
+
+    Three significant digits of the largest value or two decimals, whichever is shorter; scientific where the
+    whole matrix is tiny or huge. Undefined cells are empty.
+    """
+    largest = float(np.nanmax(np.abs(matrix), initial=0.0)) if not np.isnan(matrix).all() else 0.0
+    ordinary = largest == 0 or 0.05 <= largest < 10_000
+    form = f".{0 if largest >= 100 else 1 if largest >= 10 else 2}f" if ordinary else ".1e"
+    return [["" if np.isnan(value) else f"{value + 0.0:{form}}" for value in row] for row in matrix]
 
 
 def _layout(**parts: object) -> dict:

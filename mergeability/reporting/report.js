@@ -13,11 +13,17 @@
 
   const read = (id) => JSON.parse(document.getElementById(id).textContent);
 
+  // On a phone the cells of a heat map are smaller than what is written in them: hovering still tells.
+  function fitting(trace, box) {
+    const cell = trace.z && trace.texttemplate ? (0.62 * box.clientWidth) / trace.z.length : Infinity;
+    return cell < 32 ? { ...trace, texttemplate: "" } : trace;
+  }
+
   function draw(box, figure) {
     const layout = { ...look, ...figure.layout };
     for (const name of ["xaxis", "yaxis"]) layout[name] = { ...axis, ...figure.layout[name] };
     if (!layout.height) layout.autosize = true;
-    Plotly.react(box, figure.data, layout, options);
+    Plotly.react(box, figure.data.map((trace) => fitting(trace, box)), layout, options);
   }
 
   function refresh(block, figures) {

@@ -10,8 +10,8 @@ import yaml
 
 from mergeability import merging
 from mergeability.errors import UserError
-from mergeability.merging.merger import check_alpha
 from mergeability.merging import apply
+from mergeability.merging.merger import check_alpha
 
 FOLDER = Path(__file__).parents[2] / "conf" / "merge"
 SETS = ("paper", "none")

@@ -13,7 +13,7 @@ from sklearn.linear_model import LinearRegression
 from mergeability.errors import UserError
 from mergeability.prediction import Additive, evaluate_predictors
 from mergeability.reporting import Analysis, write_report
-from mergeability.reporting.figures import matrix_heat_map, pair_matrix
+from mergeability.reporting.figures import cell_texts, matrix_heat_map, pair_matrix
 
 SECTIONS = [
     "models", "merges", "metrics", "predictors", "predictions", "coefficients", "fingerprints", "missing", "run",
@@ -188,3 +188,21 @@ def test_nothing_but_anchors_in_the_style_and_script():
         assert not re.search(
             r"https?:|//cdn|@import|url\(", files("mergeability.reporting").joinpath(name).read_text()
         )
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ([0.1278, -0.0044], ["0.13", "-0.00"]),
+        ([12.34, -0.5], ["12.3", "-0.5"]),
+        ([89.75, 91.2], ["89.8", "91.2"]),
+        ([1234.6, 2.0], ["1235", "2"]),
+        ([0.0012, -0.0004], ["1.2e-03", "-4.0e-04"]),
+        ([5.2e6, 1.0], ["5.2e+06", "1.0e+00"]),
+        ([0.0, 0.0], ["0.00", "0.00"]),
+    ],
+)
+def test_cells_of_one_matrix_share_one_notation(values, texts):
+    matrix = np.array([[np.nan, values[0]], [values[1], np.nan]])
+    assert cell_texts(matrix) == [["", texts[0]], [texts[1], ""]]
+    assert cell_texts(np.full((2, 2), np.nan)) == [["", ""], ["", ""]]
