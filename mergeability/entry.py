@@ -151,6 +151,7 @@ class Ledger(Callback):
 
     jobs: list[Job] = []  # noqa: RUF012  (one ledger a process: Hydra makes the instances)
     summary_failed = False
+    summary_page: Path | None = None
 
     def __init__(self, summary: str | None = None) -> None:
         # The dotted name of a function (sweep folder, finished job folders), imported only when it is needed.
@@ -167,7 +168,7 @@ class Ledger(Callback):
         finished = [ended.folder for ended in Ledger.jobs if ended.error is None]
         if config.hydra.mode == RunMode.MULTIRUN and self.summary is not None and finished:
             Ledger.summary_failed = True
-            get_method(self.summary)(Path(config.hydra.sweep.dir), finished)
+            Ledger.summary_page = get_method(self.summary)(Path(config.hydra.sweep.dir), finished)
             Ledger.summary_failed = False
 
 
@@ -180,26 +181,28 @@ def run(main: Callable[[], Any]) -> None:
     verbose = bool(os.environ.setdefault("HYDRA_FULL_ERROR", ""))
     os.environ["HYDRA_FULL_ERROR"] = "1"
     logging.captureWarnings(True)
+    code = 0
     try:
         main()
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. What is finished is kept; the same command continues from there.\n")
-        sys.exit(130)
+        code = 130
     except (UserError, HydraException, OmegaConfBaseException) as error:
         cause = _user_error(error)
         if verbose or (cause is None and isinstance(error, InstantiationException)):
             traceback.print_exception(error)
         else:
             sys.stderr.write(f"Error: {cause or _without_search_path(error)}\n")
-        _list_failures()
-        sys.exit(1)
+        code = 1
     except ValueError as error:
         if verbose or not _raised_by_hydra(error):
             raise
         sys.stderr.write(f"Error: {error}\n")
-        sys.exit(1)
-    if _list_failures() or Ledger.summary_failed:
-        sys.exit(1)
+        code = 1
+    finally:
+        failed = _close_sweep()
+    if code or failed or Ledger.summary_failed:
+        sys.exit(code or 1)
 
 
 def _user_error(error: BaseException | None) -> UserError | None:
@@ -222,7 +225,10 @@ def _without_search_path(error: Exception) -> str:
     return str(error).split("\nConfig search path")[0].rstrip()
 
 
-def _list_failures() -> int:
+def _close_sweep() -> int:
+    """Say where the sweep's summary is and which of its jobs failed; return how many did."""
+    if Ledger.summary_page is not None:
+        sys.stdout.write(f"Summary across methods: {shown_path(Ledger.summary_page)}\n")
     failed = [ended for ended in Ledger.jobs if ended.error is not None]
     if len(Ledger.jobs) > 1 and failed:
         sys.stderr.write(f"{len(failed)} of {len(Ledger.jobs)} jobs failed:\n")

@@ -51,7 +51,7 @@ def run_command(script: str, *arguments: str) -> Ended:
 
     written = io.StringIO()
     entry.Ledger.jobs.clear()
-    entry.Ledger.summary_failed = False
+    entry.Ledger.summary_failed, entry.Ledger.summary_page = False, None
     code: int | str | None = 0
     with pytest.MonkeyPatch.context() as patch, logging_restored(), warnings.catch_warnings():
         patch.setattr(sys, "argv", [f"{script}.py", *arguments])

@@ -285,8 +285,8 @@ def _rounded(values: np.ndarray, digits: int = 4) -> list:
 def cell_texts(matrix: Float[np.ndarray, "T T"]) -> list[list[str]]:
     """Write all cells in one notation, chosen by the largest magnitude, so that they can be compared.
 
-    Three significant digits of the largest value or two decimals, whichever is shorter; scientific where the
-    whole matrix is tiny or huge. Undefined cells are empty.
+    Two decimals, fewer for large values; scientific where the whole matrix is tiny or huge. Undefined cells are
+    empty.
     """
     largest = float(np.nanmax(np.abs(matrix), initial=0.0)) if not np.isnan(matrix).all() else 0.0
     ordinary = largest == 0 or 0.05 <= largest < 10_000
