@@ -13,7 +13,7 @@ empty :=
 space := $(empty) $(empty)
 
 help:  ## list the commands
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s  %s\n", $$1, $$2 }' Makefile
 
 setup: .venv/ready  ## make the environment in .venv
 

@@ -6,6 +6,7 @@ one base (the metrics of weight space), or a ready table of pairs (prediction).
 
 import json
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import safetensors.torch
 from torch import Tensor
 
 from mergeability import checkpoints
@@ -27,7 +27,7 @@ from mergeability.metrics.measure import measure
 from mergeability.models.base import WEIGHTS
 from mergeability.models.clip import ClipModel
 from mergeability.prediction import PredictionResult, evaluate_predictors
-from mergeability.prediction.table import TARGETS, outcome_methods
+from mergeability.prediction.table import outcome_methods
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
 from mergeability.provenance import provenance
@@ -38,6 +38,15 @@ from mergeability.task_vectors import TaskVectors
 
 logger = logging.getLogger(__name__)
 FEWEST_FOR_PREDICTION = 4
+RESULTS = (
+    "pairs.csv",
+    "models.csv",
+    "prediction.json",
+    "predictions.csv",
+    "coefficients.csv",
+    "run.json",
+    "report.html",
+)
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 
@@ -78,8 +87,9 @@ class TaskSuite:
         Raises:
             UserError: models are missing (names the command that makes them), or changed since training.
         """
-        cards = {task: checkpoints.read_card(self.folder(task)) for task in self.tasks}
-        missing = [task for task, card in cards.items() if card is None]
+        found = {task: checkpoints.read_card(self.folder(task)) for task in self.tasks}
+        cards = {task: card for task, card in found.items() if card is not None}
+        missing = [task for task in self.tasks if task not in cards or not self._files_exist(task)]
         if missing:
             raise UserError(
                 f"No checkpoint for {', '.join(repr(task) for task in missing)} with {self.trained}. "
@@ -88,29 +98,28 @@ class TaskSuite:
         models = {task: self.folder(task) / "model.safetensors" for task in self.tasks}
         vectors = TaskVectors.load(models, base=self.base, store=store)
         for task, card in cards.items():
-            if card is not None and card["base_sha256"] != vectors.base_hash:
+            head = checkpoints.file_hash(self.folder(task) / "head.safetensors")
+            names = card["settings"].get("task", {}).get("class_names", self.tasks[task].class_names)
+            differing = {
+                "the base it was fine-tuned from": card["base_sha256"] != vectors.base_hash,
+                "model.safetensors": card["sha256"] != vectors.hashes[task],
+                "head.safetensors": card["head_sha256"] != head,
+                "the list of class names": list(names) != list(self.tasks[task].class_names),
+            }
+            changed = [what for what, differs in differing.items() if differs]
+            if changed:
                 raise UserError(
-                    f"The model in {self.folder(task)} was fine-tuned from another base than {self.base}. "
+                    f"Since the model in {self.folder(task)} was trained, {' and '.join(changed)} changed. "
                     f"Run: {self.train_command} task={task} overwrite=true"
                 )
         return vectors
 
-    def heads(self) -> dict[str, Tensor]:
-        """Read the frozen heads stored beside the models.
+    def _files_exist(self, task: str) -> bool:
+        return all((self.folder(task) / f"{name}.safetensors").is_file() for name in ("model", "head"))
 
-        Raises:
-            UserError: a head has another number of classes than its task.
-        """
-        found = {}
-        for name, task in self.tasks.items():
-            head = safetensors.torch.load_file(self.folder(name) / "head.safetensors")["head"]
-            if len(head) != len(task.class_names):
-                raise UserError(
-                    f"{self.folder(name)} was trained with {len(head)} classes, task={name} has "
-                    f"{len(task.class_names)}. Run: {self.train_command} task={name} overwrite=true"
-                )
-            found[name] = head
-        return found
+    def heads(self) -> dict[str, Tensor]:
+        """Read the frozen heads stored beside the models."""
+        return {name: checkpoints.load(self.folder(name) / "head.safetensors")["head"] for name in self.tasks}
 
 
 @dataclass(frozen=True)
@@ -127,9 +136,17 @@ class CheckpointSuite:
     base: str
     models: Mapping[str, str]
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.models, Mapping) or not all(
+            isinstance(path, str) for path in self.models.values()
+        ):
+            raise UserError("suite.models names files: 'suite.models={a: a.safetensors, b: b.safetensors}'.")
+
     def load(self, store: Store) -> TaskVectors:
         """Open the task vectors."""
-        return TaskVectors.load(dict(self.models), base=self.base, store=store)
+        return TaskVectors.load(
+            {str(name): path for name, path in self.models.items()}, base=self.base, store=store
+        )
 
 
 @dataclass(frozen=True)
@@ -158,10 +175,27 @@ class TableSuite:
         if not path.is_file():
             raise UserError(f"No table at {path}. Give suite.table=<a CSV or Parquet file>.")
         try:
-            table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+            table = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
         except (ValueError, OSError) as error:
             raise UserError(f"{path} cannot be read as a table: {error}") from error
+        except ImportError as error:
+            raise UserError("Parquet needs pyarrow: install the extra 'data', or give a CSV file.") from error
+        absent = [name for name in ("task_a", "task_b", *(self.metrics or ())) if name not in table.columns]
+        if absent:
+            raise UserError(f"{path} has no column {', '.join(absent)}. It has: {', '.join(table.columns)}.")
         return table
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Read a pair table, names of tasks as text whatever they look like: a task may be called 1, or NA."""
+    names = ("task_a", "task_b")
+    others = [column for column in pd.read_csv(path, nrows=0).columns if column not in names]
+    return pd.read_csv(
+        path,
+        dtype=dict.fromkeys(names, str),
+        keep_default_na=False,
+        na_values={column: ["", "NA", "NaN", "nan", "null", "None"] for column in others},
+    )
 
 
 @dataclass(frozen=True)
@@ -172,11 +206,13 @@ class ProfileSettings:
         samples: calibration images of each task.
         seed: of their choice.
         layer: dotted name of the layer whose activations are averaged; the last block when None.
+        pool: the tasks whose images make the pool of the activations; all of the suite when None.
     """
 
     samples: int = 10
     seed: int = 42
     layer: str | None = None
+    pool: Sequence[str] | None = None
 
 
 @dataclass
@@ -248,15 +284,25 @@ def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | Non
 
 
 def save(analysis: Analysis, folder: Path) -> Path:
-    """Write `pairs.csv`, `prediction.json`, `run.json` and `report.html`; return the report's path."""
-    write_text(folder / "pairs.csv", analysis.pairs.to_csv(index=False))
-    if not analysis.models.empty:
-        write_text(folder / "models.csv", analysis.models.to_csv())
-    (analysis.prediction or PredictionResult()).save(folder)
-    write_text(folder / "run.json", json.dumps(analysis.run, indent=1, default=str) + "\n")
-    report = folder / "report.html"
-    write_report(analysis, report)
-    return report
+    """Write `pairs.csv`, `prediction.json`, `run.json` and `report.html`; return the report's path.
+
+    All of them or none: they are written beside the folder's other files first and moved there together, in
+    the place of an earlier run's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".results-") as name:
+        staging = Path(name)
+        write_report(analysis, staging / "report.html")
+        write_text(staging / "pairs.csv", analysis.pairs.to_csv(index=False))
+        if not analysis.models.empty:
+            write_text(staging / "models.csv", analysis.models.to_csv())
+        (analysis.prediction or PredictionResult()).save(staging)
+        write_text(staging / "run.json", json.dumps(analysis.run, indent=1, default=str) + "\n")
+        for result in RESULTS:
+            (folder / result).unlink(missing_ok=True)
+            if (staging / result).exists():
+                (staging / result).replace(folder / result)
+    return folder / "report.html"
 
 
 def _analyse_tasks(
@@ -273,7 +319,7 @@ def _analyse_tasks(
         table = measure(
             Profiles(vectors, views, progress=progress), request.metrics, on_error=request.on_error
         )
-    judge = Judge(encoder, suite.model.preprocess, _preprocessing(suite.model), heads, tests, store)
+    judge = Judge(encoder, suite.model.preprocess, _evaluated_as(suite.model), heads, tests, store)
     with clock.stage("evaluating models"):
         models = evaluate_models(vectors, judge)
         if suite.pixel_baseline:
@@ -329,8 +375,7 @@ def _analyse_table(suite: TableSuite, request: Request, clock: Clock) -> dict[st
             f"{suite.table} has none of the metrics asked for. Name its columns in suite.metrics=[…]."
         )
     methods = outcome_methods(pairs)
-    targets = [target for target in TARGETS if all(f"{target}_{method}" in pairs for method in methods)]
-    prediction = _predict(pairs, names, methods, request.predictors, clock, targets, suite.rows)
+    prediction = _predict(pairs, names, methods, request.predictors, clock, suite.rows)
     return {
         "models": pd.DataFrame(),
         "pairs": pairs,
@@ -356,11 +401,18 @@ def _views(suite: TaskSuite, profile: ProfileSettings, encoder: Any, heads: Mapp
         name: calibration_sample(task, profile.samples, profile.seed) for name, task in suite.tasks.items()
     }
     prepared = {name: (suite.model.preprocess(one.images), one.labels) for name, one in samples.items()}
-    return Views(encoder=encoder, heads=heads, calibration=prepared, layer=profile.layer)
+    return Views(
+        encoder=encoder,
+        heads=heads,
+        calibration=prepared,
+        pool=profile.pool,
+        layer=profile.layer,
+        configuration=suite.model.configuration,
+    )
 
 
-def _preprocessing(model: ClipModel) -> dict[str, Any]:
-    return {"mean": list(model.mean), "std": list(model.std), "image_size": model.image_size}
+def _evaluated_as(model: ClipModel) -> dict[str, Any]:
+    return {"model": model.configuration, "mean": list(model.mean), "std": list(model.std)}
 
 
 def _pixel_accuracies(
@@ -379,13 +431,12 @@ def _predict(
     methods: list[str],
     predictors: Mapping[str, Any],
     clock: Clock,
-    targets: Sequence[str] = TARGETS,
     rows: str = "per_method",
 ) -> PredictionResult | None:
     if not predictors or not methods:
         return None
     with clock.stage("predicting"):
-        return evaluate_predictors(pairs, metrics, predictors, methods, targets, rows=rows)
+        return evaluate_predictors(pairs, metrics, predictors, methods, rows=rows)
 
 
 def _missing(table: pd.DataFrame) -> list[str]:

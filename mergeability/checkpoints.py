@@ -20,6 +20,8 @@ from torch import Tensor
 from mergeability.errors import UserError
 from mergeability.store import atomic_file, read_json, write_text
 
+PREFIX = "visual."
+
 # The visual tower saved alone (`clip.visual.state_dict()`), recognised by names no text tower has together.
 _BARE_VISUAL = re.compile(
     r"^(class_embedding|positional_embedding|proj|conv1\.weight|ln_(pre|post)\.(weight|bias)"
@@ -118,11 +120,26 @@ _DTYPES = {
 def _open(path: Path) -> safetensors.safe_open:
     try:
         return safetensors.safe_open(path, framework="pt")
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     except safetensors.SafetensorError as error:
         raise UserError(
             f"{path} is not a whole safetensors file ({error}). It may be truncated, or a pickled .pt/.bin file: "
             "those are never loaded; save the state dict with safetensors.torch.save_file and copy it again."
         ) from error
+
+
+def load(path: str | Path) -> dict[str, Tensor]:
+    """Read every tensor of a safetensors file under the names it has there.
+
+    Raises:
+        UserError: there is no such file, or it is truncated, or it is not a safetensors file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"No file at {path}: expected tensors as safetensors.")
+    with _open(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def file_hash(path: str | Path) -> str:
@@ -158,6 +175,11 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
     """Write `card.json`, the last file of a finished checkpoint: where it is, the checkpoint is whole."""
     write_text(folder / "card.json", json.dumps(card, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def remove_card(folder: Path) -> None:
+    """Mark a checkpoint as unfinished, before its files are replaced one by one."""
+    (folder / "card.json").unlink(missing_ok=True)
 
 
 def read_card(folder: Path) -> dict[str, Any] | None:

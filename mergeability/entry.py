@@ -16,7 +16,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import get_method
@@ -29,7 +29,11 @@ from mergeability.store import read_json
 logger = logging.getLogger(__name__)
 
 # Part of a config but not of what a checkpoint depends on: they only suggest values for `training`, or comment.
-_ADVICE = {"task": ("epochs", "expected_accuracy"), "model": ("learning_rate", "batch_size", "base_command")}
+_ADVICE = {
+    "task": ("epochs", "expected_accuracy"),
+    "model": ("learning_rate", "batch_size", "base_command"),
+    "trainer": ("accelerator", "devices", "log_every_n_steps"),
+}
 
 
 def number_name(value: float | int | str) -> str:
@@ -43,8 +47,21 @@ def penalty_folder(name: str, strength: float | int, variant: str | None = None)
     return f"{folder}+{variant}" if variant else folder
 
 
+def train_command(
+    model: str, penalty: str, strength: float | int, seed: int, variant: str | None, root: str
+) -> str:
+    """Write the command that trains models into the folder an analysis looks in, up to its `task=`."""
+    words = [f"model={model}"]
+    if float(strength) != 0:
+        words += [f"reg={penalty}", f"reg.lambda={number_name(strength)}"]
+    words += [f"seed={seed}"] if seed else []
+    words += [f"variant={variant}"] if variant else []
+    words += [f"paths.root={root}"] if root != "outputs" else []
+    return f"python train.py -m {' '.join(words)}"
+
+
 OmegaConf.register_new_resolver("penalty_folder", penalty_folder, replace=True)
-OmegaConf.register_new_resolver("number", number_name, replace=True)
+OmegaConf.register_new_resolver("train_command", train_command, replace=True)
 
 
 def plain(config: Any) -> Any:
@@ -53,11 +70,20 @@ def plain(config: Any) -> Any:
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
-    """Return everything a checkpoint depends on, as plain containers."""
+    """Return everything a checkpoint depends on, as plain containers.
+
+    Raises:
+        UserError: a strength was given without a penalty.
+    """
     found: dict[str, Any] = plain(cfg.settings)
     for group, names in _ADVICE.items():
         found[group] = {name: value for name, value in (found[group] or {}).items() if name not in names}
-    if found["reg"].get("lambda") == 0:
+    strength = found["reg"].get("lambda")
+    if found["reg"]["name"] == "none" and strength != 0:
+        raise UserError(
+            f"reg=none is plain fine-tuning: it takes no reg.lambda={strength}. Choose a penalty with reg=…."
+        )
+    if strength == 0:
         found["reg"] = {"name": "none", "lambda": 0}
     return found
 
@@ -161,7 +187,10 @@ class Ledger(Callback):
         """Record the job."""
         failed = job_return.status != JobStatus.COMPLETED
         raised = job_return._return_value
-        error = str(_user_error(raised) or raised) if failed else None
+        error = str(_user_error(raised) or f"{type(raised).__name__}: {raised}") if failed else None
+        if failed and not isinstance(raised, UserError | HydraException | OmegaConfBaseException):
+            # A defect: in a sweep Hydra shows the traceback of the first failed job only.
+            traceback.print_exception(raised)
         overrides = tuple(job_return.overrides or ())
         folder = Path(config.hydra.runtime.output_dir)
         Ledger.jobs.append(Job(overrides, folder, error))
@@ -185,14 +214,12 @@ def run(main: Callable[[], Any]) -> None:
     try:
         main()
     except KeyboardInterrupt:
-        sys.stderr.write("\nInterrupted. What is finished is kept; the same command continues from there.\n")
+        sys.stderr.write("\nInterrupted. What is finished is kept: start the same command again.\n")
         code = 130
     except (UserError, HydraException, OmegaConfBaseException) as error:
-        cause = _user_error(error)
-        if verbose or (cause is None and isinstance(error, InstantiationException)):
+        if verbose:
             traceback.print_exception(error)
-        else:
-            sys.stderr.write(f"Error: {cause or _without_search_path(error)}\n")
+        sys.stderr.write(f"Error: {_user_error(error) or _without_search_path(error)}\n")
         code = 1
     except ValueError as error:
         if verbose or not _raised_by_hydra(error):

@@ -25,11 +25,15 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Return the source's commit, with `-dirty` where the tree has changes; None outside a git checkout."""
+    """Return the source's commit, with `-dirty` where the tree has changes; None outside its own checkout."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        # Installed somewhere below another project's checkout, whose commit says nothing about this one.
+        return None
     try:
         result = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="],
-            cwd=Path(__file__).parent,
+            cwd=root,
             capture_output=True,
             text=True,
             check=True,

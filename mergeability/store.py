@@ -26,8 +26,19 @@ logger = logging.getLogger(__name__)
 
 
 def canonical_json(value: Any) -> str:
-    """Write a value as JSON in the one form that is hashed: sorted keys, no spaces, floats by `repr`."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    """Write a value as JSON in the one form that is hashed: sorted keys, no spaces, 1.0 as 1."""
+    return json.dumps(
+        _plain_numbers(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def _plain_numbers(value: Any) -> Any:
+    """Write whole floats as integers: `lambda=1` and `lambda=1.0` are one setting."""
+    if isinstance(value, Mapping):
+        return {name: _plain_numbers(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_numbers(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def digest(value: Any) -> str:
@@ -155,12 +166,6 @@ class Store:
         self.computed[kind] += 1
         write_text(path, json.dumps({"key": key, "value": value}, indent=1, allow_nan=False))
         return value
-
-    def has_record(self, kind: str, key: Mapping[str, Any]) -> bool:
-        """Say whether a record is there, without reading it."""
-        if self.root is None:
-            return (kind, digest(key)) in self._memory
-        return self.path(kind, key, ".json").exists()
 
     def _remember(self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, Any]]) -> Any:
         place = (kind, digest(key))

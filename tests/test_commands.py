@@ -76,7 +76,7 @@ def test_a_strength_that_is_none_is_refused(command, smoke_root, strength):
 def test_missing_models_name_the_command_that_makes_them(command, root):
     ended = command("analyze", "suite=smoke", "reg=l2_to_init", "reg.lambda=0.5", *root)
     refused(ended, "'digits', 'letters'", "l2_to_init-0.5/seed-0",
-            "python train.py -m model=clip_mini reg=l2_to_init reg.lambda=0.5 seed=0 task=digits,letters,shapes,orientation")  # fmt: skip
+            "python train.py -m model=clip_mini reg=l2_to_init reg.lambda=0.5", " task=digits,letters,shapes,orientation")  # fmt: skip
 
 
 def test_a_suite_too_small_for_prediction_or_merging(command, smoke_root):
@@ -261,3 +261,113 @@ def test_ctrl_c_ends_with_130_and_a_second_start_continues(smoke_root, tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert "Continuing the unfinished training" in ended.stdout
     assert (folder / "card.json").exists()
+
+
+@pytest.fixture
+def spoilt(smoke_root, tmp_path) -> Path:
+    """A copy of the small suite that a test may spoil."""
+    shutil.copytree(smoke_root / "checkpoints", tmp_path / "outputs/checkpoints")
+    return tmp_path / "outputs"
+
+
+def analysed(command, root: Path, *arguments: str):
+    return command(
+        "analyze",
+        "suite=smoke",
+        "merge=average",
+        "predictor=none",
+        *arguments,
+        f"paths.root={root}",
+        "logger=csv",
+    )
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "head.safetensors"])
+def test_files_that_changed_since_training_are_refused(command, spoilt, file):
+    path = spoilt / "checkpoints/clip_mini/none-0/seed-0/digits" / file
+    checkpoints.save(
+        path, {name: tensor * 1.01 for name, tensor in safetensors.torch.load_file(path).items()}
+    )
+    refused(analysed(command, spoilt), file, "changed", "task=digits overwrite=true")
+    path.unlink()
+    refused(analysed(command, spoilt), "No checkpoint for 'digits'")
+
+
+def test_other_class_names_than_in_training_are_refused(command, spoilt):
+    names = "suite.tasks.digits.class_names=[nine,one,two,three,four,five,six,seven,eight,zero]"
+    refused(analysed(command, spoilt, names), "class names", "digits", "overwrite=true")
+
+
+def test_another_depth_or_another_number_of_heads_is_noticed(command, spoilt):
+    assert analysed(command, spoilt, f"hydra.run.dir={spoilt}/a").code == 0
+    vision = "model.architecture.vision_cfg"
+    refused(analysed(command, spoilt, f"{vision}.layers=2"), "another architecture")
+    ended = analysed(command, spoilt, f"{vision}.head_width=64", f"hydra.run.dir={spoilt}/b")
+    assert ended.code == 0
+    computed = json.loads((spoilt / "b/run.json").read_text())["computed"]
+    assert set(computed) == {"accuracy", "activation", "gradient"}, (
+        "what depends on the heads, and nothing else"
+    )
+
+
+def test_a_truncated_base_is_one_sentence(command, spoilt):
+    base = spoilt / "checkpoints/clip_mini/base/model.safetensors"
+    base.write_bytes(base.read_bytes()[:-10])
+    refused(
+        command("train", "task=dots", f"paths.root={spoilt}", "logger=csv"), "not a whole safetensors file"
+    )
+
+
+def test_names_that_look_like_numbers_are_names(command, root, models, tmp_path):
+    folder = tmp_path / "run"
+    chosen = f"suite.models={{1: '{models / 'task0.safetensors'}', 2: '{models / 'task1.safetensors'}'}}"
+    base = f"suite.base='{GOLDEN / 'base.safetensors'}'"
+    ended = command("analyze", "suite=checkpoints", base, chosen, f"hydra.run.dir={folder}", *root)
+    assert ended.code == 0, ended.output
+    assert pd.read_csv(folder / "pairs.csv", dtype=str).loc[0, ["task_a", "task_b"]].tolist() == ["1", "2"]
+
+
+@pytest.mark.parametrize("models", ["[a, b]", "{a: null, b: b.safetensors}"])
+def test_models_that_are_no_named_files_are_refused(command, root, models):
+    base = f"suite.base='{GOLDEN / 'base.safetensors'}'"
+    refused(
+        command("analyze", "suite=checkpoints", base, f"suite.models={models}", *root),
+        "suite.models names files",
+    )
+
+
+def test_text_where_a_number_belongs_names_the_option(command, root):
+    ended = command("analyze", *golden_arguments(), "merge=ties", "merge.ties.density=abc", *root)
+    refused(ended, "merge", "abc")
+
+
+def test_a_table_with_unlike_outcomes_predicts_what_it_has_and_names_the_rest(command, root, tmp_path):
+    tasks = ["1", "2", "NA", "4", "5"]
+    rows = [(a, b, i * 7 % 5 + j) for i, a in enumerate(tasks) for j, b in enumerate(tasks) if i < j]
+    frame = pd.DataFrame(rows, columns=["task_a", "task_b", "stable_rank"])
+    frame["norm_acc_ties"], frame["acc_ta"] = frame["stable_rank"] * 0.1, frame["stable_rank"] * 0.2
+    frame.to_csv(tmp_path / "pairs.csv", index=False)
+    folder = tmp_path / "run"
+    table = f"suite.table={tmp_path / 'pairs.csv'}"
+    ended = command("analyze", "suite=table", table, "predictor=ols", f"hydra.run.dir={folder}", *root)
+    assert ended.code == 0, ended.output
+    records = json.loads((folder / "prediction.json").read_text())
+    assert {(record["method"], record["target"]) for record in records} == {
+        ("ties", "norm_acc"),
+        ("ta", "acc"),
+    }
+    assert all(record["n_folds"] == 5 and record["n_pairs"] == 10 for record in records)
+    assert "acc_ties" in (folder / "report.html").read_text()
+    refused(command("analyze", "suite=table", table, "suite.metrics=[gone]", *root), "no column gone")
+
+
+def test_a_later_run_in_the_same_folder_replaces_every_result(command, smoke_root, root, tmp_path):
+    folder = tmp_path / "run"
+    assert analysed(command, smoke_root, f"hydra.run.dir={folder}").code == 0
+    assert (folder / "models.csv").exists()
+    ended = command("analyze", *golden_arguments(), f"hydra.run.dir={folder}", *root)
+    assert ended.code == 0, ended.output
+    assert written(folder) == [
+        "coefficients.csv", "pairs.csv", "prediction.json", "predictions.csv", "report.html", "run.json"
+    ]  # fmt: skip
+    assert len(pd.read_csv(folder / "pairs.csv")) == 6

@@ -10,6 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from mergeability import entry
+from mergeability.errors import UserError
+from mergeability.store import digest
 
 CONF = Path(__file__).parent.parent / "conf"
 SETS = {"metric": {"paper", "all", "weights"}, "merge": {"paper", "none"}, "predictor": {"all", "none"}}
@@ -219,6 +221,28 @@ def test_settings_are_what_a_checkpoint_depends_on():
         "trainer=gpu",
     ):
         assert hashed("task=digits", other) != plain
+    assert digest(hashed("reg.lambda=1", "training.weight_decay=0")) == digest(
+        hashed("reg.lambda=1.0", "training.weight_decay=0.0")
+    )
+    assert hashed("trainer=cpu", "trainer.log_every_n_steps=3") == plain, "where it runs changes nothing"
+    assert hashed("trainer=smoke") != plain, "two batches are no training"
+    with pytest.raises(UserError, match=r"takes no reg\.lambda=1"):
+        hashed("reg=none", "reg.lambda=1")
     assert hashed("task=digits", "reg.lambda=1", "reg.penalty.estimator=exact") != hashed(
         "task=digits", "reg.lambda=1"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (("m", "none", 0, 0, None, "outputs"), "python train.py -m model=m"),
+        (("m", "grad_magnitude", 0.0, 0, None, "outputs"), "python train.py -m model=m"),
+        (
+            ("m", "grad_magnitude", 1.0, 2, "slow", "there"),
+            "python train.py -m model=m reg=grad_magnitude reg.lambda=1 seed=2 variant=slow paths.root=there",
+        ),
+    ],
+)
+def test_the_command_that_makes_missing_models(arguments, command):
+    assert entry.train_command(*arguments) == command

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mergeability.errors import UserError
-from mergeability.store import Store, atomic_file, canonical_json, digest, read_json
+from mergeability.store import Store, atomic_file, canonical_json, digest, read_json, write_text
 
 
 def test_a_second_process_finds_what_the_first_computed(tmp_path):
@@ -41,6 +41,11 @@ def test_digest_is_the_sha256_of_sorted_json():
     assert digest({"b": [0.1, "é"], "a": 1}) == hashlib.sha256(text.encode()).hexdigest()
 
 
+def test_whole_floats_are_integers_in_keys():
+    assert digest({"lambda": 1, "more": [2.0, True]}) == digest({"lambda": 1.0, "more": [2, True]})
+    assert len({digest({"lambda": value}) for value in (1, 1.5, True, "1", None)}) == 5
+
+
 def test_nan_in_a_record_is_refused_rather_than_written(tmp_path):
     store = Store(tmp_path)
     with pytest.raises(ValueError, match="Out of range float"):
@@ -63,6 +68,15 @@ def test_a_writer_killed_half_way_leaves_the_old_file(tmp_path):
         raise RuntimeError
     assert path.read_text() == "old"
     assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_a_reader_in_the_middle_of_a_file_never_sees_the_next_one(tmp_path):
+    path = tmp_path / "card.json"
+    path.write_text("old" * 1000)
+    with path.open() as reader:
+        write_text(path, "new")
+        assert reader.read() == "old" * 1000
+    assert path.read_text() == "new"
 
 
 def test_a_damaged_entry_is_computed_again(tmp_path, caplog):

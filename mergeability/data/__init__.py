@@ -9,7 +9,6 @@ _LAZY = {
     "Source": "mergeability.data.sources",
     "Rendered": "mergeability.data.rendered",
     "calibration_sample": "mergeability.data.calibration",
-    "calibration_pool": "mergeability.data.calibration",
 }
 __all__ = sorted(_LAZY)
 

@@ -1,7 +1,5 @@
 """Calibration samples: the few held-out training images that data-dependent views and merges look at."""
 
-from collections.abc import Iterable
-
 import torch
 
 from mergeability.data.canvas import seeded_generator
@@ -27,22 +25,3 @@ def calibration_sample(task: Task, n: int = 10, seed: int = 42) -> Images:
         )
     order = torch.randperm(len(held_out), generator=seeded_generator("calibration", task.name, seed))
     return held_out[order[:n]]
-
-
-def calibration_pool(tasks: Iterable[Task], n: int = 10, seed: int = 42) -> Images:
-    """Join n images of every task, in the order of the tasks' names; labels stay each task's own.
-
-    Raises:
-        UserError: no task, images of different sizes, or as `calibration_sample`.
-    """
-    samples = [calibration_sample(task, n, seed) for task in sorted(tasks, key=lambda task: task.name)]
-    if not samples:
-        raise UserError("Expected at least one task to draw calibration images from, got none.")
-    sizes = {tuple(sample.images.shape[1:]) for sample in samples}
-    if len(sizes) > 1:
-        raise UserError(
-            f"Expected calibration images of one size, got {sorted(sizes)}. Preprocess them first."
-        )
-    return Images(
-        torch.cat([sample.images for sample in samples]), torch.cat([sample.labels for sample in samples])
-    )

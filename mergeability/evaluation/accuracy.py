@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from mergeability.checkpoints import tensors_hash
 from mergeability.data.tasks import Images
-from mergeability.errors import UserError
 from mergeability.models.classify import accuracy
+from mergeability.models.weights import encoder_state
 from mergeability.store import Store, digest
 
 # Part of every store key below: raise it when what is stored changes meaning.
 _VERSION = 1
-_PREFIX = "visual."
 # Below and above these, accuracy on pixels of the rendered tasks falls.
 _PIXEL_PENALTIES = (1000.0, 100.0)
 
@@ -29,7 +28,8 @@ class Judge:
     Attributes:
         encoder: images → features; only its architecture is used, its weights never.
         preprocess: uint8 images → the encoder's normalised float input.
-        preprocessing: what `preprocess` depends on, as a JSON-able record, for the store's keys.
+        configuration: what the encoder was built from and what `preprocess` depends on, as a JSON-able record:
+            part of the store's keys.
         heads: task → frozen zero-shot head (classes × features).
         tests: task → test images.
         store: where accuracies are kept.
@@ -37,7 +37,7 @@ class Judge:
 
     encoder: nn.Module
     preprocess: Callable[[Tensor], Tensor]
-    preprocessing: Mapping[str, Any]
+    configuration: Mapping[str, Any]
     heads: Mapping[str, Tensor]
     tests: Mapping[str, Images]
     store: Store
@@ -53,14 +53,19 @@ class Judge:
             tasks: the tasks to test on; all of them in one swap of the weights.
         """
         keys = {task: {"weights": dict(weights), **self._key(task)} for task in tasks}
-        unknown = [task for task in tasks if not self.store.has_record("accuracy", keys[task])]
-        if unknown:
-            self._swap_in(state())
-        found = {}
-        for task in tasks:
-            record = self.store.record("accuracy", keys[task], lambda task=task: self._measure(task))
-            found[task] = record["accuracy"]
-        return found
+        swapped_in: list[bool] = []
+
+        def measure(task: str) -> dict[str, float | int]:
+            # Only when a value is computed, and always then: the encoder holds whatever came last.
+            if not swapped_in:
+                self._swap_in(state(), f"the model to be tested on {', '.join(tasks)}")
+                swapped_in.append(True)
+            return self._measure(task)
+
+        records = {
+            task: self.store.record("accuracy", keys[task], lambda task=task: measure(task)) for task in tasks
+        }
+        return {task: record["accuracy"] for task, record in records.items()}
 
     def _measure(self, task: str) -> dict[str, float | int]:
         images = self.tests[task]
@@ -69,23 +74,14 @@ class Judge:
             "images": len(images),
         }
 
-    def _swap_in(self, state: Mapping[str, Tensor]) -> None:
-        own = self.encoder.state_dict()
-        named = {name.removeprefix(_PREFIX): value for name, value in state.items()}
-        wrong = [name for name in own if name not in named or named[name].shape != own[name].shape]
-        if wrong:
-            raise UserError(
-                f"The weights do not fit the encoder: '{wrong[0]}' is missing or has another shape. "
-                "Choose the model= they were trained as."
-            )
+    def _swap_in(self, state: Mapping[str, Tensor], owner: str) -> None:
         with torch.no_grad():
-            for name, value in own.items():
-                value.copy_(named[name])
+            self.encoder.load_state_dict(encoder_state(self.encoder, state, owner))
 
     @cached_property
     def _architecture(self) -> str:
-        # The text form names every module with its options, the activation function among them.
-        return digest({"encoder": repr(self.encoder), "preprocessing": dict(self.preprocessing)})
+        # The text form names every module, but not all of their options: the number of heads is missing.
+        return digest({"encoder": repr(self.encoder), "configuration": dict(self.configuration)})
 
     @cached_property
     def _task_keys(self) -> dict[str, dict[str, str]]:

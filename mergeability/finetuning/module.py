@@ -87,6 +87,7 @@ class FineTuningModule(pl.LightningModule):
             self.register_buffer(f"initial_{index}", tensor, persistent=False)
         self.train_accuracy = MulticlassAccuracy(len(head), average="micro")
         self.validation_accuracy = MulticlassAccuracy(len(head), average="micro")
+        self.images_seen = 0  # In this process: a resumed training counts from there.
         self._batch: tuple[Tensor, Tensor] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -102,9 +103,22 @@ class FineTuningModule(pl.LightningModule):
     def _second_order(self) -> bool:
         return self.penalty is not None and self.penalty.second_order
 
+    def on_fit_start(self) -> None:
+        """Refuse what a penalty cannot see through.
+
+        Raises:
+            UserError: losses are scaled for 16-bit floats.
+        """
+        if self.penalty is not None and str(self.trainer.precision) == "16-mixed":
+            raise UserError(
+                "Under trainer.precision=16-mixed gradients are scaled, which a penalty cannot undo. Use bf16-mixed "
+                "or 32-true."
+            )
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
         """Return the task loss; the penalty joins in `backward`."""
         self._batch = batch
+        self.images_seen += len(batch[1])
         loss, logits = self._loss(batch)
         self.train_accuracy(logits, batch[1])
         self.log("train/loss", loss, prog_bar=True)

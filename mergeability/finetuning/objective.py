@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mergeability.errors import UserError
+from mergeability.models.zero_shot import classify
 
 
 def cross_entropy(
@@ -23,7 +24,7 @@ def cross_entropy(
 
     `head` holds unit class embeddings times the logit scale, so logits are scaled cosines (Radford et al., 2021).
     """
-    logits = functional.normalize(encoder(images), dim=-1) @ head.T
+    logits = classify(encoder(images), head)
     return functional.cross_entropy(logits, labels), logits
 
 

@@ -80,10 +80,10 @@ def finetune(
     data = TaskDataModule(splits["train"], splits["validation"], settings.batch_size, seed)
     _fit(module, data, settings, folder, record, trainer or {}, loggers, callbacks)
     seconds = time.monotonic() - began
-    _check_finite(encoder, task)
+    _check_finite(encoder, task, folder)
     after = {name: accuracy(encoder, head, model.preprocess, images) for name, images in judged.items()}
-    state = {f"visual.{name}": tensor for name, tensor in encoder.state_dict().items()}
-    images = len(splits["train"]) * settings.epochs
+    checkpoints.remove_card(folder)
+    state = {f"{checkpoints.PREFIX}{name}": tensor for name, tensor in encoder.state_dict().items()}
     card = {
         "task": task.name,
         "model": model.name,
@@ -97,7 +97,7 @@ def finetune(
         "base_accuracy": before,
         "expected_accuracy": task.expected_accuracy,
         "seconds": round(seconds, 2),
-        "images_per_second": round(images / seconds, 1),
+        "images_per_second": round(module.images_seen / seconds, 1),
         **provenance(),
     }
     checkpoints.write_card(folder, card)
@@ -164,9 +164,10 @@ def _resume_from(unfinished: Path, record: Mapping[str, Any]) -> Path | None:
     return None
 
 
-def _check_finite(encoder: nn.Module, task: Task) -> None:
+def _check_finite(encoder: nn.Module, task: Task, folder: Path) -> None:
     for name, parameter in encoder.named_parameters():
         if not torch.isfinite(parameter).all():
+            shutil.rmtree(folder / "unfinished", ignore_errors=True)
             raise UserError(
                 f"Training on {task.name} diverged: {name} holds NaN or Inf. Nothing was kept; take a smaller "
                 "training.learning_rate or reg.lambda."

@@ -68,7 +68,8 @@ def apply(
     statistics are not scaled: M holds their average.
 
     Args:
-        base: the state dict the models were fine-tuned from, its checkpoint, or the path of one.
+        base: the state dict the models were fine-tuned from, its checkpoint, or the path of one. From a file
+            the visual encoder alone is read, under canonical names; a mapping is taken as it is.
         merged: the merged task vector M.
         alpha: the scale α; a method's `alpha` is its default.
 

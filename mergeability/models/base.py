@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-
 from mergeability import checkpoints
 from mergeability.errors import UserError
 from mergeability.models.clip import ClipModel
@@ -26,6 +24,7 @@ def save_base(
     folder: Path, model: ClipModel, clip: "CLIP", settings: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> dict:
     """Write both towers and the card of a base model; return the card."""
+    checkpoints.remove_card(folder)
     path = checkpoints.save(folder / WEIGHTS, clip.state_dict())
     card = {
         "model": model.name,
@@ -49,10 +48,15 @@ def load_base(folder: Path, model: ClipModel) -> "CLIP":
     if not path.is_file():
         raise UserError(f"No base model at {path}. Train one first: train.py makes or fetches it.")
     clip = replace(model, pretrained=None).build()
-    try:
-        clip.load_state_dict(safetensors.torch.load_file(path))
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit model={model.name}: {error}") from error
+    given, own = checkpoints.load(path), clip.state_dict()
+    wrong = [name for name in own.keys() | given.keys() if name not in own or name not in given]
+    wrong = wrong or [name for name in own if own[name].shape != given[name].shape]
+    if wrong:
+        raise UserError(
+            f"{path} does not fit model={model.name}: {len(wrong)} tensors differ, such as '{min(wrong)}'. It was "
+            "made with another architecture: make it again with overwrite=true."
+        )
+    clip.load_state_dict(given)
     return clip.eval()
 
 
@@ -64,7 +68,7 @@ def fetch_base(folder: Path, model: ClipModel) -> dict[str, Any]:
     """
     try:
         clip = model.build()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         raise UserError(
             f"Cannot fetch the weights {model.pretrained!r} of {model.name} ({error.__class__.__name__}): this needs "
             f"a network the first time. Copy {folder} from a machine that has it."
@@ -79,12 +83,14 @@ def pretrain_base(
     *,
     loggers: Sequence[Any] = (),
     callbacks: Sequence[Any] = (),
+    accelerator: str = "auto",
     record: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Pretrain a base model with `pretrain(model, logger=…)` and keep it; return the card."""
     began = time.monotonic()
     try:
-        clip = pretrain(model, logger=list(loggers), callbacks=[one for one in callbacks if one is not None])
+        callbacks = [callback for callback in callbacks if callback is not None]
+        clip = pretrain(model, logger=list(loggers), callbacks=callbacks, accelerator=accelerator)
     except SystemExit as error:
         # Lightning turns Ctrl-C into an exit; the commands have their own way to end on it.
         raise KeyboardInterrupt from error

@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -122,15 +122,13 @@ def evaluate_predictors(
     targets: Sequence[str] = TARGETS,
     protocol: SplitProtocol | None = None,
     rows: str = "per_method",
-    progress: Callable[[str, int, int], None] | None = None,
 ) -> PredictionResult:
     """Fit each predictor on each fold of each method's outcomes, and score it on the pairs left out.
 
     A predictor is any scikit-learn regressor. Three optional traits are recognised: a class attribute
     `inputs` ("metrics" by default, "tasks" or "both"), a `fit` argument `folds` that takes the inner
     leave-one-task-out of the training rows, and `fit_many`, which fits all folds at once. `rows` is
-    "per_method" or "complete" (only pairs with an outcome for every method). `progress(predictor, done,
-    total)` is called after each predictor.
+    "per_method" or "complete" (only pairs with an outcome for every method).
 
     Without any outcome column the result is empty, with a note.
     Raises UserError as `PairTable.validate` does.
@@ -144,13 +142,13 @@ def evaluate_predictors(
     methods = outcome_methods(table, targets) if methods is None else list(methods)
     if not methods:
         return PredictionResult(notes=["The table has no outcomes, so nothing was predicted."])
-    checked = PairTable.validate(table, metrics, [f"{t}_{m}" for t in targets for m in methods])
+    outcomes = [f"{target}_{method}" for target in targets for method in methods]
+    absent = [outcome for outcome in outcomes if outcome not in table.columns]
+    checked = PairTable.validate(table, metrics, [outcome for outcome in outcomes if outcome not in absent])
     folds, notes = _folds(checked, methods, targets, protocol, rows == "complete")
-    parts = []
-    for done, (name, predictor) in enumerate(predictors.items(), start=1):
-        parts.append(_evaluate_one(name, predictor, folds, protocol.name))
-        if progress is not None:
-            progress(name, done, len(predictors))
+    if absent:
+        notes.append(f"{summarise_names(absent)}: no such column, so nothing was predicted.")
+    parts = [_evaluate_one(name, predictor, folds, protocol.name) for name, predictor in predictors.items()]
     return _combine(parts, [*checked.notes, *notes])
 
 
@@ -162,8 +160,9 @@ def _folds(
     constant_in: dict[str, set[str]] = {}
     notes: list[str] = []
     for target in targets:
-        outcomes = [f"{target}_{method}" for method in methods]
-        for method, outcome in zip(methods, outcomes, strict=True):
+        known = [method for method in methods if f"{target}_{method}" in table.frame.columns]
+        outcomes = [f"{target}_{method}" for method in known]
+        for method, outcome in zip(known, outcomes, strict=True):
             rows, left_out = table.rows(outcome, outcomes if complete else ())
             if left_out:
                 left_out_by.setdefault(tuple(left_out), []).append(outcome)

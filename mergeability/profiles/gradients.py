@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from mergeability.errors import UserError
+from mergeability.models.zero_shot import classify
 from mergeability.profiles.activations import evaluation_mode
 
 
@@ -89,7 +90,7 @@ def _summed_gradients(
     features = functional_call(encoder, {**state, **parameters}, (images,))
     if isinstance(features, tuple):
         features = features[0]
-    logits = functional.normalize(features, dim=-1) @ head.to(device, features.dtype).T
+    logits = classify(features, head.to(device, features.dtype))
     loss = functional.cross_entropy(logits, labels.to(device), reduction="sum")
     sources = [*parameters.values(), images]
     # A parameter the features do not depend on has gradient zero.

@@ -1,7 +1,7 @@
 """The data behind the data-dependent views: the encoder, the heads and the calibration samples."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from mergeability.checkpoints import tensors_hash
 from mergeability.errors import UserError
+from mergeability.models.weights import encoder_state
 from mergeability.profiles.activations import last_layer
 from mergeability.store import digest
 from mergeability.task_vectors import TaskVectors
-
-_PREFIX = "visual."
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,7 @@ class Views:
         pool: tasks whose images make the pool of the activations; every task of `calibration` when None.
         layer: dotted name of the layer whose activations are averaged; found when None.
         batch_size: images per pass; changes nothing but speed and memory.
+        configuration: what the encoder was built from, as a JSON-able record: part of the store's keys.
     """
 
     encoder: nn.Module
@@ -36,25 +36,16 @@ class Views:
     pool: Sequence[str] | None = None
     layer: str | None = None
     batch_size: int = 32
+    configuration: Mapping[str, Any] = field(default_factory=dict)
 
     def state(self, task_vectors: TaskVectors, task: str) -> dict[str, Tensor]:
         """Read one fine-tuned model's weights under the encoder's names, in float32.
 
         Raises:
-            UserError: the checkpoint lacks a tensor of the encoder, or has it in another shape.
+            UserError: the checkpoint's tensors are not the encoder's.
         """
-        checkpoint, state = task_vectors.model(task), {}
-        prefix = _PREFIX if any(name.startswith(_PREFIX) for name in checkpoint.names) else ""
-        for name, own in self.encoder.state_dict().items():
-            stored = prefix + name
-            if stored not in checkpoint.shapes or tuple(checkpoint.shapes[stored]) != tuple(own.shape):
-                raise UserError(
-                    f"The encoder expects '{stored}' of shape {tuple(own.shape)}; the model of '{task}' has "
-                    f"{checkpoint.shapes.get(stored, 'no such tensor')}. Choose the model it was trained as."
-                )
-            value = checkpoint.tensor(stored)
-            state[name] = value.to(own.device, torch.float32 if value.is_floating_point() else own.dtype)
-        return state
+        tensors = task_vectors.model(task).state_dict()
+        return encoder_state(self.encoder, tensors, f"the model of '{task}'")
 
     def samples(self, task: str) -> tuple[Tensor, Tensor]:
         """Return a task's calibration images and labels.
@@ -104,8 +95,8 @@ class Views:
 
     @cached_property
     def _architecture(self) -> str:
-        # The text form names every module with its options, the activation function among them.
-        return digest(repr(self.encoder))
+        # The text form names every module, but not all of their options: the number of heads is missing.
+        return digest({"encoder": repr(self.encoder), "configuration": dict(self.configuration)})
 
     def _hash_head(self, task: str) -> str:
         return tensors_hash({"head": self.head(task)})

@@ -41,7 +41,7 @@ _METHOD_COLUMNS = {
     "worst_norm_acc": "worst",
     "worst_pair": "worst pair",
     "mean_acc": "mean accuracy",
-    "worst_acc": "worst",
+    "worst_acc": "worst accuracy",
     "median_kept_gain": "gain kept",
 }
 _MODEL_COLUMNS = {

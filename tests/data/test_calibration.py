@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mergeability.data.calibration import calibration_pool, calibration_sample
+from mergeability.data.calibration import calibration_sample
 from mergeability.data.rendered import Rendered
 from mergeability.data.tasks import Task
 from mergeability.errors import UserError
@@ -41,19 +41,7 @@ def test_global_random_state_neither_matters_nor_moves():
     assert calibration_sample(task("a")).fingerprint == first
 
 
-def test_the_pool_is_in_the_order_of_task_names_whatever_the_order_given():
-    pool = calibration_pool([task("b"), task("a", "textures")], n=5, seed=1)
-    expected = [calibration_sample(task("a", "textures"), 5, 1), calibration_sample(task("b"), 5, 1)]
-    assert torch.equal(pool.images, torch.cat([sample.images for sample in expected]))
-    assert torch.equal(pool.labels, torch.cat([sample.labels for sample in expected]))
-
-
 @pytest.mark.parametrize("n", [0, 25])
 def test_more_images_than_are_held_out_or_none_are_refused(n):
     with pytest.raises(UserError, match=r"1 to 24 calibration images.*got"):
         calibration_sample(task("a"), n=n)
-
-
-def test_a_pool_of_no_task_is_refused():
-    with pytest.raises(UserError, match="at least one task"):
-        calibration_pool([])

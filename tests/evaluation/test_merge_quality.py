@@ -212,8 +212,32 @@ def test_a_method_is_described_with_all_its_options_and_those_inside():
 
 
 def test_weights_of_another_architecture_are_refused(world):
-    with pytest.raises(UserError, match="'proj' is missing or has another shape"):
-        world.judge.accuracies({"file": "x"}, lambda: {"visual.proj": torch.zeros(2, 2)}, ("red",))
+    for wrong, parts in (
+        ({"visual.proj": torch.zeros(2, 2)}, r"'proj' of shape \(4, 3\).*has \(2, 2\)"),
+        ({}, r"'proj' of shape \(4, 3\).*no such tensor"),
+        ({"visual.proj": torch.zeros(4, 3), "visual.more": torch.zeros(1)}, "'more' of shape no such tensor"),
+        ({"visual.proj": torch.full((4, 3), torch.nan)}, "'proj' of .* holds NaN or Inf"),
+    ):
+        with pytest.raises(UserError, match=parts):
+            world.judge.accuracies({"file": "x"}, lambda wrong=wrong: wrong, ("red",))
+
+
+def test_a_damaged_record_is_measured_again_with_its_own_weights(world):
+    truth = evaluate_models(world.vectors, world.judge)
+    path = max(world.judge.store.root.rglob("accuracy/*/*.json"), key=lambda path: path.stat().st_mtime)
+    for record in world.judge.store.root.rglob("accuracy/*/*.json"):
+        whole = record.read_bytes()
+        record.write_bytes(whole[: len(whole) // 2])
+        pd.testing.assert_frame_equal(evaluate_models(world.vectors, world.judge), truth)
+    assert path.exists()
+
+
+def test_the_configuration_of_the_encoder_is_part_of_the_key(world):
+    evaluate_models(world.vectors, world.judge)
+    before = world.judge.store.computed["accuracy"]
+    other = Judge(Encoder(), preprocess, {"scale": 1}, world.judge.heads, world.images, world.judge.store)
+    evaluate_models(world.vectors, other)
+    assert world.judge.store.computed["accuracy"] == 2 * before
 
 
 def test_pixel_baseline_learns_what_pixels_tell_and_is_kept(tmp_path):

@@ -226,5 +226,5 @@ def test_what_is_missing_is_named(load, views):
         Profiles(vectors, fewer).gram("input_gradient")
     other = Encoder()
     other.proj = nn.Linear(6, 5)
-    with pytest.raises(UserError, match=r"'visual.proj.weight' of shape \(5, 6\).*\(4, 6\)"):
+    with pytest.raises(UserError, match=r"'proj.bias' of shape \(5,\).*\(4,\)"):
         Profiles(vectors, replace(views, encoder=other)).gram("activation")

@@ -104,7 +104,7 @@ def test_the_headline_says_what_was_found_beside_its_baselines(pairs, records):
     )
     assert "lasso, reaches a mean correlation of r = 0.50" in text
     assert "0.100, against 0.300 for always saying the training mean" in text
-    assert "r = 0.85: here the metrics do not beat" in text
+    assert "r = 0.85: here the metrics foresee no more than" in text
     assert "at most 2 pairs" in text
 
 
@@ -113,7 +113,7 @@ def test_the_headline_admits_when_metrics_win_or_nothing_correlates(pairs, recor
     text = " ".join(
         headline(Analysis("t", pairs, ["m"], ["ties", "ta"], prediction=PredictionResult(better)))
     )
-    assert "the metrics add to" in text
+    assert "the metrics foresee more than" in text
     text = " ".join(headline(Analysis("t", pairs, ["m"], ["ties"], prediction=PredictionResult(records[:2]))))
     assert "No predictor that uses metrics has a defined correlation" in text
 
@@ -132,3 +132,9 @@ def test_the_terminal_table_has_a_row_a_method_and_dashes_for_the_unknown(pairs,
     assert ["ties", "0.750", "0.600", "ols", "0.500", "0.900"] in cells
     assert ["ties", "0.750", "0.600", "–", "–", "–"] in cells
     assert lines[0].startswith("Runs [1]")
+
+
+def test_a_predictor_that_lacks_folds_does_not_win_against_a_whole_one():
+    whole, holey = _record("ta", "ols", 0.3), {**_record("ta", "lasso", 0.9), "n_undefined": 2}
+    assert best_predictor([whole, holey], "norm_acc") == "ols"
+    assert best_predictor([holey], "norm_acc") == "lasso"
