@@ -244,7 +244,15 @@ def test_ctrl_c_ends_with_130_and_a_second_start_continues(smoke_root, tmp_path)
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     folder = tmp_path / "checkpoints/clip_mini/none-0/seed-0/digits"
-    process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        arguments,
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever runs the tests in the background has SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     deadline = time.monotonic() + 240
     while not (folder / "unfinished/last.ckpt").exists():
         assert process.poll() is None, process.stderr.read()

@@ -1,7 +1,7 @@
 """How good a merge is: its accuracy on each of its tasks, beside that of the models it was made of."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,10 @@ from torch import Tensor
 from mergeability.errors import UserError
 from mergeability.evaluation.accuracy import Judge
 from mergeability.merging.merger import apply
+from mergeability.profiles.profiles import Progress
 from mergeability.task_vectors import TaskVectors
 
 Merger = Callable[[TaskVectors], dict[str, Tensor]]
-Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 
 def describe(merger: Any) -> Any:
