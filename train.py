@@ -1,4 +1,4 @@
-"""Fine-tune one model: `python train.py task=digits model=clip_mini reg.lambda=1`; `--help` says more."""
+"""Fine-tune one model: `python train.py task=digits model=clip_mini reg.lambda=0.01`; `--help` says more."""
 
 import logging
 from pathlib import Path

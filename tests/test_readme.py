@@ -53,7 +53,7 @@ def test_every_command_runs(line, smoke_root, command, tmp_path, monkeypatch):
     root = tmp_path / "outputs"
     shutil.copytree(smoke_root / "checkpoints", root / "checkpoints")
     small = [one for key, extra in SMALL.items() if key in line and "analyze" not in script for one in extra]
-    if "pretrain" in line or "reg.lambda=1" in line:
+    if "pretrain" in line or "reg.lambda=0.01" in line:
         shutil.rmtree(root / "checkpoints/clip_mini" / ("base" if "pretrain" in line else "none-0"))
     ended = command(script.removesuffix(".py"), *arguments, *small, f"paths.root={root}", "logger=csv")
     assert ended.code == 0, ended.output
@@ -61,8 +61,8 @@ def test_every_command_runs(line, smoke_root, command, tmp_path, monkeypatch):
         assert list((root / "runs").rglob("report.html"))
     if "pretrain" in line:
         assert (root / "checkpoints/clip_mini/base/card.json").exists()
-    if "reg.lambda=1" in line:
-        assert (root / "checkpoints/clip_mini/grad_magnitude-1/seed-0/digits/card.json").exists()
+    if "reg.lambda=0.01" in line:
+        assert (root / "checkpoints/clip_mini/grad_magnitude-0.01/seed-0/digits/card.json").exists()
 
 
 def test_the_notebook_example_runs(tmp_path, monkeypatch):
