@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import time
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -154,11 +155,13 @@ def saver_of_each_epoch(folder: Path) -> ModelCheckpoint:
 
 
 def _resume_from(unfinished: Path, record: Mapping[str, Any]) -> Path | None:
-    """Return the last epoch's state if it belongs to these settings; clear the folder otherwise."""
+    """Return the last epoch's state if it is whole and of these settings; clear the folder otherwise."""
     settings, state = unfinished / "settings.json", unfinished / "last.ckpt"
     if settings.is_file() and state.is_file() and json.loads(settings.read_text()) == digest(record):
-        logger.info("Continuing the unfinished training in %s.", unfinished)
-        return state
+        if zipfile.is_zipfile(state):  # What torch.save writes; the directory at its end is lost first.
+            logger.info("Continuing the unfinished training in %s.", unfinished)
+            return state
+        logger.warning("%s is damaged: training starts over.", state)
     shutil.rmtree(unfinished, ignore_errors=True)
     write_text(settings, json.dumps(digest(record)))
     return None

@@ -16,7 +16,7 @@ from mergeability.finetuning.module import FineTuningModule, TrainingSettings, c
 from mergeability.finetuning.objective import Step, cross_entropy, squared_norm
 from mergeability.finetuning.penalties.grad_magnitude import GradMagnitude
 from mergeability.finetuning.penalties.l2_to_init import L2ToInit
-from mergeability.finetuning.run import saver_of_each_epoch
+from mergeability.finetuning.run import _resume_from, saver_of_each_epoch
 from mergeability.store import digest, write_text
 
 
@@ -268,3 +268,17 @@ def test_a_finished_training_is_recognised_and_another_one_names_what_differs(tm
         finished_card(tmp_path, {"training": {"learning_rate": 0.2}, "seed": 0})
     assert finished_card(tmp_path, {"seed": 1}, overwrite=True) is None
     assert differing({"a": {"b": 1}}, {"a": {"b": 1}, "c": 2}) == ["c (there 2, now None)"]
+
+
+def test_an_unfinished_state_is_taken_up_only_if_whole_and_of_the_same_settings(tmp_path, caplog):
+    folder, settings = tmp_path / "unfinished", {"seed": 0}
+    assert _resume_from(folder, settings) is None
+    torch.save({"epoch": 1}, folder / "last.ckpt")
+    assert _resume_from(folder, settings) == folder / "last.ckpt"
+    assert _resume_from(folder, {"seed": 1}) is None
+    assert not (folder / "last.ckpt").exists(), "another training's state"
+    torch.save({"epoch": 1}, folder / "last.ckpt")
+    whole = (folder / "last.ckpt").read_bytes()
+    (folder / "last.ckpt").write_bytes(whole[: len(whole) // 2])
+    assert _resume_from(folder, {"seed": 1}) is None
+    assert "damaged" in caplog.text
