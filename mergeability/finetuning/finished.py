@@ -35,10 +35,18 @@ def finished_card(
         UserError: a finished model lies there that was made with other settings.
     """
     card = None if overwrite else read_json(folder / "card.json")
-    if card is None or card.get("settings_hash") == digest(settings):
+    if card is None or not _is_whole(folder, card):
+        return None
+    if card.get("settings_hash") == digest(settings):
         return card
     changed = "; ".join(differing(settings, card.get("settings", {}))[:6])
     raise UserError(
         f"{folder} holds a model made with other settings: {changed}. "
         "Keep both with variant=<name>, or replace it with overwrite=true."
     )
+
+
+def _is_whole(folder: Path, card: Mapping[str, Any]) -> bool:
+    """Say whether what the card speaks of is there: somebody may have deleted the weights beside it."""
+    names = ["model.safetensors", *(["head.safetensors"] if "head_sha256" in card else [])]
+    return all((folder / name).is_file() for name in names)

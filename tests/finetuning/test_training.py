@@ -263,10 +263,14 @@ def test_a_finished_training_is_recognised_and_another_one_names_what_differs(tm
     assert finished_card(tmp_path, settings) is None
     card = {"settings": settings, "settings_hash": digest(settings)}
     write_text(tmp_path / "card.json", json.dumps(card))
+    assert finished_card(tmp_path, settings) is None, "a card without its weights"
+    (tmp_path / "model.safetensors").touch()
     assert finished_card(tmp_path, {"seed": 0, "training": {"learning_rate": 0.1}}) == card
     with pytest.raises(UserError, match=r"training\.learning_rate \(there 0\.1, now 0\.2\).*variant=<name>"):
         finished_card(tmp_path, {"training": {"learning_rate": 0.2}, "seed": 0})
     assert finished_card(tmp_path, {"seed": 1}, overwrite=True) is None
+    write_text(tmp_path / "card.json", json.dumps({**card, "head_sha256": "0"}))
+    assert finished_card(tmp_path, settings) is None, "a card without its head"
     assert differing({"a": {"b": 1}}, {"a": {"b": 1}, "c": 2}) == ["c (there 2, now None)"]
 
 
