@@ -26,13 +26,15 @@ from mergeability.metrics.measure import measure
 from mergeability.models.clip import ClipModel
 from mergeability.prediction import PredictionResult, evaluate_predictors
 from mergeability.prediction.table import outcome_methods
-from mergeability.profiles.profiles import Profiles, Progress
+from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
+from mergeability.profiles.workers import Progress
 from mergeability.provenance import provenance
 from mergeability.reporting.report import write_report
 from mergeability.reporting.tables import Analysis
 from mergeability.store import Store, write_text
 from mergeability.suites import CheckpointSuite, TableSuite, TaskSuite
+from mergeability.task_vectors import TaskVectors
 
 logger = logging.getLogger(__name__)
 FEWEST_FOR_PREDICTION = 4
@@ -56,12 +58,32 @@ class ProfileSettings:
         seed: of their choice.
         layer: dotted name of the layer whose activations are averaged; the last block when None.
         pool: the tasks whose images make the pool of the activations; all of the suite when None.
+        split_qkv: take the queries, keys and values of a fused attention for three matrices.
+        matricize: "conv" takes a convolution's kernel for the matrix out × (in·height·width).
+        memory_budget: GiB that what is computed may take at a time.
     """
 
     samples: int = 10
     seed: int = 42
     layer: str | None = None
     pool: Sequence[str] | None = None
+    split_qkv: bool = False
+    matricize: str | None = None
+    memory_budget: float | int = 4
+
+    def profiles(
+        self, task_vectors: TaskVectors, views: Views | None, device: str, progress: Progress
+    ) -> Profiles:
+        """Make the evidence of these models."""
+        return Profiles(
+            task_vectors,
+            views,
+            split_qkv=self.split_qkv,
+            matricize=self.matricize,
+            memory_budget=self.memory_budget,
+            device=device,
+            progress=progress,
+        )
 
 
 @dataclass
@@ -91,6 +113,7 @@ class Request:
         profile: options of the evidence.
         store: folder of the store; in memory when None.
         on_error: `raise`, or `nan` to go on without a metric that fails.
+        device: where the evidence is computed: `cpu`, `cuda`, or `auto`.
     """
 
     suite: TaskSuite | CheckpointSuite | TableSuite
@@ -100,6 +123,7 @@ class Request:
     profile: ProfileSettings = ProfileSettings()
     store: str | None = None
     on_error: str = "raise"
+    device: str = "auto"
 
 
 def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | None = None) -> Analysis:
@@ -165,9 +189,8 @@ def _analyse_tasks(
         encoder = suite.model.build().visual.eval()
         views = _views(suite, request.profile, encoder, heads)
     with clock.stage("measuring metrics"):
-        table = measure(
-            Profiles(vectors, views, progress=progress), request.metrics, on_error=request.on_error
-        )
+        profiles = request.profile.profiles(vectors, views, request.device, progress)
+        table = measure(profiles, request.metrics, on_error=request.on_error)
     judge = Judge(encoder, suite.model.preprocess, _evaluated_as(suite.model), heads, tests, store)
     with clock.stage("evaluating models"):
         models = evaluate_models(vectors, judge)
@@ -200,7 +223,8 @@ def _analyse_checkpoints(
         raise UserError(f"Comparing needs at least two models; suite.models names {len(suite.models)}.")
     with clock.stage("measuring metrics"):
         vectors = suite.load(store)
-        table = measure(Profiles(vectors, progress=progress), request.metrics, on_error=request.on_error)
+        profiles = request.profile.profiles(vectors, None, request.device, progress)
+        table = measure(profiles, request.metrics, on_error=request.on_error)
     return {
         "models": pd.DataFrame(),
         "pairs": table.reset_index(),

@@ -6,46 +6,27 @@ from safetensors only: such a file holds tensors and nothing that could be execu
 
 import hashlib
 import json
-import re
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import safetensors
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from mergeability.errors import UserError
 from mergeability.store import atomic_file, read_json, write_text
+from mergeability.tensor_file import TensorFile
+from mergeability.tensor_names import Source, canonical_shape, canonical_sources
 
 PREFIX = "visual."
 
-# The visual tower saved alone (`clip.visual.state_dict()`), recognised by names no text tower has together.
-_BARE_VISUAL = re.compile(
-    r"^(class_embedding|positional_embedding|proj|conv1\.weight|ln_(pre|post)\.(weight|bias)"
-    r"|transformer\.resblocks\.\d+\..+)$"
-)
-
-
-def canonical_names(names: list[str]) -> dict[str, str]:
-    """Map canonical names to the names in a file, dropping whatever is not the visual encoder.
-
-    `visual.x`, `model.visual.x` and (when the file is nothing but a visual tower) `x` all become `visual.x`;
-    a text tower beside it is left out. Names of any other architecture are kept as they are.
-    """
-    for prefix in ("visual.", "model.visual.", "module.visual."):
-        chosen = {f"visual.{name.removeprefix(prefix)}": name for name in names if name.startswith(prefix)}
-        if chosen:
-            return chosen
-    if "class_embedding" in names and all(_BARE_VISUAL.match(name) for name in names):
-        return {f"visual.{name}": name for name in names}
-    return {name: name for name in names}
-
 
 class Checkpoint:
-    """One state dict on disk, read one tensor at a time.
+    """One state dict on disk, read one tensor, or a part of one, at a time.
 
     Attributes:
         path: the safetensors file.
@@ -54,35 +35,32 @@ class Checkpoint:
         dtypes: canonical name → dtype.
     """
 
-    def __init__(
-        self, path: Path, shapes: dict[str, tuple[int, ...]], dtypes: dict[str, torch.dtype]
-    ) -> None:
-        mapping = canonical_names(list(shapes))
-        self.path = path
-        self.names = tuple(sorted(mapping))
-        self.shapes = {name: shapes[mapping[name]] for name in self.names}
-        self.dtypes = {name: dtypes[mapping[name]] for name in self.names}
-        self._stored_names = mapping
+    def __init__(self, file: TensorFile) -> None:
+        self.path = file.path
+        self._file = file
+        self._sources = canonical_sources(file.entries)
+        self.names = tuple(sorted(self._sources))
+        self.shapes = {name: self._shape(source) for name, source in self._sources.items()}
+        self.dtypes = {name: file.entries[source.names[0]].dtype for name, source in self._sources.items()}
 
     @classmethod
     def open(cls, path: str | Path) -> "Checkpoint":
         """Open a safetensors file and read its header only.
 
         Raises:
-            UserError: there is no such file, or it is truncated, or it is not a safetensors file.
+            UserError: there is no such file, or it is truncated, or it is not a safetensors file, or its names
+                are those of a visual tower in part only.
         """
         path = Path(path).expanduser()
         if not path.is_file():
             raise UserError(f"No checkpoint at {path}. Check the path, or make it with train.py.")
-        shapes, dtypes = {}, {}
-        with _open(path) as file:
-            for name in file.keys():  # noqa: SIM118  (a safetensors handle is not a mapping)
-                view = file.get_slice(name)
-                shapes[name] = tuple(view.get_shape())
-                dtypes[name] = _DTYPES.get(view.get_dtype(), torch.float32)
-        if not shapes:
+        file = TensorFile(path)
+        if not file.entries:
             raise UserError(f"{path} holds no tensors: expected a state dict as safetensors.")
-        return cls(path, shapes, dtypes)
+        try:
+            return cls(file)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
     @cached_property
     def sha256(self) -> str:
@@ -90,43 +68,35 @@ class Checkpoint:
         return file_hash(self.path)
 
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor in its own dtype.
+        """Read one tensor in its own dtype; the caller owns it."""
+        source = self._sources[name]
+        parts = [self._file.tensor(part) for part in source.names]
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return whole.T.contiguous() if source.transposed else whole
 
-        The file is opened anew each time: an open handle would keep every page it ever touched resident.
-        """
-        with _open(self.path) as file:
-            return file.get_tensor(self._stored_names[name])
+    def values(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Read the elements from `start` to `stop` of a flattened tensor, as float32."""
+        source = self._sources[name]
+        if source.transposed:
+            return self.tensor(name).float().flatten()[start:stop].numpy()
+        pieces, before = [], 0
+        stop = math.prod(self.shapes[name]) if stop is None else stop
+        for part in source.names:
+            size = self._file.entries[part].size
+            first, last = max(start - before, 0), min(stop - before, size)
+            if first < last:
+                pieces.append(self._file.read_float32(part, first, last))
+            before += size
+        if not pieces:
+            return np.empty(0, dtype=np.float32)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Read every tensor, under canonical names."""
-        with _open(self.path) as file:
-            return {name: file.get_tensor(self._stored_names[name]) for name in self.names}
+        return {name: self.tensor(name) for name in self.names}
 
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-
-
-def _open(path: Path) -> safetensors.safe_open:
-    try:
-        return safetensors.safe_open(path, framework="pt")
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except safetensors.SafetensorError as error:
-        raise UserError(
-            f"{path} is not a whole safetensors file ({error}). It may be truncated, or a pickled .pt/.bin file: "
-            "those are never loaded; save the state dict with safetensors.torch.save_file and copy it again."
-        ) from error
+    def _shape(self, source: Source) -> tuple[int, ...]:
+        return canonical_shape([self._file.entries[name].shape for name in source.names], source.transposed)
 
 
 def load(path: str | Path) -> dict[str, Tensor]:
@@ -138,8 +108,8 @@ def load(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"No file at {path}: expected tensors as safetensors.")
-    with _open(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    file = TensorFile(path)
+    return {name: file.tensor(name) for name in file.entries}
 
 
 def file_hash(path: str | Path) -> str:

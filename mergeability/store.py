@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,7 +21,10 @@ from typing import TYPE_CHECKING, Any
 from mergeability.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
+
+    from mergeability.tensor_file import TensorFile
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +114,7 @@ class Store:
         self.computed: Counter[str] = Counter()
         self.found: Counter[str] = Counter()
         self._memory: dict[tuple[str, str], Any] = {}
+        self._lock = threading.Lock()
 
     def path(self, kind: str, key: Mapping[str, Any], suffix: str) -> Path:
         """Say where an entry lies: `<root>/<kind>/<2 digits>/<64 digits><suffix>`.
@@ -128,24 +133,66 @@ class Store:
         """Return the named tensors filed under `key`, computing and keeping them the first time."""
         if self.root is None:
             return dict(self._remember(kind, key, compute))
-        import safetensors
+        path = self.path(kind, key, ".safetensors")
+        file = self._tensor_file(path)
+        if file is not None:
+            self._count(self.found, kind)
+            return {name: file.tensor(name) for name in file.entries}
         import safetensors.torch
 
-        path = self.path(kind, key, ".safetensors")
-        if path.exists():
-            try:
-                tensors = safetensors.torch.load_file(path)
-            except safetensors.SafetensorError:
-                # Cannot come from a killed writer (renames are atomic), only from a damaged disk or a hand edit.
-                logger.warning("Damaged entry %s: computing it again.", path)
-            else:
-                self.found[kind] += 1
-                return tensors
         tensors = {name: tensor.contiguous() for name, tensor in compute().items()}
-        self.computed[kind] += 1
+        self._count(self.computed, kind)
         with atomic_file(path) as temporary:
             safetensors.torch.save_file(tensors, temporary, metadata={"key": canonical_json(key)})
         return tensors
+
+    def ensure(
+        self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, "Tensor"]]
+    ) -> None:
+        """See to it that tensors are filed under `key`, without reading those that are there."""
+        if self.root is not None and self._tensor_file(self.path(kind, key, ".safetensors")) is not None:
+            self._count(self.found, kind)
+        else:
+            self.arrays(kind, key, compute)
+
+    def read(self, kind: str, key: Mapping[str, Any]) -> dict[str, "Tensor"]:
+        """Read the tensors that `ensure` has seen to.
+
+        Raises:
+            UserError: nothing is filed under `key`, or it is damaged.
+        """
+        if self.root is None:
+            return dict(self._memory[kind, digest(key)])
+        from mergeability.tensor_file import TensorFile
+
+        file = TensorFile(self.path(kind, key, ".safetensors"))
+        return {name: file.tensor(name) for name in file.entries}
+
+    def reader(self, kind: str, key: Mapping[str, Any]) -> Callable[[str, int, int], "np.ndarray"]:
+        """Return a function (name, start, stop) that reads a range of one flattened tensor of an entry, as float32.
+
+        Raises:
+            UserError: nothing is filed under `key`, or it is damaged.
+        """
+        if self.root is None:
+            tensors = self._memory[kind, digest(key)]
+            return lambda name, start, stop: tensors[name].flatten()[start:stop].float().numpy()
+        from mergeability.tensor_file import TensorFile
+
+        return TensorFile(self.path(kind, key, ".safetensors")).read_float32
+
+    def _tensor_file(self, path: Path) -> "TensorFile | None":
+        """Open an entry; None where there is none, or a damaged one."""
+        if not path.exists():
+            return None
+        from mergeability.tensor_file import TensorFile
+
+        try:
+            return TensorFile(path)
+        except UserError:
+            # Cannot come from a killed writer (renames are atomic), only from a damaged disk or a hand edit.
+            logger.warning("Damaged entry %s: computing it again.", path)
+            return None
 
     def record(
         self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, Any]]
@@ -160,18 +207,23 @@ class Store:
             except (json.JSONDecodeError, KeyError):
                 logger.warning("Damaged entry %s: computing it again.", path)
             else:
-                self.found[kind] += 1
+                self._count(self.found, kind)
                 return value
         value = dict(compute())
-        self.computed[kind] += 1
+        self._count(self.computed, kind)
         write_text(path, json.dumps({"key": key, "value": value}, indent=1, allow_nan=False))
         return value
 
     def _remember(self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, Any]]) -> Any:
         place = (kind, digest(key))
         if place in self._memory:
-            self.found[kind] += 1
+            self._count(self.found, kind)
         else:
             self._memory[place] = dict(compute())
-            self.computed[kind] += 1
+            self._count(self.computed, kind)
         return self._memory[place]
+
+    def _count(self, counter: Counter[str], kind: str) -> None:
+        # Worker threads share a store, and `+= 1` is two steps.
+        with self._lock:
+            counter[kind] += 1

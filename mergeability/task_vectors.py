@@ -2,11 +2,16 @@
 
 import copy
 import logging
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from mergeability.checkpoints import Checkpoint
@@ -16,7 +21,9 @@ from mergeability.store import Store
 logger = logging.getLogger(__name__)
 
 # Part of every store key below: raise it when what is stored changes meaning.
-_VERSION = 1
+_VERSION = 2
+# A file this many seconds old will not be written again within the resolution of its time stamps.
+_SETTLED = 2
 _RUNNING_STATISTICS = ("running_mean", "running_var")
 
 
@@ -25,18 +32,37 @@ def is_running_statistic(name: str) -> bool:
     return name.rsplit(".", 1)[-1] in _RUNNING_STATISTICS
 
 
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter as the metrics see it: a range of a flattened tensor of the checkpoints, in some shape.
+
+    Attributes:
+        tensor: the checkpoints' tensor.
+        start: the first of its elements.
+        shape: the parameter's shape.
+    """
+
+    tensor: str
+    start: int
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
 class TaskVectors(Mapping[str, Tensor]):
     """Task vectors τ_t = θ_t − θ_0 of several models from one base, as a mapping parameter name → stack.
 
-    Lazy: a stack is read when it is asked for. Deltas and singular factors stay in memory only where all of
-    the deltas take less than `keep_below` bytes. Make one with `TaskVectors.load`.
+    Lazy: a stack is read when it is asked for, so no more than one parameter of all models is held. Deltas
+    and singular factors stay in memory only where all of the deltas take less than `keep_below` bytes.
+    Checkpoints in float16, bfloat16 or float64, mixed too, are read as they are and subtracted in float32.
+    Make one with `TaskVectors.load`.
 
     Attributes:
         tasks: names of the models, in the order given.
-        names: floating-point parameters, sorted; integer tensors and running statistics are left out.
-        buffers: floating-point running statistics of batch norms.
-        shapes: parameter (and buffer) name → shape.
-        matrices: the names of the 2-D parameters.
+        parameters: parameter (and buffer) name → where it lies in the checkpoints.
         hashes: task → SHA-256 of the model's file.
         base_hash: SHA-256 of the base's file.
     """
@@ -59,20 +85,37 @@ class TaskVectors(Mapping[str, Tensor]):
             _check_same_architecture(task, model, base)
         floating = [name for name in base.names if base.dtypes[name].is_floating_point]
         self.tasks: tuple[str, ...] = tuple(models)
-        self.names = tuple(name for name in floating if not is_running_statistic(name))
-        self.buffers = tuple(name for name in floating if is_running_statistic(name))
-        self.shapes = {name: tuple(base.shapes[name]) for name in floating}
-        self.matrices = tuple(name for name in self.names if len(self.shapes[name]) == 2)
-        self.base_hash: str = base.sha256
-        self.hashes: dict[str, str] = {task: model.sha256 for task, model in models.items()}
+        self.parameters = {name: Parameter(name, 0, tuple(base.shapes[name])) for name in floating}
         self.store = Store(None) if store is None else store
+        self.base_hash: str = _file_hash(base, self.store)
+        self.hashes: dict[str, str] = {task: _file_hash(model, self.store) for task, model in models.items()}
         self._base, self._models = base, dict(models)
         self._warn_above, self._refuse_above = warn_above, refuse_above
         self._transform: Callable[[str, str, Tensor], Tensor] | None = None
-        size = sum(_count(shape) for shape in self.shapes.values()) * 4 * len(models)
+        size = sum(one.size for one in self.parameters.values()) * 4 * len(models)
         self._kept: dict[tuple[str, str, str], Tensor] | None = {} if size <= keep_below else None
         self._relative_norms: dict[str, float] = {}
         _warn_about_copies(self.hashes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Floating-point parameters, sorted; integer tensors and running statistics are left out."""
+        return tuple(sorted(name for name in self.parameters if not is_running_statistic(name)))
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """Floating-point running statistics of batch norms, sorted."""
+        return tuple(sorted(name for name in self.parameters if is_running_statistic(name)))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Parameter (and buffer) name → shape."""
+        return {name: one.shape for name, one in self.parameters.items()}
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """The names of the 2-D parameters, sorted."""
+        return tuple(name for name in self.names if len(self.parameters[name].shape) == 2)
 
     @classmethod
     def load(
@@ -132,9 +175,42 @@ class TaskVectors(Mapping[str, Tensor]):
         """
         return torch.stack(list(self._deltas(name)))
 
+    def read(
+        self, task: str, name: str, start: int = 0, stop: int | None = None
+    ) -> Float32[np.ndarray, " elements"]:
+        """Read a range of one model's flattened delta, in float32: only these bytes of the two files.
+
+        What is not finite comes as it is: summed squares tell, in one pass over the data instead of two.
+        """
+        parameter = self.parameters[name]
+        stop = parameter.size if stop is None else stop
+        if self._transform is not None:
+            return self.delta(task, name).flatten()[start:stop].numpy()
+        first, last = parameter.start + start, parameter.start + stop
+        delta = self._models[task].values(parameter.tensor, first, last)
+        np.subtract(delta, self._base.values(parameter.tensor, first, last), out=delta)
+        return delta
+
+    def read_base(
+        self, name: str, start: int = 0, stop: int | None = None
+    ) -> Float32[np.ndarray, " elements"]:
+        """Read a range of one of the base's flattened parameters, in float32."""
+        parameter = self.parameters[name]
+        stop = parameter.size if stop is None else stop
+        return self._base.values(parameter.tensor, parameter.start + start, parameter.start + stop)
+
+    def identity(self, task: str) -> str:
+        """Return what tells one model's deltas from all others: its hash, with its name once transformed."""
+        return self.hashes[task] if self._transform is None else f"{self.hashes[task]} {task}"
+
+    def content(self, name: str) -> dict[str, Any]:
+        """Say which numbers of a checkpoint a parameter consists of: part of a store's key."""
+        parameter = self.parameters[name]
+        return {"tensor": parameter.tensor, "start": parameter.start, "shape": list(parameter.shape)}
+
     def base(self, name: str) -> Tensor:
-        """Read one of the base's tensors, in the base's own dtype."""
-        return self._base.tensor(name)
+        """Read one of the base's parameters, in the base's own dtype."""
+        return self._part(self._base, name)
 
     @property
     def base_checkpoint(self) -> Checkpoint:
@@ -162,6 +238,32 @@ class TaskVectors(Mapping[str, Tensor]):
         selected.hashes = {task: self.hashes[task] for task in chosen}
         selected._models = {task: self._models[task] for task in chosen}
         return selected
+
+    def arranged(self, *, split_qkv: bool = False, matricize: str | None = None) -> "TaskVectors":
+        """Return the same numbers cut into other parameters.
+
+        Args:
+            split_qkv: one parameter each for the queries, keys and values of an attention, which open_clip
+                stores one below the other in `in_proj_weight` and `in_proj_bias`.
+            matricize: "conv" makes a convolution's kernel the matrix out × (in·height·width).
+
+        Raises:
+            UserError: `matricize` is something else.
+        """
+        if matricize not in (None, "conv"):
+            raise UserError(f"Expected matricize to be 'conv' or null, got {matricize!r}.")
+        arranged = copy.copy(self)
+        arranged.parameters = {}
+        for name, whole in self.parameters.items():
+            parts = _split(name, whole) if split_qkv else {name: whole}
+            for part, parameter in parts.items():
+                arranged.parameters[part] = _as_matrix(parameter) if matricize == "conv" else parameter
+        if arranged.parameters == self.parameters:
+            return self
+        if self._kept is not None:
+            # Under one name there would be two shapes.
+            arranged._kept = {}
+        return arranged
 
     def transformed(self, transform: Callable[[str, str, Tensor], Tensor]) -> "TaskVectors":
         """Return task vectors that are `transform(task, name, delta)` of these, as they are read.
@@ -193,8 +295,8 @@ class TaskVectors(Mapping[str, Tensor]):
         Raises:
             UserError: the parameter is not a matrix.
         """
-        if len(self.shapes[name]) != 2:
-            raise UserError(f"Expected a matrix, got '{name}' of shape {self.shapes[name]}.")
+        if len(self.parameters[name].shape) != 2:
+            raise UserError(f"Expected a matrix, got '{name}' of shape {self.parameters[name].shape}.")
         factors = [self._factors(task, name) for task in self.tasks]
         return (
             torch.stack([one["U"][:, :rank] for one in factors]),
@@ -205,19 +307,22 @@ class TaskVectors(Mapping[str, Tensor]):
     def relative_norms(self) -> dict[str, float]:
         """Compute ‖τ_t‖ / ‖θ_0‖ of every model over all parameters, once per model; kept in the store."""
         for task in self.tasks:
-            if self.hashes[task] not in self._relative_norms:
-                key = {"base": self.base_hash, "model": self.hashes[task], "version": _VERSION}
-                record = self.store.record("relative_norm", key, lambda task=task: self._norms(task))
-                self._relative_norms[self.hashes[task]] = _ratio(record["task_vector"], record["base"])
+            self._relative_norm(task, lambda task=task: self._norms(task))
         return {task: self._relative_norms[self.hashes[task]] for task in self.tasks}
 
-    def check_base(self) -> None:
+    def check_base(self, norms: Mapping[str, float] | None = None) -> None:
         """Check that every model can come from this base: ‖τ‖/‖θ_0‖ is a few percent after fine-tuning.
+
+        Args:
+            norms: task → ‖τ‖ where it is known; computed when None.
 
         Raises:
             UserError: a model's task vector is longer than `refuse_above` times the base.
         """
         unchecked = [task for task in self.tasks if self.hashes[task] not in self._relative_norms]
+        if norms is not None and self._transform is None:
+            for task, norm in norms.items():
+                self._relative_norm(task, lambda norm=norm: {"task_vector": norm, "base": self._base_norm()})
         for task, norm in self.relative_norms().items():
             if norm > self._refuse_above:
                 raise UserError(
@@ -233,6 +338,19 @@ class TaskVectors(Mapping[str, Tensor]):
                     self._warn_above,
                 )
 
+    def _relative_norm(self, task: str, compute: Callable[[], Mapping[str, Any]]) -> None:
+        if self.hashes[task] not in self._relative_norms:
+            key = {"base": self.base_hash, "model": self.hashes[task], "version": _VERSION}
+            record = self.store.record("relative_norm", key, compute)
+            self._relative_norms[self.hashes[task]] = _ratio(record["task_vector"], record["base"])
+
+    def _part(self, checkpoint: Checkpoint, name: str) -> Tensor:
+        parameter = self.parameters[name]
+        tensor = checkpoint.tensor(parameter.tensor)
+        if tuple(tensor.shape) == parameter.shape:
+            return tensor
+        return tensor.flatten()[parameter.start : parameter.start + parameter.size].reshape(parameter.shape)
+
     def _deltas(self, name: str) -> Iterator[Tensor]:
         base = None
         for task in self.tasks:
@@ -240,7 +358,9 @@ class TaskVectors(Mapping[str, Tensor]):
             if delta is None:
                 if base is None:
                     base = _finite(self.base(name).float(), "base model", name)
-                delta = _finite(self._models[task].tensor(name).float(), f"model of '{task}'", name) - base
+                delta = (
+                    _finite(self._part(self._models[task], name).float(), f"model of '{task}'", name) - base
+                )
                 if self._kept is not None:
                     self._kept[self.hashes[task], name, "delta"] = delta
             if self._transform is not None and not is_running_statistic(name):
@@ -250,28 +370,36 @@ class TaskVectors(Mapping[str, Tensor]):
     def _factors(self, task: str, name: str) -> Mapping[str, Tensor]:
         if self._transform is not None:
             # What a transformation gives is not known by the model's hash.
-            return _thin_svd(self._delta(task, name))
+            return _thin_svd(self.delta(task, name))
         model = self.hashes[task]
         if self._kept is not None and (model, name, "U") in self._kept:
             return {factor: self._kept[model, name, factor] for factor in ("U", "S", "Vh")}
-        key = {"base": self.base_hash, "model": model, "tensor": name, "version": _VERSION}
-        factors = self.store.arrays("svd", key, lambda: _thin_svd(self._delta(task, name)))
+        key = {"base": self.base_hash, "model": model, **self.content(name), "version": _VERSION}
+        factors = self.store.arrays("svd", key, lambda: _thin_svd(self.delta(task, name)))
         if self._kept is not None:
             self._kept.update({(model, name, factor): value for factor, value in factors.items()})
         return factors
 
-    def _delta(self, task: str, name: str) -> Tensor:
+    def delta(self, task: str, name: str) -> Float[Tensor, " *shape"]:
+        """Read one model's delta of one parameter, in float32.
+
+        Raises:
+            UserError: a value is NaN or infinite, naming the model and the tensor.
+        """
         return next(self.select([task])._deltas(name))
 
     def _norms(self, task: str) -> dict[str, float]:
-        squares = {"task_vector": 0.0, "base": 0.0}
-        # Of the models as they are, before any transformation.
+        # Of the model as it is, before any transformation.
         own = self.select([task])
         own._transform = None
-        for name in self.names:
-            squares["task_vector"] += _square_sum(next(own._deltas(name)))
-            squares["base"] += _square_sum(self.base(name))
-        return {part: square**0.5 for part, square in squares.items()}
+        square = sum(_square_sum(next(own._deltas(name))) for name in self.names)
+        return {"task_vector": square**0.5, "base": self._base_norm()}
+
+    def _base_norm(self) -> float:
+        def compute() -> dict[str, float]:
+            return {"norm": sum(_square_sum(self.base(name)) for name in self.names) ** 0.5}
+
+        return self.store.record("base_norm", {"base": self.base_hash, "version": _VERSION}, compute)["norm"]
 
 
 def _opened(model: str | Path | Checkpoint) -> Checkpoint:
@@ -336,8 +464,42 @@ def _ratio(length: float, reference: float) -> float:
     return length / reference if reference > 0 else float("inf")
 
 
-def _count(shape: Iterable[int]) -> int:
-    count = 1
-    for extent in shape:
-        count *= extent
-    return count
+def _split(name: str, whole: Parameter) -> dict[str, Parameter]:
+    """Cut a fused attention projection into its queries, keys and values."""
+    stem, _, last = name.rpartition(".")
+    if last not in ("in_proj_weight", "in_proj_bias"):
+        return {name: whole}
+    shape = (whole.shape[0] // 3, *whole.shape[1:])
+    kind = last.removeprefix("in_proj_")
+    return {
+        f"{stem}.{part}_proj_{kind}": Parameter(
+            whole.tensor, whole.start + position * math.prod(shape), shape
+        )
+        for position, part in enumerate("qkv")
+    }
+
+
+def _as_matrix(parameter: Parameter) -> Parameter:
+    if len(parameter.shape) != 4:
+        return parameter
+    rows = parameter.shape[0]
+    return Parameter(parameter.tensor, parameter.start, (rows, math.prod(parameter.shape[1:])))
+
+
+def _file_hash(checkpoint: Checkpoint, store: Store) -> str:
+    """Hash a checkpoint's file, or find the hash again while the file has not been touched since."""
+    status = checkpoint.path.stat()
+    # The change time cannot be set back, unlike the modification time, which copying tools restore.
+    newest = max(status.st_mtime_ns, status.st_ctime_ns)
+    if store.root is None or time.time_ns() - newest < _SETTLED * 10**9:
+        return checkpoint.sha256
+    stamp = {
+        "device": status.st_dev,
+        "file": status.st_ino,
+        "bytes": status.st_size,
+        "modified": status.st_mtime_ns,
+        "changed": status.st_ctime_ns,
+    }
+    # A store of its own: the counts of the other one are of results.
+    notes = Store(store.root)
+    return notes.record("file_hash", stamp, lambda: {"sha256": checkpoint.sha256})["sha256"]

@@ -9,29 +9,8 @@ import safetensors.torch
 import torch
 
 from mergeability import checkpoints
-from mergeability.checkpoints import Checkpoint, canonical_names
+from mergeability.checkpoints import Checkpoint
 from mergeability.errors import UserError
-
-BARE = ["class_embedding", "positional_embedding", "proj", "conv1.weight", "ln_pre.weight",
-        "transformer.resblocks.0.attn.in_proj_weight"]  # fmt: skip
-
-
-@pytest.mark.parametrize("prefix", ["visual.", "model.visual.", "module.visual."])
-def test_prefixes_of_the_visual_tower_become_one_and_the_text_tower_is_left_out(prefix):
-    text = ["token_embedding.weight", "transformer.resblocks.0.ln_1.weight", "logit_scale"]
-    names = canonical_names([prefix + name for name in BARE] + text)
-    assert names == {f"visual.{name}": prefix + name for name in BARE}
-
-
-def test_a_visual_tower_saved_alone_gets_the_prefix():
-    assert canonical_names(BARE) == {f"visual.{name}": name for name in BARE}
-
-
-def test_other_architectures_keep_their_names():
-    assert canonical_names(["layer1.weight", "fc.bias"]) == {
-        "layer1.weight": "layer1.weight",
-        "fc.bias": "fc.bias",
-    }
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64])

@@ -313,7 +313,7 @@ def test_another_depth_or_another_number_of_heads_is_noticed(command, spoilt):
     ended = analysed(command, spoilt, f"{vision}.head_width=64", f"hydra.run.dir={spoilt}/b")
     assert ended.code == 0
     computed = json.loads((spoilt / "b/run.json").read_text())["computed"]
-    assert set(computed) == {"accuracy", "activation", "gradient"}, (
+    assert set(computed) == {"accuracy", "activation", "gradient", "gram"}, (
         "what depends on the heads, and nothing else"
     )
 

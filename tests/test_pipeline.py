@@ -11,6 +11,7 @@ import torch
 
 from mergeability.evaluation import accuracy
 from mergeability.evaluation.accuracy import Judge
+from mergeability.profiles import subspaces
 
 SMOKE_TASKS = ("digits", "letters", "shapes", "orientation")
 METHODS = ("average", "ta", "ties", "dare", "tsv", "iso_c")
@@ -150,6 +151,7 @@ def test_the_report_is_one_file_that_names_every_method(analysed):
 
 def test_a_second_run_computes_nothing_and_gives_the_same_bytes(analysed, smoke_root, command, monkeypatch):
     monkeypatch.setattr(torch.linalg, "svd", lambda *_, **__: pytest.fail("an SVD"))
+    monkeypatch.setattr(subspaces, "decompose", lambda *_: pytest.fail("a decomposition"))
     monkeypatch.setattr(Judge, "_swap_in", lambda *_: pytest.fail("a merge was evaluated"))
     monkeypatch.setattr(accuracy, "accuracy", lambda *_: pytest.fail("a forward pass"))
     folder = smoke_root / "runs" / "second"

@@ -11,7 +11,7 @@ from torch import Tensor
 from mergeability.errors import UserError
 from mergeability.evaluation.accuracy import Judge
 from mergeability.merging.merger import apply
-from mergeability.profiles.profiles import Progress
+from mergeability.profiles.workers import Progress
 from mergeability.task_vectors import TaskVectors
 
 Merger = Callable[[TaskVectors], dict[str, Tensor]]

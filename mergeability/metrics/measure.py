@@ -153,7 +153,7 @@ def measure(
     for failure in failures:
         logger.warning("%s", failure)
     table.attrs["failures"] = failures
-    table.attrs["undefined"] = _undefined(table)
+    table.attrs["undefined"] = [*_undefined(table), *profiles.remarks]
     return table
 
 

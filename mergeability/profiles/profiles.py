@@ -1,54 +1,83 @@
 """What is known about each model, as T×T matrices: the evidence that every metric is arithmetic on."""
 
-from collections.abc import Callable, Iterable, Mapping
+import copy
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float64
-from torch import Tensor
+from torch import Tensor, nn
 
+from mergeability.devices import chosen_device
 from mergeability.errors import UserError
+from mergeability.profiles import grams, subspaces
 from mergeability.profiles.activations import mean_activation
 from mergeability.profiles.gradients import task_gradients
 from mergeability.profiles.views import Views
+from mergeability.profiles.workers import GIBIBYTE, Progress, no_progress, work
+from mergeability.store import Store, digest
 from mergeability.task_vectors import TaskVectors
 
+logger = logging.getLogger(__name__)
+
 VIEWS = ("task_vector", "activation", "encoder_gradient", "input_gradient")
-Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 # Part of every store key below: raise it when what is stored changes meaning.
-_VERSION = 1
-# Columns of a stack that are held in float64 at a time. Fixed, so that sums never depend on the machine.
-_COLUMNS = 2**18
+_VERSION = 2
 _SUBSPACE_SIZE = 10
-
-
-def _no_progress(items: Iterable[Any], _description: str, _total: int) -> Iterable[Any]:
-    return items
+# Models whose subspaces meet in one product. Fixed, so that sums never depend on the memory budget.
+_GROUP = 64
 
 
 class Profiles:
     """Task vectors together with data-dependent views of the same models; each computed when first asked for.
 
+    What is expensive is computed once per model and layer and filed in the task vectors' store, so a run that
+    was killed goes on where it stopped, and runs that share a store share the work.
+
     Args:
         task_vectors: the models' weights.
         views: images, heads and the encoder; only weight-space evidence is there without them.
+        split_qkv: take the queries, keys and values of a fused attention for three parameters.
+        matricize: "conv" takes a convolution's kernel for the matrix out × (in·height·width).
+        memory_budget: GiB for what is computed; decides how much is done at a time.
+        device: "cpu", "cuda", "cuda:<number>", or "auto": CUDA where there is one.
         progress: wraps a loop over models or layers: (items, description, total) → the items.
 
     Attributes:
         tasks: names of the models: the order of every matrix's rows.
-        task_vectors: the models' weights.
+        task_vectors: the models' weights, in the layout asked for.
         views: what was given, or None.
+        remarks: sentences on what has no value, and why, as far as it is known by now.
+
+    Raises:
+        UserError: the budget is not positive, or there is no such device.
     """
 
     def __init__(
-        self, task_vectors: TaskVectors, views: Views | None = None, *, progress: Progress | None = None
+        self,
+        task_vectors: TaskVectors,
+        views: Views | None = None,
+        *,
+        split_qkv: bool = False,
+        matricize: str | None = None,
+        memory_budget: float | int = 4,
+        device: str = "cpu",
+        progress: Progress | None = None,
     ) -> None:
-        self.task_vectors = task_vectors
+        if not memory_budget > 0:
+            raise UserError(f"Expected memory_budget to be a positive number of GiB, got {memory_budget}.")
+        self.task_vectors = task_vectors.arranged(split_qkv=split_qkv, matricize=matricize)
         self.views = views
         self.tasks = task_vectors.tasks
-        self._progress: Progress = _no_progress if progress is None else progress
+        self.device = chosen_device(device)
+        self.remarks: list[str] = []
+        self._memory_budget = memory_budget
+        self._progress: Progress = no_progress if progress is None else progress
         self._layer_grams: dict[str, np.ndarray] = {}
         self._overlaps: dict[int, dict[str, np.ndarray]] = {}
 
@@ -75,26 +104,35 @@ class Profiles:
     def subspace_overlaps(self, side: str, end: str, k: int = _SUBSPACE_SIZE) -> Float64[np.ndarray, "L T T"]:
         """Compute ‖UaᵀUb‖²_F of every matrix, U the k first or last singular vectors of the thin SVD.
 
-        k is clipped to min(m, n). NaN where one of the two models did not change the matrix.
+        k is clipped to min(m, n). NaN where one of the two models did not change the matrix, or where its k
+        vectors are not determined: the last ones of a change that has several zero singular values, or the
+        first ones of a change of rank below k. `remarks` then counts them.
         """
-        if side not in ("left", "right") or end not in ("top", "bottom") or k < 1:
+        if side not in subspaces.SIDES or end not in subspaces.ENDS or k < 1:
             raise UserError(
                 f"Expected side left or right, end top or bottom and k ≥ 1; got {side!r}, {end!r}, {k}."
             )
-        return self._subspaces(k)[f"{side}_{end}"]
+        overlaps = self._subspaces(k)[f"{side}_{end}"]
+        self._remark_undetermined(side, end, k, overlaps)
+        return overlaps
 
     def subspace_sizes(self, k: int = _SUBSPACE_SIZE) -> np.ndarray:
         """Return k clipped to min(m, n), for every matrix."""
-        shapes = [self.task_vectors.shapes[name] for name in self.task_vectors.matrices]
-        return np.array([min(k, *shape) for shape in shapes], dtype=np.int64)
+        return np.minimum(k, self.matrix_shapes().min(1))
+
+    def matrix_shapes(self) -> np.ndarray:
+        """Return the extents m and n of every matrix, L×2."""
+        vectors = self.task_vectors
+        shapes = [vectors.parameters[name].shape for name in vectors.matrices]
+        return np.array(shapes, dtype=np.int64).reshape(-1, 2)
 
     def singular_values(self, count: int) -> Float64[np.ndarray, "L T K"]:
         """Return the `count` leading singular values of every matrix's deltas, padded with zeros."""
         at_hand = next(iter(self._overlaps), _SUBSPACE_SIZE)
         return self._subspaces(at_hand)["singular_values"][:, :, :count]
 
-    def _check_finite(self, view: str, grams: np.ndarray) -> None:
-        squares = np.diagonal(grams, axis1=1, axis2=2).sum(0)
+    def _check_finite(self, view: str, layers: np.ndarray) -> None:
+        squares = np.diagonal(layers, axis1=1, axis2=2).sum(0)
         for task, square in zip(self.tasks, squares, strict=True):
             if not np.isfinite(square):
                 raise UserError(
@@ -104,72 +142,113 @@ class Profiles:
 
     def _task_vector_grams(self) -> Float64[np.ndarray, "L T T"]:
         vectors = self.task_vectors
-        vectors.check_base()
-
-        def compute() -> dict[str, Tensor]:
-            names = self._progress(vectors.names, "task vectors", len(vectors.names))
-            return {"grams": torch.stack([_gram(vectors.stack(name)) for name in names])}
-
-        return self._stored("gram", {"names": list(vectors.names)}, compute)["grams"]
+        layers = self._grams(
+            {name: vectors.parameters[name].size for name in vectors.names},
+            {task: {"base": vectors.base_hash, "model": vectors.identity(task)} for task in self.tasks},
+            lambda name: {"tensor": vectors.parameters[name].tensor, "start": vectors.parameters[name].start},
+            vectors.read,
+            "task vectors",
+        )
+        # Deltas are read without a look at each number: what is not finite shows in the squares.
+        squares = np.diagonal(layers, axis1=1, axis2=2)
+        for layer, row in zip(*np.nonzero(~np.isfinite(squares)), strict=True):
+            vectors.delta(self.tasks[row], vectors.names[layer])
+        vectors.check_base(dict(zip(self.tasks, np.sqrt(squares.sum(0)).tolist(), strict=True)))
+        return layers
 
     def _activation_grams(self) -> Float64[np.ndarray, "L T T"]:
-        views = self._required_views("activation")
-        rows = []
-        for task in self._progress(self.tasks, "activations", len(self.tasks)):
-            key = {"model": self.task_vectors.hashes[task], **views.activation_key, "version": _VERSION}
-            rows.append(
-                self.task_vectors.store.arrays("activation", key, lambda task=task: self._activation(task))[
-                    "mean"
-                ]
-            )
-        return _gram(torch.stack(rows))[None].numpy()
+        vectors, views = self.task_vectors, self._required_views("activation")
+        keys = {
+            task: {"model": vectors.hashes[task], **views.activation_key, **self._settings}
+            for task in self.tasks
+        }
+        self._ensure("activation", keys, self._activation, vectors.store)
+        means = [vectors.store.read("activation", keys[task])["mean"].numpy() for task in self.tasks]
+        rows = np.stack(means).astype(np.float64)
+        return (rows @ rows.T)[None]
 
     def _activation(self, task: str) -> dict[str, Tensor]:
         views = self._required_views("activation")
-        state = views.state(self.task_vectors, task)
+        state = views.state(self.task_vectors, task, self.device)
         mean = mean_activation(
-            views.encoder, state, views.pool_images, layer=views.layer, batch_size=views.batch_size
+            self._encoder, state, views.pool_images, layer=views.layer, batch_size=views.batch_size
         )
         return {"mean": mean}
 
     def _encoder_gradient_grams(self) -> Float64[np.ndarray, "L T T"]:
-        # One layer of all models at a time.
-        gradients = self._gradients()
-        names = sorted(name for name in gradients[0] if name.startswith("encoder."))
-        grams = [_gram(torch.stack([one[name] for one in gradients])) for name in names]
-        return torch.stack(grams).numpy()
+        store, keys = self._gradients()
+        read = {task: store.reader("gradient", key) for task, key in keys.items()}
+        views = self._required_views("gradient")
+        sizes = {name: value.numel() for name, value in views.encoder.named_parameters()}
+        return self._grams(
+            dict(sorted(sizes.items())),
+            keys,
+            lambda name: {"gradient": name},
+            lambda task, name, start, stop: read[task](f"encoder.{name}", start, stop),
+            "encoder gradients",
+        )
 
     def _input_gradient_grams(self) -> Float64[np.ndarray, "L T T"]:
-        inputs = [one["inputs"] for one in self._gradients()]
-        for task, gradient in zip(self.tasks, inputs, strict=True):
-            if gradient.shape != inputs[0].shape:
+        views = self._required_views("gradient")
+        shapes = {task: tuple(views.samples(task)[0].shape) for task in self.tasks}
+        first = self.tasks[0]
+        for task, shape in shapes.items():
+            if shape != shapes[first]:
                 raise UserError(
                     "Input gradients need as many images of one size for every task: "
-                    f"'{self.tasks[0]}' has {tuple(inputs[0].shape)}, '{task}' has {tuple(gradient.shape)}."
+                    f"'{first}' has {shapes[first]}, '{task}' has {shape}."
                 )
-        return _gram(torch.stack(inputs))[None].numpy()
+        store, keys = self._gradients()
+        read = {task: store.reader("gradient", key) for task, key in keys.items()}
+        return self._grams(
+            {"inputs": int(np.prod(shapes[first]))},
+            keys,
+            lambda name: {"gradient": name},
+            lambda task, name, start, stop: read[task](name, start, stop),
+            "input gradients",
+        )
 
-    def _gradients(self) -> list[dict[str, Tensor]]:
-        """Return every model's gradients as the store maps them into memory, computing what it lacks."""
-        for task in self._progress(self.tasks, "gradients", len(self.tasks)):
-            # Dropped at once: held together, the gradients of 20 large models would fill the memory.
-            self._stored_gradient(task)
-        return [self._stored_gradient(task) for task in self.tasks]
-
-    def _stored_gradient(self, task: str) -> dict[str, Tensor]:
+    def _gradients(self) -> tuple[Store, dict[str, dict[str, Any]]]:
+        """See to it that every model's gradients are in a store; return it and the keys."""
         vectors, views = self.task_vectors, self._required_views("gradient")
-        key = {"model": vectors.hashes[task], **views.gradient_key(task), "version": _VERSION}
-        return vectors.store.arrays("gradient", key, lambda: self._gradient(task))
+        keys = {
+            task: {"model": vectors.hashes[task], **views.gradient_key(task), **self._settings}
+            for task in self.tasks
+        }
+        self._ensure("gradient", keys, self._gradient, self._gradient_store)
+        return self._gradient_store, keys
 
     def _gradient(self, task: str) -> dict[str, Tensor]:
         views = self._required_views("gradient")
         images, labels = views.samples(task)
-        state = views.state(self.task_vectors, task)
+        state = views.state(self.task_vectors, task, self.device)
         gradients = task_gradients(
-            views.encoder, state, views.head(task), images, labels, batch_size=views.batch_size
+            self._encoder, state, views.head(task), images, labels, batch_size=views.batch_size
         )
         named = {f"encoder.{name}": gradient for name, gradient in gradients.encoder.items()}
         return {**named, "inputs": gradients.inputs}
+
+    @cached_property
+    def _gradient_store(self) -> Store:
+        """Where gradients are kept: never all in memory where they exceed the budget."""
+        vectors = self.task_vectors
+        size = 4 * len(self.tasks) * sum(vectors.parameters[name].size for name in vectors.names)
+        if vectors.store.root is not None or size <= self._memory_budget * GIBIBYTE:
+            return vectors.store
+        # Removed together with these profiles.
+        self._spill = tempfile.TemporaryDirectory(prefix="mergeability-gradients-")
+        return Store(self._spill.name)
+
+    @cached_property
+    def _encoder(self) -> nn.Module:
+        """The encoder on the device; the one that was given stays where it is."""
+        encoder = self._required_views("activation").encoder
+        return encoder if self.device == "cpu" else copy.deepcopy(encoder).to(self.device)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """What every number computed here depends on besides its input."""
+        return {"device": self.device.partition(":")[0], "version": _VERSION}
 
     def _required_views(self, what: str) -> Views:
         if self.views is None:
@@ -179,68 +258,184 @@ class Profiles:
             )
         return self.views
 
+    def _ensure(
+        self,
+        kind: str,
+        keys: Mapping[str, Mapping[str, Any]],
+        compute: Callable[[str], Mapping[str, Tensor]],
+        store: Store,
+    ) -> None:
+        """Compute one entry per model where it is missing, one after the other: each uses all cores or the GPU."""
+        for task in self._progress(self.tasks, f"{kind}s", len(self.tasks)):
+            # Dropped at once: held together, the gradients of 20 large models would fill the memory.
+            store.ensure(kind, keys[task], lambda task=task: compute(task))
+
+    def _grams(
+        self,
+        sizes: Mapping[str, int],
+        keys: Mapping[str, Mapping[str, Any]],
+        content: Callable[[str], Mapping[str, Any]],
+        read: Callable[[str, str, int, int], np.ndarray],
+        description: str,
+    ) -> Float64[np.ndarray, "L T T"]:
+        """Compute and file one Gram matrix per layer.
+
+        Args:
+            sizes: layer → length of its vectors.
+            keys: task → what its vectors depend on.
+            content: layer → what it consists of.
+            read: (task, layer, start, stop) → that range of the vector.
+            description: of the work, for the progress.
+        """
+        store, budget = self.task_vectors.store, self._memory_budget
+        # Sorted by content: one set of models is one entry, in whatever order and under whatever names.
+        identities = {task: digest(key) for task, key in keys.items()}
+        owners = {identity: task for task, identity in identities.items()}
+        order = sorted(owners)
+        places = [order.index(identities[task]) for task in self.tasks]
+        together = max(2, int(budget * GIBIBYTE / 2 // grams.needed(1)))
+        found: dict[str, np.ndarray] = {}
+
+        def compute(name: str) -> None:
+            def gram() -> dict[str, Tensor]:
+                return {
+                    "gram": torch.from_numpy(
+                        grams.streamed_gram(
+                            lambda row, start, stop: read(owners[order[row]], name, start, stop),
+                            len(order),
+                            sizes[name],
+                            together=together,
+                            device=self.device,
+                        )
+                    )
+                }
+
+            key = {"models": order, **content(name), "size": sizes[name], **self._settings}
+            found[name] = store.arrays("gram", key, gram)["gram"].numpy()
+
+        work(
+            list(sizes),
+            compute,
+            description=description,
+            memory=grams.needed(min(len(order), together)),
+            memory_budget=budget,
+            progress=self._progress,
+        )
+        layers = np.stack([found[name] for name in sizes])
+        return layers[:, places][:, :, places]
+
     def _subspaces(self, k: int) -> dict[str, np.ndarray]:
-        """Compute all that follows from the singular factors in one pass over the matrices."""
+        """Compute all that follows from the singular values and vectors of all matrices."""
         if k not in self._overlaps:
             vectors = self.task_vectors
-            key = {"matrices": list(vectors.matrices), "k": k}
-            found = self._stored("subspace", key, lambda: self._compute_subspaces(k))
-            self._overlaps[k] = {name: _frozen(array) for name, array in found.items()}
+            key = {
+                "base": vectors.base_hash,
+                "models": [vectors.identity(task) for task in self.tasks],
+                "matrices": [vectors.content(name) for name in vectors.matrices],
+                "k": k,
+                **self._settings,
+            }
+            found = vectors.store.arrays("overlap", key, lambda: self._compute_subspaces(k))
+            self._overlaps[k] = {name: _frozen(array.numpy()) for name, array in found.items()}
         return self._overlaps[k]
 
     def _compute_subspaces(self, k: int) -> dict[str, Tensor]:
-        vectors = self.task_vectors
-        count = len(self.tasks)
-        longest = max((min(vectors.shapes[name]) for name in vectors.matrices), default=0)
-        overlaps: dict[str, list[Tensor]] = {
-            "left_top": [],
-            "left_bottom": [],
-            "right_top": [],
-            "right_bottom": [],
+        self.decompose(k)
+        vectors, count = self.task_vectors, len(self.tasks)
+        longest = int(self.matrix_shapes().min(1).max(initial=0))
+        found = {
+            f"{side}_{end}": torch.full((len(vectors.matrices), count, count), torch.nan, dtype=torch.float64)
+            for side in subspaces.SIDES
+            for end in subspaces.ENDS
         }
-        values = torch.zeros(len(vectors.matrices), count, longest, dtype=torch.float64)
-        matrices = self._progress(vectors.matrices, "singular vectors", len(vectors.matrices))
-        for row, name in enumerate(matrices):
-            U, S, Vh = vectors.svd(name)
-            values[row, :, : S.shape[1]] = S
-            unchanged = S[:, 0] == 0
-            for side, basis in (("left", U), ("right", Vh.mT)):
-                overlaps[f"{side}_top"].append(_squared_overlap(basis[:, :, :k], unchanged))
-                overlaps[f"{side}_bottom"].append(_squared_overlap(basis[:, :, -k:], unchanged))
-        empty = torch.zeros(0, count, count, dtype=torch.float64)
-        stacked = {name: torch.stack(rows) if rows else empty.clone() for name, rows in overlaps.items()}
-        return {**stacked, "singular_values": values}
+        found["singular_values"] = torch.zeros(len(vectors.matrices), count, longest, dtype=torch.float64)
 
-    def _stored(
-        self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, Tensor]]
-    ) -> dict[str, np.ndarray]:
+        def compare(layer: int) -> None:
+            for name, values in self._compare(vectors.matrices[layer], k).items():
+                found[name][layer, ..., : values.shape[-1]] = torch.from_numpy(values)
+
+        largest = 8 * _GROUP * k * (int(self.matrix_shapes().sum(1).max(initial=0)) + 4 * _GROUP * k)
+        work(
+            range(len(vectors.matrices)),
+            compare,
+            description="subspaces of all pairs",
+            memory=largest,
+            memory_budget=max(self._memory_budget, largest / GIBIBYTE),
+            progress=self._progress,
+        )
+        return found
+
+    def decompose(self, k: int = _SUBSPACE_SIZE) -> None:
+        """See to it that the singular values and outer vectors of every model's matrices are in the store."""
         vectors = self.task_vectors
-        models = [vectors.hashes[task] for task in self.tasks]
-        whole_key = {"base": vectors.base_hash, "models": models, **key, "version": _VERSION}
-        return {name: array.numpy() for name, array in vectors.store.arrays(kind, whole_key, compute).items()}
+        # Two copies of a model are one piece of work.
+        owners = {vectors.identity(task): task for task in self.tasks}
+        items = [(task, name) for name in vectors.matrices for task in owners.values()]
+        sizes = [subspaces.needed((rows, columns)) for rows, columns in self.matrix_shapes().tolist()]
+        work(
+            items,
+            lambda item: vectors.store.ensure(
+                "singular", self._singular_key(*item, k), lambda: self._decomposed(*item, k)
+            ),
+            description="singular vectors",
+            memory=max(sizes, default=0),
+            memory_budget=self._memory_budget,
+            progress=self._progress,
+        )
 
+    def _singular_key(self, task: str, name: str, k: int) -> dict[str, Any]:
+        vectors = self.task_vectors
+        model = {"base": vectors.base_hash, "model": vectors.identity(task)}
+        return {**model, **vectors.content(name), "k": k, **self._settings}
 
-def _gram(stack: Tensor) -> Tensor:
-    """Compute the T×T Gram matrix of a stack in float64, a bounded number of columns at a time."""
-    rows = stack.reshape(len(stack), -1)
-    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-    for columns in rows.split(_COLUMNS, dim=1):
-        wide = columns.double()
-        gram += wide @ wide.T
-    # Exactly symmetric whatever order the product summed in.
-    return (gram + gram.T) / 2
+    def _decomposed(self, task: str, name: str, k: int) -> dict[str, Tensor]:
+        vectors = self.task_vectors
+        delta = vectors.read(task, name).reshape(vectors.parameters[name].shape)
+        if not np.isfinite(delta.sum(dtype=np.float64)):
+            # Says whose it is.
+            vectors.delta(task, name)
+        return subspaces.decompose(delta, k, self.device)
 
+    def _compare(self, name: str, k: int) -> dict[str, np.ndarray]:
+        """Compare one matrix's subspaces between all models."""
+        vectors, count = self.task_vectors, len(self.tasks)
+        size = min(k, *vectors.parameters[name].shape)
+        groups = [range(first, min(first + _GROUP, count)) for first in range(0, count, _GROUP)]
+        found = {
+            f"{side}_{end}": np.full((count, count), np.nan)
+            for side in subspaces.SIDES
+            for end in subspaces.ENDS
+        }
+        found["singular_values"] = np.zeros((count, min(vectors.parameters[name].shape)))
+        for position, rows in enumerate(groups):
+            left = self._read_singular(name, k, rows)
+            found["singular_values"][rows] = [one["values"] for one in left]
+            for columns in groups[position:]:
+                right = left if columns == rows else self._read_singular(name, k, columns)
+                for axis, side in enumerate(subspaces.SIDES):
+                    extent = vectors.parameters[name].shape[axis]
+                    for end in subspaces.ENDS:
+                        overlaps = subspaces.squared_overlaps(left, right, f"{side}_{end}", (extent, size))
+                        found[f"{side}_{end}"][np.ix_(rows, columns)] = overlaps
+                        found[f"{side}_{end}"][np.ix_(columns, rows)] = overlaps.T
+        return found
 
-def _squared_overlap(bases: Tensor, unchanged: Tensor) -> Tensor:
-    """Compute ‖BaᵀBb‖²_F for all pairs of T bases (T×m×k) by one product."""
-    count, rows, k = bases.shape
-    side_by_side = bases.permute(1, 0, 2).reshape(rows, count * k)
-    products = (side_by_side.T @ side_by_side).double().reshape(count, k, count, k)
-    squares = products.square().sum((1, 3))
-    squares = (squares + squares.T) / 2
-    squares[unchanged, :] = torch.nan
-    squares[:, unchanged] = torch.nan
-    return squares
+    def _read_singular(self, name: str, k: int, rows: range) -> list[dict[str, Tensor]]:
+        store = self.task_vectors.store
+        return [store.read("singular", self._singular_key(self.tasks[row], name, k)) for row in rows]
+
+    def _remark_undetermined(self, side: str, end: str, k: int, overlaps: np.ndarray) -> None:
+        """Say which changed matrices were left out, because their outer vectors are not determined."""
+        changed = self._subspaces(k)["singular_values"].max(-1, initial=0) > 0
+        missing = changed & np.isnan(np.diagonal(overlaps, axis1=1, axis2=2))
+        for task, count in zip(self.tasks, missing.sum(0), strict=True):
+            remark = (
+                f"the {'first' if end == 'top' else 'last'} {k} {side} singular vectors of '{task}' are not "
+                f"determined in {count} of {len(missing)} matrices, whose change is rank-deficient: "
+                "these are left out of the overlaps of its pairs"
+            )
+            if count and remark not in self.remarks:
+                self.remarks.append(remark)
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

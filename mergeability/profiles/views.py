@@ -38,14 +38,15 @@ class Views:
     batch_size: int = 32
     configuration: Mapping[str, Any] = field(default_factory=dict)
 
-    def state(self, task_vectors: TaskVectors, task: str) -> dict[str, Tensor]:
-        """Read one fine-tuned model's weights under the encoder's names, in float32.
+    def state(self, task_vectors: TaskVectors, task: str, device: str = "cpu") -> dict[str, Tensor]:
+        """Read one fine-tuned model's weights under the encoder's names, in float32, onto a device.
 
         Raises:
             UserError: the checkpoint's tensors are not the encoder's.
         """
         tensors = task_vectors.model(task).state_dict()
-        return encoder_state(self.encoder, tensors, f"the model of '{task}'")
+        state = encoder_state(self.encoder, tensors, f"the model of '{task}'")
+        return {name: tensor.to(device) for name, tensor in state.items()}
 
     def samples(self, task: str) -> tuple[Tensor, Tensor]:
         """Return a task's calibration images and labels.

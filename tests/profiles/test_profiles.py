@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mergeability.errors import UserError
-from mergeability.profiles import profiles as profiles_module
+from mergeability.profiles import grams
 from mergeability.profiles.activations import mean_activation
 from mergeability.profiles.gradients import task_gradients
 from mergeability.profiles.profiles import Profiles
@@ -91,7 +91,7 @@ def test_grams_of_task_vectors_agree_with_numpy(load, files, monkeypatch):
     whole = gram_of([np.concatenate([delta.ravel() for delta in deltas[task]]) for task in TASKS])
     np.testing.assert_allclose(Profiles(vectors).gram("task_vector"), whole, rtol=1e-6)
     # In chunks, as a layer of a large model is.
-    monkeypatch.setattr(profiles_module, "_COLUMNS", 5)
+    monkeypatch.setattr(grams, "BLOCK", 5)
     layers = Profiles(load()).layer_grams("task_vector")
     for layer in range(len(names)):
         np.testing.assert_allclose(layers[layer], gram_of([deltas[task][layer] for task in TASKS]), rtol=1e-6)
@@ -195,7 +195,10 @@ def test_progress_sees_every_loop(load, views):
         "task vectors": (4, 4),
         "activations": (3, 3),
         "gradients": (3, 3),
-        "singular vectors": (2, 2),
+        "encoder gradients": (4, 4),
+        "input gradients": (1, 1),
+        "singular vectors": (6, 6),
+        "subspaces of all pairs": (2, 2),
     }
 
 

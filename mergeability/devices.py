@@ -1,0 +1,23 @@
+"""Where numbers are computed: one setting for everything that can use a GPU."""
+
+from mergeability.errors import UserError
+
+
+def chosen_device(name: str = "auto") -> str:
+    """Return the device to compute on: "cpu", "cuda" or "cuda:<number>"; "auto" is CUDA where there is one.
+
+    Raises:
+        UserError: the device is unknown, or not there.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if name != "cpu" and (kind != "cuda" or not (number.isdigit() or name == "cuda")):
+        raise UserError(f"Expected device to be auto, cpu, cuda or cuda:<number>; got {name!r}.")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"There is no device {name} here: PyTorch sees {torch.cuda.device_count()} CUDA devices. Use device=cpu."
+        )
+    return name

@@ -1,0 +1,68 @@
+"""Gram matrices of long vectors, read in blocks: memory does not grow with the vectors."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+
+# Elements of every vector that are held at a time. Fixed, so that sums never depend on the machine: 20 vectors
+# of a block in float64 take 10 MB, about what a processor's cache holds.
+BLOCK = 2**16
+
+# (row, start, stop) → that range of the row's vector, in float32
+Read = Callable[[int, int, int], np.ndarray]
+
+
+def streamed_gram(
+    read: Read, count: int, size: int, *, together: int | None = None, device: str = "cpu"
+) -> Float64[np.ndarray, "T T"]:
+    """Compute the Gram matrix ⟨x_a, x_b⟩ of T vectors in float64, from float32 blocks.
+
+    Args:
+        read: gives a range of one vector.
+        count: how many vectors there are, T.
+        size: how long each is.
+        together: how many vectors' blocks may be held at a time; all when None. With fewer, groups of half as
+            many meet in turn, and each range is read more than once.
+        device: where the products are computed.
+    """
+    group = count if together is None or together >= count else max(1, together // 2)
+    groups = [range(first, min(first + group, count)) for first in range(0, count, group)]
+    gram = np.zeros((count, count), dtype=np.float64)
+    for position, rows in enumerate(groups):
+        for columns in groups[position:]:
+            product = _product(read, rows, columns, size, device)
+            gram[np.ix_(rows, columns)] = product
+            gram[np.ix_(columns, rows)] = product.T
+    # Exactly symmetric whatever order the product summed in.
+    return (gram + gram.T) / 2
+
+
+def needed(count: int) -> int:
+    """Count the bytes that a Gram matrix of `count` vectors needs while it is computed."""
+    return BLOCK * (8 * count + 16) + 16 * count**2
+
+
+def _product(
+    read: Read, rows: range, columns: range, size: int, device: str
+) -> Float64[np.ndarray, "rows columns"]:
+    total = np.zeros((len(rows), len(columns)), dtype=np.float64)
+    for start in range(0, size, BLOCK):
+        stop = min(start + BLOCK, size)
+        left = _block(read, rows, start, stop)
+        right = left if columns == rows else _block(read, columns, start, stop)
+        if device == "cpu":
+            total += left @ right.T
+        else:
+            on_device = torch.from_numpy(left).to(device)
+            other = on_device if right is left else torch.from_numpy(right).to(device)
+            total += (on_device @ other.T).cpu().numpy()
+    return total
+
+
+def _block(read: Read, rows: range, start: int, stop: int) -> Float64[np.ndarray, "rows block"]:
+    block = np.empty((len(rows), stop - start), dtype=np.float64)
+    for position, row in enumerate(rows):
+        block[position] = read(row, start, stop)
+    return block

@@ -1,0 +1,202 @@
+"""The singular values and the outer singular vectors of a matrix, and how such subspaces overlap.
+
+The metrics need of a thin SVD its values and k vectors at either end: for a 3072×768 matrix, 20 vectors out
+of 768. These are eigenvectors of the smaller Gram matrix AᵀA, formed in float64, where the products of
+float32 numbers are exact. Squaring halves the digits, float64 has twice as many: the result is as good as a
+float32 SVD of A, small singular values included, and takes a fraction of its time.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+import torch
+from jaxtyping import Bool, Float32, Float64
+from torch import Tensor
+
+SIDES, ENDS = ("left", "right"), ("top", "bottom")
+
+# Rows that are held in float64 at a time. Fixed, so that sums never depend on the machine.
+_ROWS = 512
+# Columns that LAPACK transforms at a time, at most: the length of its workspaces.
+_LAPACK_BLOCK = 64
+# Below this size a whole eigendecomposition is as fast as a part of one.
+_SMALL = 64
+
+
+def needed(shape: tuple[int, int]) -> int:
+    """Count the bytes that the decomposition of a matrix needs."""
+    smaller, larger = sorted(shape)
+    # The delta and, while it is read, the base's values; blocks in float64; three Gram matrices.
+    return 8 * smaller * larger + 2 * 8 * _ROWS * smaller + 4 * 8 * smaller**2
+
+
+def decompose(matrix: Float32[np.ndarray, "m n"], k: int, device: str = "cpu") -> dict[str, Tensor]:
+    """Compute the singular values and the k first and last singular vectors of the thin SVD A = U S Vᵀ.
+
+    A subspace is only determined where a gap separates its singular values from the others, and only then it
+    is given: the k first right vectors of a matrix of rank below k, or the k last ones of a matrix that has
+    several zero singular values, could be anything. Gaps are judged as the rank is, with eigenvalues of AᵀA as
+    the numbers: above max(m, n)·ε·s₁², ε the precision of float64.
+
+    Args:
+        matrix: A.
+        k: vectors of either end; clipped to r = min(m, n).
+        device: where products and eigenvectors are computed.
+
+    Returns:
+        `values`, all r singular values in descending order, in float64; and in float32 those of
+        `left_top` (m×k), `left_bottom`, `right_top` (n×k) and `right_bottom` that are determined.
+    """
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    rows, rank = tall.shape
+    k = min(k, rank)
+    source = tall if device == "cpu" else torch.from_numpy(np.ascontiguousarray(tall)).to(device)
+    squares, first, last = _outer_eigenvectors(_gram(source), k)
+    determined = _determined(squares, rows, k)
+    values = np.sqrt(squares)
+    # The names are those of the tall matrix: its right vectors are eigenvectors, the left ones follow.
+    found = {
+        "right_top": first,
+        "right_bottom": last,
+        "left_top": _unit(_product(source, first), values[:k]),
+        "left_bottom": _unit(_product(source, last), values[rank - k :]),
+    }
+    if tall is not matrix:
+        found = {_mirrored(name): basis for name, basis in found.items()}
+        determined = {_mirrored(name): is_so for name, is_so in determined.items()}
+    bases = {
+        name: torch.from_numpy(basis.astype(np.float32)) for name, basis in found.items() if determined[name]
+    }
+    return {"values": torch.from_numpy(values), **bases}
+
+
+def squared_overlaps(
+    left: Sequence[Mapping[str, Tensor]],
+    right: Sequence[Mapping[str, Tensor]],
+    name: str,
+    size: tuple[int, int],
+) -> Float64[np.ndarray, "A B"]:
+    """Compute ‖LaᵀRb‖²_F of one basis of A models with that of B models by one product, in [0, k].
+
+    NaN where a model has no such basis, or did not change the matrix at all.
+
+    Args:
+        left: what `decompose` gave for each of A models.
+        right: the same for B models, or the same object.
+        name: of the basis.
+        size: its shape m×k.
+    """
+    bases, known = _side_by_side(left, name, size)
+    others, others_known = (bases, known) if right is left else _side_by_side(right, name, size)
+    k = size[1]
+    products = (bases.T @ others).reshape(len(left), k, len(right), k)
+    squares = np.einsum("aibj,aibj->ab", products, products, dtype=np.float64)
+    if right is left:
+        # Exactly symmetric whatever order the product summed in.
+        squares = (squares + squares.T) / 2
+    return np.where(known[:, None] & others_known[None, :], squares, np.nan)
+
+
+def _side_by_side(
+    models: Sequence[Mapping[str, Tensor]], name: str, size: tuple[int, int]
+) -> tuple[Float32[np.ndarray, "m Tk"], Bool[np.ndarray, " T"]]:
+    known = np.array([name in model and bool(model["values"][0] > 0) for model in models])
+    absent = np.zeros(size, dtype=np.float32)
+    bases = [model[name].numpy() if name in model else absent for model in models]
+    return np.concatenate(bases, axis=1), known
+
+
+def _gram(tall: Any) -> Float64[np.ndarray, "r r"]:
+    """Compute AᵀA in float64, without a float64 copy of A."""
+    total: Any = 0
+    for start in range(0, len(tall), _ROWS):
+        wide = _double(tall[start : start + _ROWS])
+        total = total + wide.T @ wide
+    gram = total.cpu().numpy() if isinstance(total, Tensor) else total
+    return (gram + gram.T) / 2
+
+
+def _product(tall: Any, vectors: Float64[np.ndarray, "r k"]) -> Float64[np.ndarray, "m k"]:
+    """Compute A·V in float64, without a float64 copy of A."""
+    right: Any = torch.from_numpy(vectors).to(tall.device) if isinstance(tall, Tensor) else vectors
+    parts = [_double(tall[start : start + _ROWS]) @ right for start in range(0, len(tall), _ROWS)]
+    if isinstance(tall, Tensor):
+        return torch.cat(parts).cpu().numpy()
+    return np.concatenate(parts)
+
+
+def _double(block: Any) -> Any:
+    return block.double() if isinstance(block, Tensor) else block.astype(np.float64)
+
+
+def _outer_eigenvectors(
+    gram: Float64[np.ndarray, "r r"], k: int
+) -> tuple[Float64[np.ndarray, " r"], Float64[np.ndarray, "r k"], Float64[np.ndarray, "r k"]]:
+    """Compute all eigenvalues, descending and not negative, and the k first and last eigenvectors."""
+    size = len(gram)
+    if size <= max(_SMALL, 2 * k):
+        values, vectors = np.linalg.eigh(gram)
+        first, last = vectors[:, size - k :], vectors[:, :k]
+    else:
+        # As LAPACK's dsyevx does, but values and vectors of both ends from one reduction to tridiagonal form.
+        (tridiagonalise,) = scipy.linalg.get_lapack_funcs(("sytrd",), (gram,))
+        reduced, diagonal, beside, scales, _ = tridiagonalise(
+            np.asfortranarray(gram), lower=1, lwork=_LAPACK_BLOCK * size
+        )
+        values = scipy.linalg.eigvalsh_tridiagonal(diagonal, beside)
+        ends = [
+            scipy.linalg.eigh_tridiagonal(diagonal, beside, select="i", select_range=chosen)[1]
+            for chosen in ((0, k - 1), (size - k, size - 1))
+        ]
+        vectors = _from_tridiagonal(reduced, scales, np.concatenate(ends, axis=1))
+        last, first = vectors[:, :k], vectors[:, k:]
+    return np.maximum(values[::-1], 0), first[:, ::-1], last[:, ::-1]
+
+
+def _from_tridiagonal(
+    reduced: Float64[np.ndarray, "r r"],
+    scales: Float64[np.ndarray, " r_1"],
+    vectors: Float64[np.ndarray, "r j"],
+) -> Float64[np.ndarray, "r j"]:
+    """Turn eigenvectors of the tridiagonal form into those of the matrix: dormtr, by way of dormqr."""
+    rest = np.asfortranarray(vectors[1:])
+    (rotate,) = scipy.linalg.get_lapack_funcs(("ormqr",), (rest,))
+    rotated, _, _ = rotate("L", "N", reduced[1:, :-1], scales, rest, _LAPACK_BLOCK * vectors.shape[1])
+    return np.concatenate([vectors[:1], rotated])
+
+
+def _determined(squares: Float64[np.ndarray, " r"], rows: int, k: int) -> dict[str, bool]:
+    """Say which of a tall matrix's outer subspaces are determined by the matrix."""
+    rank = len(squares)
+    smallest_gap = max(rows, rank) * np.finfo(np.float64).eps * squares[0]
+
+    def gap(after: int) -> bool:
+        """Is there a gap after the first so many singular values?"""
+        following = squares[after] if after < rank else 0.0
+        return bool(squares[after - 1] - following > smallest_gap)
+
+    full_rank = gap(rank)
+    first = k == rank or gap(k)
+    last = k == rank or gap(rank - k)
+    # The right vectors of a tall matrix fill their space, the left ones leave one where anything may lie.
+    filled = full_rank or rows == rank
+    return {
+        "right_top": first,
+        "right_bottom": last,
+        "left_top": (filled if k == rank else first),
+        "left_bottom": last and filled,
+    }
+
+
+def _unit(
+    scaled: Float64[np.ndarray, "m k"], values: Float64[np.ndarray, " k"]
+) -> Float64[np.ndarray, "m k"]:
+    """Divide A·v = s·u by s; what has s = 0 is not determined, and is not used."""
+    return scaled / np.where(values > 0, values, 1)
+
+
+def _mirrored(name: str) -> str:
+    side, end = name.split("_")
+    return f"{'left' if side == 'right' else 'right'}_{end}"

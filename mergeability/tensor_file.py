@@ -1,0 +1,150 @@
+"""Read a safetensors file piece by piece, without a page of it staying in memory.
+
+A memory map keeps every page it touched resident for as long as it is open, so a process that walks through
+twenty models ends up holding all of them. Here each piece is read by position into memory the caller owns.
+"""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor
+
+from mergeability.errors import UserError
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+# What a range of single bytes can be viewed as in NumPy; brain floats are widened by hand.
+_NUMPY = {torch.float64: np.float64, torch.float32: np.float32, torch.float16: np.float16}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies in the file.
+
+    Attributes:
+        offset: of its first byte.
+        shape: its extents.
+        dtype: of its elements.
+    """
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+class TensorFile:
+    """An opened safetensors file: the header is read, the tensors are not.
+
+    Attributes:
+        path: the file.
+        entries: tensor name → where it lies.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Check the file and read its header.
+
+        Raises:
+            UserError: there is no such file, or it is truncated, or it is not a safetensors file.
+        """
+        self.path = Path(path)
+        _check(self.path)
+        with self.path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        self.entries = {name: self._entry(name, one, 8 + length) for name, one in header.items()}
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Read the elements from `start` to `stop` of a flattened tensor, in its own dtype."""
+        entry = self.entries[name]
+        return torch.from_numpy(self._bytes(entry, start, stop)).view(entry.dtype)
+
+    def read_float32(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Read the elements from `start` to `stop` of a flattened tensor, converted to float32.
+
+        In NumPy: it runs in worker threads, each of which would start PyTorch's threads anew.
+        """
+        entry = self.entries[name]
+        data = self._bytes(entry, start, stop)
+        if entry.dtype == torch.bfloat16:
+            return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        if entry.dtype in _NUMPY:
+            return data.view(_NUMPY[entry.dtype]).astype(np.float32, copy=False)
+        return torch.from_numpy(data).view(entry.dtype).float().numpy()
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor in its own dtype and shape."""
+        return self.read(name).reshape(self.entries[name].shape)
+
+    def _entry(self, name: str, described: dict, data_begins: int) -> Entry:
+        if described["dtype"] not in _DTYPES:
+            raise UserError(
+                f"'{name}' in {self.path} has the type {described['dtype']}, which is not supported: "
+                f"expected one of {', '.join(_DTYPES)}. Save it as float32."
+            )
+        return Entry(
+            data_begins + described["data_offsets"][0],
+            tuple(described["shape"]),
+            _DTYPES[described["dtype"]],
+        )
+
+    def _bytes(self, entry: Entry, start: int, stop: int | None) -> np.ndarray:
+        width = entry.dtype.itemsize
+        stop = entry.size if stop is None else stop
+        data = np.empty((stop - start) * width, dtype=np.uint8)
+        try:
+            handle = os.open(self.path, os.O_RDONLY)
+            try:
+                _fill(handle, data, entry.offset + start * width)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise UserError(f"Cannot read {self.path}: {error.strerror or error}.") from error
+        return data
+
+
+def _check(path: Path) -> None:
+    try:
+        # Checks the header, and that the file is as long as the header says.
+        with safetensors.safe_open(path, framework="pt"):
+            pass
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except safetensors.SafetensorError as error:
+        raise UserError(
+            f"{path} is not a whole safetensors file ({error}). It may be truncated, or a pickled .pt/.bin file: "
+            "those are never loaded; save the state dict with safetensors.torch.save_file and copy it again."
+        ) from error
+
+
+def _fill(handle: int, data: np.ndarray, offset: int) -> None:
+    """Fill an array from a position of an open file: one system call may return less than was asked for."""
+    view, done = data.data, 0
+    while done < len(data):
+        count = os.preadv(handle, [view[done:]], offset + done)
+        if count == 0:
+            raise OSError("the file became shorter while it was read")
+        done += count

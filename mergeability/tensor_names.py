@@ -1,0 +1,232 @@
+"""Names of tensors: from any known file layout to the canonical one.
+
+Canonical names are open_clip's for the visual tower inside a CLIP, `visual.conv1.weight`, with the query, key
+and value projections fused in `attn.in_proj_weight`. Known layouts: open_clip's tower, inside a CLIP or alone,
+and Hugging Face's `CLIPModel`, `CLIPVisionModel` and `CLIPVisionModelWithProjection`.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mergeability.errors import UserError
+
+# What a training script may have wrapped the model in.
+_WRAPPERS = ("", "model.", "module.")
+
+# The visual tower saved alone (`clip.visual.state_dict()`), recognised by names no text tower has together.
+_BARE_VISUAL = re.compile(
+    r"^(class_embedding|positional_embedding|proj|conv1\.weight|ln_(pre|post)\.(weight|bias)"
+    r"|transformer\.resblocks\.\d+\..+)$"
+)
+
+# Only the blocks' attention is fused: an attention pooler of open_clip keeps its projections apart on purpose.
+_SPLIT_ATTENTION = re.compile(
+    r"^(visual\.transformer\.resblocks\.\d+\.attn\.)[qkv]_proj(_weight|\.weight|\.bias)$"
+)
+
+# Hugging Face's names (with its misspelt "layrnorm") → open_clip's.
+_TOWER = {
+    "embeddings.class_embedding": "class_embedding",
+    "embeddings.patch_embedding.weight": "conv1.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "pre_layrnorm.weight": "ln_pre.weight",
+    "pre_layrnorm.bias": "ln_pre.bias",
+    "post_layernorm.weight": "ln_post.weight",
+    "post_layernorm.bias": "ln_post.bias",
+}
+_BLOCK_MODULES = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+_PROJECTION = "visual_projection.weight"
+_POSITION_IDS = "embeddings.position_ids"
+_TEXT_TOWER = re.compile(r"^(text_model\..+|text_projection(\..+)?|logit_scale)$")
+
+_LISTED = 5
+_DAMAGED = "The file is damaged or of another architecture: save it again."
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one canonical tensor comes from.
+
+    Attributes:
+        names: tensors of a file, to be put one below the other along the first axis.
+        transposed: whether the result is then transposed.
+    """
+
+    names: tuple[str, ...]
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class _HuggingFaceTower:
+    """Prefixes of the two places of a visual tower: its transformer, and the projection beside it."""
+
+    wrapper: str
+    transformer: str
+
+
+def canonical_sources(names: Iterable[str]) -> dict[str, Source]:
+    """Map canonical names to their sources in a file, dropping whatever is not the visual encoder.
+
+    The visual tower is found under `visual.`, alone, or under Hugging Face's names with or without
+    `vision_model.`; each also inside a `model.` or `module.`. Queries, keys and values kept apart become one
+    tensor. A text tower beside it is left out. Names of any other architecture are kept as they are.
+
+    Raises:
+        UserError: there are several visual towers; or one of queries, keys and values, or their bias, is
+            missing or given twice; or a tower under Hugging Face's names lacks a name or has an unknown one.
+    """
+    names = list(names)
+    prefixes = [wrapper + "visual." for wrapper in _WRAPPERS]
+    open_clip = [prefix for prefix in prefixes if any(name.startswith(prefix) for name in names)]
+    hugging_face = _hugging_face_towers(set(names))
+    _check_one_tower(open_clip + [tower.transformer for tower in hugging_face])
+    if open_clip:
+        (prefix,) = open_clip
+        chosen = [name for name in names if name.startswith(prefix)]
+        return _fuse_attention({f"visual.{name.removeprefix(prefix)}": name for name in chosen})
+    if hugging_face:
+        return _hugging_face_sources(hugging_face[0], set(names))
+    if "class_embedding" in names and all(_BARE_VISUAL.match(name) for name in names):
+        return _fuse_attention({f"visual.{name}": name for name in names})
+    return {name: Source((name,)) for name in names}
+
+
+def canonical_shape(shapes: Sequence[tuple[int, ...]], transposed: bool) -> tuple[int, ...]:
+    """Return the shape of a canonical tensor made of tensors of these shapes.
+
+    (n₁, …), (n₂, …), … → (n₁ + n₂ + …, …), with the two axes exchanged if `transposed`.
+
+    Args:
+        shapes: one for each of a source's names, in their order.
+        transposed: the source's.
+
+    Raises:
+        UserError: the shapes differ beyond the first axis, or what is to be transposed is not a matrix.
+    """
+    first = shapes[0]
+    if len(shapes) > 1:
+        # Two scalars are alike beyond the first axis too, but have none to be stacked along.
+        if not all(shape and shape[1:] == first[1:] for shape in shapes):
+            raise UserError(
+                "Expected tensors that can be put one below the other, equal in every axis but the first, "
+                f"but their shapes are {_listed([str(shape) for shape in shapes])}. {_DAMAGED}"
+            )
+        first = (sum(shape[0] for shape in shapes), *first[1:])
+    if not transposed:
+        return first
+    if len(first) != 2:
+        raise UserError(f"Expected a matrix to transpose, but the tensor's shape is {first}. {_DAMAGED}")
+    return first[::-1]
+
+
+def _check_one_tower(prefixes: list[str]) -> None:
+    if len(prefixes) > 1:
+        found = ", ".join(f"'{prefix}'" for prefix in prefixes)
+        raise UserError(
+            f"Expected one visual tower, but this file holds {len(prefixes)}, under the prefixes {found}. "
+            "Save the one that is meant in a file of its own."
+        )
+
+
+def _fuse_attention(tower: dict[str, str]) -> dict[str, Source]:
+    """Fuse queries, keys and values where a block keeps them apart; take all else as it is."""
+    attentions = {match[1] for name in tower if (match := _SPLIT_ATTENTION.match(name))}
+    sources = {name: Source((tower[name],)) for name in tower if not _SPLIT_ATTENTION.match(name)}
+    missing, repeated = [], []
+    for attention in sorted(attentions):
+        for fused, suffixes in (("in_proj_weight", ("_weight", ".weight")), ("in_proj_bias", (".bias",))):
+            apart = [[f"{attention}{part}_proj{suffix}" for part in "qkv"] for suffix in suffixes]
+            given = [group for group in ([attention + fused], *apart) if any(name in tower for name in group)]
+            if len(given) > 1:
+                repeated.append(attention + fused)
+            elif not given:
+                missing.append(attention + fused)
+            elif absent := [name for name in given[0] if name not in tower]:
+                missing += absent
+            else:
+                sources[attention + fused] = Source(tuple(tower[name] for name in given[0]))
+    if repeated:
+        raise UserError(
+            "Expected queries, keys and values either apart or fused, but this file gives them twice for "
+            f"{_listed(repeated)}. Remove one of the two."
+        )
+    if missing:
+        raise UserError(
+            "Expected queries, keys and values in each attention that keeps them apart, with their biases, "
+            f"but missing ({len(missing)}): {_listed(missing)}. Save the whole state dict again."
+        )
+    return sources
+
+
+def _hugging_face_towers(names: set[str]) -> list[_HuggingFaceTower]:
+    """Find CLIP towers by their misspelt norm together with an embedding of the class or of patches.
+
+    Text towers have neither; BLIP and SigLIP have such embeddings, but no norm before the first block.
+    """
+
+    def found(transformer: str) -> bool:
+        norm = ("pre_layrnorm.weight", "pre_layrnorm.bias")
+        embedding = ("embeddings.class_embedding", "embeddings.patch_embedding.weight")
+        return all(any(transformer + name in names for name in group) for group in (norm, embedding))
+
+    # `CLIPVisionModel` of recent transformers has no `vision_model.`.
+    towers = [
+        _HuggingFaceTower(wrapper, wrapper + inner)
+        for wrapper in _WRAPPERS
+        for inner in ("vision_model.", "")
+    ]
+    return [tower for tower in towers if found(tower.transformer)]
+
+
+def _hugging_face_sources(tower: _HuggingFaceTower, names: set[str]) -> dict[str, Source]:
+    sources = {
+        f"visual.{canonical}": Source((tower.transformer + name,)) for name, canonical in _TOWER.items()
+    }
+    layer = re.compile(re.escape(tower.transformer) + r"encoder\.layers\.(\d+)\.")
+    # Counted, not the largest index: a gap then shows as missing names, and a wild index costs nothing.
+    blocks = len({match[1] for name in names if (match := layer.match(name))})
+    for block in range(max(blocks, 1)):
+        sources |= _hugging_face_block(tower, block)
+    projection = tower.wrapper + _PROJECTION
+    if projection in names:
+        sources["visual.proj"] = Source((projection,), transposed=True)
+    _check_complete(tower, {name for source in sources.values() for name in source.names}, names)
+    return sources
+
+
+def _hugging_face_block(tower: _HuggingFaceTower, block: int) -> dict[str, Source]:
+    layer = f"{tower.transformer}encoder.layers.{block}."
+    canonical = f"visual.transformer.resblocks.{block}."
+    sources = {}
+    for kind in ("weight", "bias"):
+        apart = tuple(f"{layer}self_attn.{part}_proj.{kind}" for part in "qkv")
+        sources[f"{canonical}attn.in_proj_{kind}"] = Source(apart)
+        for module, renamed in _BLOCK_MODULES.items():
+            sources[f"{canonical}{renamed}.{kind}"] = Source((f"{layer}{module}.{kind}",))
+    return sources
+
+
+def _check_complete(tower: _HuggingFaceTower, expected: set[str], names: set[str]) -> None:
+    """Refuse a tower with a name missing, or a name that is neither its own nor known to be of no use."""
+    ignored = {tower.transformer + _POSITION_IDS}
+    ignored |= {name for name in names if _TEXT_TOWER.match(name.removeprefix(tower.wrapper))}
+    missing, unknown = sorted(expected - names), sorted(names - expected - ignored)
+    faults = ((missing, "missing"), (unknown, "not understood"))
+    found = [f"{fault} ({len(listed)}): {_listed(listed)}" for listed, fault in faults if listed]
+    if found:
+        raise UserError(
+            "Expected the visual tower of a CLIP under Hugging Face's names, whole and nothing else, but "
+            f"{'; '.join(found)}. Save the state dict of the plain CLIP model again."
+        )
+
+
+def _listed(items: Sequence[str]) -> str:
+    shown = ", ".join(items[:_LISTED])
+    return f"{shown} and {len(items) - _LISTED} more" if len(items) > _LISTED else shown
