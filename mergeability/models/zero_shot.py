@@ -1,8 +1,8 @@
 """Zero-shot classification heads: what CLIP's text tower makes of class names."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
-import open_clip
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -13,7 +13,7 @@ from mergeability.errors import UserError
 
 @torch.no_grad()
 def zero_shot_head(
-    clip: open_clip.CLIP,
+    clip: Any,
     tokenize: Callable[[Sequence[str]], Int64[Tensor, "N context"]],
     class_names: Sequence[str],
     templates: Sequence[str],
@@ -22,6 +22,12 @@ def zero_shot_head(
 
     Row c is exp(logit_scale) · normalise(mean over templates t of normalise(text(t.format(c)))). With the
     image features normalised too, logits = features @ head.T are scaled cosines.
+
+    Args:
+        clip: an `open_clip.CLIP`; not imported here, which takes seconds that metrics alone need not wait.
+        tokenize: sentences → tokens.
+        class_names: one per row.
+        templates: sentences with a `{}` for the name.
 
     Raises:
         UserError: no class name or no template.
