@@ -79,8 +79,7 @@ class TensorFile:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Read the elements from `start` to `stop` of a flattened tensor, in its own dtype."""
-        entry = self.entries[name]
-        return torch.from_numpy(self._bytes(entry, start, stop)).view(entry.dtype)
+        return _viewed(self._bytes(self.entries[name], start, stop), self.entries[name].dtype)
 
     def read_float32(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Read the elements from `start` to `stop` of a flattened tensor, converted to float32.
@@ -93,7 +92,7 @@ class TensorFile:
             return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         if entry.dtype in _NUMPY:
             return data.view(_NUMPY[entry.dtype]).astype(np.float32, copy=False)
-        return torch.from_numpy(data).view(entry.dtype).float().numpy()
+        return _viewed(data, entry.dtype).float().numpy()
 
     def tensor(self, name: str) -> Tensor:
         """Read one tensor in its own dtype and shape."""
@@ -124,6 +123,11 @@ class TensorFile:
         except OSError as error:
             raise UserError(f"Cannot read {self.path}: {error.strerror or error}.") from error
         return data
+
+
+def _viewed(data: np.ndarray, dtype: torch.dtype) -> Tensor:
+    # PyTorch does not view nothing as another type.
+    return torch.from_numpy(data).view(dtype) if len(data) else torch.empty(0, dtype=dtype)
 
 
 def _check(path: Path) -> None:

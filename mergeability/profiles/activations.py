@@ -1,25 +1,26 @@
-"""The mean activation of one model: where it places the calibration images on average."""
+"""The activations of one model: where it places each calibration image, and where all of them on average."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from mergeability.errors import UserError
 
 
-def mean_activation(
+def image_activations(
     encoder: nn.Module,
     state: Mapping[str, Tensor],
     images: Float[Tensor, "n channels height width"],
     *,
     layer: str | None = None,
     batch_size: int = 32,
-) -> Float64[Tensor, " d"]:
-    """Average a layer's output over tokens (or places), then over images, in eval mode.
+) -> Float32[Tensor, "n d"]:
+    """Average a layer's output over tokens (or places), one row per image, in eval mode.
 
     Args:
         encoder: the visual encoder; its own weights are neither used nor changed.
@@ -36,11 +37,46 @@ def mean_activation(
     layer = last_layer(encoder) if layer is None else layer
     with evaluation_mode(encoder), torch.no_grad():
         batch_axis = _batch_axis(_output(encoder, state, layer, images[:1]), layer)
-        means = [
-            _mean_over_places(_output(encoder, state, layer, batch), batch_axis).double().sum(0)
+        rows = [
+            _mean_over_places(_output(encoder, state, layer, batch), batch_axis).float().cpu()
             for batch in images.split(batch_size)
         ]
-    return torch.stack(means).sum(0).cpu() / len(images)
+    return torch.cat(rows)
+
+
+def mean_activation(
+    encoder: nn.Module,
+    state: Mapping[str, Tensor],
+    images: Float[Tensor, "n channels height width"],
+    *,
+    layer: str | None = None,
+    batch_size: int = 32,
+) -> Float64[Tensor, " d"]:
+    """Average `image_activations`, which explains the arguments, over the images, in float64."""
+    return image_activations(encoder, state, images, layer=layer, batch_size=batch_size).double().mean(0)
+
+
+def centred_kernel(
+    activations: Float32[np.ndarray, "n d"], start: int, stop: int
+) -> Float64[np.ndarray, " elements"]:
+    """Compute a range of the flattened n×n matrix of inner products of the rows, less their mean: X Xᵀ.
+
+    All zeros where float32 cannot tell the rows from one row: n equal images have no geometry, and what
+    rounding leaves of it is none either.
+
+    Args:
+        activations: one row per image.
+        start: the first element of the row-major matrix.
+        stop: the one after the last.
+    """
+    count = len(activations)
+    rows = activations.astype(np.float64)
+    centred = rows - rows.mean(0)
+    if np.linalg.norm(centred) <= np.finfo(np.float32).eps * np.linalg.norm(rows):
+        return np.zeros(stop - start)
+    first, last = start // count, -(-stop // count)
+    products = (centred[first:last] @ centred.T).ravel()
+    return products[start - first * count : stop - first * count]
 
 
 def last_layer(encoder: nn.Module) -> str:

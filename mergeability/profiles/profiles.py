@@ -16,6 +16,7 @@ from mergeability.devices import chosen_device
 from mergeability.errors import UserError
 from mergeability.profiles import grams, subspaces
 from mergeability.profiles.activations import mean_activation
+from mergeability.profiles.batches import fitting_batch_size
 from mergeability.profiles.gradients import task_gradients
 from mergeability.profiles.views import Views
 from mergeability.profiles.workers import GIBIBYTE, Progress, no_progress, work
@@ -80,6 +81,7 @@ class Profiles:
         self._progress: Progress = no_progress if progress is None else progress
         self._layer_grams: dict[str, np.ndarray] = {}
         self._overlaps: dict[int, dict[str, np.ndarray]] = {}
+        self._images_at_once: int | None = None
 
     def gram(self, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
         """Compute the models' Gram matrix ⟨x_a, x_b⟩ of a view, over everything the view holds."""
@@ -171,7 +173,11 @@ class Profiles:
         views = self._required_views("activation")
         state = views.state(self.task_vectors, task, self.device)
         mean = mean_activation(
-            self._encoder, state, views.pool_images, layer=views.layer, batch_size=views.batch_size
+            self._encoder,
+            state,
+            views.pool_images,
+            layer=views.layer,
+            batch_size=self._batch_size(state, views.pool_images),
         )
         return {"mean": mean}
 
@@ -223,10 +229,22 @@ class Profiles:
         images, labels = views.samples(task)
         state = views.state(self.task_vectors, task, self.device)
         gradients = task_gradients(
-            self._encoder, state, views.head(task), images, labels, batch_size=views.batch_size
+            self._encoder,
+            state,
+            views.head(task),
+            images,
+            labels,
+            batch_size=self._batch_size(state, images),
         )
         named = {f"encoder.{name}": gradient for name, gradient in gradients.encoder.items()}
         return {**named, "inputs": gradients.inputs}
+
+    def _batch_size(self, state: Mapping[str, Tensor], images: Tensor) -> int:
+        """Choose how many images pass through the encoder at a time; the same for all models."""
+        if self._images_at_once is None:
+            memory, at_most = self._memory_budget * GIBIBYTE, self._required_views("images").batch_size
+            self._images_at_once = fitting_batch_size(self._encoder, state, images[:1], memory, at_most)
+        return self._images_at_once
 
     @cached_property
     def _gradient_store(self) -> Store:

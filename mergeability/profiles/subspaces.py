@@ -152,7 +152,8 @@ def _outer_eigenvectors(
         ]
         vectors = _from_tridiagonal(reduced, scales, np.concatenate(ends, axis=1))
         last, first = vectors[:, :k], vectors[:, k:]
-    return np.maximum(values[::-1], 0), first[:, ::-1], last[:, ::-1]
+    # Copies: PyTorch takes no array that runs backwards.
+    return np.maximum(values[::-1], 0), first[:, ::-1].copy(), last[:, ::-1].copy()
 
 
 def _from_tridiagonal(

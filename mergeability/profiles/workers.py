@@ -58,7 +58,7 @@ def work(
     order = list(items)
     random.Random(os.urandom(8)).shuffle(order)
     # One thread of linear algebra per worker: with several, the threads of the workers wait for each other.
-    with threadpool_limits(1), ThreadPoolExecutor(min(at_once, cores(), len(order))) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(min(at_once, cores(), len(order))) as pool:
         for _ in progress(_finished(pool, do, order), description, len(order)):
             pass
 

@@ -1,0 +1,194 @@
+"""Measurements that are killed, and started twice, on one store: real processes, real signals, the same bytes."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+NAMES = "abcdefgh"
+LAYERS = 12
+PATIENCE = 240
+
+# What a person runs, but for a stop after the imports: it says that it is ready, and waits for a file.
+SCRIPT = """
+import json, sys, time
+from pathlib import Path
+from mergeability.metrics.measure import measure
+from mergeability.profiles.profiles import Profiles
+from mergeability.store import Store
+from mergeability.task_vectors import TaskVectors
+
+models, folder, begin, table = map(Path, sys.argv[1:])
+store = Store(folder)
+paths = {path.stem: path for path in sorted(models.glob("?.safetensors"))}
+print("ready", flush=True)
+while not begin.exists():
+    time.sleep(0.005)
+measure(Profiles(TaskVectors.load(paths, models / "base.safetensors", store=store))).to_csv(table)
+print(json.dumps({"computed": dict(store.computed), "found": dict(store.found)}))
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a measurement that ran to its end left."""
+
+    table: bytes
+    computed: dict[str, int]
+    found: dict[str, int]
+
+
+class Measurement:
+    """A process that measures the models of a folder, on a store, once it is told to begin."""
+
+    def __init__(self, models: Path, store: Path, folder: Path):
+        folder.mkdir()
+        self.store = store
+        self._begin, self._table = folder / "begin", folder / "table.csv"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, *map(str, (models, store, self._begin, self._table))],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_until_ready(self) -> None:
+        """Wait for the imports, which take longer than the work."""
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "ready\n", self.process.communicate()[1]
+
+    def begin(self) -> None:
+        self._begin.touch()
+
+    def end(self) -> Ended:
+        self.begin()
+        output, errors = self.process.communicate(timeout=PATIENCE)
+        assert self.process.returncode == 0, errors
+        counters = json.loads(output.splitlines()[-1])
+        return Ended(self._table.read_bytes(), counters["computed"], counters["found"])
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate(timeout=PATIENCE)
+
+    def kill_at_work(self, new_entries: int, delay: float) -> bool:
+        """Kill it some time after it has filed so many entries; say whether it was still at work."""
+        before = len(entries(self.store, "gram", "singular"))
+        deadline = time.monotonic() + PATIENCE
+        self.wait_until_ready()
+        self.begin()
+        while (
+            len(entries(self.store, "gram", "singular")) < before + new_entries
+            and self.process.poll() is None
+        ):
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(delay)
+        working = self.process.poll() is None
+        self.kill()
+        return working
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start measurements; none outlives the test."""
+    started = []
+
+    def start_one(models, store):
+        started.append(Measurement(models, store, tmp_path / f"process{len(started)}"))
+        return started[-1]
+
+    yield start_one
+    for one in started:
+        one.kill()
+
+
+def write_models(folder: Path, size: int) -> Path:
+    """Write a base and eight models of a dozen matrices, with a vector beside each."""
+    generator = np.random.default_rng(11)
+    folder.mkdir()
+    shapes = {f"layer{layer:02}.weight": (size, size + 8 * layer) for layer in range(LAYERS)}
+    shapes |= {f"layer{layer:02}.bias": (size,) for layer in range(LAYERS)}
+    base = {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    safetensors.numpy.save_file(base, folder / "base.safetensors")
+    for name in NAMES:
+        model = {
+            key: value + np.float32(0.05) * generator.normal(size=value.shape).astype(np.float32)
+            for key, value in base.items()
+        }
+        safetensors.numpy.save_file(model, folder / f"{name}.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The models, what one measurement on a store of its own gives, and the entries it leaves."""
+
+    @cache
+    def measured(size):
+        folder = tmp_path_factory.mktemp("undisturbed")
+        models = write_models(folder / "models", size)
+        ended = Measurement(models, folder / "store", folder / "process").end()
+        return models, ended, entries(folder / "store")
+
+    return measured
+
+
+def entries(store: Path, *kinds: str) -> set[str]:
+    """Name the finished entries of some kinds, of all but the hashes of files when none is named."""
+    kinds = kinds or tuple(path.name for path in store.glob("*") if path.name != "file_hash")
+    found = (path for kind in kinds for path in store.glob(f"{kind}/*/*"))
+    return {path.name for path in found if not path.name.startswith(".")}
+
+
+@pytest.mark.parametrize(
+    ("kills", "size", "most_entries"),
+    # In entries, not in seconds: however fast the machine is, the work outlasts the kills.
+    [(3, 256, 25), pytest.param(10, 512, 9, marks=pytest.mark.slow)],
+)
+def test_a_measurement_killed_again_and_again_ends_with_the_same_bytes(
+    start, undisturbed, tmp_path, kills, size, most_entries
+):
+    models, alone, expected_entries = undisturbed(size)
+    store, moments = tmp_path / "store", random.Random(20)
+    killed = [
+        start(models, store).kill_at_work(moments.randint(1, most_entries), moments.uniform(0, 0.05))
+        for _ in range(kills)
+    ]
+    assert all(killed), "killed at work, not after it"
+    survived = entries(store)
+    assert survived < expected_entries
+    continued = start(models, store).end()
+    assert continued.table == alone.table
+    assert alone.table.count(b"\n") == 1 + len(NAMES) * (len(NAMES) - 1) // 2
+    assert entries(store) == expected_entries
+    # What the killed ones had filed was used, and only the rest was computed.
+    assert sum(continued.found.values()) >= len(survived) > 0
+    assert sum(continued.computed.values()) == len(expected_entries) - len(survived)
+
+
+def test_two_measurements_on_one_store_share_the_work(start, undisturbed, tmp_path):
+    models, alone, expected_entries = undisturbed(256)
+    store = tmp_path / "store"
+    together = [start(models, store) for _ in range(2)]
+    for one in together:
+        one.wait_until_ready()
+    for one in together:
+        one.begin()
+    first, second = (one.end() for one in together)
+    assert first.table == second.table == alone.table
+    assert entries(store) == expected_entries
+    assert first.computed, "both had something to do"
+    assert second.computed, "both had something to do"
+    computed = sum((*first.computed.values(), *second.computed.values()))
+    assert len(expected_entries) <= computed <= 1.3 * len(expected_entries)

@@ -1,0 +1,98 @@
+import json
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from mergeability.errors import UserError
+from mergeability.tensor_file import TensorFile
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64]
+
+
+@pytest.fixture
+def file(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    tensors = {str(dtype): torch.randn(5, 7, generator=generator).mul(9).to(dtype) for dtype in DTYPES}
+    tensors |= {"scalar": torch.tensor(3.5), "nothing": torch.zeros(0, 4)}
+    safetensors.torch.save_file(tensors, tmp_path / "tensors.safetensors", metadata={"who": "cares"})
+    return tmp_path / "tensors.safetensors"
+
+
+@pytest.mark.parametrize("name", [*map(str, DTYPES), "scalar", "nothing"])
+def test_tensors_are_those_the_library_reads(file, name):
+    expected = safetensors.torch.load_file(file)[name]
+    found = TensorFile(file).tensor(name)
+    assert found.dtype == expected.dtype
+    assert found.shape == expected.shape
+    np.testing.assert_array_equal(found.float(), expected.float())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("start", "stop"), [(0, 35), (0, 1), (34, 35), (6, 22), (9, 9)])
+def test_ranges_are_those_of_the_flattened_tensor(file, dtype, start, stop):
+    expected = safetensors.torch.load_file(file)[str(dtype)].float().flatten()[start:stop]
+    opened = TensorFile(file)
+    read = opened.read_float32(str(dtype), start, stop)
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, expected)
+    np.testing.assert_array_equal(opened.read(str(dtype), start, stop).float(), expected)
+
+
+def test_halves_keep_what_is_special(tmp_path):
+    values = torch.tensor([0.0, -0.0, float("inf"), float("-inf"), 6e-8, 65504.0])
+    for dtype in (torch.float16, torch.bfloat16):
+        safetensors.torch.save_file({"a": values.to(dtype)}, tmp_path / "a.safetensors")
+        found = TensorFile(tmp_path / "a.safetensors").read_float32("a")
+        assert found.tobytes() == values.to(dtype).float().numpy().tobytes()
+
+
+def test_what_is_read_belongs_to_the_caller(file):
+    opened = TensorFile(file)
+    opened.tensor("scalar").zero_()
+    opened.read_float32(str(torch.float32))[:] = 0
+    assert opened.tensor("scalar") == 3.5
+    assert opened.read_float32(str(torch.float32)).any()
+
+
+def resident_file_pages():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssFile")).split()[1]) * 1024
+
+
+def test_no_page_of_the_file_stays_resident(tmp_path):
+    size = 64 * 2**20
+    safetensors.torch.save_file({"a": torch.ones(size // 4)}, tmp_path / "a.safetensors")
+    opened = TensorFile(tmp_path / "a.safetensors")
+    before = resident_file_pages()
+    total = sum(
+        float(opened.read_float32("a", start, start + 2**16).sum()) for start in range(0, size // 4, 2**16)
+    )
+    assert total == size // 4
+    assert resident_file_pages() - before < size // 8
+
+
+def test_a_type_that_is_not_known_is_named(tmp_path):
+    header = json.dumps({"a": {"dtype": "F8_E8M0", "shape": [2], "data_offsets": [0, 2]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0")
+    with pytest.raises(UserError, match=r"'a' in .* has the type F8_E8M0"):
+        TensorFile(tmp_path / "a.safetensors")
+
+
+def test_a_file_cut_short_after_opening_is_an_error(file):
+    opened = TensorFile(file)
+    os.truncate(file, file.stat().st_size - 600)
+    with pytest.raises(UserError, match="became shorter"):
+        for name in opened.entries:
+            opened.tensor(name)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04pickle", b"\xff" * 64])
+def test_what_is_no_safetensors_file_is_refused(tmp_path, content):
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        TensorFile(tmp_path / "a.safetensors")
