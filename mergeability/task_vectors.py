@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,10 @@ class TaskVectors(Mapping[str, Tensor]):
         self.tasks: tuple[str, ...] = tuple(models)
         self.parameters = {name: Parameter(name, 0, tuple(base.shapes[name])) for name in floating}
         self.store = Store(None) if store is None else store
-        self.base_hash: str = _file_hash(base, self.store)
-        self.hashes: dict[str, str] = {task: _file_hash(model, self.store) for task, model in models.items()}
+        with ThreadPoolExecutor() as pool:
+            hashes = list(pool.map(lambda one: _file_hash(one, self.store), [base, *models.values()]))
+        self.base_hash: str = hashes[0]
+        self.hashes: dict[str, str] = dict(zip(models, hashes[1:], strict=True))
         self._base, self._models = base, dict(models)
         self._warn_above, self._refuse_above = warn_above, refuse_above
         self._transform: Callable[[str, str, Tensor], Tensor] | None = None

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from mergeability.devices import chosen_device
 from mergeability.errors import UserError
-from mergeability.profiles import grams, subspaces
-from mergeability.profiles.activations import mean_activation
+from mergeability.profiles import grams, shared_gradients, subspaces
+from mergeability.profiles.activations import centred_kernel, image_activations
 from mergeability.profiles.batches import fitting_batch_size
-from mergeability.profiles.gradients import task_gradients
+from mergeability.profiles.gradients import Gradients, task_gradients
+from mergeability.profiles.sign_conflict import SignCounts, count_signs
 from mergeability.profiles.views import Views
 from mergeability.profiles.workers import GIBIBYTE, Progress, no_progress, work
 from mergeability.store import Store, digest
@@ -25,7 +26,7 @@ from mergeability.task_vectors import TaskVectors
 
 logger = logging.getLogger(__name__)
 
-VIEWS = ("task_vector", "activation", "encoder_gradient", "input_gradient")
+VIEWS = ("task_vector", "activation", "activation_kernel", "encoder_gradient", "input_gradient")
 
 # Part of every store key below: raise it when what is stored changes meaning.
 _VERSION = 2
@@ -81,6 +82,8 @@ class Profiles:
         self._progress: Progress = no_progress if progress is None else progress
         self._layer_grams: dict[str, np.ndarray] = {}
         self._overlaps: dict[int, dict[str, np.ndarray]] = {}
+        self._sign_counts: dict[float, SignCounts] = {}
+        self._shared_grams: dict[str, np.ndarray] = {}
         self._images_at_once: int | None = None
 
     def gram(self, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
@@ -133,6 +136,34 @@ class Profiles:
         at_hand = next(iter(self._overlaps), _SUBSPACE_SIZE)
         return self._subspaces(at_hand)["singular_values"][:, :, :count]
 
+    def sign_counts(self, density: float | int = 0.2) -> SignCounts:
+        """Count the entries that two models both keep among their largest, and those of opposite sign.
+
+        Raises:
+            UserError: the density is not in (0, 1], or a delta is not finite.
+        """
+        if density not in self._sign_counts:
+            self._sign_counts[density] = count_signs(
+                self.task_vectors, density, memory_budget=self._memory_budget, progress=self._progress
+            )
+        return self._sign_counts[density]
+
+    def shared_grams(self, view: str) -> Float64[np.ndarray, "T T 2 2"]:
+        """Compute [[⟨x_a, x_a⟩, ⟨x_a, x_b⟩], [⟨x_b, x_a⟩, ⟨x_b, x_b⟩]] of every pair's gradients on the same samples.
+
+        x_a and x_b are the gradients of the two models on the union of both tasks' samples, each sample
+        classified by the head of its own task. This takes two passes per pair, where all else takes one per
+        model.
+
+        Raises:
+            UserError: the view is not one of gradients, a gradient is not finite, or images or heads are missing.
+        """
+        if view not in shared_gradients.VIEWS:
+            raise UserError(f"Expected one of the views {', '.join(shared_gradients.VIEWS)}; got {view!r}.")
+        if view not in self._shared_grams:
+            self._shared_grams.update(self._compute_shared_grams())
+        return self._shared_grams[view]
+
     def _check_finite(self, view: str, layers: np.ndarray) -> None:
         squares = np.diagonal(layers, axis1=1, axis2=2).sum(0)
         for task, square in zip(self.tasks, squares, strict=True):
@@ -159,27 +190,42 @@ class Profiles:
         return layers
 
     def _activation_grams(self) -> Float64[np.ndarray, "L T T"]:
+        store, keys = self._activations()
+        means = [
+            store.read("activation", keys[task])["images"].double().mean(0).numpy() for task in self.tasks
+        ]
+        rows = np.stack(means)
+        return (rows @ rows.T)[None]
+
+    def _activation_kernel_grams(self) -> Float64[np.ndarray, "L T T"]:
+        store, keys = self._activations()
+
+        def read(task: str, _name: str, start: int, stop: int) -> np.ndarray:
+            return centred_kernel(store.read("activation", keys[task])["images"].numpy(), start, stop)
+
+        images = len(store.read("activation", keys[self.tasks[0]])["images"])
+        return self._grams(
+            {"kernel": images**2}, keys, lambda name: {"activation": name}, read, "activation kernels"
+        )
+
+    def _activations(self) -> tuple[Store, dict[str, dict[str, Any]]]:
+        """See to it that every model's activations of the pool's images are in the store; return it and the keys."""
         vectors, views = self.task_vectors, self._required_views("activation")
         keys = {
-            task: {"model": vectors.hashes[task], **views.activation_key, **self._settings}
+            task: {"model": vectors.hashes[task], "of": "images", **views.activation_key, **self._settings}
             for task in self.tasks
         }
         self._ensure("activation", keys, self._activation, vectors.store)
-        means = [vectors.store.read("activation", keys[task])["mean"].numpy() for task in self.tasks]
-        rows = np.stack(means).astype(np.float64)
-        return (rows @ rows.T)[None]
+        return vectors.store, keys
 
     def _activation(self, task: str) -> dict[str, Tensor]:
         views = self._required_views("activation")
         state = views.state(self.task_vectors, task, self.device)
-        mean = mean_activation(
-            self._encoder,
-            state,
-            views.pool_images,
-            layer=views.layer,
-            batch_size=self._batch_size(state, views.pool_images),
+        images = views.pool_images
+        found = image_activations(
+            self._encoder, state, images, layer=views.layer, batch_size=self._batch_size(state, images)
         )
-        return {"mean": mean}
+        return {"images": found}
 
     def _encoder_gradient_grams(self) -> Float64[np.ndarray, "L T T"]:
         store, keys = self._gradients()
@@ -216,28 +262,73 @@ class Profiles:
 
     def _gradients(self) -> tuple[Store, dict[str, dict[str, Any]]]:
         """See to it that every model's gradients are in a store; return it and the keys."""
-        vectors, views = self.task_vectors, self._required_views("gradient")
-        keys = {
-            task: {"model": vectors.hashes[task], **views.gradient_key(task), **self._settings}
-            for task in self.tasks
-        }
+        keys = self._gradient_keys()
         self._ensure("gradient", keys, self._gradient, self._gradient_store)
         return self._gradient_store, keys
 
+    def _gradient_keys(self) -> dict[str, dict[str, Any]]:
+        vectors, views = self.task_vectors, self._required_views("gradient")
+        return {
+            task: {"model": vectors.hashes[task], **views.gradient_key(task), **self._settings}
+            for task in self.tasks
+        }
+
     def _gradient(self, task: str) -> dict[str, Tensor]:
+        gradients = self._differentiated(task, task)
+        named = {f"encoder.{name}": gradient for name, gradient in gradients.encoder.items()}
+        return {**named, "inputs": gradients.inputs}
+
+    def _differentiated(self, task: str, of: str) -> Gradients:
+        """Compute one model's gradients on the samples of a task, with that task's head."""
         views = self._required_views("gradient")
-        images, labels = views.samples(task)
+        images, labels = views.samples(of)
         state = views.state(self.task_vectors, task, self.device)
-        gradients = task_gradients(
+        return task_gradients(
             self._encoder,
             state,
-            views.head(task),
+            views.head(of),
             images,
             labels,
             batch_size=self._batch_size(state, images),
         )
-        named = {f"encoder.{name}": gradient for name, gradient in gradients.encoder.items()}
-        return {**named, "inputs": gradients.inputs}
+
+    def _compute_shared_grams(self) -> dict[str, np.ndarray]:
+        keys = self._gradient_keys()
+        # Sorted by content: a pair is one entry, whichever of its models comes first.
+        identities = {task: digest(key) for task, key in keys.items()}
+        pairs = [
+            sorted((a, b), key=lambda task: identities[task])
+            for position, a in enumerate(self.tasks)
+            for b in self.tasks[position:]
+        ]
+        count = len(self.tasks)
+        found = {view: np.empty((count, count, 2, 2)) for view in shared_gradients.VIEWS}
+        for a, b in self._progress(pairs, "shared gradients", len(pairs)):
+            record = self.task_vectors.store.record(
+                "shared_gradient",
+                {"pair": [identities[a], identities[b]]},
+                lambda a=a, b=b: self._shared_gradients(a, b),
+            )
+            i, j = self.tasks.index(a), self.tasks.index(b)
+            for view, pair_grams in found.items():
+                pair_grams[j, i] = np.flip(record[view])
+                pair_grams[i, j] = record[view]
+        return {view: _frozen(pair_grams) for view, pair_grams in found.items()}
+
+    def _shared_gradients(self, a: str, b: str) -> dict[str, list[list[float]]]:
+        """Compare two models on both tasks' samples: at most their own gradients and each other's are in memory."""
+        store, keys = self._own_gradients
+
+        def side(task: str, other: str) -> shared_gradients.Side:
+            samples = len(self._required_views("gradient").samples(task)[1])
+            other_gradients = self._differentiated(task, other)
+            return shared_gradients.Side(task, samples, store.reader("gradient", keys[task]), other_gradients)
+
+        return shared_gradients.pair_grams(side(a, b), side(b, a))
+
+    @cached_property
+    def _own_gradients(self) -> tuple[Store, dict[str, dict[str, Any]]]:
+        return self._gradients()
 
     def _batch_size(self, state: Mapping[str, Tensor], images: Tensor) -> int:
         """Choose how many images pass through the encoder at a time; the same for all models."""

@@ -6,7 +6,7 @@ and each sample is classified by the head of its own task. That needs the gradie
 other task's samples: T(T − 1) passes, so nothing but a few numbers per pair is kept.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,8 @@ VIEWS = ("encoder_gradient", "input_gradient")
 
 # (name, start, stop) → that range of a flattened gradient, in float32
 Read = Callable[[str, int, int], np.ndarray]
+# One range of the left model's gradient and of the right one's, in float64
+Rows = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -64,27 +66,44 @@ def pair_grams(left: Side, right: Side) -> dict[str, list[list[float]]]:
     return {view: gram.tolist() for view, gram in found.items()}
 
 
-def _encoder_blocks(left: Side, right: Side) -> Iterator[Float64[np.ndarray, "2 block"]]:
-    """Yield both models' mean gradients over the union, range by range."""
-    total = left.count + right.count
-    for name, gradient in left.other.encoder.items():
-        of_left, of_right = _flat(gradient), _flat(right.other.encoder[name])
-        for start, stop in _ranges(len(of_left)):
-            rows = np.empty((2, stop - start))
-            for row, side, others, count in ((0, left, of_left, right.count), (1, right, of_right, left.count)):
-                rows[row] = side.own(f"encoder.{name}", start, stop)
-                rows[row] *= side.count / total
-                rows[row] += others[start:stop] * (count / total)
-            yield rows
+def _encoder_blocks(left: Side, right: Side) -> Iterator[Rows]:
+    """Give both models' mean gradients over the union, range by range."""
+    for name in left.other.encoder:
+        yield from zip(
+            _means_over_union(left, right.count, name),
+            _means_over_union(right, left.count, name),
+            strict=True,
+        )
 
 
-def _input_blocks(left: Side, right: Side) -> Iterator[Float64[np.ndarray, "2 block"]]:
-    """Yield both models' input gradients on the left task's samples, then on the right one's."""
-    total = left.count + right.count
-    of_left, of_right = _flat(left.other.inputs), _flat(right.other.inputs)
-    for start, stop in _ranges(len(of_right)):
-        rows = np.stack([left.own("inputs", start, stop), of_right[start:stop]]).astype(np.float64)
-        yield rows * (left.count / total)
-    for start, stop in _ranges(len(of_left)):
-        rows = np.stack([of_left[start:stop], right.own("inputs", start, stop)]).astype(np.float64)
-        yield rows * (right.count / total)
+def _means_over_union(side: Side, other_count: int, name: str) -> Iterator[Float64[np.ndarray, " block"]]:
+    other = side.other.encoder[name].flatten().numpy()
+    for start, stop in _ranges(len(other)):
+        own = side.own(f"encoder.{name}", start, stop).astype(np.float64)
+        yield (side.count * own + other_count * other[start:stop].astype(np.float64)) / (
+            side.count + other_count
+        )
+
+
+def _input_blocks(left: Side, right: Side) -> Iterator[Rows]:
+    """Give both models' input gradients on the left task's samples, then on the right one's."""
+    for own, other in ((left, right), (right, left)):
+        # Both are divided by the number of one task's samples; the union has more.
+        share = own.count / (own.count + other.count)
+        of_other = other.other.inputs.flatten().numpy()
+        for start, stop in _ranges(len(of_other)):
+            blocks = own.own("inputs", start, stop), of_other[start:stop]
+            mine, theirs = (share * block.astype(np.float64) for block in blocks)
+            yield (mine, theirs) if own is left else (theirs, mine)
+
+
+def _gram(blocks: Iterable[Rows]) -> Float64[np.ndarray, "2 2"]:
+    total = np.zeros((2, 2))
+    for block in blocks:
+        rows = np.stack(block)
+        total += rows @ rows.T
+    return (total + total.T) / 2
+
+
+def _ranges(size: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + grams.BLOCK, size)) for start in range(0, size, grams.BLOCK))
