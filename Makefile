@@ -2,13 +2,14 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format lock clean-store
+.PHONY: help setup demo test test-slow bench check format lock clean-store
 
 PYTHON := .venv/bin/python
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 CHECKPOINTS := outputs/checkpoints/clip_mini
 MINI_TASKS := $(shell sed -n 's|.*/task@tasks\.\([a-z0-9_]*\):.*|\1|p' conf/suite/mini.yaml)
 comma := ,
+BENCH :=
 empty :=
 space := $(empty) $(empty)
 
@@ -37,6 +38,9 @@ test: setup  ## the test suite, in minutes
 
 test-slow: setup  ## real sizes and whole trainings
 	$(PYTHON) -m pytest -m slow
+
+bench: setup  ## time and memory of the pair metrics, about 20 minutes (BENCH='--sizes tiny': one minute)
+	$(PYTHON) -m benchmarks $(BENCH)
 
 check: setup  ## format, lint, types, layers
 	.venv/bin/ruff format --check .

@@ -32,5 +32,8 @@ def track(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
 
 
 def show(analysis: Analysis) -> None:
-    """Write an analysis's short table to the terminal."""
-    Console().print(summary_table(analysis))
+    """Write an analysis's short table to the terminal; where nothing was merged, how much was measured."""
+    if analysis.methods:
+        Console().print(summary_table(analysis))
+    else:
+        Console().print(f"{len(analysis.pairs)} pairs, {len(analysis.metrics)} metrics each.")

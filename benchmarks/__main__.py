@@ -1,0 +1,140 @@
+"""The benchmark's command: check, write models, measure, write `metrics.json` and `metrics.md`."""
+
+import argparse
+import json
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks import agreement, models, opponents, plan, report
+from benchmarks.machine import load, machine, versions
+from mergeability.provenance import git_commit
+from mergeability.store import read_json, write_text
+
+_SMALL = {"models": [2, 4], "memory_models": [2], "pairs": 1}
+_FULL = {"models": [2, 4, 8, 16, 20], "memory_models": [2, 4, 8, 16], "pairs": 3}
+_LARGE_MODELS = 8
+# What of the command line says where, not what: left out of the results.
+_PLACES = ("--folder", "--results")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _options(given)
+    # An ending from outside is an error like others: what was written is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    differing = _check()
+    if differing:
+        print("\n".join([*differing, "Nothing is timed as long as values differ."]), file=sys.stderr)
+        return 1
+    results = _Results(options.results, _command(given))
+    choice = plan.Choice(options.part, options.models, options.memory_models, options.pairs)
+    succeeded = _measure(options.sizes, choice, options.folder, results)
+    if options.large:
+        large = plan.Choice(("memory",), (), (_LARGE_MODELS,))
+        succeeded = _measure("vit_l14", large, options.folder, results) and succeeded
+    print("\n" + report.markdown(results.content))
+    return 0 if succeeded else 1
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--sizes", choices=models.SIZES, default="vit_b16", help="of the models")
+    parser.add_argument("--part", nargs="+", choices=plan.PARTS, default=plan.PARTS, help="what is measured")
+    parser.add_argument("--models", nargs="+", type=int, help="numbers of models whose time is taken")
+    parser.add_argument("--memory-models", nargs="+", type=int, help="and whose peak memory is taken")
+    parser.add_argument("--pairs", type=int, help="how many pairs the pairwise code gets")
+    parser.add_argument(
+        "--large", action="store_true", help="also the memory of eight ViT-L/14 (11 GB of disk)"
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="where the models lie meanwhile (8 GB); a temporary place"
+    )
+    parser.add_argument("--results", type=Path, help="folder of the results")
+    options = parser.parse_args(arguments)
+    small = options.sizes == "tiny"
+    for name, value in (_SMALL if small else _FULL).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if min([*options.models, *options.memory_models]) < 2 or options.pairs < 1:
+        parser.error("a pair needs two models, and at least one pair is compared")
+    if options.results is None:
+        # A smoke test leaves no result in the repository.
+        options.results = plan.ROOT / ("outputs/benchmarks" if small else "benchmarks/results")
+    return options
+
+
+def _check() -> list[str]:
+    """Compare the opponents with golden values and with ours, on tiny models."""
+    print("comparing the pairwise code with golden values and with ours …", flush=True)
+    found = [line for name in opponents.OPPONENTS for line in agreement.golden_disagreements(name)]
+    with models.written(models.SIZES["tiny"], 3) as suite:
+        found += [line for name in opponents.OPPONENTS for line in agreement.our_disagreements(suite, name)]
+    return found
+
+
+def _measure(size: str, choice: plan.Choice, folder: Path | None, results: "_Results") -> bool:
+    progress = plan.Progress(size, 0)
+    expected = progress.guess(plan.write_units(choice.models))
+    print(f"writing {choice.models} models of size {size}, about {expected:.0f} s …", flush=True)
+    started = time.perf_counter()
+    with models.written(models.SIZES[size], choice.models, folder=folder) as suite:
+        print(f"    {time.perf_counter() - started:.1f} s", flush=True)
+        steps = plan.steps(suite, choice)
+        succeeded = plan.run(size, steps, lambda step, result: results.keep(size, step, result))
+    differing = report.disagreeing(results.content["sizes"][size]["parts"])
+    if differing:
+        print(f"Ours and the careful code differ in {', '.join(differing)}.", file=sys.stderr)
+    return succeeded and not differing
+
+
+def _command(given: Sequence[str]) -> str:
+    kept, words = [], iter(given)
+    for word in words:
+        if word in _PLACES:
+            next(words)
+        elif not word.startswith(tuple(f"{place}=" for place in _PLACES)):
+            kept.append(word)
+    return shlex.join(["python", "-m", "benchmarks", *kept])
+
+
+class _Results:
+    """`metrics.json` and `metrics.md`: a part that runs anew replaces its old measurements, the others stay."""
+
+    def __init__(self, folder: Path, command: str) -> None:
+        self.folder = folder
+        self.content: dict[str, Any] = read_json(folder / "metrics.json") or {"sizes": {}}
+        self._command = command
+        self._begun: set[tuple[str, str]] = set()
+
+    def keep(self, size: str, step: plan.Step, result: dict[str, Any]) -> None:
+        """Add one measurement and write both files, so that an interrupt loses nothing that was measured."""
+        entry = self.content["sizes"].setdefault(size, {"parts": {}})
+        parts = entry["parts"]
+        if (size, step.part) not in self._begun:
+            self._begun.add((size, step.part))
+            parts[step.part] = {
+                "date": datetime.now(UTC).date().isoformat(),
+                "command": self._command,
+                "commit": git_commit(),
+                "load": load(),
+                "machine": machine(),
+                "versions": versions(),
+                "measurements": [],
+            }
+        parts[step.part]["measurements"].append({**step.labels, **result})
+        entry["derived"] = report.derived(parts)
+        write_text(self.folder / "metrics.json", json.dumps(self.content, indent=1) + "\n")
+        write_text(self.folder / "metrics.md", report.markdown(self.content))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted: the models are removed, what was measured is kept")
