@@ -1,7 +1,7 @@
 """Geometry of one vector per model: five functions of the T×T Gram matrix of a view.
 
 The view says which vector: `task_vector`, `activation`, `encoder_gradient` or `input_gradient`. One function
-therefore serves several of the published metrics.
+therefore serves several of the published metrics. Beyond these, `linear_cka` compares kernels of activations.
 """
 
 import numpy as np
@@ -46,6 +46,17 @@ def magnitude_ratio(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]
     norms = _norms(profiles.gram(view))
     smaller, larger = np.minimum.outer(norms, norms), np.maximum.outer(norms, norms)
     return np.divide(smaller, larger, out=np.zeros_like(larger), where=smaller >= _SMALLEST_NORM)
+
+
+def linear_cka(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
+    """Compute the linear centred kernel alignment of two models' activations, in [0, 1].
+
+    ‖X_aᵀX_b‖²_F / (‖X_aᵀX_a‖_F ‖X_bᵀX_b‖_F), X_t the n×d activations of the pool's images (each the mean over
+    its tokens), less their mean over the images: the cosine of the flattened n×n kernels X_tX_tᵀ. 1 where the
+    images lie alike up to rotation and scale; NaN where a model places them all at one point. Kornblith et
+    al. 2019, arXiv 1905.00414.
+    """
+    return cosine_similarity(profiles, "activation_kernel")
 
 
 def _norms(gram: Float64[np.ndarray, "T T"]) -> Float64[np.ndarray, "T"]:

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from mergeability.errors import UserError
-from mergeability.metrics import gram, rank, subspace
+from mergeability.metrics import gram, rank, shared, sign, subspace
 from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors import TaskVectors
 
@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 Metric = Callable[[Profiles], np.ndarray]
 
+# The published 28, by what they look at.
 CATEGORIES: dict[str, tuple[str, ...]] = {
     "geometry": (
         "task_vector_cosine_similarity",
@@ -96,6 +97,36 @@ PAPER: dict[str, partial] = {
     "input_gradient_dot_product": partial(gram.dot_product, view="input_gradient"),
 }
 
+# The published ones without those that another one determines exactly: the gap is 1 − the ratio, and a score
+# 2 − its rank.
+MINIMAL: dict[str, partial] = {
+    name: metric
+    for name, metric in PAPER.items()
+    if name != "spectral_gap" and not name.endswith("_mergeability_score")
+}
+# Beyond the published ones.
+EXTRA: dict[str, partial] = {
+    "subspace_overlap_excess": partial(subspace.left_overlap_excess, k=10),
+    "right_subspace_overlap_top_k_excess": partial(subspace.right_overlap_excess, end="top", k=10),
+    "right_subspace_overlap_bottom_k_excess": partial(subspace.right_overlap_excess, end="bottom", k=10),
+    "interaction_matrix_overlap_top_k_excess": partial(subspace.interaction_overlap_excess, end="top", k=10),
+    "interaction_matrix_overlap_bottom_k_excess": partial(
+        subspace.interaction_overlap_excess, end="bottom", k=10
+    ),
+    "sign_conflict": partial(sign.sign_conflict, density=0.2),
+    "activation_linear_cka": partial(gram.linear_cka),
+}
+# Both models on the same samples: two passes per pair instead of one per model.
+SHARED: dict[str, partial] = {
+    "shared_encoder_gradient_cosine_similarity": partial(shared.cosine_similarity, view="encoder_gradient"),
+    "shared_encoder_gradient_l2_distance": partial(shared.l2_distance, view="encoder_gradient"),
+    "shared_encoder_gradient_dot_product": partial(shared.dot_product, view="encoder_gradient"),
+    "shared_input_gradient_cosine_similarity": partial(shared.cosine_similarity, view="input_gradient"),
+    "shared_input_gradient_l2_distance": partial(shared.l2_distance, view="input_gradient"),
+    "shared_input_gradient_dot_product": partial(shared.dot_product, view="input_gradient"),
+}
+_NEED_DATA = {*PAPER, "activation_linear_cka", *SHARED} - WEIGHT_SPACE.keys()
+
 # Documented ranges, by function, so that they hold for every metric made of it.
 _RANGES: dict[Callable, tuple[float, float]] = {
     gram.cosine_similarity: (-1, 1),
@@ -113,6 +144,13 @@ _RANGES: dict[Callable, tuple[float, float]] = {
     subspace.left_overlap: (0, 1),
     subspace.right_overlap: (0, 1),
     subspace.interaction_overlap: (0, 1),
+    subspace.left_overlap_excess: (-1, 1),
+    subspace.right_overlap_excess: (-1, 1),
+    subspace.interaction_overlap_excess: (-1, 1),
+    sign.sign_conflict: (0, 1),
+    gram.linear_cka: (0, 1),
+    shared.cosine_similarity: (-1, 1),
+    shared.l2_distance: (0, np.inf),
 }
 # Float32 factors are orthonormal to about 1e-6: an excess below this is rounding and is rounded away.
 _TOLERANCE = 1e-5
@@ -136,8 +174,8 @@ def measure(
         on_error: "nan" writes NaN for a value that could not be computed and goes on, "raise" stops.
 
     Raises:
-        UserError: fewer than two models, or a metric failed or left its documented range, naming metric,
-            pair and value.
+        UserError: fewer than two models, or a metric without its data, or one that failed or left its
+            documented range, naming metric, pair and value.
     """
     if on_error not in ("raise", "nan"):
         raise UserError(f"Expected on_error to be 'raise' or 'nan', got {on_error!r}.")
@@ -147,6 +185,8 @@ def measure(
         raise UserError(f"Expected at least two models to compare, got {len(profiles.tasks)}.")
     if metrics is None:
         metrics = WEIGHT_SPACE if profiles.views is None else PAPER
+    if profiles.views is None and on_error == "raise":
+        _check_data(metrics)
     failures: list[str] = []
     columns = {name: _column(name, metric, profiles, on_error, failures) for name, metric in metrics.items()}
     table = pd.DataFrame(columns, index=_pair_index(profiles.tasks), dtype=np.float64)
@@ -155,6 +195,17 @@ def measure(
     table.attrs["failures"] = failures
     table.attrs["undefined"] = [*_undefined(table), *profiles.remarks]
     return table
+
+
+def _check_data(metrics: Mapping[str, Metric]) -> None:
+    """Say at once, and not after all else was computed, that some metrics have no data."""
+    needing = [name for name in metrics if name in _NEED_DATA]
+    if needing:
+        raise UserError(
+            f"{len(needing)} of the {len(metrics)} metrics need images and heads, such as {needing[0]}, and there "
+            "are none. Ask for the metrics of weight space only: metric=weights, or names as in "
+            "metric=[weights,sign_conflict]."
+        )
 
 
 def _pair_index(tasks: tuple[str, ...]) -> pd.MultiIndex:

@@ -40,6 +40,41 @@ def interaction_overlap(profiles: Profiles, end: str = "top", k: int = 10) -> Fl
     return _mean_over_matrices(squares / _sizes(profiles, k))
 
 
+def left_overlap_excess(profiles: Profiles, k: int = 10) -> Float64[np.ndarray, "T T"]:
+    """Compute ‖UaᵀUb‖_F / √k − √(k/m) of the k leading left vectors, in (−1, 1).
+
+    ‖UaᵀUb‖²_F is k²/m on average for random subspaces of Rᵐ, and k for equal ones: without the second term, the
+    overlap of unrelated matrices depends on their shape. 0 at about chance. Divided by √k, unlike `left_overlap`.
+    """
+    squares, sizes = profiles.subspace_overlaps("left", "top", k), _sizes(profiles, k)
+    return _mean_over_matrices(np.sqrt(squares / sizes) - np.sqrt(sizes / _extents(profiles, 0)))
+
+
+def right_overlap_excess(profiles: Profiles, end: str = "top", k: int = 10) -> Float64[np.ndarray, "T T"]:
+    """Compute ‖VaᵀVb‖_F / √k − √(k/n) of the first or the last k right vectors, in (−1, 1).
+
+    0 at about chance: see `left_overlap_excess`; the right vectors lie in Rⁿ.
+    """
+    squares, sizes = profiles.subspace_overlaps("right", end, k), _sizes(profiles, k)
+    return _mean_over_matrices(np.sqrt(squares / sizes) - np.sqrt(sizes / _extents(profiles, 1)))
+
+
+def interaction_overlap_excess(
+    profiles: Profiles, end: str = "top", k: int = 10
+) -> Float64[np.ndarray, "T T"]:
+    """Compute ‖VaᵀVb‖²_F / k − k/n of the first or the last k right vectors, in (−1, 1).
+
+    Random subspaces of Rⁿ give 0 on average, exactly.
+    """
+    squares, sizes = profiles.subspace_overlaps("right", end, k), _sizes(profiles, k)
+    return _mean_over_matrices(squares / sizes - sizes / _extents(profiles, 1))
+
+
+def _extents(profiles: Profiles, axis: int) -> Float64[np.ndarray, "L 1 1"]:
+    """Return m (axis 0), the dimension of the left vectors' space, or n (axis 1), that of the right ones'."""
+    return profiles.matrix_shapes()[:, axis].astype(np.float64)[:, None, None]
+
+
 def _sizes(profiles: Profiles, k: int) -> Float64[np.ndarray, "L 1 1"]:
     return profiles.subspace_sizes(k).astype(np.float64)[:, None, None]
 

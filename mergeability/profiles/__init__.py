@@ -4,8 +4,17 @@ from importlib import import_module
 from typing import Any
 
 _LAZY = {"Profiles": "profiles", "Views": "views"}
-_MODULES = ("activations", "gradients", "profiles", "views")
-__all__ = ["Profiles", "Views", "activations", "gradients", "profiles", "views"]
+_MODULES = ("activations", "gradients", "profiles", "shared_gradients", "sign_conflict", "views")
+__all__ = [
+    "Profiles",
+    "Views",
+    "activations",
+    "gradients",
+    "profiles",
+    "shared_gradients",
+    "sign_conflict",
+    "views",
+]
 
 
 def __getattr__(name: str) -> Any:

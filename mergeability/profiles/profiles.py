@@ -321,8 +321,9 @@ class Profiles:
 
         def side(task: str, other: str) -> shared_gradients.Side:
             samples = len(self._required_views("gradient").samples(task)[1])
-            other_gradients = self._differentiated(task, other)
-            return shared_gradients.Side(task, samples, store.reader("gradient", keys[task]), other_gradients)
+            # The diagonal: a model beside itself needs no pass.
+            found = self._differentiated(task, other) if task != other else _stored(store, keys[task])
+            return shared_gradients.Side(task, samples, store.reader("gradient", keys[task]), found)
 
         return shared_gradients.pair_grams(side(a, b), side(b, a))
 
@@ -377,7 +378,9 @@ class Profiles:
         """Compute one entry per model where it is missing, one after the other: each uses all cores or the GPU."""
         for task in self._progress(self.tasks, f"{kind}s", len(self.tasks)):
             # Dropped at once: held together, the gradients of 20 large models would fill the memory.
-            store.ensure(kind, keys[task], lambda task=task: compute(task))
+            # A GPU's convolutions would otherwise round to ten bits.
+            with torch.backends.cudnn.flags(allow_tf32=False):
+                store.ensure(kind, keys[task], lambda task=task: compute(task))
 
     def _grams(
         self,
@@ -545,6 +548,12 @@ class Profiles:
             )
             if count and remark not in self.remarks:
                 self.remarks.append(remark)
+
+
+def _stored(store: Store, key: Mapping[str, Any]) -> Gradients:
+    found = store.read("gradient", key)
+    inputs = found.pop("inputs")
+    return Gradients({name.removeprefix("encoder."): tensor for name, tensor in found.items()}, inputs)
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

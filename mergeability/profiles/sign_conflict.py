@@ -152,7 +152,8 @@ def _magnitude_bits(vectors: TaskVectors, task: str) -> Iterator[np.ndarray]:
 def _histogram(values: Iterator[np.ndarray], bins: int) -> Int64[np.ndarray, " bins"]:
     total = np.zeros(bins, dtype=np.int64)
     for some in values:
-        total += np.bincount(some, minlength=bins)
+        # Converted here: NumPy's own conversion takes four times as long as the counting.
+        total += np.bincount(some.astype(np.int64), minlength=bins)
     return total
 
 
@@ -183,7 +184,8 @@ def _layer_counts(
 def _kept_signs(
     delta: Float32[np.ndarray, " elements"], threshold: np.float32
 ) -> Float32[np.ndarray, " elements"]:
-    return np.where(np.abs(delta) >= threshold, np.sign(delta), np.float32(0))
+    # Where the threshold is 0, what is 0 counts on both sides and stays 0.
+    return np.subtract(delta >= threshold, delta <= -threshold, dtype=np.float32)
 
 
 def _blocks(size: int) -> Iterator[tuple[int, int]]:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import yaml
 
-from mergeability.metrics.measure import PAPER, WEIGHT_SPACE, measure
+from mergeability.metrics.measure import EXTRA, MINIMAL, PAPER, SHARED, WEIGHT_SPACE, measure
 
 FOLDER = Path(__file__).parents[2] / "conf" / "metric"
-SETS = ("all", "paper", "weights")
+SETS = ("all", "minimal", "paper", "shared", "weights")
 MEMBERS = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem not in SETS)
 
 
@@ -44,8 +44,10 @@ def table_of(make_profiles):
 
 
 def test_the_folder_and_the_python_table_say_the_same():
-    assert len(MEMBERS) == 28
-    for name, metric in PAPER.items():
+    everything = {**PAPER, **EXTRA, **SHARED}
+    assert (len(PAPER), len(EXTRA), len(SHARED)) == (28, 7, 6)
+    assert sorted(everything) == MEMBERS
+    for name, metric in everything.items():
         text = (FOLDER / f"{name}.yaml").read_text()
         assert text.startswith(f"# @package metric.{name}\n")
         assert function(name) is metric.func
@@ -57,7 +59,11 @@ def test_the_folder_and_the_python_table_say_the_same():
 def test_the_sets_are_complete():
     assert names_in_set("weights") == list(WEIGHT_SPACE)
     assert names_in_set("paper") == list(PAPER)
-    assert sorted(names_in_set("all")) == MEMBERS
+    assert names_in_set("minimal") == list(MINIMAL)
+    assert names_in_set("shared") == list(SHARED)
+    assert [name for name in MEMBERS if name.startswith("shared_")] == sorted(SHARED)
+    # What takes two passes per pair is only measured when it is asked for.
+    assert sorted(names_in_set("all")) == [name for name in MEMBERS if name not in SHARED]
 
 
 @pytest.mark.parametrize("name", MEMBERS)
@@ -83,12 +89,19 @@ def test_a_pair_does_not_change_when_others_join(table_of, five_models):
     np.testing.assert_allclose(everyone.loc[("a", "b")], pair.loc[("a", "b")], rtol=1e-6)
 
 
+def chance_of(name):
+    """Average what random subspaces overlap over two matrices of 12 by 12 and one of 6 by 12, k = 10."""
+    k, space = np.array([10, 10, 6]), np.array([12, 12, 6 if name.startswith("subspace") else 12])
+    return np.mean(k / space if name.startswith("interaction") else np.sqrt(k / space))
+
+
 def test_two_copies_of_a_model_agree_perfectly(table_of, five_models):
     row = table_of({"a": five_models["a"], "copy": five_models["a"]}, alike=("a", "copy")).iloc[0]
     low, high = 0.0, 1.0
     expected = dict.fromkeys(MEMBERS, high)
     expected |= {name: low for name in MEMBERS if "distance" in name or "angle" in name}
-    expected |= {"singular_value_ratio": low}
+    expected |= {"singular_value_ratio": low, "sign_conflict": low}
+    expected |= {name: high - chance_of(name) for name in MEMBERS if name.endswith("_excess")}
     for name in MEMBERS:
         if "dot_product" in name:
             assert row[name] > 0

@@ -1,9 +1,16 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from mergeability.errors import UserError
-from mergeability.profiles.activations import evaluation_mode, last_layer, mean_activation
+from mergeability.profiles.activations import (
+    centred_kernel,
+    evaluation_mode,
+    image_activations,
+    last_layer,
+    mean_activation,
+)
 
 TOKENS = 5
 
@@ -55,10 +62,12 @@ def test_tokens_and_batch_are_told_apart(batch_first, count):
     tokens = pool.numpy().transpose(0, 2, 1, 3).reshape(count, TOKENS, 6)
     weight, bias = (state[f"transformer.resblocks.0.{part}"].numpy() for part in ("weight", "bias"))
     # The mean of a linear block's outputs is the block's output at the mean.
-    expected = tokens.mean((0, 1)) @ weight.T + bias
+    expected = tokens.mean(1) @ weight.T + bias
     for batch_size in (1, 2, 32):
+        rows = image_activations(encoder, state, pool, batch_size=batch_size)
+        torch.testing.assert_close(rows, torch.from_numpy(expected), atol=1e-6, rtol=1e-5)
         mean = mean_activation(encoder, state, pool, batch_size=batch_size)
-        torch.testing.assert_close(mean.float(), torch.from_numpy(expected), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(mean, torch.from_numpy(expected).double().mean(0), atol=1e-6, rtol=1e-5)
 
 
 def test_the_last_feature_map_of_a_cnn_is_averaged_over_places():
@@ -67,6 +76,25 @@ def test_the_last_feature_map_of_a_cnn_is_averaged_over_places():
     pool = images(3)
     expected = nn.functional.conv2d(pool, state["layer4.weight"], state["layer4.bias"]).mean((0, 2, 3))
     torch.testing.assert_close(mean_activation(encoder, state, pool).float(), expected)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 49), (0, 7), (3, 5), (5, 30), (13, 14), (14, 21), (48, 49)])
+def test_a_range_of_the_centred_kernel_agrees_with_the_whole(start, stop):
+    rows = np.random.default_rng(0).normal(2, 1, size=(7, 3)).astype(np.float32)
+    centring = np.eye(7) - 1 / 7
+    whole = centring @ rows.astype(np.float64) @ rows.T.astype(np.float64) @ centring
+    found = centred_kernel(rows, start, stop)
+    np.testing.assert_allclose(found, whole.ravel()[start:stop], atol=1e-12)
+
+
+@pytest.mark.parametrize("image", [0.0, 0.1, 1e4])
+def test_equal_images_have_no_kernel(image):
+    rows = np.full((6, 5), image, dtype=np.float32)
+    rows[::2] = np.nextafter(rows[::2], np.float32(2 * image))
+    assert not centred_kernel(rows, 0, 36).any()
+    # A difference that float32 can hold with some digits is geometry.
+    rows[0] += np.float32(1e-4 * image)
+    assert centred_kernel(rows, 0, 36).any() == (image > 0)
 
 
 def test_another_layer_can_be_named():

@@ -1,0 +1,33 @@
+"""Gradients of two models on the same samples: the union of both tasks', each with the head of its own task.
+
+The view says which gradient, `encoder_gradient` or `input_gradient`. The published metrics of these names take
+each model's gradient on its own task's samples instead. These here need two passes per pair, so they are not
+in `metric=all`.
+"""
+
+import numpy as np
+from jaxtyping import Float64
+
+from mergeability.profiles.profiles import Profiles
+
+
+def cosine_similarity(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
+    """Compute ⟨a, b⟩ / (‖a‖‖b‖), in [−1, 1]; NaN where either gradient is zero."""
+    grams = profiles.shared_grams(view)
+    left, right = np.sqrt(grams[..., 0, 0]), np.sqrt(grams[..., 1, 1])
+    defined = (left > 0) & (right > 0)
+    cosine = np.full_like(left, np.nan)
+    # One norm after the other: the product of two tiny norms can underflow.
+    return np.divide(grams[..., 0, 1] / np.where(left > 0, left, 1), right, out=cosine, where=defined)
+
+
+def l2_distance(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
+    """Compute ‖a − b‖₂ ≥ 0 as √(‖a‖² + ‖b‖² − 2⟨a, b⟩)."""
+    grams = profiles.shared_grams(view)
+    # Rounding can leave a tiny negative square for identical gradients.
+    return np.sqrt(np.maximum(grams[..., 0, 0] + grams[..., 1, 1] - 2 * grams[..., 0, 1], 0))
+
+
+def dot_product(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
+    """Compute ⟨a, b⟩."""
+    return profiles.shared_grams(view)[..., 0, 1]

@@ -1,0 +1,25 @@
+"""Signs of task vectors: where one model raised a parameter that the other one lowered."""
+
+import numpy as np
+from jaxtyping import Float64
+
+from mergeability.profiles.profiles import Profiles
+
+
+def sign_conflict(profiles: Profiles, density: float | int = 0.2) -> Float64[np.ndarray, "T T"]:
+    """Compute the share of opposite signs among the entries that both models keep, in [0, 1].
+
+    A model keeps the `density` of its entries that is largest in magnitude over all parameters: the trimming of
+    TIES (Yadav et al. 2023, arXiv 2306.01708), whose election has to settle these conflicts. About 0.5 for
+    unrelated models; NaN where the two keep no entry in common.
+
+    Args:
+        profiles: the models.
+        density: share of entries kept, in (0, 1].
+
+    Raises:
+        UserError: the density is out of range.
+    """
+    counts = profiles.sign_counts(density)
+    shared = counts.shared.astype(np.float64)
+    return np.divide(counts.opposite, shared, out=np.full_like(shared, np.nan), where=shared > 0)

@@ -1,0 +1,36 @@
+"""The code the benchmarks compare with is an oracle: it has to be right too."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks import agreement, models, opponents
+from benchmarks.__main__ import main
+
+
+@pytest.mark.parametrize("opponent", opponents.OPPONENTS)
+def test_pairwise_code_agrees_with_the_golden_values_and_with_ours(opponent):
+    assert agreement.golden_disagreements(opponent) == []
+    with models.written(models.SIZES["tiny"], 3) as suite:
+        assert agreement.our_disagreements(suite, opponent) == []
+        place = suite.base.parent
+    assert not place.exists(), "models are removed"
+
+
+def test_a_difference_is_found(monkeypatch):
+    monkeypatch.setitem(opponents.OPPONENTS, "careful", lambda *_: {"effective_rank": 1.5})
+    found = agreement.golden_disagreements("careful")
+    assert any("effective_rank is 1.5" in sentence for sentence in found)
+
+
+@pytest.mark.slow
+def test_the_whole_benchmark_runs_at_a_tiny_size(tmp_path):
+    assert main(["--sizes", "tiny", "--results", str(tmp_path), "--folder", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "metrics.json").read_text())["sizes"]["tiny"]
+    assert set(results["parts"]) == {"floor", "time", "opponents", "memory"}
+    text = (tmp_path / "metrics.md").read_text()
+    assert "÷ ours" in text
+    assert str(tmp_path) not in text
