@@ -85,6 +85,8 @@ class TaskVectors(Mapping[str, Tensor]):
         for task, model in models.items():
             _check_same_architecture(task, model, base)
         floating = [name for name in base.names if base.dtypes[name].is_floating_point]
+        if not floating:
+            raise UserError(f"{base.path} has no floating-point tensor: expected the weights of a model.")
         self.tasks: tuple[str, ...] = tuple(models)
         self.parameters = {name: Parameter(name, 0, tuple(base.shapes[name])) for name in floating}
         self.store = Store(None) if store is None else store
@@ -117,8 +119,12 @@ class TaskVectors(Mapping[str, Tensor]):
 
     @property
     def matrices(self) -> tuple[str, ...]:
-        """The names of the 2-D parameters, sorted."""
-        return tuple(name for name in self.names if len(self.parameters[name].shape) == 2)
+        """The names of the 2-D parameters, sorted; those without elements are left out."""
+        return tuple(
+            name
+            for name in self.names
+            if len(self.parameters[name].shape) == 2 and self.parameters[name].size
+        )
 
     @classmethod
     def load(
@@ -190,9 +196,22 @@ class TaskVectors(Mapping[str, Tensor]):
         if self._transform is not None:
             return self.delta(task, name).flatten()[start:stop].numpy()
         first, last = parameter.start + start, parameter.start + stop
-        delta = self._models[task].values(parameter.tensor, first, last)
-        np.subtract(delta, self._base.values(parameter.tensor, first, last), out=delta)
+        # Without warnings of ∞ − ∞ and the like: whoever reads looks for them.
+        with np.errstate(invalid="ignore", over="ignore"):
+            delta = self._models[task].values(parameter.tensor, first, last)
+            np.subtract(delta, self._base.values(parameter.tensor, first, last), out=delta)
         return delta
+
+    def not_finite(self, task: str, name: str) -> UserError:
+        """Return the error for a delta that is not finite: it says whether the model or the base is to blame."""
+        try:
+            self.delta(task, name)
+        except UserError as error:
+            return error
+        return UserError(
+            f"The change of '{name}' in the model of '{task}' is beyond the range of float32. "
+            "Give the base it was trained from."
+        )
 
     def read_base(
         self, name: str, start: int = 0, stop: int | None = None
@@ -470,7 +489,7 @@ def _ratio(length: float, reference: float) -> float:
 def _split(name: str, whole: Parameter) -> dict[str, Parameter]:
     """Cut a fused attention projection into its queries, keys and values."""
     stem, _, last = name.rpartition(".")
-    if last not in ("in_proj_weight", "in_proj_bias"):
+    if last not in ("in_proj_weight", "in_proj_bias") or whole.shape[0] % 3:
         return {name: whole}
     shape = (whole.shape[0] // 3, *whole.shape[1:])
     kind = last.removeprefix("in_proj_")

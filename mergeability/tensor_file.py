@@ -91,7 +91,9 @@ class TensorFile:
         if entry.dtype == torch.bfloat16:
             return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         if entry.dtype in _NUMPY:
-            return data.view(_NUMPY[entry.dtype]).astype(np.float32, copy=False)
+            # A float64 beyond float32 becomes infinite, and is found as such.
+            with np.errstate(over="ignore"):
+                return data.view(_NUMPY[entry.dtype]).astype(np.float32, copy=False)
         return _viewed(data, entry.dtype).float().numpy()
 
     def tensor(self, name: str) -> Tensor:

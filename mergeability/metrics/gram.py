@@ -19,8 +19,10 @@ def cosine_similarity(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T
     norms = _norms(gram)
     defined = (norms[:, None] > 0) & (norms[None, :] > 0)
     cosine = np.full_like(gram, np.nan)
-    # One norm after the other: the product of two tiny norms can underflow.
-    return np.divide(gram / np.where(norms > 0, norms, 1)[:, None], norms[None, :], out=cosine, where=defined)
+    # One norm after the other, since the product of two tiny ones can underflow; the larger first, so that a
+    # pair turned around has the same last bit.
+    smaller, larger = np.minimum.outer(norms, norms), np.maximum.outer(norms, norms)
+    return np.divide(gram / np.where(larger > 0, larger, 1), smaller, out=cosine, where=defined)
 
 
 def l2_distance(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:

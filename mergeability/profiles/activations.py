@@ -99,11 +99,13 @@ def last_layer(encoder: nn.Module) -> str:
 
 @contextlib.contextmanager
 def evaluation_mode(encoder: nn.Module) -> Iterator[None]:
-    """Put the encoder into eval mode; every module's own mode returns afterwards."""
+    """Put the encoder into eval mode and full precision; every module's own mode returns afterwards."""
     modes = [(module, module.training) for module in encoder.modules()]
     encoder.eval()
     try:
-        yield
+        # A GPU's convolutions would otherwise round to ten bits.
+        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+            yield
     finally:
         for module, training in modes:
             module.training = training

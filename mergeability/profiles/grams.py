@@ -32,7 +32,9 @@ def streamed_gram(
     gram = np.zeros((count, count), dtype=np.float64)
     for position, rows in enumerate(groups):
         for columns in groups[position:]:
-            product = _product(read, rows, columns, size, device)
+            # What is not finite shows in the result, and is named there.
+            with np.errstate(invalid="ignore", over="ignore"):
+                product = _product(read, rows, columns, size, device)
             gram[np.ix_(rows, columns)] = product
             gram[np.ix_(columns, rows)] = product.T
     # Exactly symmetric whatever order the product summed in.

@@ -185,7 +185,7 @@ class Profiles:
         # Deltas are read without a look at each number: what is not finite shows in the squares.
         squares = np.diagonal(layers, axis1=1, axis2=2)
         for layer, row in zip(*np.nonzero(~np.isfinite(squares)), strict=True):
-            vectors.delta(self.tasks[row], vectors.names[layer])
+            raise vectors.not_finite(self.tasks[row], vectors.names[layer])
         vectors.check_base(dict(zip(self.tasks, np.sqrt(squares.sum(0)).tolist(), strict=True)))
         return layers
 
@@ -378,9 +378,7 @@ class Profiles:
         """Compute one entry per model where it is missing, one after the other: each uses all cores or the GPU."""
         for task in self._progress(self.tasks, f"{kind}s", len(self.tasks)):
             # Dropped at once: held together, the gradients of 20 large models would fill the memory.
-            # A GPU's convolutions would otherwise round to ten bits.
-            with torch.backends.cudnn.flags(allow_tf32=False):
-                store.ensure(kind, keys[task], lambda task=task: compute(task))
+            store.ensure(kind, keys[task], lambda task=task: compute(task))
 
     def _grams(
         self,
@@ -503,9 +501,8 @@ class Profiles:
     def _decomposed(self, task: str, name: str, k: int) -> dict[str, Tensor]:
         vectors = self.task_vectors
         delta = vectors.read(task, name).reshape(vectors.parameters[name].shape)
-        if not np.isfinite(delta.sum(dtype=np.float64)):
-            # Says whose it is.
-            vectors.delta(task, name)
+        if not np.isfinite(delta).all():
+            raise vectors.not_finite(task, name)
         return subspaces.decompose(delta, k, self.device)
 
     def _compare(self, name: str, k: int) -> dict[str, np.ndarray]:
@@ -543,7 +540,7 @@ class Profiles:
         for task, count in zip(self.tasks, missing.sum(0), strict=True):
             remark = (
                 f"the {'first' if end == 'top' else 'last'} {k} {side} singular vectors of '{task}' are not "
-                f"determined in {count} of {len(missing)} matrices, whose change is rank-deficient: "
+                f"determined in {count} of {len(missing)} matrices, where singular values are zero or equal: "
                 "these are left out of the overlaps of its pairs"
             )
             if count and remark not in self.remarks:

@@ -135,8 +135,8 @@ def _kth_smallest_magnitude(vectors: TaskVectors, task: str, rank: int) -> np.fl
     histogram = _histogram((bits >> 16 for bits in _magnitude_bits(vectors, task)), _LEADING)
     if histogram[_INFINITE:].any():
         for name in vectors.names:
-            # Says which.
-            vectors.delta(task, name)
+            if not np.isfinite(vectors.read(task, name)).all():
+                raise vectors.not_finite(task, name)
     leading, rank = _select(histogram, rank)
     within = (bits[bits >> 16 == leading] & (_TRAILING - 1) for bits in _magnitude_bits(vectors, task))
     trailing, _ = _select(_histogram(within, _TRAILING), rank)

@@ -56,13 +56,14 @@ def decompose(matrix: Float32[np.ndarray, "m n"], k: int, device: str = "cpu") -
     squares, first, last = _outer_eigenvectors(_gram(source), k)
     determined = _determined(squares, rows, k)
     values = np.sqrt(squares)
-    # The names are those of the tall matrix: its right vectors are eigenvectors, the left ones follow.
-    found = {
-        "right_top": first,
-        "right_bottom": last,
-        "left_top": _unit(_product(source, first), values[:k]),
-        "left_bottom": _unit(_product(source, last), values[rank - k :]),
-    }
+    if rows == rank and not _gap(squares, rows, rank):
+        # The left vectors of zero singular values do not follow from A·v = 0.
+        _, left_first, left_last = _outer_eigenvectors(_gram(source.T), k)
+    else:
+        left_first = _unit(_product(source, first), values[:k])
+        left_last = _unit(_product(source, last), values[rank - k :])
+    # The names are those of the tall matrix, whose right vectors are the eigenvectors.
+    found = {"right_top": first, "right_bottom": last, "left_top": left_first, "left_bottom": left_last}
     if tall is not matrix:
         found = {_mirrored(name): basis for name, basis in found.items()}
         determined = {_mirrored(name): is_so for name, is_so in determined.items()}
@@ -171,24 +172,23 @@ def _from_tridiagonal(
 def _determined(squares: Float64[np.ndarray, " r"], rows: int, k: int) -> dict[str, bool]:
     """Say which of a tall matrix's outer subspaces are determined by the matrix."""
     rank = len(squares)
-    smallest_gap = max(rows, rank) * np.finfo(np.float64).eps * squares[0]
-
-    def gap(after: int) -> bool:
-        """Is there a gap after the first so many singular values?"""
-        following = squares[after] if after < rank else 0.0
-        return bool(squares[after - 1] - following > smallest_gap)
-
-    full_rank = gap(rank)
-    first = k == rank or gap(k)
-    last = k == rank or gap(rank - k)
+    first = k == rank or _gap(squares, rows, k)
+    last = k == rank or _gap(squares, rows, rank - k)
     # The right vectors of a tall matrix fill their space, the left ones leave one where anything may lie.
-    filled = full_rank or rows == rank
+    filled = rows == rank or _gap(squares, rows, rank)
     return {
         "right_top": first,
         "right_bottom": last,
-        "left_top": (filled if k == rank else first),
+        "left_top": filled if k == rank else first,
         "left_bottom": last and filled,
     }
+
+
+def _gap(squares: Float64[np.ndarray, " r"], rows: int, after: int) -> bool:
+    """Say whether a gap follows the first so many singular values; zeros follow the last one."""
+    following = squares[after] if after < len(squares) else 0.0
+    smallest = max(rows, len(squares)) * np.finfo(np.float64).eps * squares[0]
+    return bool(squares[after - 1] - following > smallest)
 
 
 def _unit(

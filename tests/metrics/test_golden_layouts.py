@@ -256,7 +256,6 @@ def test_another_way_to_cut_a_kernel_is_refused(rewrite):
         Profiles(task_vectors(rewrite(CHOICES["open_clip"])), matricize="linear")
 
 
-@pytest.mark.xfail(reason="the rows that are left over are dropped in silence", strict=True)
 def test_a_fused_projection_that_has_no_thirds_loses_no_row(tmp_path):
     states = {"base": np.ones((10, 4), np.float32)}
     states |= {task: states["base"] + seed * np.float32(0.05) for seed, task in enumerate("ab", start=1)}
