@@ -143,6 +143,7 @@ class Profiles:
             UserError: the density is not in (0, 1], or a delta is not finite.
         """
         if density not in self._sign_counts:
+            self.task_vectors.check_base()
             self._sign_counts[density] = count_signs(
                 self.task_vectors, density, memory_budget=self._memory_budget, progress=self._progress
             )
@@ -478,6 +479,7 @@ class Profiles:
     def decompose(self, k: int = _SUBSPACE_SIZE) -> None:
         """See to it that the singular values and outer vectors of every model's matrices are in the store."""
         vectors = self.task_vectors
+        vectors.check_base()
         # Two copies of a model are one piece of work.
         owners = {vectors.identity(task): task for task in self.tasks}
         items = [(task, name) for name in vectors.matrices for task in owners.values()]

@@ -7,7 +7,7 @@ import pytest
 import safetensors.numpy
 
 from mergeability.errors import UserError
-from mergeability.metrics.measure import CATEGORIES, WEIGHT_SPACE, measure
+from mergeability.metrics.measure import CATEGORIES, EXTRA, WEIGHT_SPACE, measure
 from mergeability.profiles.profiles import Profiles
 from mergeability.store import Store
 from mergeability.task_vectors import TaskVectors
@@ -236,6 +236,12 @@ def test_the_good_states_are_good(command, load, tmp_path):
 def test_what_is_not_finite_is_found_without_a_gram_matrix_too(load, spoil, name):
     with pytest.raises(UserError, match=f"of the model of 'b' {NOT_FINITE}"):
         measure(load(spoilt(spoil)), {name: WEIGHT_SPACE[name]})
+
+
+@pytest.mark.parametrize("metric", [WEIGHT_SPACE["subspace_overlap"], EXTRA["sign_conflict"]])
+def test_another_base_is_found_without_a_gram_matrix_too(load, metric):
+    with pytest.raises(UserError, match="'b' was not fine-tuned from this base"):
+        measure(load(spoilt(come_from_another_base)), {"metric": metric})
 
 
 def test_a_refusal_spoils_nothing_for_the_repaired_models(load, tmp_path):
