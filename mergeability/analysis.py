@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mergeability.data.calibration import calibration_sample
 from mergeability.data.tasks import Images
+from mergeability.devices import chosen_device
 from mergeability.errors import UserError
 from mergeability.evaluation.accuracy import Judge, pixel_accuracy
 from mergeability.evaluation.merge_quality import describe, evaluate_models, evaluate_pairs
@@ -137,6 +138,8 @@ def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | Non
     Raises:
         UserError: something is missing or wrong; says what to do.
     """
+    # First, since what is not there would else be found after minutes.
+    request = replace(request, device=chosen_device(request.device))
     clock, store = Clock(), Store(request.store)
     match request.suite:
         case TaskSuite() as suite:

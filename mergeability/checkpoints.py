@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from mergeability.errors import UserError
 from mergeability.store import atomic_file, read_json, write_text
-from mergeability.tensor_file import TensorFile
+from mergeability.tensor_file import TensorFile, write_tensors
 from mergeability.tensor_names import Source, canonical_shape, canonical_sources
 
 PREFIX = "visual."
@@ -41,7 +40,7 @@ class Checkpoint:
         self._sources = canonical_sources(file.entries)
         self.names = tuple(sorted(self._sources))
         self.shapes = {name: self._shape(source) for name, source in self._sources.items()}
-        self.dtypes = {name: file.entries[source.names[0]].dtype for name, source in self._sources.items()}
+        self.dtypes = {name: self._dtype(name, source) for name, source in self._sources.items()}
 
     @classmethod
     def open(cls, path: str | Path) -> "Checkpoint":
@@ -64,14 +63,21 @@ class Checkpoint:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the file's bytes, 64 hexadecimal digits."""
-        return file_hash(self.path)
+        """Hash of the file's bytes, 64 hexadecimal digits.
+
+        Raises:
+            UserError: the file is no longer the one that was opened.
+        """
+        sha256 = file_hash(self.path)
+        self._file.check_unchanged()
+        return sha256
 
     def tensor(self, name: str) -> Tensor:
         """Read one tensor in its own dtype; the caller owns it."""
         source = self._sources[name]
         parts = [self._file.tensor(part) for part in source.names]
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        # Parts of different types become float32, which is also the type the checkpoint says.
+        whole = parts[0] if len(parts) == 1 else torch.cat([part.to(self.dtypes[name]) for part in parts])
         return whole.T.contiguous() if source.transposed else whole
 
     def values(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -94,6 +100,14 @@ class Checkpoint:
     def state_dict(self) -> dict[str, Tensor]:
         """Read every tensor, under canonical names."""
         return {name: self.tensor(name) for name in self.names}
+
+    def _dtype(self, name: str, source: Source) -> torch.dtype:
+        dtypes = {self._file.entries[part].dtype for part in source.names}
+        if len(dtypes) == 1:
+            return dtypes.pop()
+        if not all(dtype.is_floating_point for dtype in dtypes):
+            raise UserError(f"The parts of '{name}' are partly integers: {', '.join(source.names)}.")
+        return torch.float32
 
     def _shape(self, source: Source) -> tuple[int, ...]:
         return canonical_shape([self._file.entries[name].shape for name in source.names], source.transposed)
@@ -138,7 +152,7 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
     # Clones: safetensors refuses tensors that share memory, as tied weights do.
     contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic_file(path) as temporary:
-        safetensors.torch.save_file(contiguous, temporary, metadata=dict(metadata or {"format": "pt"}))
+        write_tensors(contiguous, temporary, dict(metadata or {"format": "pt"}))
     return path
 
 

@@ -13,6 +13,7 @@ def chosen_device(name: str = "auto") -> str:
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    name = str(name)
     kind, _, number = name.partition(":")
     if name != "cpu" and (kind != "cuda" or not (number.isdigit() or name == "cuda")):
         raise UserError(f"Expected device to be auto, cpu, cuda or cuda:<number>; got {name!r}.")

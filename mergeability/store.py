@@ -138,12 +138,12 @@ class Store:
         if file is not None:
             self._count(self.found, kind)
             return {name: file.tensor(name) for name in file.entries}
-        import safetensors.torch
+        from mergeability.tensor_file import write_tensors
 
         tensors = {name: tensor.contiguous() for name, tensor in compute().items()}
         self._count(self.computed, kind)
         with atomic_file(path) as temporary:
-            safetensors.torch.save_file(tensors, temporary, metadata={"key": canonical_json(key)})
+            write_tensors(tensors, temporary, {"key": canonical_json(key)})
         return tensors
 
     def ensure(
@@ -204,7 +204,8 @@ class Store:
         if path.exists():
             try:
                 value = json.loads(path.read_text(encoding="utf-8"))["value"]
-            except (json.JSONDecodeError, KeyError):
+            except (ValueError, KeyError, TypeError):
+                # Not JSON, not even text, or JSON of something else.
                 logger.warning("Damaged entry %s: computing it again.", path)
             else:
                 self._count(self.found, kind)

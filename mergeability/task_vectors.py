@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 _VERSION = 2
 # A file this many seconds old will not be written again within the resolution of its time stamps.
 _SETTLED = 2
+# Elements that are read at a time where a whole tensor is not needed.
+_BLOCK = 2**18
 _RUNNING_STATISTICS = ("running_mean", "running_var")
 
 
@@ -280,6 +282,8 @@ class TaskVectors(Mapping[str, Tensor]):
             parts = _split(name, whole) if split_qkv else {name: whole}
             for part, parameter in parts.items():
                 arranged.parameters[part] = _as_matrix(parameter) if matricize == "conv" else parameter
+        if split_qkv and arranged.parameters.keys() == self.parameters.keys():
+            logger.warning("There is no fused attention to split: no tensor is called in_proj_weight.")
         if arranged.parameters == self.parameters:
             return self
         if self._kept is not None:
@@ -374,6 +378,9 @@ class TaskVectors(Mapping[str, Tensor]):
         return tensor.flatten()[parameter.start : parameter.start + parameter.size].reshape(parameter.shape)
 
     def _deltas(self, name: str) -> Iterator[Tensor]:
+        if self._transform is not None and not is_running_statistic(name):
+            yield from self._transformed_deltas(name, self._transform)
+            return
         base = None
         for task in self.tasks:
             delta = None if self._kept is None else self._kept.get((self.hashes[task], name, "delta"))
@@ -385,9 +392,22 @@ class TaskVectors(Mapping[str, Tensor]):
                 )
                 if self._kept is not None:
                     self._kept[self.hashes[task], name, "delta"] = delta
-            if self._transform is not None and not is_running_statistic(name):
-                delta = self._transform(task, name, delta)
             yield delta
+
+    def _transformed_deltas(
+        self, name: str, transform: Callable[[str, str, Tensor], Tensor]
+    ) -> Iterator[Tensor]:
+        """Transform the checkpoints' whole tensor, then cut: the same numbers in whatever layout."""
+        parameter = self.parameters[name]
+        plain = copy.copy(self)
+        plain._transform = None
+        shape = tuple(self._base.shapes[parameter.tensor])
+        plain.parameters = {parameter.tensor: Parameter(parameter.tensor, 0, shape)}
+        if shape != parameter.shape and self._kept is not None:
+            plain._kept = {}
+        for task, delta in zip(self.tasks, plain._deltas(parameter.tensor), strict=True):
+            changed = transform(task, parameter.tensor, delta).flatten()
+            yield changed[parameter.start : parameter.start + parameter.size].reshape(parameter.shape)
 
     def _factors(self, task: str, name: str) -> Mapping[str, Tensor]:
         if self._transform is not None:
@@ -414,12 +434,25 @@ class TaskVectors(Mapping[str, Tensor]):
         # Of the model as it is, before any transformation.
         own = self.select([task])
         own._transform = None
-        square = sum(_square_sum(next(own._deltas(name))) for name in self.names)
+        square = 0.0
+        for name in own.names:
+            of_tensor = self._square_sum(name, lambda *part: own.read(task, *part))
+            if not np.isfinite(of_tensor):
+                raise own.not_finite(task, name)
+            square += of_tensor
         return {"task_vector": square**0.5, "base": self._base_norm()}
+
+    def _square_sum(self, name: str, read: Callable[[str, int, int], np.ndarray]) -> float:
+        size, square = self.parameters[name].size, 0.0
+        for start in range(0, size, _BLOCK):
+            block = read(name, start, min(start + _BLOCK, size)).astype(np.float64)
+            with np.errstate(invalid="ignore", over="ignore"):
+                square += float(block @ block)
+        return square
 
     def _base_norm(self) -> float:
         def compute() -> dict[str, float]:
-            return {"norm": sum(_square_sum(self.base(name)) for name in self.names) ** 0.5}
+            return {"norm": sum(self._square_sum(name, self.read_base) for name in self.names) ** 0.5}
 
         return self.store.record("base_norm", {"base": self.base_hash, "version": _VERSION}, compute)["norm"]
 
@@ -474,10 +507,6 @@ def _thin_svd(matrix: Float[Tensor, "m n"]) -> dict[str, Tensor]:
         # The divide and conquer driver can fail on clusters of equal singular values in float32.
         U, S, Vh = (factor.float() for factor in torch.linalg.svd(matrix.double(), full_matrices=False))
     return {"U": U, "S": S, "Vh": Vh}
-
-
-def _square_sum(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64) ** 2)
 
 
 def _ratio(length: float, reference: float) -> float:

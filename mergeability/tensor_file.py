@@ -7,11 +7,13 @@ twenty models ends up holding all of them. Here each piece is read by position i
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -24,6 +26,9 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -33,6 +38,18 @@ _DTYPES = {
 }
 # What a range of single bytes can be viewed as in NumPy; brain floats are widened by hand.
 _NUMPY = {torch.float64: np.float64, torch.float32: np.float32, torch.float16: np.float16}
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: the disk is full, or another failure of the system, which the library reports as its own error.
+    """
+    try:
+        safetensors.torch.save_file(dict(tensors), path, metadata=dict(metadata))
+    except safetensors.SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -72,6 +89,7 @@ class TensorFile:
         self.path = Path(path)
         _check(self.path)
         with self.path.open("rb") as file:
+            self._stamp = _stamp(file.fileno())
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
@@ -100,6 +118,19 @@ class TensorFile:
         """Read one tensor in its own dtype and shape."""
         return self.read(name).reshape(self.entries[name].shape)
 
+    def check_unchanged(self) -> None:
+        """Check that the file is still the one that was opened.
+
+        Raises:
+            UserError: it was replaced or written to: its parts would not belong together.
+        """
+        with self.path.open("rb") as file:
+            self._compare(file.fileno())
+
+    def _compare(self, handle: int) -> None:
+        if _stamp(handle) != self._stamp:
+            raise UserError(f"{self.path} was changed while it was in use. Start again.")
+
     def _entry(self, name: str, described: dict, data_begins: int) -> Entry:
         if described["dtype"] not in _DTYPES:
             raise UserError(
@@ -119,12 +150,19 @@ class TensorFile:
         try:
             handle = os.open(self.path, os.O_RDONLY)
             try:
+                self._compare(handle)
                 _fill(handle, data, entry.offset + start * width)
             finally:
                 os.close(handle)
         except OSError as error:
             raise UserError(f"Cannot read {self.path}: {error.strerror or error}.") from error
         return data
+
+
+def _stamp(handle: int) -> tuple[int, int, int, int]:
+    """Tell one state of one file from another."""
+    status = os.fstat(handle)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _viewed(data: np.ndarray, dtype: torch.dtype) -> Tensor:

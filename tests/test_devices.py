@@ -23,7 +23,7 @@ def test_a_device_that_is_there_can_be_named(monkeypatch, name):
     assert chosen_device(name) == name
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "mps", "cpu:0", ""])
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "mps", "cpu:0", "", 0, None])
 def test_an_unknown_device_is_refused(monkeypatch, name):
     with_gpus(monkeypatch, 2)
     with pytest.raises(UserError, match="Expected device to be auto, cpu, cuda"):

@@ -5,6 +5,7 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from mergeability.errors import UserError
@@ -125,3 +126,23 @@ def test_two_processes_on_one_store_do_not_disturb_each_other(tmp_path):
     assert len(entries) == 30
     assert json.loads(canonical_json({"k": 1})) == {"k": 1}
     assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x80", b"null", b"[]", b"{}", b"{", b""])
+def test_a_damaged_record_is_computed_again(tmp_path, content):
+    store = Store(tmp_path)
+    path = store.path("kind", {"a": 1}, ".json")
+    store.record("kind", {"a": 1}, lambda: {"value": 2})
+    path.write_bytes(content)
+    assert Store(tmp_path).record("kind", {"a": 1}, lambda: {"value": 2}) == {"value": 2}
+    assert Store(tmp_path).record("kind", {"a": 1}, lambda: pytest.fail("filed again")) == {"value": 2}
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_arguments, **_options):
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(UserError, match=r"Cannot write .*No space left"):
+        Store(tmp_path).arrays("kind", {"a": 1}, lambda: {"x": torch.ones(2)})
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -206,3 +206,45 @@ def test_the_same_file_twice_is_warned_about(files, caplog):
     with caplog.at_level(logging.WARNING):
         TaskVectors.load({"a": files["models"]["a"], "copy": files["models"]["a"]}, files["base"])
     assert "'a' and 'copy' are the same file" in caplog.text
+
+
+def test_a_transformation_sees_whole_tensors_in_every_layout(write):
+    state = {
+        "visual.attn.in_proj_weight": torch.arange(24.0).reshape(6, 4),
+        "visual.conv": torch.ones(2, 1, 3, 3),
+    }
+    tuned = {name: value * 1.1 for name, value in state.items()}
+    vectors = TaskVectors.load({"a": write("a", tuned)}, write("base", state))
+    mask = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)) > 0.5
+    changed = vectors.transformed(lambda _task, name, delta: delta * mask if "attn" in name else 2 * delta)
+    cut = changed.arranged(split_qkv=True, matricize="conv")
+    expected = 0.1 * torch.arange(24.0).reshape(6, 4) * mask
+    for row, part in enumerate("qkv"):
+        name = f"visual.attn.{part}_proj_weight"
+        torch.testing.assert_close(cut[name][0], expected[2 * row : 2 * row + 2], atol=1e-5, rtol=0)
+        np.testing.assert_array_equal(cut.read("a", name, 1, 5), cut[name].flatten()[1:5])
+    torch.testing.assert_close(cut["visual.conv"], torch.full((1, 2, 9), 0.2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(changed["visual.conv"].shape, torch.Size([1, 2, 1, 3, 3]))
+
+
+def test_splitting_without_a_fused_attention_is_said(task_vectors, caplog):
+    assert task_vectors.arranged(split_qkv=True) is task_vectors
+    assert "no fused attention to split" in caplog.text
+
+
+def test_parts_of_a_fused_tensor_may_differ_in_type(write):
+    parts = {
+        f"visual.transformer.resblocks.0.attn.{part}_proj_weight": torch.full((2, 4), 1.5) for part in "qkv"
+    }
+    names = list(parts)
+    mixed = {**parts, names[0]: parts[names[0]].half(), names[1]: parts[names[1]].bfloat16()}
+    bias = {"visual.transformer.resblocks.0.attn.in_proj_bias": torch.zeros(6)}
+    base = write("base", {name: value * 0.5 for name, value in parts.items()} | bias)
+    vectors = TaskVectors.load({"a": write("a", mixed | bias)}, base)
+    fused = "visual.transformer.resblocks.0.attn.in_proj_weight"
+    torch.testing.assert_close(vectors[fused], torch.full((1, 6, 4), 0.75))
+    np.testing.assert_array_equal(vectors.read("a", fused), np.full(24, 0.75, np.float32))
+    with pytest.raises(UserError, match="partly integers"):
+        TaskVectors.load(
+            {"a": write("b", {**mixed, names[2]: torch.ones(2, 4, dtype=torch.int32)} | bias)}, base
+        )

@@ -86,9 +86,23 @@ def test_a_type_that_is_not_known_is_named(tmp_path):
 def test_a_file_cut_short_after_opening_is_an_error(file):
     opened = TensorFile(file)
     os.truncate(file, file.stat().st_size - 600)
-    with pytest.raises(UserError, match="became shorter"):
+    with pytest.raises(UserError, match="was changed while it was in use"):
         for name in opened.entries:
             opened.tensor(name)
+
+
+def test_a_file_that_is_replaced_is_not_read_on(file):
+    """Its parts would not belong together, nor to the hash they are filed under."""
+    opened = TensorFile(file)
+    other = file.with_name("other.safetensors")
+    safetensors.torch.save_file(safetensors.torch.load_file(file), other)
+    opened.tensor("scalar")
+    other.replace(file)
+    with pytest.raises(UserError, match="was changed while it was in use"):
+        opened.tensor("scalar")
+    with pytest.raises(UserError, match="was changed while it was in use"):
+        opened.check_unchanged()
+    assert TensorFile(file).tensor("scalar") == 3.5
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04pickle", b"\xff" * 64])

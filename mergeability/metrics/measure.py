@@ -97,8 +97,8 @@ PAPER: dict[str, partial] = {
     "input_gradient_dot_product": partial(gram.dot_product, view="input_gradient"),
 }
 
-# The published ones without those that another one determines exactly: the gap is 1 − the ratio, and a score
-# 2 − its rank.
+# The published ones without those that are a constant minus another: the gap is 1 − the ratio, a score 2 − its
+# rank. More of them are functions of each other, but not linear ones.
 MINIMAL: dict[str, partial] = {
     name: metric
     for name, metric in PAPER.items()

@@ -10,24 +10,23 @@ from jaxtyping import Float64
 # of a block in float64 take 10 MB, about what a processor's cache holds.
 BLOCK = 2**16
 
+# Vectors that are held together; with more, groups of half as many meet in turn. Fixed for the same reason.
+TOGETHER = 512
+
 # (row, start, stop) → that range of the row's vector, in float32
 Read = Callable[[int, int, int], np.ndarray]
 
 
-def streamed_gram(
-    read: Read, count: int, size: int, *, together: int | None = None, device: str = "cpu"
-) -> Float64[np.ndarray, "T T"]:
+def streamed_gram(read: Read, count: int, size: int, *, device: str = "cpu") -> Float64[np.ndarray, "T T"]:
     """Compute the Gram matrix ⟨x_a, x_b⟩ of T vectors in float64, from float32 blocks.
 
     Args:
         read: gives a range of one vector.
         count: how many vectors there are, T.
         size: how long each is.
-        together: how many vectors' blocks may be held at a time; all when None. With fewer, groups of half as
-            many meet in turn, and each range is read more than once.
         device: where the products are computed.
     """
-    group = count if together is None or together >= count else max(1, together // 2)
+    group = count if count <= TOGETHER else max(1, TOGETHER // 2)
     groups = [range(first, min(first + group, count)) for first in range(0, count, group)]
     gram = np.zeros((count, count), dtype=np.float64)
     for position, rows in enumerate(groups):
@@ -43,7 +42,7 @@ def streamed_gram(
 
 def needed(count: int) -> int:
     """Count the bytes that a Gram matrix of `count` vectors needs while it is computed."""
-    return BLOCK * (8 * count + 16) + 16 * count**2
+    return BLOCK * (8 * min(count, TOGETHER) + 16) + 16 * count**2
 
 
 def _product(

@@ -33,6 +33,8 @@ _VERSION = 2
 _SUBSPACE_SIZE = 10
 # Models whose subspaces meet in one product. Fixed, so that sums never depend on the memory budget.
 _GROUP = 64
+# Elements of a delta that are read at a time.
+_PART = 2**20
 
 
 class Profiles:
@@ -71,8 +73,9 @@ class Profiles:
         device: str = "cpu",
         progress: Progress | None = None,
     ) -> None:
-        if not memory_budget > 0:
-            raise UserError(f"Expected memory_budget to be a positive number of GiB, got {memory_budget}.")
+        is_number = isinstance(memory_budget, int | float) and not isinstance(memory_budget, bool)
+        if not is_number or not 0 < memory_budget < float("inf"):
+            raise UserError(f"Expected memory_budget to be a positive number of GiB, got {memory_budget!r}.")
         self.task_vectors = task_vectors.arranged(split_qkv=split_qkv, matricize=matricize)
         self.views = views
         self.tasks = task_vectors.tasks
@@ -404,7 +407,6 @@ class Profiles:
         owners = {identity: task for task, identity in identities.items()}
         order = sorted(owners)
         places = [order.index(identities[task]) for task in self.tasks]
-        together = max(2, int(budget * GIBIBYTE / 2 // grams.needed(1)))
         found: dict[str, np.ndarray] = {}
 
         def compute(name: str) -> None:
@@ -415,7 +417,6 @@ class Profiles:
                             lambda row, start, stop: read(owners[order[row]], name, start, stop),
                             len(order),
                             sizes[name],
-                            together=together,
                             device=self.device,
                         )
                     )
@@ -428,7 +429,7 @@ class Profiles:
             list(sizes),
             compute,
             description=description,
-            memory=grams.needed(min(len(order), together)),
+            memory=grams.needed(len(order)),
             memory_budget=budget,
             progress=self._progress,
         )
@@ -465,13 +466,15 @@ class Profiles:
             for name, values in self._compare(vectors.matrices[layer], k).items():
                 found[name][layer, ..., : values.shape[-1]] = torch.from_numpy(values)
 
-        largest = 8 * _GROUP * k * (int(self.matrix_shapes().sum(1).max(initial=0)) + 4 * _GROUP * k)
+        largest = (
+            8 * min(_GROUP, count) * k * (int(self.matrix_shapes().sum(1).max(initial=0)) + 4 * _GROUP * k)
+        )
         work(
             range(len(vectors.matrices)),
             compare,
             description="subspaces of all pairs",
             memory=largest,
-            memory_budget=max(self._memory_budget, largest / GIBIBYTE),
+            memory_budget=self._memory_budget,
             progress=self._progress,
         )
         return found
@@ -502,7 +505,13 @@ class Profiles:
 
     def _decomposed(self, task: str, name: str, k: int) -> dict[str, Tensor]:
         vectors = self.task_vectors
-        delta = vectors.read(task, name).reshape(vectors.parameters[name].shape)
+        size = vectors.parameters[name].size
+        delta = np.empty(size, dtype=np.float32)
+        # In parts: the base's values, and what a conversion makes, need not all be there beside the delta.
+        for start in range(0, size, _PART):
+            stop = min(start + _PART, size)
+            delta[start:stop] = vectors.read(task, name, start, stop)
+        delta = delta.reshape(vectors.parameters[name].shape)
         if not np.isfinite(delta).all():
             raise vectors.not_finite(task, name)
         return subspaces.decompose(delta, k, self.device)

@@ -238,6 +238,15 @@ def test_what_is_not_finite_is_found_without_a_gram_matrix_too(load, spoil, name
         measure(load(spoilt(spoil)), {name: WEIGHT_SPACE[name]})
 
 
+def test_a_change_beyond_float32_is_found_without_a_gram_matrix_too(load, tmp_path):
+    for name in ("sign_conflict", "subspace_overlap"):
+        with pytest.raises(UserError, match=r"'layer.weight' in the model of 'b' is beyond the range"):
+            measure(
+                load(spoilt(overflow_the_difference), store=Store(tmp_path / name)),
+                {name: {**WEIGHT_SPACE, **EXTRA}[name]},
+            )
+
+
 @pytest.mark.parametrize("metric", [WEIGHT_SPACE["subspace_overlap"], EXTRA["sign_conflict"]])
 def test_another_base_is_found_without_a_gram_matrix_too(load, metric):
     with pytest.raises(UserError, match="'b' was not fine-tuned from this base"):

@@ -209,6 +209,12 @@ def test_what_is_not_finite_is_an_error(load, views):
         Profiles(load(), broken).gram("encoder_gradient")
 
 
+@pytest.mark.parametrize("budget", [0, -1, float("inf"), float("nan")])
+def test_a_memory_budget_is_a_positive_number(load, budget):
+    with pytest.raises(UserError, match="Expected memory_budget to be a positive number"):
+        Profiles(load(), memory_budget=budget)
+
+
 def test_what_is_missing_is_named(load, views):
     vectors = load()
     with pytest.raises(UserError, match="one of the views"):
