@@ -204,12 +204,18 @@ class Profiles:
     def _activation_kernel_grams(self) -> Float64[np.ndarray, "L T T"]:
         store, keys = self._activations()
 
-        def read(task: str, _name: str, start: int, stop: int) -> np.ndarray:
-            return centred_kernel(store.read("activation", keys[task])["images"].numpy(), start, stop)
+        # A few numbers per image: all of them fit, unlike the models.
+        activations = {task: store.read("activation", keys[task])["images"].numpy() for task in self.tasks}
 
-        images = len(store.read("activation", keys[self.tasks[0]])["images"])
+        def read(task: str, _name: str, start: int, stop: int) -> np.ndarray:
+            return centred_kernel(activations[task], start, stop)
+
         return self._grams(
-            {"kernel": images**2}, keys, lambda name: {"activation": name}, read, "activation kernels"
+            {"kernel": len(activations[self.tasks[0]]) ** 2},
+            keys,
+            lambda name: {"activation": name},
+            read,
+            "activation kernels",
         )
 
     def _activations(self) -> tuple[Store, dict[str, dict[str, Any]]]:
