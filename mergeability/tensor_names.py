@@ -1,4 +1,4 @@
-"""Names of tensors: from any known file layout to the canonical one.
+"""Names of tensors: from any known file layout to the canonical one, and from that to Hugging Face's.
 
 Canonical names are open_clip's for the visual tower inside a CLIP, `visual.conv1.weight`, with the query, key
 and value projections fused in `attn.in_proj_weight`. Known layouts: open_clip's tower, inside a CLIP or alone,
@@ -43,6 +43,7 @@ _BLOCK_MODULES = {
     "self_attn.out_proj": "attn.out_proj",
 }
 _PROJECTION = "visual_projection.weight"
+_CANONICAL_BLOCK = re.compile(r"^visual\.transformer\.resblocks\.(\d+)\.")
 _POSITION_IDS = "embeddings.position_ids"
 _TEXT_TOWER = re.compile(r"^(text_model\..+|text_projection(\..+)?|logit_scale)$")
 
@@ -96,6 +97,27 @@ def canonical_sources(names: Iterable[str]) -> dict[str, Source]:
     if "class_embedding" in names and all(_BARE_VISUAL.match(name) for name in names):
         return _fuse_attention({f"visual.{name}": name for name in names})
     return {name: Source((name,)) for name in names}
+
+
+def hugging_face_sources(names: Iterable[str]) -> dict[str, Source]:
+    """Map the canonical names of a CLIP's visual transformer to their sources in a file of Hugging Face's.
+
+    These are the names of `CLIPVisionModelWithProjection` (of `CLIPVisionModel` before transformers 5 where there
+    is no projection), all of them under `vision_model.` but the projection. `canonical_sources` reads them so.
+
+    Raises:
+        UserError: a name of such a transformer is missing, or there is one it does not have.
+    """
+    given = set(names)
+    sources = _tower_sources(_HuggingFaceTower("", "vision_model."), _blocks(given, _CANONICAL_BLOCK))
+    if "visual.proj" not in given:
+        del sources["visual.proj"]
+    if faults := _faults(sorted(sources.keys() - given), sorted(given - sources.keys())):
+        raise UserError(
+            "Expected the visual transformer of a CLIP, the one kind of encoder with names of Hugging Face's here, "
+            f"but {faults}. Leave out export=hf."
+        )
+    return sources
 
 
 def canonical_shape(shapes: Sequence[tuple[int, ...]], transposed: bool) -> tuple[int, ...]:
@@ -186,18 +208,30 @@ def _hugging_face_towers(names: set[str]) -> list[_HuggingFaceTower]:
 
 
 def _hugging_face_sources(tower: _HuggingFaceTower, names: set[str]) -> dict[str, Source]:
+    layer = re.compile(re.escape(tower.transformer) + r"encoder\.layers\.(\d+)\.")
+    sources = _tower_sources(tower, _blocks(names, layer))
+    if tower.wrapper + _PROJECTION not in names:
+        del sources["visual.proj"]
+    _check_complete(tower, {name for source in sources.values() for name in source.names}, names)
+    return sources
+
+
+def _blocks(names: set[str], block: re.Pattern[str]) -> int:
+    """Count the blocks that are named, at least one.
+
+    Not the largest index: a gap then shows as missing names, and a wild index costs nothing.
+    """
+    return max(len({match[1] for name in names if (match := block.match(name))}), 1)
+
+
+def _tower_sources(tower: _HuggingFaceTower, blocks: int) -> dict[str, Source]:
+    """Map all canonical names of a tower of so many blocks, the projection among them."""
     sources = {
         f"visual.{canonical}": Source((tower.transformer + name,)) for name, canonical in _TOWER.items()
     }
-    layer = re.compile(re.escape(tower.transformer) + r"encoder\.layers\.(\d+)\.")
-    # Counted, not the largest index: a gap then shows as missing names, and a wild index costs nothing.
-    blocks = len({match[1] for name in names if (match := layer.match(name))})
-    for block in range(max(blocks, 1)):
+    for block in range(blocks):
         sources |= _hugging_face_block(tower, block)
-    projection = tower.wrapper + _PROJECTION
-    if projection in names:
-        sources["visual.proj"] = Source((projection,), transposed=True)
-    _check_complete(tower, {name for source in sources.values() for name in source.names}, names)
+    sources["visual.proj"] = Source((tower.wrapper + _PROJECTION,), transposed=True)
     return sources
 
 
@@ -217,14 +251,17 @@ def _check_complete(tower: _HuggingFaceTower, expected: set[str], names: set[str
     """Refuse a tower with a name missing, or a name that is neither its own nor known to be of no use."""
     ignored = {tower.transformer + _POSITION_IDS}
     ignored |= {name for name in names if _TEXT_TOWER.match(name.removeprefix(tower.wrapper))}
-    missing, unknown = sorted(expected - names), sorted(names - expected - ignored)
-    faults = ((missing, "missing"), (unknown, "not understood"))
-    found = [f"{fault} ({len(listed)}): {_listed(listed)}" for listed, fault in faults if listed]
-    if found:
+    if faults := _faults(sorted(expected - names), sorted(names - expected - ignored)):
         raise UserError(
             "Expected the visual tower of a CLIP under Hugging Face's names, whole and nothing else, but "
-            f"{'; '.join(found)}. Save the state dict of the plain CLIP model again."
+            f"{faults}. Save the state dict of the plain CLIP model again."
         )
+
+
+def _faults(missing: Sequence[str], unknown: Sequence[str]) -> str:
+    """List what is missing and what is not understood; nothing where there is neither."""
+    kinds = ((missing, "missing"), (unknown, "not understood"))
+    return "; ".join(f"{kind} ({len(listed)}): {_listed(listed)}" for listed, kind in kinds if listed)
 
 
 def _listed(items: Sequence[str]) -> str:
