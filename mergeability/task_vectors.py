@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from mergeability.checkpoints import Checkpoint
+from mergeability.decompositions import leading_triplets
 from mergeability.errors import UserError
-from mergeability.store import Store
+from mergeability.store import Store, digest
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,8 @@ _VERSION = 2
 _SETTLED = 2
 # Elements that are read at a time where a whole tensor is not needed.
 _BLOCK = 2**18
+# Elements that tell most tensors apart.
+_GLANCE = 16
 _RUNNING_STATISTICS = ("running_mean", "running_var")
 
 
@@ -59,7 +63,7 @@ class TaskVectors(Mapping[str, Tensor]):
     """Task vectors τ_t = θ_t − θ_0 of several models from one base, as a mapping parameter name → stack.
 
     Lazy: a stack is read when it is asked for, so no more than one parameter of all models is held. Deltas
-    and singular factors stay in memory only where all of the deltas take less than `keep_below` bytes.
+    stay in memory only where all of them take less than `keep_below` bytes.
     Checkpoints in float16, bfloat16 or float64, mixed too, are read as they are and subtracted in float32.
     Make one with `TaskVectors.load`.
 
@@ -100,7 +104,7 @@ class TaskVectors(Mapping[str, Tensor]):
         self._warn_above, self._refuse_above = warn_above, refuse_above
         self._transform: Callable[[str, str, Tensor], Tensor] | None = None
         size = sum(one.size for one in self.parameters.values()) * 4 * len(models)
-        self._kept: dict[tuple[str, str, str], Tensor] | None = {} if size <= keep_below else None
+        self._kept: dict[tuple[str, str], Tensor] | None = {} if size <= keep_below else None
         self._relative_norms: dict[str, float] = {}
         _warn_about_copies(self.hashes)
 
@@ -184,7 +188,16 @@ class TaskVectors(Mapping[str, Tensor]):
         Raises:
             UserError: a value is NaN or infinite, naming the model and the tensor.
         """
-        return torch.stack(list(self._deltas(name)))
+        if self._kept is not None or self._transform is not None:
+            return torch.stack(list(self._deltas(name)))
+        # Straight into the stack: no delta is copied.
+        base = self.base(name).float()
+        stacked = torch.empty((len(self.tasks), *base.shape))
+        for row, task in zip(stacked, self.tasks, strict=True):
+            torch.sub(self._part(self._models[task], name).float(), base, out=row)
+            if not torch.isfinite(row.sum()):
+                self._check_finite(task, name)
+        return stacked
 
     def read(
         self, task: str, name: str, start: int = 0, stop: int | None = None
@@ -223,6 +236,22 @@ class TaskVectors(Mapping[str, Tensor]):
         stop = parameter.size if stop is None else stop
         return self._base.values(parameter.tensor, parameter.start + start, parameter.start + stop)
 
+    @property
+    def layout(self) -> str | None:
+        """A digest of how the checkpoints' tensors are cut into parameters; None where they are taken as they are."""
+        natural = all(
+            one.tensor == name and one.shape == tuple(self._base.shapes[name])
+            if name in self._base.shapes
+            else False
+            for name, one in self.parameters.items()
+        )
+        return None if natural else digest({name: self.content(name) for name in self.parameters})
+
+    @property
+    def is_transformed(self) -> bool:
+        """Whether deltas are changed as they are read: each read then takes a whole tensor."""
+        return self._transform is not None
+
     def identity(self, task: str) -> str:
         """Return what tells one model's deltas from all others: its hash, with its name once transformed."""
         return self.hashes[task] if self._transform is None else f"{self.hashes[task]} {task}"
@@ -257,7 +286,7 @@ class TaskVectors(Mapping[str, Tensor]):
             raise UserError(
                 f"Expected distinct tasks out of {', '.join(self.tasks)}; got {', '.join(chosen) or 'none'}."
             )
-        selected = copy.copy(self)
+        selected = self._copy()
         selected.tasks = chosen
         selected.hashes = {task: self.hashes[task] for task in chosen}
         selected._models = {task: self._models[task] for task in chosen}
@@ -276,7 +305,7 @@ class TaskVectors(Mapping[str, Tensor]):
         """
         if matricize not in (None, "conv"):
             raise UserError(f"Expected matricize to be 'conv' or null, got {matricize!r}.")
-        arranged = copy.copy(self)
+        arranged = self._copy()
         arranged.parameters = {}
         for name, whole in self.parameters.items():
             parts = _split(name, whole) if split_qkv else {name: whole}
@@ -290,6 +319,48 @@ class TaskVectors(Mapping[str, Tensor]):
             # Under one name there would be two shapes.
             arranged._kept = {}
         return arranged
+
+    def assembled(self, merged: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Put tensors named as these parameters are together again, as the checkpoints hold them.
+
+        Args:
+            merged: parameter name → tensor of the parameter's shape, for all parameters of a tensor or none.
+
+        Raises:
+            UserError: a name is unknown, or a part of a tensor is missing.
+        """
+        parts: dict[str, list[str]] = {}
+        for name in merged:
+            if name not in self.parameters:
+                raise UserError(f"'{name}' is none of the models' parameters.")
+            parts.setdefault(self.parameters[name].tensor, []).append(name)
+        whole = {}
+        for tensor, names in parts.items():
+            names.sort(key=lambda name: self.parameters[name].start)
+            shape = tuple(self._base.shapes[tensor])
+            pieces = [merged[name].flatten() for name in names]
+            if sum(len(piece) for piece in pieces) != math.prod(shape):
+                raise UserError(f"Parts of '{tensor}' are missing: there are only {', '.join(names)}.")
+            whole[tensor] = (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).reshape(shape)
+        return whole
+
+    @cached_property
+    def tied(self) -> dict[str, str]:
+        """Names of tensors that hold what another one holds, in the base and in every model → that other one.
+
+        A file has no two names for one tensor: tied weights are found by their values.
+        """
+        found: dict[str, str] = {}
+        first_values: dict[Any, list[str]] = {}
+        for name in self.names:
+            glance = tuple(self.read_base(name, 0, min(_GLANCE, self.parameters[name].size)).tolist())
+            first_values.setdefault((self.parameters[name].shape, glance), []).append(name)
+        for alike in first_values.values():
+            for position, name in enumerate(alike):
+                owner = next((one for one in alike[:position] if self._same(one, name)), None)
+                if owner is not None:
+                    found[name] = found.get(owner, owner)
+        return found
 
     def transformed(self, transform: Callable[[str, str, Tensor], Tensor]) -> "TaskVectors":
         """Return task vectors that are `transform(task, name, delta)` of these, as they are read.
@@ -310,24 +381,27 @@ class TaskVectors(Mapping[str, Tensor]):
     def svd(
         self, name: str, rank: int | None = None
     ) -> tuple[Float[Tensor, "T m r"], Float[Tensor, "T r"], Float[Tensor, "T r n"]]:
-        """Decompose one matrix's deltas: thin U, S, Vh of every model in float32, S descending.
+        """Decompose one matrix's deltas: the leading triplets U, S, Vh of every model in float32, S descending.
 
-        Each model's factors are computed once and kept in the store, whichever models they are stacked with.
+        A folder store keeps half of each model's triplets, the most that a merge of two or more models takes.
+        They are computed once, whichever models they are stacked with.
 
         Args:
             name: a 2-D parameter.
-            rank: how many leading triplets to return; all min(m, n) when None.
+            rank: how many triplets to return; all min(m, n) when None.
 
         Raises:
             UserError: the parameter is not a matrix.
         """
-        if len(self.parameters[name].shape) != 2:
-            raise UserError(f"Expected a matrix, got '{name}' of shape {self.parameters[name].shape}.")
-        factors = [self._factors(task, name) for task in self.tasks]
+        shape = self.parameters[name].shape
+        if len(shape) != 2:
+            raise UserError(f"Expected a matrix, got '{name}' of shape {shape}.")
+        wanted = min(shape) if rank is None else min(rank, *shape)
+        factors = [self._factors(task, name, wanted) for task in self.tasks]
         return (
-            torch.stack([one["U"][:, :rank] for one in factors]),
-            torch.stack([one["S"][:rank] for one in factors]),
-            torch.stack([one["Vh"][:rank] for one in factors]),
+            torch.stack([one["U"][:, :wanted] for one in factors]),
+            torch.stack([one["S"][:wanted] for one in factors]),
+            torch.stack([one["Vh"][:wanted] for one in factors]),
         )
 
     def relative_norms(self) -> dict[str, float]:
@@ -370,6 +444,27 @@ class TaskVectors(Mapping[str, Tensor]):
             record = self.store.record("relative_norm", key, compute)
             self._relative_norms[self.hashes[task]] = _ratio(record["task_vector"], record["base"])
 
+    def _copy(self) -> "TaskVectors":
+        copied = copy.copy(self)
+        # What is tied depends on the models and on how their tensors are cut.
+        copied.__dict__.pop("tied", None)
+        return copied
+
+    def _same(self, a: str, b: str) -> bool:
+        """Say whether two parameters hold the same values in the base and in every model."""
+
+        def values(checkpoint: Checkpoint, name: str, stop: int) -> np.ndarray:
+            parameter = self.parameters[name]
+            return checkpoint.values(parameter.tensor, parameter.start, parameter.start + stop)
+
+        checkpoints = [*self._models.values(), self._base]
+        size = self.parameters[a].size
+        return all(
+            np.array_equal(values(one, a, stop), values(one, b, stop))
+            for stop in (min(_GLANCE, size), size)
+            for one in checkpoints
+        )
+
     def _part(self, checkpoint: Checkpoint, name: str) -> Tensor:
         parameter = self.parameters[name]
         tensor = checkpoint.tensor(parameter.tensor)
@@ -383,16 +478,27 @@ class TaskVectors(Mapping[str, Tensor]):
             return
         base = None
         for task in self.tasks:
-            delta = None if self._kept is None else self._kept.get((self.hashes[task], name, "delta"))
+            delta = None if self._kept is None else self._kept.get((self.hashes[task], name))
             if delta is None:
                 if base is None:
-                    base = _finite(self.base(name).float(), "base model", name)
-                delta = (
-                    _finite(self._part(self._models[task], name).float(), f"model of '{task}'", name) - base
-                )
+                    base = self.base(name).float()
+                delta = self._part(self._models[task], name).float() - base
+                # One sum tells in a fraction of the time that a look at each number takes.
+                if not torch.isfinite(delta.sum()):
+                    self._check_finite(task, name)
                 if self._kept is not None:
-                    self._kept[self.hashes[task], name, "delta"] = delta
+                    self._kept[self.hashes[task], name] = delta
             yield delta
+
+    def _check_finite(self, task: str, name: str) -> None:
+        """Refuse what is NaN or infinite; a sum of finite numbers may be infinite too."""
+        base = _finite(self.base(name).float(), "base model", name)
+        model = _finite(self._part(self._models[task], name).float(), f"model of '{task}'", name)
+        if not torch.isfinite(model - base).all():
+            raise UserError(
+                f"The change of '{name}' in the model of '{task}' is beyond the range of float32. "
+                "Give the base it was trained from."
+            )
 
     def _transformed_deltas(
         self, name: str, transform: Callable[[str, str, Tensor], Tensor]
@@ -409,18 +515,20 @@ class TaskVectors(Mapping[str, Tensor]):
             changed = transform(task, parameter.tensor, delta).flatten()
             yield changed[parameter.start : parameter.start + parameter.size].reshape(parameter.shape)
 
-    def _factors(self, task: str, name: str) -> Mapping[str, Tensor]:
-        if self._transform is not None:
-            # What a transformation gives is not known by the model's hash.
-            return _thin_svd(self.delta(task, name))
-        model = self.hashes[task]
-        if self._kept is not None and (model, name, "U") in self._kept:
-            return {factor: self._kept[model, name, factor] for factor in ("U", "S", "Vh")}
-        key = {"base": self.base_hash, "model": model, **self.content(name), "version": _VERSION}
-        factors = self.store.arrays("svd", key, lambda: _thin_svd(self.delta(task, name)))
-        if self._kept is not None:
-            self._kept.update({(model, name, factor): value for factor, value in factors.items()})
-        return factors
+    def _factors(self, task: str, name: str, rank: int) -> Mapping[str, Tensor]:
+        half = min(self.parameters[name].shape) // 2
+        if self._transform is not None or (self.store.root is None and self._kept is None):
+            # What a transformation gives is not known by the model's hash; large factors fill no memory.
+            return _triplets(self.delta(task, name), rank)
+        kept = half if rank <= half else min(self.parameters[name].shape)
+        key = {
+            "base": self.base_hash,
+            "model": self.hashes[task],
+            **self.content(name),
+            "rank": kept,
+            "version": _VERSION,
+        }
+        return self.store.arrays("svd", key, lambda: _triplets(self.delta(task, name), kept))
 
     def delta(self, task: str, name: str) -> Float[Tensor, " *shape"]:
         """Read one model's delta of one parameter, in float32.
@@ -500,13 +608,8 @@ def _finite(tensor: Tensor, owner: str, name: str) -> Tensor:
     return tensor
 
 
-def _thin_svd(matrix: Float[Tensor, "m n"]) -> dict[str, Tensor]:
-    try:
-        U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
-    except torch.linalg.LinAlgError:
-        # The divide and conquer driver can fail on clusters of equal singular values in float32.
-        U, S, Vh = (factor.float() for factor in torch.linalg.svd(matrix.double(), full_matrices=False))
-    return {"U": U, "S": S, "Vh": Vh}
+def _triplets(matrix: Float[Tensor, "m n"], rank: int) -> dict[str, Tensor]:
+    return dict(zip(("U", "S", "Vh"), leading_triplets(matrix, rank), strict=True))
 
 
 def _ratio(length: float, reference: float) -> float:

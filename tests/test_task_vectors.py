@@ -248,3 +248,71 @@ def test_parts_of_a_fused_tensor_may_differ_in_type(write):
         TaskVectors.load(
             {"a": write("b", {**mixed, names[2]: torch.ones(2, 4, dtype=torch.int32)} | bias)}, base
         )
+
+
+def test_a_folder_keeps_half_of_the_triplets_and_finds_them_for_every_smaller_rank(files, tmp_path):
+    vectors = TaskVectors.load(files["models"], files["base"], store=Store(tmp_path / "store"))
+    half = vectors.svd("visual.proj", 2)
+    one = vectors.svd("visual.proj", 1)
+    assert (vectors.store.computed["svd"], vectors.store.found["svd"]) == (3, 3)
+    assert torch.equal(one[0], half[0][:, :, :1])
+    kept = [safetensors.torch.load_file(path) for path in (tmp_path / "store/svd").rglob("*.safetensors")]
+    assert {tuple(factors["S"].shape) for factors in kept} == {(2,)}, "min(6, 4) / 2"
+    whole = vectors.svd("visual.proj")
+    assert vectors.store.computed["svd"] == 6
+    torch.testing.assert_close(whole[1][:, :2], half[1])
+
+
+def test_large_factors_are_not_kept_in_memory(files):
+    vectors = TaskVectors.load(files["models"], files["base"], keep_below=0)
+    vectors.svd("visual.proj", 2)
+    assert not vectors.store.computed["svd"]
+
+
+def test_parts_are_put_together_as_the_checkpoints_hold_them(write):
+    state = {
+        "visual.attn.in_proj_weight": torch.arange(24.0).reshape(6, 4),
+        "visual.attn.in_proj_bias": torch.arange(6.0),
+        "visual.conv": torch.arange(18.0).reshape(2, 1, 3, 3),
+        "visual.ln": torch.ones(3),
+    }
+    tuned = {
+        name: value + 1 + torch.arange(value.numel()).reshape(value.shape) for name, value in state.items()
+    }
+    vectors = TaskVectors.load({"a": write("a", tuned)}, write("base", state))
+    cut = vectors.arranged(split_qkv=True, matricize="conv")
+    assert vectors.layout is None
+    assert cut.layout is not None
+    assert vectors.arranged(split_qkv=True).layout != cut.layout
+    whole = cut.assembled({name: cut[name][0] for name in reversed(cut.names)})
+    assert whole.keys() == state.keys()
+    for name, value in state.items():
+        assert torch.equal(whole[name], tuned[name] - value)
+    some = {name: cut[name][0] for name in cut.names if not name.endswith("k_proj_weight")}
+    with pytest.raises(UserError, match="Parts of 'visual.attn.in_proj_weight' are missing"):
+        cut.assembled(some)
+    with pytest.raises(UserError, match="'other' is none of"):
+        cut.assembled({"other": torch.ones(1)})
+
+
+def test_tied_weights_are_found_by_their_values_in_every_model(write):
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn():
+        return torch.randn(30, generator=generator)
+
+    one, two, first, second = drawn(), drawn(), drawn(), drawn()
+    base = {"a": one, "b": one.clone(), "c": one.clone(), "d": two, "e": one.reshape(5, 6).clone()}
+    both = {
+        "a": first,
+        "b": first.clone(),
+        "c": first.clone(),
+        "d": two + 1,
+        "e": first.reshape(5, 6).clone(),
+    }
+    # Untied in one model, and only in its last element.
+    other = {**both, "a": second, "b": second.clone(), "c": torch.cat([second[:-1], two[:1]])}
+    vectors = TaskVectors.load({"x": write("x", both), "y": write("y", other)}, write("base", base))
+    assert vectors.tied == {"b": "a"}
+    assert vectors.select(["x"]).tied == {"b": "a", "c": "a"}
+    assert vectors.tied == {"b": "a"}, "a selection has ties of its own"

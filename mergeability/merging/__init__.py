@@ -9,22 +9,52 @@ from typing import Any
 
 _LAZY = {
     "Average": "average",
+    "Breadcrumbs": "breadcrumbs",
+    "ConsensusTA": "consensus_ta",
     "Dare": "dare",
+    "Fisher": "fisher",
     "IsoC": "iso_c",
+    "IsoCTS": "iso_cts",
+    "RegMean": "regmean",
+    "Slerp": "slerp",
     "TSVM": "tsv",
     "TaskArithmetic": "task_arithmetic",
     "Ties": "ties",
     "apply": "merger",
+    "fixed_alpha": "merger",
 }
-_MODULES = ("average", "dare", "iso_c", "merger", "polar", "task_arithmetic", "ties", "tsv")
+_MODULES = (
+    "average",
+    "breadcrumbs",
+    "consensus_ta",
+    "dare",
+    "fisher",
+    "iso_c",
+    "iso_cts",
+    "merger",
+    "polar",
+    "published_alpha",
+    "regmean",
+    "slerp",
+    "task_arithmetic",
+    "ties",
+    "tsv",
+)
 __all__ = [
     "TSVM",
     "Average",
+    "Breadcrumbs",
+    "ConsensusTA",
     "Dare",
+    "Fisher",
     "IsoC",
+    "IsoCTS",
+    "RegMean",
+    "Slerp",
     "TaskArithmetic",
     "Ties",
     "apply",
+    "fixed_alpha",
     "merger",
 ]
 

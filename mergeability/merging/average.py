@@ -16,7 +16,7 @@ class Average:
         alpha: the default scale of M.
     """
 
-    alpha: float | int = 1.0
+    alpha: float | int | str = 1.0
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)

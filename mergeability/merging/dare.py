@@ -17,7 +17,7 @@ class Method(Protocol):
     """What DARE hands the thinned task vectors to."""
 
     @property
-    def alpha(self) -> float | int:
+    def alpha(self) -> float | int | str:
         """The default scale of the merged task vector."""
         ...
 
@@ -48,7 +48,7 @@ class Dare:
             raise UserError(f"Expected p to be in [0, 1), got {self.p}.")
 
     @property
-    def alpha(self) -> float | int:
+    def alpha(self) -> float | int | str:
         """The default scale of M: the inner method's."""
         return 1.0 if self.then is None else self.then.alpha
 

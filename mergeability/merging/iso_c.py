@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergeability.merging.merger import check_alpha, checked, mean, stream
+from mergeability.merging.merger import PUBLISHED, check_alpha, checked, mean, stream
 from mergeability.merging.polar import polar_factor
+from mergeability.merging.published_alpha import isotropic_alpha
 from mergeability.task_vectors import TaskVectors
 
 
@@ -19,14 +20,18 @@ class IsoC:
 
     Attributes:
         truncate: first cut each τ_t to rank max(1, ⌊min(m, n)/T⌋), as arXiv 2601.22285 ran it.
-        alpha: the default scale of M.
+        alpha: the default scale of M; "published" looks it up by architecture and number of models.
     """
 
     truncate: bool = False
-    alpha: float | int = 1.0
+    alpha: float | int | str = PUBLISHED
 
     def __post_init__(self) -> None:
-        check_alpha(self.alpha)
+        check_alpha(self.alpha, PUBLISHED)
+
+    def published_alpha(self, task_vectors: TaskVectors) -> tuple[float, bool]:
+        """Return the published scale and True, or 1 and False where there is none."""
+        return isotropic_alpha(task_vectors)
 
     def __call__(self, task_vectors: TaskVectors) -> dict[str, Tensor]:
         """Merge: return M in float32, by parameter name."""
@@ -35,7 +40,7 @@ class IsoC:
         def rule(name: str, stack: Tensor) -> Tensor:
             if name not in task_vectors.matrices:
                 return mean(name, stack)
-            return _isotropic(self._sum(task_vectors, name, stack))
+            return isotropic(self._sum(task_vectors, name, stack))
 
         return stream(task_vectors, rule)
 
@@ -47,7 +52,7 @@ class IsoC:
         return torch.einsum("tmr,tr,trn->mn", U, S, Vh)
 
 
-def _isotropic(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+def isotropic(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
     """Set every singular value to their mean; the result is a multiple of the polar factor."""
     factor, values, full_rank = polar_factor(matrix)
     if full_rank:

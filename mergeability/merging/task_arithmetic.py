@@ -16,7 +16,7 @@ class TaskArithmetic:
         alpha: the default scale of M.
     """
 
-    alpha: float | int = 0.3
+    alpha: float | int | str = 0.3
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergeability.merging.merger import check_alpha, checked, mean, stream
-from mergeability.merging.polar import polar_factor
+from mergeability.merging.polar import polar_factor_of_bases
 from mergeability.task_vectors import TaskVectors
 
 
@@ -23,7 +23,7 @@ class TSVM:
         alpha: the default scale of M.
     """
 
-    alpha: float | int = 1.0
+    alpha: float | int | str = 1.0
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
@@ -48,6 +48,7 @@ def _recompose(
     # A triplet without a singular value has no direction: its arbitrary vectors must not move the others.
     tolerance = S[:, :1] * max(U.shape[1], Vh.shape[2]) * torch.finfo(S.dtype).eps
     zero = S.le(tolerance)
-    left = U.masked_fill(zero[:, None, :], 0).permute(1, 0, 2).flatten(1)
-    right = Vh.masked_fill(zero[:, :, None], 0).flatten(0, 1)
-    return (polar_factor(left)[0] * S.flatten()) @ polar_factor(right)[0]
+    left = polar_factor_of_bases(U.masked_fill(zero[:, None, :], 0))
+    right = polar_factor_of_bases(Vh.masked_fill(zero[:, :, None], 0).mT)
+    *first, last = left
+    return torch.linalg.multi_dot([*first, last * S.flatten(), *(part.mT for part in reversed(right))])

@@ -36,9 +36,10 @@ def fitting_batch_size(
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    # Running statistics are no parameters: a batch norm takes none that want a gradient.
+    wanted = dict(encoder.named_parameters())
     parameters = {
-        name: tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
-        for name, tensor in state.items()
+        name: tensor.detach().requires_grad_() if name in wanted else tensor for name, tensor in state.items()
     }
     device = next(iter(state.values())).device
     watch = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)

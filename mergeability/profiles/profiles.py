@@ -2,8 +2,11 @@
 
 import copy
 import logging
+import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
@@ -12,12 +15,15 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from mergeability.checkpoints import PREFIX
 from mergeability.devices import chosen_device
 from mergeability.errors import UserError
 from mergeability.profiles import grams, shared_gradients, subspaces
 from mergeability.profiles.activations import centred_kernel, image_activations
 from mergeability.profiles.batches import fitting_batch_size
+from mergeability.profiles.fisher import fisher_roots, fitting_samples
 from mergeability.profiles.gradients import Gradients, task_gradients
+from mergeability.profiles.linear_inputs import LinearPart, input_grams, linear_parts, parameter_owners
 from mergeability.profiles.sign_conflict import SignCounts, count_signs
 from mergeability.profiles.views import Views
 from mergeability.profiles.workers import GIBIBYTE, Progress, no_progress, work
@@ -30,11 +36,17 @@ VIEWS = ("task_vector", "activation", "activation_kernel", "encoder_gradient", "
 
 # Part of every store key below: raise it when what is stored changes meaning.
 _VERSION = 2
+_FISHER_VERSION = _LINEAR_INPUTS_VERSION = 1
 _SUBSPACE_SIZE = 10
 # Models whose subspaces meet in one product. Fixed, so that sums never depend on the memory budget.
 _GROUP = 64
 # Elements of a delta that are read at a time.
 _PART = 2**20
+
+# (checkpoints' tensor, start, stop) → that range of the flattened tensor's Fisher information, in float64
+Read = Callable[[str, int, int], np.ndarray]
+# linear layer → its Gram matrix, in float64
+ReadGram = Callable[[LinearPart], Tensor]
 
 
 class Profiles:
@@ -88,6 +100,31 @@ class Profiles:
         self._sign_counts: dict[float, SignCounts] = {}
         self._shared_grams: dict[str, np.ndarray] = {}
         self._images_at_once: int | None = None
+
+    def select(self, tasks: Iterable[str]) -> "Profiles":
+        """Return the same evidence for some of the tasks, in the order given; what is stored is shared.
+
+        Raises:
+            UserError: a task is unknown, named twice, or none is named.
+        """
+        # Decided for all models, so that selections share what they compute.
+        if self.views is not None:
+            _ = self._gradient_store
+        selected = copy.copy(self)
+        selected.task_vectors = self.task_vectors.select(tasks)
+        selected.tasks = selected.task_vectors.tasks
+        selected.remarks = []
+        # These hold one row per model.
+        selected._layer_grams, selected._overlaps = {}, {}
+        selected._sign_counts, selected._shared_grams = {}, {}
+        selected.__dict__.pop("_own_gradients", None)
+        return selected
+
+    @property
+    def data_key(self) -> dict[str, Any]:
+        """What everything made from the models' own images and heads depends on besides the models."""
+        views = self._required_views("data")
+        return {"tasks": [views.gradient_key(task) for task in sorted(self.tasks)], **self._settings}
 
     def gram(self, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
         """Compute the models' Gram matrix ⟨x_a, x_b⟩ of a view, over everything the view holds."""
@@ -341,6 +378,106 @@ class Profiles:
     def _own_gradients(self) -> tuple[Store, dict[str, dict[str, Any]]]:
         return self._gradients()
 
+    @property
+    def encoder_parameters(self) -> frozenset[str]:
+        """The checkpoints' names of what the encoder has as parameters: there is Fisher information on these."""
+        own = parameter_owners(self._required_views("Fisher information").encoder)
+        return frozenset(name for name in self._tensors if name.removeprefix(PREFIX) in own)
+
+    def fisher(self) -> dict[str, Read]:
+        """See to it that every model's diagonal Fisher information is in a store, and return readers of it.
+
+        F = mean over the task's own samples of the squared gradient of the cross-entropy at the true label,
+        entry by entry. Read range by range: each is as large as a model.
+
+        Raises:
+            UserError: images or heads are missing, or a gradient is not finite.
+        """
+        store, keys = self._gradient_store, self._versioned_keys("fisher", _FISHER_VERSION)
+        for task in self._progress(self.tasks, "Fisher information", len(self.tasks)):
+            store.ensure("fisher", keys[task], lambda task=task: self._fisher_roots(task))
+
+        def reader(task: str) -> Read:
+            read = store.reader("fisher", keys[task])
+            return lambda name, start, stop: np.square(
+                read(name.removeprefix(PREFIX), start, stop), dtype=np.float64
+            )
+
+        return {task: reader(task) for task in self.tasks}
+
+    def linear_inputs(self) -> tuple[dict[str, list[LinearPart]], dict[str, ReadGram]]:
+        """See to it that the inputs of every model's linear layers are in a store, as Gram matrices XᵀX.
+
+        X holds the inputs on the task's own images, one row per token and image. Read layer by layer: all of
+        them take as much as a model or two.
+
+        Returns:
+            Checkpoints' tensor → the linear layers it holds; and task → reader of a layer's Gram matrix.
+
+        Raises:
+            UserError: images or heads are missing, or an input is not finite.
+        """
+        store, keys = self._gradient_store, self._versioned_keys("linear_inputs", _LINEAR_INPUTS_VERSION)
+        for task in self._progress(self.tasks, "inputs of linear layers", len(self.tasks)):
+            store.ensure("linear_inputs", keys[task], lambda task=task: self._linear_inputs(task))
+
+        def reader(task: str) -> ReadGram:
+            read = store.reader("linear_inputs", keys[task])
+            return lambda part: (
+                torch.from_numpy(read(part.key, 0, part.width**2)).double().reshape(part.width, part.width)
+            )
+
+        owners = parameter_owners(self._encoder)
+        of_weight = {name: owners.get(name.removeprefix(PREFIX)) for name in self._tensors}
+        found = self._linear_parts()
+        parts = {
+            name: [part for part in found if part.weight == weight] for name, weight in of_weight.items()
+        }
+        return parts, {task: reader(task) for task in self.tasks}
+
+    def _fisher_roots(self, task: str) -> dict[str, Tensor]:
+        views = self._required_views("Fisher information")
+        images, labels = views.samples(task)
+        head, state = views.head(task), views.state(self.task_vectors, task, self.device)
+        fitting = fitting_samples(state, self._memory_budget * GIBIBYTE)
+        samples_at_once = min(fitting, self._batch_size(state, images))
+        try:
+            return fisher_roots(self._encoder, state, head, images, labels, samples_at_once=samples_at_once)
+        except UserError as error:
+            raise UserError(f"The model of '{task}': {error}") from error
+
+    def _linear_inputs(self, task: str) -> dict[str, Tensor]:
+        views = self._required_views("inputs of linear layers")
+        images, _ = views.samples(task)
+        state = views.state(self.task_vectors, task, self.device)
+        try:
+            found = input_grams(self._encoder, state, images, batch_size=self._batch_size(state, images))
+        except UserError as error:
+            raise UserError(f"The model of '{task}': {error}") from error
+        return {part.key: gram for part, gram in found.items()}
+
+    def _linear_parts(self) -> list[LinearPart]:
+        """Find the encoder's linear layers, once for all models of its architecture."""
+        views, task = self._required_views("inputs of linear layers"), self.tasks[0]
+
+        def compute() -> dict[str, Any]:
+            state = views.state(self.task_vectors, task, self.device)
+            found = linear_parts(self._encoder, state, views.samples(task)[0][:1])
+            return {"parts": [asdict(part) for part in found]}
+
+        encoder = views.gradient_key(task)["encoder"]
+        key = {"encoder": encoder, "version": _LINEAR_INPUTS_VERSION}
+        record = self.task_vectors.store.record("linear_parts", key, compute)
+        return [LinearPart(**part) for part in record["parts"]]
+
+    @property
+    def _tensors(self) -> set[str]:
+        """The checkpoints' tensors, however they are cut into parameters."""
+        return {parameter.tensor for parameter in self.task_vectors.parameters.values()}
+
+    def _versioned_keys(self, of: str, version: int) -> dict[str, dict[str, Any]]:
+        return {task: {**key, "of": of, "of_version": version} for task, key in self._gradient_keys().items()}
+
     def _batch_size(self, state: Mapping[str, Tensor], images: Tensor) -> int:
         """Choose how many images pass through the encoder at a time; the same for all models."""
         if self._images_at_once is None:
@@ -356,8 +493,8 @@ class Profiles:
         if vectors.store.root is not None or size <= self._memory_budget * GIBIBYTE:
             return vectors.store
         # Removed together with these profiles.
-        self._spill = tempfile.TemporaryDirectory(prefix="mergeability-gradients-")
-        return Store(self._spill.name)
+        self._spill = _TemporaryFolder()
+        return Store(self._spill.path)
 
     @cached_property
     def _encoder(self) -> nn.Module:
@@ -562,6 +699,14 @@ class Profiles:
             )
             if count and remark not in self.remarks:
                 self.remarks.append(remark)
+
+
+class _TemporaryFolder:
+    """A folder that is removed with the last object that holds it, without a warning."""
+
+    def __init__(self) -> None:
+        self.path = tempfile.mkdtemp(prefix="mergeability-gradients-")
+        self.cleanup = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def _stored(store: Store, key: Mapping[str, Any]) -> Gradients:

@@ -4,26 +4,19 @@ TIES (Yadav et al. 2023, arXiv 2306.01708) keeps each model's largest entries be
 conflicts that it then has to settle are counted. Every delta is read in blocks, three times.
 """
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
-from mergeability.errors import UserError
 from mergeability.profiles import grams
+from mergeability.profiles.magnitudes import blocks, check_density, identity, magnitude_thresholds, place
 from mergeability.profiles.workers import Progress, no_progress, work
-from mergeability.store import digest
 from mergeability.task_vectors import TaskVectors
 
 # Part of every store key below: raise it when what is stored changes meaning.
 _VERSION = 1
-# A non-negative float32 sorts as its bits do: 15 leading bits (the sign is 0), then 16 trailing ones.
-_LEADING, _TRAILING = 2**15, 2**16
-# Leading bits from which on a number is infinite or NaN.
-_INFINITE = 0x7F80
 
 
 @dataclass(frozen=True)
@@ -60,21 +53,21 @@ def count_signs(
     Raises:
         UserError: the density is out of range, or a delta is not finite.
     """
-    if not 0 < density <= 1:
-        raise UserError(f"Expected density to be in (0, 1], got {density}.")
+    check_density(density)
     # Sorted by content: one set of models is one entry, in whatever order and under whatever names.
-    owners = {_identity(vectors, task): task for task in vectors.tasks}
+    owners = {identity(vectors, task): task for task in vectors.tasks}
     order = sorted(owners)
-    models = [owners[identity] for identity in order]
-    thresholds = _thresholds(vectors, models, density, memory_budget, progress)
+    models = [owners[one] for one in order]
+    thresholds = magnitude_thresholds(
+        vectors.select(models), density, memory_budget=memory_budget, progress=progress
+    )
     content = [
-        {"model": identity, "threshold": float(thresholds[task])}
-        for identity, task in zip(order, models, strict=True)
+        {"model": one, "threshold": float(thresholds[task])} for one, task in zip(order, models, strict=True)
     ]
     counts: dict[str, Int64[np.ndarray, "2 T T"]] = {}
 
     def compute(name: str) -> None:
-        key = {"models": content, **_place(vectors, name), "version": _VERSION}
+        key = {"models": content, **place(vectors, name), "version": _VERSION}
         found = vectors.store.arrays(
             "sign_count",
             key,
@@ -90,78 +83,9 @@ def count_signs(
         memory_budget=memory_budget,
         progress=progress,
     )
-    places = [order.index(_identity(vectors, task)) for task in vectors.tasks]
+    places = [order.index(identity(vectors, task)) for task in vectors.tasks]
     shared, opposite = sum(counts.values(), np.zeros((2, len(models), len(models)), dtype=np.int64))
     return SignCounts(shared[np.ix_(places, places)], opposite[np.ix_(places, places)])
-
-
-def _thresholds(
-    vectors: TaskVectors,
-    models: list[str],
-    density: float | int,
-    memory_budget: float | int,
-    progress: Progress,
-) -> dict[str, np.float32]:
-    """Find the smallest magnitude that each model keeps."""
-    size = sum(vectors.parameters[name].size for name in vectors.names)
-    # At density 1 the rank would be 0: everything is kept.
-    rank = max(1, size - math.floor(density * size))
-    places = digest({"parameters": [_place(vectors, name) for name in vectors.names]})
-    found: dict[str, np.float32] = {}
-
-    def compute(task: str) -> None:
-        key = {"model": _identity(vectors, task), "parameters": places, "rank": rank, "version": _VERSION}
-        record = vectors.store.record(
-            "magnitude", key, lambda: {"magnitude": float(_kth_smallest_magnitude(vectors, task, rank))}
-        )
-        found[task] = np.float32(record["magnitude"])
-
-    work(
-        models,
-        compute,
-        description="largest entries",
-        memory=_needed(1),
-        memory_budget=memory_budget,
-        progress=progress,
-    )
-    return found
-
-
-def _kth_smallest_magnitude(vectors: TaskVectors, task: str, rank: int) -> np.float32:
-    """Select one model's `rank`-th smallest magnitude over all parameters, exactly, in two passes.
-
-    A histogram of the leading half of the bits finds the bin, one of the trailing half within it the value.
-    """
-    histogram = _histogram((bits >> 16 for bits in _magnitude_bits(vectors, task)), _LEADING)
-    if histogram[_INFINITE:].any():
-        for name in vectors.names:
-            if not np.isfinite(vectors.read(task, name)).all():
-                raise vectors.not_finite(task, name)
-    leading, rank = _select(histogram, rank)
-    within = (bits[bits >> 16 == leading] & (_TRAILING - 1) for bits in _magnitude_bits(vectors, task))
-    trailing, _ = _select(_histogram(within, _TRAILING), rank)
-    return np.uint32(leading << 16 | trailing).view(np.float32)
-
-
-def _magnitude_bits(vectors: TaskVectors, task: str) -> Iterator[np.ndarray]:
-    for name in vectors.names:
-        for start, stop in _blocks(vectors.parameters[name].size):
-            yield np.abs(vectors.read(task, name, start, stop)).view(np.uint32)
-
-
-def _histogram(values: Iterator[np.ndarray], bins: int) -> Int64[np.ndarray, " bins"]:
-    total = np.zeros(bins, dtype=np.int64)
-    for some in values:
-        # Converted here: NumPy's own conversion takes four times as long as the counting.
-        total += np.bincount(some.astype(np.int64), minlength=bins)
-    return total
-
-
-def _select(histogram: Int64[np.ndarray, " bins"], rank: int) -> tuple[int, int]:
-    """Find the bin that holds the value of this rank, from 1, and the value's rank within the bin."""
-    cumulative = histogram.cumsum()
-    index = int(np.searchsorted(cumulative, rank))
-    return index, rank - int(cumulative[index] - histogram[index])
 
 
 def _layer_counts(
@@ -169,7 +93,7 @@ def _layer_counts(
 ) -> Int64[np.ndarray, "2 T T"]:
     """Count the entries of one layer that two models both keep, and those of opposite sign."""
     shared, agreement = np.zeros((2, len(models), len(models)))
-    for start, stop in _blocks(vectors.parameters[name].size):
+    for start, stop in blocks(vectors, name):
         signs = np.empty((len(models), stop - start), dtype=np.float32)
         for row, task in enumerate(models):
             signs[row] = _kept_signs(vectors.read(task, name, start, stop), thresholds[task])
@@ -188,20 +112,7 @@ def _kept_signs(
     return np.subtract(delta >= threshold, delta <= -threshold, dtype=np.float32)
 
 
-def _blocks(size: int) -> Iterator[tuple[int, int]]:
-    return ((start, min(start + grams.BLOCK, size)) for start in range(0, size, grams.BLOCK))
-
-
 def _needed(count: int) -> int:
     """Count the bytes that a layer's counts need while they are computed."""
-    # Signs in float32; of one model at a time the delta, the base's values, magnitudes, and bins in 64 bits.
-    return grams.BLOCK * (4 * count + 24) + 6 * 8 * count**2 + 3 * 8 * _TRAILING
-
-
-def _identity(vectors: TaskVectors, task: str) -> str:
-    return digest({"base": vectors.base_hash, "model": vectors.identity(task)})
-
-
-def _place(vectors: TaskVectors, name: str) -> dict[str, object]:
-    parameter = vectors.parameters[name]
-    return {"tensor": parameter.tensor, "start": parameter.start, "size": parameter.size}
+    # Signs in float32; of one model at a time the delta, the base's values.
+    return grams.BLOCK * (4 * count + 24) + 6 * 8 * count**2

@@ -7,7 +7,6 @@ float32 SVD of A, small singular values included, and takes a fraction of its ti
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -15,10 +14,10 @@ import torch
 from jaxtyping import Bool, Float32, Float64
 from torch import Tensor
 
+from mergeability.decompositions import gram_matrix, gram_memory, product
+
 SIDES, ENDS = ("left", "right"), ("top", "bottom")
 
-# Rows that are held in float64 at a time. Fixed, so that sums never depend on the machine.
-_ROWS = 512
 # Columns that LAPACK transforms at a time, at most: the length of its workspaces.
 _LAPACK_BLOCK = 64
 # Below this size a whole eigendecomposition is as fast as a part of one.
@@ -29,7 +28,7 @@ def needed(shape: tuple[int, int]) -> int:
     """Count the bytes that the decomposition of a matrix needs."""
     smaller, larger = sorted(shape)
     # The delta and, while it is read, the base's values; blocks in float64; three Gram matrices.
-    return 8 * smaller * larger + 2 * 8 * _ROWS * smaller + 4 * 8 * smaller**2
+    return 8 * smaller * larger + gram_memory(smaller) + 4 * 8 * smaller**2
 
 
 def decompose(matrix: Float32[np.ndarray, "m n"], k: int, device: str = "cpu") -> dict[str, Tensor]:
@@ -53,15 +52,15 @@ def decompose(matrix: Float32[np.ndarray, "m n"], k: int, device: str = "cpu") -
     rows, rank = tall.shape
     k = min(k, rank)
     source = tall if device == "cpu" else torch.from_numpy(np.ascontiguousarray(tall)).to(device)
-    squares, first, last = _outer_eigenvectors(_gram(source), k)
+    squares, first, last = _outer_eigenvectors(gram_matrix(source), k)
     determined = _determined(squares, rows, k)
     values = np.sqrt(squares)
     if rows == rank and not _gap(squares, rows, rank):
         # The left vectors of zero singular values do not follow from A·v = 0.
-        _, left_first, left_last = _outer_eigenvectors(_gram(source.T), k)
+        _, left_first, left_last = _outer_eigenvectors(gram_matrix(source.T), k)
     else:
-        left_first = _unit(_product(source, first), values[:k])
-        left_last = _unit(_product(source, last), values[rank - k :])
+        left_first = _unit(product(source, first), values[:k])
+        left_last = _unit(product(source, last), values[rank - k :])
     # The names are those of the tall matrix, whose right vectors are the eigenvectors.
     found = {"right_top": first, "right_bottom": last, "left_top": left_first, "left_bottom": left_last}
     if tall is not matrix:
@@ -107,29 +106,6 @@ def _side_by_side(
     absent = np.zeros(size, dtype=np.float32)
     bases = [model[name].numpy() if name in model else absent for model in models]
     return np.concatenate(bases, axis=1), known
-
-
-def _gram(tall: Any) -> Float64[np.ndarray, "r r"]:
-    """Compute AᵀA in float64, without a float64 copy of A."""
-    total: Any = 0
-    for start in range(0, len(tall), _ROWS):
-        wide = _double(tall[start : start + _ROWS])
-        total = total + wide.T @ wide
-    gram = total.cpu().numpy() if isinstance(total, Tensor) else total
-    return (gram + gram.T) / 2
-
-
-def _product(tall: Any, vectors: Float64[np.ndarray, "r k"]) -> Float64[np.ndarray, "m k"]:
-    """Compute A·V in float64, without a float64 copy of A."""
-    right: Any = torch.from_numpy(vectors).to(tall.device) if isinstance(tall, Tensor) else vectors
-    parts = [_double(tall[start : start + _ROWS]) @ right for start in range(0, len(tall), _ROWS)]
-    if isinstance(tall, Tensor):
-        return torch.cat(parts).cpu().numpy()
-    return np.concatenate(parts)
-
-
-def _double(block: Any) -> Any:
-    return block.double() if isinstance(block, Tensor) else block.astype(np.float64)
 
 
 def _outer_eigenvectors(

@@ -1,0 +1,179 @@
+"""Batch norms of a merged encoder: their running statistics, estimated anew.
+
+The average of the models' statistics is not that of the merged model: its activations have less variance, so
+an averaged CNN is far below its models until this is put right.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
+
+from mergeability.errors import UserError
+from mergeability.profiles.activations import evaluation_mode
+
+
+class _ReachedError(Exception):
+    """Ends a forward pass where nothing of the rest is needed."""
+
+
+def has_batchnorm(encoder: nn.Module) -> bool:
+    """Say whether an encoder has batch norms with running statistics."""
+    return bool(_norms(encoder))
+
+
+def recalibrate_batchnorm(
+    encoder: nn.Module,
+    images: Float[Tensor, "n channels height width"],
+    *,
+    batch_size: int = 256,
+) -> dict[str, Tensor]:
+    """Re-estimate the running mean and variance of every batch norm of an encoder that holds merged weights.
+
+    They become exactly the mean and the unbiased variance of the layer's inputs over all images and places,
+    where the layers before it are normalised by their own new statistics, as they are in use. So they depend
+    neither on the batch size nor on the order of the images, beyond rounding. What fits into one batch takes
+    one pass; more images take a pass, up to the layer, for each batch norm.
+
+    Changes the running means and variances of the encoder in place and nothing else of it: modes, momenta,
+    counts of batches and weights stay. A batch norm that images do not reach keeps its statistics.
+
+    Args:
+        encoder: the encoder, with its weights.
+        images: preprocessed calibration images of all merged tasks.
+        batch_size: images per forward pass.
+
+    Returns:
+        Name → new statistic, for the running means and variances alone; empty, without a pass, for an encoder
+        without batch norms.
+
+    Raises:
+        UserError: there is no image, a layer sees one value per channel, or a statistic is not finite.
+    """
+    norms = _norms(encoder)
+    if not norms:
+        return {}
+    if not len(images):
+        raise UserError("Expected at least one calibration image for the batch norms, got none.")
+    batches = images.split(batch_size)
+    with evaluation_mode(encoder), torch.no_grad():
+        if len(batches) == 1:
+            _recalibrate_at_once(encoder, norms, images)
+        else:
+            for name in _order(encoder, norms, images[:1]):
+                _recalibrate_one(encoder, name, norms[name], batches)
+    return {
+        f"{name}.{statistic}".removeprefix("."): getattr(norm, statistic).clone()
+        for name, norm in norms.items()
+        for statistic in ("running_mean", "running_var")
+    }
+
+
+def _norms(encoder: nn.Module) -> dict[str, _BatchNorm]:
+    return {
+        name: module
+        for name, module in encoder.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    }
+
+
+def _recalibrate_at_once(encoder: nn.Module, norms: dict[str, _BatchNorm], images: Tensor) -> None:
+    """Set each layer's statistics as the images arrive at it, before it normalises by them."""
+
+    def arrive(name: str, inputs: Tensor) -> None:
+        moments = _Moments(norms[name].num_features)
+        moments.add(inputs)
+        moments.write(name, norms[name])
+
+    with _watched(norms, arrive):
+        _run(encoder, images)
+
+
+def _recalibrate_one(encoder: nn.Module, name: str, norm: _BatchNorm, batches: Sequence[Tensor]) -> None:
+    """Set one layer's statistics, those of the layers before it being set already."""
+    moments = _Moments(norm.num_features)
+
+    def arrive(_name: str, inputs: Tensor) -> None:
+        moments.add(inputs)
+        raise _ReachedError
+
+    with _watched({name: norm}, arrive):
+        for batch in batches:
+            try:
+                _run(encoder, batch)
+            except _ReachedError:
+                continue
+    moments.write(name, norm)
+
+
+def _order(encoder: nn.Module, norms: dict[str, _BatchNorm], image: Tensor) -> list[str]:
+    """List the batch norms as an image meets them."""
+    met: dict[str, None] = {}
+    with _watched(norms, lambda name, _inputs: met.update({name: None})):
+        _run(encoder, image)
+    return list(met)
+
+
+@contextmanager
+def _watched(norms: dict[str, _BatchNorm], arrive: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Call `arrive` with a layer's name and inputs, before the layer does anything with them."""
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _module, inputs: arrive(name, inputs[0])
+
+    handles: list[RemovableHandle] = []
+    try:
+        handles.extend(norm.register_forward_pre_hook(hook(name)) for name, norm in norms.items())
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _run(encoder: nn.Module, images: Tensor) -> None:
+    reference = next(tensor for tensor in encoder.state_dict().values() if tensor.is_floating_point())
+    encoder(images.to(reference))
+
+
+class _Moments:
+    """Mean and variance per channel, pooled over batches in float64 without the cancellation of Σx² − n·mean²."""
+
+    def __init__(self, channels: int) -> None:
+        self._count = 0
+        self._mean = torch.zeros(channels, dtype=torch.float64)
+        self._squares = torch.zeros(channels, dtype=torch.float64)
+
+    def add(self, inputs: Float[Tensor, "n channels *places"]) -> None:
+        values = inputs.double().transpose(0, 1).flatten(1)
+        count, mean = values.shape[1], values.mean(1)
+        squares = (values - mean[:, None]).square().sum(1)
+        self._pool(count, mean.cpu(), squares.cpu())
+
+    def _pool(self, count: int, mean: Float64[Tensor, " c"], squares: Float64[Tensor, " c"]) -> None:
+        total = self._count + count
+        apart = mean - self._mean
+        self._mean = self._mean + apart * (count / total)
+        self._squares = self._squares + squares + apart.square() * (self._count * count / total)
+        self._count = total
+
+    def write(self, name: str, norm: _BatchNorm) -> None:
+        """Write the statistics into a batch norm."""
+        if self._count < 2:
+            raise UserError(
+                f"Batch norm '{name}' sees one value per channel: its variance takes two. Give more images."
+            )
+        variance = self._squares / (self._count - 1)
+        if not (torch.isfinite(self._mean).all() and torch.isfinite(variance).all()):
+            raise UserError(
+                f"The inputs of batch norm '{name}' are not finite: the merged model or the calibration images "
+                "overflow. Check them, or merge at a smaller scale."
+            )
+        # Known to be there since `_norms`.
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.copy_(self._mean)
+        norm.running_var.copy_(variance)

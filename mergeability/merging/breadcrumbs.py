@@ -1,0 +1,59 @@
+"""Model Breadcrumbs: neither outliers nor noise (Davari & Belilovsky 2024, arXiv 2312.06795)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mergeability.errors import UserError
+from mergeability.merging.merger import check_alpha, checked, stream
+from mergeability.task_vectors import TaskVectors
+
+
+@dataclass(frozen=True)
+class Breadcrumbs:
+    """Drop the largest and the smallest entries of every tensor of every model, and add up what is left.
+
+    Of D entries in the order of their magnitudes the first ⌊smallest·D⌋ and the last ⌊largest·D⌋ are dropped.
+    Of equal magnitudes either all or none are: one that is as large as a kept entry is kept too.
+
+    Attributes:
+        largest: share of the largest entries, in [0, 1).
+        smallest: share of the smallest entries, in [0, 1); both together are below 1.
+        alpha: the default scale of M.
+    """
+
+    largest: float | int = 0.01
+    smallest: float | int = 0.85
+    alpha: float | int | str = 0.3
+
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
+        if not (self.largest >= 0 and self.smallest >= 0 and self.largest + self.smallest < 1):
+            raise UserError(
+                "Expected largest and smallest to be shares of the entries that add up to less than 1, got "
+                f"{self.largest!r} and {self.smallest!r}."
+            )
+
+    def __call__(self, task_vectors: TaskVectors) -> dict[str, Tensor]:
+        """Merge: return M in float32, by parameter name."""
+        return stream(checked(task_vectors), self._merge)
+
+    def _merge(self, _name: str, stack: Float[Tensor, "T *shape"]) -> Float[Tensor, "*shape"]:
+        total = torch.zeros(stack.shape[1:])
+        for delta in stack:
+            total += self._thinned(delta)
+        return total
+
+    def _thinned(self, delta: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Drop the ends of one tensor of one model."""
+        size = delta.numel()
+        if size == 0:
+            return delta
+        magnitudes = delta.abs()
+        # Selected, not sorted, and by value: what is dropped does not depend on where an entry lies.
+        least = magnitudes.flatten().kthvalue(math.floor(self.smallest * size) + 1).values
+        most = magnitudes.flatten().kthvalue(size - math.floor(self.largest * size)).values
+        return torch.where((magnitudes >= least) & (magnitudes <= most), delta, 0)

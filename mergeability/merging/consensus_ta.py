@@ -1,0 +1,59 @@
+"""Consensus task arithmetic, by TALL masks (Wang et al. 2024, arXiv 2405.07813)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mergeability.errors import UserError
+from mergeability.merging.merger import check_alpha, checked, stream
+from mergeability.task_vectors import TaskVectors
+
+
+@dataclass(frozen=True)
+class ConsensusTA:
+    """Add the task vectors and keep the entries that matter to several tasks.
+
+    An entry of Σ τ_t = M matters to task t where |τ_t| > threshold·|M − τ_t|; M is kept where it matters to at
+    least `agree` tasks and is 0 elsewhere.
+
+    Attributes:
+        agree: the number of tasks an entry has to matter to, at least 1.
+        threshold: λ, which the other tasks' part is multiplied by, at least 0: the greater, the fewer entries.
+        alpha: the default scale of M.
+    """
+
+    agree: int = 2
+    threshold: float | int = 0.4
+    alpha: float | int | str = 1.0
+
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
+        if isinstance(self.agree, bool) or not isinstance(self.agree, int) or self.agree < 1:
+            raise UserError(f"Expected agree to be a number of tasks, at least 1, got {self.agree!r}.")
+        if isinstance(self.threshold, bool) or not 0 <= self.threshold < math.inf:
+            raise UserError(f"Expected threshold to be a finite number, at least 0, got {self.threshold!r}.")
+
+    def __call__(self, task_vectors: TaskVectors) -> dict[str, Tensor]:
+        """Merge: return M in float32, by parameter name.
+
+        Raises:
+            UserError: there are fewer models than have to agree, so that nothing would be kept.
+        """
+        task_vectors = checked(task_vectors)
+        if self.agree > len(task_vectors.tasks):
+            raise UserError(
+                f"No entry can matter to {self.agree} of {len(task_vectors.tasks)} tasks, so nothing would be "
+                "left of them: set agree to at most the number of models."
+            )
+        return stream(task_vectors, self._merge)
+
+    def _merge(self, _name: str, stack: Float[Tensor, "T *shape"]) -> Float[Tensor, "*shape"]:
+        total = stack.sum(0)
+        agreeing = torch.zeros(total.shape, dtype=torch.int32)
+        # One task after another: masks of all of them would take as much memory again.
+        for delta in stack:
+            agreeing += delta.abs() > (total - delta).abs_().mul_(self.threshold)
+        return total.masked_fill_(agreeing < self.agree, 0)

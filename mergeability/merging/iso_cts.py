@@ -1,0 +1,80 @@
+"""Isotropic merging in common and task-specific subspaces (Marczak et al. 2025, arXiv 2502.04959)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mergeability.decompositions import leading_triplets
+from mergeability.errors import UserError
+from mergeability.merging.merger import PUBLISHED, check_alpha, checked, mean, stream
+from mergeability.merging.polar import BASES_TOLERANCE, polar_factor
+from mergeability.merging.published_alpha import isotropic_alpha
+from mergeability.task_vectors import TaskVectors
+
+Triplets = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class IsoCTS:
+    """Give the common directions of all tasks and some of each task's own the same singular value.
+
+    Per matrix with m = min(shape): c leading singular triplets of Σ τ_t, and s/T of each task's residual
+    (I − U_c U_cᵀ) τ_t, c + s = m. The bases side by side, left and right, are replaced by their polar factors;
+    every singular value is the mean of the m retained ones. Everything that is not a matrix is averaged.
+
+    s is (1 − common)·m rounded to a multiple of T, halves to even, and no more than m. A matrix that has no
+    direction to spare for every task is merged in the common subspace alone. A triplet whose singular value is
+    zero but for rounding has no direction and adds none: zero matrices give zero.
+
+    Attributes:
+        common: share of the directions that are common, in [0, 1].
+        alpha: the default scale of M; "published" looks it up by architecture and number of models.
+    """
+
+    common: float | int = 0.8
+    alpha: float | int | str = PUBLISHED
+
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha, PUBLISHED)
+        if isinstance(self.common, bool) or not 0 <= self.common <= 1:
+            raise UserError(f"Expected common to be in [0, 1], got {self.common!r}.")
+
+    def published_alpha(self, task_vectors: TaskVectors) -> tuple[float, bool]:
+        """Return the published scale and True, or 1 and False where there is none."""
+        return isotropic_alpha(task_vectors)
+
+    def __call__(self, task_vectors: TaskVectors) -> dict[str, Tensor]:
+        """Merge: return M in float32, by parameter name."""
+        task_vectors = checked(task_vectors)
+
+        def rule(name: str, stack: Tensor) -> Tensor:
+            return self._merge(stack) if name in task_vectors.matrices else mean(name, stack)
+
+        return stream(task_vectors, rule)
+
+    def _merge(self, stack: Float[Tensor, "T m n"]) -> Float[Tensor, "m n"]:
+        smaller = min(stack.shape[1:])
+        own = self._directions_per_task(smaller, len(stack))
+        shared = leading_triplets(stack.sum(0), smaller - own * len(stack))
+        parts = [_residual_triplets(delta, shared[0], own) for delta in stack] if own else []
+        parts.append(shared)
+        bases = torch.cat([U for U, _, _ in parts], dim=1), torch.cat([Vh for _, _, Vh in parts])
+        left, right = (polar_factor(basis, tolerance=BASES_TOLERANCE)[0] for basis in bases)
+        return torch.cat([S for _, S, _ in parts]).mean() * (left @ right)
+
+    def _directions_per_task(self, smaller: int, tasks: int) -> int:
+        """Say how many of m directions are each task's own: s/T."""
+        rest = smaller - math.floor(self.common * smaller)
+        return min(round(rest / tasks), smaller // tasks)
+
+
+def _residual_triplets(delta: Float[Tensor, "m n"], U: Float[Tensor, "m c"], rank: int) -> Triplets:
+    """Decompose what the common left directions leave of one task's matrix."""
+    left, values, right = leading_triplets(delta - U @ (U.mT @ delta), rank)
+    # What rounding leaves of a matrix that lies within the common directions is no direction of the task's.
+    rounding = math.sqrt(max(delta.shape)) * torch.finfo(torch.float32).eps * delta.norm()
+    found = values > rounding
+    return left * found, values * found, right * found[:, None]

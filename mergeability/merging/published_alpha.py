@@ -1,0 +1,35 @@
+"""The scales that Marczak et al. 2025 (arXiv 2502.04959) publish for isotropic merging."""
+
+import re
+
+from mergeability.task_vectors import TaskVectors
+
+# (width, side of a patch, blocks) of the visual tower → its name.
+_TOWERS = {(768, 32, 12): "ViT-B-32", (768, 16, 12): "ViT-B-16", (1024, 14, 24): "ViT-L-14"}
+# Name → number of models → α.
+ISOTROPIC_ALPHAS = {
+    "ViT-B-32": {8: 1.0, 14: 1.0, 20: 0.9},
+    "ViT-B-16": {8: 1.4, 14: 1.2, 20: 1.0},
+    "ViT-L-14": {8: 1.5, 14: 1.3, 20: 1.0},
+}
+_BLOCK = re.compile(r"^visual\.transformer\.resblocks\.(\d+)\.")
+
+
+def isotropic_alpha(task_vectors: TaskVectors) -> tuple[float, bool]:
+    """Look up the published scale for this architecture and number of models.
+
+    Returns:
+        The scale and True; or 1 and False where none is published.
+    """
+    published = ISOTROPIC_ALPHAS.get(tower_name(task_vectors) or "", {})
+    count = len(task_vectors.tasks)
+    return published.get(count, 1.0), count in published
+
+
+def tower_name(task_vectors: TaskVectors) -> str | None:
+    """Recognise a CLIP visual tower by the shapes of its tensors; None for any other."""
+    patches = task_vectors.shapes.get("visual.conv1.weight", ())
+    if len(patches) != 4:
+        return None
+    blocks = {match[1] for name in task_vectors.names if (match := _BLOCK.match(name))}
+    return _TOWERS.get((patches[0], patches[2], len(blocks)))

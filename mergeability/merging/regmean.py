@@ -1,0 +1,135 @@
+"""RegMean: least squares per linear layer (Jin et al. 2023, arXiv 2212.09849)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from mergeability.errors import UserError
+from mergeability.merging.evidence import with_data
+from mergeability.merging.merger import check_alpha, checked, mean, stream
+from mergeability.profiles.linear_inputs import LinearPart
+from mergeability.profiles.profiles import Profiles, ReadGram
+from mergeability.task_vectors import Parameter, TaskVectors
+
+# Less than this on the diagonal does not hold a singular matrix off zero, in the precision of its entries.
+_LEAST_RIDGE = 0.01
+
+
+@dataclass(frozen=True)
+class RegMean:
+    """Merge each linear layer so that its outputs on the models' own inputs change least; average all else.
+
+    M = (Σ G_t)⁻¹ Σ G_t τ_t for weights stored inputs × outputs, G_t = X_tᵀX_t with the off-diagonal entries
+    times `scale`, X_t the layer's inputs in model t on the calibration images of task t. With scale 1 it
+    minimises Σ ‖X_t (W − W_t)‖². An input that is never active in any model is averaged; of several solutions
+    (scale 1 and few images) it is that nearest to the average, in units of each input's length.
+
+    Attributes:
+        scale: what the off-diagonal entries of G_t are multiplied by, in [0, 1].
+        alpha: the default scale of M.
+    """
+
+    needs_data: ClassVar[bool] = True
+
+    scale: float | int = 0.9
+    alpha: float | int | str = 1.0
+
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
+        if isinstance(self.scale, bool) or not 0 <= self.scale <= 1:
+            raise UserError(f"Expected scale to be in [0, 1], got {self.scale!r}.")
+
+    def __call__(self, models: TaskVectors | Profiles) -> dict[str, Tensor]:
+        """Merge: return M in float32, by parameter name.
+
+        Raises:
+            UserError: images or heads are missing, or a model's inputs are not finite.
+        """
+        profiles = with_data(models, "RegMean")
+        task_vectors = checked(profiles)
+        parts, grams = profiles.linear_inputs()
+
+        def rule(name: str, stack: Tensor) -> Tensor:
+            parameter = task_vectors.parameters[name]
+            of_tensor = parts[parameter.tensor]
+            return (
+                self._merge(task_vectors, parameter, stack, of_tensor, grams)
+                if of_tensor
+                else mean(name, stack)
+            )
+
+        return stream(task_vectors, rule)
+
+    def _merge(
+        self,
+        task_vectors: TaskVectors,
+        parameter: Parameter,
+        stack: Float[Tensor, "T *shape"],
+        parts: list[LinearPart],
+        grams: Mapping[str, ReadGram],
+    ) -> Float[Tensor, "*shape"]:
+        """Merge one parameter: those of its outputs whose inputs are known, and the mean for the others."""
+        average = stack.mean(0, dtype=torch.float64)
+        merged = average.clone()
+        for part in parts:
+            outputs = _outputs(part, parameter)
+            if outputs is None:
+                continue
+            # From here on inputs × outputs, and as differences from the average: where nothing is known of an
+            # input, zero is the solution.
+            view, centre = (x.mT[:, outputs] if not part.inputs_first else x for x in (merged, average))
+            weighted, total = (
+                torch.zeros_like(centre),
+                torch.zeros(part.width, part.width, dtype=torch.float64),
+            )
+            for task, delta in zip(task_vectors.tasks, stack, strict=True):
+                gram = _shrunk(grams[task](part), self.scale)
+                total += gram
+                own = delta.double()
+                weighted += gram @ ((own if part.inputs_first else own.mT[:, outputs]) - centre)
+            view += _solved(total, weighted, ridge=1 - self.scale)
+        return merged.float()
+
+
+def _outputs(part: LinearPart, parameter: Parameter) -> slice | None:
+    """Say which outputs of a parameter, a matrix or some rows of one, a part is about; None where there are none."""
+    if part.inputs_first:
+        return slice(None)
+    before = parameter.start // part.width
+    first, last = max(part.first - before, 0), min(part.last - before, parameter.shape[0])
+    return slice(first, last) if first < last else None
+
+
+def _shrunk(gram: Float64[Tensor, "d d"], scale: float | int) -> Float64[Tensor, "d d"]:
+    """Multiply the off-diagonal entries by `scale`."""
+    shrunk = gram * scale
+    shrunk.diagonal().copy_(gram.diagonal())
+    return shrunk
+
+
+def _solved(
+    gram: Float64[Tensor, "d d"], right: Float64[Tensor, "d k"], *, ridge: float | int
+) -> Float64[Tensor, "d k"]:
+    """Solve G X = R; zero for inputs that are always zero, the least solution where G is singular.
+
+    Rescaled to a unit diagonal, so that neither the units of an input nor the number of samples matter: then
+    the eigenvalues are at least `ridge`, and "least" is in units of each input's length.
+    """
+    diagonal = gram.diagonal()
+    lengths = torch.where(diagonal > 0, diagonal, torch.inf).rsqrt()
+    unit = gram * lengths[:, None] * lengths
+    target = right * lengths[:, None]
+    if ridge >= _LEAST_RIDGE:
+        unit.diagonal()[diagonal <= 0] = 1
+        found = torch.cholesky_solve(target, torch.linalg.cholesky(unit))
+    else:
+        values, vectors = torch.linalg.eigh(unit)
+        # What rounding the entries to float32 makes of a zero.
+        kept = values > len(gram) * torch.finfo(torch.float32).eps
+        inverse = torch.where(kept, values, torch.inf).reciprocal()
+        found = vectors @ (inverse[:, None] * (vectors.mT @ target))
+    return found * lengths[:, None]

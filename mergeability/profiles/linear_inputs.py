@@ -1,0 +1,230 @@
+"""The inputs of each linear layer of one model on its own images, as Gram matrices XᵀX.
+
+What is a linear layer is seen where the encoder computes: wherever one of its weights is the right factor of a
+product. Hooks on modules do not see all of them: attention multiplies by the weights of its projections without
+calling a module, and the last projection of a CLIP is a bare parameter.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mergeability.errors import UserError
+from mergeability.profiles.activations import evaluation_mode
+
+logger = logging.getLogger(__name__)
+
+_OPERATIONS = torch.ops.aten
+# Operation → which of its arguments are the left and the right factor. With gradients off entirely, PyTorch
+# shows the first two; otherwise what it makes of them.
+_PRODUCTS: dict[Any, tuple[int, int]] = {
+    _OPERATIONS.linear.default: (0, 1),
+    _OPERATIONS.matmul.default: (0, 1),
+    _OPERATIONS.mm.default: (0, 1),
+    _OPERATIONS.bmm.default: (0, 1),
+    _OPERATIONS.addmm.default: (1, 2),
+}
+# Rows that are held in float64 at a time.
+_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class LinearPart:
+    """A linear layer, or those of its outputs that share their inputs: queries alone, keys and values together.
+
+    Attributes:
+        weight: the encoder's name of the weight.
+        width: number of inputs.
+        inputs_first: whether the weight is stored inputs × outputs; outputs × inputs otherwise.
+        first: the first output; 0 where inputs come first.
+        last: the one after the last output.
+    """
+
+    weight: str
+    width: int
+    inputs_first: bool
+    first: int
+    last: int
+
+    @property
+    def key(self) -> str:
+        """What its Gram matrix is called in the store."""
+        return f"{self.weight}[{self.first}:{self.last}]"
+
+
+def parameter_owners(encoder: nn.Module) -> dict[str, str]:
+    """Map each name of a parameter to the first name of the same parameter, which is another one where it is tied.
+
+    A tied weight is one variable: under each of its names it would get a second value.
+    """
+    first: dict[int, str] = {}
+    named = encoder.named_parameters(remove_duplicate=False)
+    return {name: first.setdefault(id(parameter), name) for name, parameter in named}
+
+
+def input_grams(
+    encoder: nn.Module,
+    state: Mapping[str, Tensor],
+    images: Float[Tensor, "n channels height width"],
+    *,
+    batch_size: int = 32,
+) -> dict[LinearPart, Float[Tensor, "_ _"]]:
+    """Compute G = XᵀX of every linear layer in eval mode, X one row per token (or place) and image.
+
+    Products are summed in float64 and added up in float32, so the batch size changes nothing but rounding.
+
+    Args:
+        encoder: the visual encoder; its own weights are neither used nor changed.
+        state: the weights to run it with, under the encoder's names.
+        images: the task's own preprocessed calibration images.
+        batch_size: images per forward pass.
+
+    Returns:
+        Linear layer → Gram matrix in float32, on the CPU. Convolutions, and matrices no input is multiplied
+        by, are not among them.
+
+    Raises:
+        UserError: there is no image, or an input is not finite.
+
+    Paper: Jin et al. 2023, Dataless Knowledge Fusion by Merging Weights of Language Models, arXiv 2212.09849.
+    """
+    if not len(images):
+        raise UserError("Expected at least one calibration image for the inputs of linear layers, got none.")
+    found: dict[LinearPart, Tensor] = {}
+
+    def add(part: LinearPart, rows: Tensor) -> None:
+        gram = _gram(rows)
+        found[part] = found[part].add_(gram) if part in found else gram
+
+    _watch(encoder, state, images, batch_size, add)
+    for part, gram in found.items():
+        if not torch.isfinite(gram).all():
+            raise UserError(
+                f"The inputs of '{part.weight}' are not finite: the model or its calibration images overflow. "
+                "Check them, or leave the model out."
+            )
+    return {part: gram.cpu() for part, gram in found.items()}
+
+
+def linear_parts(
+    encoder: nn.Module, state: Mapping[str, Tensor], image: Float[Tensor, "1 channels height width"]
+) -> list[LinearPart]:
+    """List the linear layers one image meets on its way through the encoder, whatever its weights."""
+    found: dict[LinearPart, None] = {}
+    _watch(encoder, state, image, 1, lambda part, _rows: found.update({part: None}))
+    missed = _missed(encoder, {part.weight for part in found})
+    if missed:
+        logger.warning(
+            "%d linear layers such as '%s' were not seen at work: RegMean averages them.",
+            len(missed),
+            missed[0],
+        )
+    return list(found)
+
+
+def _missed(encoder: nn.Module, seen: set[str]) -> list[str]:
+    weights = {id(parameter): name for name, parameter in encoder.named_parameters() if name in seen}
+    return [
+        name
+        for name, module in encoder.named_modules()
+        if isinstance(module, nn.Linear) and id(module.weight) not in weights
+    ]
+
+
+def _watch(
+    encoder: nn.Module,
+    state: Mapping[str, Tensor],
+    images: Tensor,
+    batch_size: int,
+    see: Callable[[LinearPart, Tensor], None],
+) -> None:
+    """Run the encoder and show every product of some rows with a weight: (layer, rows × width)."""
+    owners = parameter_owners(encoder)
+    used = {
+        name: value.detach().contiguous() for name, value in state.items() if owners.get(name, name) == name
+    }
+    weights = {name: used[name] for name in used if name in owners}
+    device = next(iter(used.values())).device
+    with evaluation_mode(encoder), torch.no_grad(), _separate_attention():
+        for batch in images.split(batch_size):
+            batch = batch.to(device)
+            with _Products(weights, see):
+                functional_call(encoder, used, (batch,))
+
+
+@contextlib.contextmanager
+def _separate_attention() -> Iterator[None]:
+    """Let attention do its projections one by one: its shortcut for inference is a single operation."""
+    was_enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_enabled)
+
+
+class _Products(TorchDispatchMode):
+    """Watch all operations for products with one of the weights."""
+
+    def __init__(self, weights: Mapping[str, Tensor], see: Callable[[LinearPart, Tensor], None]) -> None:
+        super().__init__()
+        self._see = see
+        self._weights: dict[int, list[tuple[str, Tensor]]] = {}
+        for name, weight in weights.items():
+            if weight.ndim == 2 and weight.numel():
+                self._weights.setdefault(_place(weight), []).append((name, weight))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in _PRODUCTS:
+            left, right = (args[position] for position in _PRODUCTS[func])
+            self._look(left, right.mT if func is _OPERATIONS.linear.default else right)
+        return func(*args, **(kwargs or {}))
+
+    def _look(self, rows: Tensor, factor: Tensor) -> None:
+        # A batched product repeats the weight without copying it.
+        if factor.ndim == 3 and factor.stride(0) == 0:
+            factor = factor[0]
+        if factor.ndim != 2:
+            return
+        for name, weight in self._weights.get(_place(factor), []):
+            part = _part(name, weight, factor)
+            if part is not None:
+                self._see(part, rows.reshape(-1, part.width))
+                return
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _part(name: str, weight: Tensor, factor: Tensor) -> LinearPart | None:
+    """Say which part of a weight (contiguous) an inputs × outputs factor is; None where it is none."""
+    width, outputs = factor.shape
+    offset = factor.storage_offset() - weight.storage_offset()
+    columns = weight.shape[1]
+    # Of a matrix one wide, both strides tell nothing, and nothing depends on them.
+    if factor.shape == weight.shape and offset == 0 and (outputs == 1 or factor.stride(1) == 1):
+        return LinearPart(name, width, True, 0, outputs)
+    first, remainder = offset // columns, offset % columns
+    by_rows = (width == 1 or factor.stride(0) == 1) and (outputs == 1 or factor.stride(1) == columns)
+    if width == columns and by_rows and remainder == 0 and 0 <= first <= len(weight) - outputs:
+        return LinearPart(name, width, False, int(first), int(first) + outputs)
+    return None
+
+
+def _gram(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "width width"]:
+    total = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
+    for block in rows.split(_ROWS):
+        wide = block.double()
+        total.addmm_(wide.mT, wide)
+    return ((total + total.mT) / 2).float()
