@@ -16,7 +16,7 @@ def main(cfg: DictConfig) -> None:
     from mergeability import analysis
     from mergeability.reporting.progress import show, track
 
-    request = hydra.utils.instantiate(cfg.analysis, _convert_="all")
+    request = hydra.utils.instantiate(cfg.analysis, _convert_="all", folder=entry.run_folder())
     found = analysis.analyse(request, track, facts={"seed": cfg.seed, "config": entry.plain(cfg)})
     report = analysis.save(found, entry.run_folder())
     entry.track_analysis(cfg, found, report)

@@ -2,9 +2,17 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from benchmarks import merges
+from benchmarks.merge_opponents import MERGES, flattened
 from benchmarks.models import Suite
 from benchmarks.opponents import OPPONENTS
 
@@ -12,6 +20,11 @@ GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 RELATIVE = 1e-4
 # Where a value is small, its last digits are rounding of larger numbers.
 ABSOLUTE, SMALL = 1e-5, 0.1
+# Merges by their authors' code are known by a norm and one projection a tensor.
+_GOLDEN_RELATIVE = 1e-3
+_GOLDEN_NAMES = {"ta": "task_arithmetic", "tsv": "tsv_m"}
+# How many standard deviations what is random may be off.
+_DEVIATIONS = 5
 
 
 def relative_difference(value: float, expected: float) -> float:
@@ -61,3 +74,91 @@ def our_disagreements(suite: Suite, opponent: str) -> list[str]:
         theirs = OPPONENTS[opponent](suite.base, suite.models[a], suite.models[b])
         found += disagreements(ours, theirs, f"ours against {opponent} on {a}, {b}")
     return found
+
+
+def golden_merge_disagreements(opponent: str) -> list[str]:
+    """Compare a plain merge of two and of four models with golden values, where there are some."""
+    expected = json.loads((GOLDEN / "expected.json").read_text())["merges"]
+    ways = {_GOLDEN_NAMES.get(opponent, opponent): MERGES[opponent]}
+    if opponent == "ties":
+        ways["ties_sum"] = partial(MERGES["ties"], agg="sum")
+    found = []
+    for models, methods in expected.items():
+        paths = [GOLDEN / f"{task}.safetensors" for task in models.split("+")]
+        for name in ways.keys() & methods.keys():
+            merged = ways[name](GOLDEN / "base.safetensors", paths)
+            found += _golden_differences(merged, methods[name], f"plain {name} on golden {models}")
+    return found
+
+
+def _golden_differences(
+    merged: Mapping[str, Tensor], expected: Mapping[str, tuple[float, float]], who: str
+) -> list[str]:
+    found = [f"{who}: only one side has {name}" for name in sorted(merged.keys() ^ expected.keys())]
+    for name in sorted(merged.keys() & expected.keys()):
+        norm, probe = expected[name]
+        values = merged[name].double().numpy()
+        own = float((values * np.random.default_rng(7).normal(size=values.shape)).sum())
+        if max(abs(np.linalg.norm(values) - norm), abs(own - probe)) > _GOLDEN_RELATIVE * norm + 1e-12:
+            found.append(f"{who}: {name} differs")
+    return found
+
+
+def our_merge_disagreements(suite: Suite, method: str) -> list[str]:
+    """Compare our merge of all models of a suite, or of as many as the method takes, with the plain one."""
+    from mergeability.task_vectors import TaskVectors
+
+    chosen = merges.made(method)
+    models = suite.first(getattr(chosen, "models", len(suite.models)))
+    paths, who = list(models.values()), f"{method} of {len(models)} models"
+    ours = chosen(TaskVectors.load(models, base=suite.base))
+    theirs = MERGES[method](suite.base, paths)
+    if method != "dare":
+        return merge_differences(ours, theirs, f"ours against plain {who}")
+    base = safetensors.torch.load_file(suite.base)
+    deltas = []
+    for path in paths:
+        tuned = safetensors.torch.load_file(path)
+        deltas.append(flattened({name: tuned[name] - tensor for name, tensor in base.items()}))
+    sides = {"our": ours, "plain": theirs}
+    return [
+        sentence
+        for side, merged in sides.items()
+        for sentence in thinning_differences(flattened(merged), deltas, chosen.p, f"{side} {who}")
+    ]
+
+
+def merge_differences(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], who: str) -> list[str]:
+    """Name the tensors in which two merges differ: ‖ours − theirs‖ above 1e-4 of ‖theirs‖."""
+    found = [f"{who}: only one side has {name}" for name in sorted(ours.keys() ^ theirs.keys())]
+    for name in sorted(ours.keys() & theirs.keys()):
+        length, apart = float(theirs[name].norm()), float((ours[name] - theirs[name]).norm())
+        # Not the other way round: NaN is a difference.
+        if not apart <= RELATIVE * length:
+            found.append(f"{who}: {name} is {apart:.2g} apart, its length is {length:.2g}")
+    return found
+
+
+def thinning_differences(merged: Tensor, deltas: Sequence[Tensor], p: float, who: str) -> list[str]:
+    """Compare an average of randomly thinned deltas with what it is on average.
+
+    That is: the share of entries that some model kept, 1 − p^T; and its projection on the plain mean, which it
+    is without bias. Each may be off by five standard deviations.
+    """
+    stack = torch.stack(list(deltas)).double()
+    mean = stack.mean(0)
+    kept, square = 1 - p ** len(stack), float(mean @ mean)
+    noise = float((mean.square() * stack.square().sum(0)).sum() * p / (1 - p)) ** 0.5 / len(stack)
+    checks = {
+        "share of entries kept": (
+            float((merged != 0).double().mean()),
+            kept,
+            (kept * (1 - kept) / len(mean)) ** 0.5,
+        ),
+        "projection on the mean": (float(merged.double() @ mean) / square, 1.0, noise / square),
+    }
+    return [
+        f"{who}: the {what} is {value:.4g}, expected {expected:.4g} ± {deviation:.2g}"
+        for what, (value, expected, deviation) in checks.items()
+        if not abs(value - expected) <= _DEVIATIONS * deviation
+    ]

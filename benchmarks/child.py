@@ -156,26 +156,141 @@ def floor(*, base: str, models: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
+def merge(*, method: str, base: str, models: Mapping[str, str], store: str) -> dict[str, Any]:
+    """Merge by one method of `conf/merge`; opening, which hashes what the store does not know, is apart."""
+    from benchmarks.merges import made, sketch
+    from mergeability.store import Store
+    from mergeability.task_vectors import TaskVectors
+
+    chosen = made(method)
+    _read_once([base, *models.values()])
+    watch = Stopwatch()
+    vectors = TaskVectors.load(models, base=base, store=Store(store))
+    watch.mark("opening", vectors.store.computed)
+    merged = chosen(vectors)
+    watch.mark("merge", vectors.store.computed)
+    # The peak before anything is done to the result.
+    return {
+        "seconds": watch.seconds,
+        "stages": watch.stages,
+        "peak_bytes": peak_memory(),
+        "sketch": sketch(merged),
+    }
+
+
+def plain_merge(
+    *, method: str, base: str, models: Mapping[str, str], share: float | None = None
+) -> dict[str, Any]:
+    """Merge the plain way, in no more than a share of the memory that is free where one is given."""
+    from benchmarks.merge_opponents import MERGES
+    from benchmarks.merges import sketch
+
+    _read_once([base, *models.values()])
+    limit = None if share is None else _limit_memory(share)
+    watch = Stopwatch()
+    try:
+        merged = MERGES[method](Path(base), [Path(path) for path in models.values()])
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
+        free = "there is" if limit is None else f"{limit / 2**30:.0f} GiB, most of what is free"
+        return {"skipped": f"needs more memory than {free}"}
+    watch.mark("all")
+    return {"seconds": watch.seconds, "peak_bytes": peak_memory(), "sketch": sketch(merged)}
+
+
+def svd_floor(*, base: str, models: Mapping[str, str]) -> dict[str, Any]:
+    """Measure one thin float32 SVD of every matrix of every model, the deltas in memory."""
+    import safetensors.torch
+    import torch
+
+    start = safetensors.torch.load_file(base)
+    deltas = []
+    for path in models.values():
+        tuned = safetensors.torch.load_file(path)
+        deltas += [tuned[name] - tensor for name, tensor in start.items() if tensor.ndim == 2]
+    # The first call sets up threads and libraries.
+    torch.linalg.svd(deltas[0], full_matrices=False)
+    watch = Stopwatch()
+    for delta in deltas:
+        torch.linalg.svd(delta, full_matrices=False)
+    watch.mark("all")
+    return {"seconds": watch.seconds, "matrices": len(deltas)}
+
+
+def ties_resident(*, base: str, models: Mapping[str, str]) -> dict[str, Any]:
+    """Measure the steps of TIES on vectors in memory; the fastest exact selection counts."""
+    import safetensors.torch
+    import torch
+
+    from benchmarks import merge_opponents as plain
+    from benchmarks.merges import made, sketch
+
+    density = made("ties").density
+    start = safetensors.torch.load_file(base)
+    vectors = torch.empty(len(models), sum(tensor.numel() for tensor in start.values()))
+    for row, path in zip(vectors, models.values(), strict=True):
+        tuned = safetensors.torch.load_file(path)
+        row.copy_(plain.flattened({name: tuned[name] - tensor for name, tensor in start.items()}))
+    watch, found = Stopwatch(), {}
+    for name, selection in plain.SELECTIONS.items():
+        found[name] = plain.thresholds(vectors, density, selection)
+        watch.mark(name)
+    seconds = {name: watch.stages[name]["seconds"] for name in found}
+    fastest = min(seconds, key=lambda name: seconds[name])
+    merging = Stopwatch()
+    trimmed = plain.trim(vectors, found[fastest])
+    signs = plain.elect(trimmed)
+    merging.mark("election")
+    merged = plain.disjoint_merge(trimmed, signs)
+    merging.mark("mean")
+    peak = peak_memory()
+    assert all(torch.equal(one, found[fastest]) for one in found.values()), found
+    return {
+        "seconds": seconds[fastest] + merging.seconds,
+        "selection": fastest,
+        "selections": seconds,
+        "stages": merging.stages,
+        "peak_bytes": peak,
+        "sketch": sketch(plain.unflattened(merged, start)),
+    }
+
+
+def _read_once(files: list[str]) -> None:
+    """Read files from beginning to end, so that they are in the page cache if that holds them."""
+    buffer = bytearray(_CHUNK)
+    for path in files:
+        with Path(path).open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+
+def _limit_memory(share: float) -> int | None:
+    """Have allocations fail beyond a share of the memory that is free; None where the system does not tell."""
+    import resource
+
+    known = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s+(\d+) kB", known.read_text()) if known.exists() else None
+    if found is None:
+        return None
+    limit = int(share * int(found[1]) * 1024)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    return limit
+
+
 def _seconds_to_read(files: list[str]) -> tuple[float, float]:
     """Read all files by plain reads, the second time from the page cache; then hash them on top."""
     import hashlib
-
-    buffer = bytearray(_CHUNK)
-
-    def read() -> None:
-        for path in files:
-            with Path(path).open("rb", buffering=0) as file:
-                while file.readinto(buffer):
-                    pass
 
     def hash_all() -> None:
         for path in files:
             with Path(path).open("rb") as file:
                 hashlib.file_digest(file, "sha256")
 
-    read()
+    _read_once(files)
     watch = Stopwatch()
-    read()
+    _read_once(files)
     watch.mark("read")
     hash_all()
     watch.mark("hash")
@@ -207,13 +322,17 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     "direct": direct,
     "opponent": opponent,
     "floor": floor,
+    "merge": merge,
+    "plain_merge": plain_merge,
+    "svd_floor": svd_floor,
+    "ties_resident": ties_resident,
 }
 
 
 def main() -> None:
     job = json.loads(sys.argv[1])
     result = MEASURES[job.pop("measure")](**job)
-    print(json.dumps({**result, "peak_bytes": peak_memory()}))
+    print(json.dumps({"peak_bytes": peak_memory(), **result}))
 
 
 if __name__ == "__main__":

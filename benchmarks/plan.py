@@ -13,17 +13,31 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from benchmarks import merges
+from benchmarks.merge_opponents import MERGES
 from benchmarks.models import Suite
 from benchmarks.opponents import OPPONENTS
 
 ROOT = Path(__file__).parents[1]
+# Of the metrics; the merges are asked for.
 PARTS = ("floor", "time", "opponents", "memory")
+MERGE = "merge"
 MEMORY_BUDGET = 1.0
 
 # Guesses, for the time left only: in thin SVDs of all matrices of a model.
 _UNITS = {"reference_like": 14.0, "careful": 2.5, "ours": 0.5, "again": 0.1, "floor": 2.0, "write": 0.2}
 _SECONDS_A_UNIT = {"tiny": 0.05, "vit_b16": 8.0, "vit_l14": 38.0}
 _SECONDS_A_PROCESS = 4.0
+# The same for a merge, a model; all others are reads and sums.
+_MERGE_UNITS = {"tsv": 0.6, "iso_c": 0.1, "iso_cts": 1.2}
+_PLAIN_UNITS = {"tsv": 1.2, "iso_c": 0.1, "iso_cts": 1.5}
+_OTHER_MERGE_UNITS = 0.1
+# What two models take is compared with its parts several times, in turn: a machine has slow moments.
+_WITH_PARTS = {"tsv": "svd_floor", "iso_c": "svd_floor", "ties": "ties_resident"}
+_FROM_STORE = ("tsv", "ties")
+# Plain merges end here, and not with the machine.
+_SHARE_OF_MEMORY = 0.85
+_PLAIN_SECONDS = 1200.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +51,7 @@ class Step:
         units: expected cost, in thin SVDs of one model.
         job: what `child` is told.
         scratch: folder to remove afterwards.
+        seconds: after which it is given up.
     """
 
     part: str
@@ -45,6 +60,7 @@ class Step:
     units: float
     job: dict[str, Any]
     scratch: Path | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,12 +72,18 @@ class Choice:
         time_models: numbers of models whose time is taken.
         memory_models: numbers of models whose peak memory is taken.
         pairs: how many pairs the opponents get.
+        merge_models: numbers of models that are merged.
+        merge_methods: by which methods; by all that need no data when None.
+        rounds: how often what two models take is compared with its parts.
     """
 
     parts: Sequence[str] = PARTS
     time_models: Sequence[int] = (2, 4, 8, 16, 20)
     memory_models: Sequence[int] = (2, 4, 8, 16)
     pairs: int = 3
+    merge_models: Sequence[int] = (2, 8, 20)
+    merge_methods: Sequence[str] | None = None
+    rounds: int = 3
 
     @property
     def models(self) -> int:
@@ -70,18 +92,28 @@ class Choice:
         counts += self.time_models if "time" in self.parts else []
         counts += self.memory_models if "memory" in self.parts else []
         counts += [_models_of_pairs(self.pairs)] if "opponents" in self.parts else []
+        counts += self.merge_models if MERGE in self.parts else []
         return max(counts)
+
+    def methods(self, count: int) -> list[str]:
+        """Return the chosen methods that merge so many models."""
+        return [
+            name
+            for name in merges.of_count(count)
+            if self.merge_methods is None or name in self.merge_methods
+        ]
 
 
 def steps(suite: Suite, choice: Choice) -> list[Step]:
-    """List what the chosen parts measure, in the order of `PARTS`."""
+    """List what the chosen parts measure, in the order of `PARTS`, merges last."""
     listed: dict[str, Callable[[Suite, Choice], list[Step]]] = {
         "floor": _floor_steps,
         "time": _time_steps,
         "opponents": _opponent_steps,
         "memory": _memory_steps,
+        MERGE: _merge_steps,
     }
-    return [step for part in PARTS if part in choice.parts for step in listed[part](suite, choice)]
+    return [step for part in (*PARTS, MERGE) if part in choice.parts for step in listed[part](suite, choice)]
 
 
 def _floor_steps(suite: Suite, _choice: Choice) -> list[Step]:
@@ -138,6 +170,56 @@ def _memory_steps(suite: Suite, choice: Choice) -> list[Step]:
     return listed
 
 
+def _merge_steps(suite: Suite, choice: Choice) -> list[Step]:
+    """List the merges: two models against their parts first, then each method against its plain way."""
+    listed = []
+    compared = [name for name in choice.methods(2) if name in _WITH_PARTS and 2 in choice.merge_models]
+    for number in range(choice.rounds):
+        for part in dict.fromkeys(_WITH_PARTS[name] for name in compared):
+            listed.append(_part_step(suite, part, number))
+            for name in compared:
+                listed += _our_steps(suite, name, 2, number) if _WITH_PARTS[name] == part else []
+    for count in choice.merge_models:
+        for name in choice.methods(count):
+            listed += [] if count == 2 and name in compared else _our_steps(suite, name, count)
+            listed += [_plain_step(suite, name, count)] if name in MERGES else []
+    return listed
+
+
+def _part_step(suite: Suite, part: str, number: int) -> Step:
+    titles = {
+        "svd_floor": "one thin SVD of each matrix of 2 models",
+        "ties_resident": "ties in memory, 2 models",
+    }
+    units = 2.0 if part == "svd_floor" else 2 * _OTHER_MERGE_UNITS
+    job = {"measure": part, **_checkpoints(suite, 2)}
+    return Step(MERGE, {"kind": part, "models": 2, "round": number}, titles[part], units, job)
+
+
+def _our_steps(suite: Suite, name: str, count: int, number: int = 0) -> list[Step]:
+    """Merge from an empty store, and again where the store then holds what takes long."""
+    store = _new_store(suite)
+    job = {"measure": "merge", "method": name, **_checkpoints(suite, count), "store": str(store)}
+    units = _MERGE_UNITS.get(name, _OTHER_MERGE_UNITS) * count
+    labels = {"kind": "ours", "method": name, "models": count, "round": number}
+    title = f"{name}, {count} models"
+    if name not in _FROM_STORE:
+        return [Step(MERGE, labels, title, units, job, store)]
+    again = {**labels, "kind": "from_store"}
+    return [
+        Step(MERGE, labels, title, units, job),
+        Step(MERGE, again, f"{title}, from the store", _OTHER_MERGE_UNITS * count, job, store),
+    ]
+
+
+def _plain_step(suite: Suite, name: str, count: int) -> Step:
+    job = {"measure": "plain_merge", "method": name, **_checkpoints(suite, count), "share": _SHARE_OF_MEMORY}
+    labels = {"kind": "plain", "method": name, "models": count}
+    units = _PLAIN_UNITS.get(name, _OTHER_MERGE_UNITS) * (count + 1)
+    title = f"{name} the plain way, {count} models"
+    return Step(MERGE, labels, title, units, job, seconds=_PLAIN_SECONDS)
+
+
 def _checkpoints(suite: Suite, count: int) -> dict[str, Any]:
     models = {name: str(path) for name, path in suite.first(count).items()}
     return {"base": str(suite.base), "models": models}
@@ -192,7 +274,7 @@ def run(size: str, listed: Sequence[Step], keep: Callable[[Step, dict[str, Any]]
     for step in listed:
         progress.begin(step.title)
         started = time.perf_counter()
-        result = in_fresh_process(step.job)
+        result = in_fresh_process(step.job, step.seconds)
         if step.scratch is not None:
             shutil.rmtree(step.scratch)
         progress.end(step.units, time.perf_counter() - started, _outcome(result))
@@ -201,10 +283,13 @@ def run(size: str, listed: Sequence[Step], keep: Callable[[Step, dict[str, Any]]
     return succeeded
 
 
-def in_fresh_process(job: dict[str, Any]) -> dict[str, Any]:
+def in_fresh_process(job: dict[str, Any], seconds: float | None = None) -> dict[str, Any]:
     """Run one job in a process of its own; return what it prints, or the last line of its error."""
     command = [sys.executable, "-m", "benchmarks.child", json.dumps(job)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    try:
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return {"skipped": f"given up after {seconds:g} s"}
     if ended.returncode == 0:
         return json.loads(ended.stdout.splitlines()[-1])
     sys.stderr.write(ended.stderr)

@@ -36,10 +36,10 @@ def linear_fit(counts: Sequence[float], seconds: Sequence[float]) -> dict[str, f
 
 def differences(measurements: Measurements) -> dict[str, dict[str, dict[str, Any]]]:
     """Compare ours with each opponent over its pairs: opponent → metric → the worst differences, and agreement."""
-    ours = {(a, b): values for one in _of(measurements, "ours") for a, b, values in one["values"]}
+    ours = {(a, b): values for one in of_kind(measurements, "ours") for a, b, values in one["values"]}
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for opponent in _OPPONENTS:
-        theirs = {tuple(one["pair"]): one["values"] for one in _of(measurements, opponent)}
+        theirs = {tuple(one["pair"]): one["values"] for one in of_kind(measurements, opponent)}
         pairs = [pair for pair in theirs if pair in ours]
         names = theirs[pairs[0]] if pairs else ()
         found[opponent] = {
@@ -59,9 +59,9 @@ def derived(parts: Parts) -> dict[str, Any]:
     totals = _totals(parts)
     if len(totals) > 2:
         result["fit"] = linear_fit(list(totals), list(totals.values()))
-    opponents = _measurements(parts, "opponents")
+    opponents = measurements_of(parts, "opponents")
     for name in _OPPONENTS:
-        seconds = [one["seconds"] for one in _of(opponents, name)]
+        seconds = [one["seconds"] for one in of_kind(opponents, name)]
         if seconds:
             entry: dict[str, Any] = {
                 "mean": float(np.mean(seconds)),
@@ -98,26 +98,26 @@ def _size(size: str, parts: Parts) -> list[str]:
     lines += _memory_table(parts)
     lines += _floor_table(parts)
     lines += _difference_table(found)
-    return lines + _made(parts)
+    return lines + how_measured(parts)
 
 
 def _time_table(parts: Parts, found: Mapping[str, Any]) -> list[str]:
-    fresh = _of(_measurements(parts, "time"), "fresh")
+    fresh = of_kind(measurements_of(parts, "time"), "fresh")
     if not fresh:
         return []
-    again = {one["models"]: one["seconds"] for one in _of(_measurements(parts, "time"), "again")}
+    again = {one["models"]: one["seconds"] for one in of_kind(measurements_of(parts, "time"), "again")}
     heads = ["models", "pairs", "seconds", *(f"{name}, s" for name in _STAGES.values())]
     heads += ["again from the store, s"]
     heads += [f"{_OPPONENTS[name]} ÷ ours" for name in _OPPONENTS if name in found]
     rows = []
     for one in fresh:
         count = one["models"]
-        row = [str(count), str(one["pairs"]), _seconds(one["seconds"])]
-        row += [_seconds(one["stages"][stage]["seconds"]) for stage in _STAGES]
-        row += [_seconds(again.get(count))]
+        row = [str(count), str(one["pairs"]), in_seconds(one["seconds"])]
+        row += [in_seconds(one["stages"][stage]["seconds"]) for stage in _STAGES]
+        row += [in_seconds(again.get(count))]
         row += [f"{found[name]['ratio'][str(count)]:.1f}" for name in _OPPONENTS if name in found]
         rows.append(row)
-    lines = ["### Time of ours: fresh store, fresh process", "", *_table(heads, rows)]
+    lines = ["### Time of ours: fresh store, fresh process", "", *table(heads, rows)]
     if "fit" in found:
         fit = found["fit"]
         lines += [
@@ -134,7 +134,7 @@ def _opponent_table(parts: Parts, found: Mapping[str, Any]) -> list[str]:
         return []
     totals = _totals(parts)
     most = max(totals, default=20)
-    measured = _measurements(parts, "opponents")
+    measured = measurements_of(parts, "opponents")
     heads = ["pair by pair", "seconds a pair", "lowest to highest", "pairs timed"]
     heads += [f"all {_pairs(most)} pairs of {most} models", "÷ ours", "peak memory"]
     rows = []
@@ -144,37 +144,37 @@ def _opponent_table(parts: Parts, found: Mapping[str, Any]) -> list[str]:
         rows.append(
             [
                 _OPPONENTS[name],
-                _seconds(entry["mean"]),
-                f"{_seconds(entry['lowest'])} to {_seconds(entry['highest'])}",
+                in_seconds(entry["mean"]),
+                f"{in_seconds(entry['lowest'])} to {in_seconds(entry['highest'])}",
                 str(entry["pairs"]),
                 _long(entry["mean"] * _pairs(most)),
                 "–" if ratio is None else f"{ratio:.1f}",
-                _memory(max(one["peak_bytes"] or 0 for one in _of(measured, name))),
+                in_gib(max(one["peak_bytes"] or 0 for one in of_kind(measured, name))),
             ]
         )
-    return ["### Against pairwise code", "", *_table(heads, rows)]
+    return ["### Against pairwise code", "", *table(heads, rows)]
 
 
 def _memory_table(parts: Parts) -> list[str]:
-    measured = _measurements(parts, "memory")
+    measured = measurements_of(parts, "memory")
     if not measured:
         return []
-    rows = [["imports alone", "", "", _memory(one["peak_bytes"])] for one in _of(measured, "import")]
-    for one in _all_of(measured, "ours"):
+    rows = [["imports alone", "", "", in_gib(one["peak_bytes"])] for one in of_kind(measured, "import")]
+    for one in all_of_kind(measured, "ours"):
         budget = f"{one['memory_budget']:g} GiB" if one.get("memory_budget") else "default"
         trouble = one.get("failed") or one.get("skipped")
-        outcome = [trouble, ""] if trouble else [_seconds(one["seconds"]), _memory(one["peak_bytes"])]
+        outcome = [trouble, ""] if trouble else [in_seconds(one["seconds"]), in_gib(one["peak_bytes"])]
         rows.append([f"{one['models']} models", budget, *outcome])
     heads = ["fresh process", "memory budget", "seconds", "peak memory"]
-    return ["### Peak resident memory of ours, by the one call", "", *_table(heads, rows)]
+    return ["### Peak resident memory of ours, by the one call", "", *table(heads, rows)]
 
 
 def _floor_table(parts: Parts) -> list[str]:
-    measured = _of(_measurements(parts, "floor"), "floor")
+    measured = of_kind(measurements_of(parts, "floor"), "floor")
     if not measured:
         return []
     floor = measured[0]
-    fresh = {one["models"]: one for one in _of(_measurements(parts, "time"), "fresh")}
+    fresh = {one["models"]: one for one in of_kind(measurements_of(parts, "time"), "fresh")}
     count = max(fresh, default=floor["models"])
     # Of the models and the base.
     scale = (count + 1) / (floor["models"] + 1)
@@ -188,18 +188,18 @@ def _floor_table(parts: Parts) -> list[str]:
     whole = sum(seconds for _, seconds, _ in floors)
     rows = []
     for what, seconds, stage in [*floors, ("all four", whole, "all")]:
-        row = [what, _seconds(seconds), "", ""]
+        row = [what, in_seconds(seconds), "", ""]
         if stage is not None and count in fresh:
             one = fresh[count]
             ours = one["seconds"] if stage == "all" else one["stages"][stage]["seconds"]
-            row[2:] = [_seconds(ours), f"{ours / seconds:.2f}"]
+            row[2:] = [in_seconds(ours), f"{ours / seconds:.2f}"]
         rows.append(row)
     heads = [f"the floor, {count} models", "seconds", "our stage, s", "ours ÷ floor"]
     flops = ", ".join(f"{value:.0f} GFLOP/s in {kind}" for kind, value in floor["gigaflops"].items())
     return [
         "### The floor of this machine",
         "",
-        *_table(heads, rows),
+        *table(heads, rows),
         f"Matrix products reach {flops}; plain reads {floor['bytes'] / floor['read_seconds'] / 1e9:.1f} GB/s.",
         "",
     ]
@@ -224,7 +224,7 @@ def _difference_table(found: Mapping[str, Any]) -> list[str]:
     return [
         "### Worst difference between ours and pairwise code",
         "",
-        *_table(heads, rows),
+        *table(heads, rows),
         "All sides see the same float32 deltas. The released code adds up in float32 as well, where norms and "
         "singular values of whole task vectors lose digits; ours and the careful code add up in float64. "
         f"To agree is {RELATIVE:g} relative, or {ABSOLUTE:g} absolute below {SMALL:g}.",
@@ -232,7 +232,7 @@ def _difference_table(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _made(parts: Parts) -> list[str]:
+def how_measured(parts: Parts) -> list[str]:
     """Say how each part was made, and once where."""
     lines = ["### How it was measured", ""]
     places: dict[str, list[str]] = {}
@@ -261,7 +261,7 @@ def _commit(commit: str | None) -> str:
     return commit[:12] + dirty
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     cells = [list(heads), *(list(row) for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in cells]
@@ -269,35 +269,35 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _totals(parts: Parts) -> dict[int, float]:
-    return {one["models"]: one["seconds"] for one in _of(_measurements(parts, "time"), "fresh")}
+    return {one["models"]: one["seconds"] for one in of_kind(measurements_of(parts, "time"), "fresh")}
 
 
-def _measurements(parts: Parts, part: str) -> Measurements:
+def measurements_of(parts: Parts, part: str) -> Measurements:
     return parts.get(part, {}).get("measurements", [])
 
 
-def _all_of(measurements: Measurements, kind: str) -> list[Mapping[str, Any]]:
+def all_of_kind(measurements: Measurements, kind: str) -> list[Mapping[str, Any]]:
     return [one for one in measurements if one["kind"] == kind]
 
 
-def _of(measurements: Measurements, kind: str) -> list[Mapping[str, Any]]:
+def of_kind(measurements: Measurements, kind: str) -> list[Mapping[str, Any]]:
     """Return the measurements of a kind that succeeded."""
-    return [one for one in _all_of(measurements, kind) if "failed" not in one and "skipped" not in one]
+    return [one for one in all_of_kind(measurements, kind) if "failed" not in one and "skipped" not in one]
 
 
 def _pairs(models: int) -> int:
     return models * (models - 1) // 2
 
 
-def _seconds(value: float | None) -> str:
+def in_seconds(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _long(seconds: float) -> str:
-    return f"{_seconds(seconds)} s" if seconds < 600 else f"{seconds / 3600:.2f} h"
+    return f"{in_seconds(seconds)} s" if seconds < 600 else f"{seconds / 3600:.2f} h"
 
 
-def _memory(size: int | None) -> str:
+def in_gib(size: int | None) -> str:
     return f"{size / _GIB:.2f} GiB" if size else "–"

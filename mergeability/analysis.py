@@ -18,11 +18,28 @@ import pandas as pd
 from torch import Tensor
 
 from mergeability.data.calibration import calibration_sample
-from mergeability.data.tasks import Images
+from mergeability.data.image_cache import prepared
+from mergeability.data.tasks import Images, Split, Task
 from mergeability.devices import chosen_device
 from mergeability.errors import UserError
 from mergeability.evaluation.accuracy import Judge, pixel_accuracy
-from mergeability.evaluation.merge_quality import describe, evaluate_models, evaluate_pairs
+from mergeability.evaluation.batchnorm import has_batchnorm
+from mergeability.evaluation.merge_quality import (
+    Evaluation,
+    Outcomes,
+    Recalibration,
+    Save,
+    Trial,
+    describe,
+    evaluate_models,
+    given_alpha,
+    pair_table,
+    set_table,
+)
+from mergeability.evaluation.merge_writer import MergeWriter
+from mergeability.evaluation.scales import GRID, ScaleChoice
+from mergeability.evaluation.sets import MergeSets
+from mergeability.merging.merger import DATA_FREE, needs_data
 from mergeability.metrics.measure import measure
 from mergeability.models.clip import ClipModel
 from mergeability.prediction import PredictionResult, evaluate_predictors
@@ -41,6 +58,9 @@ logger = logging.getLogger(__name__)
 FEWEST_FOR_PREDICTION = 4
 RESULTS = (
     "pairs.csv",
+    "sets.csv",
+    "accuracies.csv",
+    "alpha_curves.csv",
     "models.csv",
     "prediction.json",
     "predictions.csv",
@@ -62,15 +82,24 @@ class ProfileSettings:
         split_qkv: take the queries, keys and values of a fused attention for three matrices.
         matricize: "conv" takes a convolution's kernel for the matrix out × (in·height·width).
         memory_budget: GiB that what is computed may take at a time.
+        merge_samples: calibration images of each task for the merge methods that need data; all validation
+            images where there are fewer.
     """
 
     samples: int = 10
+    merge_samples: int = 256
     seed: int = 42
     layer: str | None = None
     pool: Sequence[str] | None = None
     split_qkv: bool = False
     matricize: str | None = None
     memory_budget: float | int = 4
+
+    def __post_init__(self) -> None:
+        if self.merge_samples < 1:
+            raise UserError(
+                f"Expected at least one calibration image, got merge_samples={self.merge_samples}."
+            )
 
     def profiles(
         self, task_vectors: TaskVectors, views: Views | None, device: str, progress: Progress
@@ -103,6 +132,60 @@ class Clock:
 
 
 @dataclass(frozen=True)
+class MergeSettings:
+    """Which merges are made, at which scale, on which images they are evaluated, and whether they are kept.
+
+    Attributes:
+        pairs: the pairs to merge, [[a, b], …]; every one when None.
+        arity: models that are merged together: a number, "all", or several of these.
+        sets: how many sets of that many to draw; every one when None.
+        seed: of the draw.
+        alpha: None for each method's own scale, a number, "tuned" or "both".
+        alpha_grid: the scales that tuning tries.
+        validation_images: how many of each task tuning looks at.
+        test_images: how many of each task's test images to evaluate on; all when None.
+        save: whether to write the merged encoders.
+        export: "hf" writes them in Hugging Face's names.
+    """
+
+    pairs: Sequence[Sequence[str]] | None = None
+    arity: int | str | Sequence[int | str] = 2
+    sets: int | None = None
+    seed: int = 0
+    alpha: float | int | str | None = None
+    alpha_grid: Sequence[float | int] = GRID
+    validation_images: int = 1000
+    test_images: int | None = None
+    save: bool = False
+    export: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("validation_images", "test_images"):
+            count = getattr(self, name)
+            if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+                raise UserError(f"Expected {name} to be a positive number of images, got {count!r}.")
+        if self.export not in (None, "hf"):
+            raise UserError(f"Expected export to be hf or null, got {self.export!r}.")
+        # Made to be checked: what is wrong would else be found after minutes.
+        _ = self.chosen_sets, self.scales
+
+    @property
+    def chosen_sets(self) -> MergeSets:
+        """Which sets of models are merged."""
+        return MergeSets(self.pairs, self.arity, self.sets, self.seed)
+
+    @property
+    def scales(self) -> ScaleChoice:
+        """At which scales."""
+        return ScaleChoice(self.alpha, self.alpha_grid)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether merged encoders are written."""
+        return self.save or self.export is not None
+
+
+@dataclass(frozen=True)
 class Request:
     """Everything an analysis is asked for.
 
@@ -112,9 +195,11 @@ class Request:
         merges: name → merge method.
         predictors: name → scikit-learn regressor.
         profile: options of the evidence.
+        merging: which merges, at which scale, and how they are evaluated.
         store: folder of the store; in memory when None.
         on_error: `raise`, or `nan` to go on without a metric that fails.
-        device: where the evidence is computed: `cpu`, `cuda`, or `auto`.
+        device: where the evidence is computed and merges are evaluated: `cpu`, `cuda`, or `auto`.
+        folder: where merged encoders are written, in `merged/`.
     """
 
     suite: TaskSuite | CheckpointSuite | TableSuite
@@ -122,9 +207,11 @@ class Request:
     merges: Mapping[str, Any] = field(default_factory=dict)
     predictors: Mapping[str, Any] = field(default_factory=dict)
     profile: ProfileSettings = ProfileSettings()
+    merging: MergeSettings = MergeSettings()
     store: str | None = None
     on_error: str = "raise"
     device: str = "auto"
+    folder: Path | None = None
 
 
 def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | None = None) -> Analysis:
@@ -160,7 +247,7 @@ def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | Non
 
 
 def save(analysis: Analysis, folder: Path) -> Path:
-    """Write `pairs.csv`, `prediction.json`, `run.json` and `report.html`; return the report's path.
+    """Write the tables, `prediction.json`, `run.json` and `report.html`; return the report's path.
 
     All of them or none: they are written beside the folder's other files first and moved there together, in
     the place of an earlier run's.
@@ -172,6 +259,13 @@ def save(analysis: Analysis, folder: Path) -> Path:
         write_text(staging / "pairs.csv", analysis.pairs.to_csv(index=False))
         if not analysis.models.empty:
             write_text(staging / "models.csv", analysis.models.to_csv())
+        for name, table in (
+            ("sets.csv", analysis.sets),
+            ("accuracies.csv", analysis.accuracies),
+            ("alpha_curves.csv", analysis.curves),
+        ):
+            if not table.empty:
+                write_text(staging / name, table.to_csv(index=False))
         (analysis.prediction or PredictionResult()).save(staging)
         write_text(staging / "run.json", json.dumps(analysis.run, indent=1, default=str) + "\n")
         for result in RESULTS:
@@ -185,32 +279,54 @@ def _analyse_tasks(
     suite: TaskSuite, request: Request, store: Store, progress: Progress, clock: Clock
 ) -> dict[str, Any]:
     _require_models(suite.tasks, request)
+    sets = _chosen_sets(request, tuple(suite.tasks))
+    # Models that no chosen pair has need not be there; all tasks' images stay the pool of the activations.
+    whole, suite = suite, _with_tasks(suite, request, sets)
     with clock.stage("loading models and images"):
         vectors = suite.load(store)
         heads = suite.heads()
-        tests = {name: task.split("test") for name, task in suite.tasks.items()}
         encoder = suite.model.build().visual.eval()
-        views = _views(suite, request.profile, encoder, heads)
+        views = _views(whole, request.profile, encoder, heads, store)
+        judge = _judge(suite, request, encoder, heads, store)
     with clock.stage("measuring metrics"):
         profiles = request.profile.profiles(vectors, views, request.device, progress)
         table = measure(profiles, request.metrics, on_error=request.on_error)
-    judge = Judge(encoder, suite.model.preprocess, _evaluated_as(suite.model), heads, tests, store)
     with clock.stage("evaluating models"):
         models = evaluate_models(vectors, judge)
         if suite.pixel_baseline:
-            models["pixel_accuracy"] = _pixel_accuracies(suite, tests, store, progress)
-    with clock.stage("merging and evaluating pairs"):
-        outcomes = evaluate_pairs(vectors, request.merges, judge, models, progress)
-    pairs = table.join(outcomes).reset_index()
-    prediction = _predict(pairs, list(request.metrics), list(request.merges), request.predictors, clock)
+            models["pixel_accuracy"] = _pixel_accuracies(suite, store, progress)
+    with clock.stage("merging and evaluating"):
+        merge_vectors = _arranged(vectors, request.profile)
+        evaluation = Evaluation(
+            merge_vectors,
+            judge,
+            models,
+            request.merging.scales,
+            profiles=_merge_profiles(suite, request, merge_vectors, judge, progress),
+            recalibration=Recalibration(
+                judge, _views(suite, request.profile, encoder, heads, store, for_merging=True)
+            )
+            if has_batchnorm(encoder)
+            else None,
+            save=_saver(merge_vectors, request, sets, suite.model),
+        )
+        outcomes = evaluation.sets(request.merges, sets, progress)
+    pairs = _with_outcomes(table, request, sets, outcomes)
+    methods = outcomes.methods if any(len(one) == 2 for one in sets) else []
+    prediction, without = _predict_pairs(pairs, request, methods, sets, clock)
     return {
         "models": models,
         "pairs": pairs,
+        "sets": set_table(outcomes.accuracies[outcomes.accuracies["arity"] > 2])
+        if len(outcomes.accuracies)
+        else pd.DataFrame(),
+        "accuracies": outcomes.accuracies,
+        "curves": outcomes.curves,
         "metrics": list(request.metrics),
-        "methods": list(request.merges),
-        "alphas": {name: method.alpha for name, method in request.merges.items()},
+        "methods": outcomes.methods,
+        "alphas": _alphas(outcomes),
         "prediction": prediction,
-        "missing": _missing(table),
+        "missing": [*_missing(table), *outcomes.notes, *without],
         "facts": {
             "base_sha256": vectors.base_hash,
             "checkpoint_sha256": vectors.hashes,
@@ -224,10 +340,16 @@ def _analyse_checkpoints(
 ) -> dict[str, Any]:
     if len(suite.models) < 2:
         raise UserError(f"Comparing needs at least two models; suite.models names {len(suite.models)}.")
+    sets = _chosen_sets(request, tuple(map(str, suite.models)))
+    if request.merges:
+        _check_merges_without_data(request)
     with clock.stage("measuring metrics"):
         vectors = suite.load(store)
         profiles = request.profile.profiles(vectors, None, request.device, progress)
         table = measure(profiles, request.metrics, on_error=request.on_error)
+    if request.merges:
+        with clock.stage("merging"):
+            _merge_without_data(_arranged(vectors, request.profile), request, sets, progress)
     return {
         "models": pd.DataFrame(),
         "pairs": table.reset_index(),
@@ -237,9 +359,13 @@ def _analyse_checkpoints(
         "prediction": None,
         "missing": [
             *_missing(table),
-            "Nothing was merged, evaluated or predicted: suite=checkpoints has no images.",
+            "No merge was evaluated and nothing predicted: suite=checkpoints has no images.",
         ],
-        "facts": {"base_sha256": vectors.base_hash, "checkpoint_sha256": vectors.hashes},
+        "facts": {
+            "base_sha256": vectors.base_hash,
+            "checkpoint_sha256": vectors.hashes,
+            "merges": {name: describe(method) for name, method in request.merges.items()},
+        },
     }
 
 
@@ -272,15 +398,192 @@ def _require_models(models: Mapping[str, Any], request: Request) -> None:
         )
 
 
-def _views(suite: TaskSuite, profile: ProfileSettings, encoder: Any, heads: Mapping[str, Tensor]) -> Views:
+def _chosen_sets(request: Request, tasks: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Choose what is merged, and refuse at once what a method cannot merge."""
+    sets = request.merging.chosen_sets.choose(tasks)
+    for name, method in request.merges.items():
+        count = getattr(method, "models", None)
+        other = next((len(one) for one in sets if count is not None and len(one) != count), None)
+        if other is not None:
+            raise UserError(
+                f"{name} merges exactly {count} models, and arity asks for {other}. "
+                f"Leave {name} out of merge=, or set arity={count}."
+            )
+    return sets if request.merges or request.merging.pairs is not None else []
+
+
+def _with_tasks(suite: TaskSuite, request: Request, sets: Sequence[tuple[str, ...]]) -> TaskSuite:
+    if request.merging.pairs is None:
+        return suite
+    named = {task for one in sets for task in one}
+    return replace(suite, tasks={name: task for name, task in suite.tasks.items() if name in named})
+
+
+def _arranged(vectors: TaskVectors, profile: ProfileSettings) -> TaskVectors:
+    """Cut the tensors for merging as for the metrics: what is a matrix to one is so to the other."""
+    return vectors.arranged(split_qkv=profile.split_qkv, matricize=profile.matricize)
+
+
+def _judge(
+    suite: TaskSuite, request: Request, encoder: Any, heads: Mapping[str, Tensor], store: Store
+) -> Judge:
+    def images(split: Split) -> dict[str, Images]:
+        return {name: _prepared(suite, task, split, store) for name, task in suite.tasks.items()}
+
+    tunes = request.merging.scales.tunes(request.merges)
+    return Judge(
+        encoder,
+        suite.model.preprocess,
+        _evaluated_as(suite.model),
+        heads,
+        images("test"),
+        store,
+        validation=images("validation") if tunes else {},
+        device=request.device,
+        precision="bfloat16" if request.device.startswith("cuda") else "float32",
+        subset=request.merging.test_images,
+        validation_subset=request.merging.validation_images,
+        subset_seed=request.merging.seed,
+    )
+
+
+def _prepared(suite: TaskSuite, task: Task, split: Split, store: Store) -> Images:
+    return prepared(task, split, suite.model.resize, suite.model.image_size, store)
+
+
+def _merge_profiles(
+    suite: TaskSuite,
+    request: Request,
+    vectors: TaskVectors,
+    judge: Judge,
+    progress: Progress,
+) -> Profiles | None:
+    """Gather the images for the methods that need them; None where none does."""
+    if not any(needs_data(method) for method in request.merges.values()):
+        return None
+    views = _views(suite, request.profile, judge.encoder, judge.heads, judge.store, for_merging=True)
+    return Profiles(
+        vectors,
+        views,
+        memory_budget=request.profile.memory_budget,
+        device=request.device,
+        progress=progress,
+    )
+
+
+def _saver(
+    vectors: TaskVectors, request: Request, sets: Sequence[tuple[str, ...]], model: ClipModel | None
+) -> Save | None:
+    """Return what writes each merge into the run's folder; None where merges are not kept."""
+    if not request.merging.keeps or not request.merges or request.folder is None:
+        return None
+    scales = request.merging.scales
+    columns = [column for name, one in request.merges.items() for column in scales.columns(name, one)]
+    return MergeWriter(
+        request.folder / "merged", vectors, request.merging.export, model, expected=len(columns) * len(sets)
+    )
+
+
+def _with_outcomes(
+    table: pd.DataFrame, request: Request, sets: Sequence[tuple[str, ...]], outcomes: Outcomes
+) -> pd.DataFrame:
+    """Put the outcomes of pairs beside their metrics; only the chosen pairs where some were chosen."""
+    if request.merging.pairs is not None:
+        table = table.loc[list(sets)]
+    of_pairs = outcomes.accuracies
+    if len(of_pairs):
+        of_pairs = of_pairs[of_pairs["arity"] == 2]
+    if len(of_pairs):
+        table = table.join(pair_table(of_pairs))
+    return table.reset_index()
+
+
+def _predict_pairs(
+    pairs: pd.DataFrame,
+    request: Request,
+    methods: list[str],
+    sets: Sequence[tuple[str, ...]],
+    clock: Clock,
+) -> tuple[PredictionResult | None, list[str]]:
+    """Predict the outcomes of pairs; or say in a sentence why not."""
+    if not request.merges or not request.predictors:
+        return None, []
+    if not methods:
+        return None, ["Nothing was predicted: predictors are fitted on pairs, and no pair was merged."]
+    tasks = {task for one in sets if len(one) == 2 for task in one}
+    if len(tasks) < FEWEST_FOR_PREDICTION:
+        return None, [
+            f"Nothing was predicted: the chosen pairs have {len(tasks)} tasks, fewer than {FEWEST_FOR_PREDICTION}."
+        ]
+    return _predict(pairs, list(request.metrics), methods, request.predictors, clock), []
+
+
+def _alphas(outcomes: Outcomes) -> dict[str, Any]:
+    """Say at which scale each method's merges are; the median where it was tuned merge by merge."""
+    if not len(outcomes.accuracies):
+        return {}
+    found: dict[str, Any] = {}
+    for method, values in outcomes.accuracies.groupby("method", sort=False)["alpha"]:
+        low, high = float(values.min()), float(values.max())
+        found[str(method)] = low if low == high else f"{values.median():g} ({low:g} to {high:g})"
+    return found
+
+
+def _check_merges_without_data(request: Request) -> None:
+    demanding = [name for name, method in request.merges.items() if needs_data(method)]
+    if demanding:
+        raise UserError(
+            f"{', '.join(demanding)} needs calibration images, which suite=checkpoints has not. "
+            f"Without data merge by {', '.join(DATA_FREE)}."
+        )
+    if not request.merging.keeps:
+        raise UserError(
+            "suite=checkpoints has no images to evaluate merges on: add save=true to write them, or leave out merge=."
+        )
+    if request.merging.scales.tunes(request.merges):
+        raise UserError(
+            "Tuning alpha needs validation images, which suite=checkpoints has not: give a number."
+        )
+
+
+def _merge_without_data(
+    vectors: TaskVectors, request: Request, sets: Sequence[tuple[str, ...]], progress: Progress
+) -> None:
+    save = _saver(vectors, request, sets, None)
+    assert save is not None
+    merges = [(chosen, name) for chosen in sets for name in request.merges]
+    for chosen, name in progress(merges, "merging", len(merges)):
+        trial = Trial(vectors.select(chosen), request.merges[name])
+        (alpha,) = request.merging.scales.columns(name, trial.method).values()
+        assert alpha is not None
+        save(trial, name, *given_alpha(alpha, trial), pd.DataFrame())
+
+
+def _views(
+    suite: TaskSuite,
+    profile: ProfileSettings,
+    encoder: Any,
+    heads: Mapping[str, Tensor],
+    store: Store,
+    *,
+    for_merging: bool = False,
+) -> Views:
+    count = profile.merge_samples if for_merging else profile.samples
     samples = {
-        name: calibration_sample(task, profile.samples, profile.seed) for name, task in suite.tasks.items()
+        name: calibration_sample(
+            task,
+            count,
+            profile.seed,
+            held_out=_prepared(suite, task, "validation", store),
+            fewer=for_merging,
+        )
+        for name, task in suite.tasks.items()
     }
-    prepared = {name: (suite.model.preprocess(one.images), one.labels) for name, one in samples.items()}
+    calibration = {name: (suite.model.preprocess(one.images), one.labels) for name, one in samples.items()}
     return Views(
         encoder=encoder,
         heads=heads,
-        calibration=prepared,
+        calibration=calibration,
         pool=profile.pool,
         layer=profile.layer,
         configuration=suite.model.configuration,
@@ -291,12 +594,15 @@ def _evaluated_as(model: ClipModel) -> dict[str, Any]:
     return {"model": model.configuration, "mean": list(model.mean), "std": list(model.std)}
 
 
-def _pixel_accuracies(
-    suite: TaskSuite, tests: Mapping[str, Images], store: Store, progress: Progress
-) -> dict[str, float]:
+def _pixel_accuracies(suite: TaskSuite, store: Store, progress: Progress) -> dict[str, float]:
     tasks = progress(suite.tasks.items(), "pixel baseline", len(suite.tasks))
     return {
-        name: pixel_accuracy(task.split("train"), task.split("validation"), tests[name], store)
+        name: pixel_accuracy(
+            _prepared(suite, task, "train", store),
+            _prepared(suite, task, "validation", store),
+            _prepared(suite, task, "test", store),
+            store,
+        )
         for name, task in tasks
     }
 

@@ -168,6 +168,16 @@ class Store:
         file = TensorFile(self.path(kind, key, ".safetensors"))
         return {name: file.tensor(name) for name in file.entries}
 
+    def file(self, kind: str, key: Mapping[str, Any]) -> "TensorFile":
+        """Open the file of tensors that `ensure` has seen to.
+
+        Raises:
+            UserError: nothing is filed under `key`, it is damaged, or the store lives in memory.
+        """
+        from mergeability.tensor_file import TensorFile
+
+        return TensorFile(self.path(kind, key, ".safetensors"))
+
     def reader(self, kind: str, key: Mapping[str, Any]) -> Callable[[str, int, int], "np.ndarray"]:
         """Return a function (name, start, stop) that reads a range of one flattened tensor of an entry, as float32.
 

@@ -28,6 +28,8 @@ class TaskSuite:
         trained: the folder below it that holds one folder a task: `<penalty>-<λ>/seed-<seed>`.
         train_command: what makes missing models, up to `task=`.
         pixel_baseline: whether to fit logistic regression on raw pixels for comparison.
+        warn_above: length of a task vector, as a share of the base's, above which another base is suspected.
+        refuse_above: the length above which a model is refused.
     """
 
     name: str
@@ -37,6 +39,8 @@ class TaskSuite:
     trained: str
     train_command: str
     pixel_baseline: bool = False
+    warn_above: float | int = 0.5
+    refuse_above: float | int = 2.0
 
     def folder(self, task: str) -> Path:
         """Say where a task's model lies."""
@@ -62,7 +66,9 @@ class TaskSuite:
                 f"Run: {self.train_command} task={','.join(missing)}"
             )
         models = {task: self.folder(task) / "model.safetensors" for task in self.tasks}
-        vectors = TaskVectors.load(models, base=self.base, store=store)
+        vectors = TaskVectors.load(
+            models, base=self.base, store=store, warn_above=self.warn_above, refuse_above=self.refuse_above
+        )
         for task, card in cards.items():
             head = checkpoints.file_hash(self.folder(task) / "head.safetensors")
             names = card["settings"].get("task", {}).get("class_names", self.tasks[task].class_names)
@@ -96,11 +102,15 @@ class CheckpointSuite:
         name: of the suite.
         base: the base's state dict, a safetensors file.
         models: name → a fine-tuned state dict.
+        warn_above: length of a task vector, as a share of the base's, above which another base is suspected.
+        refuse_above: the length above which a model is refused.
     """
 
     name: str
     base: str
     models: Mapping[str, str]
+    warn_above: float | int = 0.5
+    refuse_above: float | int = 2.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.models, Mapping) or not all(
@@ -111,7 +121,11 @@ class CheckpointSuite:
     def load(self, store: Store) -> TaskVectors:
         """Open the task vectors."""
         return TaskVectors.load(
-            {str(name): path for name, path in self.models.items()}, base=self.base, store=store
+            {str(name): path for name, path in self.models.items()},
+            base=self.base,
+            store=store,
+            warn_above=self.warn_above,
+            refuse_above=self.refuse_above,
         )
 
 

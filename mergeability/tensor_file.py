@@ -118,6 +118,30 @@ class TensorFile:
         """Read one tensor in its own dtype and shape."""
         return self.read(name).reshape(self.entries[name].shape)
 
+    def mapped(self, name: str) -> Tensor:
+        """Return one tensor of single bytes as a view of the file: pages are read when they are looked at.
+
+        The view is copy-on-write: nothing written to it reaches the file.
+
+        Raises:
+            UserError: the file was changed since it was opened, or cannot be read.
+        """
+        entry = self.entries[name]
+        if entry.dtype != torch.uint8:
+            raise UserError(
+                f"Only tensors of bytes are mapped, and '{name}' in {self.path} is {entry.dtype}."
+            )
+        if entry.size == 0:
+            return self.tensor(name)
+        try:
+            with self.path.open("rb") as file:
+                self._compare(file.fileno())
+                # PyTorch warns of arrays that cannot be written to.
+                data = np.memmap(file, np.uint8, "c", entry.offset, entry.shape)
+        except OSError as error:
+            raise UserError(f"Cannot read {self.path}: {error.strerror or error}.") from error
+        return torch.from_numpy(data)
+
     def check_unchanged(self) -> None:
         """Check that the file is still the one that was opened.
 

@@ -26,7 +26,7 @@ def test_small_singular_values_are_as_good_as_those_of_an_svd():
     left, right = (np.linalg.qr(generator.normal(size=(30, 6)))[0] for _ in range(2))
     values = np.array([1, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5])
     matrix = ((left * values) @ right.T).astype(np.float32)
-    U, S, Vh = (factor.double().numpy() for factor in leading_triplets(torch.from_numpy(matrix), 6))
+    U, S, _ = (factor.double().numpy() for factor in leading_triplets(torch.from_numpy(matrix), 6))
     exact = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)[:6]
     np.testing.assert_allclose(S, exact, rtol=1e-3, atol=2e-9)
     np.testing.assert_allclose(U.T @ U, np.eye(6), atol=1e-3)

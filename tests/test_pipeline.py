@@ -85,7 +85,7 @@ def test_the_pair_table_has_every_pair_metric_and_outcome(analysed):
         a, b = pairs[f"acc_{method}_a"], pairs[f"acc_{method}_b"]
         np.testing.assert_allclose(pairs[f"acc_{method}"], (a + b) / 2)
         assert pairs[[f"acc_{method}_a", f"acc_{method}_b"]].stack().between(0, 1).all()
-    outcomes = ("acc_", "norm_acc_", "kept_gain_")
+    outcomes = ("acc_", "norm_acc_", "kept_gain_", "alpha_")
     metrics = [c for c in pairs.columns if not c.startswith(outcomes) and c not in ("task_a", "task_b")]
     assert len(metrics) == 28
 

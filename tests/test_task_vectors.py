@@ -289,7 +289,7 @@ def test_parts_are_put_together_as_the_checkpoints_hold_them(write):
     for name, value in state.items():
         assert torch.equal(whole[name], tuned[name] - value)
     some = {name: cut[name][0] for name in cut.names if not name.endswith("k_proj_weight")}
-    with pytest.raises(UserError, match="Parts of 'visual.attn.in_proj_weight' are missing"):
+    with pytest.raises(UserError, match=r"Parts of .* are missing"):
         cut.assembled(some)
     with pytest.raises(UserError, match="'other' is none of"):
         cut.assembled({"other": torch.ones(1)})

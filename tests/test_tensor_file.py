@@ -110,3 +110,58 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path, content):
     (tmp_path / "a.safetensors").write_bytes(content)
     with pytest.raises(UserError, match="not a whole safetensors file"):
         TensorFile(tmp_path / "a.safetensors")
+
+
+@pytest.fixture
+def byte_file(tmp_path):
+    values = torch.arange(3 * 5 * 2, dtype=torch.uint8).reshape(3, 5, 2)
+    tensors = {
+        "a": values,
+        "one": torch.tensor(7, dtype=torch.uint8),
+        "none": values[:0],
+        "b": values.short(),
+    }
+    safetensors.torch.save_file(tensors, tmp_path / "bytes.safetensors")
+    return tmp_path / "bytes.safetensors"
+
+
+@pytest.mark.parametrize("name", ["a", "one", "none"])
+def test_a_mapped_tensor_is_the_one_the_library_reads(byte_file, name):
+    expected = safetensors.torch.load_file(byte_file)[name]
+    found = TensorFile(byte_file).mapped(name)
+    assert found.dtype == torch.uint8
+    assert found.shape == expected.shape
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_nothing_written_to_a_mapped_tensor_reaches_the_file(byte_file):
+    before = byte_file.read_bytes()
+    mapped = TensorFile(byte_file).mapped("a")
+    mapped.zero_()
+    assert not mapped.any()
+    assert byte_file.read_bytes() == before
+    assert TensorFile(byte_file).mapped("a").any()
+
+
+def test_a_mapped_tensor_is_a_view_of_the_file(byte_file):
+    mapped = TensorFile(byte_file).mapped("a")
+    lines = [
+        line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(byte_file))
+    ]
+    ranges = [[int(end, 16) for end in line.split()[0].split("-")] for line in lines]
+    assert any(start <= mapped.data_ptr() < stop for start, stop in ranges)
+
+
+def test_only_bytes_are_mapped(byte_file):
+    with pytest.raises(UserError, match=r"'b' in .*bytes.safetensors is torch.int16"):
+        TensorFile(byte_file).mapped("b")
+
+
+def test_a_file_that_was_changed_or_removed_is_not_mapped(byte_file):
+    opened = TensorFile(byte_file)
+    os.utime(byte_file, ns=(0, 0))
+    with pytest.raises(UserError, match="was changed while it was in use"):
+        opened.mapped("a")
+    byte_file.unlink()
+    with pytest.raises(UserError, match=r"Cannot read .*No such file"):
+        opened.mapped("a")

@@ -8,16 +8,27 @@ from mergeability.data.tasks import Task
 from mergeability.errors import UserError
 
 
-def calibration_sample(task: Task, n: int = 10, seed: int = 42) -> Images:
+def calibration_sample(
+    task: Task, n: int = 10, seed: int = 42, *, held_out: Images | None = None, fewer: bool = False
+) -> Images:
     """Draw n images without replacement from the task's validation split.
 
     Validation images are held out from training, and the test split stays untouched. The draw depends on the
     task's name and the seed alone: the tasks beside it, and the order they come in, change nothing.
 
+    Args:
+        task: what to draw from.
+        n: how many images.
+        seed: of the draw.
+        held_out: the task's validation images, where they are at hand.
+        fewer: take all images where there are fewer than n.
+
     Raises:
         UserError: n is not between 1 and the size of the validation split.
     """
-    held_out = task.split("validation")
+    held_out = task.split("validation") if held_out is None else held_out
+    if fewer and n > len(held_out):
+        return held_out
     if not 1 <= n <= len(held_out):
         raise UserError(
             f"Task {task.name!r}: expected 1 to {len(held_out)} calibration images, the size of its validation "

@@ -1,8 +1,12 @@
 """Images drawn from a seed: a source that needs no file and no network."""
 
+import hashlib
 import logging
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int64
@@ -55,6 +59,28 @@ class Rendered:
         check_split(split)
         images, _ = render(self.subject, getattr(self, split), split, self.seed)
         return images
+
+    def identity(self, split: Split) -> dict[str, Any]:
+        """Say what determines the images of one split: the options, and the code that draws."""
+        check_split(split)
+        return {
+            "rendered": self.subject,
+            "count": getattr(self, split),
+            "split": split,
+            "seed": self.seed,
+            "code": _drawing_code(),
+        }
+
+
+@cache
+def _drawing_code() -> str:
+    """Hash the modules that draw, and the versions of what they draw with: changed code, other images."""
+    digest = hashlib.sha256()
+    for name in ("canvas", "glyphs", "rendered", "subjects"):
+        digest.update(files("mergeability.data").joinpath(f"{name}.py").read_bytes())
+    for library in ("torch", "torchvision", "numpy", "pillow", "scikit-learn"):
+        digest.update(f"{library}={version(library)}\n".encode())
+    return digest.hexdigest()
 
 
 def find_subject(name: str) -> Subject:

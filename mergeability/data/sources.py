@@ -17,7 +17,9 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Labelled RGB images of one size, in memory.
+    """Labelled RGB images of one size, in memory or mapped from a file.
+
+    known_fingerprint: what `fingerprint` is, where whoever made these images knows; else it is computed.
 
     Raises:
         UserError: images are not uint8 of shape (N, 3, H, W), or labels not int64 of shape (N,).
@@ -25,6 +27,7 @@ class Images:
 
     images: UInt8[Tensor, "N 3 H W"]
     labels: Int64[Tensor, "N"]
+    known_fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -49,6 +52,8 @@ class Images:
     @cached_property
     def fingerprint(self) -> str:
         """Return the SHA-256 of shapes, pixels and labels: equal exactly for equal content."""
+        if self.known_fingerprint is not None:
+            return self.known_fingerprint
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
         digest.update(self.images.contiguous().cpu().numpy().tobytes())
         digest.update(self.labels.contiguous().cpu().numpy().tobytes())
@@ -56,7 +61,11 @@ class Images:
 
 
 class Source(Protocol):
-    """Anything that can hand over the images of one split; the same ones every time it is asked."""
+    """Anything that can hand over the images of one split; the same ones every time it is asked.
+
+    One that also has `identity(split)`, a JSON-able record of everything that determines those images, is not
+    asked again for what was prepared once (see `image_cache`).
+    """
 
     def load(self, split: Split) -> Images:
         """Return the images and labels of one split."""

@@ -46,7 +46,14 @@ class Task:
             UserError: an unknown or empty split, or a label without a class name.
         """
         check_split(split)
-        images = self.source.load(split)
+        return self.checked(self.source.load(split), split)
+
+    def checked(self, images: Images, split: Split) -> Images:
+        """Check that images can be this task's, and return them.
+
+        Raises:
+            UserError: there are none, or a label has no class name.
+        """
         if len(images) == 0:
             raise UserError(f"Task {self.name!r}: its {split} split is empty. Ask its source for images.")
         lowest, highest = int(images.labels.min()), int(images.labels.max())

@@ -27,9 +27,10 @@ def isotropic_alpha(task_vectors: TaskVectors) -> tuple[float, bool]:
 
 
 def tower_name(task_vectors: TaskVectors) -> str | None:
-    """Recognise a CLIP visual tower by the shapes of its tensors; None for any other."""
-    patches = task_vectors.shapes.get("visual.conv1.weight", ())
+    """Recognise a CLIP visual tower by the shapes of its tensors, however they are cut; None for any other."""
+    shapes = task_vectors.base_checkpoint.shapes
+    patches = shapes.get("visual.conv1.weight", ())
     if len(patches) != 4:
         return None
-    blocks = {match[1] for name in task_vectors.names if (match := _BLOCK.match(name))}
+    blocks = {match[1] for name in shapes if (match := _BLOCK.match(name))}
     return _TOWERS.get((patches[0], patches[2], len(blocks)))

@@ -2,13 +2,63 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from mergeability.data.tasks import Images
+from mergeability.errors import UserError
 
 
 @torch.inference_mode()
+def correct(
+    encoder: nn.Module,
+    head: Tensor,
+    preprocess: Callable[[Tensor], Tensor],
+    images: Images,
+    batch_size: int = 256,
+    precision: torch.dtype = torch.float32,
+) -> Bool[np.ndarray, " N"]:
+    """Say of each image whether its highest logit is the label's.
+
+    The encoder is in evaluation mode meanwhile and as before afterwards. Features need no normalisation here:
+    it scales all logits of an image alike.
+
+    Args:
+        encoder: images → features.
+        head: classes × features.
+        preprocess: uint8 images → the encoder's input.
+        images: what to classify.
+        batch_size: images that pass at a time.
+        precision: float32, or a shorter type for the products inside the encoder.
+
+    Raises:
+        UserError: a logit is NaN or infinite: such an image would be taken for the first class.
+    """
+    device = next(encoder.parameters()).device
+    head, was_training = head.to(device), encoder.training
+    encoder.eval()
+    found = []
+    shorter = torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)
+    try:
+        for batch, labels in zip(
+            images.images.split(batch_size), images.labels.split(batch_size), strict=True
+        ):
+            with shorter:
+                features = encoder(preprocess(batch.to(device))).float()
+            logits = features @ head.T
+            if not torch.isfinite(logits).all():
+                raise UserError(
+                    "Expected finite logits, got NaN or Inf: the weights overflow on these images. "
+                    "Merge at a smaller alpha, or train at a lower learning rate."
+                )
+            found.append(logits.argmax(dim=1).cpu() == labels)
+    finally:
+        encoder.train(was_training)
+    return torch.cat(found).numpy()
+
+
 def accuracy(
     encoder: nn.Module,
     head: Tensor,
@@ -16,17 +66,5 @@ def accuracy(
     images: Images,
     batch_size: int = 256,
 ) -> float:
-    """Return the share of images whose highest logit is the label's, in [0, 1].
-
-    The encoder is in evaluation mode meanwhile and as before afterwards. Features need no normalisation here:
-    it scales all logits of an image alike.
-    """
-    device = next(encoder.parameters()).device
-    head, was_training = head.to(device), encoder.training
-    encoder.eval()
-    correct = 0
-    for batch, labels in zip(images.images.split(batch_size), images.labels.split(batch_size), strict=True):
-        features = encoder(preprocess(batch.to(device)))
-        correct += int(((features @ head.T).argmax(dim=1).cpu() == labels).sum())
-    encoder.train(was_training)
-    return correct / len(images)
+    """Return the share of images whose highest logit is the label's, in [0, 1]; see `correct`."""
+    return float(correct(encoder, head, preprocess, images, batch_size).mean())

@@ -81,10 +81,18 @@ class ClipModel:
 
     def preprocess(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 size size"]:
         """Resize the shorter side (bicubic, anti-aliased), crop the centre, scale to [0, 1] and normalise."""
+        return self.normalise(self.resize(images))
+
+    def resize(self, images: UInt8[Tensor, "N 3 H W"]) -> UInt8[Tensor, "N 3 size size"]:
+        """Resize the shorter side (bicubic, anti-aliased) and crop the centre: the part that is worth keeping."""
         size = self.image_size
-        if images.shape[-2:] != (size, size):
-            resized = resize(images, [size], InterpolationMode.BICUBIC, antialias=True)
-            images = center_crop(resized, [size, size])
+        if images.shape[-2:] == (size, size):
+            return images
+        resized = resize(images, [size], InterpolationMode.BICUBIC, antialias=True)
+        return center_crop(resized, [size, size])
+
+    def normalise(self, images: UInt8[Tensor, "N 3 size size"]) -> Float[Tensor, "N 3 size size"]:
+        """Scale to [0, 1] and normalise by the mean and deviation of each colour."""
         mean = torch.tensor(self.mean, device=images.device)[:, None, None]
         std = torch.tensor(self.std, device=images.device)[:, None, None]
         return (images.float() / 255 - mean) / std

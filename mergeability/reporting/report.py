@@ -24,10 +24,13 @@ from mergeability.reporting.tables import (
     TARGET_NAMES,
     Analysis,
     best_predictor,
+    curve_table,
     headline,
     method_table,
     predictor_table,
     record_frame,
+    scale_table,
+    sets_table,
 )
 from mergeability.store import atomic_file
 
@@ -43,6 +46,23 @@ _METHOD_COLUMNS = {
     "mean_acc": "mean accuracy",
     "worst_acc": "worst accuracy",
     "median_kept_gain": "gain kept",
+    "median_margin": "± 95 %",
+}
+_SCALE_COLUMNS = {
+    "alpha": "own α",
+    "mean": "mean",
+    "worst": "worst pair",
+    "tuned_alpha": "tuned α",
+    "tuned_mean": "tuned mean",
+    "tuned_worst": "tuned worst pair",
+}
+_SET_COLUMNS = {
+    "arity": "models",
+    "sets": "sets",
+    "mean": "mean normalised",
+    "worst": "worst",
+    "worst_set": "worst set",
+    "worst_task": "worst task",
 }
 _MODEL_COLUMNS = {
     "chance": "chance",
@@ -72,6 +92,8 @@ def write_report(analysis: Analysis, path: Path | str) -> None:
         for section in (
             _models(analysis),
             _merges(analysis),
+            _scales(analysis),
+            _sets(analysis),
             _metrics(analysis),
             _predictors(analysis),
             _predictions(analysis),
@@ -118,6 +140,14 @@ def _merges(analysis: Analysis) -> Section | None:
         " fine-tuning gained over the base model survives: 1 all of it, 0 none.",
         note=True,
     )
+    if summary["median_margin"].notna().any():
+        body += paragraphs(
+            "Measured on a random part of the test images: ± 95 % is half the width of a pair's confidence interval"
+            " of the normalised accuracy, the median over pairs.",
+            note=True,
+        )
+    else:
+        summary = summary.drop(columns="median_margin")
     body += table(summary, _METHOD_COLUMNS, "method", texts=["worst_pair"])
     body += paragraphs("Every pair. Grey cells were not measured.", note=True)
     choices = [
@@ -127,6 +157,41 @@ def _merges(analysis: Analysis) -> Section | None:
     ]
     body += figure_block("merges", plots, choices, square=True)
     return Section("merges", "How well the pairs merge", body)
+
+
+def _scales(analysis: Analysis) -> Section | None:
+    if analysis.curves.empty:
+        return None
+    curves = curve_table(analysis.curves)
+    body = paragraphs(
+        "The merged weights are θ₀ + α·M. Tuning computes M once per merge, tries a grid of α on the tasks' validation"
+        " images and keeps the one with the best mean normalised accuracy; what stands in the tables is measured on"
+        " the test images. Methods compared at an α that suits only one of them are not compared at all.",
+        note=True,
+    )
+    both = scale_table(analysis)
+    if len(both):
+        body += paragraphs(
+            "Normalised accuracy over pairs, each method at its own and at the tuned α:", note=True
+        )
+        body += table(both, _SCALE_COLUMNS, "method")
+    body += figure_block("scales", {"": [figures.scale_curves(curves), figures.chosen_scales(curves)]})
+    return Section("scales", "How far to go: the scale α", body)
+
+
+def _sets(analysis: Analysis) -> Section | None:
+    summary = sets_table(analysis)
+    if summary.empty:
+        return None
+    body = paragraphs(
+        "More than two models merged into one. Mean and worst over the sets, of the mean normalised accuracy over a"
+        " set's tasks; worst task is the lowest of all single tasks.",
+        note=True,
+    )
+    columns = [f"norm_acc_{method}" for method in analysis.methods]
+    body += figure_block("sets", {"": [figures.set_outcomes(analysis.sets, columns)]})
+    body += table(summary.set_index("method"), _SET_COLUMNS, "method", texts=["worst_set"])
+    return Section("sets", "Many models in one", body)
 
 
 def _metrics(analysis: Analysis) -> Section | None:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 BASELINES = ("mean", "additive")
 """Predictors that look at no metric: every other one is read beside them."""
 
+TUNED_SUFFIX = "_tuned"
+"""Behind a method's name: its outcome at the scale that was tuned beside its own."""
+
 TARGET_NAMES = {"norm_acc": "normalised accuracy", "acc": "accuracy"}
 
 
@@ -24,10 +27,11 @@ TARGET_NAMES = {"norm_acc": "normalised accuracy", "acc": "accuracy"}
 class Analysis:
     """Everything one report shows; any part may be empty.
 
-    `models` is indexed by task with the accuracies `chance`, `pixel_accuracy`, `base_accuracy` and
-    `finetuned_accuracy` (whichever are known), in [0, 1]. `pairs` has one row a pair: `task_a`, `task_b`,
-    metrics and outcomes. `alphas` gives each method's scaling coefficient. `missing` are sentences, `run` the
-    facts of `run.json`.
+    `sets` has one row a set of more than two models, `accuracies` one row a merge and task, `curves` one row a
+    merge, tried scale and task. `models` is indexed by task with the accuracies `chance`, `pixel_accuracy`,
+    `base_accuracy` and `finetuned_accuracy` (whichever are known), in [0, 1]. `pairs` has one row a pair:
+    `task_a`, `task_b`, metrics and outcomes. `alphas` gives each method's scaling coefficient. `missing` are
+    sentences, `run` the facts of `run.json`.
     """
 
     title: str
@@ -39,6 +43,9 @@ class Analysis:
     prediction: "PredictionResult | None" = None
     missing: list[str] = field(default_factory=list)
     run: Mapping[str, Any] = field(default_factory=dict)
+    sets: pd.DataFrame = field(default_factory=pd.DataFrame)
+    accuracies: pd.DataFrame = field(default_factory=pd.DataFrame)
+    curves: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def tasks(self) -> list[str]:
@@ -66,8 +73,9 @@ def method_table(pairs: pd.DataFrame, methods: Sequence[str], alphas: Mapping[st
     """Summarise each method over its pairs, best mean normalised accuracy first.
 
     Indexed by method: `alpha`, `n_pairs`, `mean_norm_acc`, `worst_norm_acc`, `worst_pair`, `mean_acc`,
-    `worst_acc`, `median_kept_gain`; NaN or empty where unknown. The kept gain of a pair, (merged − base) /
-    (fine-tuned − base), is summarised by its median: where fine-tuning gained little, single values explode.
+    `worst_acc`, `median_kept_gain`, `median_margin`; NaN or empty where unknown. The kept gain of a pair,
+    (merged − base) / (fine-tuned − base), is summarised by its median: where fine-tuning gained little, single
+    values explode.
     """
     rows = []
     for method in methods:
@@ -80,6 +88,9 @@ def method_table(pairs: pd.DataFrame, methods: Sequence[str], alphas: Mapping[st
             if len(outcome) and not row["worst_pair"]:
                 row["worst_pair"] = pair_name(pairs.loc[[outcome.idxmin()]].iloc[0])
         row["median_kept_gain"] = pairs.get(f"kept_gain_{method}", pd.Series(dtype=float)).median()
+        if f"low_norm_acc_{method}" in pairs.columns:
+            width = pairs[f"high_norm_acc_{method}"] - pairs[f"low_norm_acc_{method}"]
+            row["median_margin"] = width.median() / 2
         rows.append(row)
     columns = [
         "method",
@@ -91,9 +102,69 @@ def method_table(pairs: pd.DataFrame, methods: Sequence[str], alphas: Mapping[st
         "mean_acc",
         "worst_acc",
         "median_kept_gain",
+        "median_margin",
     ]
     table = pd.DataFrame(rows, columns=columns).set_index("method")
     return table.sort_values(["mean_norm_acc", "mean_acc"], ascending=False, kind="stable")
+
+
+def scale_table(analysis: Analysis) -> pd.DataFrame:
+    """Put each method's own scale beside the tuned one: one row a method that has both, best tuned mean first.
+
+    Columns: `alpha`, `mean`, `worst` at the method's own scale, and `tuned_alpha`, `tuned_mean`, `tuned_worst`;
+    mean and worst over pairs, of normalised accuracy.
+    """
+    summary = method_table(analysis.pairs, analysis.methods, analysis.alphas)
+    rows = {}
+    for method in analysis.methods:
+        tuned = f"{method}{TUNED_SUFFIX}"
+        if tuned in summary.index:
+            own, best = summary.loc[method], summary.loc[tuned]
+            rows[method] = {
+                "alpha": own["alpha"],
+                "mean": own["mean_norm_acc"],
+                "worst": own["worst_norm_acc"],
+                "tuned_alpha": best["alpha"],
+                "tuned_mean": best["mean_norm_acc"],
+                "tuned_worst": best["worst_norm_acc"],
+            }
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+    return table.sort_values("tuned_mean", ascending=False, kind="stable") if len(table) else table
+
+
+def curve_table(curves: pd.DataFrame) -> pd.DataFrame:
+    """Average the validation curves over merges: `method`, `alpha`, `norm_accuracy`, and the share of merges
+    that `chosen` each scale.
+    """  # noqa: D205
+    of_merges = curves.groupby(["method", "tasks", "alpha"], sort=False)[["norm_accuracy", "chosen"]].mean()
+    return of_merges.groupby(["method", "alpha"], sort=False).mean().reset_index()
+
+
+def sets_table(analysis: Analysis) -> pd.DataFrame:
+    """Summarise the merges of more than two models: one row an arity and method."""
+    rows = []
+    for arity, group in analysis.sets.groupby("arity", sort=True) if len(analysis.sets) else ():
+        for method in analysis.methods:
+            outcome = group.get(f"norm_acc_{method}", pd.Series(dtype=float)).dropna()
+            if len(outcome):
+                rows.append(
+                    {
+                        "arity": int(str(arity)),
+                        "method": method,
+                        "sets": len(outcome),
+                        "mean": outcome.mean(),
+                        "worst": outcome.min(),
+                        "worst_set": _worst_set(group, f"norm_acc_{method}"),
+                        "worst_task": group[f"worst_norm_acc_{method}"].min(),
+                    }
+                )
+    table = pd.DataFrame(rows)
+    return table.sort_values(["arity", "mean"], ascending=[True, False], kind="stable") if rows else table
+
+
+def _worst_set(sets: pd.DataFrame, column: str) -> str:
+    ordered = sets.dropna(subset=[column]).sort_values(column, kind="stable")
+    return str(ordered["tasks"].iloc[0]).replace("+", " + ")
 
 
 def record_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -161,9 +232,10 @@ def headline(analysis: Analysis) -> list[str]:
     sentences = [_what_was_compared(analysis)]
     if analysis.targets:
         sentences += _merging_sentences(analysis)
+    sentences += _set_sentences(analysis)
     if analysis.prediction is not None and analysis.prediction.records:
         sentences += _prediction_sentences(analysis)
-    elif analysis.targets:
+    elif analysis.targets or len(analysis.sets):
         sentences.append("Prediction was not part of this run.")
     else:
         sentences.append(
@@ -179,7 +251,8 @@ def _what_was_compared(analysis: Analysis) -> str:
         _counted(len(analysis.metrics), "metric"),
     ]
     if analysis.methods:
-        parts.append(_counted(len(analysis.methods), "merge method"))
+        own = {method.removesuffix(TUNED_SUFFIX) for method in analysis.methods}
+        parts.append(_counted(len(own), "merge method"))
     return f"This run compares {', '.join(parts[:-1])} and {parts[-1]}."
 
 
@@ -208,6 +281,7 @@ def _merging_sentences(analysis: Analysis) -> list[str]:
             f"{last.name} merges worst: mean {last[f'mean_{target}']:.1%}, worst pair"
             f" {last[f'worst_{target}']:.1%} ({last['worst_pair']})."
         )
+    sentences += _scale_sentences(analysis)
     extremes = pair_extremes(analysis.pairs, list(table.index), target)
     if extremes is not None and len(table) > 1:
         good, high, bad, low = extremes
@@ -215,6 +289,32 @@ def _merging_sentences(analysis: Analysis) -> list[str]:
             f"Averaged over methods, {good} merges best ({high:.1%}) and {bad} worst ({low:.1%})."
         )
     return sentences
+
+
+def _set_sentences(analysis: Analysis) -> list[str]:
+    table = sets_table(analysis)
+    sentences = []
+    for arity, group in table.groupby("arity") if len(table) else ():
+        best = group.iloc[0]
+        sentences.append(
+            f"Of {arity} models together, {best['method']} merges best: mean normalised accuracy {best['mean']:.1%}"
+            f" over {_counted(int(best['sets']), 'set')}."
+        )
+    return sentences
+
+
+def _scale_sentences(analysis: Analysis) -> list[str]:
+    table = scale_table(analysis)
+    if table.empty:
+        return []
+    gain = table["tuned_mean"] - table["mean"]
+    most = table.index[int(gain.argmax())]
+    own, tuned = table.iloc[int(table["mean"].argmax())], table.iloc[0]
+    return [
+        f"Tuning α on validation images changes the mean by {gain.min():+.1%} to {gain.max():+.1%} (most for {most}):"
+        f" the best method is {own.name} at its own α ({own['mean']:.1%}) and {tuned.name} at the tuned one"
+        f" ({tuned['tuned_mean']:.1%})."
+    ]
 
 
 def _prediction_sentences(analysis: Analysis) -> list[str]:

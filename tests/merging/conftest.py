@@ -1,11 +1,15 @@
-"""Small models with matrices, vectors, a convolution and an integer, made from one base."""
+"""Small models: a few tensors of every kind for formulas, and a whole visual tower for what every method keeps to."""
 
 from pathlib import Path
 
+import open_clip
 import pytest
 import safetensors.torch
 import torch
 
+from mergeability.profiles.profiles import Profiles
+from mergeability.profiles.views import Views
+from mergeability.store import Store
 from mergeability.task_vectors import TaskVectors
 
 SHAPES = {
@@ -35,7 +39,7 @@ def random_tensors():
 def make_task_vectors(tmp_path):
     """Make task vectors from a base and deltas, each written in the dtype asked for."""
 
-    def make(base, deltas, dtype=torch.float32):
+    def make(base, deltas, dtype=torch.float32, **options):
         def save(name, state):
             path = tmp_path / f"{name}.safetensors"
             # An integer that is no parameter, beside the others.
@@ -47,7 +51,7 @@ def make_task_vectors(tmp_path):
             task: save(task, {name: base[name] + delta[name] for name in base})
             for task, delta in deltas.items()
         }
-        return TaskVectors.load(models, save("base", base))
+        return TaskVectors.load(models, save("base", base), **options)
 
     return make
 
@@ -56,3 +60,84 @@ def make_task_vectors(tmp_path):
 def three_models(make_task_vectors, random_tensors):
     deltas = {task: random_tensors(seed, 0.1) for seed, task in enumerate(("b", "a", "c"), start=1)}
     return make_task_vectors(random_tensors(0), deltas)
+
+
+def built_tower(*, tied=False):
+    """Build the visual tower of a CLIP of one block, with an integer buffer; its projection twice if tied."""
+    vision = {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}
+    text = {"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tower = open_clip.CLIP(embed_dim=8, vision_cfg=vision, text_cfg=text).visual.eval()
+    tower.register_buffer("steps", torch.tensor(7))
+    if tied:
+        tower.mirror = torch.nn.Parameter(tower.proj.detach().clone())
+    return tower
+
+
+class Towers:
+    """Makes profiles of towers fine-tuned from one base, with random images, labels and heads."""
+
+    def __init__(self, folder, *, tied=False):
+        self.folder, self.tied = folder, tied
+        self.encoder = built_tower(tied=tied)
+        self.base = {f"visual.{name}": value for name, value in self.encoder.state_dict().items()}
+        if tied:
+            self.base["visual.mirror"] = self.base["visual.proj"]
+        self.floating = sorted(name for name, value in self.base.items() if value.is_floating_point())
+        self.written = 0
+
+    def delta(self, seed, scale=0.02):
+        """Draw the change of every parameter."""
+        generator = torch.Generator().manual_seed(seed)
+        drawn = {
+            name: scale * torch.randn(self.base[name].shape, generator=generator) for name in self.floating
+        }
+        return drawn | ({"visual.mirror": drawn["visual.proj"]} if self.tied else {})
+
+    def make(self, deltas, dtype=torch.float32, base=None, store=None, arrangement=None, **options):
+        """Write the base and the models and open them with all that a method may want to know of them."""
+        self.written += 1
+        folder = self.folder / str(self.written)
+        folder.mkdir()
+        base = self.base if base is None else base
+
+        def save(name, delta):
+            state = {
+                key: (value + delta.get(key, 0)).to(dtype) if value.is_floating_point() else value.clone()
+                for key, value in base.items()
+            }
+            safetensors.torch.save_file(state, folder / f"{name}.safetensors")
+            return folder / f"{name}.safetensors"
+
+        models = {task: save(task, delta) for task, delta in deltas.items()}
+        vectors = TaskVectors.load(models, save("base", {}), store=store, **options)
+        return Profiles(vectors, self.views(deltas), **(arrangement or {}))
+
+    def views(self, tasks):
+        """Draw images, labels and a head of every task, by its name alone."""
+        calibration, heads = {}, {}
+        for task in tasks:
+            generator = torch.Generator().manual_seed(sum(map(ord, task)))
+            images = torch.randn(3, 3, 16, 16, generator=generator)
+            calibration[task] = images, torch.randint(0, 4, (3,), generator=generator)
+            heads[task] = 4 * torch.randn(4, 8, generator=generator)
+        return Views(self.encoder, heads, calibration)
+
+
+@pytest.fixture
+def towers(tmp_path):
+    return Towers(tmp_path)
+
+
+@pytest.fixture
+def tied_towers(tmp_path):
+    return Towers(tmp_path, tied=True)
+
+
+@pytest.fixture(scope="session")
+def trio(tmp_path_factory):
+    """Profiles of three towers, whose evidence is computed once for all tests: whoever uses them changes nothing."""
+    towers = Towers(tmp_path_factory.mktemp("trio"))
+    deltas = {task: towers.delta(seed) for seed, task in enumerate(("b", "a", "c"), start=1)}
+    return towers.make(deltas, store=Store(tmp_path_factory.mktemp("store")))

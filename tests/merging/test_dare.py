@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -25,6 +26,33 @@ def test_entries_are_dropped_at_rate_p_and_the_rest_rescaled(large):
     # Three standard deviations of a binomial share of 20000 entries.
     assert abs(mask.float().mean().item() - 0.3) < 3 * (0.3 * 0.7 / 20000) ** 0.5
     torch.testing.assert_close(thinned[mask], delta[mask] / 0.3)
+
+
+@pytest.mark.parametrize("p", [0.5, 0.9])
+def test_over_many_seeds_nothing_is_lost_and_nothing_gained(p):
+    seeds = 400
+    delta = torch.randn(60, 20, generator=torch.Generator().manual_seed(0))
+    thinned = torch.stack([Dare(p=p, seed=seed).drop("a", "w", delta) for seed in range(seeds)]).double()
+    share = (thinned != 0).double().mean().item()
+    assert abs(share - (1 - p)) < 4 * (p * (1 - p) / thinned.numel()) ** 0.5
+    # Each entry's mean is off by standard errors of |δ|·√(p/(1 − p)/seeds): as many of one size as chance gives.
+    errors = delta.double().abs() * (p / (1 - p) / seeds) ** 0.5
+    scores = ((thinned.mean(0) - delta.double()) / errors).numpy()
+    assert abs(scores.mean()) < 4 / np.sqrt(scores.size)
+    assert abs((scores**2).mean() - 1) < 4 * np.sqrt(2 / scores.size)
+    assert np.abs(scores).max() < 6
+
+
+def test_models_are_thinned_to_the_bit_whatever_else_is_merged_and_in_whatever_order(large):
+    thinned = large.transformed(Dare().drop)
+    for chosen in (["a"], ["c", "a"], ["b", "c", "a"]):
+        some = large.select(chosen).transformed(Dare().drop)
+        for task in chosen:
+            for name in large:
+                own, all_three = some[name][chosen.index(task)], thinned[name][large.tasks.index(task)]
+                assert torch.equal(own, all_three)
+    merged, turned = Dare()(large), Dare()(large.select(["c", "a", "b"]))
+    assert all(torch.equal(merged[name], turned[name]) for name in large)
 
 
 def test_a_mask_depends_on_seed_task_and_tensor_alone(large):

@@ -40,9 +40,7 @@ def test_the_factor_is_that_of_the_svd(shape):
 @pytest.mark.parametrize("shape", [(30, 4), (24, 8), (200, 60), (200, 20), (21, 7)])
 def test_bases_side_by_side_have_the_factor_of_their_svd(count, shape):
     stack = bases(count, *shape)
-    np.testing.assert_allclose(
-        factor_of(stack).numpy(), factor_by_svd(side_by_side(stack)), atol=2e-6
-    )
+    np.testing.assert_allclose(factor_of(stack).numpy(), factor_by_svd(side_by_side(stack)), atol=2e-6)
 
 
 def test_two_bases_that_fill_the_space_nearly_share_directions():

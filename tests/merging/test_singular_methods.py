@@ -63,6 +63,19 @@ def test_tsv_leaves_a_model_equal_to_the_base_out(make_task_vectors, random_tens
     np.testing.assert_allclose(TSVM()(pair)["tall"], U * S @ Vh, atol=2e-5)
 
 
+def test_tsv_loses_no_direction_where_the_bases_fill_the_space(make_task_vectors, random_tensors):
+    # Three random thirds of 60 directions nearly share some: the factors are rotations all the same.
+    shapes = {"w": (60, 60)}
+    deltas = {task: random_tensors(seed, 0.1, shapes) for seed, task in enumerate("abc", start=1)}
+    vectors = make_task_vectors(random_tensors(0, 1.0, shapes), deltas)
+    stack = vectors["w"].double().numpy()
+    expected = tsv_by_definition(stack)
+    np.testing.assert_allclose(TSVM()(vectors)["w"], expected, atol=2e-4)
+    retained = np.concatenate([truncated(matrix, 20)[1] for matrix in stack])
+    values = np.linalg.svd(TSVM()(vectors)["w"].double().numpy(), compute_uv=False)
+    np.testing.assert_allclose(values, np.sort(retained)[::-1], rtol=1e-4)
+
+
 def test_tsv_averages_matrices_that_have_too_few_directions(make_task_vectors, random_tensors):
     shapes = {"thin": (5, 2)}
     deltas = {task: random_tensors(seed, 0.1, shapes) for seed, task in enumerate("abc", start=1)}
@@ -83,6 +96,15 @@ def test_iso_c_follows_its_definition(vectors, tasks):
         if min(total.shape) % len(stack) == 0:
             np.testing.assert_allclose(cut[name], iso_by_definition(total), atol=2e-5)
     torch.testing.assert_close(merged["vector"], vectors.select(tasks)["vector"].mean(0))
+
+
+def test_iso_c_cuts_to_one_direction_at_least(make_task_vectors, random_tensors):
+    shapes = {"thin": (5, 2)}
+    deltas = {task: random_tensors(seed, 0.1, shapes) for seed, task in enumerate("abc", start=1)}
+    thin = make_task_vectors(random_tensors(0, 1.0, shapes), deltas)
+    parts = [truncated(matrix, 1) for matrix in thin["thin"].double().numpy()]
+    expected = iso_by_definition(sum(U * S @ Vh for U, S, Vh in parts))
+    np.testing.assert_allclose(IsoC(truncate=True)(thin)["thin"], expected, atol=2e-5)
 
 
 def test_iso_c_fills_missing_directions_with_the_mean(make_task_vectors, random_tensors):

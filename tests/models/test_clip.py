@@ -5,6 +5,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 
 from mergeability.errors import UserError
 
@@ -43,6 +44,26 @@ def test_preprocessing_agrees_with_open_clips_transform(size, tiny_model):
     # Resizing may round to the other grey level; one of 256 levels is 1 / 255 / 0.26 after normalisation.
     tolerance = 0 if size == (32, 32) else 1.5 / 255 / 0.26
     torch.testing.assert_close(tiny_model().preprocess(images), expected, atol=tolerance + 1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (50, 40), (21, 43)])
+def test_preprocessing_in_two_steps_is_bit_for_bit_what_it_is_in_one(size, tiny_model):
+    """What was resized once and kept must give the numbers of the image it came from."""
+    model = tiny_model()
+    images = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, 3, *size), dtype=np.uint8))
+    expected = images
+    if size != (32, 32):
+        expected = resize(images, [32], InterpolationMode.BICUBIC, antialias=True)
+        expected = center_crop(expected, [32, 32])
+    kept = model.resize(images)
+    assert kept.dtype == torch.uint8
+    assert torch.equal(kept, expected)
+    one_by_one = torch.cat([model.resize(image[None]) for image in images])
+    assert torch.equal(one_by_one, kept), "an image does not depend on those beside it"
+    mean, std = (torch.tensor(values)[:, None, None] for values in (model.mean, model.std))
+    assert torch.equal(model.normalise(kept), (expected.float() / 255 - mean) / std)
+    assert torch.equal(model.preprocess(images), model.normalise(kept))
+    assert torch.equal(model.preprocess(kept), model.preprocess(images))
 
 
 def test_preprocessing_leaves_its_input_as_it_was(tiny_model):

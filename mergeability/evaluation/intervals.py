@@ -1,0 +1,132 @@
+"""How far an accuracy measured on part of the images may be off: variances and 95 % confidence intervals.
+
+All of them speak of the images as a sample of endlessly many. A subset drawn without replacement is closer to the
+accuracy on the whole test split than that, so as a statement about the split they are on the safe side.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool
+
+from mergeability.errors import UserError
+
+# Standard deviations on either side that hold 95 % of a normal distribution.
+_DEVIATIONS = 1.959963984540054
+
+
+def accuracy_interval(correct: int, images: int) -> tuple[float, float]:
+    """Return the 95 % confidence interval of an accuracy: Wilson's score interval, within [0, 1].
+
+    With p = correct/N and z = 1.96: (p + z²/2N ± z·√(p(1 − p)/N + z²/4N²))/(1 + z²/N).
+
+    Args:
+        correct: how many images were classified right.
+        images: how many were looked at, N.
+
+    Raises:
+        UserError: there are no images, or not 0 ≤ correct ≤ images.
+
+    Paper: Wilson 1927, Probable inference, the law of succession, and statistical inference.
+    """
+    if images < 1 or not 0 <= correct <= images:
+        raise UserError(f"Expected 0 <= correct <= images and an image at least, got {correct} of {images}.")
+    share, square = correct / images, _DEVIATIONS**2
+    middle = (share + square / (2 * images)) / (1 + square / images)
+    margin = _DEVIATIONS * math.sqrt(share * (1 - share) / images + square / (4 * images**2))
+    margin /= 1 + square / images
+    # Exactly 0 and 1 there, but for rounding.
+    low = 0.0 if correct == 0 else middle - margin
+    high = 1.0 if correct == images else middle + margin
+    return low, high
+
+
+def ratio_interval(merged: Bool[np.ndarray, " N"], tuned: Bool[np.ndarray, " N"]) -> tuple[float, float]:
+    """Return the 95 % confidence interval of the normalised accuracy r = Σx/Σy on the same images, from 0 on.
+
+    r ± 1.96·√(Var r), cut off at 0, with the variance of `ratio_variance`. (NaN, NaN) where the second model is
+    never right.
+
+    Args:
+        merged: of each image, whether the merged model is right, x.
+        tuned: and whether the task's own model is, y.
+
+    Raises:
+        UserError: the two are not of the same images: their numbers differ, or there are none.
+    """
+    variance = ratio_variance(merged, tuned)
+    if math.isnan(variance):
+        return math.nan, math.nan
+    low, high = mean_interval([float(merged.sum() / tuned.sum())], [variance])
+    return max(low, 0.0), high
+
+
+def accuracy_variance(hits: Bool[np.ndarray, " N"]) -> float:
+    """Estimate the variance of the share of images that are right: p̃(1 − p̃)/(N + 4).
+
+    p̃ is the share with two hits and two misses added: they keep the variance of a share of exactly 0 or 1 from
+    being 0.
+
+    Raises:
+        UserError: there are no images.
+
+    Paper: Agresti and Coull 1998, Approximate is better than "exact" for interval estimation of binomial proportions.
+    """
+    if len(hits) == 0:
+        raise UserError("Expected the hits of at least one image, got none.")
+    count = len(hits) + 4
+    share = (float(hits.sum()) + 2) / count
+    return share * (1 - share) / count
+
+
+def ratio_variance(merged: Bool[np.ndarray, " N"], tuned: Bool[np.ndarray, " N"]) -> float:
+    """Estimate the variance of the normalised accuracy r = Σx/Σy of two models on the same images.
+
+    By the delta method, Var r ≈ (Var x − 2r·Cov(x, y) + r²·Var y)/(N·ȳ²): what both get right, or wrong, adds
+    little. One image of each of the four outcomes is added, so that full agreement does not count as certainty.
+    NaN where the second model is never right.
+
+    Args:
+        merged: of each image, whether the merged model is right, x.
+        tuned: and whether the task's own model is, y.
+
+    Raises:
+        UserError: the two are not of the same images: their numbers differ, or there are none.
+
+    Source: Cochran 1977, Sampling Techniques, 6.3 (ratio estimates).
+    """
+    if len(merged) != len(tuned) or len(tuned) == 0:
+        raise UserError(
+            f"Expected both models' hits on the same images, got {len(merged)} and {len(tuned)} of them."
+        )
+    if not tuned.any():
+        return math.nan
+    x = np.concatenate([merged, [True, True, False, False]]).astype(np.float64)
+    y = np.concatenate([tuned, [True, False, True, False]]).astype(np.float64)
+    ratio = x.mean() / y.mean()
+    # The variance of x − r·y is the sum in the formula; its mean is 0.
+    return float(np.var(x - ratio * y) / (len(x) * y.mean() ** 2))
+
+
+def mean_interval(
+    values: Sequence[float], variances: Sequence[float], bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> tuple[float, float]:
+    """Return the 95 % confidence interval of the mean of independent values: mean ± 1.96·√(Σ variances)/count.
+
+    Tasks have images of their own, so their accuracies are independent given the models.
+
+    Args:
+        values: one a task.
+        variances: of each value.
+        bounds: what the mean cannot leave, such as (0, 1) for accuracies; the interval is cut off there.
+
+    Raises:
+        UserError: not one variance a value, or no value.
+    """
+    count = len(values)
+    if count == 0 or len(variances) != count:
+        raise UserError(f"Expected one variance a value, got {len(variances)} for {count} values.")
+    middle = sum(values) / count
+    margin = _DEVIATIONS * math.sqrt(sum(variances)) / count
+    return max(middle - margin, bounds[0]), min(middle + margin, bounds[1])

@@ -1,0 +1,118 @@
+"""Which models are merged together: all pairs, some of them, or sets of any size."""
+
+import itertools
+import logging
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mergeability.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# More sets than this are made only when their number was asked for.
+MOST_UNASKED = 1000
+
+
+@dataclass(frozen=True)
+class MergeSets:
+    """A choice of sets of models.
+
+    Attributes:
+        pairs: the pairs to merge, [[a, b], …]; all of them when None.
+        arity: models in a set, from 2; "all" for the whole suite; or several of these.
+        sets: how many sets of each arity to draw at random, without repetition; every one when None.
+        seed: of the draw, which depends on it, the arity and the tasks' names alone.
+
+    Raises:
+        UserError: these are not pairs, or an arity or a count is no such number.
+    """
+
+    pairs: Sequence[Sequence[str]] | None = None
+    arity: int | str | Sequence[int | str] = 2
+    sets: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for arity in self._arities:
+            if arity != "all" and (not _is_whole(arity) or arity < 2):
+                raise UserError(f"Expected arity to be a number of models from 2, or all; got {arity!r}.")
+        if self.sets is not None and (not _is_whole(self.sets) or self.sets < 1):
+            raise UserError(f"Expected sets to be a positive number of sets, got {self.sets!r}.")
+        if self.pairs is not None:
+            self._check_pairs(self.pairs)
+
+    @property
+    def _arities(self) -> list[Any]:
+        if isinstance(self.arity, Sequence) and not isinstance(self.arity, str):
+            return list(self.arity)
+        return [self.arity]
+
+    def _check_pairs(self, pairs: Any) -> None:
+        is_list = isinstance(pairs, Sequence) and not isinstance(pairs, str) and len(pairs) > 0
+        if not is_list or not all(_is_pair(pair) for pair in pairs):
+            raise UserError(
+                f"Expected pairs to be pairs of different tasks, such as pairs='[[a, b], [a, c]]'; got {pairs!r}."
+            )
+        if self._arities != [2] or self.sets is not None:
+            raise UserError(
+                "Give either pairs=… or arity=… and sets=…: pairs are sets of two, named one by one."
+            )
+
+    def choose(self, tasks: Sequence[str]) -> list[tuple[str, ...]]:
+        """List the sets, each in the order of the tasks.
+
+        Raises:
+            UserError: a pair names an unknown task, a set is larger than the suite, or there are very many sets.
+        """
+        if self.pairs is not None:
+            return self._named_pairs(tasks, self.pairs)
+        chosen: list[tuple[str, ...]] = []
+        for arity in self._arities:
+            chosen += self._of_size(tasks, len(tasks) if arity == "all" else int(arity))
+        return list(dict.fromkeys(chosen))
+
+    def _named_pairs(self, tasks: Sequence[str], pairs: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+        # As text: YAML reads a task called 1 as a number.
+        named = [tuple(str(task) for task in pair) for pair in pairs]
+        unknown = sorted({task for pair in named for task in pair} - set(tasks))
+        if unknown:
+            raise UserError(f"pairs names {', '.join(unknown)}; the suite has {', '.join(tasks)}.")
+        return list(dict.fromkeys(_ordered(pair, tasks) for pair in named))
+
+    def _of_size(self, tasks: Sequence[str], size: int) -> list[tuple[str, ...]]:
+        if size > len(tasks):
+            raise UserError(f"arity={size} is more than the {len(tasks)} models of the suite.")
+        count = math.comb(len(tasks), size)
+        if self.sets is None or self.sets >= count:
+            if self.sets is None and count > MOST_UNASKED:
+                raise UserError(
+                    f"There are {count} sets of {size} out of {len(tasks)} models: choose how many, such as sets=200."
+                )
+            if self.sets is not None and self.sets > count:
+                logger.info("There are only %d sets of %d out of %d models.", count, size, len(tasks))
+            return list(itertools.combinations(tasks, size))
+        generator = random.Random(f"{self.seed}\n{size}\n" + "\n".join(sorted(tasks)))
+        drawn: dict[tuple[str, ...], None] = {}
+        while len(drawn) < self.sets:
+            drawn[_ordered(generator.sample(sorted(tasks), size), tasks)] = None
+        return list(drawn)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_pair(pair: Any) -> bool:
+    return (
+        isinstance(pair, Sequence)
+        and not isinstance(pair, str)
+        and len(pair) == 2
+        and str(pair[0]) != str(pair[1])
+    )
+
+
+def _ordered(names: Sequence[str], tasks: Sequence[str]) -> tuple[str, ...]:
+    return tuple(sorted(names, key=list(tasks).index))
