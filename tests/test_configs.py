@@ -102,7 +102,7 @@ def test_every_model_can_be_built_without_memory_or_network(name):
 
 @pytest.mark.parametrize("name", members("suite"))
 def test_every_suite_makes_a_request(name):
-    from mergeability.analysis import Request
+    from mergeability.settings import Request
 
     cfg = composed("analyze", f"suite={name}", *NEEDED.get(name, []))
     request = instantiate(cfg.analysis, _convert_="all")

@@ -11,10 +11,13 @@ from mergeability.prediction.evaluate import PredictionResult
 from mergeability.reporting import Analysis, summary_table
 from mergeability.reporting.tables import (
     best_predictor,
+    curve_table,
     headline,
     method_table,
     pair_extremes,
     predictor_table,
+    scale_table,
+    sets_table,
 )
 
 
@@ -138,3 +141,105 @@ def test_a_predictor_that_lacks_folds_does_not_win_against_a_whole_one():
     whole, holey = _record("ta", "ols", 0.3), {**_record("ta", "lasso", 0.9), "n_undefined": 2}
     assert best_predictor([whole, holey], "norm_acc") == "ols"
     assert best_predictor([holey], "norm_acc") == "lasso"
+
+
+@pytest.fixture
+def scaled():
+    """Two methods at their own scale and at the tuned one, on two pairs."""
+    pairs = pd.DataFrame(
+        {
+            "task_a": ["a", "a"],
+            "task_b": ["b", "c"],
+            "norm_acc_ta": [0.6, 0.8],
+            "norm_acc_ta_tuned": [0.9, 0.7],
+            "norm_acc_ties": [0.7, 0.8],
+            "norm_acc_ties_tuned": [0.7, 0.85],
+            "low_norm_acc_ta": [0.5, 0.7],
+            "high_norm_acc_ta": [0.7, 1.0],
+        }
+    )
+    curves = pd.DataFrame(
+        [
+            {"tasks": tasks, "method": "ta_tuned", "alpha": alpha, "task": task, "norm_accuracy": value, "chosen": chosen}
+            for tasks, task, alpha, value, chosen in [
+                ("a+b", "a", 0.5, 0.2, False),
+                ("a+b", "b", 0.5, 0.4, False),
+                ("a+b", "a", 1.0, 0.6, True),
+                ("a+b", "b", 1.0, 1.0, True),
+                ("a+c", "a", 0.5, 0.9, True),
+                ("a+c", "c", 0.5, 0.9, True),
+                ("a+c", "a", 1.0, 0.1, False),
+                ("a+c", "c", 1.0, 0.3, False),
+            ]
+        ]
+    )  # fmt: skip
+    return Analysis(
+        "scaled",
+        pairs,
+        [],
+        ["ta", "ta_tuned", "ties", "ties_tuned"],
+        alphas={"ta": 0.3, "ta_tuned": "0.75 (0.5 to 1)", "ties": 1.0, "ties_tuned": 1.0},
+        curves=curves,
+    )
+
+
+def test_own_and_tuned_scale_stand_side_by_side(scaled):
+    table = scale_table(scaled)
+    assert list(table.index) == ["ta", "ties"], "best tuned mean first"
+    assert table.loc["ta"].tolist() == [
+        0.3,
+        pytest.approx(0.7),
+        0.6,
+        "0.75 (0.5 to 1)",
+        pytest.approx(0.8),
+        0.7,
+    ]
+    assert table.loc["ties", ["mean", "tuned_mean", "tuned_worst"]].tolist() == pytest.approx(
+        [0.75, 0.775, 0.7]
+    )
+    assert scale_table(Analysis("one", scaled.pairs, [], ["ta", "ties"])).empty
+    lead = " ".join(headline(scaled))
+    assert "and 2 merge methods" in lead
+    assert "changes the mean by +2.5% to +10.0% (most for ta)" in lead
+    assert "ties at its own α (75.0%) and ta at the tuned one (80.0%)" in lead
+
+
+def test_curves_are_averaged_over_tasks_then_merges(scaled):
+    table = curve_table(scaled.curves)
+    assert table["alpha"].tolist() == [0.5, 1.0]
+    np.testing.assert_allclose(table["norm_accuracy"], [(0.3 + 0.9) / 2, (0.8 + 0.2) / 2])
+    np.testing.assert_allclose(table["chosen"], [0.5, 0.5])
+
+
+def test_intervals_of_part_of_the_images_are_summarised(scaled):
+    table = method_table(scaled.pairs, ["ta", "ties"], {})
+    assert table.loc["ta", "median_margin"] == pytest.approx((0.1 + 0.15) / 2)
+    assert np.isnan(table.loc["ties", "median_margin"])
+
+
+def test_sets_are_summarised_by_size_and_method():
+    sets = pd.DataFrame(
+        {
+            "tasks": ["a+b+c", "a+b+d", "a+b+c+d"],
+            "arity": [3, 3, 4],
+            "norm_acc_ta": [0.5, 0.7, 0.4],
+            "norm_acc_ties": [0.6, 0.4, np.nan],
+            "worst_norm_acc_ta": [0.3, 0.6, 0.1],
+            "worst_norm_acc_ties": [0.5, 0.2, np.nan],
+        }
+    )
+    analysis = Analysis(
+        "many", pd.DataFrame({"task_a": ["a"], "task_b": ["b"]}), [], ["ta", "ties"], sets=sets
+    )
+    table = sets_table(analysis)
+    assert table[["arity", "method", "sets"]].to_numpy().tolist() == [
+        [3, "ta", 2],
+        [3, "ties", 2],
+        [4, "ta", 1],
+    ]
+    np.testing.assert_allclose(table["mean"], [0.6, 0.5, 0.4])
+    assert table["worst_set"].tolist() == ["a + b + c", "a + b + d", "a + b + c + d"]
+    assert table["worst_task"].tolist() == [0.3, 0.2, 0.1]
+    lead = " ".join(headline(analysis))
+    assert "Of 3 models together, ta merges best: mean normalised accuracy 60.0% over 2 sets." in lead
+    assert sets_table(Analysis("none", analysis.pairs, [])).empty
