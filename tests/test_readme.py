@@ -34,7 +34,7 @@ def words(command: str) -> list[str]:
 
 
 def test_the_readme_shows_the_commands_this_file_knows():
-    assert len(COMMANDS) == 12
+    assert len(COMMANDS) == 16
     assert COMMANDS[:2] == ["make demo", "make test"]
     makefile = (ROOT / "Makefile").read_text()
     assert all(f"\n{command.split()[1]}:" in makefile for command in COMMANDS[:2])
@@ -59,6 +59,8 @@ def test_every_command_runs(line, smoke_root, command, tmp_path, monkeypatch):
     assert ended.code == 0, ended.output
     if script == "analyze.py":
         assert list((root / "runs").rglob("report.html"))
+    if "save=true" in line or "export=hf" in line:
+        assert list((root / "runs").rglob("merged/*/*/card.json"))
     if "pretrain" in line:
         assert (root / "checkpoints/clip_mini/base/card.json").exists()
     if "reg.lambda=0.01" in line:

@@ -27,6 +27,8 @@ def make_tower(tmp_path):
             f"visual.transformer.resblocks.{block}.ln_1.weight": torch.ones(2, dtype=torch.float16)
             for block in range(blocks)
         }
+        # The first by name, which is read wherever types are checked: a small one.
+        tensors["visual.class_embedding"] = torch.ones(2, dtype=torch.float16)
         tensors["visual.conv1.weight"] = torch.zeros(width, 3, patch, patch, dtype=torch.float16)
         path = tmp_path / f"{width}-{patch}-{blocks}.safetensors"
         if not path.exists():
