@@ -57,12 +57,13 @@ def sketch(merged: Mapping[str, Tensor]) -> list[float]:
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Estimate ‖ours − theirs‖ / ‖theirs‖ from two sketches."""
+    """Estimate ‖ours − theirs‖ / ‖theirs‖ from two sketches; infinite where it is not a number."""
     length = float(np.linalg.norm(theirs))
     apart = float(np.linalg.norm(np.subtract(ours, theirs)))
     if apart == 0:
         return 0.0
-    return apart / length if length else math.inf
+    relative = apart / length if length else math.inf
+    return math.inf if math.isnan(relative) else relative
 
 
 def _options(path: Path) -> Any:

@@ -122,7 +122,7 @@ def fixed_alpha(method: Any, task_vectors: TaskVectors) -> float:
 def apply(
     base: Checkpoint | Mapping[str, Tensor] | str | Path,
     merged: Mapping[str, Tensor],
-    alpha: float | int,
+    alpha: float | int | str,
 ) -> dict[str, Tensor]:
     """Add a merged task vector to the base: θ = θ_0 + α·M, in float32, written in the base's own dtypes.
 
@@ -156,12 +156,21 @@ def apply(
                 "give the base the models were fine-tuned from."
             )
     moved: dict[str, Tensor] = {}
-    places: dict[Any, str] = {}
-    for name, value in base.items():
-        place = (value.data_ptr(), tuple(value.shape), value.stride()) if value.numel() else name
-        owner = places.setdefault(place, name)
-        moved[name] = moved[owner] if owner in moved else _moved(name, value, merged.get(name), alpha)
-    return moved
+    for names in _by_place(base):
+        # A file may have kept one name only of a tensor that has several here.
+        name = next((name for name in names if name in merged), names[0])
+        moved |= dict.fromkeys(names, _moved(name, base[name], merged.get(name), alpha))
+    return {name: moved[name] for name in base}
+
+
+def _by_place(tensors: Mapping[str, Tensor]) -> list[list[str]]:
+    """Group the names of what is one tensor: the same piece of memory, seen in the same way."""
+    groups: dict[Any, list[str]] = {}
+    for name, value in tensors.items():
+        # A tensor without elements lies nowhere.
+        place = (value.data_ptr(), value.dtype, value.shape, value.stride()) if value.numel() else name
+        groups.setdefault(place, []).append(name)
+    return list(groups.values())
 
 
 def _moved(name: str, value: Tensor, merged: Tensor | None, alpha: float | int) -> Tensor:

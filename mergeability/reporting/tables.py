@@ -311,8 +311,8 @@ def _scale_sentences(analysis: Analysis) -> list[str]:
     most = table.index[int(gain.argmax())]
     own, tuned = table.iloc[int(table["mean"].argmax())], table.iloc[0]
     return [
-        f"Tuning α on validation images changes the mean by {gain.min():+.1%} to {gain.max():+.1%} (most for {most}):"
-        f" the best method is {own.name} at its own α ({own['mean']:.1%}) and {tuned.name} at the tuned one"
+        f"Tuning α on validation images changes the mean by {100 * gain.min():+.1f} to {100 * gain.max():+.1f} points"
+        f" (most for {most}): the best method is {own.name} at its own α ({own['mean']:.1%}) and {tuned.name} at the tuned one"
         f" ({tuned['tuned_mean']:.1%})."
     ]
 
@@ -363,7 +363,7 @@ def summary_table(analysis: Analysis) -> "Table":
     from rich.table import Table
 
     shown = Table(title=escape(analysis.title), title_justify="left")
-    shown.add_column("method")
+    shown.add_column("method", no_wrap=True)
     target = analysis.targets[0] if analysis.targets else TARGETS[0]
     numbers = (f"mean {target}", f"worst {target}", "best predictor", "its r", "additive r")
     for name in numbers:

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-import open_clip
 import pytest
 import safetensors.torch
 import torch
+from open_clip import CLIP, CLIPTextCfg, CLIPVisionCfg
+from torch import nn
 
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
@@ -64,14 +65,14 @@ def three_models(make_task_vectors, random_tensors):
 
 def built_tower(*, tied=False):
     """Build the visual tower of a CLIP of one block, with an integer buffer; its projection twice if tied."""
-    vision = {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}
-    text = {"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
+    vision = CLIPVisionCfg(image_size=16, patch_size=8, width=16, layers=1, head_width=8)
+    text = CLIPTextCfg(context_length=4, vocab_size=8, width=8, heads=1, layers=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        tower = open_clip.CLIP(embed_dim=8, vision_cfg=vision, text_cfg=text).visual.eval()
+        tower = CLIP(embed_dim=8, vision_cfg=vision, text_cfg=text).visual.eval()
     tower.register_buffer("steps", torch.tensor(7))
     if tied:
-        tower.mirror = torch.nn.Parameter(tower.proj.detach().clone())
+        tower.mirror = nn.Parameter(tower.state_dict()["proj"].clone())
     return tower
 
 

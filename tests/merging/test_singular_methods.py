@@ -76,6 +76,25 @@ def test_tsv_loses_no_direction_where_the_bases_fill_the_space(make_task_vectors
     np.testing.assert_allclose(values, np.sort(retained)[::-1], rtol=1e-4)
 
 
+def test_tsv_keeps_a_direction_that_two_tasks_nearly_share(make_task_vectors):
+    # By hand: two triplets of each of three tasks, on axes of their own but for one right vector, which is 1e-4
+    # off that of another task: less than an SVD of so long vectors in float32 calls nothing.
+    deltas = {task: {"w": torch.zeros(6, 4096)} for task in "abc"}
+    for task, row, column, value in (
+        ("a", 0, 0, 6.0),
+        ("a", 1, 1, 5.0),
+        ("b", 2, 2, 4.0),
+        ("b", 3, 3, 3.0),
+        ("c", 4, 4, 2.0),
+        ("c", 5, 0, 1.0),
+        ("c", 5, 5, 1e-4),
+    ):
+        deltas[task]["w"][row, column] = value
+    vectors = make_task_vectors({"w": torch.ones(6, 4096)}, deltas)
+    values = np.linalg.svd(TSVM()(vectors)["w"].double().numpy(), compute_uv=False)
+    np.testing.assert_allclose(values, [6, 5, 4, 3, 2, 1], rtol=1e-3)
+
+
 def test_tsv_averages_matrices_that_have_too_few_directions(make_task_vectors, random_tensors):
     shapes = {"thin": (5, 2)}
     deltas = {task: random_tensors(seed, 0.1, shapes) for seed, task in enumerate("abc", start=1)}

@@ -200,7 +200,7 @@ def test_own_and_tuned_scale_stand_side_by_side(scaled):
     assert scale_table(Analysis("one", scaled.pairs, [], ["ta", "ties"])).empty
     lead = " ".join(headline(scaled))
     assert "and 2 merge methods" in lead
-    assert "changes the mean by +2.5% to +10.0% (most for ta)" in lead
+    assert "changes the mean by +2.5 to +10.0 points (most for ta)" in lead
     assert "ties at its own α (75.0%) and ta at the tuned one (80.0%)" in lead
 
 
