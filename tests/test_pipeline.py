@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from mergeability.data.rendered import Rendered
 from mergeability.evaluation import accuracy
 from mergeability.evaluation.accuracy import Judge
 from mergeability.profiles import subspaces
@@ -137,7 +138,7 @@ def test_the_run_is_documented(analysed, smoke_root):
     assert run["versions"]["torch"] == torch.__version__.split("+")[0] or run["versions"]["torch"]
     assert run["checkpoint_sha256"] == {task: card(smoke_root, task)["sha256"] for task in SMOKE_TASKS}
     assert run["config"]["suite"]["name"] == "smoke"
-    assert run["seconds"]["merging and evaluating pairs"] > 0
+    assert run["seconds"]["merging and evaluating"] > 0
 
 
 def test_the_report_is_one_file_that_names_every_method(analysed):
@@ -150,10 +151,11 @@ def test_the_report_is_one_file_that_names_every_method(analysed):
 
 
 def test_a_second_run_computes_nothing_and_gives_the_same_bytes(analysed, smoke_root, command, monkeypatch):
+    monkeypatch.setattr(Rendered, "load", lambda *_: pytest.fail("an image was drawn"))
     monkeypatch.setattr(torch.linalg, "svd", lambda *_, **__: pytest.fail("an SVD"))
     monkeypatch.setattr(subspaces, "decompose", lambda *_: pytest.fail("a decomposition"))
     monkeypatch.setattr(Judge, "_swap_in", lambda *_: pytest.fail("a merge was evaluated"))
-    monkeypatch.setattr(accuracy, "accuracy", lambda *_: pytest.fail("a forward pass"))
+    monkeypatch.setattr(accuracy, "correct", lambda *_: pytest.fail("a forward pass"))
     folder = smoke_root / "runs" / "second"
     where = (f"paths.root={smoke_root}", f"hydra.run.dir={folder}", "logger=csv")
     ended = command("analyze", "suite=smoke", "merge=paper", *where)

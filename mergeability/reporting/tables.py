@@ -312,8 +312,8 @@ def _scale_sentences(analysis: Analysis) -> list[str]:
     own, tuned = table.iloc[int(table["mean"].argmax())], table.iloc[0]
     return [
         f"Tuning α on validation images changes the mean by {100 * gain.min():+.1f} to {100 * gain.max():+.1f} points"
-        f" (most for {most}): the best method is {own.name} at its own α ({own['mean']:.1%}) and {tuned.name} at the tuned one"
-        f" ({tuned['tuned_mean']:.1%})."
+        f" (most for {most}): the best method is {own.name} at its own α ({own['mean']:.1%}) and {tuned.name} at the"
+        f" tuned one ({tuned['tuned_mean']:.1%})."
     ]
 
 

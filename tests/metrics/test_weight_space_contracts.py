@@ -7,8 +7,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from mergeability import decompositions
 from mergeability.metrics.measure import CATEGORIES, WEIGHT_SPACE, measure
-from mergeability.profiles import grams, profiles, subspaces
+from mergeability.profiles import grams, profiles
 from mergeability.profiles.profiles import Profiles
 from mergeability.store import Store
 from mergeability.task_vectors import TaskVectors
@@ -243,7 +244,7 @@ def test_a_small_memory_budget_changes_no_bit(load):
 
 def test_smaller_blocks_of_rows_change_nothing(load, monkeypatch):
     whole = measure(load(MODELS))
-    monkeypatch.setattr(subspaces, "_ROWS", 9)
+    monkeypatch.setattr(decompositions, "_ROWS", 9)
     np.testing.assert_allclose(measure(load(MODELS)), whole, rtol=1e-6)
 
 
