@@ -1,9 +1,10 @@
 """Polar factors: the nearest matrix with orthonormal columns, without an SVD of the matrix itself."""
 
-import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
+
+from mergeability.decompositions import symmetric_eigen
 
 # Below this c², a series in c² is exact to the last bit, and the closed forms divide zero by zero.
 _SMALL = 1e-6
@@ -103,8 +104,7 @@ def _inverse_root_of_pair(M: Float64[Tensor, "r r"]) -> tuple[Float64[Tensor, "k
 
 
 def _eigh(matrix: Float64[Tensor, "n n"]) -> tuple[Float64[Tensor, " n"], Float64[Tensor, "n n"]]:
-    """Decompose a symmetric matrix; NumPy's driver takes half the time of PyTorch's."""
-    values, vectors = np.linalg.eigh(matrix.numpy())
+    values, vectors = symmetric_eigen(matrix.numpy())
     return torch.from_numpy(values), torch.from_numpy(vectors)
 
 
