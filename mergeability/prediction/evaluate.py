@@ -1,65 +1,49 @@
 """Fit every predictor in every fold and score what it foresees."""
 
-import copy
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.base import clone
-from sklearn.utils.validation import has_fit_parameter
+from sklearn.dummy import DummyRegressor
+from sklearn.linear_model import LinearRegression
 
 from mergeability.errors import UserError
-from mergeability.prediction.protocols import LeaveOneTaskOut, SplitProtocol, task_folds
-from mergeability.prediction.scaling import RangeScaler
+from mergeability.prediction.folds import Fold, fit_folds, inputs_of, make_folds
+from mergeability.prediction.protocols import LeaveOneTaskOut, LeaveTwoTasksOut, SplitProtocol
 from mergeability.prediction.scores import (
+    interval_over_tasks,
     mean_absolute_error,
     mean_and_std,
     pearson_r,
     r2_over_training_mean,
     spearman_rho,
 )
-from mergeability.prediction.table import TARGETS, PairRows, PairTable, outcome_methods, summarise_names
+from mergeability.prediction.table import TARGETS, PairTable, outcome_methods, summarise_names
 from mergeability.store import atomic_file
 
-TASK_PREFIX = "task="
-"""Coefficients of task effects carry this prefix, so that no metric's name can collide with a task's."""
+DEFAULT_PROTOCOLS: tuple[SplitProtocol, ...] = (LeaveOneTaskOut(), LeaveTwoTasksOut())
 
-_PREDICTION_COLUMNS = [
-    "method",
-    "target",
-    "predictor",
-    "held_out",
-    "task_a",
-    "task_b",
-    "measured",
-    "predicted",
-]
-_COEFFICIENT_COLUMNS = ["method", "target", "predictor", "held_out", "metric", "coefficient"]
-_FOLD_COLUMNS = [
-    "method",
-    "target",
-    "predictor",
-    "held_out",
-    "n_training",
-    "n_validation",
-    "r",
-    "rho",
-    "train_r",
-]
+Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
+
+_KEYS = ["protocol", "method", "target", "predictor"]
+_PREDICTION_COLUMNS = [*_KEYS, "held_out", "task_a", "task_b", "measured", "predicted", "training_mean"]
+_COEFFICIENT_COLUMNS = [*_KEYS, "held_out", "metric", "coefficient"]
+_FOLD_COLUMNS = [*_KEYS, "held_out", "n_training", "n_validation", "r", "rho", "train_r", "mae"]
 
 
 @dataclass(frozen=True)
 class PredictionResult:
     """What was foreseen: flat records as in `prediction.json`, and the frames behind them.
 
-    `records` hold one entry a method, target and predictor, `None` where a score is undefined. `folds`,
-    `predictions` and `coefficients` have one row a fold, a validated pair and a fold's coefficient; `notes`
-    are sentences about what was left out or is undefined.
+    `records` hold one entry a method, target, predictor and protocol, `None` where a score is undefined. `folds`,
+    `predictions` and `coefficients` have one row a fold, a validated pair and a fold's coefficient (those of
+    protocols with few folds); `notes` are sentences about what was left out or is undefined. `tables` are what
+    `study` found, by name.
     """
 
     records: list[dict[str, Any]] = field(default_factory=list)
@@ -67,51 +51,31 @@ class PredictionResult:
     predictions: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_PREDICTION_COLUMNS))
     coefficients: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_COEFFICIENT_COLUMNS))
     notes: list[str] = field(default_factory=list)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """Write `prediction.json`, `predictions.csv` and `coefficients.csv` into a folder."""
-        with atomic_file(Path(folder) / "prediction.json") as path:
+        """Write `prediction.json`, `predictions.csv`, `coefficients.csv` and one file a table into a folder."""
+        folder = Path(folder)
+        with atomic_file(folder / "prediction.json") as path:
             path.write_text(json.dumps(self.records, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        for name in ("predictions", "coefficients"):
-            with atomic_file(Path(folder) / f"{name}.csv") as path:
-                getattr(self, name).to_csv(path, index=False)
+        frames = {"predictions": self.predictions, "coefficients": self.coefficients}
+        for name, frame in frames.items():
+            with atomic_file(folder / f"{name}.csv") as path:
+                frame.to_csv(path, index=False)
+        for name, frame in self.tables.items():
+            with atomic_file(folder / "prediction" / f"{name}.csv") as path:
+                frame.to_csv(path, index=False)
 
-
-@dataclass(frozen=True)
-class Fold:
-    """One training fold of one method and target, ready to fit: metrics scaled by its own training rows."""
-
-    method: str
-    target: str
-    held_out: str
-    rows: PairRows
-    training: np.ndarray
-    validation: np.ndarray
-    scaled: np.ndarray
-    constant: tuple[str, ...]
-
-    @property
-    def training_outcome(self) -> np.ndarray:
-        """The outcomes a fit may see."""
-        return self.rows.outcome[self.training]
-
-    def features(self, inputs: str) -> np.ndarray:
-        """Give all rows' columns that a predictor asks for: metrics, tasks (incidence columns), or both."""
-        choices = {
-            "metrics": [self.scaled],
-            "tasks": [self.rows.incidence],
-            "both": [self.scaled, self.rows.incidence],
-        }
-        if inputs not in choices:
-            raise UserError(f"A predictor's inputs must be one of {', '.join(choices)}, not {inputs!r}.")
-        return np.hstack(choices[inputs])
-
-    def feature_names(self, inputs: str) -> list[str]:
-        """Name the columns of `features`."""
-        tasks = [f"{TASK_PREFIX}{task}" for task in self.rows.tasks]
-        return {"metrics": list(self.rows.metrics), "tasks": tasks, "both": [*self.rows.metrics, *tasks]}[
-            inputs
-        ]
+    def of(self, protocol: str) -> "PredictionResult":
+        """Keep what one protocol found."""
+        return PredictionResult(
+            [record for record in self.records if record["protocol"] == protocol],
+            self.folds[self.folds["protocol"] == protocol],
+            self.predictions[self.predictions["protocol"] == protocol],
+            self.coefficients[self.coefficients["protocol"] == protocol],
+            self.notes,
+            self.tables,
+        )
 
 
 def evaluate_predictors(
@@ -120,109 +84,83 @@ def evaluate_predictors(
     predictors: Mapping[str, Any],
     methods: Sequence[str] | None = None,
     targets: Sequence[str] = TARGETS,
-    protocol: SplitProtocol | None = None,
+    protocols: Sequence[SplitProtocol] = DEFAULT_PROTOCOLS,
     rows: str = "per_method",
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+    progress: Progress | None = None,
 ) -> PredictionResult:
     """Fit each predictor on each fold of each method's outcomes, and score it on the pairs left out.
 
-    A predictor is any scikit-learn regressor. Three optional traits are recognised: a class attribute
-    `inputs` ("metrics" by default, "tasks" or "both"), a `fit` argument `folds` that takes the inner
-    leave-one-task-out of the training rows, and `fit_many`, which fits all folds at once. `rows` is
-    "per_method" or "complete" (only pairs with an outcome for every method).
+    A predictor is any scikit-learn regressor. Optional traits are recognised: a class attribute `inputs`
+    ("metrics" by default, "tasks" or "both"), a `fit` argument `folds` that takes the inner folds of the training
+    rows (the same protocol once more), `fit_many`, which fits all folds at once, and `closed_form`. Protocols of
+    many folds are for closed forms alone.
 
-    Without any outcome column the result is empty, with a note.
-    Raises UserError as `PairTable.validate` does.
+    Args:
+        table: one row a pair.
+        metrics: the columns that may be features.
+        predictors: name → regressor.
+        methods: merge methods; those the table has outcomes of when None.
+        targets: of each method.
+        protocols: who is predicted from whom.
+        rows: "per_method", or "complete": only pairs with an outcome for every method.
+        ranges: metric → its lowest and highest value.
+        progress: wraps the loop over predictors.
+
+    Returns:
+        The scores. Without any outcome column the result is empty, with a note.
+
+    Raises:
+        UserError: as `PairTable.validate` does.
     """
-    protocol = protocol or LeaveOneTaskOut()
     if rows not in ("per_method", "complete"):
         raise UserError(f"rows must be per_method or complete, not {rows!r}.")
     unknown = [target for target in targets if target not in TARGETS]
-    if unknown:
-        raise UserError(f"A target must be one of {', '.join(TARGETS)}, not {summarise_names(unknown)}.")
+    if unknown or not targets:
+        raise UserError(
+            f"A target must be one of {', '.join(TARGETS)}, not {summarise_names(unknown) or 'none'}."
+        )
     methods = outcome_methods(table, targets) if methods is None else list(methods)
     if not methods:
         return PredictionResult(notes=["The table has no outcomes, so nothing was predicted."])
     outcomes = [f"{target}_{method}" for target in targets for method in methods]
     absent = [outcome for outcome in outcomes if outcome not in table.columns]
-    checked = PairTable.validate(table, metrics, [outcome for outcome in outcomes if outcome not in absent])
-    folds, notes = _folds(checked, methods, targets, protocol, rows == "complete")
+    checked = PairTable.validate(
+        table, metrics, [outcome for outcome in outcomes if outcome not in absent], ranges
+    )
+    notes = list(checked.notes)
+    parts = []
+    for protocol in protocols:
+        made = make_folds(checked, methods, targets, protocol, rows == "complete")
+        # What is left out is the same for all protocols; what is constant is said of the first.
+        notes += [note for note in made.notes if protocol is protocols[0]]
+        chosen = [
+            name for name, one in predictors.items() if made.folds and (not protocol.many or is_closed_form(one))
+        ]
+        title = f"predicting, {protocol.situation}"
+        steps = chosen if progress is None else progress(chosen, title, len(chosen))
+        parts += [_evaluate_one(name, predictors[name], made.folds, protocol) for name in steps]
     if absent:
         notes.append(f"{summarise_names(absent)}: no such column, so nothing was predicted.")
-    parts = [_evaluate_one(name, predictor, folds, protocol.name) for name, predictor in predictors.items()]
-    return _combine(parts, [*checked.notes, *notes])
+    return _combine(parts, notes)
 
 
-def _folds(
-    table: PairTable, methods: Sequence[str], targets: Sequence[str], protocol: SplitProtocol, complete: bool
-) -> tuple[list[Fold], list[str]]:
-    folds: list[Fold] = []
-    left_out_by: dict[tuple[str, ...], list[str]] = {}
-    constant_in: dict[str, set[str]] = {}
-    notes: list[str] = []
-    for target in targets:
-        known = [method for method in methods if f"{target}_{method}" in table.frame.columns]
-        outcomes = [f"{target}_{method}" for method in known]
-        for method, outcome in zip(known, outcomes, strict=True):
-            rows, left_out = table.rows(outcome, outcomes if complete else ())
-            if left_out:
-                left_out_by.setdefault(tuple(left_out), []).append(outcome)
-            own = [_fold(method, target, rows, *split) for split in protocol.split(rows)]
-            if not own:
-                notes.append(
-                    f"{outcome}: {len(rows.outcome)} usable pairs allow no fold, so nothing was predicted."
-                )
-            for fold in own:
-                for metric in fold.constant:
-                    constant_in.setdefault(metric, set()).add(fold.held_out)
-            folds += own
-    for pairs, outcomes in left_out_by.items():
-        count = f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''}"
-        notes.append(
-            f"{summarise_names(outcomes)}: {count} left out for an empty cell ({summarise_names(pairs)})."
-        )
-    for metric, tasks in constant_in.items():
-        notes.append(
-            f"{metric} is constant where {summarise_names(sorted(tasks))} is held out and has weight 0 there."
-        )
-    return folds, notes
+def is_closed_form(predictor: Any) -> bool:
+    """Say whether a predictor is solved rather than searched for, so that hundreds of folds cost little."""
+    return getattr(predictor, "closed_form", isinstance(predictor, LinearRegression | DummyRegressor))
 
 
-def _fold(
-    method: str, target: str, rows: PairRows, held_out: str, training: np.ndarray, validation: np.ndarray
-) -> Fold:
-    scaler = RangeScaler().fit(rows.features[training])
-    constant = tuple(name for name, flat in zip(rows.metrics, scaler.constant_, strict=True) if flat)
-    return Fold(
-        method, target, held_out, rows, training, validation, scaler.transform(rows.features), constant
-    )
-
-
-def _fit(predictor: Any, inputs: str, folds: Sequence[Fold]) -> list[Any]:
-    copies: list[Any] = [clone(predictor) for _ in folds]
-    problems = [
-        (
-            fold.features(inputs)[fold.training],
-            fold.training_outcome,
-            task_folds(fold.rows.incidence[fold.training]),
-        )
-        for fold in folds
-    ]
-    if hasattr(predictor, "fit_many"):
-        return predictor.fit_many(problems)
-    nested = has_fit_parameter(predictor, "folds")
-    for model, (X, y, inner) in zip(copies, problems, strict=True):
-        model.fit(X, y, **({"folds": inner} if nested else {}))
-    return copies
-
-
-def _evaluate_one(name: str, predictor: Any, folds: Sequence[Fold], protocol: str) -> PredictionResult:
-    inputs = getattr(predictor, "inputs", "metrics")
-    fitted = _fit(predictor, inputs, folds) if folds else []
+def _evaluate_one(
+    name: str, predictor: Any, folds: Sequence[Fold], protocol: SplitProtocol
+) -> PredictionResult:
     by_outcome: dict[tuple[str, str], list[tuple[Fold, Any]]] = {}
-    for fold, model in zip(folds, fitted, strict=True):
+    for fold, model in zip(folds, fit_folds(predictor, folds), strict=True):
         by_outcome.setdefault((fold.method, fold.target), []).append((fold, model))
-    scored = _combine([_score(name, inputs, protocol, pairs) for pairs in by_outcome.values()], [])
-    return replace(scored, notes=_undefined_notes(name, scored.folds))
+    scored = _combine(
+        [_score(name, inputs_of(predictor), protocol, pairs) for pairs in by_outcome.values()], []
+    )
+    notes = [] if protocol.many else _undefined_notes(name, scored.folds)
+    return PredictionResult(scored.records, scored.folds, scored.predictions, scored.coefficients, notes)
 
 
 def _undefined_notes(name: str, folds: pd.DataFrame) -> list[str]:
@@ -240,33 +178,34 @@ def _undefined_notes(name: str, folds: pd.DataFrame) -> list[str]:
     ]
 
 
-def _score(name: str, inputs: str, protocol: str, fits: Sequence[tuple[Fold, Any]]) -> PredictionResult:
+def _score(
+    name: str, inputs: str, protocol: SplitProtocol, fits: Sequence[tuple[Fold, Any]]
+) -> PredictionResult:
     """Score one predictor's folds of one method and target."""
-    fold_rows, predictions, coefficients = [], [], []
+    first = fits[0][0]
+    own = {"protocol": protocol.name, "method": first.method, "target": first.target, "predictor": name}
+    fold_rows, predicted_rows, coefficients = [], [], []
     for fold, model in fits:
-        own = {"method": fold.method, "target": fold.target, "predictor": name, "held_out": fold.held_out}
-        predicted = np.asarray(model.predict(fold.features(inputs)), dtype=np.float64)
-        fold_rows.append(own | _fold_scores(fold, predicted))
-        predictions.append(_validated_pairs(own, fold, predicted))
-        if hasattr(model, "coef_"):
-            named = {"metric": fold.feature_names(inputs), "coefficient": np.ravel(model.coef_)}
-            coefficients.append(pd.DataFrame(own | named))
-    fold_frame, predicted_frame = pd.DataFrame(fold_rows), pd.concat(predictions, ignore_index=True)
-    record = _record(protocol, fits[0][0], fold_frame, predicted_frame)
-    del predicted_frame["training_mean"]
+        predicted = np.asarray(model.predict(fold.shared.features(inputs)), dtype=np.float64)
+        fold_rows.append(_fold_scores(fold, predicted))
+        predicted_rows.append(_validated_pairs(fold, predicted))
+        if hasattr(model, "coef_") and not protocol.many:
+            coefficients.append((fold.split.label, np.ravel(model.coef_)))
+    columns = {key: np.concatenate([row[key] for row in predicted_rows]) for key in predicted_rows[0]}
+    predictions = pd.DataFrame({**own, **columns})[_PREDICTION_COLUMNS]
+    folds = pd.DataFrame(fold_rows).assign(**own)[_FOLD_COLUMNS]
     return PredictionResult(
-        [record],
-        fold_frame,
-        predicted_frame,
-        pd.concat(coefficients, ignore_index=True)
-        if coefficients
-        else pd.DataFrame(columns=_COEFFICIENT_COLUMNS),
+        [_record(own, protocol, len(first.outcome), folds, predictions)],
+        folds,
+        predictions,
+        _coefficient_frame(own, first.feature_names(inputs), coefficients),
     )
 
 
 def _fold_scores(fold: Fold, predicted: np.ndarray) -> dict[str, Any]:
-    measured, v, t = fold.rows.outcome, fold.validation, fold.training
+    measured, v, t = fold.outcome, fold.split.validation, fold.split.training
     return {
+        "held_out": fold.split.label,
         "n_training": len(t),
         "n_validation": len(v),
         "r": pearson_r(predicted[v], measured[v]),
@@ -276,53 +215,71 @@ def _fold_scores(fold: Fold, predicted: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _validated_pairs(own: Mapping[str, str], fold: Fold, predicted: np.ndarray) -> pd.DataFrame:
-    v = fold.validation
-    return pd.DataFrame(
-        {
-            **own,
-            "task_a": [fold.rows.task_a[i] for i in v],
-            "task_b": [fold.rows.task_b[i] for i in v],
-            "measured": fold.rows.outcome[v],
-            "predicted": predicted[v],
-            "training_mean": float(fold.training_outcome.mean()),
-        }
-    )
+def _validated_pairs(fold: Fold, predicted: np.ndarray) -> dict[str, np.ndarray]:
+    v = fold.split.validation
+    ends = fold.shared.rows.ends[v]
+    return {
+        "held_out": np.full(len(v), fold.split.label, dtype=object),
+        "task_a": ends[:, 0],
+        "task_b": ends[:, 1],
+        "measured": fold.outcome[v],
+        "predicted": predicted[v],
+        "training_mean": np.full(len(v), fold.training_outcome.mean()),
+    }
 
 
-def _record(protocol: str, fold: Fold, folds: pd.DataFrame, predictions: pd.DataFrame) -> dict[str, Any]:
+def _coefficient_frame(
+    own: Mapping[str, str], names: Sequence[str], coefficients: Sequence[tuple[str, np.ndarray]]
+) -> pd.DataFrame:
+    if not coefficients:
+        return pd.DataFrame(columns=_COEFFICIENT_COLUMNS)
+    labels = np.repeat(np.array([label for label, _ in coefficients], dtype=object), len(names))
+    values = np.concatenate([values for _, values in coefficients])
+    columns = {"held_out": labels, "metric": list(names) * len(coefficients), "coefficient": values}
+    return pd.DataFrame({**own, **columns})[_COEFFICIENT_COLUMNS]
+
+
+def _record(
+    own: Mapping[str, str],
+    protocol: SplitProtocol,
+    n_pairs: int,
+    folds: pd.DataFrame,
+    predictions: pd.DataFrame,
+) -> dict[str, Any]:
     measured, predicted, training_mean = (
         predictions[column].to_numpy() for column in ("measured", "predicted", "training_mean")
     )
     r_mean, r_std = mean_and_std(folds["r"].to_numpy())
+    ends = predictions[["task_a", "task_b"]].to_numpy(dtype=object)
+    low, high = interval_over_tasks(predicted, measured, ends)
     scores = {
         "r_mean": r_mean,
         "r_std": r_std,
         "rho_mean": mean_and_std(folds["rho"].to_numpy())[0],
         "train_r_mean": mean_and_std(folds["train_r"].to_numpy())[0],
         "pooled_r": pearson_r(predicted, measured),
+        "pooled_r_low": low,
+        "pooled_r_high": high,
         "mae": mean_absolute_error(predicted, measured),
         "r2_over_training_mean": r2_over_training_mean(predicted, measured, training_mean),
     }
     return {
-        "method": fold.method,
-        "predictor": str(predictions["predictor"].iloc[0]),
-        "protocol": protocol,
-        "target": fold.target,
+        "method": own["method"],
+        "predictor": own["predictor"],
+        "protocol": protocol.name,
+        "situation": protocol.situation,
+        "target": own["target"],
         **{name: None if math.isnan(value) else value for name, value in scores.items()},
         "n_folds": len(folds),
-        "n_pairs": len(fold.rows.outcome),
+        "n_pairs": n_pairs,
         "n_undefined": int(folds["r"].isna().sum()),
     }
 
 
 def _combine(parts: Sequence[PredictionResult], notes: Sequence[str]) -> PredictionResult:
-    if not parts:
-        return PredictionResult(notes=list(notes))
-
     def stack(name: str) -> pd.DataFrame:
         frames = [frame for frame in (getattr(part, name) for part in parts) if len(frame)]
-        return pd.concat(frames, ignore_index=True) if frames else copy.copy(getattr(parts[0], name))
+        return pd.concat(frames, ignore_index=True) if frames else getattr(PredictionResult(), name)
 
     return PredictionResult(
         [record for part in parts for record in part.records],

@@ -7,6 +7,8 @@ from scipy.stats import rankdata
 MIN_PAIRS = 3
 """Two points always correlate perfectly: a correlation needs a third."""
 
+_ALMOST_ONE = 1 - 1e-12
+_NORMAL_95 = 1.959964
 _RELATIVE_SPREAD = 1e-9
 """Below this spread, relative to their size, numbers differ by rounding only and count as constant."""
 
@@ -37,6 +39,27 @@ def spearman_rho(predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray,
     if len(measured) < MIN_PAIRS or is_constant(predicted) or is_constant(measured):
         return float("nan")
     return pearson_r(rankdata(predicted), rankdata(measured))
+
+
+def interval_over_tasks(
+    predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray, " n"], ends: np.ndarray
+) -> tuple[float, float]:
+    """Estimate a 95 % confidence interval of Pearson's r over pairs, whose errors are alike where they share a task.
+
+    By the jackknife over tasks on Fisher's z = artanh r: SE² = (T - 2)/(2T) Σ (z₋ₜ - z̄)², z₋ₜ without the pairs of
+    task t (Snijders and Borgatti, 1999, for statistics of networks). NaN where any of these r is undefined.
+    """
+    tasks = list(dict.fromkeys(ends.ravel().tolist()))
+    whole = pearson_r(predicted, measured)
+    kept = [~(ends == task).any(axis=1) for task in tasks]
+    # At r = ±1 z is infinite.
+    without = np.arctanh(
+        np.clip([pearson_r(predicted[one], measured[one]) for one in kept], -_ALMOST_ONE, _ALMOST_ONE)
+    )
+    count = len(tasks)
+    error = np.sqrt((count - 2) / (2 * count) * ((without - without.mean()) ** 2).sum())
+    z = np.arctanh(np.clip(whole, -_ALMOST_ONE, _ALMOST_ONE))
+    return float(np.tanh(z - _NORMAL_95 * error)), float(np.tanh(z + _NORMAL_95 * error))
 
 
 def mean_absolute_error(predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray, " n"]) -> float:

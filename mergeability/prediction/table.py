@@ -1,33 +1,35 @@
 """The pair table: one row a pair of tasks, metrics as features, outcomes `<target>_<method>`."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from mergeability.errors import UserError
+from mergeability.prediction.protocols import incidence, task_order
 
 TARGETS = ("norm_acc", "acc")
 MIN_TASKS = 4
 
 _OUTCOME = re.compile(r"(norm_)?acc_.+")
 _NAMED_ROWS = 6
+# Values of float32 may lie outside their range by rounding.
+_SLACK = 1e-5
 
 
 @dataclass(frozen=True)
 class PairRows:
     """The rows of a table that have every metric and one outcome.
 
-    `incidence[i, t]` is 1 where pair i contains task t: each row has two ones.
+    `ends` are the two tasks of each pair; `incidence[i, t]` is 1 where pair i contains task t.
     """
 
     metrics: tuple[str, ...]
     tasks: tuple[str, ...]
-    task_a: tuple[str, ...]
-    task_b: tuple[str, ...]
+    ends: np.ndarray
     features: Float[np.ndarray, "n m"]
     incidence: Float[np.ndarray, "n T"]
     outcome: Float[np.ndarray, " n"]
@@ -43,16 +45,24 @@ class PairTable:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def validate(cls, frame: pd.DataFrame, metrics: Sequence[str], outcomes: Sequence[str]) -> "PairTable":
+    def validate(
+        cls,
+        frame: pd.DataFrame,
+        metrics: Sequence[str],
+        outcomes: Sequence[str],
+        ranges: Mapping[str, tuple[float, float]] | None = None,
+    ) -> "PairTable":
         """Check a table of pairs and keep its task, metric and outcome columns.
 
         Raises UserError for missing or repeated columns, an outcome named as a metric, text or infinity in a
-        number column, a pair given twice or with itself, and fewer than four tasks. A metric without any
-        value is left out, with a note.
+        number column, a metric outside its range (name → lowest, highest), a pair given twice or with itself,
+        and fewer than four tasks. A metric without any value is left out, with a note.
         """
         _check_columns(frame, metrics, outcomes)
         tasks = _check_pairs(frame)
         numbers = {name: _numbers(frame, name) for name in (*metrics, *outcomes)}
+        for name in metrics:
+            _check_range(frame, name, numbers[name], (ranges or {}).get(name))
         empty = [name for name in metrics if np.isnan(numbers[name]).all()]
         notes = [f"Metric {name} has no value for any pair and is left out of prediction." for name in empty]
         columns = {"task_a": frame["task_a"].to_numpy(), "task_b": frame["task_b"].to_numpy(), **numbers}
@@ -61,26 +71,27 @@ class PairTable:
             raise UserError("Prediction needs at least one metric with values: none of those named has any.")
         return cls(pd.DataFrame(columns), kept, tasks, tuple(notes))
 
-    def rows(self, outcome: str, complete_for: Sequence[str] = ()) -> tuple[PairRows, list[str]]:
-        """Take the rows with all metrics and this outcome, and name the pairs left out.
+    @property
+    def ends(self) -> np.ndarray:
+        """The two tasks of each pair, (n, 2)."""
+        return self.frame[["task_a", "task_b"]].to_numpy(dtype=object)
 
-        `complete_for` names further outcome columns that a row must have as well.
-        """
-        needed = [*self.metrics, outcome, *complete_for]
-        whole = self.frame[needed].notna().all(axis=1).to_numpy()
-        left_out = [
-            f"{a}-{b}" for a, b in self.frame.loc[~whole, ["task_a", "task_b"]].itertuples(index=False)
-        ]
+    def usable(self, outcome: str, complete_for: Sequence[str] = ()) -> Bool[np.ndarray, " n"]:
+        """Mark the rows with all metrics and this outcome, and with those of `complete_for` as well."""
+        return self.frame[[*self.metrics, outcome, *complete_for]].notna().all(axis=1).to_numpy()
+
+    def rows(self, outcome: str, complete_for: Sequence[str] = ()) -> tuple[PairRows, list[str]]:
+        """Take the usable rows, and name the pairs left out."""
+        whole = self.usable(outcome, complete_for)
+        left_out = [f"{a}-{b}" for a, b in self.ends[~whole]]
         kept = self.frame.loc[whole]
-        ends = kept[["task_a", "task_b"]].to_numpy()
-        incidence = (ends[:, :, None] == np.array(self.tasks, dtype=object)).any(axis=1).astype(np.float64)
+        ends = self.ends[whole]
         rows = PairRows(
             metrics=self.metrics,
             tasks=self.tasks,
-            task_a=tuple(kept["task_a"]),
-            task_b=tuple(kept["task_b"]),
+            ends=ends,
             features=kept[list(self.metrics)].to_numpy(dtype=np.float64),
-            incidence=incidence,
+            incidence=incidence(ends, self.tasks),
             outcome=kept[outcome].to_numpy(dtype=np.float64),
         )
         return rows, left_out
@@ -133,7 +144,7 @@ def _check_pairs(frame: pd.DataFrame) -> tuple[str, ...]:
     if len(nameless):
         raise UserError(f"Row {nameless[0] + 1} of the pair table lacks task_a or task_b: name both tasks.")
     pairs = [tuple(pair) for pair in ends.itertuples(index=False, name=None)]
-    tasks = tuple(dict.fromkeys(task for pair in zip(*pairs, strict=True) for task in pair)) if pairs else ()
+    tasks = task_order(ends.to_numpy(dtype=object))
     wrong = next((task for task in tasks if not isinstance(task, str)), None)
     if wrong is not None:
         raise UserError(f"Task names must be text, and {wrong!r} is not: read task_a and task_b as strings.")
@@ -169,3 +180,20 @@ def _numbers(frame: pd.DataFrame, name: str) -> Float[np.ndarray, " n"]:
             f"Column {name} is infinite in row {infinite[0] + 1}: leave the cell empty if it is undefined."
         )
     return numbers
+
+
+def _check_range(
+    frame: pd.DataFrame, name: str, numbers: Float[np.ndarray, " n"], bounds: tuple[float, float] | None
+) -> None:
+    if bounds is None:
+        return
+    low, high = bounds
+    slack = _SLACK * (high if np.isfinite(high) else 1.0)
+    outside = np.flatnonzero((numbers < low - slack) | (numbers > high + slack))
+    if len(outside):
+        row = outside[0]
+        a, b = frame["task_a"].iloc[row], frame["task_b"].iloc[row]
+        raise UserError(
+            f"Column {name} holds {numbers[row]:.6g} for {a} and {b} (row {row + 1}), outside its range "
+            f"[{low:g}, {high:g}]: that is no such metric. Correct the value, or name other metrics."
+        )

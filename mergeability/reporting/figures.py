@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from mergeability.prediction.evaluate import TASK_PREFIX
+from mergeability.prediction.folds import TASK_PREFIX
 
 INK, MUTED, GRID = "#1f2933", "#6b7785", "#e3e8ee"
 BLUE, ORANGE, GREEN, GREY = "#2166ac", "#d6604d", "#3a9276", "#a9b4c0"
