@@ -10,11 +10,16 @@ from typing import Any
 
 _HOME = {
     "Additive": "additive",
+    "BackwardElimination": "backward_elimination",
+    "ElasticNet": "elastic_net",
+    "ForwardSelection": "forward_selection",
     "Lasso": "lasso",
     "LeaveOneTaskOut": "protocols",
+    "MLP": "mlp",
     "PairTable": "table",
     "Pearson": "pearson",
     "PredictionResult": "evaluate",
+    "Trees": "trees",
     "evaluate_predictors": "evaluate",
     "fingerprints": "fingerprints",
 }

@@ -127,8 +127,8 @@ def evaluate_predictors(
 
     A predictor is any scikit-learn regressor. Three optional traits are recognised: a class attribute
     `inputs` ("metrics" by default, "tasks" or "both"), a `fit` argument `folds` that takes the inner
-    leave-one-task-out of the training rows, and `fit_many`, which fits all folds at once. `rows` is
-    "per_method" or "complete" (only pairs with an outcome for every method).
+    leave-one-task-out of the training rows as (training, validation) arrays, and `fit_many`, which fits all
+    folds at once. `rows` is "per_method" or "complete" (only pairs with an outcome for every method).
 
     Without any outcome column the result is empty, with a note.
     Raises UserError as `PairTable.validate` does.
@@ -203,7 +203,10 @@ def _fit(predictor: Any, inputs: str, folds: Sequence[Fold]) -> list[Any]:
         (
             fold.features(inputs)[fold.training],
             fold.training_outcome,
-            task_folds(fold.rows.incidence[fold.training]),
+            [
+                (np.flatnonzero(~out), np.flatnonzero(out))
+                for out in task_folds(fold.rows.incidence[fold.training])
+            ],
         )
         for fold in folds
     ]
