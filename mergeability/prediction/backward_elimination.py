@@ -1,5 +1,7 @@
 """Start from all metrics and drop those that training r can do without."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.linalg import qr, solve_triangular
@@ -40,7 +42,8 @@ def independent_columns(columns: Float[np.ndarray, "n m"]) -> Int[np.ndarray, " 
 
     `columns` have length 1, or 0. Pivoting takes the column that is farthest from those taken before.
     """
-    triangle, order = qr(columns, mode="r", pivoting=True)
+    decompose: Any = qr  # what it returns depends on its arguments, which its types do not say
+    triangle, order = decompose(columns, mode="r", pivoting=True)
     remaining = np.abs(np.diagonal(triangle))
     return np.sort(order[: len(remaining)][remaining > COLLINEAR])
 

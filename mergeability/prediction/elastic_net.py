@@ -13,12 +13,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import enet_path
 
 from mergeability.errors import UserError
-from mergeability.prediction.arrays import Rows, Values, new_rows, training_arrays
+from mergeability.prediction.arrays import InnerFold, Rows, Values, new_rows, training_arrays
 
 logger = logging.getLogger(__name__)
-
-InnerFold = tuple[Int[np.ndarray, " training"], Int[np.ndarray, " validation"]]
-"""Rows of the training fold to fit on, and rows to judge by; scikit-learn's `cv` yields the same."""
 
 
 class ElasticNet(RegressorMixin, BaseEstimator):

@@ -8,10 +8,9 @@ from jaxtyping import Bool, Float, Float32, Int
 from sklearn.base import BaseEstimator, RegressorMixin, clone
 
 from mergeability.errors import UserError
-from mergeability.prediction.arrays import Rows, Values, new_rows, training_arrays
+from mergeability.prediction.arrays import Problem, Rows, Values, new_rows, training_arrays
 from mergeability.prediction.importances import permutation_importances
 
-Problem = tuple[np.ndarray, np.ndarray, Any]
 Parameters = dict[str, np.ndarray]
 """Weights of all runs: `into` (runs, m, h), `into_bias` (runs, 1, h), `out` (runs, h, 1), `out_bias` (runs, 1, 1)."""
 
@@ -137,14 +136,15 @@ class MLP(RegressorMixin, BaseEstimator):
             for first in range(0, counts.max(), self.batch_size):
                 batch = slice(first, first + self.batch_size)
                 chosen = order[:, batch]
+                present: Any = chosen >= 0
                 gradients = backward(
                     parameters,
                     X[runs, chosen],
-                    np.where(chosen >= 0, y[runs, chosen], np.float32(0)),
-                    chosen >= 0,
+                    np.where(present, y[runs, chosen], np.float32(0)),
+                    present,
                     None if masks is None else masks[:, batch],
                 )
-                adam.step(parameters, gradients, (chosen >= 0).any(axis=1))
+                adam.step(parameters, gradients, present.any(axis=1))
         return parameters
 
     def _epoch(
