@@ -16,7 +16,10 @@ from mergeability.profiles import subspaces
 
 SMOKE_TASKS = ("digits", "letters", "shapes", "orientation")
 METHODS = ("average", "ta", "ties", "dare", "tsv", "iso_c")
-PREDICTORS = {"mean", "pearson", "pearson_l1", "ols", "lasso", "additive"}
+PREDICTORS = {
+    "mean", "additive", "ols", "lasso", "elastic_net", "backward_elimination", "forward_selection", "pearson",
+    "pearson_l1", "mlp", "trees",
+}  # fmt: skip
 RECORD_FIELDS = {
     "method", "predictor", "protocol", "target", "r_mean", "r_std", "rho_mean", "train_r_mean", "pooled_r",
     "mae", "r2_over_training_mean", "n_folds", "n_pairs", "n_undefined",

@@ -10,11 +10,20 @@ from typing import Any
 
 _HOME = {
     "Additive": "additive",
+    "BackwardElimination": "backward_elimination",
+    "DisjointHalves": "protocols",
+    "Dyadic": "dyadic",
+    "ElasticNet": "elastic_net",
+    "ForwardSelection": "forward_selection",
     "Lasso": "lasso",
     "LeaveOneTaskOut": "protocols",
+    "MLP": "mlp",
+    "LeaveTwoTasksOut": "protocols",
     "PairTable": "table",
     "Pearson": "pearson",
     "PredictionResult": "evaluate",
+    "Ridge": "ridge",
+    "Trees": "trees",
     "evaluate_predictors": "evaluate",
     "fingerprints": "fingerprints",
 }

@@ -8,9 +8,8 @@ from jaxtyping import Float
 from sklearn.base import BaseEstimator, RegressorMixin
 
 from mergeability.errors import UserError
-from mergeability.prediction.arrays import Rows, Values, new_rows, training_arrays
-from mergeability.prediction.protocols import InnerFold
-from mergeability.prediction.ridge import Problem, Ridge
+from mergeability.prediction.arrays import InnerFold, Problem, Rows, Values, new_rows, training_arrays
+from mergeability.prediction.ridge import Ridge
 
 STRENGTHS = (0.01, 0.1, 1, 10)
 

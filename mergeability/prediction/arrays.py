@@ -1,9 +1,10 @@
 """The input checks that every predictor here shares: scikit-learn's own, with plain types."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 Rows = Any
@@ -11,6 +12,12 @@ Rows = Any
 
 Values = Any
 """What scikit-learn takes for y: n numbers."""
+
+InnerFold = tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]
+"""Rows of the training fold to fit on, and rows to judge by, as scikit-learn's `cv` yields them."""
+
+Problem = tuple[np.ndarray, np.ndarray, Sequence[InnerFold] | None]
+"""What `fit_many` takes of each fit: X, y and inner folds."""
 
 # scikit-learn declares no types here, and those inferred from its defaults ("no_validation") are wrong.
 _validate: Any = validate_data

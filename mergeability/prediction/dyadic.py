@@ -1,6 +1,6 @@
 """Task effects first, then metrics for what is left: does the pair matter beyond who is in it?"""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -8,28 +8,26 @@ from jaxtyping import Float
 from sklearn.base import BaseEstimator, RegressorMixin, clone
 
 from mergeability.errors import UserError
-from mergeability.prediction.arrays import Rows, Values, new_rows, training_arrays
-from mergeability.prediction.protocols import InnerFold
+from mergeability.prediction.arrays import InnerFold, Problem, Rows, Values, new_rows, training_arrays
 from mergeability.prediction.ridge import (
     Moments,
-    Problem,
+    best_strengths,
     checked_strengths,
-    largest_correlation,
     ridge_weights,
     validated,
     with_shared_rows,
 )
 
-STRENGTHS = (1, 3, 10, 30, 100, 300, 1000, float("inf"))
+STRENGTHS = (10, 30, 100, 300, 1000, float("inf"))
 
 
 class Dyadic(RegressorMixin, BaseEstimator):
     """Predict y = μ + u_a + u_b + (x - e_a - e_b)·w: task effects of outcome and metrics, then ridge of the rest.
 
     The effects u of the outcome and e of the metrics are ridge estimates of strength `task_strength` on incidence
-    columns. What they leave of the outcome is regressed on what they leave of the metrics, of strength s. Of
-    `strengths`, the one with the largest mean correlation on the inner folds wins, of equals the largest; an infinite
-    one is `Additive`. A task never seen has effect 0, in the outcome as in the metrics.
+    columns. What they leave of the outcome is regressed on what they leave of the metrics, of strength s, chosen by
+    `best_strengths` within the inner folds; an infinite one is `Additive`, as is a fit without inner folds. A task
+    never seen has effect 0, in the outcome as in the metrics.
 
     `coef_` holds the weights of the metrics, then those of the incidence columns, for X as it comes in;
     `metric_strength_` is s.
@@ -44,9 +42,7 @@ class Dyadic(RegressorMixin, BaseEstimator):
         self.task_strength = task_strength
         self.strengths = strengths
 
-    def fit(
-        self, X: Rows, y: Values, folds: Sequence[InnerFold] | None = None, tasks: int = 0
-    ) -> "Dyadic":
+    def fit(self, X: Rows, y: Values, folds: Sequence[InnerFold] | None = None, tasks: int = 0) -> "Dyadic":
         """Choose the strength on the inner folds and fit all rows; the last `tasks` columns are incidences."""
         X, y = training_arrays(self, X, y)
         if not 0 <= tasks <= X.shape[1]:
@@ -65,11 +61,14 @@ class Dyadic(RegressorMixin, BaseEstimator):
         for group in with_shared_rows(problems):
             X, _, folds = problems[group[0]]
             Y = np.stack([problems[index][1] for index in group], axis=1)
-            choices = validated(X, Y, folds or (), self._path(X, strengths, tasks))
-            chosen = largest_correlation(choices, len(strengths))
+
+            def solve(moments: Moments) -> np.ndarray:
+                return self._weights(moments, strengths, tasks)
+
+            chosen = best_strengths(validated(X, Y, folds or (), solve), len(strengths), within=True)
             chosen = np.full(len(group), len(strengths) - 1) if chosen is None else chosen
             whole = Moments(X, Y, np.ones((1, len(X)), dtype=bool))
-            weights = self._weights(whole, strengths, tasks)[0]
+            weights = solve(whole)[0]
             for column, index in enumerate(group):
                 model = fitted[index]
                 model.n_features_in_ = X.shape[1]
@@ -81,16 +80,6 @@ class Dyadic(RegressorMixin, BaseEstimator):
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
         """Add up task effects and what the metrics say beyond them, in outcome units."""
         return new_rows(self, X) @ self.coef_ + self.intercept_
-
-    def _path(
-        self, X: Float[np.ndarray, "n q"], strengths: Float[np.ndarray, " S"], tasks: int
-    ) -> Callable[[Moments, Sequence[InnerFold]], Iterator[Float[np.ndarray, "S v K"]]]:
-        def predict(moments: Moments, folds: Sequence[InnerFold]) -> Iterator[Float[np.ndarray, "S v K"]]:
-            weights = self._weights(moments, strengths, tasks)
-            for index, (_, rows) in enumerate(folds):
-                yield (X[rows] - moments.means[index]) @ weights[index] + moments.outcome_means[index]
-
-        return predict
 
     def _weights(
         self, moments: Moments, strengths: Float[np.ndarray, " S"], tasks: int

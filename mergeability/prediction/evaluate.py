@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import LinearRegression
+from threadpoolctl import threadpool_limits
 
 from mergeability.errors import UserError
 from mergeability.prediction.folds import Fold, fit_folds, inputs_of, make_folds
@@ -29,6 +30,9 @@ from mergeability.store import atomic_file
 DEFAULT_PROTOCOLS: tuple[SplitProtocol, ...] = (LeaveOneTaskOut(), LeaveTwoTasksOut())
 
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
+
+_LEAST_SPREAD = 1e-2
+"""What spreads less than this share of the outcomes around the training mean predicts nothing beyond it."""
 
 _KEYS = ["protocol", "method", "target", "predictor"]
 _PREDICTION_COLUMNS = [*_KEYS, "held_out", "task_a", "task_b", "measured", "predicted", "training_mean"]
@@ -130,16 +134,20 @@ def evaluate_predictors(
     )
     notes = list(checked.notes)
     parts = []
-    for protocol in protocols:
-        made = make_folds(checked, methods, targets, protocol, rows == "complete")
-        # What is left out is the same for all protocols; what is constant is said of the first.
-        notes += [note for note in made.notes if protocol is protocols[0]]
-        chosen = [
-            name for name, one in predictors.items() if made.folds and (not protocol.many or is_closed_form(one))
-        ]
-        title = f"predicting, {protocol.situation}"
-        steps = chosen if progress is None else progress(chosen, title, len(chosen))
-        parts += [_evaluate_one(name, predictors[name], made.folds, protocol) for name in steps]
+    # Thousands of small problems: threads would wait for each other longer than they compute.
+    with threadpool_limits(1, "blas"):
+        for protocol in protocols:
+            made = make_folds(checked, methods, targets, protocol, rows == "complete")
+            # What is left out is the same for all protocols; what is constant is said of the first.
+            notes += [note for note in made.notes if protocol is protocols[0]]
+            chosen = [
+                name
+                for name, one in predictors.items()
+                if made.folds and (not protocol.many or is_closed_form(one))
+            ]
+            title = f"predicting, {protocol.situation}"
+            steps = chosen if progress is None else progress(chosen, title, len(chosen))
+            parts += [_evaluate_one(name, predictors[name], made.folds, protocol) for name in steps]
     if absent:
         notes.append(f"{summarise_names(absent)}: no such column, so nothing was predicted.")
     return _combine(parts, notes)
@@ -252,6 +260,10 @@ def _record(
     r_mean, r_std = mean_and_std(folds["r"].to_numpy())
     ends = predictions[["task_a", "task_b"]].to_numpy(dtype=object)
     low, high = interval_over_tasks(predicted, measured, ends)
+    beyond, measured_beyond = predicted - training_mean, measured - training_mean
+    if beyond.std() < _LEAST_SPREAD * measured_beyond.std():
+        beyond = np.zeros_like(beyond)
+    beyond_low, beyond_high = interval_over_tasks(beyond, measured_beyond, ends)
     scores = {
         "r_mean": r_mean,
         "r_std": r_std,
@@ -260,6 +272,9 @@ def _record(
         "pooled_r": pearson_r(predicted, measured),
         "pooled_r_low": low,
         "pooled_r_high": high,
+        "r_beyond_mean": pearson_r(beyond, measured_beyond),
+        "r_beyond_mean_low": beyond_low,
+        "r_beyond_mean_high": beyond_high,
         "mae": mean_absolute_error(predicted, measured),
         "r2_over_training_mean": r2_over_training_mean(predicted, measured, training_mean),
     }

@@ -11,7 +11,8 @@ from sklearn.base import clone
 from sklearn.utils.validation import has_fit_parameter
 
 from mergeability.errors import UserError
-from mergeability.prediction.protocols import InnerFold, Split, SplitProtocol
+from mergeability.prediction.arrays import InnerFold
+from mergeability.prediction.protocols import Split, SplitProtocol
 from mergeability.prediction.scaling import RangeScaler
 from mergeability.prediction.table import PairRows, PairTable, summarise_names
 

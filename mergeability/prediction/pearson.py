@@ -7,9 +7,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 from sklearn.base import BaseEstimator, RegressorMixin, clone
 
-from mergeability.prediction.arrays import Rows, Values, new_rows, training_arrays
-
-Problem = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+from mergeability.prediction.arrays import Problem, Rows, Values, new_rows, training_arrays
 
 _EPSILON = 1e-8
 _DECAYS = (0.9, 0.999)

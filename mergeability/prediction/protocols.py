@@ -19,10 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from mergeability.errors import UserError
-
-Rows = Int[np.ndarray, " rows"]
-InnerFold = tuple[Rows, Rows]
-"""The training and the validation rows of one fold."""
+from mergeability.prediction.arrays import InnerFold
 
 KNOWN_PARTNER, BOTH_NEW = "known partner", "both new"
 """What a validated pair's tasks are to the fit: one of them was merged with others before, or neither was."""
@@ -33,8 +30,8 @@ class Split:
     """One fold: the tasks whose pairs are validated, and the rows of either side."""
 
     held_out: tuple[str, ...]
-    training: Rows
-    validation: Rows
+    training: Int[np.ndarray, " training"]
+    validation: Int[np.ndarray, " validation"]
 
     @property
     def label(self) -> str:
@@ -186,7 +183,9 @@ def _ends(groups: Any) -> tuple[tuple[str, ...], Int[np.ndarray, "n 2"]]:
     """Number the tasks of each pair."""
     ends = np.asarray(groups, dtype=object)
     if ends.ndim != 2 or ends.shape[1] != 2:
-        raise UserError(f"Expected the pairs as an (n, 2) array of task names, got one of shape {ends.shape}.")
+        raise UserError(
+            f"Expected the pairs as an (n, 2) array of task names, got one of shape {ends.shape}."
+        )
     tasks = task_order(ends)
     index = {task: i for i, task in enumerate(tasks)}
     return tasks, np.array([[index[a], index[b]] for a, b in ends.tolist()], dtype=int).reshape(-1, 2)

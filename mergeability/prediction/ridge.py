@@ -8,12 +8,10 @@ from jaxtyping import Bool, Float, Int
 from sklearn.base import BaseEstimator, RegressorMixin, clone
 
 from mergeability.errors import UserError
-from mergeability.prediction.arrays import Rows, Values, new_rows, training_arrays
-from mergeability.prediction.protocols import InnerFold
-from mergeability.prediction.scores import MIN_PAIRS
+from mergeability.prediction.arrays import InnerFold, Problem, Rows, Values, new_rows, training_arrays
 
-Problem = tuple[np.ndarray, np.ndarray, Sequence[InnerFold] | None]
-"""Training rows, their outcome, and the inner folds that choose a strength."""
+Validation = tuple[np.ndarray, np.ndarray]
+"""Of one inner fold: predictions (S, v, K) and measurements (v, K), both beyond the fold's training mean."""
 
 _BATCH = 64
 """Folds that are solved together: more would take memory, fewer time."""
@@ -67,14 +65,15 @@ def validated(
     X: Float[np.ndarray, "n m"],
     Y: Float[np.ndarray, "n K"],
     folds: Sequence[InnerFold],
-    predict: Callable[[Moments, Sequence[InnerFold]], Iterator[Float[np.ndarray, "S v K"]]],
-) -> Iterator[tuple[Float[np.ndarray, "S v K"], Float[np.ndarray, "v K"]]]:
-    """Fit every fold and yield what is predicted for its validation rows, and what was measured there."""
+    weights: Callable[[Moments], Float[np.ndarray, "F S m K"]],
+) -> Iterator[Validation]:
+    """Fit every fold for every strength, and yield what is predicted for its validation rows."""
     for start in range(0, len(folds), _BATCH):
         batch = folds[start : start + _BATCH]
         moments = Moments(X, Y, training_masks(batch, len(X)))
-        for predicted, (_, rows) in zip(predict(moments, batch), batch, strict=True):
-            yield predicted, Y[rows]
+        for index, (solved, (_, rows)) in enumerate(zip(weights(moments), batch, strict=True)):
+            beyond = (X[rows] - moments.means[index]) @ solved
+            yield beyond, Y[rows] - moments.outcome_means[index]
 
 
 def training_masks(folds: Sequence[InnerFold], n: int) -> Bool[np.ndarray, "F n"]:
@@ -85,36 +84,35 @@ def training_masks(folds: Sequence[InnerFold], n: int) -> Bool[np.ndarray, "F n"
     return masks
 
 
-def least_error(
-    validations: Iterator[tuple[Float[np.ndarray, "S v K"], Float[np.ndarray, "v K"]]], count: int
+def best_strengths(
+    validations: Iterator[Validation], count: int, *, within: bool = False
 ) -> Int[np.ndarray, " K"] | None:
-    """Return for each outcome the strength with the least squared error over all folds, of equals the last.
+    """Return for each outcome the index of the strength that foresees the inner folds best, of equals the last.
+
+    That is the one with the least squared error over all their validation rows; `within` takes the errors about
+    their mean in each fold, so that the level of a fold, which no correlation sees, does not decide.
+
+    Where every fold has one row, the largest correlation decides instead, pooled over the folds, of what is
+    predicted beyond the training mean with what is measured beyond it: there the smallest error mostly belongs to
+    predicting nothing, since the training mean falls as the left-out outcome rises.
 
     None where there is no fold.
     """
-    total: Any = None
-    for predicted, measured in validations:
-        errors = ((predicted - measured) ** 2).sum(axis=1)
-        total = errors if total is None else total + errors
-    return None if total is None else count - 1 - np.argmin(total[::-1], axis=0)
-
-
-def largest_correlation(
-    validations: Iterator[tuple[Float[np.ndarray, "S v K"], Float[np.ndarray, "v K"]]], count: int
-) -> Int[np.ndarray, " K"] | None:
-    """Return for each outcome the strength with the largest mean correlation over the folds, of equals the last.
-
-    Where no fold has the three pairs that a correlation needs, the least squared error decides instead.
-    """
     kept = list(validations)
-    found = [
-        _correlations(predicted, measured) for predicted, measured in kept if len(measured) >= MIN_PAIRS
-    ]
-    if not found:
-        return least_error(iter(kept), count)
-    known = np.array([~np.isnan(one) for one in found]).sum(axis=0)
-    mean = np.divide(np.nansum(found, axis=0), known, out=np.full(known.shape, -np.inf), where=known > 0)
-    return count - 1 - np.argmax(mean[::-1], axis=0)
+    if not kept:
+        return None
+    if all(len(measured) == 1 for _, measured in kept):
+        predicted = np.concatenate([one for one, _ in kept], axis=1)
+        scores = _correlations(predicted, np.concatenate([one for _, one in kept]))
+        scores = np.where(np.isnan(scores), -np.inf, scores)
+        return count - 1 - np.argmax(scores[::-1], axis=0)
+    total: Any = 0.0
+    for predicted, measured in kept:
+        errors = predicted - measured
+        if within:
+            errors = errors - errors.mean(axis=1, keepdims=True)
+        total = total + (errors**2).sum(axis=1)
+    return count - 1 - np.argmin(total[::-1], axis=0)
 
 
 def _correlations(
@@ -151,17 +149,14 @@ def checked_strengths(strengths: Sequence[float | int], owner: str) -> Float[np.
 class Ridge(RegressorMixin, BaseEstimator):
     """Minimise ‖y - a - Xw‖² + s ‖w‖², the strength s chosen by inner folds of the training rows.
 
-    The strength with the least squared error on the rows that the inner folds leave out wins, of equals the
-    largest; without inner folds, the middle one. Hoerl and Kennard, 1970. `coef_` is w, `intercept_` a,
-    `strength_` s.
+    `best_strengths` says which one wins; without inner folds the middle one does. `coef_` is w, `intercept_` a,
+    `strength_` s. Hoerl and Kennard, 1970.
     """
 
     inputs: ClassVar[str] = "metrics"
     closed_form: ClassVar[bool] = True
 
-    def __init__(
-        self, strengths: Sequence[float | int] = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
-    ) -> None:
+    def __init__(self, strengths: Sequence[float | int] = (1, 3, 10, 30, 100, 300, 1000)) -> None:
         self.strengths = strengths
 
     def fit(self, X: Rows, y: Values, folds: Sequence[InnerFold] | None = None) -> "Ridge":
@@ -178,9 +173,14 @@ class Ridge(RegressorMixin, BaseEstimator):
         for group in with_shared_rows(problems):
             X, _, folds = problems[group[0]]
             Y = np.stack([problems[index][1] for index in group], axis=1)
-            chosen = self._chosen(X, Y, folds or (), strengths)
+
+            def solve(moments: Moments) -> np.ndarray:
+                return ridge_weights(moments.gram, moments.cross, strengths)
+
+            chosen = best_strengths(validated(X, Y, folds or (), solve), len(strengths))
+            chosen = np.full(len(group), len(strengths) // 2) if chosen is None else chosen
             whole = Moments(X, Y, np.ones((1, len(X)), dtype=bool))
-            weights = ridge_weights(whole.gram, whole.cross, strengths)[0]
+            weights = solve(whole)[0]
             for column, index in enumerate(group):
                 model = fitted[index]
                 model.n_features_in_ = X.shape[1]
@@ -192,26 +192,3 @@ class Ridge(RegressorMixin, BaseEstimator):
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
         """Evaluate a + Xw, in outcome units."""
         return new_rows(self, X) @ self.coef_ + self.intercept_
-
-    @staticmethod
-    def _chosen(
-        X: Float[np.ndarray, "n m"],
-        Y: Float[np.ndarray, "n K"],
-        folds: Sequence[InnerFold],
-        strengths: Float[np.ndarray, " S"],
-    ) -> Int[np.ndarray, " K"]:
-        chosen = least_error(validated(X, Y, folds, ridge_path(X, strengths)), len(strengths))
-        return np.full(Y.shape[1], len(strengths) // 2) if chosen is None else chosen
-
-
-def ridge_path(
-    X: Float[np.ndarray, "n m"], strengths: Float[np.ndarray, " S"]
-) -> Callable[[Moments, Sequence[InnerFold]], Iterator[Float[np.ndarray, "S v K"]]]:
-    """Return what predicts the validation rows of folds for every strength."""
-
-    def predict(moments: Moments, folds: Sequence[InnerFold]) -> Iterator[Float[np.ndarray, "S v K"]]:
-        weights = ridge_weights(moments.gram, moments.cross, strengths)
-        for index, (_, rows) in enumerate(folds):
-            yield (X[rows] - moments.means[index]) @ weights[index] + moments.outcome_means[index]
-
-    return predict

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from mergeability.prediction.folds import TASK_PREFIX
 from mergeability.prediction.fingerprints import fingerprints
+from mergeability.prediction.folds import TASK_PREFIX
 from mergeability.prediction.table import TARGETS, outcome_methods
 from mergeability.reporting.tables import method_table, number
 from mergeability.store import atomic_file

@@ -3,12 +3,26 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.ensemble import ExtraTreesRegressor
+from sklearn.inspection import permutation_importance
+from sklearn.linear_model import ElasticNet as SklearnElasticNet
 from sklearn.linear_model import Lasso as SklearnLasso
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mergeability.errors import UserError
-from mergeability.prediction import Additive, Lasso, Pearson
+from mergeability.prediction import (
+    MLP,
+    Additive,
+    BackwardElimination,
+    ElasticNet,
+    ForwardSelection,
+    Lasso,
+    Pearson,
+    Trees,
+    mlp,
+)
+from mergeability.prediction.importances import permutation_importances
 from mergeability.prediction.pearson import correlation_and_slope
 from mergeability.prediction.scaling import RangeScaler
 
@@ -23,7 +37,19 @@ PUBLISHED_L1 = {
 }
 
 
-@parametrize_with_checks([Additive(), Lasso(), Pearson(), RangeScaler()])
+@parametrize_with_checks(
+    [
+        Additive(),
+        BackwardElimination(),
+        ElasticNet(),
+        ForwardSelection(),
+        Lasso(),
+        MLP(),
+        Pearson(),
+        RangeScaler(),
+        Trees(trees=20),
+    ]
+)
 def test_scikit_learns_own_checks(estimator, check):
     if "errors_in_init" in str(check) and hasattr(type(estimator).__init__, "__wrapped__"):
         pytest.skip(
@@ -69,15 +95,16 @@ def test_lasso_solves_the_problem_at_the_strength_it_chose(problem):
 
 def test_lasso_chooses_the_strength_with_the_least_error_on_the_folds_it_is_given(problem):
     X, y = problem
-    folds = np.arange(50) % 3 == np.arange(3)[:, None]
+    # Neither complements of each other nor of equal size, as where two tasks are left out.
+    folds = [(np.arange(0, 30), np.arange(35, 50)), (np.arange(20, 50), np.arange(12))]
     model = Lasso(strengths=6, tolerance=1e-8).fit(X, y, folds=folds)
     largest = np.abs((X - X.mean(0)).T @ (y - y.mean())).max() / len(y)
     grid = largest * 0.01 ** (np.arange(6) / 5)
 
     def error(strength):
-        fits = [SklearnLasso(alpha=strength, tol=1e-10).fit(X[~out], y[~out]) for out in folds]
+        fits = [SklearnLasso(alpha=strength, tol=1e-10).fit(X[rows], y[rows]) for rows, _ in folds]
         return np.mean(
-            [np.mean((fit.predict(X[out]) - y[out]) ** 2) for fit, out in zip(fits, folds, strict=True)]
+            [np.mean((fit.predict(X[out]) - y[out]) ** 2) for fit, (_, out) in zip(fits, folds, strict=True)]
         )
 
     assert model.strength_ == pytest.approx(grid[np.argmin([error(strength) for strength in grid])])
@@ -166,3 +193,197 @@ def test_a_metric_without_spread_gets_no_weight(problem):
     for settings in ({}, PUBLISHED_L1):
         assert Pearson(**settings).fit(X, y).coef_[2] == 0
     assert Lasso().fit(X, y).coef_[2] == 0
+
+
+def test_elastic_net_solves_the_problem_at_the_strength_it_chose(problem):
+    X, y = problem
+    model = ElasticNet(0.3, tolerance=1e-10).fit(X, y)
+    # On the standardised outcome scikit-learn's two penalties have the one strength.
+    judge = SklearnElasticNet(alpha=model.strength_ / y.std(), l1_ratio=0.3, tol=1e-12).fit(X, y / y.std())
+    np.testing.assert_allclose(model.coef_, judge.coef_ * y.std(), atol=1e-5)
+
+
+def test_elastic_net_does_not_care_about_the_outcomes_units(problem):
+    X, y = problem
+    one, hundred = ElasticNet().fit(X, y), ElasticNet().fit(X, 100 * y)
+    np.testing.assert_allclose(hundred.coef_, 100 * one.coef_, rtol=1e-9)
+    assert hundred.strength_ == pytest.approx(100 * one.strength_)
+
+
+def test_elastic_net_of_ratio_one_is_the_lasso(problem):
+    np.testing.assert_array_equal(ElasticNet(1.0).fit(*problem).coef_, Lasso().fit(*problem).coef_)
+
+
+@pytest.mark.parametrize("settings", [{"l1_ratio": 0}, {"l1_ratio": 1.1}, {"strengths": 0}, {"smallest": 0}])
+def test_elastic_net_refuses_settings_without_a_grid(problem, settings):
+    with pytest.raises(UserError, match="ElasticNet needs"):
+        ElasticNet(**settings).fit(*problem)
+
+
+def _training_r(X, y, columns):
+    """Correlate a fresh least-squares fit on some columns with y; 0 for none."""
+    design = np.column_stack([np.ones(len(y)), X[:, columns]])
+    fitted = design @ np.linalg.lstsq(design, y, rcond=None)[0]
+    return np.corrcoef(fitted, y)[0, 1] if len(columns) else 0.0
+
+
+def _eliminated(X, y, tolerance):
+    kept = list(range(X.shape[1]))
+    while kept:
+        without = [_training_r(X, y, [c for c in kept if c != column]) for column in kept]
+        if _training_r(X, y, kept) - max(without) > tolerance:
+            break
+        kept.pop(int(np.argmax(without)))
+    return kept
+
+
+def _selected(X, y, tolerance):
+    taken: list[int] = []
+    while len(taken) < X.shape[1]:
+        others = [column for column in range(X.shape[1]) if column not in taken]
+        with_it = [_training_r(X, y, [*taken, column]) for column in others]
+        if max(with_it) - _training_r(X, y, taken) < tolerance:
+            break
+        taken.append(others[int(np.argmax(with_it))])
+    return sorted(taken)
+
+
+@pytest.mark.parametrize(
+    ("selector", "brute_force"), [(BackwardElimination, _eliminated), (ForwardSelection, _selected)]
+)
+@pytest.mark.parametrize("tolerance", [0.001, 0.01, 0.1, 0.9999])
+@pytest.mark.parametrize("seed", range(3))
+def test_stepwise_selection_is_that_of_a_loop_over_fits(selector, brute_force, tolerance, seed):
+    generator = np.random.default_rng(seed)
+    X = generator.normal(size=(40, 10)) @ generator.normal(size=(10, 10)) * 10.0 ** np.arange(-5, 5) + 3
+    y = X @ (generator.normal(size=10) / X.std(axis=0)) + generator.normal(size=40)
+    model = selector(tolerance).fit(X, y)
+    expected = brute_force(X, y, tolerance)
+    assert model.selected_.tolist() == expected
+    design = np.column_stack([np.ones(40), X[:, expected]])
+    np.testing.assert_allclose(model.predict(X), design @ np.linalg.lstsq(design, y, rcond=None)[0])
+    assert not np.delete(model.coef_, expected).any()
+
+
+@pytest.mark.parametrize("selector", [BackwardElimination, ForwardSelection])
+def test_stepwise_selection_drops_what_other_metrics_say_already(problem, selector):
+    X, y = problem
+    # A constant, a copy, a complement and a sum, with the rounding of single precision.
+    copies = [np.zeros(50), X[:, 0], 1 - X[:, 1], X[:, 0] + X[:, 2]]
+    wide = np.column_stack([*copies, X]).astype(np.float32)
+    for tolerance in (0, 0.001):
+        model, judge = selector(tolerance).fit(wide, y), selector(tolerance).fit(X, y)
+        assert np.linalg.matrix_rank(wide[:, model.selected_], tol=1e-4) == len(model.selected_)
+        assert np.corrcoef(model.predict(wide), y)[0, 1] == pytest.approx(
+            np.corrcoef(judge.predict(X), y)[0, 1], abs=0.002
+        )
+        assert np.abs(model.coef_).max() < 1, "collinear metrics must not play against each other"
+    assert len(BackwardElimination(0).fit(wide, y).selected_) == 6
+
+
+@pytest.mark.parametrize("selector", [BackwardElimination, ForwardSelection])
+def test_stepwise_selection_copes_with_more_metrics_than_pairs(selector):
+    generator = np.random.default_rng(0)
+    X, y = generator.normal(size=(6, 20)), generator.normal(size=6)
+    assert len(selector().fit(X, y).selected_) <= 5
+    assert not selector().fit(X, np.full(6, 0.3)).coef_.any()
+    with pytest.raises(UserError, match="at least 0"):
+        selector(-1).fit(X, y)
+
+
+def _torch_network(parameters):
+    """The same network in torch, double precision."""
+    network = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1)).double()
+    values = [np.squeeze(parameters[name]).T for name in ("into", "into_bias", "out", "out_bias")]
+    with torch.no_grad():
+        for place, value in zip(network.parameters(), values, strict=True):
+            place.copy_(torch.tensor(value).reshape(place.shape))
+    return network
+
+
+def test_slopes_of_the_network_are_autograds_with_dropout_and_missing_rows(problem):
+    X, y = problem
+    generator = np.random.default_rng(0)
+    parameters = {name: part[None] for name, part in MLP()._start(6, generator).items()}
+    parameters = {name: part.astype(np.float64) for name, part in parameters.items()}
+    present = np.arange(50) < 30
+    masks = (generator.random((50, 8)) > 0.4) / 0.6
+    network = _torch_network(parameters)
+    hidden = torch.relu(network[0](torch.tensor(X))) * torch.tensor(masks)
+    loss = ((network[2](hidden)[:30, 0] - torch.tensor(y)[:30]) ** 2).mean()
+    loss.backward()
+    ours = mlp.backward(parameters, X[None], y[None], present[None], masks[None])
+    for name, judge in zip(("into", "into_bias", "out", "out_bias"), network.parameters(), strict=True):
+        np.testing.assert_allclose(np.squeeze(ours[name]).T, np.squeeze(judge.grad.numpy()), atol=1e-12)
+
+
+def test_mlp_takes_the_steps_of_torchs_adam(problem):
+    X, y = problem
+    settings = {"dropout": 0, "epochs": 60, "weight_decay": 0.1, "learning_rate": 0.01, "batch_size": 50}
+    model = MLP(**settings, seed=3).fit(X, y)
+    network = _torch_network(MLP()._start(6, np.random.default_rng(3)))
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01, weight_decay=0.1)
+    outcome = torch.tensor((y - y.mean()) / y.std())
+    for _ in range(60):
+        optimizer.zero_grad()
+        torch.nn.functional.mse_loss(network(torch.tensor(X))[:, 0], outcome).backward()
+        optimizer.step()
+    expected = network(torch.tensor(X))[:, 0].detach().numpy() * y.std() + y.mean()
+    np.testing.assert_allclose(model.predict(X), expected, atol=1e-4 * y.std())
+
+
+def test_a_batch_of_networks_gives_each_problem_what_it_gets_alone(problem):
+    X, y = problem
+    # 50 rows take two steps an epoch, 20 and 32 only one.
+    problems = [(X, y, None), (X[:20], y[:20], None), (X[:32], y[:32], None)]
+    for together, (a, b, _), seed in zip(
+        MLP(epochs=20).fit_many(problems, seeds=[0, 1, 2]), problems, range(3), strict=True
+    ):
+        alone = MLP(epochs=20, seed=seed).fit(a, b)
+        np.testing.assert_allclose(together.predict(X), alone.predict(X), rtol=1e-5)
+        np.testing.assert_allclose(together.importances_, alone.importances_, rtol=1e-4, atol=1e-5)
+
+
+def test_mlp_learns_drops_units_and_follows_its_seed(problem):
+    X, y = problem
+    predicted = [
+        MLP(seed=seed, dropout=rate).fit(X, y).predict(X) for seed, rate in [(0, 0.4), (1, 0.4), (0, 0)]
+    ]
+    assert all(np.corrcoef(each, y)[0, 1] > 0.9 for each in predicted)
+    assert not np.allclose(predicted[0], predicted[1])
+    assert not np.allclose(predicted[0], predicted[2])
+    np.testing.assert_array_equal(predicted[0], MLP().fit(X, y).predict(X))
+    for nonsense in ({"hidden": 0}, {"dropout": 1}, {"batch_size": 0}, {"epochs": 0}):
+        with pytest.raises(UserError, match="MLP needs"):
+            MLP(**nonsense).fit(X, y)
+
+
+def test_trees_are_scikit_learns(problem):
+    X, y = problem
+    judge = ExtraTreesRegressor(50, min_samples_leaf=3, random_state=1).fit(X, y)
+    np.testing.assert_array_equal(Trees(trees=50, seed=1).fit(X, y).predict(X), judge.predict(X))
+
+
+def test_importances_are_those_of_scikit_learn_but_for_the_shuffles(problem):
+    X, y = problem
+    model = Trees(trees=20).fit(X, y)
+    judge = permutation_importance(model, X, y, n_repeats=300, random_state=0)["importances_mean"]
+    ours = permutation_importances(model.predict, X, y, seed=0, repeats=300)
+    np.testing.assert_allclose(ours, judge, atol=0.02)
+    assert np.argmax(model.importances_) == np.argmax(judge) == 0
+
+
+def test_importances_of_a_linear_rule_by_hand(problem):
+    X = problem[0]
+    y = X @ np.array([2.0, 1, 0, 0, 0, 0])
+    ours = permutation_importances(lambda rows: rows @ np.array([2.0, 1, 0, 0, 0, 0]), X, y, 0, 2000)
+    # A shuffled column is wrong by twice its variance, on average.
+    np.testing.assert_allclose(ours, 2 * np.array([4, 1, 0, 0, 0, 0]) * X.var(axis=0) / y.var(), rtol=0.02)
+    np.testing.assert_array_equal(permutation_importances(lambda rows: rows[:, 0], X, 0 * y, 0), 0)
+
+
+@pytest.mark.parametrize("model", [MLP(epochs=20), Trees(trees=20)])
+def test_importances_ignore_a_metric_without_spread(problem, model):
+    X, y = problem[0].copy(), problem[1]
+    X[:, 2] = 0.0
+    assert model.fit(X, y).importances_[2] == pytest.approx(0, abs=1e-12)
