@@ -1,12 +1,9 @@
 """Start from all metrics and drop those that training r can do without."""
 
-from typing import Any
-
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.linalg import qr, solve_triangular
 
-from mergeability.prediction.subset import COLLINEAR, SubsetRegressor
+from mergeability.prediction.subset import COLLINEAR, SubsetRegressor, without_direction
 
 
 class BackwardElimination(SubsetRegressor):
@@ -14,7 +11,7 @@ class BackwardElimination(SubsetRegressor):
 
     A metric that is a linear combination of the others costs nothing and goes first, one that is constant as
     well. With columns = QR and b their coefficients, removing column j adds b_j² / ‖row j of R⁻¹‖² to the
-    residual's square, so a step needs one triangular solve and no further fit.
+    residual's square, so a step needs one small inverse and no further fit.
     """
 
     def _select(
@@ -40,17 +37,23 @@ class BackwardElimination(SubsetRegressor):
 def independent_columns(columns: Float[np.ndarray, "n m"]) -> Int[np.ndarray, " independent"]:
     """Name columns that span what all of them span, none of which the others explain; in table order.
 
-    `columns` have length 1, or 0. Pivoting takes the column that is farthest from those taken before.
+    `columns` have length 1, or 0. The next is always the one that is farthest from those taken before.
     """
-    decompose: Any = qr  # what it returns depends on its arguments, which its types do not say
-    triangle, order = decompose(columns, mode="r", pivoting=True)
-    remaining = np.abs(np.diagonal(triangle))
-    return np.sort(order[: len(remaining)][remaining > COLLINEAR])
+    left, taken = columns, []
+    while len(taken) < columns.shape[1]:
+        length = np.sqrt((left**2).sum(axis=0))
+        farthest = int(np.argmax(length))
+        if length[farthest] <= COLLINEAR:
+            break
+        taken.append(farthest)
+        left = without_direction(left, farthest)
+    return np.sort(np.array(taken, dtype=int))
 
 
 def removal_costs(
     triangle: Float[np.ndarray, "k k"], pull: Float[np.ndarray, " k"]
 ) -> Float[np.ndarray, " k"]:
     """Give by how much r² falls when one column is removed: b_j² / (S⁻¹)_jj, b = R⁻¹ pull, S = R'R."""
-    inverse = solve_triangular(triangle, np.eye(len(triangle)))
+    # SciPy's solver for triangles has threads of its own, which stand in the way of NumPy's.
+    inverse = np.linalg.inv(triangle)
     return (inverse @ pull) ** 2 / (inverse**2).sum(axis=1)

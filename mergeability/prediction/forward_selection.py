@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Int
 
-from mergeability.prediction.subset import COLLINEAR, SubsetRegressor
+from mergeability.prediction.subset import COLLINEAR, SubsetRegressor, without_direction
 
 
 class ForwardSelection(SubsetRegressor):
@@ -16,7 +16,7 @@ class ForwardSelection(SubsetRegressor):
     def _select(
         self, columns: Float[np.ndarray, "n m"], outcome: Float[np.ndarray, " n"]
     ) -> Int[np.ndarray, " selected"]:
-        left, r_squared = columns.copy(), 0.0
+        left, r_squared = columns, 0.0
         taken: list[int] = []
         while True:
             length = np.sqrt((left**2).sum(axis=0))
@@ -29,5 +29,4 @@ class ForwardSelection(SubsetRegressor):
                 return np.array(taken, dtype=int)
             taken.append(best)
             r_squared += float(gains[best])
-            left -= np.outer(unit[:, best], unit[:, best] @ left)
-            left[:, best] = 0.0
+            left = without_direction(left, best)

@@ -58,3 +58,11 @@ def unit_columns(X: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
     length = np.sqrt((centred**2).sum(axis=0))
     constant = length <= 1e-12 * np.sqrt((X**2).sum(axis=0))
     return np.where(constant, 0.0, centred / np.where(constant, 1.0, length))
+
+
+def without_direction(columns: Float[np.ndarray, "n m"], index: int) -> Float[np.ndarray, "n m"]:
+    """Remove from every column what points along one of them, which itself becomes 0."""
+    direction = columns[:, index] / np.sqrt(columns[:, index] @ columns[:, index])
+    left = columns - np.outer(direction, direction @ columns)
+    left[:, index] = 0.0
+    return left

@@ -94,20 +94,24 @@ def test_lasso_solves_the_problem_at_the_strength_it_chose(problem):
 
 
 def test_lasso_chooses_the_strength_with_the_least_error_on_the_folds_it_is_given(problem):
-    X, y = problem
-    # Neither complements of each other nor of equal size, as where two tasks are left out.
-    folds = [(np.arange(0, 30), np.arange(35, 50)), (np.arange(20, 50), np.arange(12))]
+    X, y = problem[0], problem[1] + 0.1 * np.random.default_rng(1).normal(size=50)
+    # No complements of each other, as where two tasks are left out.
+    folds = [(np.arange(14), np.arange(25, 50)), (np.arange(20, 34), np.arange(18))]
     model = Lasso(strengths=6, tolerance=1e-8).fit(X, y, folds=folds)
     largest = np.abs((X - X.mean(0)).T @ (y - y.mean())).max() / len(y)
     grid = largest * 0.01 ** (np.arange(6) / 5)
 
-    def error(strength):
-        fits = [SklearnLasso(alpha=strength, tol=1e-10).fit(X[rows], y[rows]) for rows, _ in folds]
-        return np.mean(
-            [np.mean((fit.predict(X[out]) - y[out]) ** 2) for fit, (_, out) in zip(fits, folds, strict=True)]
-        )
+    def best(training_rows):
+        errors = np.zeros(6)
+        for training, (_, out) in zip(training_rows, folds, strict=True):
+            fits = [
+                SklearnLasso(alpha=strength, tol=1e-10).fit(X[training], y[training]) for strength in grid
+            ]
+            errors += [np.mean((fit.predict(X[out]) - y[out]) ** 2) for fit in fits]
+        return grid[np.argmin(errors)]
 
-    assert model.strength_ == pytest.approx(grid[np.argmin([error(strength) for strength in grid])])
+    assert model.strength_ == pytest.approx(best([training for training, _ in folds]))
+    assert best([np.arange(50)] * 2) < model.strength_, "rows it is judged by must not have been fitted"
 
 
 def test_a_lasso_cut_short_says_so(problem, caplog):
@@ -208,6 +212,16 @@ def test_elastic_net_does_not_care_about_the_outcomes_units(problem):
     one, hundred = ElasticNet().fit(X, y), ElasticNet().fit(X, 100 * y)
     np.testing.assert_allclose(hundred.coef_, 100 * one.coef_, rtol=1e-9)
     assert hundred.strength_ == pytest.approx(100 * one.strength_)
+
+
+def test_elastic_nets_largest_strength_is_the_smallest_that_selects_nothing(problem):
+    X, y = problem
+    largest = ElasticNet(0.3, strengths=1).fit(X, y)
+    np.testing.assert_allclose(largest.coef_, 0, atol=1e-12)
+    below = SklearnElasticNet(tol=1e-12, alpha=0.99 * largest.strength_ / y.std(), l1_ratio=0.3).fit(
+        X, y / y.std()
+    )
+    assert np.count_nonzero(below.coef_) == 1
 
 
 def test_elastic_net_of_ratio_one_is_the_lasso(problem):
@@ -344,15 +358,29 @@ def test_a_batch_of_networks_gives_each_problem_what_it_gets_alone(problem):
         np.testing.assert_allclose(together.importances_, alone.importances_, rtol=1e-4, atol=1e-5)
 
 
-def test_mlp_learns_drops_units_and_follows_its_seed(problem):
+def test_mlp_learns_and_follows_its_seed(problem):
     X, y = problem
-    predicted = [
-        MLP(seed=seed, dropout=rate).fit(X, y).predict(X) for seed, rate in [(0, 0.4), (1, 0.4), (0, 0)]
-    ]
-    assert all(np.corrcoef(each, y)[0, 1] > 0.9 for each in predicted)
-    assert not np.allclose(predicted[0], predicted[1])
-    assert not np.allclose(predicted[0], predicted[2])
-    np.testing.assert_array_equal(predicted[0], MLP().fit(X, y).predict(X))
+    first, again, other = (MLP(seed=seed).fit(X, y).predict(X) for seed in (0, 0, 1))
+    assert np.corrcoef(first, y)[0, 1] > 0.9
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+
+
+def test_dropout_keeps_the_expected_unit_and_is_used(problem):
+    counts = np.array([300, 200])
+    generators = [np.random.default_rng(seed) for seed in (0, 1)]
+    order, masks = MLP(dropout=0.4)._epoch(counts, generators)
+    assert set(np.unique(masks[1, :200])) == {0, np.float32(1 / 0.6)}
+    assert masks[0].mean() == pytest.approx(1, abs=0.1)
+    assert sorted(order[1]) == [-1] * 100 + list(range(200))
+    # In one batch the order of rows, which dropout shifts too, makes no difference.
+    with_it, without = (MLP(dropout=rate, batch_size=50).fit(*problem) for rate in (0.4, 0))
+    difference = with_it.predict(problem[0]) - without.predict(problem[0])
+    assert np.abs(difference).max() > 0.1 * problem[1].std()
+
+
+def test_mlp_refuses_settings_that_describe_no_network(problem):
+    X, y = problem
     for nonsense in ({"hidden": 0}, {"dropout": 1}, {"batch_size": 0}, {"epochs": 0}):
         with pytest.raises(UserError, match="MLP needs"):
             MLP(**nonsense).fit(X, y)
