@@ -6,6 +6,7 @@ weight space), or a ready table of pairs (prediction).
 
 import json
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,10 +39,14 @@ from mergeability.evaluation.merge_quality import (
 )
 from mergeability.evaluation.merge_writer import MergeWriter
 from mergeability.merging.merger import DATA_FREE, needs_data
-from mergeability.metrics.measure import measure
+from mergeability.metrics.measure import CATEGORIES, WEIGHT_SPACE, documented_range, measure
 from mergeability.models.clip import ClipModel
-from mergeability.prediction import PredictionResult, evaluate_predictors
-from mergeability.prediction.table import outcome_methods
+from mergeability.prediction import PredictionResult, Scorer, StudySettings, study_predictions
+from mergeability.prediction.kept import from_record, study_key, to_record
+from mergeability.prediction.scorer import FILE as FITTED
+from mergeability.prediction.scorer import transfer_table
+from mergeability.prediction.study import Known
+from mergeability.prediction.table import FINETUNED, PairTable, outcome_methods, with_finetuned_accuracy
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
 from mergeability.profiles.workers import Progress
@@ -64,6 +69,9 @@ RESULTS = (
     "prediction.json",
     "predictions.csv",
     "coefficients.csv",
+    "prediction",
+    "scores.csv",
+    FITTED,
     "run.json",
     "report.html",
 )
@@ -97,6 +105,7 @@ def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | Non
     """
     # First, since what is not there would else be found after minutes.
     request = replace(request, device=chosen_device(request.device))
+    scorer = None if request.fitted is None else Scorer.load(request.fitted)
     clock, store = Clock(), Store(request.store)
     match request.suite:
         case TaskSuite() as suite:
@@ -104,7 +113,9 @@ def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | Non
         case CheckpointSuite() as suite:
             parts = _analyse_checkpoints(suite, request, store, progress, clock)
         case TableSuite() as suite:
-            parts = _analyse_table(suite, request, clock)
+            parts = _analyse_table(suite, request, store, progress, clock)
+    if scorer is not None:
+        parts |= _scored(scorer, parts["pairs"], request)
     run = {
         **(facts or {}),
         **parts.pop("facts", {}),
@@ -133,16 +144,25 @@ def save(analysis: Analysis, folder: Path) -> Path:
             ("sets.csv", analysis.sets),
             ("accuracies.csv", analysis.accuracies),
             ("alpha_curves.csv", analysis.curves),
+            ("scores.csv", analysis.scores),
         ):
             if not table.empty:
                 write_text(staging / name, table.to_csv(index=False))
         (analysis.prediction or PredictionResult()).save(staging)
+        if analysis.fitted is not None:
+            analysis.fitted.save(staging / FITTED)
         write_text(staging / "run.json", json.dumps(analysis.run, indent=1, default=str) + "\n")
         for result in RESULTS:
-            (folder / result).unlink(missing_ok=True)
+            _remove(folder / result)
             if (staging / result).exists():
                 (staging / result).replace(folder / result)
     return folder / "report.html"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def _analyse_tasks(
@@ -181,21 +201,27 @@ def _analyse_tasks(
             save=_saver(merge_vectors, request, sets, suite.model),
         )
         outcomes = evaluation.sets(request.merges, sets, progress)
-    pairs = _with_outcomes(table, request, sets, outcomes)
+    pairs = _with_own_accuracies(_with_outcomes(table, request, sets, outcomes), models)
     methods = outcomes.methods if any(len(one) == 2 for one in sets) else []
-    prediction, without = _predict_pairs(pairs, request, methods, sets, clock)
+    merged_sets = (
+        set_table(outcomes.accuracies[outcomes.accuracies["arity"] > 2])
+        if len(outcomes.accuracies)
+        else pd.DataFrame()
+    )
+    prediction, fitted, without = _predict_pairs(
+        pairs, merged_sets, request, methods, sets, store, progress, clock
+    )
     return {
         "models": models,
         "pairs": pairs,
-        "sets": set_table(outcomes.accuracies[outcomes.accuracies["arity"] > 2])
-        if len(outcomes.accuracies)
-        else pd.DataFrame(),
+        "sets": merged_sets,
         "accuracies": outcomes.accuracies,
         "curves": outcomes.curves,
         "metrics": list(request.metrics),
         "methods": outcomes.methods,
         "alphas": _alphas(outcomes),
         "prediction": prediction,
+        "fitted": fitted,
         "missing": [*_missing(table), *outcomes.notes, *without],
         "facts": {
             "base_sha256": vectors.base_hash,
@@ -239,15 +265,31 @@ def _analyse_checkpoints(
     }
 
 
-def _analyse_table(suite: TableSuite, request: Request, clock: Clock) -> dict[str, Any]:
+def _analyse_table(
+    suite: TableSuite, request: Request, store: Store, progress: Progress, clock: Clock
+) -> dict[str, Any]:
     pairs = suite.read()
     names = list(suite.metrics or [name for name in request.metrics if name in pairs.columns])
     if not names:
         raise UserError(
             f"{suite.table} has none of the metrics asked for. Name its columns in suite.metrics=[…]."
         )
-    methods = outcome_methods(pairs)
-    prediction = _predict(pairs, names, methods, request.predictors, clock, suite.rows)
+    found = outcome_methods(pairs)
+    absent = [method for method in suite.methods or () if method not in found]
+    if absent:
+        raise UserError(
+            f"{suite.table} has no outcomes of {', '.join(absent)}; it has those of {', '.join(found) or 'no method'}."
+        )
+    methods = list(suite.methods or found)
+    settings = replace(request.prediction, rows=suite.rows)
+    prediction, fitted = None, None
+    if request.predictors and methods:
+        # Checks the tasks of the pairs first, which the accuracies are read from.
+        PairTable.validate(pairs, names, [])
+        pairs = with_finetuned_accuracy(pairs)
+        prediction, fitted = _predict(
+            pairs, pd.DataFrame(), names, methods, request, settings, store, progress, clock
+        )
     return {
         "models": pd.DataFrame(),
         "pairs": pairs,
@@ -255,6 +297,7 @@ def _analyse_table(suite: TableSuite, request: Request, clock: Clock) -> dict[st
         "methods": methods,
         "alphas": {},
         "prediction": prediction,
+        "fitted": fitted,
     }
 
 
@@ -368,24 +411,79 @@ def _with_outcomes(
     return table.reset_index()
 
 
+def _with_own_accuracies(pairs: pd.DataFrame, models: pd.DataFrame) -> pd.DataFrame:
+    """Add the mean of the two models' own accuracies, fine-tuned and base: what is known before any merge."""
+    own = {
+        column: (
+            pairs["task_a"].map(models[column]).to_numpy() + pairs["task_b"].map(models[column]).to_numpy()
+        )
+        / 2
+        for column in (FINETUNED, "base_accuracy")
+    }
+    return pairs.assign(**own)
+
+
 def _predict_pairs(
     pairs: pd.DataFrame,
+    merged_sets: pd.DataFrame,
     request: Request,
     methods: list[str],
     sets: Sequence[tuple[str, ...]],
+    store: Store,
+    progress: Progress,
     clock: Clock,
-) -> tuple[PredictionResult | None, list[str]]:
+) -> tuple[PredictionResult | None, Scorer | None, list[str]]:
     """Predict the outcomes of pairs; or say in a sentence why not."""
     if not request.merges or not request.predictors:
-        return None, []
+        return None, None, []
     if not methods:
-        return None, ["Nothing was predicted: predictors are fitted on pairs, and no pair was merged."]
+        return (
+            None,
+            None,
+            ["Nothing was predicted: predictors are fitted on pairs, and no pair was merged."],
+        )
     tasks = {task for one in sets if len(one) == 2 for task in one}
     if len(tasks) < FEWEST_FOR_PREDICTION:
-        return None, [
-            f"Nothing was predicted: the chosen pairs have {len(tasks)} tasks, fewer than {FEWEST_FOR_PREDICTION}."
-        ]
-    return _predict(pairs, list(request.metrics), methods, request.predictors, clock), []
+        sentence = f"the chosen pairs have {len(tasks)} tasks, fewer than {FEWEST_FOR_PREDICTION}"
+        return None, None, [f"Nothing was predicted: {sentence}."]
+    metrics = list(request.metrics)
+    found = _predict(
+        pairs, merged_sets, metrics, methods, request, request.prediction, store, progress, clock
+    )
+    return *found, []
+
+
+def _predict(
+    pairs: pd.DataFrame,
+    merged_sets: pd.DataFrame,
+    metrics: list[str],
+    methods: list[str],
+    request: Request,
+    settings: StudySettings,
+    store: Store,
+    progress: Progress,
+    clock: Clock,
+) -> tuple[PredictionResult, Scorer]:
+    """Study the predictors, once per table and choice of options, and fit the one that scores other pairs."""
+    known = Known(
+        {name: documented_range(metric) for name, metric in request.metrics.items()}, CATEGORIES, merged_sets
+    )
+    with clock.stage("predicting"):
+        record = store.record(
+            "study",
+            study_key(pairs, metrics, request.predictors, methods, settings, known),
+            lambda: to_record(
+                study_predictions(pairs, metrics, request.predictors, methods, settings, known, progress)
+            ),
+        )
+        scorer = Scorer.fit(pairs, metrics, methods, [list(WEIGHT_SPACE)])
+    return from_record(record), scorer
+
+
+def _scored(scorer: Scorer, pairs: pd.DataFrame, request: Request) -> dict[str, Any]:
+    """Score every pair by the predictor that was asked for, and compare with outcomes where there are some."""
+    scores = scorer.score(pairs, request.margin)
+    return {"scorer": scorer, "scores": scores, "transfer": transfer_table(scorer, pairs, scores)}
 
 
 def _alphas(outcomes: Outcomes) -> dict[str, Any]:
@@ -475,20 +573,6 @@ def _pixel_accuracies(suite: TaskSuite, store: Store, progress: Progress) -> dic
         )
         for name, task in tasks
     }
-
-
-def _predict(
-    pairs: pd.DataFrame,
-    metrics: list[str],
-    methods: list[str],
-    predictors: Mapping[str, Any],
-    clock: Clock,
-    rows: str = "per_method",
-) -> PredictionResult | None:
-    if not predictors or not methods:
-        return None
-    with clock.stage("predicting"):
-        return evaluate_predictors(pairs, metrics, predictors, methods, rows=rows)
 
 
 def _missing(table: pd.DataFrame) -> list[str]:

@@ -8,6 +8,8 @@ from typing import Any
 from mergeability.errors import UserError
 from mergeability.evaluation.scales import GRID, ScaleChoice
 from mergeability.evaluation.sets import MergeSets
+from mergeability.prediction.scorer import MARGIN
+from mergeability.prediction.study import StudySettings
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
 from mergeability.profiles.workers import Progress
@@ -124,6 +126,9 @@ class Request:
         metrics: name → metric.
         merges: name → merge method.
         predictors: name → scikit-learn regressor.
+        prediction: how prediction is studied.
+        fitted: folder or file of a predictor fitted by an earlier run, which scores every pair.
+        margin: how far beyond the range it was fitted on a metric may lie, as a share of that range.
         profile: options of the evidence.
         merging: which merges, at which scale, and how they are evaluated.
         store: folder of the store; in memory when None.
@@ -136,6 +141,9 @@ class Request:
     metrics: Mapping[str, Any]
     merges: Mapping[str, Any] = field(default_factory=dict)
     predictors: Mapping[str, Any] = field(default_factory=dict)
+    prediction: StudySettings = field(default_factory=StudySettings)
+    fitted: str | None = None
+    margin: float | int = MARGIN
     profile: ProfileSettings = ProfileSettings()
     merging: MergeSettings = MergeSettings()
     store: str | None = None

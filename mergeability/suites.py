@@ -137,12 +137,14 @@ class TableSuite:
         name: of the suite.
         table: a CSV or Parquet file with `task_a`, `task_b`, metric and outcome columns.
         metrics: the columns that are metrics; those chosen by `metric=` that the table has, when None.
-        rows: `per_method` or `complete`.
+        methods: merge methods whose outcomes are predicted; all that have some when None.
+        rows: `per_method`, or `complete`: only pairs with an outcome for every one of these methods.
     """
 
     name: str
     table: str
     metrics: Sequence[str] | None = None
+    methods: Sequence[str] | None = None
     rows: str = "per_method"
 
     def read(self) -> pd.DataFrame:

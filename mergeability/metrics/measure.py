@@ -229,7 +229,7 @@ def _column(name: str, metric: Metric, profiles: Profiles, on_error: str, failur
             f"Expected metric {name} to give a {len(tasks)}×{len(tasks)} matrix, got {matrix.shape}."
         )
     values = np.array(matrix[rows, columns], dtype=np.float64)
-    low, high = _RANGES.get(_function(metric), (-np.inf, np.inf))
+    low, high = documented_range(metric)
     slack = _TOLERANCE * (high if np.isfinite(high) else 1)
     # Infinity is never a value; NaN is "undefined" and passes.
     outside = (values < low - slack) | (values > high + slack) | np.isinf(values)
@@ -244,8 +244,10 @@ def _column(name: str, metric: Metric, profiles: Profiles, on_error: str, failur
     return np.where(outside, np.nan, np.clip(values, low, high))
 
 
-def _function(metric: Any) -> Any:
-    return metric.func if isinstance(metric, partial) else metric
+def documented_range(metric: Metric) -> tuple[float, float]:
+    """Return the lowest and the highest value a metric can take; infinite where none is documented."""
+    function: Any = metric.func if isinstance(metric, partial) else metric
+    return _RANGES.get(function, (-np.inf, np.inf))
 
 
 def _undefined(table: pd.DataFrame) -> list[str]:

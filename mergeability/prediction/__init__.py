@@ -17,15 +17,18 @@ _HOME = {
     "ForwardSelection": "forward_selection",
     "Lasso": "lasso",
     "LeaveOneTaskOut": "protocols",
-    "MLP": "mlp",
     "LeaveTwoTasksOut": "protocols",
+    "MLP": "mlp",
     "PairTable": "table",
     "Pearson": "pearson",
     "PredictionResult": "evaluate",
     "Ridge": "ridge",
+    "Scorer": "scorer",
+    "StudySettings": "study",
     "Trees": "trees",
     "evaluate_predictors": "evaluate",
     "fingerprints": "fingerprints",
+    "study_predictions": "study",
 }
 
 __all__ = sorted(_HOME)

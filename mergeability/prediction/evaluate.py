@@ -47,7 +47,7 @@ class PredictionResult:
     `records` hold one entry a method, target, predictor and protocol, `None` where a score is undefined. `folds`,
     `predictions` and `coefficients` have one row a fold, a validated pair and a fold's coefficient (those of
     protocols with few folds); `notes` are sentences about what was left out or is undefined. `tables` are what
-    `study` found, by name.
+    `study_predictions` found, by name.
     """
 
     records: list[dict[str, Any]] = field(default_factory=list)

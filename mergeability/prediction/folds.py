@@ -1,6 +1,6 @@
 """The folds of every outcome, ready to fit: rows chosen, metrics scaled by what each fit may see."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -130,7 +130,7 @@ def make_folds(
     return made
 
 
-def _left_out_notes(left_out_by: dict[tuple[str, ...], list[str]]) -> Iterator[str] | list[str]:
+def _left_out_notes(left_out_by: dict[tuple[str, ...], list[str]]) -> list[str]:
     return [
         f"{summarise_names(outcomes)}: {len(pairs)} pair{'s' if len(pairs) > 1 else ''} left out for an empty cell "
         f"({summarise_names(pairs)})."

@@ -178,7 +178,7 @@ def _single_rows(
         p = _single_p(X, y, ends, len(tasks), permutations, seed)
         for k, metric in enumerate(metrics):
             r = pearson_r(X[:, k], y)
-            usual = float(pearsonr(X[:, k], y).pvalue) if not np.isnan(r) else float("nan")
+            usual = _usual_p(X[:, k], y) if not np.isnan(r) else float("nan")
             found.append(
                 {
                     "target": target,
@@ -192,6 +192,11 @@ def _single_rows(
             )
     place = {metric: i for i, metric in enumerate(table.metrics)}
     return sorted(found, key=lambda row: place[row["metric"]])
+
+
+def _usual_p(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
+    result: Any = pearsonr(x, y)
+    return float(result.pvalue)
 
 
 def _single_p(

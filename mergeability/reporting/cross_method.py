@@ -12,7 +12,7 @@ import pandas as pd
 from mergeability.prediction.fingerprints import fingerprints
 from mergeability.prediction.folds import TASK_PREFIX
 from mergeability.prediction.table import TARGETS, outcome_methods
-from mergeability.reporting.tables import method_table, number
+from mergeability.reporting.tables import known_partner, method_table, number
 from mergeability.store import atomic_file
 
 _STYLE = (
@@ -121,7 +121,7 @@ def _outcomes(pairs: pd.DataFrame, method: str) -> dict[str, Any]:
 
 
 def _correlations(records: Sequence[dict[str, Any]], method: str) -> dict[str, float | None]:
-    own = [record for record in records if record["method"] == method]
+    own = [record for record in known_partner(records) if record["method"] == method]
     target = next((t for t in TARGETS if any(record["target"] == t for record in own)), None)
     return {f"r_{record['predictor']}": record["r_mean"] for record in own if record["target"] == target}
 

@@ -1,6 +1,6 @@
 """Figures of the report: plain functions from tables to Plotly figures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -110,6 +110,76 @@ def matrix_heat_map(
         yaxis={**ticks, "autorange": "reversed", "scaleanchor": "x", "constrain": "domain"},
     )
     return go.Figure(trace, layout=layout)
+
+
+def labelled_heat_map(
+    values: Float[np.ndarray, "rows columns"],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    beside: Mapping[str, Float[np.ndarray, "rows columns"]],
+    name: str,
+) -> go.Figure:
+    """Draw a table of signed numbers on a scale centred on 0; what is `beside` shows where one points."""
+    largest = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+    custom = np.stack(list(beside.values()), axis=-1) if beside else None
+    more = "".join(f"<br>{title} %{{customdata[{i}]:.3g}}" for i, title in enumerate(beside))
+    return go.Figure(
+        go.Heatmap(
+            z=_rounded(values, 3),
+            x=list(columns),
+            y=list(rows),
+            zmin=-largest,
+            zmax=largest,
+            colorscale=DIVERGING,
+            text=cell_texts(values),
+            texttemplate="%{text}",
+            textfont={"size": 10},
+            xgap=1,
+            ygap=1,
+            showscale=False,
+            hoverongaps=False,
+            customdata=None if custom is None else _rounded(custom, 4),
+            hovertemplate="%{y}, %{x}<br>" + name + " %{z:.3f}" + more + "<extra></extra>",
+        ),
+        layout=_layout(
+            plot_bgcolor="#eef1f4",
+            xaxis={"type": "category", "showgrid": False, "side": "top", "title": {"text": name}},
+            yaxis={"type": "category", "autorange": "reversed", "showgrid": False, "tickfont": {"size": 11}},
+            height=130 + _ROW_HEIGHT * len(rows),
+        ),
+    )
+
+
+def variance_bars(variance: pd.DataFrame) -> go.Figure:
+    """Stack the shares of variance of each method: task effects, metrics beyond them, and the rest."""
+    ordered = variance.iloc[::-1]
+    figure = go.Figure(
+        layout=_layout(
+            barmode="stack",
+            xaxis={
+                "title": {"text": "share of the variance over pairs"},
+                "range": [0, 1],
+                "tickformat": ".0%",
+            },
+            yaxis={"type": "category", "showgrid": False},
+            height=170 + 30 * len(variance),
+        )
+    )
+    shares = (
+        ("task_effects", "who is in the pair", BLUE),
+        ("metrics_beyond", "metrics beyond that", ORANGE),
+        ("residual", "neither", "#dbe4ee"),
+    )
+    for column, title, colour in shares:
+        figure.add_bar(
+            x=_rounded(ordered[column].to_numpy(dtype=float)),
+            y=[str(method) for method in ordered["method"]],
+            orientation="h",
+            name=title,
+            marker={"color": colour},
+            hovertemplate="%{y}: %{x:.1%}<extra>" + title + "</extra>",
+        )
+    return figure
 
 
 def predicted_against_measured(predictions: pd.DataFrame, target_name: str) -> go.Figure:

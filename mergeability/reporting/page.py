@@ -38,9 +38,9 @@ def bullet_list(sentences: Sequence[str], lead: bool = False) -> str:
     return f"<ul{kind}>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>"
 
 
-def folded(title: str, body: str) -> str:
+def folded(title: str, body: str, opened: bool = False) -> str:
     """Hide HTML behind a title that opens it."""
-    return f"<details><summary>{escape(title)}</summary>{body}</details>"
+    return f"<details{' open' if opened else ''}><summary>{escape(title)}</summary>{body}</details>"
 
 
 def table(

@@ -1,16 +1,11 @@
 """The report: one HTML file that opens offline and says first what was found."""
 
 import json
-from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-import pandas as pd
-
-from mergeability.prediction.fingerprints import fingerprints
-from mergeability.reporting import figures
+from mergeability.reporting import figures, foresight
 from mergeability.reporting.page import (
-    Choice,
     Section,
     bullet_list,
     figure_block,
@@ -20,15 +15,11 @@ from mergeability.reporting.page import (
     table,
 )
 from mergeability.reporting.tables import (
-    BASELINES,
     TARGET_NAMES,
     Analysis,
-    best_predictor,
     curve_table,
     headline,
     method_table,
-    predictor_table,
-    record_frame,
     scale_table,
     sets_table,
 )
@@ -70,16 +61,6 @@ _MODEL_COLUMNS = {
     "base_accuracy": "base",
     "finetuned_accuracy": "fine-tuned",
 }
-_PREDICTOR_COLUMNS = {
-    "r_mean": "r",
-    "r_std": "± folds",
-    "rho_mean": "ρ",
-    "pooled_r": "pooled r",
-    "mae": "error",
-    "r2_over_training_mean": "R² over mean",
-    "train_r_mean": "r in training",
-    "n_undefined": "folds without r",
-}
 
 
 def write_report(analysis: Analysis, path: Path | str) -> None:
@@ -95,10 +76,7 @@ def write_report(analysis: Analysis, path: Path | str) -> None:
             _scales(analysis),
             _sets(analysis),
             _metrics(analysis),
-            _predictors(analysis),
-            _predictions(analysis),
-            _coefficients(analysis),
-            _fingerprints(analysis),
+            *foresight.sections(analysis),
             _missing(analysis),
             _run(analysis),
         )
@@ -151,7 +129,7 @@ def _merges(analysis: Analysis) -> Section | None:
     body += table(summary, _METHOD_COLUMNS, "method", texts=["worst_pair"])
     body += paragraphs("Every pair. Grey cells were not measured.", note=True)
     choices = [
-        _targets(analysis),
+        foresight.target_choice(analysis),
         ("method", [(str(m), str(m)) for m in summary.index]),
         ("colours", [("shared", "same for all methods"), ("own", "this method's own range")]),
     ]
@@ -214,99 +192,6 @@ def _metrics(analysis: Analysis) -> Section | None:
     return Section("metrics", "How the models relate", body)
 
 
-def _predictors(analysis: Analysis) -> Section | None:
-    prediction = analysis.prediction
-    if prediction is None or not prediction.records:
-        return None
-    frame = record_frame(prediction.records)
-    targets = list(dict.fromkeys(frame["target"]))
-    body = paragraphs(
-        "Pearson correlation between predicted and measured outcome on the pairs of a task that was left out of the"
-        " fit, averaged over the tasks. The tinted rows are baselines that look at no metric: mean always says the"
-        " training mean and so has no correlation, additive knows how the partner merges with others. Pooled r mixes"
-        " folds that differ in level, hence it can even be negative for mean; error is the mean absolute one.",
-        note=True,
-    )
-    plots, tables = {}, ""
-    for target in targets:
-        summary = predictor_table(prediction.records, target)
-        plots[target] = [figures.predictor_comparison(frame[frame["target"] == target], list(summary.index))]
-        tables += paragraphs(f"Mean over methods, {TARGET_NAMES.get(target, target)}:", note=True)
-        tables += table(summary, _PREDICTOR_COLUMNS, "predictor", marked=BASELINES)
-    body += figure_block("predictors", plots, [_targets(analysis)])
-    by_method = frame.set_index("predictor")
-    columns = {"method": "method", "target": "target", **_PREDICTOR_COLUMNS, "n_pairs": "pairs"}
-    body += tables + folded(
-        "Every method on its own", table(by_method, columns, "predictor", ["method", "target"], BASELINES)
-    )
-    return Section("predictors", "How well merging can be foreseen", body)
-
-
-def _predictions(analysis: Analysis) -> Section | None:
-    prediction = analysis.prediction
-    if prediction is None or prediction.predictions.empty:
-        return None
-    keys = ["target", "method", "predictor"]
-    folds = dict(list(prediction.folds.groupby(keys, sort=False)))
-    plots = {
-        "|".join(map(str, key)): [
-            figures.predicted_against_measured(rows, TARGET_NAMES.get(str(key[0]), str(key[0]))),
-            figures.fold_correlations(folds[key]),
-        ]
-        for key, rows in prediction.predictions.groupby(keys, sort=False)
-    }
-    body = paragraphs(
-        "Each point is a pair, predicted by a fit that never saw one of its tasks (one colour a left-out task); each"
-        " pair appears once for either task. On the dotted line a prediction is exact.",
-        note=True,
-    )
-    body += figure_block("predictions", plots, _fit_choices(analysis, prediction.predictions))
-    return Section("predictions", "Predicted against measured", body)
-
-
-def _coefficients(analysis: Analysis) -> Section | None:
-    prediction = analysis.prediction
-    if prediction is None or prediction.coefficients.empty:
-        return None
-    groups = prediction.coefficients.groupby(["target", "method", "predictor"], sort=False)
-    plots = {"|".join(map(str, key)): [figures.coefficient_bars(rows)] for key, rows in groups}
-    body = paragraphs(
-        "Coefficients averaged over the fits, one for each left-out task; whiskers show their standard deviation."
-        " Metrics are scaled to [-1, 1], so lengths can be compared; correlated metrics share or trade their"
-        " weight, so a sign alone proves little. For additive the rows are task effects.",
-        note=True,
-    )
-    body += figure_block("coefficients", plots, _fit_choices(analysis, prediction.coefficients))
-    return Section("coefficients", "What the predictors listen to", body)
-
-
-def _fingerprints(analysis: Analysis) -> Section | None:
-    prediction = analysis.prediction
-    if prediction is None or prediction.coefficients.empty:
-        return None
-    metric_rows = prediction.coefficients[prediction.coefficients["metric"].isin(analysis.metrics)]
-    if metric_rows["method"].nunique() < 2:
-        return None
-    plots = {}
-    for (target, predictor), rows in metric_rows.groupby(["target", "predictor"], sort=False):
-        compared = fingerprints(rows).rename(columns={"method_a": "task_a", "method_b": "task_b"})
-        methods = list(dict.fromkeys(rows["method"]))
-        plots[f"{target}|{predictor}"] = [
-            figures.matrix_heat_map(
-                figures.pair_matrix(compared, column, methods), methods, (0.0, 1.0), "share"
-            )
-            for column in ("top5_overlap", "sign_agreement")
-        ]
-    body = paragraphs(
-        "Do methods succeed for the same reasons? Left: share of the five largest metrics that two methods have in"
-        " common. Right: share of metrics with the same sign.",
-        note=True,
-    )
-    choices = [_targets(analysis), _predictor_choice(analysis, metric_rows)]
-    body += figure_block("fingerprints", plots, choices, square=True)
-    return Section("fingerprints", "Fingerprints of the methods", body)
-
-
 def _missing(analysis: Analysis) -> Section:
     sentences = [*analysis.missing, *(analysis.prediction.notes if analysis.prediction is not None else [])]
     if not sentences:
@@ -326,25 +211,3 @@ def _run(analysis: Analysis) -> Section:
     return Section(
         "run", "How this was made", facts if analysis.run else paragraphs("No facts were recorded.")
     )
-
-
-def _targets(analysis: Analysis) -> Choice:
-    return ("outcome", [(target, TARGET_NAMES[target]) for target in analysis.targets])
-
-
-def _predictor_choice(analysis: Analysis, rows: pd.DataFrame) -> Choice:
-    """Offer the best predictor first: what is seen without choosing should be the main result."""
-    assert analysis.prediction is not None
-    names: Sequence[str] = list(dict.fromkeys(rows["predictor"].astype(str)))
-    best = best_predictor(analysis.prediction.records, str(rows["target"].iloc[0]))
-    ordered = sorted(names, key=lambda name: name != best)
-    return ("predictor", [(name, name) for name in ordered])
-
-
-def _fit_choices(analysis: Analysis, rows: pd.DataFrame) -> list[Choice]:
-    methods = method_table(analysis.pairs, list(dict.fromkeys(rows["method"])), analysis.alphas).index
-    return [
-        _targets(analysis),
-        ("method", [(str(m), str(m)) for m in methods]),
-        _predictor_choice(analysis, rows),
-    ]

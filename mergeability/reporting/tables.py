@@ -7,15 +7,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from mergeability.prediction.protocols import BOTH_NEW, KNOWN_PARTNER
+from mergeability.prediction.study import SIGNIFICANT
 from mergeability.prediction.table import TARGETS
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from mergeability.prediction.evaluate import PredictionResult
+    from mergeability.prediction.scorer import Scorer
 
-BASELINES = ("mean", "additive")
+BASELINES = ("mean", "additive", "finetuned")
 """Predictors that look at no metric: every other one is read beside them."""
+
+WITH_TASK_EFFECTS = ("dyadic",)
+"""Predictors that use metrics beside task effects: neither a baseline nor what metrics reach on their own."""
 
 TUNED_SUFFIX = "_tuned"
 """Behind a method's name: its outcome at the scale that was tuned beside its own."""
@@ -30,8 +36,9 @@ class Analysis:
     `sets` has one row a set of more than two models, `accuracies` one row a merge and task, `curves` one row a
     merge, tried scale and task. `models` is indexed by task with the accuracies `chance`, `pixel_accuracy`,
     `base_accuracy` and `finetuned_accuracy` (whichever are known), in [0, 1]. `pairs` has one row a pair:
-    `task_a`, `task_b`, metrics and outcomes. `alphas` gives each method's scaling coefficient. `missing` are
-    sentences, `run` the facts of `run.json`.
+    `task_a`, `task_b`, metrics and outcomes. `alphas` gives each method's scaling coefficient. `fitted` is the
+    predictor that this run fitted for later ones, `scorer` that of an earlier run, `scores` what it gives each pair
+    and `transfer` how that compares with outcomes. `missing` are sentences, `run` the facts of `run.json`.
     """
 
     title: str
@@ -46,6 +53,10 @@ class Analysis:
     sets: pd.DataFrame = field(default_factory=pd.DataFrame)
     accuracies: pd.DataFrame = field(default_factory=pd.DataFrame)
     curves: pd.DataFrame = field(default_factory=pd.DataFrame)
+    fitted: "Scorer | None" = None
+    scorer: "Scorer | None" = None
+    scores: pd.DataFrame = field(default_factory=pd.DataFrame)
+    transfer: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def tasks(self) -> list[str]:
@@ -170,8 +181,13 @@ def _worst_set(sets: pd.DataFrame, column: str) -> str:
 def record_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Turn records of `prediction.json` into a frame, `None` into NaN."""
     frame = pd.DataFrame(list(records))
-    texts = {"method", "predictor", "protocol", "target"}
+    texts = {"method", "predictor", "protocol", "situation", "target"}
     return frame.assign(**{name: pd.to_numeric(frame[name]) for name in frame.columns if name not in texts})
+
+
+def known_partner(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Keep the records of folds that leave one task out, which have a correlation of their own."""
+    return [record for record in records if record["situation"] == KNOWN_PARTNER]
 
 
 def predictor_table(records: Sequence[Mapping[str, Any]], target: str) -> pd.DataFrame:
@@ -179,7 +195,7 @@ def predictor_table(records: Sequence[Mapping[str, Any]], target: str) -> pd.Dat
 
     A predictor without any r keeps NaN: nothing stands in for it.
     """
-    frame = record_frame(records)
+    frame = record_frame(known_partner(records))
     if frame.empty or target not in set(frame["target"]):
         return pd.DataFrame()
     frame = frame[frame["target"] == target]
@@ -196,13 +212,12 @@ def predictor_table(records: Sequence[Mapping[str, Any]], target: str) -> pd.Dat
 def best_predictor(
     records: Sequence[Mapping[str, Any]], target: str, method: str | None = None
 ) -> str | None:
-    """Name the predictor with the largest mean r among those that use metrics; None where none has an r.
+    """Name the predictor with the largest mean r among those that use metrics alone; None where none has an r.
 
     One that has an r in every fold goes before any that lacks some: a mean over chosen folds is no rival.
     """
-    kept = [
-        r for r in records if r["predictor"] not in BASELINES and (method is None or r["method"] == method)
-    ]
+    apart = (*BASELINES, *WITH_TASK_EFFECTS)
+    kept = [r for r in records if r["predictor"] not in apart and (method is None or r["method"] == method)]
     table = predictor_table(kept, target)
     if table.empty or table["r_mean"].isna().all():
         return None
@@ -322,10 +337,31 @@ def _prediction_sentences(analysis: Analysis) -> list[str]:
     if prediction is None:
         return []
     target = prediction.records[0]["target"]
-    table = predictor_table(prediction.records, target)
-    best = best_predictor(prediction.records, target)
+    sentences = _known_partner_sentences(prediction.records, target)
+    sentences += _both_new_sentences(prediction.records, target)
+    sentences += _beyond_sentences(prediction.tables.get("relabelling", pd.DataFrame()), target)
+    tasks = len(analysis.tasks)
+    if tasks < 15:
+        sentences.append(
+            f"With {tasks} tasks each of these correlations rests on at most {tasks - 1} pairs at a time: read them"
+            " as rough."
+        )
+    if best_predictor(prediction.records, target) is not None:
+        sentences.append(
+            "Which predictor is best was read off these same folds, so its figure flatters it a little."
+        )
+    return sentences
+
+
+def _known_partner_sentences(records: Sequence[Mapping[str, Any]], target: str) -> list[str]:
+    table = predictor_table(records, target)
+    best = best_predictor(records, target)
     if best is None:
-        return ["No predictor that uses metrics has a defined correlation with the outcome."]
+        return (
+            ["No predictor that uses metrics has a defined correlation with the outcome."]
+            if len(table)
+            else []
+        )
     row = table.loc[best]
     sentences = [
         f"For a task left out of the fit, the best predictor from metrics, {best}, reaches a mean correlation of"
@@ -338,17 +374,59 @@ def _prediction_sentences(analysis: Analysis) -> list[str]:
         sentences.append(
             f"The additive baseline, which sees no metric and only knows how the partner merges with others, reaches"
             f" r = {additive:.2f}: here the metrics foresee {'more' if beats else 'no more'} than is known once the"
-            " partner has been merged before."
+            f" partner has been merged before.{_together(table)}"
         )
-    tasks = len(analysis.tasks)
-    if tasks < 15:
-        sentences.append(
-            f"With {tasks} tasks each of these correlations rests on at most {tasks - 1} pairs at a time: read them"
-            " as rough."
-        )
-    sentences.append(
-        "Which predictor is best was read off these same folds, so its figure flatters it a little."
+    return sentences
+
+
+def _together(table: pd.DataFrame) -> str:
+    known = [name for name in WITH_TASK_EFFECTS if not np.isnan(table["r_mean"].get(name, float("nan")))]
+    return "".join(f" Both together ({name}) reach r = {table['r_mean'][name]:.2f}." for name in known)
+
+
+def _both_new_sentences(records: Sequence[Mapping[str, Any]], target: str) -> list[str]:
+    """Say how much of pairs of two unseen tasks ridge foresees: one predictor, lest the best be picked."""
+    own = [
+        r
+        for r in records
+        if r["situation"] == BOTH_NEW and r["target"] == target and r["predictor"] == "ridge"
+    ]
+    if not own:
+        return []
+    seen = [r for r in own if r["r_beyond_mean_low"] is not None and r["r_beyond_mean_low"] > 0]
+    blind = [str(r["method"]) for r in own if r not in seen]
+    if not seen:
+        return [
+            "For two tasks that are both new, ridge on the metrics foresees nothing for any method that the training"
+            " mean does not: every 95 % interval of its correlation reaches below 0."
+        ]
+    found = ", ".join(
+        f"{r['method']} (r = {r['r_beyond_mean']:.2f} beyond the training mean, 95 % from"
+        f" {r['r_beyond_mean_low']:.2f} to"
+        f" {r['r_beyond_mean_high']:.2f})"
+        for r in seen
     )
+    rest = f"; for {', '.join(blind)} the interval reaches below 0" if blind else ""
+    return [f"For two tasks that are both new, ridge on the metrics foresees something for {found}{rest}."]
+
+
+def _beyond_sentences(tested: pd.DataFrame, target: str) -> list[str]:
+    if tested.empty:
+        return []
+    own = tested[(tested["target"] == target) & tested["gain"].notna() & tested["p_beyond"].notna()]
+    adds = (own["gain"] > 0) & (own["p_beyond"] <= SIGNIFICANT)
+    sentences = []
+    if (~adds).any():
+        sentences.append(
+            f"For {', '.join(own.loc[~adds, 'method'])} the metrics add nothing beyond task effects (relabelling"
+            " tasks)."
+        )
+    if adds.any():
+        gains = ", ".join(
+            f"{method} ({gain:.1%} of the squared error)"
+            for method, gain in zip(own.loc[adds, "method"], own.loc[adds, "gain"], strict=True)
+        )
+        sentences.append(f"The metrics add to task effects for {gains}.")
     return sentences
 
 
@@ -395,4 +473,7 @@ def _record_r(
     records: Sequence[Mapping[str, Any]], method: str, target: str, predictor: str | None
 ) -> float | None:
     wanted = (method, target, predictor)
-    return next((r["r_mean"] for r in records if (r["method"], r["target"], r["predictor"]) == wanted), None)
+    return next(
+        (r["r_mean"] for r in known_partner(records) if (r["method"], r["target"], r["predictor"]) == wanted),
+        None,
+    )

@@ -61,8 +61,13 @@ def log_analysis(folder: Path, project: str, group: str | None, analysis: "Analy
                 run.summary[f"{column}/mean"] = float(analysis.pairs[column].mean())
                 run.summary[f"{column}/worst"] = float(analysis.pairs[column].min())
         for record in records:
-            if record["r_mean"] is not None:
-                run.summary[f"r/{record['target']}/{record['method']}/{record['predictor']}"] = record[
-                    "r_mean"
-                ]
+            # A protocol whose folds are single pairs has a correlation over all of them only.
+            r = record["r_mean"] if record["r_mean"] is not None else record["r_beyond_mean"]
+            if r is not None:
+                name = f"{record['protocol']}/{record['target']}/{record['method']}/{record['predictor']}"
+                run.summary[f"r/{name}"] = r
+        tables = {} if analysis.prediction is None else analysis.prediction.tables
+        for name, frame in {**tables, "scores": analysis.scores}.items():
+            if len(frame):
+                run.log({f"prediction/{name}": wandb.Table(dataframe=frame)})
         run.log({"report": wandb.Html(report.read_text(encoding="utf-8"), inject=False)})

@@ -1,0 +1,52 @@
+"""Which method to merge a pair by: what it costs to trust a predictor's choice."""
+
+import pandas as pd
+
+KEYS = ["protocol", "target", "predictor"]
+
+
+def method_choice(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Choose for each validated pair the method with the best predicted outcome, and compare with the best there was.
+
+    One row a protocol, target and predictor. `regret` is the mean of (best measured outcome - that of the chosen
+    method), in outcome units, 0 at best; `hit_rate` the share of pairs whose chosen method is the best one. Beside
+    them, `fixed_regret` and `fixed_hit_rate` of always choosing the method with the best mean outcome on the fold's
+    training pairs. Only pairs with an outcome and a prediction for every method count, `n_choices` of them (a pair
+    is validated in the fold of either task); of methods predicted alike, the one with the better training mean is
+    chosen. With fewer than two methods there is nothing to choose, and no row.
+    """
+    rows = []
+    for key, group in predictions.groupby(KEYS, sort=False):
+        if group["method"].nunique() < 2:
+            continue
+        places = ["held_out", "task_a", "task_b"]
+        tables = {
+            name: group.pivot_table(index=places, columns="method", values=name, sort=False)
+            for name in ("measured", "predicted", "training_mean")
+        }
+        whole = tables["measured"].notna().all(axis=1)
+        if not whole.any():
+            continue
+        measured, predicted, means = (table[whole] for table in tables.values())
+        best = measured.max(axis=1)
+        # A tenth of a millionth of the training mean decides between equal predictions only.
+        chosen = _at(measured, predicted + 1e-7 * means)
+        fixed = _at(measured, means)
+        rows.append(
+            dict(zip(KEYS, key, strict=True))
+            | {
+                "n_choices": len(measured),
+                "n_methods": measured.shape[1],
+                "regret": float((best - chosen).mean()),
+                "hit_rate": float((chosen == best).mean()),
+                "fixed_regret": float((best - fixed).mean()),
+                "fixed_hit_rate": float((fixed == best).mean()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _at(measured: pd.DataFrame, scores: pd.DataFrame) -> pd.Series:
+    """Take each row's measured outcome of the method with the largest score."""
+    places = scores.to_numpy().argmax(axis=1)
+    return pd.Series(measured.to_numpy()[range(len(measured)), places], index=measured.index)

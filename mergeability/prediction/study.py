@@ -1,0 +1,219 @@
+"""Everything said about prediction beside the scores: one table a question."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LinearRegression
+from threadpoolctl import threadpool_limits
+
+from mergeability.errors import UserError
+from mergeability.prediction.ablation import category_ablation
+from mergeability.prediction.choice import method_choice
+from mergeability.prediction.coefficients import coefficient_table, stable_metrics
+from mergeability.prediction.evaluate import PredictionResult, Progress, evaluate_predictors
+from mergeability.prediction.fingerprints import fingerprints
+from mergeability.prediction.folds import make_folds
+from mergeability.prediction.intervals import conformal_table
+from mergeability.prediction.protocols import LeaveOneTaskOut, named_protocols
+from mergeability.prediction.relabelling import relabel
+from mergeability.prediction.seeds import seed_spread, seed_table
+from mergeability.prediction.set_scores import set_score_table
+from mergeability.prediction.table import FINETUNED, TARGETS, PairTable, outcome_methods
+from mergeability.prediction.variance import variance_split
+
+logger = logging.getLogger(__name__)
+
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """How prediction is studied.
+
+    Attributes:
+        protocols: names of the protocols, `loto`, `l2to` or `halves`.
+        targets: outcomes to predict, the first one the default of the report.
+        rows: `per_method`, or `complete`: only pairs with an outcome for every method.
+        permutations: relabellings of tasks for the p-values; 0 leaves them out.
+        seeds: starts of the predictors that start at random, on the first target; 0 leaves their spread out.
+        seed: of the relabellings.
+        level: of the intervals.
+        ablation: whether to refit without each category of metrics.
+    """
+
+    protocols: Sequence[str] = ("loto", "l2to")
+    targets: Sequence[str] = TARGETS
+    rows: str = "per_method"
+    permutations: int = 999
+    seeds: int = 10
+    seed: int = 0
+    level: float | int = 0.9
+    ablation: bool = True
+
+    def __post_init__(self) -> None:
+        named_protocols(self.protocols)
+        for name in ("permutations", "seeds"):
+            count = getattr(self, name)
+            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+                raise UserError(f"Expected {name} to be a number of at least 0, got {count!r}.")
+        if not 0 < self.level < 1:
+            raise UserError(f"Expected the level of intervals to be between 0 and 1, got {self.level}.")
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known beside the pair table.
+
+    Attributes:
+        ranges: metric → its lowest and highest value.
+        categories: of metrics, name → metrics.
+        sets: merges of more than two models, one row a set.
+    """
+
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    categories: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    sets: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+def study_predictions(
+    table: pd.DataFrame,
+    metrics: Sequence[str],
+    predictors: Mapping[str, Any],
+    methods: Sequence[str] | None = None,
+    settings: StudySettings | None = None,
+    known: Known | None = None,
+    progress: Progress | None = None,
+) -> PredictionResult:
+    """Score the predictors, and answer what their scores leave open, in `tables`:
+
+    `stable_metrics` and `metric_weights` (what is listened to), `fingerprints` (do methods listen to the same),
+    `variance` and `relabelling` (do metrics know more than who is in the pair), `single_metrics`, `ablation`,
+    `seeds`, `intervals`, `method_choice`, and `sets` where sets were merged.
+
+    Raises:
+        UserError: as `evaluate_predictors` does.
+    """  # noqa: D415
+    settings, known = settings or StudySettings(), known or Known()
+    methods = outcome_methods(table, settings.targets) if methods is None else list(methods)
+    protocols = named_protocols(settings.protocols)
+    predictors = dict(predictors)
+    result = evaluate_predictors(
+        table,
+        metrics,
+        predictors,
+        methods,
+        settings.targets,
+        protocols,
+        settings.rows,
+        known.ranges,
+        progress,
+    )
+    if not result.records:
+        return result
+    used = [metric for metric in metrics if table[metric].notna().any()]
+    # The same pairs as every other predictor's.
+    result = _with_known_accuracies(result, table[table[used].notna().all(axis=1)], methods, settings)
+    outcomes = [
+        (target, method)
+        for target in settings.targets
+        for method in methods
+        if f"{target}_{method}" in table.columns and table[f"{target}_{method}"].notna().any()
+    ]
+    checked = PairTable.validate(table, used, [f"{target}_{method}" for target, method in outcomes])
+    if settings.rows == "complete":
+        whole = table[[*used, *(f"{target}_{method}" for target, method in outcomes)]].notna().all(axis=1)
+        checked = replace(checked, frame=checked.frame[whole.to_numpy()].reset_index(drop=True))
+    with threadpool_limits(1, "blas"):
+        tables = _tables(result, checked, outcomes, predictors, settings, known, progress)
+    if len(known.sets):
+        tables["sets"] = set_score_table(known.sets, table, result.predictions)
+    return replace(result, tables={name: one for name, one in tables.items() if len(one)})
+
+
+def _with_known_accuracies(
+    result: PredictionResult, table: pd.DataFrame, methods: Sequence[str], settings: StudySettings
+) -> PredictionResult:
+    """Add the baseline of the two fine-tuned models' own accuracies, where they are known."""
+    if FINETUNED not in table.columns or table[FINETUNED].isna().all():
+        return result
+    more = evaluate_predictors(
+        table,
+        [FINETUNED],
+        {"finetuned": LinearRegression()},
+        methods,
+        settings.targets,
+        named_protocols(settings.protocols),
+        settings.rows,
+    )
+    return PredictionResult(
+        [*result.records, *more.records],
+        pd.concat([result.folds, more.folds], ignore_index=True),
+        pd.concat([result.predictions, more.predictions], ignore_index=True),
+        result.coefficients,
+        result.notes,
+    )
+
+
+def _tables(
+    result: PredictionResult,
+    table: PairTable,
+    outcomes: Sequence[tuple[str, str]],
+    predictors: Mapping[str, Any],
+    settings: StudySettings,
+    known: Known,
+    progress: Progress | None,
+) -> dict[str, pd.DataFrame]:
+    coefficients = result.coefficients[result.coefficients["protocol"] == settings.protocols[0]]
+    weights = coefficient_table(coefficients)
+    found = {
+        "metric_weights": weights,
+        "stable_metrics": stable_metrics(weights)
+        if len({method for _, method in outcomes}) > 1
+        else pd.DataFrame(),
+        "fingerprints": _fingerprints(weights),
+        "variance": variance_split(table, outcomes),
+        "intervals": conformal_table(result.predictions, settings.level),
+        "method_choice": method_choice(result.predictions),
+    }
+    tested = relabel(table, outcomes, settings.permutations, settings.seed, progress)
+    found |= {"relabelling": tested.methods, "single_metrics": tested.single}
+    if settings.ablation and sum(any(m in table.metrics for m in c) for c in known.categories.values()) > 1:
+        protocols = [one for one in named_protocols(settings.protocols) if one.name != "halves"]
+        found["ablation"] = category_ablation(table, known.categories, outcomes, protocols)
+    if settings.seeds:
+        methods = list(dict.fromkeys(method for _, method in outcomes))
+        # Ten fits of everything: of the report's main outcome only.
+        first = settings.targets[:1]
+        folds = make_folds(table, methods, first, LeaveOneTaskOut(), settings.rows == "complete")
+        found["seeds"] = seed_table(seed_spread(predictors, folds.folds, list(range(settings.seeds))))
+    return found
+
+
+def _fingerprints(weights: pd.DataFrame) -> pd.DataFrame:
+    parts = [
+        fingerprints(group.rename(columns={"mean": "coefficient"})).assign(
+            target=str(target), predictor=str(predictor)
+        )
+        for (target, predictor), group in weights.groupby(["target", "predictor"], sort=False)
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def beyond_task_effects(relabelling: pd.DataFrame, target: str) -> list[str]:
+    """Say for each method whether the metrics add anything beyond task effects, in one sentence each."""
+    sentences = []
+    for row in relabelling[relabelling["target"] == target].itertuples(index=False):
+        gain, p = float(row.gain), float(row.p_beyond)  # type: ignore[arg-type]
+        if np.isnan(gain):
+            continue
+        tested = "" if np.isnan(p) else f", p = {p:.3f} by relabelling tasks"
+        change = f"their squared error for a left-out task's pairs changes by {-100 * gain:+.1f} %{tested}"
+        if gain <= 0 or p > SIGNIFICANT:
+            sentences.append(f"{row.method}: the metrics add nothing beyond task effects ({change}).")
+        else:
+            sentences.append(f"{row.method}: the metrics add to task effects ({change}).")
+    return sentences
