@@ -28,9 +28,10 @@ from mergeability.store import read_json
 
 logger = logging.getLogger(__name__)
 
-# Part of a config but not of what a checkpoint depends on: they only suggest values for `training`, or comment.
+# Part of a config but not of what a checkpoint depends on: they only suggest values for `training`,
+# comment, or say where a copy lies.
 _ADVICE = {
-    "task": ("epochs", "expected_accuracy"),
+    "task": ("epochs", "expected_accuracy", "path"),
     "model": ("learning_rate", "batch_size", "base_command"),
     "trainer": ("accelerator", "devices", "log_every_n_steps"),
 }
@@ -138,6 +139,19 @@ def loggers(cfg: DictConfig) -> Iterator[list[Any]]:
             import wandb
 
             wandb.finish()
+
+
+def examine(cfg: DictConfig) -> None:
+    """Look the task's images over, and leave the report in the run folder.
+
+    Raises:
+        UserError: something is wrong with them.
+    """
+    from hydra.utils import instantiate
+
+    from mergeability.data.doctor import examine
+
+    examine(instantiate(cfg.task, _convert_="all"), run_folder())
 
 
 def base_hash(cfg: DictConfig) -> str:

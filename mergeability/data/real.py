@@ -110,9 +110,14 @@ class ImageSource:
         """Return the class of each image of a split, undecodable ones included."""
         return np.concatenate([rows.labels[chosen] for rows, chosen in self._parts(split)])
 
-    def decoded(self, split: Split, work: Callable[[Tensor], T]) -> Iterator[Decoded[T]]:
-        """Decode a split in order and apply `work` to each image; those that do not decode carry the reason."""
-        yield from decoded(self._encoded(split), work, self.layout.transpose)
+    def decoded(
+        self, split: Split, work: Callable[[Tensor], T], chosen: Sequence[int] | None = None
+    ) -> Iterator[Decoded[T]]:
+        """Decode a split in order, or the chosen images of it, and apply `work` to each.
+
+        Those that do not decode carry the reason.
+        """
+        yield from decoded(self._encoded(split, chosen), work, self.layout.transpose)
 
     def stream(self, split: Split, work: Callable[[Tensor], T]) -> Iterator[tuple[T, int]]:
         """Decode a split in order, apply `work` to each image, and yield what it returns with the label.
@@ -141,9 +146,16 @@ class ImageSource:
                 "; ".join(broken[:10]),
             )
 
-    def _encoded(self, split: Split) -> Iterator[Encoded]:
-        for rows, chosen in self._parts(split):
-            yield from rows.read(chosen.tolist())
+    def _encoded(self, split: Split, chosen: Sequence[int] | None) -> Iterator[Encoded]:
+        parts = self._parts(split)
+        if chosen is None:
+            for rows, positions in parts:
+                yield from rows.read(positions.tolist())
+            return
+        places = [(rows, position) for rows, positions in parts for position in positions.tolist()]
+        for index in chosen:
+            rows, position = places[index]
+            yield from rows.read([position])
 
     def _parts(self, split: Split) -> list[tuple[Rows, Int64[np.ndarray, "n"]]]:
         """Say which rows of which splits of the dataset a split is made of."""

@@ -1,0 +1,198 @@
+"""Every one of the twenty tasks reads a dataset of its real shape: columns, types, classes, splits, image modes."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+SIZE = 12
+
+
+def resize(images: torch.Tensor) -> torch.Tensor:
+    """Stand in for the model's: NumPy does the same in one expression."""
+    return images[..., :SIZE, :SIZE]
+
+
+def prepared(task, split, root=None):
+    from mergeability.data.image_cache import prepared
+    from mergeability.store import Store
+
+    return prepared(task, split, resize, SIZE, Store(root))
+
+
+def as_rgb(array: np.ndarray, transpose: bool = False) -> np.ndarray:
+    rgb = np.repeat(array[..., None], 3, 2) if array.ndim == 2 else array[..., :3]
+    return (rgb.swapaxes(0, 1) if transpose else rgb).transpose(2, 0, 1)
+
+
+def expected(real, name: str, splits, transpose=False) -> dict[bytes, int]:
+    """Say which images, cut to the size, have which label."""
+    found = {}
+    for split in splits:
+        for row in range(real.schemas[name].splits[split]):
+            array = as_rgb(real.pixels(name, split, row), transpose)[:, :SIZE, :SIZE]
+            found[array.tobytes()] = real.label_of(name, row)
+    return found
+
+
+def as_mapping(images) -> dict[bytes, int]:
+    return {
+        image.numpy().tobytes(): int(label) for image, label in zip(images.images, images.labels, strict=True)
+    }
+
+
+def check(real, name: str, task, root) -> None:
+    schema = real.schemas[name]
+    transpose = name == "emnist"
+    splits = {split: prepared(task, split, root) for split in ("train", "validation", "test")}
+    assert as_mapping(splits["test"]) == expected(real, name, [schema.test], transpose)
+    train, validation = as_mapping(splits["train"]), as_mapping(splits["validation"])
+    learned = expected(real, name, schema.train, transpose)
+    if schema.validation is None:
+        assert train | validation == learned
+        assert not train.keys() & validation.keys()
+        assert len(validation) == round(len(learned) / 10)
+    else:
+        assert train == learned
+        assert validation == expected(real, name, [schema.validation], transpose)
+
+
+def test_there_are_twenty(real):
+    assert len(real.schemas) == 20
+
+
+def test_a_copy_on_disk_is_read_as_the_task_says(real_task, real, tmp_path):
+    real.dataset(real_task).save_to_disk(tmp_path / "copy")
+    task = real.configured(real_task, "task.source=disk", f"task.path={tmp_path / 'copy'}")
+    assert len(task.class_names) == real.schemas[real_task].classes
+    check(real, real_task, task, tmp_path / "store")
+
+
+def test_a_repository_of_the_hub_is_read_as_the_task_says(real_task, real, tmp_path):
+    config = real.schemas[real_task].config
+    folder = real.write_repository(real.dataset(real_task), tmp_path / "repository", config)
+    task = real.configured(real_task, f"task.dataset.id={folder}")
+    assert task.source.kind == "hub"
+    check(real, real_task, task, None)
+
+
+def test_no_split_is_read_but_those_of_the_task(real, tmp_path):
+    tables = real.dataset("cars")
+    tables.save_to_disk(tmp_path / "copy")
+    task = real.configured("cars", "task.source=disk", f"task.path={tmp_path / 'copy'}")
+    opened = []
+    rows = type(task.source.tables).rows
+
+    def watched(self, split):
+        opened.append(split)
+        return rows(self, split)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(task.source.tables), "rows", watched)
+        for split in ("train", "validation", "test"):
+            prepared(task, split)
+    assert sorted(opened) == ["test", "train"], "each once"
+
+
+def test_the_order_of_test_images_is_the_datasets(real, tmp_path):
+    real.dataset("gtsrb").save_to_disk(tmp_path / "copy")
+    task = real.configured("gtsrb", "task.source=disk", f"task.path={tmp_path / 'copy'}")
+    assert prepared(task, "test").labels.tolist() == [real.label_of("gtsrb", row) for row in range(9)]
+
+
+def test_a_web_dataset_is_read(real, tmp_path):
+    """As fer2013 is published: numbered files in tar archives."""
+    import io
+    import tarfile
+
+    for split, count in (("train", 30), ("test", 9)):
+        (tmp_path / "repository" / split).mkdir(parents=True)
+        with tarfile.open(tmp_path / "repository" / split / "0.tar", "w") as archive:
+            for row in range(count):
+                image = real.encoded(real.pixels("fer2013", split, row), "JPEG")
+                for suffix, data in (("jpg", image), ("cls", str(real.label_of("fer2013", row)).encode())):
+                    member = tarfile.TarInfo(f"s{row:07}.{suffix}")
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+    task = real.configured("fer2013", f"task.dataset.id={tmp_path / 'repository'}")
+    test = prepared(task, "test")
+    assert test.labels.tolist() == [real.label_of("fer2013", row) for row in range(9)]
+    with Image.open(io.BytesIO(real.encoded(real.pixels("fer2013", "test", 3), "JPEG"))) as image:
+        np.testing.assert_array_equal(test.images[3], as_rgb(np.asarray(image))[:, :SIZE, :SIZE])
+
+
+EUROSAT_FOLDERS = {
+    "annual crop land": "AnnualCrop",
+    "forest": "Forest",
+    "brushland or shrubland": "HerbaceousVegetation",
+    "highway or road": "Highway",
+    "industrial buildings or commercial buildings": "Industrial",
+    "pasture land": "Pasture",
+    "permanent crop land": "PermanentCrop",
+    "residential buildings or homes or apartments": "Residential",
+    "river": "River",
+    "lake or sea": "SeaLake",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "spell"),
+    [
+        ("resisc45", lambda name: name.replace(" ", "_")),
+        ("sun397", lambda name: name),
+        ("eurosat", EUROSAT_FOLDERS.__getitem__),
+        ("stl10", lambda name: name.upper()),
+        ("food101", lambda name: name),
+    ],
+)
+def test_a_tree_of_files_is_read_and_its_folders_are_classes_by_name(name, spell, real, tmp_path):
+    schema = real.schemas[name]
+    real.write_tree(real.dataset(name), schema, tmp_path / "tree", spell)
+    task = real.configured(name, "task.source=folder", f"task.path={tmp_path / 'tree'}")
+    check(real, name, task, tmp_path / "store")
+
+
+def test_numbered_folders_are_classes_by_number_not_by_text(real, tmp_path):
+    """ "10" sorts before "2" as text."""
+    tables = real.dataset("gtsrb")
+    numbers = {name: f"{label:05}" for label, name in enumerate(real.names_of("gtsrb"))}
+    real.write_tree(tables, real.schemas["gtsrb"], tmp_path / "tree", numbers.__getitem__)
+    task = real.configured("gtsrb", "task.source=folder", f"task.path={tmp_path / 'tree'}")
+    check(real, "gtsrb", task, None)
+
+
+def test_one_path_serves_many_tasks(real, tmp_path):
+    for name in ("mnist", "svhn"):
+        real.dataset(name).save_to_disk(tmp_path / "data" / name)
+    for name in ("mnist", "svhn"):
+        task = real.configured(name, "paths.source=disk", f"paths.data={tmp_path / 'data'}")
+        assert as_mapping(prepared(task, "test")) == expected(real, name, ["test"])
+
+
+def test_every_copy_of_a_dataset_has_the_same_validation_images(real, tmp_path):
+    tables = real.dataset("resisc45")
+    tables.save_to_disk(tmp_path / "disk")
+    real.write_repository(tables, tmp_path / "repository", None)
+    copies = [
+        real.configured("resisc45", "task.source=disk", f"task.path={tmp_path / 'disk'}"),
+        real.configured("resisc45", f"task.dataset.id={tmp_path / 'repository'}"),
+    ]
+    first, second = (as_mapping(prepared(task, "validation")) for task in copies)
+    assert first == second
+    other = real.configured(
+        "resisc45", "task.source=disk", f"task.path={tmp_path / 'disk'}", "task.dataset.validation_seed=1"
+    )
+    assert as_mapping(prepared(other, "validation")) != first
+
+
+def test_held_out_images_are_few_enough(real, tmp_path):
+    real.dataset("pcam").save_to_disk(tmp_path / "copy")
+    where = ("task.source=disk", f"task.path={tmp_path / 'copy'}")
+    own = real.configured("pcam", *where, "task.dataset.validation_most=5")
+    assert len(prepared(own, "validation")) == 5
+    assert len(prepared(own, "train")) == 30
+    drawn = real.configured(
+        "pcam", *where, "task.dataset.validation=null", "task.dataset.validation_share=0.5"
+    )
+    assert len(prepared(drawn, "validation")) == 15
+    assert len(prepared(drawn, "train")) == 15
