@@ -28,10 +28,9 @@ from mergeability.store import read_json
 
 logger = logging.getLogger(__name__)
 
-# Part of a config but not of what a checkpoint depends on: they only suggest values for `training`,
-# comment, or say where a copy lies.
+# Part of a config but not of what a checkpoint depends on: they only suggest values for `training`, or comment.
 _ADVICE = {
-    "task": ("epochs", "expected_accuracy", "path"),
+    "task": ("epochs", "expected_accuracy"),
     "model": ("learning_rate", "batch_size", "base_command"),
     "trainer": ("accelerator", "devices", "log_every_n_steps"),
 }

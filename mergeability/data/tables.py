@@ -15,6 +15,7 @@ from mergeability.data.class_names import ClassNames
 from mergeability.data.decoding import Encoded
 from mergeability.data.layouts import Layout, several
 from mergeability.errors import UserError
+from mergeability.store import read_json
 
 if TYPE_CHECKING:
     import datasets
@@ -108,7 +109,8 @@ class ArrowTables:
         label = self._column(table, self.layout.label, "label", split)
         return ArrowRows(
             labels=self._labels(table, label, split),
-            stamp=_stamp([Path(file["filename"]) for file in table.cache_files]) + f":{len(table)}",
+            # The library's own fingerprint too: a table in memory has no files.
+            stamp=f"{_stamp([Path(file['filename']) for file in table.cache_files])}:{table._fingerprint}",
             name=f"split {split!r} of {self.where}",
             images=self._undecoded(table, image, split),
             column=image,
@@ -288,6 +290,12 @@ def open_disk(path: Path, layout: Layout, classes: ClassNames) -> ArrowTables:
         UserError: the library is missing, or there is no such copy.
     """
     library, folder = _datasets(classes.task), copy_folder(path, classes.task)
+    for state in sorted(folder.glob("*/state.json")):
+        # The library writes a split without rows, and fails on reading it.
+        if (read_json(state) or {}).get("_data_files") == []:
+            raise UserError(
+                f"Task {classes.task!r}: its {state.parent.name} split is empty in {folder}. Copy the dataset again."
+            )
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             opened = library.load_from_disk(str(folder))

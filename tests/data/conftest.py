@@ -173,19 +173,20 @@ def features(schema: Schema) -> Any:
     return datasets.Features(columns)
 
 
-def dataset(task: str, schema: Schema | None = None, **damaged: dict[int, bytes]) -> Any:
+def dataset(task: str, schema: Schema | None = None, **damaged: dict[int, bytes | None]) -> Any:
     """Write a whole dataset; `damaged` replaces the bytes of some rows of a split."""
     import datasets
 
     schema = schema or SCHEMAS[task]
     tables = {}
     for split, count in schema.splits.items():
-        images = [encoded(pixels(task, split, row)) for row in range(count)]
+        images: list[bytes | None] = [encoded(pixels(task, split, row)) for row in range(count)]
         for row, data in damaged.get(split, {}).items():
             images[row] = data
         labels: list[Any] = [label_of(task, row) for row in range(count)]
         columns = {
-            schema.image: [{"bytes": data, "path": None} for data in images],
+            # A row without an image is written as the library does.
+            schema.image: [None if data is None else {"bytes": data, "path": None} for data in images],
             schema.label: [bool(label) for label in labels] if schema.labels == "bool" else labels,
             **{name: [value] * count for name, value in schema.extra.items()},
         }
