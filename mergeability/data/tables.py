@@ -290,6 +290,12 @@ def open_disk(path: Path, layout: Layout, classes: ClassNames) -> ArrowTables:
         UserError: the library is missing, or there is no such copy.
     """
     library, folder = _datasets(classes.task), copy_folder(path, classes.task)
+    others = sorted(path.parent.name for path in folder.glob("*/dataset_dict.json"))
+    if others:
+        raise UserError(
+            f"Task {classes.task!r}: {folder} holds copies of {', '.join(others[:5])}, and none called "
+            f"{classes.task}. Copy that dataset too, or point task.path to its folder."
+        )
     for state in sorted(folder.glob("*/state.json")):
         # The library writes a split without rows, and fails on reading it.
         if (read_json(state) or {}).get("_data_files") == []:

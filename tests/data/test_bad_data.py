@@ -81,6 +81,15 @@ def test_a_copy_that_is_no_dataset(real, tmp_path):
         read(real.configured("mnist", "task.source=disk", f"task.path={tmp_path / 'copy'}"))
 
 
+def test_a_folder_of_other_tasks_copies(real, tmp_path):
+    for name in ("mnist", "svhn"):
+        real.dataset(name).save_to_disk(tmp_path / "data" / name)
+    with pytest.raises(
+        UserError, match=r"'kmnist': .*data holds copies of mnist, svhn, and none called kmnist"
+    ):
+        read(real.configured("kmnist", "paths.source=disk", f"paths.data={tmp_path / 'data'}"))
+
+
 def test_a_copy_of_one_split(real, tmp_path):
     real.dataset("mnist")["train"].save_to_disk(tmp_path / "copy")
     with pytest.raises(UserError, match="is one split only"):
