@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -346,6 +347,9 @@ def _datasets(task: str) -> Any:
             f"Task {task!r} reads a dataset, and the library for it is not installed. "
             "Run: uv pip install 'mergeability[data]'"
         ) from error
+    if not sys.stderr.isatty():
+        # Its bars are for a person who watches.
+        datasets.disable_progress_bars()
     return datasets
 
 

@@ -166,6 +166,27 @@ def test_labels_out_of_range(wrong, copied):
         read(copied("fer2013", shifted))
 
 
+def test_labels_that_are_names_the_task_has_not(copied):
+    import datasets
+
+    def named(tables):
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+        return tables.map(lambda _example: {"label": "meh"}, features=features)
+
+    with pytest.raises(UserError, match="has 1 classes the task has not, such as 'meh'"):
+        read(copied("rendered_sst2", named))
+
+
+def test_labels_that_are_no_labels(copied):
+    import datasets
+
+    def fractions(tables):
+        return tables.cast_column("cls", datasets.Value("float32"))
+
+    with pytest.raises(UserError, match=r"expected labels that are whole numbers.*'cls' .* is Value"):
+        read(copied("fer2013", fractions))
+
+
 def test_rows_without_a_label(copied):
     def emptied(tables):
         return tables.map(

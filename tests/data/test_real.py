@@ -196,3 +196,50 @@ def test_held_out_images_are_few_enough(real, tmp_path):
     )
     assert len(prepared(drawn, "validation")) == 15
     assert len(prepared(drawn, "train")) == 15
+
+
+def test_labels_may_be_names(real, tmp_path):
+    import datasets
+
+    def spelled(example):
+        return {"label": f"{'negative' if example['label'] == 0 else 'Positive'}"}
+
+    tables = real.dataset("rendered_sst2")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    tables.map(spelled, features=features).save_to_disk(tmp_path / "copy")
+    task = real.configured("rendered_sst2", "task.source=disk", f"task.path={tmp_path / 'copy'}")
+    assert as_mapping(prepared(task, "test")) == expected(real, "rendered_sst2", ["test"])
+
+
+def test_plain_parquet_without_the_librarys_own_description(real, tmp_path):
+    """As other tools write it: a record of bytes and path, and whole numbers."""
+    import pyarrow.parquet
+
+    real.write_repository(real.dataset("mnist"), tmp_path / "repository", None)
+    for file in (tmp_path / "repository").rglob("*.parquet"):
+        pyarrow.parquet.write_table(pyarrow.parquet.read_table(file).replace_schema_metadata({}), file)
+    task = real.configured("mnist", f"task.dataset.id={tmp_path / 'repository'}")
+    check(real, "mnist", task, tmp_path / "store")
+
+
+def test_a_copy_may_name_files_rather_than_hold_them(real, tmp_path):
+    import datasets
+
+    files = []
+    for row in range(9):
+        files.append(tmp_path / f"{row}.png")
+        files[-1].write_bytes(real.encoded(real.pixels("pcam", "test", row)))
+    labels = [bool(real.label_of("pcam", row)) for row in range(9)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("bool")})
+    columns = {"image": [{"bytes": None, "path": str(file)} for file in files], "label": labels}
+    table = datasets.Dataset.from_dict(columns, features=features)
+    # save_to_disk would take the files in; Parquet written without embedding them keeps the paths.
+    (tmp_path / "repository/data").mkdir(parents=True)
+    for split in ("train", "valid", "test"):
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(
+            table.data.table, tmp_path / f"repository/data/{split}-00000-of-00001.parquet"
+        )
+    task = real.configured("pcam", "task.source=disk", f"task.path={tmp_path / 'repository'}")
+    assert as_mapping(prepared(task, "test")) == expected(real, "pcam", ["test"])
