@@ -152,6 +152,15 @@ def test_a_tree_of_files_is_read_and_its_folders_are_classes_by_name(name, spell
     check(real, name, task, tmp_path / "store")
 
 
+def test_a_tree_may_call_its_splits_as_people_do(real, tmp_path):
+    """Food-101's test images are in `validation` on the Hub, and in `test` in a tree that somebody made."""
+    schema = real.schemas["food101"]
+    real.write_tree(real.dataset("food101"), schema, tmp_path / "tree", lambda name: name)
+    (tmp_path / "tree/validation").rename(tmp_path / "tree/test")
+    task = real.configured("food101", "task.source=folder", f"task.path={tmp_path / 'tree'}")
+    check(real, "food101", task, None)
+
+
 def test_numbered_folders_are_classes_by_number_not_by_text(real, tmp_path):
     """ "10" sorts before "2" as text."""
     tables = real.dataset("gtsrb")
