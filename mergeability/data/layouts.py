@@ -14,6 +14,7 @@ class Layout:
     Attributes:
         id: of the dataset on the Hugging Face Hub.
         config: its configuration there, where it has several.
+        revision: of its repository: a commit or a tag; the newest when None.
         image: the column of images; of several names the first that exists.
         label: the column of labels; of several names the first that exists.
         train: the split to learn from; several are joined.
@@ -32,6 +33,7 @@ class Layout:
 
     id: str
     config: str | None = None
+    revision: str | None = None
     image: str | Sequence[str] = "image"
     label: str | Sequence[str] = "label"
     train: str | Sequence[str] = "train"

@@ -71,7 +71,14 @@ class ArrowRows:
         """Read the encoded images of some rows; where a copy holds paths, the files they name."""
         for start in range(0, len(chosen), _READ_AT_A_TIME):
             positions = [int(position) for position in chosen[start : start + _READ_AT_A_TIME]]
-            for position, image in zip(positions, self.images[positions][self.column], strict=True):
+            try:
+                images = self.images[positions][self.column]
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"Rows {positions[0]} to {positions[-1]} of {self.name} cannot be read ({_first_line(error)}). "
+                    "Copy or download the dataset again."
+                ) from error
+            for position, image in zip(positions, images, strict=True):
                 data = (image or {}).get("bytes")
                 if data is None:
                     data = Path((image or {}).get("path") or "no file")
@@ -280,7 +287,7 @@ def open_hub(layout: Layout, classes: ClassNames) -> ArrowTables:
         UserError: the library is missing, there is no network, no such dataset, or it needs code to be run.
     """
     with _explained(layout, classes):
-        opened = _datasets(classes.task).load_dataset(layout.id, layout.config)
+        opened = _datasets(classes.task).load_dataset(layout.id, layout.config, revision=layout.revision)
     return ArrowTables(_by_split(opened, layout.id, classes), layout, classes, layout.id)
 
 

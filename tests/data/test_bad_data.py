@@ -45,6 +45,62 @@ def test_without_a_network_the_command_says_what_downloads_and_how_to_point_to_a
     assert "Traceback" not in ended.output
 
 
+def reordered(tables):
+    import datasets
+
+    return tables.cast_column("label", datasets.ClassLabel(names=["positive", "negative"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        (
+            "mnist",
+            lambda tables: tables.rename_column("image", "picture"),
+            "expected the image column 'image'",
+        ),
+        ("rendered_sst2", reordered, "expected class 0 to be 'negative'"),
+        ("mnist", lambda tables: emptied(tables), "its test split is empty"),
+        (
+            "fer2013",
+            lambda tables: tables.map(lambda row: {"cls": row["cls"] + 5}),
+            "expected labels in 0..6",
+        ),
+    ],
+    ids=["columns", "order", "empty", "range"],
+)
+def test_whatever_is_wrong_ends_the_command_with_a_sentence_and_code_1(
+    name, change, sentence, real, command, tmp_path
+):
+    change(real.dataset(name)).save_to_disk(tmp_path / "copy")
+    ended = command(
+        "train",
+        f"task={name}",
+        "task.source=disk",
+        f"task.path={tmp_path / 'copy'}",
+        "doctor=true",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    )
+    assert ended.code == 1
+    assert sentence in ended.output
+    assert "Traceback" not in ended.output
+
+
+def test_a_revision_is_asked_for(real, monkeypatch):
+    import datasets
+
+    asked = []
+
+    def asking(*arguments, **options):
+        asked.append((arguments, options))
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", asking)
+    with pytest.raises(UserError, match=r"cannot be reached \(no network\)"):
+        read(real.configured("svhn", "task.dataset.revision=abc"))
+    assert asked == [(("ufldl-stanford/svhn", "cropped_digits"), {"revision": "abc"})]
+
+
 def test_a_dataset_the_hub_has_not(real, monkeypatch):
     import datasets
 
@@ -233,6 +289,23 @@ def test_a_corrupt_image_is_named(kind, real, copied):
         UserError, match=r"more than 0\.009 images of its test split do not decode: row 5 of split"
     ):
         read(task)
+
+
+def test_rows_that_cannot_be_read_are_no_full_disk(copied, tmp_path, monkeypatch):
+    """The store would take an error of the system for one of its own."""
+    import datasets
+
+    task = copied("mnist")
+    assert len(task.source.labels("test")) == 9
+
+    def failing(_table, _rows):
+        raise OSError("Input/output error")
+
+    monkeypatch.setattr(datasets.Dataset, "__getitem__", failing)
+    with pytest.raises(
+        UserError, match=r"Rows 0 to 8 of split 'test' .*cannot be read \(Input/output error\)"
+    ):
+        read(task, root=tmp_path / "store")
 
 
 def test_few_corrupt_images_are_left_out_counted_and_named(real, tmp_path, caplog):
