@@ -1,6 +1,7 @@
 """Every configuration composes and can be instantiated; the count of each folder is known."""
 
 import re
+import sys
 import warnings
 from pathlib import Path
 
@@ -88,6 +89,12 @@ def test_every_member_composes_with_everything_resolved(group, name):
         OmegaConf.to_container(without_runtime(cfg), resolve=True, throw_on_missing=True)
 
 
+@pytest.fixture
+def _no_dataset_can_be_opened(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+
+
+@pytest.mark.usefixtures("_no_dataset_can_be_opened")
 @pytest.mark.parametrize("name", members("task"))
 def test_every_task_can_be_instantiated(name):
     task = instantiate(composed("train", f"task={name}").task, _convert_="all")
@@ -161,6 +168,7 @@ def test_every_model_can_be_built_without_memory_or_network(name):
     assert model.name == name
 
 
+@pytest.mark.usefixtures("_no_dataset_can_be_opened")
 @pytest.mark.parametrize("name", members("suite"))
 def test_every_suite_makes_a_request(name):
     from mergeability.settings import Request
