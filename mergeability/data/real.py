@@ -193,14 +193,28 @@ class ImageSource:
     def _names(self, split: Split) -> list[str]:
         """Name the dataset's splits that make one of ours.
 
-        A copy may lack a split to hold out, which is then drawn from `train`, and a tree that a person made may
-        have a `test` where the Hub has another name for it.
+        The Hub has them all. A copy may lack one to hold out, which is then drawn from `train`, and a tree that a
+        person made may have a `test` where the Hub has another name for it.
         """
-        names, there = self.layout.splits(split), self.tables.columns
+        names = self.layout.splits(split)
+        if self.kind == "hub":
+            return names
+        there = self.tables.columns
         if names and split in there and isinstance(self.tables, FileTables) and split not in names:
             return [split]
         found = [name for name in names if name in there]
+        if len(found) < len(names) and (found or split == "validation"):
+            self._say_once(f"{split} images are not taken from {', '.join(sorted({*names} - {*found}))}")
         return found if found or split == "validation" else names
+
+    def _say_once(self, consequence: str) -> None:
+        if consequence not in self._said:
+            self._said.add(consequence)
+            logger.warning("%s: the copy lacks a split, so %s.", self.classes.task, consequence)
+
+    @cached_property
+    def _said(self) -> set[str]:
+        return set()
 
 
 def _digest(values: np.ndarray) -> str:

@@ -5,6 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from mergeability.errors import UserError
+
 SIZE = 12
 
 
@@ -252,3 +254,24 @@ def test_a_copy_may_name_files_rather_than_hold_them(real, tmp_path):
         )
     task = real.configured("pcam", "task.source=disk", f"task.path={tmp_path / 'repository'}")
     assert as_mapping(prepared(task, "test")) == expected(real, "pcam", ["test"])
+
+
+@pytest.mark.parametrize(("name", "absent"), [("rendered_sst2", "validation"), ("flowers102", "validation")])
+def test_a_copy_may_lack_a_split_but_says_so(name, absent, real, tmp_path, caplog):
+    tables = real.dataset(name)
+    del tables[absent]
+    tables.save_to_disk(tmp_path / "copy")
+    task = real.configured(name, "task.source=disk", f"task.path={tmp_path / 'copy'}")
+    train, validation = prepared(task, "train"), prepared(task, "validation")
+    assert as_mapping(train) | as_mapping(validation) == expected(real, name, ["train"])
+    assert (len(train), len(validation)) == (27, 3)
+    assert caplog.text.count(f"not taken from {absent}") == 1
+
+
+def test_the_hub_may_not_lack_one(real, tmp_path):
+    tables = real.dataset("rendered_sst2")
+    del tables["validation"]
+    folder = real.write_repository(tables, tmp_path / "repository", None)
+    task = real.configured("rendered_sst2", f"task.dataset.id={folder}")
+    with pytest.raises(UserError, match="has no split 'validation'"):
+        prepared(task, "validation")
