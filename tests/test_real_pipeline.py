@@ -39,10 +39,12 @@ def test_train_and_analyse_copies_of_real_datasets(smoke_root, command, tmp_path
     shutil.copytree(smoke_root / "checkpoints/clip_mini/base", root / "checkpoints/clip_mini/base")
     where = ("model=clip_mini", f"paths.root={root}", "logger=csv")
     one = ("task.source=disk", f"task.path={tmp_path / 'data/mnist'}")
-    ended = command("train", "task=mnist", *one, *where, "training.epochs=1", "progress=null")
+    few = ("training.epochs=1", "progress=null")
+    # Run folders of their own: the default one is named by the second.
+    ended = command("train", "task=mnist", *one, *where, *few, f"hydra.run.dir={tmp_path / 'first'}")
     assert ended.code == 0, ended.output
     copies = ("paths.source=disk", f"paths.data={tmp_path / 'data'}")
-    ended = command("train", "task=pcam", *copies, *where, "training.epochs=1", "progress=null")
+    ended = command("train", "task=pcam", *copies, *where, *few, f"hydra.run.dir={tmp_path / 'second'}")
     assert ended.code == 0, ended.output
     folder = root / "checkpoints/clip_mini/none-0/seed-0"
     cards = {task: json.loads((folder / task / "card.json").read_text()) for task in TASKS}
