@@ -70,17 +70,24 @@ def examine(task: Task, folder: Path) -> Findings:
     findings = Findings(
         task.name, source.kind if isinstance(source, ImageSource) else type(source).__name__.lower()
     )
+    if isinstance(source, ImageSource):
+        try:
+            findings.columns = {name: list(columns) for name, columns in source.tables.columns.items()}
+        except UserError as error:
+            # It is not there: no split can say more.
+            findings.problems.append(str(error))
+            _write(task, findings, folder)
+            raise
     digests: dict[Split, dict[bytes, str]] = {}
     for split in SPLITS:
         try:
-            if isinstance(source, ImageSource):
-                findings.columns = {name: list(columns) for name, columns in source.tables.columns.items()}
             digests[split] = _examine_split(task, split, findings)
         except UserError as error:
-            if str(error) not in findings.problems:
-                findings.problems.append(str(error))
+            sentence = str(error).removeprefix(f"Task {task.name!r}: ")
+            if sentence not in findings.problems:
+                findings.problems.append(sentence)
     _compare(digests, findings)
-    _write(task, findings, folder, sheet=bool(findings.splits))
+    _write(task, findings, folder)
     if findings.problems:
         raise UserError(
             f"Task {task.name!r} is not fit to train on: {' '.join(findings.problems)} The report is in {folder}."
@@ -189,12 +196,12 @@ def _opened(task: Task, split: Split) -> tuple[Int64[np.ndarray, "N"], Any]:
     return images.labels.numpy(), look
 
 
-def _write(task: Task, findings: Findings, folder: Path, sheet: bool) -> None:
+def _write(task: Task, findings: Findings, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / REPORT, json.dumps(asdict(findings), indent=1, ensure_ascii=False))
     for note in findings.notes:
         logger.info("%s: %s", task.name, note)
-    if sheet:
+    if findings.splits:
         split: Split = next(split for split in SPLITS if split in findings.splits)
         with atomic_file(folder / SHEET) as temporary:
             contact_sheet(_cells(task, split)).save(temporary, "PNG")

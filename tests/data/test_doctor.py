@@ -135,15 +135,16 @@ def test_several_things_wrong_are_all_named_once(copied, tmp_path):
         examine(copied("rendered_sst2", wrong), tmp_path / "run")
     for split in ("train", "validation", "test"):
         assert str(raised.value).count(f"split '{split}'") == 1
+    assert str(raised.value).count("Task 'rendered_sst2'") == 1
     assert not (tmp_path / "run/contact_sheet.png").exists()
     assert report(tmp_path / "run")["columns"]
 
 
 def test_a_dataset_that_is_not_there_is_named_once(real, tmp_path):
     task = real.configured("mnist", "task.source=folder", f"task.path={tmp_path / 'nowhere'}")
-    with pytest.raises(UserError) as raised:
+    with pytest.raises(UserError, match="^Task 'mnist': there is no folder"):
         examine(task, tmp_path / "run")
-    assert str(raised.value).count("there is no folder") == 1
+    assert len(report(tmp_path / "run")["problems"]) == 1
 
 
 def test_a_tree_of_files_is_examined(real, tmp_path):
@@ -172,3 +173,14 @@ def test_long_captions_are_cut_to_their_picture():
     gap = sheet[6 + 96 : 6 + 96 + 14, 6 + 96 : 6 + 96 + 6]
     assert (gap == 255).all(), "nothing is written between the pictures"
     assert (sheet[6 + 96 : 6 + 96 + 14, 6 : 6 + 96] < 128).any()
+
+
+def test_a_split_that_is_wrong_the_same_way_as_another_is_named_once(real, tmp_path):
+    """Train and validation are drawn from the same rows."""
+    tables = real.dataset("fer2013")
+    tables["train"] = tables["train"].map(lambda example: {"cls": example["cls"] + 5})
+    tables.save_to_disk(tmp_path / "copy")
+    task = real.configured("fer2013", "task.source=disk", f"task.path={tmp_path / 'copy'}")
+    with pytest.raises(UserError) as raised:
+        examine(task, tmp_path / "run")
+    assert str(raised.value).count("expected labels in 0..6") == 1
