@@ -142,7 +142,7 @@ def test_several_things_wrong_are_all_named_once(copied, tmp_path):
 
 def test_a_dataset_that_is_not_there_is_named_once(real, tmp_path):
     task = real.configured("mnist", "task.source=folder", f"task.path={tmp_path / 'nowhere'}")
-    with pytest.raises(UserError, match="^Task 'mnist': there is no folder"):
+    with pytest.raises(UserError, match=r"^Task 'mnist': there is no folder"):
         examine(task, tmp_path / "run")
     assert len(report(tmp_path / "run")["problems"]) == 1
 
