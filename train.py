@@ -15,6 +15,9 @@ logger = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Train unless it is done; what the configuration names as `run` does the training."""
+    if cfg.doctor:
+        entry.examine(cfg)
+        return
     folder, settings = Path(cfg.folder), entry.settings(cfg)
     if cfg.base is not None:
         settings["base_sha256"] = entry.base_hash(cfg)

@@ -140,6 +140,19 @@ def loggers(cfg: DictConfig) -> Iterator[list[Any]]:
             wandb.finish()
 
 
+def examine(cfg: DictConfig) -> None:
+    """Look the task's images over, and leave the report in the run folder.
+
+    Raises:
+        UserError: something is wrong with them.
+    """
+    from hydra.utils import instantiate
+
+    from mergeability.data.doctor import examine
+
+    examine(instantiate(cfg.task, _convert_="all"), run_folder())
+
+
 def base_hash(cfg: DictConfig) -> str:
     """Return the hash of the base model the training starts from, fetching published weights the first time.
 

@@ -155,6 +155,20 @@ class Store:
         else:
             self.arrays(kind, key, compute)
 
+    def ensure_written(self, kind: str, key: Mapping[str, Any], write: Callable[[Path], None]) -> None:
+        """See to it that a file of tensors is filed under `key`; `write` makes it at a path, piece by piece.
+
+        Raises:
+            UserError: the store lives in memory, or the disk is full.
+        """
+        path = self.path(kind, key, ".safetensors")
+        if self._tensor_file(path) is not None:
+            self._count(self.found, kind)
+            return
+        with atomic_file(path) as temporary:
+            write(temporary)
+        self._count(self.computed, kind)
+
     def read(self, kind: str, key: Mapping[str, Any]) -> dict[str, "Tensor"]:
         """Read the tensors that `ensure` has seen to.
 

@@ -7,9 +7,10 @@ twenty models ends up holding all of them. Here each piece is read by position i
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -50,6 +51,58 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
         safetensors.torch.save_file(dict(tensors), path, metadata=dict(metadata))
     except safetensors.SafetensorError as error:
         raise OSError(str(error)) from error
+
+
+# Room for a header that is written last; safetensors pads its own with spaces too.
+_HEADER = 4096
+
+
+def write_rows(
+    path: Path,
+    name: str,
+    rows: Iterable[Tensor],
+    others: Callable[[], Mapping[str, Tensor]],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a safetensors file with one tensor of bytes that comes in parts and fits in no memory.
+
+    Args:
+        path: the file.
+        name: of that tensor.
+        rows: its parts, uint8, equal but for their first extent.
+        others: the other tensors, asked for when the parts are exhausted.
+        metadata: for the header.
+
+    Raises:
+        OSError: the disk is full, or another failure of the system.
+        UserError: there are no parts, or the header is longer than its room.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    count, shape = 0, None
+    with path.open("wb") as file:
+        file.seek(8 + _HEADER)
+        for part in rows:
+            count, shape = count + len(part), list(part.shape[1:])
+            file.write(part.contiguous().numpy().data)
+        if shape is None:
+            raise UserError(f"There is nothing to write to {path}.")
+        end = file.tell() - 8 - _HEADER
+        header[name] = {"dtype": "U8", "shape": [count, *shape], "data_offsets": [0, end]}
+        for other, tensor in others().items():
+            data = tensor.contiguous().numpy().tobytes()
+            kind = next(kind for kind, dtype in _DTYPES.items() if dtype == tensor.dtype)
+            header[other] = {
+                "dtype": kind,
+                "shape": list(tensor.shape),
+                "data_offsets": [end, end + len(data)],
+            }
+            end += len(data)
+            file.write(data)
+        text = json.dumps(header).encode()
+        if len(text) > _HEADER:
+            raise UserError(f"The header of {path} takes {len(text)} bytes, {_HEADER} at most.")
+        file.seek(0)
+        file.write(_HEADER.to_bytes(8, "little") + text.ljust(_HEADER))
 
 
 @dataclass(frozen=True)

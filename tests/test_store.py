@@ -146,3 +146,22 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"Cannot write .*No space left"):
         Store(tmp_path).arrays("kind", {"a": 1}, lambda: {"x": torch.ones(2)})
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_file_written_in_pieces_is_filed_whole_or_not_at_all(tmp_path):
+    def fails(path):
+        path.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    store = Store(tmp_path)
+    with pytest.raises(UserError, match=r"Cannot write .*No space left"):
+        store.ensure_written("kind", {"a": 1}, fails)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    store.ensure_written(
+        "kind", {"a": 1}, lambda path: safetensors.torch.save_file({"x": torch.ones(2)}, path)
+    )
+    store.ensure_written("kind", {"a": 1}, lambda _path: pytest.fail("written again"))
+    assert (store.computed["kind"], store.found["kind"]) == (1, 1)
+    assert torch.equal(Store(tmp_path).read("kind", {"a": 1})["x"], torch.ones(2))
+    with pytest.raises(UserError, match="in memory has no files"):
+        Store().ensure_written("kind", {"a": 1}, lambda _path: None)

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from mergeability.errors import UserError
-from mergeability.tensor_file import TensorFile
+from mergeability.tensor_file import TensorFile, write_rows
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64]
 
@@ -165,3 +165,41 @@ def test_a_file_that_was_changed_or_removed_is_not_mapped(byte_file):
     byte_file.unlink()
     with pytest.raises(UserError, match=r"Cannot read .*No such file"):
         opened.mapped("a")
+
+
+def test_rows_written_in_parts_are_read_by_the_library_itself(tmp_path):
+    rows = torch.arange(7 * 3 * 4, dtype=torch.uint8).reshape(7, 3, 4)
+    labels = torch.tensor([5, -1, 3])
+    path = tmp_path / "rows.safetensors"
+    write_rows(
+        path, "rows", iter(rows.split(3)), lambda: {"labels": labels, "half": labels.half()}, {"a": "b"}
+    )
+    found = safetensors.torch.load_file(path)
+    assert found.keys() == {"rows", "labels", "half"}
+    torch.testing.assert_close(found["rows"], rows, rtol=0, atol=0)
+    torch.testing.assert_close(found["labels"], labels, rtol=0, atol=0)
+    torch.testing.assert_close(found["half"], labels.half(), rtol=0, atol=0)
+    with safetensors.safe_open(path, framework="pt") as opened:
+        assert opened.metadata() == {"a": "b"}
+    assert torch.equal(TensorFile(path).mapped("rows"), rows)
+
+
+def test_the_other_tensors_are_asked_for_last(tmp_path):
+    labels = []
+
+    def parts():
+        for part in torch.zeros(6, 2, dtype=torch.uint8).split(2):
+            labels.extend([1] * len(part))
+            yield part
+
+    path = tmp_path / "rows.safetensors"
+    write_rows(path, "rows", parts(), lambda: {"labels": torch.tensor(labels)}, {})
+    assert len(TensorFile(path).tensor("labels")) == 6
+
+
+def test_no_rows_or_too_long_a_header_are_refused(tmp_path):
+    path = tmp_path / "rows.safetensors"
+    with pytest.raises(UserError, match="nothing to write"):
+        write_rows(path, "rows", iter([]), dict, {})
+    with pytest.raises(UserError, match=r"header .* takes \d+ bytes, 4096 at most"):
+        write_rows(path, "rows", iter([torch.zeros(1, 2, dtype=torch.uint8)]), dict, {"a": "b" * 5000})

@@ -8,6 +8,9 @@ _LAZY = {
     "Task": "mergeability.data.tasks",
     "Source": "mergeability.data.sources",
     "Rendered": "mergeability.data.rendered",
+    "ImageSource": "mergeability.data.real",
+    "Layout": "mergeability.data.layouts",
+    "image_task": "mergeability.data.real",
     "calibration_sample": "mergeability.data.calibration",
 }
 __all__ = sorted(_LAZY)

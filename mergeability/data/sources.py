@@ -1,16 +1,19 @@
 """Where a task's images come from: labelled images, and the one method every source has."""
 
 import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from mergeability.errors import UserError
 
+T = TypeVar("T")
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
@@ -55,8 +58,9 @@ class Images:
         if self.known_fingerprint is not None:
             return self.known_fingerprint
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
-        digest.update(self.images.contiguous().cpu().numpy().tobytes())
-        digest.update(self.labels.contiguous().cpu().numpy().tobytes())
+        # The arrays' own memory: a copy of 75,000 mapped images would not fit.
+        digest.update(self.images.contiguous().cpu().numpy().data)
+        digest.update(self.labels.contiguous().cpu().numpy().data)
         return digest.hexdigest()
 
 
@@ -69,6 +73,23 @@ class Source(Protocol):
 
     def load(self, split: Split) -> Images:
         """Return the images and labels of one split."""
+        ...
+
+
+@runtime_checkable
+class Streamed(Protocol):
+    """A source of images of any sizes, too many for the memory: they come one by one, each already worked on."""
+
+    def identity(self, split: Split) -> dict[str, Any]:
+        """Return a JSON-able record of everything that determines the images of one split."""
+        ...
+
+    def labels(self, split: Split) -> Int64[np.ndarray, "N"]:
+        """Return the label of each image of a split, of those too that turn out not to decode."""
+        ...
+
+    def stream(self, split: Split, work: Callable[[Tensor], T]) -> Iterator[tuple[T, int]]:
+        """Yield, in order, what `work` makes of each image (uint8, 3×H×W), with its label."""
         ...
 
 

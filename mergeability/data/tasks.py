@@ -18,7 +18,8 @@ class Task:
     fine-tune on it. expected_accuracy: the test accuracy, in [0, 1], a plain fine-tuned model should reach.
 
     Raises:
-        UserError: classes missing or repeated, a template without its place for the class name, or epochs < 1.
+        UserError: a source that is none, classes missing or repeated, a template without its place for the class
+            name, or epochs < 1.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Task:
     expected_accuracy: float | None = None
 
     def __post_init__(self) -> None:
+        self._check_source()
         self._check_class_names()
         self._check_templates()
         if self.epochs < 1:
@@ -55,7 +57,7 @@ class Task:
             UserError: there are none, or a label has no class name.
         """
         if len(images) == 0:
-            raise UserError(f"Task {self.name!r}: its {split} split is empty. Ask its source for images.")
+            raise self.empty(split)
         lowest, highest = int(images.labels.min()), int(images.labels.max())
         if lowest < 0 or highest >= len(self.class_names):
             raise UserError(
@@ -63,6 +65,17 @@ class Task:
                 f"its {split} split has labels in {lowest}..{highest}. Check class_names and the label column."
             )
         return images
+
+    def empty(self, split: Split) -> UserError:
+        """Return the error that a split has no images."""
+        return UserError(f"Task {self.name!r}: its {split} split is empty. Ask its source for images.")
+
+    def _check_source(self) -> None:
+        if not hasattr(self.source, "load"):
+            raise UserError(
+                f"Task {self.name!r}: expected a source of images, got {self.source!r}. Its images are made by "
+                "options of task.source; only tasks of real images take task.source=disk and task.path."
+            )
 
     def _check_class_names(self) -> None:
         repeated = [name for name, count in Counter(self.class_names).items() if count > 1]

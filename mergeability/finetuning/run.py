@@ -16,7 +16,8 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 
 from mergeability import checkpoints
-from mergeability.data.tasks import SPLITS, Task
+from mergeability.data.image_cache import prepared
+from mergeability.data.tasks import SPLITS, Images, Task
 from mergeability.errors import UserError
 from mergeability.finetuning.datamodule import TaskDataModule
 from mergeability.finetuning.module import FineTuningModule, TrainingSettings
@@ -26,7 +27,7 @@ from mergeability.models.classify import accuracy
 from mergeability.models.clip import ClipModel
 from mergeability.models.zero_shot import zero_shot_head
 from mergeability.provenance import provenance
-from mergeability.store import digest, write_text
+from mergeability.store import Store, digest, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ def finetune(
     loggers: Sequence[Logger] = (),
     callbacks: Sequence[Callback | None] = (),
     record: Mapping[str, Any] | None = None,
+    store: Path | str | None = None,
 ) -> dict[str, Any]:
     """Fine-tune the visual encoder on one task; return the card.
 
@@ -62,9 +64,10 @@ def finetune(
         loggers: Lightning loggers.
         callbacks: more Lightning callbacks, such as a progress bar.
         record: all settings that matter, for the card and for telling whether it is the same training.
+        store: folder where images are kept, resized to what the model takes; in memory when None.
 
     Raises:
-        UserError: no base model; training diverged.
+        UserError: no base model; the task's images are not there or not as configured; training diverged.
     """
     folder, base_folder = Path(folder), Path(base_folder)
     record = dict(record or {})
@@ -73,8 +76,9 @@ def finetune(
         head = zero_shot_head(clip, model.tokenize, task.class_names, task.templates)
     head = head.clone()
     encoder = clip.visual
-    splits = {name: task.split(name) for name in SPLITS}
-    judged = {**splits, "train": splits["train"][: settings.train_evaluation_images]}
+    images = Store(store)
+    splits = {name: prepared(task, name, model.resize, model.image_size, images) for name in SPLITS}
+    judged = {**splits, "train": _spread(splits["train"], settings.train_evaluation_images)}
     before = {name: accuracy(encoder, head, model.preprocess, images) for name, images in judged.items()}
     module = FineTuningModule(encoder, head, model.preprocess, settings, penalty)
     began = time.monotonic()
@@ -97,6 +101,9 @@ def finetune(
         "accuracy": after,
         "base_accuracy": before,
         "expected_accuracy": task.expected_accuracy,
+        "images": {
+            name: {"count": len(found), "sha256": found.fingerprint} for name, found in splits.items()
+        },
         "seconds": round(seconds, 2),
         "images_per_second": round(module.images_seen / seconds, 1),
         **provenance(),
@@ -112,6 +119,13 @@ def finetune(
         folder,
     )
     return card
+
+
+def _spread(images: Images, count: int) -> Images:
+    """Keep that many images at most, evenly spread: datasets are sorted by class, and the first would be of few."""
+    if len(images) <= count:
+        return images
+    return images[torch.linspace(0, len(images) - 1, count, dtype=torch.float64).long()]
 
 
 def _fit(

@@ -17,7 +17,9 @@ TASKS = Path(__file__).parents[2] / "conf" / "task"
 
 def rendered_configurations() -> list[dict]:
     configurations = [yaml.safe_load(path.read_text()) for path in sorted(TASKS.glob("*.yaml"))]
-    return [task for task in configurations if task["source"]["_target_"].endswith(".Rendered")]
+    return [
+        task for task in configurations if task.get("source", {}).get("_target_", "").endswith(".Rendered")
+    ]
 
 
 def rows(images: torch.Tensor) -> set[bytes]:

@@ -16,7 +16,7 @@ from mergeability.finetuning.module import FineTuningModule, TrainingSettings, c
 from mergeability.finetuning.objective import Step, cross_entropy, squared_norm
 from mergeability.finetuning.penalties.grad_magnitude import GradMagnitude
 from mergeability.finetuning.penalties.l2_to_init import L2ToInit
-from mergeability.finetuning.run import _resume_from, saver_of_each_epoch
+from mergeability.finetuning.run import _resume_from, _spread, saver_of_each_epoch
 from mergeability.store import digest, write_text
 
 
@@ -286,3 +286,12 @@ def test_an_unfinished_state_is_taken_up_only_if_whole_and_of_the_same_settings(
     (folder / "last.ckpt").write_bytes(whole[: len(whole) // 2])
     assert _resume_from(folder, {"seed": 1}) is None
     assert "damaged" in caplog.text
+
+
+def test_some_training_images_are_of_all_classes():
+    """Datasets are sorted by class: the first images would be of one."""
+    labels = torch.arange(10).repeat_interleave(30)
+    sorted_by_class = Images(torch.zeros(300, 3, 2, 2, dtype=torch.uint8), labels)
+    some = _spread(sorted_by_class, 20)
+    assert some.labels.tolist() == [label for label in range(10) for _ in range(2)]
+    assert _spread(sorted_by_class, 300) is sorted_by_class

@@ -1,0 +1,83 @@
+"""Class names: a dataset's own spelling cleaned, and compared with the names a task's prompts use."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from mergeability.errors import UserError
+
+# SUN397 files its classes below their first letter: `/a/abbey`.
+_LETTER_FOLDER = re.compile(r"^/?[a-z]/")
+# `AnnualCrop`: a capital after a small letter begins a word.
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+
+
+def cleaned(name: str) -> str:
+    """Write a dataset's class name as words: `a/apartment_building/outdoor` is `apartment building outdoor`."""
+    return " ".join(re.split(r"[\s_/]+", _LETTER_FOLDER.sub("", name.strip()).strip("/")))
+
+
+def _compared(name: str) -> str:
+    """Reduce a name to what tells classes apart: no case, no hyphens, no apostrophes."""
+    words = _CAMEL.sub(" ", cleaned(name)).casefold().replace("-", " ").replace("'", "")
+    return " ".join(words.replace("/", " ").split())
+
+
+class ClassNames:
+    """The classes of a task in label order, and the other spellings a dataset may have for them.
+
+    Args:
+        task: its name, for messages.
+        names: what prompts call the classes, in label order.
+        spellings: name → what datasets call it, where cleaning does not lead from one to the other.
+
+    Raises:
+        UserError: a spelling of a class there is none of, or one that two classes share.
+    """
+
+    def __init__(
+        self, task: str, names: Sequence[str], spellings: Mapping[str, str | Sequence[str]] | None = None
+    ) -> None:
+        self.task, self.names = task, list(names)
+        unknown = sorted(set(spellings or {}) - set(self.names))
+        if unknown:
+            raise UserError(
+                f"Task {task!r}: spellings are given for {unknown}, which are not among its classes."
+            )
+        self._labels: dict[str, int] = {}
+        for label, name in enumerate(self.names):
+            others = (spellings or {}).get(name, [])
+            for spelling in [name, *([others] if isinstance(others, str) else others)]:
+                taken = self._labels.setdefault(_compared(spelling), label)
+                if taken != label:
+                    raise UserError(
+                        f"Task {task!r}: the classes {self.names[taken]!r} and {name!r} share the spelling "
+                        f"{spelling!r}. Give each its own."
+                    )
+
+    def label(self, name: str) -> int | None:
+        """Return the label of a class by one of its spellings or by its number; None where there is none."""
+        found = self._labels.get(_compared(name))
+        if found is None and name.isdecimal() and int(name) < len(self.names):
+            return int(name)
+        return found
+
+    def check_order(self, found: Sequence[str], where: str) -> None:
+        """Check that a dataset's label feature has these classes in this order.
+
+        A feature that only numbers its classes, `0`, `1`, `2`, …, has them if the numbers are in order.
+
+        Raises:
+            UserError: another number of classes, or another class at some place: the first such is named.
+        """
+        if len(found) != len(self.names):
+            raise UserError(
+                f"Task {self.task!r}: expected {len(self.names)} classes, but {where} has {len(found)}. "
+                "Point to the right dataset, or change class_names."
+            )
+        for label, name in enumerate(found):
+            if self.label(str(name)) != label:
+                raise UserError(
+                    f"Task {self.task!r}: expected class {label} to be {self.names[label]!r}, but {where} has "
+                    f"{str(name)!r} there. Put class_names into the dataset's order, or add the spelling under "
+                    "dataset.spellings."
+                )

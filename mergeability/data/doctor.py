@@ -1,0 +1,223 @@
+"""The data doctor: look a task's images over before hours are spent on them."""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from mergeability.data.contact_sheet import Cell, contact_sheet
+from mergeability.data.decoding import Decoded
+from mergeability.data.progress import track
+from mergeability.data.real import ImageSource
+from mergeability.data.sources import SPLITS, Split
+from mergeability.data.tasks import Task
+from mergeability.errors import UserError
+from mergeability.store import atomic_file, write_text
+
+logger = logging.getLogger(__name__)
+
+REPORT, SHEET = "doctor.json", "contact_sheet.png"
+# A few photographs are in both halves of many honest datasets; more than this share is contamination.
+MOST_SHARED = 0.01
+# Examples that are named, and pictures on the contact sheet: all classes, and several of each if they are few.
+_NAMED, _CELLS, _MOST_OF_A_CLASS = 5, 48, 4
+
+
+@dataclass
+class Findings:
+    """What was found: by split, and what is wrong or worth knowing."""
+
+    task: str
+    source: str
+    columns: dict[str, list[str]] = field(default_factory=dict)
+    splits: dict[str, dict[str, Any]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Glance:
+    """What is kept of one image."""
+
+    digest: bytes
+    height: int
+    width: int
+
+
+def examine(task: Task, folder: Path) -> Findings:
+    """Look a task's images over; leave `doctor.json` and `contact_sheet.png` in a folder.
+
+    Looked at are the splits and columns that are there, number and order of the classes, the range of the labels,
+    images that do not decode, exact duplicates that train and test share, and the balance of the classes.
+
+    Args:
+        task: whose images.
+        folder: where the report goes.
+
+    Raises:
+        UserError: something is wrong; all of it is named, and the report is written nevertheless.
+    """
+    source = task.source
+    findings = Findings(
+        task.name, source.kind if isinstance(source, ImageSource) else type(source).__name__.lower()
+    )
+    if isinstance(source, ImageSource):
+        try:
+            findings.columns = {name: list(columns) for name, columns in source.tables.columns.items()}
+        except UserError as error:
+            # It is not there: no split can say more.
+            findings.problems.append(str(error))
+            _write(task, findings, folder)
+            raise
+    digests: dict[Split, dict[bytes, str]] = {}
+    for split in SPLITS:
+        try:
+            digests[split] = _examine_split(task, split, findings)
+        except UserError as error:
+            sentence = str(error).removeprefix(f"Task {task.name!r}: ")
+            if sentence not in findings.problems:
+                findings.problems.append(sentence)
+    _compare(digests, findings)
+    _write(task, findings, folder)
+    if findings.problems:
+        raise UserError(
+            f"Task {task.name!r} is not fit to train on: {' '.join(findings.problems)} The report is in {folder}."
+        )
+    logger.info("%s looks right. Look at %s too.", task.name, folder / SHEET)
+    return findings
+
+
+def _examine_split(task: Task, split: Split, findings: Findings) -> dict[bytes, str]:
+    """Decode a split; return what its images are called, by their content."""
+    labels, look = _opened(task, split)
+    if len(labels) == 0:
+        raise task.empty(split)
+    broken: list[str] = []
+    digests: dict[bytes, str] = {}
+    sizes: Counter[tuple[int, int]] = Counter()
+    repeated = 0
+    for image in track(look(_glance, None), f"{task.name}, {split} images", len(labels)):
+        if image.value is None:
+            broken.append(f"{image.name} ({image.error})")
+            continue
+        sizes[image.value.height, image.value.width] += 1
+        repeated += image.value.digest in digests
+        digests.setdefault(image.value.digest, image.name)
+    counts = np.bincount(labels, minlength=len(task.class_names))
+    findings.splits[split] = {
+        "images": len(labels),
+        "undecodable": len(broken),
+        "undecodable_examples": broken[:_NAMED],
+        "repeated": repeated,
+        "sizes": {
+            "different": len(sizes),
+            "most_common": list(sizes.most_common(1)[0][0]) if sizes else None,
+        },
+        "images_by_class": {name: int(count) for name, count in zip(task.class_names, counts, strict=True)},
+    }
+    _judge_split(task, split, broken, counts, findings)
+    logger.info(
+        "%s, %s: %d images of %d classes, %d to %d a class, %d that do not decode",
+        task.name,
+        split,
+        len(labels),
+        int((counts > 0).sum()),
+        counts.min(),
+        counts.max(),
+        len(broken),
+    )
+    return digests
+
+
+def _judge_split(
+    task: Task, split: Split, broken: Sequence[str], counts: Int64[np.ndarray, "classes"], findings: Findings
+) -> None:
+    layout = task.source.layout if isinstance(task.source, ImageSource) else None
+    if broken and len(broken) > (layout.max_corrupt if layout else 0) * counts.sum():
+        findings.problems.append(
+            f"{len(broken)} of {counts.sum()} {split} images do not decode, such as {broken[0]}: repair the copy."
+        )
+    elif broken:
+        findings.notes.append(f"{len(broken)} {split} images do not decode and are left out.")
+    absent = [task.class_names[label] for label in np.flatnonzero(counts == 0).tolist()]
+    if absent:
+        sentence = f"{len(absent)} classes have no {split} images, such as {absent[0]!r}."
+        (findings.problems if split == "train" else findings.notes).append(sentence)
+    elif split == "train" and counts.max() > 10 * counts.min():
+        findings.notes.append(f"Classes are unbalanced: {counts.min()} to {counts.max()} {split} images.")
+
+
+def _compare(digests: Mapping[Split, Mapping[bytes, str]], findings: Findings) -> None:
+    """Look for test images, pixel for pixel, among those that are learned from or tuned on."""
+    test = digests.get("test", {})
+    for split in ("train", "validation"):
+        shared = [(name, digests[split][key]) for key, name in test.items() if key in digests.get(split, {})]
+        if split in digests and test:
+            findings.splits["test"][f"shared_with_{split}"] = len(shared)
+        if not shared:
+            continue
+        sentence = (
+            f"{len(shared)} of {len(test)} different test images are also {split} images, pixel for pixel, such as "
+            f"{shared[0][0]} and {shared[0][1]}."
+        )
+        contaminated = len(shared) > MOST_SHARED * len(test)
+        (findings.problems if contaminated else findings.notes).append(
+            f"{sentence} Accuracies on such a copy mean nothing: take another." if contaminated else sentence
+        )
+
+
+def _glance(pixels: UInt8[Tensor, "3 H W"]) -> _Glance:
+    height, width = pixels.shape[-2:]
+    data = hashlib.blake2b(f"{height}×{width}".encode(), digest_size=16)
+    data.update(pixels.contiguous().numpy().data)
+    return _Glance(data.digest(), height, width)
+
+
+def _opened(task: Task, split: Split) -> tuple[Int64[np.ndarray, "N"], Any]:
+    """Return the labels of a split, and a function that applies work to all of its images, or to some."""
+    source = task.source
+    if isinstance(source, ImageSource):
+        return source.labels(split), lambda work, chosen: source.decoded(split, work, chosen)
+    images = task.split(split)
+
+    def look(work: Callable[[Tensor], Any], chosen: Sequence[int] | None) -> Iterator[Decoded[Any]]:
+        for row in range(len(images)) if chosen is None else chosen:
+            yield Decoded(f"{split} image {row}", int(images.labels[row]), work(images.images[row]))
+
+    return images.labels.numpy(), look
+
+
+def _write(task: Task, findings: Findings, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / REPORT, json.dumps(asdict(findings), indent=1, ensure_ascii=False))
+    for note in findings.notes:
+        logger.info("%s: %s", task.name, note)
+    if findings.splits:
+        split: Split = next(split for split in SPLITS if split in findings.splits)
+        with atomic_file(folder / SHEET) as temporary:
+            contact_sheet(_cells(task, split)).save(temporary, "PNG")
+
+
+def _cells(task: Task, split: Split) -> list[Cell]:
+    """Choose the first images of each class."""
+    labels, look = _opened(task, split)
+    of_each = min(max(_CELLS // len(task.class_names), 1), _MOST_OF_A_CLASS)
+    chosen = [
+        int(row)
+        for label in range(len(task.class_names))
+        for row in np.flatnonzero(labels == label)[:of_each]
+    ]
+    return [
+        Cell(image.value, f"{image.label}: {task.class_names[image.label]}")
+        for image in look(torch.clone, chosen)
+        if image.value is not None
+    ]
