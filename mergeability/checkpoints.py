@@ -82,7 +82,7 @@ class Checkpoint:
                     f"Expected the visual tower of a CLIP, but left over ({len(others)}): {listed(others)}. Save the "
                     "state dict of the plain CLIP model again."
                 )
-            return {name: _assembled(tensors, one) for name, one in canonical_sources(tensors).items()}
+            return {name: assembled(tensors, one) for name, one in canonical_sources(tensors).items()}
         except UserError as error:
             raise UserError(f"{owner}: {error}") from error
 
@@ -162,7 +162,12 @@ def _is_tower(names: Iterable[str]) -> bool:
     return "visual.conv1.weight" in names and any("visual.transformer.resblocks." in name for name in names)
 
 
-def _assembled(tensors: Mapping[str, Tensor], source: Source) -> Tensor:
+def assembled(tensors: Mapping[str, Tensor], source: Source) -> Tensor:
+    """Put one canonical tensor together from a file's tensors.
+
+    Raises:
+        UserError: the parts do not fit together.
+    """
     parts = [tensors[name] for name in source.names]
     # Checks that they fit together.
     canonical_shape([tuple(part.shape) for part in parts], source.transposed)

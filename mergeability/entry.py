@@ -141,21 +141,26 @@ def loggers(cfg: DictConfig) -> Iterator[list[Any]]:
 
 
 def base_hash(cfg: DictConfig) -> str:
-    """Return the hash of the base model the training starts from, fetching published weights the first time.
+    """Return the hash of the base model the training starts from, making it the first time: from published weights,
+    from a file, or from a seed.
 
     Raises:
         UserError: there is no base model and none to fetch.
     """
     folder = Path(cfg.base)
     card = read_json(folder / "card.json")
-    if card is None:
-        if cfg.model.get("pretrained") is None:
-            raise UserError(f"No base model at {folder}. Run: {cfg.model.base_command}")
+    pretrained = cfg.model.get("pretrained")
+    if card is None and pretrained is None and cfg.model.get("base_command"):
+        raise UserError(f"No base model at {folder}. Run: {cfg.model.base_command}")
+    # Before anything heavy is imported: most often it is there, and of the weights asked for.
+    if card is None or card.get("settings", {}).get("pretrained", pretrained) != pretrained:
         from hydra.utils import instantiate
 
-        from mergeability.models.base import fetch_base
+        from mergeability.models.base import check_origin, fetch_base
 
-        card = fetch_base(folder, instantiate(cfg.model, _convert_="all"))
+        model = instantiate(cfg.model, _convert_="all")
+        card = card or fetch_base(folder, model)
+        check_origin(folder, card, model)
     return card["sha256"]
 
 

@@ -24,7 +24,7 @@ COUNTS = {
     "logger": 3,
     "merge": 16,
     "metric": 46,
-    "model": 2,
+    "model": 5,
     "paths": 1,
     "predictor": 8,
     "profile": 1,
