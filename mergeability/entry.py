@@ -164,6 +164,14 @@ def base_hash(cfg: DictConfig) -> str:
     return card["sha256"]
 
 
+def source_hash(source: str) -> str:
+    """Return the hash of a model from elsewhere, by content: it may lie in another place next time."""
+    from mergeability.checkpoints import file_hash
+    from mergeability.hub import find_weights
+
+    return file_hash(find_weights(source))
+
+
 @dataclass(frozen=True)
 class Job:
     """How one job ended: its overrides, its folder, and the sentence it failed with, if it did."""

@@ -82,7 +82,7 @@ def open_checkpoint(source: str | Path, store: Store) -> Checkpoint:
 def downloaded(repository: str, file: str) -> Path:
     """Return a repository's file from the hub's cache, downloading it the first time.
 
-    The one place that may use a network. Raises what huggingface_hub raises.
+    The one place here that may use a network. Raises what huggingface_hub raises.
     """
     from huggingface_hub import hf_hub_download
 
@@ -95,6 +95,7 @@ def revision(path: Path) -> str | None:
 
 
 def _from_hub(repository: str) -> Path:
+    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import (
         EntryNotFoundError,
         HfHubHTTPError,
@@ -103,26 +104,25 @@ def _from_hub(repository: str) -> Path:
         RepositoryNotFoundError,
     )
 
-    offline: Exception | None = None
+    for file in WEIGHTS:
+        cached = try_to_load_from_cache(repository, file)
+        if isinstance(cached, str):
+            return Path(cached)
     for file in WEIGHTS:
         try:
             return downloaded(repository, file)
-        except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-            offline = error
-        except EntryNotFoundError:
-            continue
         except RepositoryNotFoundError as error:
             raise UserError(
                 f"There is neither a file {repository} here nor a public model of that name on the Hugging Face hub. "
                 "Check the name; a private model needs `hf auth login`."
             ) from error
-        except (HfHubHTTPError, OSError) as error:
-            offline = error
-    if offline is None:
-        raise UserError(f"The repository {repository} holds none of {', '.join(WEIGHTS)}: give the file itself.")
-    raise UserError(
-        f"{repository} is not in the Hugging Face cache of this machine, and the hub cannot be reached "
-        f"({type(offline).__name__}). Run `hf download {repository}` where there is a network, then set HF_HOME to a "
-        "copy of that cache, or give the path of the downloaded file."
-    ) from offline
-
+        except (EntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+            # A file that the repository has not, unless it is only the cache that has not.
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                continue
+            raise UserError(
+                f"{repository} is neither here nor in the Hugging Face cache of this machine, and the hub cannot be "
+                f"reached ({type(error).__name__}). Run `hf download {repository}` where there is a network, then set "
+                "HF_HOME to a copy of that cache, or give the path of the downloaded file."
+            ) from error
+    raise UserError(f"The repository {repository} holds none of {', '.join(WEIGHTS)}: give the file itself.")

@@ -115,6 +115,16 @@ def canonical_sources(names: Iterable[str]) -> dict[str, Source]:
     return {name: Source((name,)) for name in names}
 
 
+def layout_name(names: Iterable[str]) -> str:
+    """Say in words under which names a file keeps its visual tower."""
+    names = list(names)
+    for tower in _hugging_face_towers(set(names)):
+        projection = "with" if tower.wrapper + _PROJECTION in names else "without"
+        return f"Hugging Face's CLIP names under '{tower.transformer}', {projection} a projection"
+    prefix = next((one + "visual." for one in _WRAPPERS if any(n.startswith(one + "visual.") for n in names)), "")
+    return f"open_clip's names under '{prefix}'"
+
+
 def left_over(names: Iterable[str]) -> list[str]:
     """List the names that belong neither to a CLIP's visual tower nor to what may lie beside it, sorted.
 

@@ -20,7 +20,7 @@ SETS = {
     "predictor": {"all", "none"},
 }
 COUNTS = {
-    "experiment": 1,
+    "experiment": 2,
     "logger": 3,
     "merge": 16,
     "metric": 46,
@@ -29,7 +29,7 @@ COUNTS = {
     "predictor": 8,
     "profile": 1,
     "reg": 3,
-    "run": 2,
+    "run": 3,
     "suite": 4,
     "task": 12,
     "trainer": 4,
@@ -40,6 +40,7 @@ ANALYZE_ONLY = {"suite", "merge", "metric", "predictor", "profile"}
 NEEDED = {
     "checkpoints": ["suite.base=base.safetensors", "suite.models={a: a.safetensors, b: b.safetensors}"],
     "table": ["suite.table=pairs.csv"],
+    "import": ["source=model.safetensors"],
 }
 
 
@@ -75,9 +76,9 @@ def test_every_member_composes_with_everything_resolved(group, name):
     ]
     for primary in primaries:
         choice = f"+{group}={name}" if group == "experiment" else f"{group}={name}"
-        needed = NEEDED.get(name, []) if group == "suite" else []
-        if group == "run" and name == "pretrain":
-            continue  # Composed by experiment=pretrain_mini.
+        needed = NEEDED.get(name, []) if group in ("suite", "experiment") else []
+        if group == "run" and name in ("pretrain", "import"):
+            continue  # Composed by experiment=pretrain_mini and experiment=import.
         cfg = composed(primary, choice.removeprefix("+"), *needed)
         OmegaConf.to_container(without_runtime(cfg), resolve=True, throw_on_missing=True)
 
