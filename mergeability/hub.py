@@ -37,7 +37,9 @@ def find_weights(source: str | Path) -> Path:
     if path.is_dir():
         found = [path / name for name in WEIGHTS if (path / name).is_file()]
         if not found:
-            raise UserError(f"{path} holds none of {', '.join(WEIGHTS)}: give the file of the weights itself.")
+            raise UserError(
+                f"{path} holds none of {', '.join(WEIGHTS)}: give the file of the weights itself."
+            )
         return found[0]
     if path.is_file():
         return path
@@ -73,7 +75,9 @@ def open_checkpoint(source: str | Path, store: Store) -> Checkpoint:
     if path.suffix not in SUFFIXES:
         return Checkpoint.open(path)
     if store.root is None:
-        raise UserError(f"{path} is converted to safetensors first, for which paths.store must name a folder.")
+        raise UserError(
+            f"{path} is converted to safetensors first, for which paths.store must name a folder."
+        )
     key = {"sha256": checkpoints.file_hash(path), "version": _VERSION}
     store.ensure("converted", key, lambda: Checkpoint.canonical(load_state_dict(path), path))
     return Checkpoint(store.file("converted", key))

@@ -132,7 +132,9 @@ def _relative_norm(
             f"most {refuse_above:g} is accepted. Give the base it was started from in model.pretrained=…, or base=null."
         )
     if relative > warn_above:
-        logger.warning("The task vector of %s is %.3g times as long as the base: is this its base?", path, relative)
+        logger.warning(
+            "The task vector of %s is %.3g times as long as the base: is this its base?", path, relative
+        )
     return relative
 
 

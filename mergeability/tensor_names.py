@@ -121,7 +121,9 @@ def layout_name(names: Iterable[str]) -> str:
     for tower in _hugging_face_towers(set(names)):
         projection = "with" if tower.wrapper + _PROJECTION in names else "without"
         return f"Hugging Face's CLIP names under '{tower.transformer}', {projection} a projection"
-    prefix = next((one + "visual." for one in _WRAPPERS if any(n.startswith(one + "visual.") for n in names)), "")
+    prefix = next(
+        (one + "visual." for one in _WRAPPERS if any(n.startswith(one + "visual.") for n in names)), ""
+    )
     return f"open_clip's names under '{prefix}'"
 
 
@@ -138,7 +140,11 @@ def left_over(names: Iterable[str]) -> list[str]:
 
 def _may_lie_beside(name: str) -> bool:
     own = next(name.removeprefix(wrapper) for wrapper in reversed(_WRAPPERS) if name.startswith(wrapper))
-    return own in _CONSTANTS or own.endswith(_POSITION_IDS) or bool(_TEXT_TOWER.match(own) or _OPEN_CLIP_TEXT.match(own))
+    return (
+        own in _CONSTANTS
+        or own.endswith(_POSITION_IDS)
+        or bool(_TEXT_TOWER.match(own) or _OPEN_CLIP_TEXT.match(own))
+    )
 
 
 def hugging_face_sources(names: Iterable[str]) -> dict[str, Source]:
@@ -176,7 +182,9 @@ def clip_sources(names: Iterable[str]) -> dict[str, Source]:
     for tower in _hugging_face_towers(given):
         text = {name for name in given if _TEXT_TOWER.match(name.removeprefix(tower.wrapper))}
         return _hugging_face_sources(tower, given) | _hugging_face_text(tower.wrapper, text)
-    (wrapper, *_) = [one for one in _WRAPPERS if any(name.startswith(one + "visual.") for name in given)] or [""]
+    (wrapper, *_) = [one for one in _WRAPPERS if any(name.startswith(one + "visual.") for name in given)] or [
+        ""
+    ]
     inside = {name.removeprefix(wrapper): name for name in given if name.startswith(wrapper)}
     outside = {name: name for name in given if not name.startswith(wrapper)}
     kept = {name: own for name, own in (inside | outside).items() if name not in _CONSTANTS}

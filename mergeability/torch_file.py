@@ -5,6 +5,7 @@ knows how to build tensors and plain containers and refuses everything else.
 """
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +39,10 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     if _is_torchscript(path):
         raise UserError(f"{path} is a TorchScript archive, a program: it is never loaded. {_INSTEAD}")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # What it does not know it refuses.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" not in str(error):
             raise _not_whole(path, error) from error
@@ -53,8 +57,8 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 def _not_whole(path: Path, error: Exception) -> UserError:
     return UserError(
-        f"{path} is not a whole PyTorch file ({_first_line(error)}): it may be truncated, or a Git LFS pointer. "
-        "Download it again."
+        f"{path} is not a whole PyTorch file ({_first_line(error)}): it may be truncated, a Git LFS pointer, or "
+        "a pickle of another kind. Download it again, or save the state dict as safetensors."
     )
 
 

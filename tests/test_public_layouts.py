@@ -79,7 +79,9 @@ def transformers_with_projection(theirs, _ours, folder):
 def transformers_without_prefix(theirs, _ours, folder):
     """The naming generation that has no `vision_model.`, as transformers 5 saves a `CLIPVisionModel`."""
     tower = transformers.CLIPVisionModel(theirs.config)
-    inner = {name.removeprefix("vision_model."): value for name, value in theirs.vision_model.state_dict().items()}
+    inner = {
+        name.removeprefix("vision_model."): value for name, value in theirs.vision_model.state_dict().items()
+    }
     tower.load_state_dict(inner)
     tower.save_pretrained(folder)
     return folder / "model.safetensors"
@@ -130,7 +132,11 @@ class Published:
 def published(request, tmp_path):
     size, blocks = request.param
     base = random_tower(size, blocks)
-    towers = {"base": base, "a": fine_tuned(base, 1, projection=False), "b": fine_tuned(base, 2, projection=False)}
+    towers = {
+        "base": base,
+        "a": fine_tuned(base, 1, projection=False),
+        "b": fine_tuned(base, 2, projection=False),
+    }
     paths = {}
     for name, theirs in towers.items():
         first = transformers_with_projection(theirs, None, tmp_path / f"{name}-saved")

@@ -80,7 +80,9 @@ def fetch_base(folder: Path, model: ClipModel) -> dict[str, Any]:
             "model.pretrained=<path>."
         ) from error
     if model.pretrained is None:
-        logger.warning("model.pretrained=null: the base model %s is random weights, for trying things out.", folder)
+        logger.warning(
+            "model.pretrained=null: the base model %s is random weights, for trying things out.", folder
+        )
     return save_base(folder, model, clip, _origin(model), {})
 
 

@@ -41,7 +41,11 @@ def clip_weights(clip: nn.Module, source: str, model: str, quick_gelu: bool) -> 
 
 
 def check_same(
-    own: Mapping[str, Tensor], given: Mapping[str, Tensor], owner: str, model: str, optional: frozenset[str] = frozenset()
+    own: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    owner: str,
+    model: str,
+    optional: frozenset[str] = frozenset(),
 ) -> None:
     """Check that tensors are an architecture's, name by name and shape by shape, and finite.
 
@@ -65,9 +69,13 @@ def check_same(
         ],
     }
     if any(faults.values()):
-        found = "; ".join(f"{kind} ({len(names)}): {listed(names)}" for kind, names in faults.items() if names)
+        found = "; ".join(
+            f"{kind} ({len(names)}): {listed(names)}" for kind, names in faults.items() if names
+        )
         raise UserError(f"{owner} does not fit model={model}: {found}. Choose the model= that it is.")
-    broken = [name for name, value in given.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    broken = [
+        name for name, value in given.items() if value.is_floating_point() and not torch.isfinite(value).all()
+    ]
     if broken:
         raise UserError(f"{owner} holds NaN or Inf in {listed(sorted(broken))}. Download or train it again.")
 

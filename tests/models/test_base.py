@@ -94,7 +94,9 @@ def test_both_towers_of_transformers_compute_the_same_here(folder, theirs, form)
         torch.save(state, source)
     elif form == "older":
         source = folder.parent / "older.safetensors"
-        positions = {f"{tower}_model.embeddings.position_ids": torch.arange(5)[None] for tower in ("text", "vision")}
+        positions = {
+            f"{tower}_model.embeddings.position_ids": torch.arange(5)[None] for tower in ("text", "vision")
+        }
         safetensors.torch.save_file(state | positions, source)
     clip = model(pretrained=str(source)).build()
     assert_same_logits(clip, theirs)
@@ -117,7 +119,10 @@ def test_both_towers_of_open_clip_come_back_bit_by_bit(tmp_path, wrapper):
     [
         (lambda s: s.pop("text_projection.weight"), r"missing \(1\): text_projection.weight"),
         (lambda s: s.pop("text_model.encoder.layers.1.mlp.fc1.bias"), "missing .*layers.1.mlp.fc1.bias"),
-        (lambda s: s.update({"text_model.adapter": torch.ones(2)}), r"not understood \(1\): text_model.adapter"),
+        (
+            lambda s: s.update({"text_model.adapter": torch.ones(2)}),
+            r"not understood \(1\): text_model.adapter",
+        ),
         (lambda s: s.pop("visual_projection.weight"), r"missing \(1\): visual.proj"),
         (lambda s: s.update({"logit_scale": torch.ones(2)}), r"logit_scale \(2,\) instead of \(\)"),
         (lambda s: s.update({"logit_scale": torch.tensor(torch.nan)}), "NaN or Inf in logit_scale"),
@@ -134,7 +139,9 @@ def test_what_does_not_fit_is_listed(folder, tmp_path, change, message):
 
 def test_a_left_over_name_of_open_clip_is_listed(tmp_path):
     state = model().build().state_dict() | {"visual.head.weight": torch.ones(2)}
-    safetensors.torch.save_file({n: v.contiguous().clone() for n, v in state.items()}, tmp_path / "clip.safetensors")
+    safetensors.torch.save_file(
+        {n: v.contiguous().clone() for n, v in state.items()}, tmp_path / "clip.safetensors"
+    )
     with pytest.raises(UserError, match=r"left over \(1\): visual.head.weight"):
         model(pretrained=str(tmp_path / "clip.safetensors")).build()
 
