@@ -32,7 +32,16 @@ logger = logging.getLogger(__name__)
 _ADVICE = {
     "task": ("epochs", "expected_accuracy"),
     "model": ("learning_rate", "batch_size", "base_command"),
-    "trainer": ("accelerator", "devices", "log_every_n_steps"),
+    "trainer": ("accelerator", "log_every_n_steps"),
+}
+
+
+# Settings that came later, with the values that every training before had: left out where they are these, so that
+# what was trained then is still found.
+_LATER: dict[str, dict[str, Any]] = {
+    "training": {"optimizer": "adamw", "momentum": 0.9, "compile": False},
+    # Each device has a batch of its own: two devices are another training than one.
+    "trainer": {"devices": 1},
 }
 
 
@@ -78,6 +87,10 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     found: dict[str, Any] = plain(cfg.settings)
     for group, names in _ADVICE.items():
         found[group] = {name: value for name, value in (found[group] or {}).items() if name not in names}
+    for group, former in _LATER.items():
+        for name, value in former.items():
+            if found[group] is not None and found[group].get(name) == value:
+                del found[group][name]
     strength = found["reg"].get("lambda")
     if found["reg"]["name"] == "none" and strength != 0:
         raise UserError(
