@@ -20,6 +20,10 @@ _BARE_VISUAL = re.compile(
     r"|transformer\.resblocks\.\d+\..+)$"
 )
 
+# The same of a CLIP's ResNet, which no other ResNet's pooler has.
+_RESNET_POOLER = "attnpool.positional_embedding"
+_BARE_RESNET = re.compile(r"^((conv|bn)[123]|layer[1-4]\.\d+|attnpool)\..+$")
+
 # Only the blocks' attention is fused: an attention pooler of open_clip keeps its projections apart on purpose.
 _SPLIT_ATTENTION = re.compile(
     r"^(visual\.transformer\.resblocks\.\d+\.attn\.)[qkv]_proj(_weight|\.weight|\.bias)$"
@@ -110,7 +114,8 @@ def canonical_sources(names: Iterable[str]) -> dict[str, Source]:
         return _fuse_attention({f"visual.{name.removeprefix(prefix)}": name for name in chosen})
     if hugging_face:
         return _hugging_face_sources(hugging_face[0], set(names))
-    if "class_embedding" in names and all(_BARE_VISUAL.match(name) for name in names):
+    transformer = "class_embedding" in names and all(_BARE_VISUAL.match(name) for name in names)
+    if transformer or (_RESNET_POOLER in names and all(_BARE_RESNET.match(name) for name in names)):
         return _fuse_attention({f"visual.{name}": name for name in names})
     return {name: Source((name,)) for name in names}
 

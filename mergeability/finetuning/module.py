@@ -226,8 +226,21 @@ def _mean_over_devices(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
 
 @contextlib.contextmanager
 def _buffers_kept(encoder: nn.Module) -> Iterator[None]:
-    """Undo what a second forward pass of the same images does to running statistics."""
-    before = [(buffer, buffer.clone()) for buffer in encoder.buffers()]
-    yield
-    for buffer, value in before:
-        buffer.copy_(value)
+    """Keep running statistics from what a second forward pass of the same images does to them.
+
+    It works on copies, since a backward pass still needs the values it has left: writing the former ones back into the
+    same memory would be a change behind its back.
+    """
+    kept = [
+        (module, name, buffer)
+        for module in encoder.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    for module, name, buffer in kept:
+        module._buffers[name] = buffer.clone()
+    try:
+        yield
+    finally:
+        for module, name, buffer in kept:
+            module._buffers[name] = buffer
