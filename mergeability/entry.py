@@ -154,8 +154,9 @@ def loggers(cfg: DictConfig) -> Iterator[list[Any]]:
 
 
 def base_hash(cfg: DictConfig) -> str:
-    """Return the hash of the base model the training starts from, making it the first time: from published weights,
-    from a file, or from a seed.
+    """Return the hash of the base model a training starts from, making it first where there is none.
+
+    It is made of published weights, of a file, or of a seed.
 
     Raises:
         UserError: there is no base model and none to fetch.

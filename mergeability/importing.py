@@ -128,8 +128,9 @@ def _relative_norm(
     relative = change / length
     if relative > refuse_above:
         raise UserError(
-            f"{path} was not fine-tuned from this base: its task vector is {relative:.3g} times as long as the base, at "
-            f"most {refuse_above:g} is accepted. Give the base it was started from in model.pretrained=…, or base=null."
+            f"{path} was not fine-tuned from this base: its task vector is {relative:.3g} times as long as the base, "
+            f"at most {refuse_above:g} is accepted. Give the base it was started from, or "
+            "base=null."
         )
     if relative > warn_above:
         logger.warning(

@@ -96,7 +96,9 @@ def test_kernels_are_matrices_to_the_metrics_where_that_is_asked_for(root, merge
             shares.append(np.linalg.norm(Ua.T @ Ub) / k)
         expected = np.mean(shares)
         assert table.loc[(a, b), "subspace_overlap"] == pytest.approx(expected, rel=1e-3)
-    plain = analysed(command, root, tmp_path / "plain", TINY, "merge=none", "metric=subspace_overlap", "predictor=none")
+    plain = analysed(
+        command, root, tmp_path / "plain", TINY, "merge=none", "metric=subspace_overlap", "predictor=none"
+    )
     assert (plain["subspace_overlap"] - table["subspace_overlap"]).abs().min() > 1e-3
 
 
@@ -111,7 +113,9 @@ def test_merges_are_made_evaluated_predicted_and_reported(merged):
 def test_running_statistics_of_a_saved_merge_are_those_of_the_tasks_images(root, merged):
     folder, _ = merged
     state = checkpoints.load(folder / "merged/average/digits+letters/model.safetensors")
-    mean = (weights(root, "digits")["visual.conv1.weight"] + weights(root, "letters")["visual.conv1.weight"]) / 2
+    mean = (
+        weights(root, "digits")["visual.conv1.weight"] + weights(root, "letters")["visual.conv1.weight"]
+    ) / 2
     np.testing.assert_allclose(state["visual.conv1.weight"].numpy(), mean, atol=1e-6)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfgs = [compose("train", [f"task={task}", *TINY, *SIZES]) for task in ("digits", "letters")]
@@ -120,15 +124,21 @@ def test_running_statistics_of_a_saved_merge_are_those_of_the_tasks_images(root,
         [model.preprocess(instantiate(c.task, _convert_="all").split("validation").images) for c in cfgs]
     )
     outputs = torch.nn.functional.conv2d(images, state["visual.conv1.weight"], stride=2, padding=1).double()
-    np.testing.assert_allclose(state["visual.bn1.running_mean"], outputs.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        state["visual.bn1.running_mean"], outputs.mean((0, 2, 3)), rtol=1e-3, atol=1e-4
+    )
     np.testing.assert_allclose(state["visual.bn1.running_var"], outputs.var((0, 2, 3)), rtol=1e-3)
-    averaged = (weights(root, "digits")["visual.bn1.running_var"] + weights(root, "letters")["visual.bn1.running_var"]) / 2
+    averaged = (
+        weights(root, "digits")["visual.bn1.running_var"] + weights(root, "letters")["visual.bn1.running_var"]
+    ) / 2
     assert not np.allclose(state["visual.bn1.running_var"], averaged, rtol=1e-3)
 
 
 def test_activations_are_the_last_feature_map_averaged_over_its_places(root):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        model = instantiate(compose("train", [*TINY, "model.architecture.vision_cfg.image_size=96"]).model, _convert_="all")
+        model = instantiate(
+            compose("train", [*TINY, "model.architecture.vision_cfg.image_size=96"]).model, _convert_="all"
+        )
     encoder = model.architecture_only(seed=1).visual
     images = torch.randn(5, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

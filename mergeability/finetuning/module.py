@@ -15,7 +15,6 @@ from torchmetrics.classification import MulticlassAccuracy
 from mergeability.errors import UserError
 from mergeability.finetuning.objective import Penalty, Step, cross_entropy
 
-
 OPTIMIZERS = ("adamw", "sgd")
 
 
@@ -129,8 +128,8 @@ class FineTuningModule(pl.LightningModule):
         """
         if self.settings.compile and self._second_order:
             raise UserError(
-                "A compiled encoder has no second derivative, which this penalty takes: leave out training.compile=true, "
-                "or choose reg.penalty.estimator=finite_difference."
+                "A compiled encoder has no second derivative, which this penalty takes: leave out "
+                "training.compile=true, or choose reg.penalty.estimator=finite_difference."
             )
         if self.settings.compile:
             # Beside the encoder, whose names in the checkpoint stay what they are.

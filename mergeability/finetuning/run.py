@@ -191,12 +191,12 @@ def _resources_named(settings: TrainingSettings, folder: Path) -> Iterator[None]
     try:
         yield
     except torch.OutOfMemoryError as error:
-        smaller = max(1, settings.batch_size // 2)
-        accumulate = -(-settings.batch_size * settings.accumulate // smaller)
+        size, parts = settings.batch_size, settings.accumulate
+        advice = f"training.batch_size={size // 2} training.accumulate={-(-size * parts // (size // 2))} makes the same "
+        advice = f"{advice}steps in smaller parts, and " if size > 1 else ""
         raise UserError(
-            f"The GPU's memory does not hold training on {settings.batch_size} images at a time. The same steps in "
-            f"smaller parts: training.batch_size={smaller} training.accumulate={accumulate} variant=<name>; "
-            "trainer.precision=bf16-mixed takes less, too."
+            f"The GPU's memory does not hold training on {size} images at a time: {advice}trainer.precision=bf16-mixed "
+            "takes less."
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -75,7 +75,9 @@ def rates_by_hand(steps: int, peak: float, warmup: int) -> np.ndarray:
     ("count", "accumulate", "steps_an_epoch"),
     [(40, 1, 5), (40, 2, 3), (37, 2, 3), (32, 2, 2), (40, 3, 2), (24, 5, 1)],
 )
-def test_the_schedule_counts_steps_and_ends_at_zero_whatever_is_accumulated(count, accumulate, steps_an_epoch):
+def test_the_schedule_counts_steps_and_ends_at_zero_whatever_is_accumulated(
+    count, accumulate, steps_an_epoch
+):
     _, rates, trainer = fit(count, accumulate=accumulate, warmup_share=0.25)
     steps = 3 * steps_an_epoch
     assert trainer.global_step == len(rates) == steps, "an incomplete last group is a step too"
@@ -113,9 +115,16 @@ def test_new_settings_are_hashed_where_they_differ_and_old_trainings_are_still_f
     plain = settings_of()
     assert not {"optimizer", "momentum", "compile"} & plain["training"].keys()
     assert "devices" not in plain["trainer"]
-    for other in ("training.optimizer=sgd", "training.momentum=0.5", "training.compile=true", "trainer.devices=2"):
+    for other in (
+        "training.optimizer=sgd",
+        "training.momentum=0.5",
+        "training.compile=true",
+        "trainer.devices=2",
+    ):
         assert settings_of(other) != plain
-    assert settings_of("training.optimizer=sgd") != settings_of("training.optimizer=sgd", "training.momentum=0.5")
+    assert settings_of("training.optimizer=sgd") != settings_of(
+        "training.optimizer=sgd", "training.momentum=0.5"
+    )
     assert settings_of("trainer.devices=1", "trainer=cpu") == plain
 
 
@@ -142,7 +151,7 @@ def test_the_compiled_encoder_trains_under_its_own_names(monkeypatch):
     assert module.state_dict().keys() == plain.state_dict().keys()
     for ours, theirs in zip(module.trained, plain.trained, strict=True):
         assert torch.equal(ours, theirs)
-    with pytest.raises(UserError, match="no second derivative.*estimator=finite_difference"):
+    with pytest.raises(UserError, match=r"no second derivative.*estimator=finite_difference"):
         fit(16, GradMagnitude(strength=1, estimator="exact"), compile=True)
 
 
@@ -174,7 +183,12 @@ def card(root: Path, variant: str) -> dict:
 
 
 def test_the_card_says_how_fast_on_what_and_how_much_memory(smoke_root, command):
-    options = ("training.optimizer=sgd", "training.accumulate=2", "trainer.precision=bf16-mixed", "trainer=cpu")
+    options = (
+        "training.optimizer=sgd",
+        "training.accumulate=2",
+        "trainer.precision=bf16-mixed",
+        "trainer=cpu",
+    )
     ended = command("train", *SMALL, *options, "variant=sgd", f"paths.root={smoke_root}")
     assert ended.code == 0, ended.output
     told = card(smoke_root, "sgd")
@@ -187,7 +201,10 @@ def test_the_card_says_how_fast_on_what_and_how_much_memory(smoke_root, command)
 @pytest.mark.parametrize(
     ("error", "parts"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory."), ["on 32 images", "training.batch_size=16 training.accumulate=2"]),
+        (
+            torch.OutOfMemoryError("CUDA out of memory."),
+            ["on 32 images", "training.batch_size=16 training.accumulate=2"],
+        ),
         (OSError(errno.ENOSPC, "No space left on device"), ["disk", "is full", "paths.root"]),
     ],
     ids=["memory", "disk"],
@@ -225,7 +242,9 @@ def test_another_failure_of_the_system_is_no_full_disk(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("penalty", ["none-0", "grad_magnitude-0.01"])
-def test_two_processes_train_the_model_that_one_makes_of_the_same_batches(smoke_root, tmp_path, command, penalty):
+def test_two_processes_train_the_model_that_one_makes_of_the_same_batches(
+    smoke_root, tmp_path, command, penalty
+):
     root = tmp_path / "outputs"
     (root / "checkpoints/clip_mini").mkdir(parents=True)
     (root / "checkpoints/clip_mini/base").symlink_to(smoke_root / "checkpoints/clip_mini/base")
