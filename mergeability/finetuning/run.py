@@ -191,12 +191,15 @@ def _resources_named(settings: TrainingSettings, folder: Path) -> Iterator[None]
     try:
         yield
     except torch.OutOfMemoryError as error:
-        size, parts = settings.batch_size, settings.accumulate
-        advice = f"training.batch_size={size // 2} training.accumulate={-(-size * parts // (size // 2))} makes the same "
-        advice = f"{advice}steps in smaller parts, and " if size > 1 else ""
+        size = settings.batch_size
+        half = max(1, size // 2)
+        advice = (
+            f"training.batch_size={half} training.accumulate={-(-size * settings.accumulate // half)} makes the same "
+            "steps in smaller parts, and "
+        )
         raise UserError(
-            f"The GPU's memory does not hold training on {size} images at a time: {advice}trainer.precision=bf16-mixed "
-            "takes less."
+            f"The GPU's memory does not hold training on {size} images at a time: {advice if size > 1 else ''}"
+            "trainer.precision=bf16-mixed takes less."
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
