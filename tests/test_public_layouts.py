@@ -1,6 +1,6 @@
 """Towers as they are published: from transformers and from open_clip, one model whichever way it comes.
 
-The shapes are those of ViT-B/32, ViT-B/16 and ViT-L/14, with one block instead of twelve or twenty-four; all of them in
+The shapes are those of ViT-B/32, ViT-B/16 and ViT-L/14, with one block instead of twelve or twenty-four; ViT-B/16 whole in
 the slow tier.
 """
 
@@ -28,7 +28,8 @@ SIZES = {
     "vit_l14": ("ViT-L-14-quickgelu", 1024, 14, 24, 16, 768),
 }
 CASES = [(size, 1) for size in SIZES]
-CASES += [pytest.param((size, SIZES[size][3]), marks=pytest.mark.slow) for size in SIZES]
+# One of them whole: all would write tens of gigabytes.
+CASES += [pytest.param(("vit_b16", SIZES["vit_b16"][3]), marks=pytest.mark.slow)]
 
 
 def vision_config(size, blocks):
