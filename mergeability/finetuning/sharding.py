@@ -56,6 +56,9 @@ class SharedData(pl.LightningDataModule):
             collate_fn=loader.collate_fn,
             pin_memory=loader.pin_memory,
             persistent_workers=loader.persistent_workers,
+            prefetch_factor=loader.prefetch_factor,
+            worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
         )
 
     def val_dataloader(self) -> DataLoader:

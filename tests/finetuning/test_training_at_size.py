@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import numpy as np
@@ -18,7 +19,7 @@ from mergeability.errors import UserError
 from mergeability.finetuning.datamodule import EpochShuffle, TaskDataModule
 from mergeability.finetuning.module import FineTuningModule, TrainingSettings, _optimizer
 from mergeability.finetuning.penalties.grad_magnitude import GradMagnitude
-from mergeability.finetuning.sharding import Shard
+from mergeability.finetuning.sharding import Shard, SharedData
 
 ROOT = Path(__file__).parents[2]
 HEAD = torch.randn(3, 4, generator=torch.Generator().manual_seed(3)) * 3
@@ -169,6 +170,17 @@ def test_devices_take_whole_batches_of_one_order_and_as_many_each():
     assert [*first, *second[:3]] == [whole[i] for i in (0, 2, 4, 6, 1, 3, 5)]
     assert second[3] == whole[0], "one batch twice rather than a device without a step"
     assert dealt(2, 0) == dealt(2, 0) != dealt(2, 1)
+
+
+def test_each_device_loads_its_own_batches_with_what_the_loader_was_given():
+    def loader(rank: int, devices: int):
+        data = SharedData(TaskDataModule(images(20), images(4), 4, seed=3))
+        data.trainer = SimpleNamespace(world_size=devices, global_rank=rank)
+        return data.train_dataloader()
+
+    whole = [labels.tolist() for _, labels in loader(0, 1)]
+    assert [labels.tolist() for _, labels in loader(0, 2)] == [whole[0], whole[2], whole[4]]
+    assert [labels.tolist() for _, labels in loader(1, 2)] == [whole[1], whole[3], whole[0]]
 
 
 SMALL = (
