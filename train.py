@@ -21,6 +21,8 @@ def main(cfg: DictConfig) -> None:
     folder, settings = Path(cfg.folder), entry.settings(cfg)
     if cfg.base is not None:
         settings["base_sha256"] = entry.base_hash(cfg)
+    if cfg.get("source") is not None:
+        settings["source_sha256"] = entry.source_hash(cfg.source)
     if finished_card(folder, settings, overwrite=cfg.overwrite):
         logger.info("Already finished: %s (overwrite=true trains again)", folder)
         return

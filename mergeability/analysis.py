@@ -175,7 +175,7 @@ def _analyse_tasks(
     with clock.stage("loading models and images"):
         vectors = suite.load(store)
         heads = suite.heads()
-        encoder = suite.model.build().visual.eval()
+        encoder = suite.model.architecture_only().visual
         views = _views(whole, request.profile, encoder, heads, store)
         judge = _judge(suite, request, encoder, heads, store)
     with clock.stage("measuring metrics"):

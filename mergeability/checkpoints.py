@@ -4,10 +4,11 @@ Canonical names are open_clip's for the visual tower inside a CLIP, `visual.conv
 from safetensors only: such a file holds tensors and nothing that could be executed.
 """
 
+import copy
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from torch import Tensor
 from mergeability.errors import UserError
 from mergeability.store import atomic_file, read_json, write_text
 from mergeability.tensor_file import TensorFile, write_tensors
-from mergeability.tensor_names import Source, canonical_shape, canonical_sources
+from mergeability.tensor_names import Source, canonical_shape, canonical_sources, left_over, listed
 
 PREFIX = "visual."
+# Hugging Face's `CLIPVisionModel` ends before the projection, which fine-tuning of it therefore leaves as it was.
+PROJECTION = "visual.proj"
 
 
 class Checkpoint:
@@ -36,6 +39,7 @@ class Checkpoint:
 
     def __init__(self, file: TensorFile) -> None:
         self.path = file.path
+        self._lent: Checkpoint | None = None
         self._file = file
         self._sources = canonical_sources(file.entries)
         self.names = tuple(sorted(self._sources))
@@ -61,6 +65,43 @@ class Checkpoint:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
+    @staticmethod
+    def canonical(tensors: Mapping[str, Tensor], owner: str | Path) -> dict[str, Tensor]:
+        """Rename the visual tower of a state dict from elsewhere to canonical names, fusing and transposing.
+
+        Args:
+            tensors: under any known names; a text tower beside the visual one, whole or in part, is left out.
+            owner: whose they are, for messages.
+
+        Raises:
+            UserError: names are missing or left over, or parts of a tensor do not fit together.
+        """
+        try:
+            if others := left_over(tensors):
+                raise UserError(
+                    f"Expected the visual tower of a CLIP, but left over ({len(others)}): {listed(others)}. Save the "
+                    "state dict of the plain CLIP model again."
+                )
+            return {name: assembled(tensors, one) for name, one in canonical_sources(tensors).items()}
+        except UserError as error:
+            raise UserError(f"{owner}: {error}") from error
+
+    def completed(self, base: "Checkpoint") -> "Checkpoint":
+        """Return this checkpoint with the base's projection where it has none and the base has one."""
+        if PROJECTION in self.shapes or PROJECTION not in base.shapes or not _is_tower(self.names):
+            return self
+        whole = copy.copy(self)
+        whole._lent = base
+        whole.names = tuple(sorted([*self.names, PROJECTION]))
+        whole.shapes = {**self.shapes, PROJECTION: base.shapes[PROJECTION]}
+        whole.dtypes = {**self.dtypes, PROJECTION: base.dtypes[PROJECTION]}
+        return whole
+
+    @property
+    def has_lent_projection(self) -> bool:
+        """Whether the projection is the base's, this model's file having none."""
+        return self._lent is not None
+
     @cached_property
     def sha256(self) -> str:
         """Hash of the file's bytes, 64 hexadecimal digits.
@@ -74,6 +115,8 @@ class Checkpoint:
 
     def tensor(self, name: str) -> Tensor:
         """Read one tensor in its own dtype; the caller owns it."""
+        if self._lent is not None and name == PROJECTION:
+            return self._lent.tensor(name)
         source = self._sources[name]
         parts = [self._file.tensor(part) for part in source.names]
         # Parts of different types become float32, which is also the type the checkpoint says.
@@ -82,6 +125,8 @@ class Checkpoint:
 
     def values(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Read the elements from `start` to `stop` of a flattened tensor, as float32."""
+        if self._lent is not None and name == PROJECTION:
+            return self._lent.values(name, start, stop)
         source = self._sources[name]
         if source.transposed:
             return self.tensor(name).float().flatten()[start:stop].numpy()
@@ -111,6 +156,23 @@ class Checkpoint:
 
     def _shape(self, source: Source) -> tuple[int, ...]:
         return canonical_shape([self._file.entries[name].shape for name in source.names], source.transposed)
+
+
+def _is_tower(names: Iterable[str]) -> bool:
+    return "visual.conv1.weight" in names and any("visual.transformer.resblocks." in name for name in names)
+
+
+def assembled(tensors: Mapping[str, Tensor], source: Source) -> Tensor:
+    """Put one canonical tensor together from a file's tensors.
+
+    Raises:
+        UserError: the parts do not fit together.
+    """
+    parts = [tensors[name] for name in source.names]
+    # Checks that they fit together.
+    canonical_shape([tuple(part.shape) for part in parts], source.transposed)
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return whole.T.contiguous() if source.transposed else whole
 
 
 def load(path: str | Path) -> dict[str, Tensor]:

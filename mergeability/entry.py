@@ -32,7 +32,16 @@ logger = logging.getLogger(__name__)
 _ADVICE = {
     "task": ("epochs", "expected_accuracy"),
     "model": ("learning_rate", "batch_size", "base_command"),
-    "trainer": ("accelerator", "devices", "log_every_n_steps"),
+    "trainer": ("accelerator", "log_every_n_steps"),
+}
+
+
+# Settings that came later, with the values that every training before had: left out where they are these, so that
+# what was trained then is still found.
+_LATER: dict[str, dict[str, Any]] = {
+    "training": {"optimizer": "adamw", "momentum": 0.9, "compile": False},
+    # Each device has a batch of its own: two devices are another training than one.
+    "trainer": {"devices": 1},
 }
 
 
@@ -78,6 +87,10 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     found: dict[str, Any] = plain(cfg.settings)
     for group, names in _ADVICE.items():
         found[group] = {name: value for name, value in (found[group] or {}).items() if name not in names}
+    for group, former in _LATER.items():
+        for name, value in former.items():
+            if found[group] is not None and found[group].get(name) == value:
+                del found[group][name]
     strength = found["reg"].get("lambda")
     if found["reg"]["name"] == "none" and strength != 0:
         raise UserError(
@@ -154,22 +167,36 @@ def examine(cfg: DictConfig) -> None:
 
 
 def base_hash(cfg: DictConfig) -> str:
-    """Return the hash of the base model the training starts from, fetching published weights the first time.
+    """Return the hash of the base model a training starts from, making it first where there is none.
+
+    It is made of published weights, of a file, or of a seed.
 
     Raises:
         UserError: there is no base model and none to fetch.
     """
     folder = Path(cfg.base)
     card = read_json(folder / "card.json")
-    if card is None:
-        if cfg.model.get("pretrained") is None:
-            raise UserError(f"No base model at {folder}. Run: {cfg.model.base_command}")
+    pretrained = cfg.model.get("pretrained")
+    if card is None and pretrained is None and cfg.model.get("base_command"):
+        raise UserError(f"No base model at {folder}. Run: {cfg.model.base_command}")
+    # Before anything heavy is imported: most often it is there, and of the weights asked for.
+    if card is None or card.get("settings", {}).get("pretrained", pretrained) != pretrained:
         from hydra.utils import instantiate
 
-        from mergeability.models.base import fetch_base
+        from mergeability.models.base import check_origin, fetch_base
 
-        card = fetch_base(folder, instantiate(cfg.model, _convert_="all"))
+        model = instantiate(cfg.model, _convert_="all")
+        card = card or fetch_base(folder, model)
+        check_origin(folder, card, model)
     return card["sha256"]
+
+
+def source_hash(source: str) -> str:
+    """Return the hash of a model from elsewhere, by content: it may lie in another place next time."""
+    from mergeability.checkpoints import file_hash
+    from mergeability.hub import find_weights
+
+    return file_hash(find_weights(source))
 
 
 @dataclass(frozen=True)

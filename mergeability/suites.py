@@ -10,6 +10,7 @@ from torch import Tensor
 from mergeability import checkpoints
 from mergeability.data.tasks import Task
 from mergeability.errors import UserError
+from mergeability.hub import open_checkpoint
 from mergeability.models.base import WEIGHTS
 from mergeability.models.clip import ClipModel
 from mergeability.store import Store
@@ -100,8 +101,8 @@ class CheckpointSuite:
 
     Attributes:
         name: of the suite.
-        base: the base's state dict, a safetensors file.
-        models: name → a fine-tuned state dict.
+        base: the base's state dict: a file, a folder, or an id on the Hugging Face hub.
+        models: name → a fine-tuned state dict, given the same way.
         warn_above: length of a task vector, as a share of the base's, above which another base is suspected.
         refuse_above: the length above which a model is refused.
     """
@@ -119,10 +120,14 @@ class CheckpointSuite:
             raise UserError("suite.models names files: 'suite.models={a: a.safetensors, b: b.safetensors}'.")
 
     def load(self, store: Store) -> TaskVectors:
-        """Open the task vectors."""
+        """Open the task vectors.
+
+        Raises:
+            UserError: a model cannot be found, downloaded or read, or was made from another base.
+        """
         return TaskVectors.load(
-            {str(name): path for name, path in self.models.items()},
-            base=self.base,
+            {str(name): open_checkpoint(source, store) for name, source in self.models.items()},
+            base=open_checkpoint(self.base, store),
             store=store,
             warn_above=self.warn_above,
             refuse_above=self.refuse_above,

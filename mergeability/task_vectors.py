@@ -70,7 +70,8 @@ class TaskVectors(Mapping[str, Tensor]):
     Attributes:
         tasks: names of the models, in the order given.
         parameters: parameter (and buffer) name → where it lies in the checkpoints.
-        hashes: task → SHA-256 of the model's file.
+        hashes: task → SHA-256 of the model's file; of its and the base's where the model has no projection of its
+            own, as Hugging Face's `CLIPVisionModel`: it then is the base's.
         base_hash: SHA-256 of the base's file.
     """
 
@@ -88,6 +89,7 @@ class TaskVectors(Mapping[str, Tensor]):
             raise UserError(
                 "Expected at least one fine-tuned model, got none: name them as {'a': path, ...}."
             )
+        models = {task: model.completed(base) for task, model in models.items()}
         for task, model in models.items():
             _check_same_architecture(task, model, base)
         floating = [name for name in base.names if base.dtypes[name].is_floating_point]
@@ -99,7 +101,11 @@ class TaskVectors(Mapping[str, Tensor]):
         with ThreadPoolExecutor() as pool:
             hashes = list(pool.map(lambda one: _file_hash(one, self.store), [base, *models.values()]))
         self.base_hash: str = hashes[0]
-        self.hashes: dict[str, str] = dict(zip(models, hashes[1:], strict=True))
+        self.hashes: dict[str, str] = {
+            # A model's own file does not say what it is where the projection is the base's.
+            task: digest({"file": own, "base": hashes[0]}) if models[task].has_lent_projection else own
+            for task, own in zip(models, hashes[1:], strict=True)
+        }
         self._base, self._models = base, dict(models)
         self._warn_above, self._refuse_above = warn_above, refuse_above
         self._transform: Callable[[str, str, Tensor], Tensor] | None = None

@@ -20,6 +20,10 @@ _BARE_VISUAL = re.compile(
     r"|transformer\.resblocks\.\d+\..+)$"
 )
 
+# The same of a CLIP's ResNet, which no other ResNet's pooler has.
+_RESNET_POOLER = "attnpool.positional_embedding"
+_BARE_RESNET = re.compile(r"^((conv|bn)[123]|layer[1-4]\.\d+|attnpool)\..+$")
+
 # Only the blocks' attention is fused: an attention pooler of open_clip keeps its projections apart on purpose.
 _SPLIT_ATTENTION = re.compile(
     r"^(visual\.transformer\.resblocks\.\d+\.attn\.)[qkv]_proj(_weight|\.weight|\.bias)$"
@@ -46,6 +50,22 @@ _PROJECTION = "visual_projection.weight"
 _CANONICAL_BLOCK = re.compile(r"^visual\.transformer\.resblocks\.(\d+)\.")
 _POSITION_IDS = "embeddings.position_ids"
 _TEXT_TOWER = re.compile(r"^(text_model\..+|text_projection(\..+)?|logit_scale)$")
+# The text tower of a Hugging Face CLIP → open_clip's, outside the blocks.
+_TEXT = {
+    "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm.weight": "ln_final.weight",
+    "text_model.final_layer_norm.bias": "ln_final.bias",
+    "logit_scale": "logit_scale",
+}
+_OPEN_CLIP_TEXT = re.compile(
+    r"^(token_embedding\.weight|positional_embedding|ln_final\.(weight|bias)|text_projection|logit_scale"
+    r"|transformer\.resblocks\.\d+\..+)$"
+)
+_TEXT_PROJECTION = "text_projection.weight"
+_TEXT_POSITION_IDS = "text_model.embeddings.position_ids"
+# What OpenAI's files hold beside the weights, and a mask that is no weight.
+_CONSTANTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 
 _LISTED = 5
 _DAMAGED = "The file is damaged or of another architecture: save it again."
@@ -94,9 +114,42 @@ def canonical_sources(names: Iterable[str]) -> dict[str, Source]:
         return _fuse_attention({f"visual.{name.removeprefix(prefix)}": name for name in chosen})
     if hugging_face:
         return _hugging_face_sources(hugging_face[0], set(names))
-    if "class_embedding" in names and all(_BARE_VISUAL.match(name) for name in names):
+    transformer = "class_embedding" in names and all(_BARE_VISUAL.match(name) for name in names)
+    if transformer or (_RESNET_POOLER in names and all(_BARE_RESNET.match(name) for name in names)):
         return _fuse_attention({f"visual.{name}": name for name in names})
     return {name: Source((name,)) for name in names}
+
+
+def layout_name(names: Iterable[str]) -> str:
+    """Say in words under which names a file keeps its visual tower."""
+    names = list(names)
+    for tower in _hugging_face_towers(set(names)):
+        projection = "with" if tower.wrapper + _PROJECTION in names else "without"
+        return f"Hugging Face's CLIP names under '{tower.transformer}', {projection} a projection"
+    prefix = next(
+        (one + "visual." for one in _WRAPPERS if any(n.startswith(one + "visual.") for n in names)), ""
+    )
+    return f"open_clip's names under '{prefix}'"
+
+
+def left_over(names: Iterable[str]) -> list[str]:
+    """List the names that belong neither to a CLIP's visual tower nor to what may lie beside it, sorted.
+
+    Beside it may lie a text tower, whole or in part, and the constants in OpenAI's files. `canonical_sources` leaves
+    out more than that where names are open_clip's; files from elsewhere are checked by this first.
+    """
+    names = list(names)
+    used = {part for source in canonical_sources(names).values() for part in source.names}
+    return sorted(name for name in names if name not in used and not _may_lie_beside(name))
+
+
+def _may_lie_beside(name: str) -> bool:
+    own = next(name.removeprefix(wrapper) for wrapper in reversed(_WRAPPERS) if name.startswith(wrapper))
+    return (
+        own in _CONSTANTS
+        or own.endswith(_POSITION_IDS)
+        or bool(_TEXT_TOWER.match(own) or _OPEN_CLIP_TEXT.match(own))
+    )
 
 
 def hugging_face_sources(names: Iterable[str]) -> dict[str, Source]:
@@ -120,6 +173,45 @@ def hugging_face_sources(names: Iterable[str]) -> dict[str, Source]:
     return sources
 
 
+def clip_sources(names: Iterable[str]) -> dict[str, Source]:
+    """Map the names of a whole CLIP, both towers, from a file's to open_clip's.
+
+    open_clip's names may lie inside a `model.` or `module.`; Hugging Face's are those of `CLIPModel`. Nothing is left
+    out but Hugging Face's integer position numbers and the constants in OpenAI's files, so what is no CLIP shows as
+    names too many or too few.
+
+    Raises:
+        UserError: there are several visual towers, or a tower under Hugging Face's names is not whole.
+    """
+    given = set(names)
+    for tower in _hugging_face_towers(given):
+        text = {name for name in given if _TEXT_TOWER.match(name.removeprefix(tower.wrapper))}
+        return _hugging_face_sources(tower, given) | _hugging_face_text(tower.wrapper, text)
+    (wrapper, *_) = [one for one in _WRAPPERS if any(name.startswith(one + "visual.") for name in given)] or [
+        ""
+    ]
+    inside = {name.removeprefix(wrapper): name for name in given if name.startswith(wrapper)}
+    outside = {name: name for name in given if not name.startswith(wrapper)}
+    kept = {name: own for name, own in (inside | outside).items() if name not in _CONSTANTS}
+    return _fuse_attention(kept)
+
+
+def _hugging_face_text(wrapper: str, names: set[str]) -> dict[str, Source]:
+    layer = re.compile(re.escape(wrapper) + r"text_model\.encoder\.layers\.(\d+)\.")
+    sources = {canonical: Source((wrapper + name,)) for name, canonical in _TEXT.items()}
+    sources["text_projection"] = Source((wrapper + _TEXT_PROJECTION,), transposed=True)
+    for block in range(_blocks(names, layer)):
+        stem = f"{wrapper}text_model.encoder.layers.{block}."
+        sources |= _block_sources(stem, f"transformer.resblocks.{block}.")
+    expected = {name for source in sources.values() for name in source.names}
+    if faults := _faults(sorted(expected - names), sorted(names - expected - {wrapper + _TEXT_POSITION_IDS})):
+        raise UserError(
+            f"Expected the text tower of a CLIP beside its visual tower, but {faults}. Give the whole CLIPModel: the "
+            "heads of tasks are made by its text tower."
+        )
+    return sources
+
+
 def canonical_shape(shapes: Sequence[tuple[int, ...]], transposed: bool) -> tuple[int, ...]:
     """Return the shape of a canonical tensor made of tensors of these shapes.
 
@@ -138,7 +230,7 @@ def canonical_shape(shapes: Sequence[tuple[int, ...]], transposed: bool) -> tupl
         if not all(shape and shape[1:] == first[1:] for shape in shapes):
             raise UserError(
                 "Expected tensors that can be put one below the other, equal in every axis but the first, "
-                f"but their shapes are {_listed([str(shape) for shape in shapes])}. {_DAMAGED}"
+                f"but their shapes are {listed([str(shape) for shape in shapes])}. {_DAMAGED}"
             )
         first = (sum(shape[0] for shape in shapes), *first[1:])
     if not transposed:
@@ -177,12 +269,12 @@ def _fuse_attention(tower: dict[str, str]) -> dict[str, Source]:
     if repeated:
         raise UserError(
             "Expected queries, keys and values either apart or fused, but this file gives them twice for "
-            f"{_listed(repeated)}. Remove one of the two."
+            f"{listed(repeated)}. Remove one of the two."
         )
     if missing:
         raise UserError(
             "Expected queries, keys and values in each attention that keeps them apart, with their biases, "
-            f"but missing ({len(missing)}): {_listed(missing)}. Save the whole state dict again."
+            f"but missing ({len(missing)}): {listed(missing)}. Save the whole state dict again."
         )
     return sources
 
@@ -230,14 +322,14 @@ def _tower_sources(tower: _HuggingFaceTower, blocks: int) -> dict[str, Source]:
         f"visual.{canonical}": Source((tower.transformer + name,)) for name, canonical in _TOWER.items()
     }
     for block in range(blocks):
-        sources |= _hugging_face_block(tower, block)
+        layer = f"{tower.transformer}encoder.layers.{block}."
+        sources |= _block_sources(layer, f"visual.transformer.resblocks.{block}.")
     sources["visual.proj"] = Source((tower.wrapper + _PROJECTION,), transposed=True)
     return sources
 
 
-def _hugging_face_block(tower: _HuggingFaceTower, block: int) -> dict[str, Source]:
-    layer = f"{tower.transformer}encoder.layers.{block}."
-    canonical = f"visual.transformer.resblocks.{block}."
+def _block_sources(layer: str, canonical: str) -> dict[str, Source]:
+    """Map the canonical names of one block, in either tower, to Hugging Face's."""
     sources = {}
     for kind in ("weight", "bias"):
         apart = tuple(f"{layer}self_attn.{part}_proj.{kind}" for part in "qkv")
@@ -261,9 +353,10 @@ def _check_complete(tower: _HuggingFaceTower, expected: set[str], names: set[str
 def _faults(missing: Sequence[str], unknown: Sequence[str]) -> str:
     """List what is missing and what is not understood; nothing where there is neither."""
     kinds = ((missing, "missing"), (unknown, "not understood"))
-    return "; ".join(f"{kind} ({len(listed)}): {_listed(listed)}" for listed, kind in kinds if listed)
+    return "; ".join(f"{kind} ({len(names)}): {listed(names)}" for names, kind in kinds if names)
 
 
-def _listed(items: Sequence[str]) -> str:
+def listed(items: Sequence[str]) -> str:
+    """Name a few items and count the others."""
     shown = ", ".join(items[:_LISTED])
     return f"{shown} and {len(items) - _LISTED} more" if len(items) > _LISTED else shown

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks import agreement, models, opponents
+from benchmarks import agreement, finetune_throughput, models, opponents
 from benchmarks.__main__ import main
 
 
@@ -34,3 +34,19 @@ def test_the_whole_benchmark_runs_at_a_tiny_size(tmp_path):
     text = (tmp_path / "metrics.md").read_text()
     assert "÷ ours" in text
     assert str(tmp_path) not in text
+
+
+def test_the_throughput_benchmark_runs_at_a_tiny_size_and_wants_a_gpu_for_a_real_one(capsys, monkeypatch):
+    import torch
+
+    assert (
+        finetune_throughput.main(["--sizes", "tiny", "--device", "cpu", "--steps", "2", "--rounds", "2"]) == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert found["images_per_second"].keys() == {"bare", "fine_tuning"}
+    rates = found["images_per_second"]
+    assert found["share"] == pytest.approx(rates["fine_tuning"] / rates["bare"], rel=0.01)
+    assert (found["models"], found["pairs"], found["metrics"]) == (3, 3, 28)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert finetune_throughput.main([]) == 1
+    assert "no CUDA device" in capsys.readouterr().err

@@ -21,16 +21,16 @@ SETS = {
     "predictor": {"all", "none"},
 }
 COUNTS = {
-    "experiment": 1,
+    "experiment": 6,
     "logger": 3,
     "merge": 16,
     "metric": 46,
-    "model": 2,
+    "model": 5,
     "paths": 1,
-    "predictor": 13,
+    "predictor": 15,
     "profile": 1,
     "reg": 3,
-    "run": 2,
+    "run": 3,
     "suite": 7,
     "task": 32,
     "trainer": 4,
@@ -42,11 +42,14 @@ REAL = [
     *("cifar10", "food101", "fashion_mnist", "emnist", "kmnist", "rendered_sst2"),
 ]
 TRAIN_ONLY = {"task", "trainer", "run", "experiment"}
+# Experiments belong to one of the two scripts each.
+ANALYZE_EXPERIMENTS = {"paper_v1", "paper_icml"}
 ANALYZE_ONLY = {"suite", "merge", "metric", "predictor", "profile"}
 # What a suite needs to be named on the command line.
 NEEDED = {
     "checkpoints": ["suite.base=base.safetensors", "suite.models={a: a.safetensors, b: b.safetensors}"],
     "table": ["suite.table=pairs.csv"],
+    "import": ["source=model.safetensors"],
 }
 
 
@@ -80,13 +83,45 @@ def test_every_member_composes_with_everything_resolved(group, name):
     primaries = [
         p for p in ("train", "analyze") if group not in (TRAIN_ONLY if p == "analyze" else ANALYZE_ONLY)
     ]
+    if group == "experiment" and name in ANALYZE_EXPERIMENTS:
+        primaries = ["analyze"]
     for primary in primaries:
         choice = f"+{group}={name}" if group == "experiment" else f"{group}={name}"
-        needed = NEEDED.get(name, []) if group == "suite" else []
-        if group == "run" and name == "pretrain":
-            continue  # Composed by experiment=pretrain_mini.
+        needed = NEEDED.get(name, []) if group in ("suite", "experiment") else []
+        if group == "run" and name in ("pretrain", "import"):
+            continue  # Composed by experiment=pretrain_mini and experiment=import.
         cfg = composed(primary, choice.removeprefix("+"), *needed)
         OmegaConf.to_container(without_runtime(cfg), resolve=True, throw_on_missing=True)
+
+
+def test_the_papers_comparisons_have_its_methods_with_its_options():
+    first, second = (composed("analyze", f"experiment={name}") for name in ("paper_v1", "paper_icml"))
+    assert list(first.merge) == ["average", "ta", "tsv", "iso_c"]
+    assert first.merge.iso_c.truncate is True
+    assert list(second.merge) == ["average", "ta", "tsv", "ties", "dare"]
+    assert (second.merge.ties.scope, second.merge.ties.alpha) == ("tensor", 0.3)
+    for cfg in (first, second):
+        assert len(cfg.metric) == 28
+        assert cfg.model.name == "vit_b16"
+        assert cfg.merge.ta.alpha == 0.3
+
+
+@pytest.mark.parametrize(("name", "optimizer"), [("paper_adamw", "adamw"), ("paper_sgd", "sgd")])
+def test_the_papers_trainings_have_its_recipe(name, optimizer):
+    cfg = composed("train", f"experiment={name}")
+    settings = instantiate(cfg.training, _convert_="all")
+    assert (settings.optimizer, settings.momentum, settings.learning_rate) == (optimizer, 0.9, 1e-5)
+    assert (settings.batch_size, settings.accumulate, settings.gradient_clip) == (64, 2, 10)
+    assert cfg.trainer.precision == "32-true"
+    assert cfg.folder.endswith(f"vit_b16/none-0+{name}/seed-0/digits")
+    # What the analysis looks for is what the training leaves.
+    assert composed("analyze", "experiment=paper_v1").suite.trained == "none-0+paper_adamw/seed-0"
+
+
+@pytest.mark.parametrize("name", sorted({path.stem for path in (CONF / "experiment").glob("*.yaml")}))
+def test_every_experiment_begins_with_the_command_that_runs_it(name):
+    script = "analyze" if name in ANALYZE_EXPERIMENTS else "train"
+    assert f"#   python {script}.py experiment={name}" in (CONF / "experiment" / f"{name}.yaml").read_text()
 
 
 @pytest.fixture

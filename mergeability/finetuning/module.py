@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from torchmetrics.classification import MulticlassAccuracy
 from mergeability.errors import UserError
 from mergeability.finetuning.objective import Penalty, Step, cross_entropy
 
+OPTIMIZERS = ("adamw", "sgd")
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -22,14 +24,20 @@ class TrainingSettings:
 
     Attributes:
         epochs: passes over the training split.
-        learning_rate: peak of AdamW's learning rate.
-        weight_decay: AdamW's decoupled weight decay, on every parameter.
-        batch_size: images a micro-batch.
+        learning_rate: peak of the learning rate.
+        weight_decay: on every parameter: decoupled with AdamW, part of the gradient with SGD.
+        batch_size: images a micro-batch, on each device.
         accumulate: micro-batches a step.
         warmup_steps: linear warm-up, cut to `warmup_share` of all steps where that is fewer.
         warmup_share: the largest share of steps spent warming up.
         gradient_clip: largest norm of the whole gradient.
         train_evaluation_images: how many training images the training accuracy in the card is measured on.
+        optimizer: "adamw", or "sgd" with momentum.
+        momentum: of SGD.
+        compile: whether `torch.compile` compiles the encoder: minutes at the start, faster steps after. Off by default.
+
+    Raises:
+        UserError: a number that cannot train, or an unknown optimizer.
     """
 
     epochs: int
@@ -41,8 +49,15 @@ class TrainingSettings:
     warmup_share: float | int = 0.1
     gradient_clip: float | int = 1.0
     train_evaluation_images: int = 2000
+    optimizer: str = "adamw"
+    momentum: float | int = 0.9
+    compile: bool = False
 
     def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise UserError(
+                f"Expected training.optimizer to be {' or '.join(OPTIMIZERS)}, got {self.optimizer!r}."
+            )
         for name in ("epochs", "learning_rate", "batch_size", "accumulate"):
             if not getattr(self, name) > 0:
                 raise UserError(f"training.{name} must be positive, not {getattr(self, name)}.")
@@ -89,6 +104,7 @@ class FineTuningModule(pl.LightningModule):
         self.validation_accuracy = MulticlassAccuracy(len(head), average="micro")
         self.images_seen = 0  # In this process: a resumed training counts from there.
         self._batch: tuple[Tensor, Tensor] | None = None
+        self._compiled: nn.Module | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode uint8 images."""
@@ -97,18 +113,27 @@ class FineTuningModule(pl.LightningModule):
     def _loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         images, labels = batch
         with sdpa_kernel(SDPBackend.MATH) if self._second_order else contextlib.nullcontext():
-            return cross_entropy(self.encoder, self.head, self.preprocess(images), labels)
+            encoder = self.encoder if self._compiled is None else self._compiled
+            return cross_entropy(encoder, self.head, self.preprocess(images), labels)
 
     @property
     def _second_order(self) -> bool:
         return self.penalty is not None and self.penalty.second_order
 
     def on_fit_start(self) -> None:
-        """Refuse what a penalty cannot see through.
+        """Refuse what a penalty cannot see through; compile the encoder where that is asked for.
 
         Raises:
-            UserError: losses are scaled for 16-bit floats.
+            UserError: losses are scaled for 16-bit floats, or a compiled encoder is to be differentiated twice.
         """
+        if self.settings.compile and self._second_order:
+            raise UserError(
+                "A compiled encoder has no second derivative, which this penalty takes: leave out "
+                "training.compile=true, or choose reg.penalty.estimator=finite_difference."
+            )
+        if self.settings.compile:
+            # Beside the encoder, whose names in the checkpoint stay what they are.
+            object.__setattr__(self, "_compiled", torch.compile(self.encoder))
         if self.penalty is not None and str(self.trainer.precision) == "16-mixed":
             raise UserError(
                 "Under trainer.precision=16-mixed gradients are scaled, which a penalty cannot undo. Use bf16-mixed "
@@ -157,6 +182,7 @@ class FineTuningModule(pl.LightningModule):
                 "take a smaller reg.lambda or learning rate."
             )
         self.log(f"penalty/{self.penalty.name}", value)
+        gradients = _mean_over_devices(gradients)
         for parameter, gradient in zip(self.trained, gradients, strict=True):
             gradient = (gradient * share).to(parameter.dtype)
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
@@ -167,23 +193,53 @@ class FineTuningModule(pl.LightningModule):
             return self._loss(self._batch)[0]
 
     def configure_optimizers(self) -> Any:
-        """Return AdamW with a cosine schedule per optimiser step."""
+        """Return the optimiser with a cosine schedule per optimiser step."""
         settings = self.settings
-        optimizer = torch.optim.AdamW(
-            self.trained, lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
+        # What Lightning counts: accumulation, the last incomplete group and several devices are in it.
         total = int(self.trainer.estimated_stepping_batches)
         warmup = min(settings.warmup_steps, math.ceil(settings.warmup_share * total))
+        optimizer = _optimizer(self.trained, settings)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: cosine_with_warmup(step, total, warmup)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+def _optimizer(parameters: Sequence[nn.Parameter], settings: TrainingSettings) -> torch.optim.Optimizer:
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=settings.momentum, weight_decay=decay)
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+
+
+def _mean_over_devices(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Average gradients that no backward pass made: what otherwise averages them does not see these."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return gradients
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    return [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
+
+
 @contextlib.contextmanager
 def _buffers_kept(encoder: nn.Module) -> Iterator[None]:
-    """Undo what a second forward pass of the same images does to running statistics."""
-    before = [(buffer, buffer.clone()) for buffer in encoder.buffers()]
-    yield
-    for buffer, value in before:
-        buffer.copy_(value)
+    """Keep running statistics from what a second forward pass of the same images does to them.
+
+    It works on copies, since a backward pass still needs the values it has left: writing the former ones back into the
+    same memory would be a change behind its back.
+    """
+    kept = [
+        (module, name, buffer)
+        for module in encoder.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    for module, name, buffer in kept:
+        module._buffers[name] = buffer.clone()
+    try:
+        yield
+    finally:
+        for module, name, buffer in kept:
+            module._buffers[name] = buffer

@@ -1,11 +1,13 @@
 """One fine-tuning run, from the base model to a finished checkpoint with its card."""
 
+import contextlib
+import errno
 import json
 import logging
 import shutil
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
-from torch import nn
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor, nn
 
 from mergeability import checkpoints
 from mergeability.data.image_cache import prepared
@@ -22,6 +25,7 @@ from mergeability.errors import UserError
 from mergeability.finetuning.datamodule import TaskDataModule
 from mergeability.finetuning.module import FineTuningModule, TrainingSettings
 from mergeability.finetuning.objective import Penalty
+from mergeability.finetuning.sharding import SharedData
 from mergeability.models.base import WEIGHTS, load_base
 from mergeability.models.classify import accuracy
 from mergeability.models.clip import ClipModel
@@ -67,7 +71,8 @@ def finetune(
         store: folder where images are kept, resized to what the model takes; in memory when None.
 
     Raises:
-        UserError: no base model; the task's images are not there or not as configured; training diverged.
+        UserError: no base model; the task's images are not there or not as configured; training diverged; the GPU's
+            memory or the disk is full.
     """
     folder, base_folder = Path(folder), Path(base_folder)
     record = dict(record or {})
@@ -79,14 +84,20 @@ def finetune(
     images = Store(store)
     splits = {name: prepared(task, name, model.resize, model.image_size, images) for name in SPLITS}
     judged = {**splits, "train": _spread(splits["train"], settings.train_evaluation_images)}
-    before = {name: accuracy(encoder, head, model.preprocess, images) for name, images in judged.items()}
+    # Of several processes the first one evaluates and writes; the others only train.
+    first = rank_zero_only.rank == 0
+    device = _device(trainer or {})
+    before = _accuracies(encoder, head, model, judged, device) if first else {}
     module = FineTuningModule(encoder, head, model.preprocess, settings, penalty)
     began = time.monotonic()
     data = TaskDataModule(splits["train"], splits["validation"], settings.batch_size, seed)
-    _fit(module, data, settings, folder, record, trainer or {}, loggers, callbacks)
+    with _resources_named(settings, folder):
+        devices = _fit(module, data, settings, folder, record, trainer or {}, loggers, callbacks)
     seconds = time.monotonic() - began
+    if not first:
+        return {}
     _check_finite(encoder, task, folder)
-    after = {name: accuracy(encoder, head, model.preprocess, images) for name, images in judged.items()}
+    after = _accuracies(encoder, head, model, judged, device)
     checkpoints.remove_card(folder)
     state = {f"{checkpoints.PREFIX}{name}": tensor for name, tensor in encoder.state_dict().items()}
     card = {
@@ -105,7 +116,9 @@ def finetune(
             name: {"count": len(found), "sha256": found.fingerprint} for name, found in splits.items()
         },
         "seconds": round(seconds, 2),
-        "images_per_second": round(module.images_seen / seconds, 1),
+        "images_per_second": round(module.images_seen * devices / seconds, 1),
+        "devices": devices,
+        "peak_memory_gib": peak_memory(),
         **provenance(),
     }
     checkpoints.write_card(folder, card)
@@ -128,6 +141,23 @@ def _spread(images: Images, count: int) -> Images:
     return images[torch.linspace(0, len(images) - 1, count, dtype=torch.float64).long()]
 
 
+def _device(options: Mapping[str, Any]) -> str:
+    """Say where to evaluate: on a GPU if the training uses one."""
+    on_gpu = options.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "cuda" if on_gpu else "cpu"
+
+
+def _accuracies(
+    encoder: nn.Module, head: Tensor, model: ClipModel, images: Mapping[str, Images], device: str
+) -> dict[str, float]:
+    """Measure the accuracy on each split; the encoder is back on the CPU afterwards."""
+    encoder.to(device)
+    try:
+        return {name: accuracy(encoder, head, model.preprocess, part) for name, part in images.items()}
+    finally:
+        encoder.to("cpu")
+
+
 def _fit(
     module: FineTuningModule,
     data: TaskDataModule,
@@ -137,7 +167,8 @@ def _fit(
     options: Mapping[str, Any],
     loggers: Sequence[Logger],
     callbacks: Sequence[Callback | None],
-) -> None:
+) -> int:
+    """Train; return on how many devices."""
     unfinished = folder / "unfinished"
     resume = _resume_from(unfinished, record)
     module.encoder.train()
@@ -152,13 +183,63 @@ def _fit(
         enable_model_summary=False,
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         default_root_dir=folder,
+        use_distributed_sampler=False,
         **options,
     )
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        trainer.fit(module, datamodule=SharedData(data), ckpt_path=resume, weights_only=True)
     except SystemExit as error:
         # Lightning turns Ctrl-C into an exit; the commands have their own way to end on it.
         raise KeyboardInterrupt from error
+    return trainer.world_size
+
+
+@contextlib.contextmanager
+def _resources_named(settings: TrainingSettings, folder: Path) -> Iterator[None]:
+    """Turn what a person can do something about, memory and disks that are full, into one sentence.
+
+    Raises:
+        UserError: it was one of these.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        size = settings.batch_size
+        half = max(1, size // 2)
+        advice = (
+            f"training.batch_size={half} training.accumulate={-(-size * settings.accumulate // half)} makes the same "
+            "steps in smaller parts, and "
+        )
+        raise UserError(
+            f"The GPU's memory does not hold training on {size} images at a time: {advice if size > 1 else ''}"
+            "trainer.precision=bf16-mixed takes less."
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _remove_damaged_state(folder / "unfinished")
+        raise UserError(
+            f"The disk of {folder} is full: the state of the training could not be kept ({error.strerror}). Free some "
+            "space, or set paths.root elsewhere, and start the same command again."
+        ) from error
+
+
+def _remove_damaged_state(unfinished: Path) -> None:
+    for state in unfinished.glob("*.ckpt"):
+        if not zipfile.is_zipfile(state):
+            state.unlink()
+
+
+def peak_memory() -> float | None:
+    """Return the most memory this process took, in GiB: of the GPU's where there is one; None where it is not known."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    kilobytes = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
+    return None if kilobytes is None else round(kilobytes / 2**20, 2)
 
 
 def saver_of_each_epoch(folder: Path) -> ModelCheckpoint:
@@ -171,6 +252,9 @@ def saver_of_each_epoch(folder: Path) -> ModelCheckpoint:
 def _resume_from(unfinished: Path, record: Mapping[str, Any]) -> Path | None:
     """Return the last epoch's state if it is whole and of these settings; clear the folder otherwise."""
     settings, state = unfinished / "settings.json", unfinished / "last.ckpt"
+    if rank_zero_only.rank != 0:
+        # The first process has cleared the folder before it started this one.
+        return state if state.is_file() else None
     if settings.is_file() and state.is_file() and json.loads(settings.read_text()) == digest(record):
         if zipfile.is_zipfile(state):  # What torch.save writes; the directory at its end is lost first.
             logger.info("Continuing the unfinished training in %s.", unfinished)

@@ -3,12 +3,12 @@
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergeability import checkpoints
 from mergeability.errors import UserError
+from mergeability.hub import find_weights
 from mergeability.models.clip import ClipModel
 from mergeability.provenance import provenance
 from mergeability.store import digest
@@ -47,7 +47,7 @@ def load_base(folder: Path, model: ClipModel) -> "CLIP":
     path = folder / WEIGHTS
     if not path.is_file():
         raise UserError(f"No base model at {path}. Train one first: train.py makes or fetches it.")
-    clip = replace(model, pretrained=None).build()
+    clip = model.architecture_only()
     given, own = checkpoints.load(path), clip.state_dict()
     wrong = [name for name in own.keys() | given.keys() if name not in own or name not in given]
     wrong = wrong or [name for name in own if own[name].shape != given[name].shape]
@@ -61,19 +61,55 @@ def load_base(folder: Path, model: ClipModel) -> "CLIP":
 
 
 def fetch_base(folder: Path, model: ClipModel) -> dict[str, Any]:
-    """Fetch published weights, once, and keep both towers as the base model; return the card.
+    """Make the base model, once: from published weights, from a file, or from seed 0; keep both towers.
+
+    Returns:
+        The card.
 
     Raises:
-        UserError: they cannot be fetched.
+        UserError: the weights cannot be fetched, or are not this architecture's.
     """
     try:
         clip = model.build()
+    except UserError:
+        raise
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"Cannot fetch the weights {model.pretrained!r} of {model.name} ({error.__class__.__name__}): this needs "
-            f"a network the first time. Copy {folder} from a machine that has it."
+            f"a network the first time. Copy {folder} from a machine that has it, or give a file with both towers in "
+            "model.pretrained=<path>."
         ) from error
-    return save_base(folder, model, clip, {"pretrained": model.pretrained}, {})
+    if model.pretrained is None:
+        logger.warning(
+            "model.pretrained=null: the base model %s is random weights, for trying things out.", folder
+        )
+    return save_base(folder, model, clip, _origin(model), {})
+
+
+def check_origin(folder: Path, card: Mapping[str, Any], model: ClipModel) -> None:
+    """Check that the base model in a folder is made of the weights that `model` asks for.
+
+    Raises:
+        UserError: it is made of others: a trial run with random weights would pass for the real thing.
+    """
+    kept = card.get("settings", {})
+    if "pretrained" not in kept:
+        return  # Pretrained here: its card says how.
+    if differs := [name for name, value in _origin(model).items() if kept.get(name) != value]:
+        told = ", ".join(f"{name}={kept.get(name)}" for name in differs)
+        raise UserError(
+            f"{folder} holds a base model with {told}, not with pretrained={model.pretrained}. Keep the two apart with "
+            "model.name=<another> or paths.root=<another>, or delete that folder."
+        )
+
+
+def _origin(model: ClipModel) -> dict[str, Any]:
+    """Say what the weights of a base model are made of, as a JSON-able record."""
+    if model.is_from_file:
+        path = find_weights(str(model.pretrained))
+        # By content: the same weights may lie elsewhere on another machine.
+        return {"pretrained": "file", "pretrained_sha256": checkpoints.file_hash(path)}
+    return {"pretrained": model.pretrained}
 
 
 def pretrain_base(

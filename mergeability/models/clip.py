@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 import open_clip
@@ -12,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 
 from mergeability.errors import UserError
+from mergeability.models.clip_file import SUFFIXES, clip_weights
 
 # The published normalisation of OpenAI's CLIP, which every model derived from it keeps.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -23,11 +25,12 @@ class ClipModel:
     """A CLIP architecture, its pretrained weights if there are any, and the settings it is fine-tuned with.
 
     architecture: the name of an open_clip model, or its configuration (`embed_dim`, `vision_cfg`, `text_cfg`).
-    pretrained: a tag of open_clip, downloaded when first built; None builds from a seed. learning_rate,
-    batch_size: what suits fine-tuning this model. base_command: what makes the base model where it is not fetched.
+    pretrained: a tag of open_clip, downloaded when first built; or a file or folder with the weights of both towers,
+    under open_clip's or Hugging Face's names; None builds from a seed. learning_rate, batch_size: what suits
+    fine-tuning this model. base_command: what makes the base model where it is not fetched.
 
     Raises:
-        UserError: an unknown architecture or tag, or pretrained weights for a configuration of one's own.
+        UserError: an unknown architecture or tag, or a tag for a configuration of one's own.
     """
 
     name: str
@@ -42,11 +45,20 @@ class ClipModel:
     def __post_init__(self) -> None:
         if isinstance(self.architecture, str):
             self._check_published()
-        elif self.pretrained is not None:
+        elif self.pretrained is not None and not self.is_from_file:
             raise UserError(
                 f"Model {self.name!r}: open_clip has no weights {self.pretrained!r} for an architecture of "
-                "one's own. Set model.pretrained=null and load a checkpoint."
+                "one's own. Set model.pretrained=null, or give a file with the weights of both towers."
             )
+
+    @property
+    def is_from_file(self) -> bool:
+        """Whether the pretrained weights are a file's or a folder's, and no tag of open_clip."""
+        text = str(self.pretrained or "")
+        tags = () if not isinstance(self.architecture, str) else _tags(self.architecture)
+        if not text or text in tags:
+            return False
+        return "/" in text or text.endswith(SUFFIXES) or Path(text).exists()
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -71,9 +83,17 @@ class ClipModel:
 
         Global random state is left as it was. Under `torch.device("meta")` no memory is allocated.
         """
+        if self.is_from_file:
+            clip = self.architecture_only()
+            clip.load_state_dict(clip_weights(clip, str(self.pretrained), str(self.name), self._quick_gelu))
+            return clip
         if self.pretrained is not None:
             loaded = open_clip.create_model(str(self.architecture), pretrained=self.pretrained)
             return cast("open_clip.CLIP", loaded.eval())
+        return self.architecture_only(seed)
+
+    def architecture_only(self, seed: int = 0) -> open_clip.CLIP:
+        """Build the model with random weights fixed by the seed, in evaluation mode, whatever `pretrained` says."""
         # open_clip initialises from the global generator, so it is seeded inside a fork of it.
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)
@@ -101,18 +121,27 @@ class ClipModel:
         """Turn sentences into tokens, cut or zero-padded to the context length."""
         return _tokenizer(self.context_length)(list(texts))
 
+    @property
+    def _quick_gelu(self) -> bool:
+        return bool(self.configuration.get("quick_gelu"))
+
     def _check_published(self) -> None:
         if self.architecture not in open_clip.list_models():
             raise UserError(
                 f"Model {self.name!r}: open_clip has no architecture {self.architecture!r}. "
                 "`open_clip.list_models()` names those it has."
             )
-        tags = open_clip.list_pretrained_tags_by_model(str(self.architecture))
-        if self.pretrained is not None and self.pretrained not in tags:
+        tags = _tags(str(self.architecture))
+        if self.pretrained is not None and self.pretrained not in tags and not self.is_from_file:
             raise UserError(
-                f"Model {self.name!r}: expected pretrained weights among {', '.join(tags) or 'none'}, got "
-                f"{self.pretrained!r}. Set model.pretrained=null to build from a seed."
+                f"Model {self.name!r}: expected pretrained weights among {', '.join(tags) or 'none'}, or a file or "
+                f"folder, got {self.pretrained!r}. Set model.pretrained=null to build from a seed."
             )
+
+
+@cache
+def _tags(architecture: str) -> tuple[str, ...]:
+    return tuple(open_clip.list_pretrained_tags_by_model(architecture))
 
 
 @cache
