@@ -11,13 +11,17 @@ import pytest
 from sklearn.linear_model import LinearRegression
 
 from mergeability.errors import UserError
-from mergeability.prediction import Additive, evaluate_predictors
+from mergeability.prediction import Additive, Pearson, Ridge, Scorer, StudySettings, study_predictions
+from mergeability.prediction.scorer import transfer_table
+from mergeability.prediction.study import Known
 from mergeability.reporting import Analysis, write_report
 from mergeability.reporting.figures import cell_texts, matrix_heat_map, pair_matrix
 
 SECTIONS = [
-    "models", "merges", "metrics", "predictors", "predictions", "coefficients", "fingerprints", "missing", "run",
+    "models", "merges", "metrics", "predictors", "both-new", "beyond", "predictions", "single", "ablation",
+    "coefficients", "fingerprints", "stable", "intervals", "choice", "seeds", "set-scores", "missing", "run",
 ]  # fmt: skip
+PREDICTORS = {"ols": LinearRegression(), "ridge": Ridge(), "additive": Additive(), "pearson": Pearson()}
 
 
 class Page(HTMLParser):
@@ -69,7 +73,10 @@ def analysis():
         pairs[column] = generator.uniform(0.4, 1.0, size=len(pairs))
     pairs.loc[2, "norm_acc_ta"] = np.nan
     metrics = ["first_metric", "second"]
-    prediction = evaluate_predictors(pairs, metrics, {"ols": LinearRegression(), "additive": Additive()})
+    sets = pd.DataFrame({"tasks": ["1+2+d", "1+d+e", "2+d+e"], "arity": 3, "norm_acc_ties": [0.5, 0.6, 0.7]})
+    known = Known(categories={"one": ["first_metric"], "other": ["second"]}, sets=sets)
+    settings = StudySettings(permutations=9, seeds=2)
+    prediction = study_predictions(pairs, metrics, PREDICTORS, settings=settings, known=known)
     models = pd.DataFrame({"chance": 0.1, "base_accuracy": 0.4, "finetuned_accuracy": 0.9}, index=tasks)
     run = {"config": {"seed": 0, "path": "</script><script>alert(1)"}, "seconds": 1.5}
     return Analysis(
@@ -105,7 +112,7 @@ def test_it_has_every_section_and_the_contents_lead_there(page):
 def test_every_choice_of_the_drop_downs_has_its_figures(page):
     plots = json.loads(page.data["predictions-figures"])
     assert set(plots) == {
-        f"{t}|{m}|{p}" for t in ("norm_acc", "acc") for m in ("ties", "ta") for p in ("ols", "additive")
+        f"{t}|{m}|{p}" for t in ("norm_acc", "acc") for m in ("ties", "ta") for p in PREDICTORS
     }
     assert {part for key in plots for part in key.split("|")} <= set(page.options)
     assert set(json.loads(page.data["metrics-figures"])) == {"first_metric", "second"}
@@ -113,6 +120,39 @@ def test_every_choice_of_the_drop_downs_has_its_figures(page):
     assert set(json.loads(page.data["merges-figures"])) == merges
     for text in page.data.values():
         json.loads(text, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
+
+
+def test_both_situations_are_told_apart_and_the_main_sentences_are_there(page):
+    assert "Known partner: the pairs of one task were left out" in page.text
+    assert "Both new: neither task of a pair" in page.text
+    assert "beyond task effects" in page.text
+    single = json.loads(page.data["single-figures"])["norm_acc"][0]["data"][0]
+    assert single["y"] == ["first metric", "second"]
+    assert single["x"] == ["ties", "ta"]
+    assert set(json.loads(page.data["ablation-figures"])) == {
+        f"{protocol}|{target}" for protocol in ("loto", "l2to") for target in ("norm_acc", "acc")
+    }
+
+
+def test_scores_of_an_earlier_fit_come_first_and_say_where_it_abstains(analysis, tmp_path):
+    scorer = Scorer.fit(analysis.pairs, analysis.metrics, ["ties"])
+    pairs = analysis.pairs.assign(second=analysis.pairs["second"].where(analysis.pairs.index != 3, 99.0))
+    scores = scorer.score(pairs)
+    scored = Analysis(
+        "Scored",
+        pairs,
+        analysis.metrics,
+        scorer=scorer,
+        scores=scores,
+        transfer=transfer_table(scorer, pairs, scores),
+    )
+    write_report(scored, tmp_path / "r.html")
+    page = _read(tmp_path / "r.html")
+    assert page.ids.index("scores") < page.ids.index("missing")
+    assert "Will these models merge well?" in page.text
+    assert scores["abstains"].tolist().count("second") == 1
+    assert "ties rests" in page.text or "foresees nothing" in page.text
+    assert "inside the interval" in page.text
 
 
 def test_names_from_outside_cannot_become_markup(page):
@@ -172,7 +212,7 @@ def test_a_table_suite_has_no_models_section(analysis, tmp_path):
     )
     write_report(own, tmp_path / "r.html")
     anchors = [a for a in _read(tmp_path / "r.html").ids if not a.endswith("-figures")]
-    assert anchors == SECTIONS[1:]
+    assert anchors == SECTIONS[1:]  # The study's table of sets is enough for their section.
 
 
 def test_a_folder_that_cannot_be_written_is_the_users_to_mend(analysis, tmp_path):

@@ -23,7 +23,8 @@ from mergeability.reporting.tables import (
 
 def _record(method, predictor, r, mae=0.1, target="norm_acc"):
     return {
-        "method": method, "predictor": predictor, "protocol": "loto", "target": target, "r_mean": r, "r_std": 0.2,
+        "method": method, "predictor": predictor, "protocol": "loto", "situation": "known partner", "target": target,
+        "r_mean": r, "r_std": 0.2,
         "rho_mean": r, "train_r_mean": r, "pooled_r": r, "mae": mae, "r2_over_training_mean": 0.0, "n_folds": 3,
         "n_pairs": 3, "n_undefined": 3 if r is None else 0,
     }  # fmt: skip
@@ -135,6 +136,47 @@ def test_the_terminal_table_has_a_row_a_method_and_dashes_for_the_unknown(pairs,
     assert ["ties", "0.750", "0.600", "ols", "0.500", "0.900"] in cells
     assert ["ties", "0.750", "0.600", "–", "–", "–"] in cells
     assert lines[0].startswith("Runs [1]")
+
+
+def _both_new(method, low, high, predictor="ridge"):
+    own = {"protocol": "l2to", "situation": "both new", "r_beyond_mean": (low + high) / 2}
+    return _record(method, predictor, None) | own | {"r_beyond_mean_low": low, "r_beyond_mean_high": high}
+
+
+def test_both_new_tasks_are_foreseen_only_where_the_interval_excludes_zero(pairs, records):
+    new = [_both_new("ties", 0.1, 0.5), _both_new("ta", -0.1, 0.5), _both_new("ta", 0.7, 0.9, "ols")]
+    text = " ".join(
+        headline(Analysis("t", pairs, ["m"], ["ties", "ta"], prediction=PredictionResult([*records, *new])))
+    )
+    assert "foresees something for ties (r = 0.30 beyond the training mean, 95 % from 0.10 to 0.50)" in text
+    assert "for ta the interval reaches below 0" in text
+    result = PredictionResult([*records, _both_new("ties", -0.1, 0.5)])
+    text = " ".join(headline(Analysis("t", pairs, ["m"], ["ties", "ta"], prediction=result)))
+    assert "foresees nothing for any method" in text
+
+
+def test_the_headline_says_in_those_words_where_metrics_add_nothing(pairs, records):
+    tested = pd.DataFrame(
+        {
+            "target": ["norm_acc"] * 3,
+            "method": ["ties", "ta", "tsv"],
+            "gain": [0.2, 0.1, -0.1],
+            "p_beyond": [0.01, 0.3, 0.001],
+        }
+    )
+    result = PredictionResult(records, tables={"relabelling": tested})
+    text = " ".join(headline(Analysis("t", pairs, ["m"], ["ties", "ta"], prediction=result)))
+    assert "For ta, tsv the metrics add nothing beyond task effects" in text
+    assert "The metrics add to task effects for ties (20.0% of the squared error)." in text
+
+
+def test_what_uses_task_effects_is_no_rival_of_metrics_alone(pairs, records):
+    both = [_record("ties", "dyadic", 0.95), _record("ta", "dyadic", 0.97)]
+    assert best_predictor([*records, *both], "norm_acc") == "lasso"
+    text = " ".join(
+        headline(Analysis("t", pairs, ["m"], ["ties", "ta"], prediction=PredictionResult([*records, *both])))
+    )
+    assert "Both together (dyadic) reach r = 0.96." in text
 
 
 def test_a_predictor_that_lacks_folds_does_not_win_against_a_whole_one():
