@@ -8,10 +8,8 @@ import json
 import logging
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +37,19 @@ from mergeability.evaluation.merge_quality import (
 )
 from mergeability.evaluation.merge_writer import MergeWriter
 from mergeability.merging.merger import DATA_FREE, needs_data
-from mergeability.metrics.measure import CATEGORIES, WEIGHT_SPACE, documented_range, measure
+from mergeability.metrics.measure import measure
 from mergeability.models.clip import ClipModel
-from mergeability.prediction import PredictionResult, Scorer, StudySettings, study_predictions
-from mergeability.prediction.kept import from_record, study_key, to_record
+from mergeability.prediction import PredictionResult, Scorer
 from mergeability.prediction.scorer import FILE as FITTED
-from mergeability.prediction.scorer import transfer_table
-from mergeability.prediction.study import Known
-from mergeability.prediction.table import FINETUNED, PairTable, outcome_methods, with_finetuned_accuracy
+from mergeability.prediction.table import outcome_methods
+from mergeability.prediction_stage import (
+    FEWEST_FOR_PREDICTION,
+    Clock,
+    predict_pairs,
+    predict_table,
+    scored,
+    with_own_accuracies,
+)
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
 from mergeability.profiles.workers import Progress
@@ -59,7 +62,6 @@ from mergeability.suites import CheckpointSuite, TableSuite, TaskSuite
 from mergeability.task_vectors import TaskVectors
 
 logger = logging.getLogger(__name__)
-FEWEST_FOR_PREDICTION = 4
 RESULTS = (
     "pairs.csv",
     "sets.csv",
@@ -75,21 +77,6 @@ RESULTS = (
     "run.json",
     "report.html",
 )
-
-
-@dataclass
-class Clock:
-    """How long each stage took, in seconds."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time one stage."""
-        logger.info("%s …", name)
-        began = time.monotonic()
-        yield
-        self.seconds[name] = round(time.monotonic() - began, 2)
 
 
 def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | None = None) -> Analysis:
@@ -115,7 +102,7 @@ def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | Non
         case TableSuite() as suite:
             parts = _analyse_table(suite, request, store, progress, clock)
     if scorer is not None:
-        parts |= _scored(scorer, parts["pairs"], request)
+        parts |= scored(scorer, parts["pairs"], request)
     run = {
         **(facts or {}),
         **parts.pop("facts", {}),
@@ -201,14 +188,14 @@ def _analyse_tasks(
             save=_saver(merge_vectors, request, sets, suite.model),
         )
         outcomes = evaluation.sets(request.merges, sets, progress)
-    pairs = _with_own_accuracies(_with_outcomes(table, request, sets, outcomes), models)
+    pairs = with_own_accuracies(_with_outcomes(table, request, sets, outcomes), models)
     methods = outcomes.methods if any(len(one) == 2 for one in sets) else []
     merged_sets = (
         set_table(outcomes.accuracies[outcomes.accuracies["arity"] > 2])
         if len(outcomes.accuracies)
         else pd.DataFrame()
     )
-    prediction, fitted, without = _predict_pairs(
+    prediction, fitted, without = predict_pairs(
         pairs, merged_sets, request, methods, sets, store, progress, clock
     )
     return {
@@ -281,15 +268,9 @@ def _analyse_table(
             f"{suite.table} has no outcomes of {', '.join(absent)}; it has those of {', '.join(found) or 'no method'}."
         )
     methods = list(suite.methods or found)
-    settings = replace(request.prediction, rows=suite.rows)
-    prediction, fitted = None, None
-    if request.predictors and methods:
-        # Checks the tasks of the pairs first, which the accuracies are read from.
-        PairTable.validate(pairs, names, [])
-        pairs = with_finetuned_accuracy(pairs)
-        prediction, fitted = _predict(
-            pairs, pd.DataFrame(), names, methods, request, settings, store, progress, clock
-        )
+    pairs, prediction, fitted = predict_table(
+        pairs, names, methods, suite.rows, request, store, progress, clock
+    )
     return {
         "models": pd.DataFrame(),
         "pairs": pairs,
@@ -409,81 +390,6 @@ def _with_outcomes(
     if len(of_pairs):
         table = table.join(pair_table(of_pairs))
     return table.reset_index()
-
-
-def _with_own_accuracies(pairs: pd.DataFrame, models: pd.DataFrame) -> pd.DataFrame:
-    """Add the mean of the two models' own accuracies, fine-tuned and base: what is known before any merge."""
-    own = {
-        column: (
-            pairs["task_a"].map(models[column]).to_numpy() + pairs["task_b"].map(models[column]).to_numpy()
-        )
-        / 2
-        for column in (FINETUNED, "base_accuracy")
-    }
-    return pairs.assign(**own)
-
-
-def _predict_pairs(
-    pairs: pd.DataFrame,
-    merged_sets: pd.DataFrame,
-    request: Request,
-    methods: list[str],
-    sets: Sequence[tuple[str, ...]],
-    store: Store,
-    progress: Progress,
-    clock: Clock,
-) -> tuple[PredictionResult | None, Scorer | None, list[str]]:
-    """Predict the outcomes of pairs; or say in a sentence why not."""
-    if not request.merges or not request.predictors:
-        return None, None, []
-    if not methods:
-        return (
-            None,
-            None,
-            ["Nothing was predicted: predictors are fitted on pairs, and no pair was merged."],
-        )
-    tasks = {task for one in sets if len(one) == 2 for task in one}
-    if len(tasks) < FEWEST_FOR_PREDICTION:
-        sentence = f"the chosen pairs have {len(tasks)} tasks, fewer than {FEWEST_FOR_PREDICTION}"
-        return None, None, [f"Nothing was predicted: {sentence}."]
-    metrics = list(request.metrics)
-    found = _predict(
-        pairs, merged_sets, metrics, methods, request, request.prediction, store, progress, clock
-    )
-    return *found, []
-
-
-def _predict(
-    pairs: pd.DataFrame,
-    merged_sets: pd.DataFrame,
-    metrics: list[str],
-    methods: list[str],
-    request: Request,
-    settings: StudySettings,
-    store: Store,
-    progress: Progress,
-    clock: Clock,
-) -> tuple[PredictionResult, Scorer]:
-    """Study the predictors, once per table and choice of options, and fit the one that scores other pairs."""
-    known = Known(
-        {name: documented_range(metric) for name, metric in request.metrics.items()}, CATEGORIES, merged_sets
-    )
-    with clock.stage("predicting"):
-        record = store.record(
-            "study",
-            study_key(pairs, metrics, request.predictors, methods, settings, known),
-            lambda: to_record(
-                study_predictions(pairs, metrics, request.predictors, methods, settings, known, progress)
-            ),
-        )
-        scorer = Scorer.fit(pairs, metrics, methods, [list(WEIGHT_SPACE)])
-    return from_record(record), scorer
-
-
-def _scored(scorer: Scorer, pairs: pd.DataFrame, request: Request) -> dict[str, Any]:
-    """Score every pair by the predictor that was asked for, and compare with outcomes where there are some."""
-    scores = scorer.score(pairs, request.margin)
-    return {"scorer": scorer, "scores": scores, "transfer": transfer_table(scorer, pairs, scores)}
 
 
 def _alphas(outcomes: Outcomes) -> dict[str, Any]:
