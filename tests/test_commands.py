@@ -182,8 +182,8 @@ def test_a_ready_table_is_predicted(command, root, tmp_path):
     tasks = "abcdef"
     rows = [(a, b) for i, a in enumerate(tasks) for b in tasks[i + 1 :]]
     frame = pd.DataFrame(rows, columns=["task_a", "task_b"])
-    frame["stable_rank"] = torch.rand(len(rows), generator=generator).numpy()
-    frame["norm_acc_ties"] = 0.5 + 0.4 * frame["stable_rank"]
+    frame["stable_rank"] = 1 + torch.rand(len(rows), generator=generator).numpy()
+    frame["norm_acc_ties"] = 0.1 + 0.4 * frame["stable_rank"]
     frame.to_csv(tmp_path / "pairs.csv", index=False)
     folder = tmp_path / "run"
     ended = command(
@@ -353,6 +353,7 @@ def test_a_table_with_unlike_outcomes_predicts_what_it_has_and_names_the_rest(co
     tasks = ["1", "2", "NA", "4", "5"]
     rows = [(a, b, i * 7 % 5 + j) for i, a in enumerate(tasks) for j, b in enumerate(tasks) if i < j]
     frame = pd.DataFrame(rows, columns=["task_a", "task_b", "stable_rank"])
+    frame["stable_rank"] = 1 + frame["stable_rank"] / 10
     frame["norm_acc_ties"], frame["acc_ta"] = frame["stable_rank"] * 0.1, frame["stable_rank"] * 0.2
     frame.to_csv(tmp_path / "pairs.csv", index=False)
     folder = tmp_path / "run"

@@ -17,11 +17,13 @@ from mergeability.profiles import subspaces
 SMOKE_TASKS = ("digits", "letters", "shapes", "orientation")
 METHODS = ("average", "ta", "ties", "dare", "tsv", "iso_c")
 PREDICTORS = {
-    "mean", "additive", "ols", "lasso", "elastic_net", "backward_elimination", "forward_selection", "pearson",
-    "pearson_l1", "mlp", "trees",
+    "mean", "additive", "dyadic", "ols", "ridge", "lasso", "elastic_net", "backward_elimination",
+    "forward_selection", "pearson", "pearson_l1", "mlp", "trees",
 }  # fmt: skip
+CLOSED_FORMS = {"mean", "additive", "dyadic", "ols", "ridge"}
 RECORD_FIELDS = {
-    "method", "predictor", "protocol", "target", "r_mean", "r_std", "rho_mean", "train_r_mean", "pooled_r",
+    "method", "predictor", "protocol", "situation", "target", "r_mean", "r_std", "rho_mean", "train_r_mean",
+    "pooled_r", "pooled_r_low", "pooled_r_high", "r_beyond_mean", "r_beyond_mean_low", "r_beyond_mean_high",
     "mae", "r2_over_training_mean", "n_folds", "n_pairs", "n_undefined",
 }  # fmt: skip
 
@@ -90,7 +92,8 @@ def test_the_pair_table_has_every_pair_metric_and_outcome(analysed):
         np.testing.assert_allclose(pairs[f"acc_{method}"], (a + b) / 2)
         assert pairs[[f"acc_{method}_a", f"acc_{method}_b"]].stack().between(0, 1).all()
     outcomes = ("acc_", "norm_acc_", "kept_gain_", "alpha_")
-    metrics = [c for c in pairs.columns if not c.startswith(outcomes) and c not in ("task_a", "task_b")]
+    known = ("task_a", "task_b", "finetuned_accuracy", "base_accuracy")
+    metrics = [c for c in pairs.columns if not c.startswith(outcomes) and c not in known]
     assert len(metrics) == 28
 
 
@@ -127,13 +130,31 @@ def test_normalised_accuracy_is_relative_to_the_cards_accuracy(analysed, smoke_r
                 assert row[f"norm_acc_ties_{side}"] == pytest.approx(row[f"acc_ties_{side}"] / own)
 
 
-def test_predictions_have_one_record_a_method_target_and_predictor(analysed):
+def test_predictions_have_one_record_a_method_target_predictor_and_protocol(analysed):
     records = json.loads((analysed / "prediction.json").read_text())
-    assert len(records) == len(METHODS) * 2 * len(PREDICTORS)
-    assert {record["predictor"] for record in records} == PREDICTORS
-    assert {record["method"] for record in records} == set(METHODS)
     assert all(set(record) == RECORD_FIELDS for record in records)
-    assert all(record["protocol"] == "loto" and record["n_folds"] == 4 for record in records)
+    assert {record["method"] for record in records} == set(METHODS)
+    by_protocol = {name: [r for r in records if r["protocol"] == name] for name in ("loto", "l2to")}
+    assert {r["predictor"] for r in by_protocol["loto"]} == PREDICTORS | {"finetuned"}
+    assert {r["predictor"] for r in by_protocol["l2to"]} == CLOSED_FORMS | {"finetuned"}
+    for own in by_protocol.values():
+        predictors = {record["predictor"] for record in own}
+        assert len(own) == len(METHODS) * 2 * len(predictors)
+    assert all(record["n_folds"] == 4 for record in by_protocol["loto"])
+    assert all(record["n_folds"] == 6 for record in by_protocol["l2to"])
+
+
+def test_the_own_accuracies_are_the_cards(analysed, smoke_root):
+    for _, row in pd.read_csv(analysed / "pairs.csv").iterrows():
+        own = [card(smoke_root, row[f"task_{side}"])["accuracy"]["test"] for side in "ab"]
+        assert row["finetuned_accuracy"] == pytest.approx(np.mean(own))
+
+
+def test_the_study_and_the_fitted_predictor_are_kept(analysed):
+    tables = {path.stem for path in (analysed / "prediction").glob("*.csv")}
+    assert tables >= {"variance", "relabelling", "single_metrics", "ablation", "intervals", "method_choice"}
+    fitted = json.loads((analysed / "fitted.json").read_text())
+    assert [len(one["metrics"]) for one in fitted["evidence"]] == [28, 18]
 
 
 def test_the_run_is_documented(analysed, smoke_root):

@@ -48,6 +48,7 @@ def test_every_command_runs(line, smoke_root, command, tmp_path, monkeypatch):
     tasks = list("abcde")
     pairs = [(a, b, i) for i, a in enumerate(tasks) for b in tasks[i + 1 :]]
     frame = pd.DataFrame(pairs, columns=["task_a", "task_b", "stable_rank"])
+    frame["stable_rank"] = 1 + frame["stable_rank"] / 10
     frame.assign(norm_acc_ties=frame["stable_rank"] ** 2 / 9).to_csv("pairs.csv", index=False)
     _, script, *arguments = words(line.replace("suite=mini", "suite=smoke"))
     root = tmp_path / "outputs"

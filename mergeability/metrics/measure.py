@@ -247,7 +247,8 @@ def _column(name: str, metric: Metric, profiles: Profiles, on_error: str, failur
 def documented_range(metric: Metric) -> tuple[float, float]:
     """Return the lowest and the highest value a metric can take; infinite where none is documented."""
     function: Any = metric.func if isinstance(metric, partial) else metric
-    return _RANGES.get(function, (-np.inf, np.inf))
+    low, high = _RANGES.get(function, (-np.inf, np.inf))
+    return float(low), float(high)
 
 
 def _undefined(table: pd.DataFrame) -> list[str]:
