@@ -191,9 +191,11 @@ def test_a_ready_table_is_predicted(command, root, tmp_path):
         f"hydra.run.dir={folder}", *root,
     )  # fmt: skip
     assert ended.code == 0, ended.output
-    (record,) = json.loads((folder / "prediction.json").read_text())
-    assert record["method"] == "ties"
-    assert record["r_mean"] == pytest.approx(1), "the outcome is linear in the metric"
+    records = json.loads((folder / "prediction.json").read_text())
+    assert [(record["method"], record["protocol"]) for record in records] == [("ties", "loto"), ("ties", "l2to")]
+    known_partner, both_new = records
+    assert known_partner["r_mean"] == pytest.approx(1), "the outcome is linear in the metric"
+    assert both_new["pooled_r"] == both_new["r_beyond_mean"] == pytest.approx(1)
 
 
 def test_a_failed_job_of_a_sweep_is_named_and_the_rest_is_kept(command, smoke_root, tmp_path):
@@ -365,7 +367,10 @@ def test_a_table_with_unlike_outcomes_predicts_what_it_has_and_names_the_rest(co
         ("ties", "norm_acc"),
         ("ta", "acc"),
     }
-    assert all(record["n_folds"] == 5 and record["n_pairs"] == 10 for record in records)
+    assert {(record["protocol"], record["n_folds"], record["n_pairs"]) for record in records} == {
+        ("loto", 5, 10),
+        ("l2to", 10, 10),
+    }
     assert "acc_ties" in (folder / "report.html").read_text()
     refused(command("analyze", "suite=table", table, "suite.metrics=[gone]", *root), "no column gone")
 
