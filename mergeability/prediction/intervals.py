@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 SHARE = 0.9
 """Of a new task's pairs that an interval is meant to hold."""
@@ -68,7 +68,7 @@ def conformal_table(predictions: pd.DataFrame, level: float | int = SHARE) -> pd
     return pd.DataFrame(rows)
 
 
-def _rows_by_task(predictions: pd.DataFrame) -> dict[str, Float[np.ndarray, " rows"]]:
+def _rows_by_task(predictions: pd.DataFrame) -> dict[str, Int[np.ndarray, " rows"]]:
     """Give each held-out task the rows that were predicted while it was held out."""
     found: dict[str, list[int]] = {}
     columns = predictions[["held_out", "task_a", "task_b"]].itertuples(index=False, name=None)
