@@ -14,6 +14,7 @@ from mergeability.prediction import (
     Additive,
     Lasso,
     LeaveOneTaskOut,
+    LeaveTwoTasksOut,
     Pearson,
     evaluate_predictors,
 )
@@ -80,6 +81,45 @@ def test_scores_are_those_of_a_plain_loop(table):
     r2 = 1 - ((predicted - measured) ** 2).sum() / ((measured - means) ** 2).sum()
     assert record["r2_over_training_mean"] == pytest.approx(r2)
     np.testing.assert_allclose(result.predictions["predicted"], predicted)
+
+
+def test_r_beyond_the_training_mean_is_that_of_plain_numpy(table):
+    result = evaluate_predictors(
+        table, METRICS, {"ols": LinearRegression()}, ["average"], ["norm_acc"], [LeaveTwoTasksOut()]
+    )
+    X, y = table[METRICS].to_numpy(), table["norm_acc_average"].to_numpy()
+    ends = table[["task_a", "task_b"]].to_numpy()
+    design = np.column_stack([np.ones(15), X])
+    beyond, truth = np.zeros(15), np.zeros(15)
+    for row, pair in enumerate(ends):
+        rows = [i for i, other in enumerate(ends) if not set(pair) & set(other)]
+        weights = np.linalg.lstsq(design[rows], y[rows], rcond=None)[0]
+        beyond[row], truth[row] = design[row] @ weights - y[rows].mean(), y[row] - y[rows].mean()
+    record = result.records[0]
+    assert record["r_beyond_mean"] == pytest.approx(np.corrcoef(beyond, truth)[0, 1])
+    without = [
+        np.arctanh(np.corrcoef(beyond[kept], truth[kept])[0, 1])
+        for kept in ((ends != task).all(axis=1) for task in "abcdef")
+    ]
+    half = 1.959964 * np.sqrt(4 / 12 * ((without - np.mean(without)) ** 2).sum())
+    z = np.arctanh(record["r_beyond_mean"])
+    assert record["r_beyond_mean_low"] == pytest.approx(np.tanh(z - half))
+    assert record["r_beyond_mean_high"] == pytest.approx(np.tanh(z + half))
+    assert record["r_mean"] is None
+    assert (record["n_folds"], record["n_undefined"]) == (15, 15)
+
+
+def test_what_predicts_the_training_mean_has_no_correlation_beyond_it(table):
+    """Pooled, the means of the folds correlate with the outcomes by themselves: nobody foresaw anything."""
+    predictors = {"mean": DummyRegressor(), "additive": Additive()}
+    records = evaluate_predictors(
+        table, METRICS, predictors, targets=["norm_acc"], protocols=[LeaveTwoTasksOut()]
+    ).records
+    assert len(records) == 4
+    for record in records:
+        assert abs(record["pooled_r"]) > 0.1
+        assert record["r_beyond_mean"] is None
+        assert record["r_beyond_mean_low"] is None
 
 
 def test_an_exact_law_is_found_with_its_signs(table):
