@@ -119,10 +119,11 @@ def _correlations(
     predicted: Float[np.ndarray, "S v K"], measured: Float[np.ndarray, "v K"]
 ) -> Float[np.ndarray, "S K"]:
     p, m = predicted - predicted.mean(axis=1, keepdims=True), measured - measured.mean(axis=0)
-    length = np.sqrt((p**2).sum(axis=1) * (m**2).sum(axis=0))
+    p_length, m_length = np.sqrt((p**2).sum(axis=1)), np.sqrt((m**2).sum(axis=0))
+    length = p_length * m_length
     scale = np.abs(predicted).max(axis=1) * np.abs(measured).max(axis=0) * len(measured)
-    # Below this both differ by rounding only.
-    defined = length > 1e-12 * scale
+    # Below the first both differ by rounding only; below the second predictions are the rounding of 0.
+    defined = (length > 1e-12 * scale) & (p_length > 1e-9 * m_length)
     return np.divide((p * m).sum(axis=1), length, out=np.full(length.shape, np.nan), where=defined)
 
 

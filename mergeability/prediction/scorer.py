@@ -128,17 +128,16 @@ class Scorer:
                 "run folder: give that folder, as in fitted=outputs/demo."
             )
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
             if content["format"] != _FORMAT:
                 raise UserError(
                     f"{file} is of format {content['format']}, and this version reads {_FORMAT}: fit it again."
                 )
-            return cls(
-                str(content["target"]),
-                [str(task) for task in content["tasks"]],
-                [_read_evidence(one) for one in content["evidence"]],
-            )
-        except (ValueError, KeyError, TypeError) as error:
+            evidence = [_read_evidence(one) for one in content["evidence"]]
+            if not evidence:
+                raise ValueError("it has no fit")
+            return cls(str(content["target"]), [str(task) for task in content["tasks"]], evidence)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{file} is not a fitted predictor ({error!r}): fit it again.") from error
 
     def evidence_for(self, columns: Sequence[str]) -> Evidence:
@@ -279,11 +278,23 @@ def _evidence(table: pd.DataFrame, metrics: Sequence[str], methods: Sequence[str
 def _read_evidence(content: Mapping[str, Any]) -> Evidence:
     metrics = [str(name) for name in content["metrics"]]
     columns = {name: [float(value) for value in content[name]] for name in ("lowest", "highest", "means")}
-    methods = {str(name): MethodFit(**fit) for name, fit in content["methods"].items()}
+    methods = {str(name): _read_fit(fit) for name, fit in content["methods"].items()}
     lengths = {len(metrics), *map(len, columns.values()), *(len(fit.weights) for fit in methods.values())}
     if len(lengths) != 1 or not methods:
         raise ValueError("its lists differ in length")
     return Evidence(metrics, **columns, methods=methods)
+
+
+def _read_fit(content: Mapping[str, Any]) -> MethodFit:
+    intercept, half_width, level = (float(content[name]) for name in ("intercept", "half_width", "level"))
+    worth = [content[name] for name in ("r_beyond_mean", "r_low")]
+    r_beyond_mean, r_low = (None if value is None else float(value) for value in worth)
+    weights = [float(value) for value in content["weights"]]
+    return MethodFit(weights, intercept, half_width, level, r_beyond_mean, r_low, int(content["n_pairs"]))
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"it holds {name}")
 
 
 def _drivers(metrics: Sequence[str], moved: np.ndarray) -> str:

@@ -180,10 +180,10 @@ def _check_pairs(frame: pd.DataFrame) -> tuple[str, ...]:
     if len(nameless):
         raise UserError(f"Row {nameless[0] + 1} of the pair table lacks task_a or task_b: name both tasks.")
     pairs = [tuple(pair) for pair in ends.itertuples(index=False, name=None)]
-    tasks = task_order(ends.to_numpy(dtype=object))
-    wrong = next((task for task in tasks if not isinstance(task, str)), None)
+    wrong = next((task for pair in pairs for task in pair if not isinstance(task, str)), None)
     if wrong is not None:
         raise UserError(f"Task names must be text, and {wrong!r} is not: read task_a and task_b as strings.")
+    tasks = task_order(ends.to_numpy(dtype=object))
     alone = next((a for a, b in pairs if a == b), None)
     if alone is not None:
         raise UserError(f"The pair table pairs '{alone}' with itself: a pair needs two tasks.")

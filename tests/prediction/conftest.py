@@ -1,10 +1,19 @@
-"""A small pair table whose outcomes follow known metrics."""
+"""A small pair table whose outcomes follow known metrics, and the published one."""
 
+import os
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+
+PUBLISHED = Path(
+    os.environ.get(
+        "MERGEABILITY_PUBLISHED_TABLE",
+        Path(__file__).parents[2].parent / "shared" / "published" / "vit_b16_adamw.csv",
+    )
+)
 
 
 @pytest.fixture
@@ -19,3 +28,13 @@ def table() -> pd.DataFrame:
     frame["norm_acc_average"] = generator.uniform(size=len(pairs))
     frame["norm_acc_ties_a"] = 1.0
     return frame
+
+
+@pytest.fixture(scope="session")
+def published() -> pd.DataFrame:
+    """The published pair table: 20 tasks, 28 metrics in columns 2 to 30, outcomes of six methods."""
+    if not PUBLISHED.is_file():
+        pytest.skip(
+            f"the published pair table is not at {PUBLISHED}; set MERGEABILITY_PUBLISHED_TABLE to its path"
+        )
+    return pd.read_csv(PUBLISHED)

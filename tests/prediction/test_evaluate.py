@@ -1,8 +1,6 @@
 """The whole evaluation: records, leaks, undefined folds, and the published table."""
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,19 +10,22 @@ from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import LinearRegression
 
 from mergeability.errors import UserError
-from mergeability.prediction import Additive, Lasso, Pearson, evaluate_predictors
+from mergeability.prediction import (
+    Additive,
+    Lasso,
+    LeaveOneTaskOut,
+    LeaveTwoTasksOut,
+    Pearson,
+    evaluate_predictors,
+)
 
 METRICS = ["first", "second", "third"]
 RECORD = {
-    "method", "predictor", "protocol", "target", "r_mean", "r_std", "rho_mean", "train_r_mean", "pooled_r", "mae",
-    "r2_over_training_mean", "n_folds", "n_pairs", "n_undefined",
+    "method", "predictor", "protocol", "situation", "target", "r_mean", "r_std", "rho_mean", "train_r_mean",
+    "pooled_r", "pooled_r_low", "pooled_r_high", "r_beyond_mean", "r_beyond_mean_low", "r_beyond_mean_high",
+    "mae", "r2_over_training_mean", "n_folds", "n_pairs", "n_undefined",
 }  # fmt: skip
-PUBLISHED = Path(
-    os.environ.get(
-        "MERGEABILITY_PUBLISHED_TABLE",
-        Path(__file__).parents[2].parent / "shared" / "published" / "vit_b16_adamw.csv",
-    )
-)
+LOTO = [LeaveOneTaskOut()]
 FIVE = ["weight_avg", "arithmetic", "tsv", "ties", "dare"]
 
 
@@ -45,16 +46,18 @@ def _record(result, **wanted):
 
 def test_records_hold_exactly_what_is_promised_and_are_json(table, everything):
     result = evaluate_predictors(table, METRICS, everything, targets=["norm_acc"])
-    assert len(result.records) == 2 * 5
+    # Two outcomes of five predictors, three of which are closed forms and face pairs of new tasks as well.
+    assert len(result.records) == 2 * 5 + 2 * 3
     assert all(set(record) == RECORD for record in result.records)
     assert json.loads(json.dumps(result.records, allow_nan=False)) == result.records
-    assert {record["protocol"] for record in result.records} == {"loto"}
-    assert result.records[0]["n_folds"] == 6
-    assert result.records[0]["n_pairs"] == 15
+    found = {(r["protocol"], r["situation"], r["n_folds"], r["n_pairs"]) for r in result.records}
+    assert found == {("loto", "known partner", 6, 15), ("l2to", "both new", 15, 15)}
+    in_pairs = {r["predictor"] for r in result.records if r["protocol"] == "l2to"}
+    assert in_pairs == {"mean", "additive", "ols"}
 
 
 def test_scores_are_those_of_a_plain_loop(table):
-    result = evaluate_predictors(table, METRICS, {"ols": LinearRegression()}, ["average"], ["norm_acc"])
+    result = evaluate_predictors(table, METRICS, {"ols": LinearRegression()}, ["average"], ["norm_acc"], LOTO)
     X, y = table[METRICS].to_numpy(), table["norm_acc_average"].to_numpy()
     predicted, measured, means, r, rho, training_r = [], [], [], [], [], []
     for task in "abcdef":
@@ -78,6 +81,45 @@ def test_scores_are_those_of_a_plain_loop(table):
     r2 = 1 - ((predicted - measured) ** 2).sum() / ((measured - means) ** 2).sum()
     assert record["r2_over_training_mean"] == pytest.approx(r2)
     np.testing.assert_allclose(result.predictions["predicted"], predicted)
+
+
+def test_r_beyond_the_training_mean_is_that_of_plain_numpy(table):
+    result = evaluate_predictors(
+        table, METRICS, {"ols": LinearRegression()}, ["average"], ["norm_acc"], [LeaveTwoTasksOut()]
+    )
+    X, y = table[METRICS].to_numpy(), table["norm_acc_average"].to_numpy()
+    ends = table[["task_a", "task_b"]].to_numpy()
+    design = np.column_stack([np.ones(15), X])
+    beyond, truth = np.zeros(15), np.zeros(15)
+    for row, pair in enumerate(ends):
+        rows = [i for i, other in enumerate(ends) if not set(pair) & set(other)]
+        weights = np.linalg.lstsq(design[rows], y[rows], rcond=None)[0]
+        beyond[row], truth[row] = design[row] @ weights - y[rows].mean(), y[row] - y[rows].mean()
+    record = result.records[0]
+    assert record["r_beyond_mean"] == pytest.approx(np.corrcoef(beyond, truth)[0, 1])
+    without = [
+        np.arctanh(np.corrcoef(beyond[kept], truth[kept])[0, 1])
+        for kept in ((ends != task).all(axis=1) for task in "abcdef")
+    ]
+    half = 1.959964 * np.sqrt(4 / 12 * ((without - np.mean(without)) ** 2).sum())
+    z = np.arctanh(record["r_beyond_mean"])
+    assert record["r_beyond_mean_low"] == pytest.approx(np.tanh(z - half))
+    assert record["r_beyond_mean_high"] == pytest.approx(np.tanh(z + half))
+    assert record["r_mean"] is None
+    assert (record["n_folds"], record["n_undefined"]) == (15, 15)
+
+
+def test_what_predicts_the_training_mean_has_no_correlation_beyond_it(table):
+    """Pooled, the means of the folds correlate with the outcomes by themselves: nobody foresaw anything."""
+    predictors = {"mean": DummyRegressor(), "additive": Additive()}
+    records = evaluate_predictors(
+        table, METRICS, predictors, targets=["norm_acc"], protocols=[LeaveTwoTasksOut()]
+    ).records
+    assert len(records) == 4
+    for record in records:
+        assert abs(record["pooled_r"]) > 0.1
+        assert record["r_beyond_mean"] is None
+        assert record["r_beyond_mean_low"] is None
 
 
 def test_an_exact_law_is_found_with_its_signs(table):
@@ -148,8 +190,8 @@ def test_a_metric_constant_in_a_training_fold_gets_weight_zero_and_a_note(table,
 def test_rows_per_method_or_complete(table):
     table.loc[2, "norm_acc_ties"] = np.nan
     fit = {"ols": LinearRegression()}
-    own = evaluate_predictors(table, METRICS, fit, targets=["norm_acc"])
-    whole = evaluate_predictors(table, METRICS, fit, targets=["norm_acc"], rows="complete")
+    own = evaluate_predictors(table, METRICS, fit, targets=["norm_acc"], protocols=LOTO)
+    whole = evaluate_predictors(table, METRICS, fit, targets=["norm_acc"], protocols=LOTO, rows="complete")
     assert [r["n_pairs"] for r in own.records] == [14, 15]
     assert [r["n_pairs"] for r in whole.records] == [14, 14]
     assert any("1 pair left out" in note and "a-d" in note for note in own.notes)
@@ -165,13 +207,13 @@ def test_without_outcomes_there_is_nothing_to_predict(table):
 def test_a_method_without_any_value_is_named_and_skipped(table):
     table["norm_acc_average"] = np.nan
     result = evaluate_predictors(table, METRICS, {"ols": LinearRegression()}, targets=["norm_acc"])
-    assert [record["method"] for record in result.records] == ["ties"]
+    assert [record["method"] for record in result.records] == ["ties", "ties"]
     assert any("norm_acc_average" in note and "nothing was predicted" in note for note in result.notes)
 
 
 def test_four_tasks_are_enough_and_wrong_words_are_refused(table, everything):
     four = table[~table["task_a"].isin(["a", "b"]) & ~table["task_b"].isin(["a", "b"])]
-    assert len(evaluate_predictors(four, METRICS, everything, targets=["norm_acc"]).records) == 10
+    assert len(evaluate_predictors(four, METRICS, everything, targets=["norm_acc"]).records) == 16
     with pytest.raises(UserError, match="per_method or complete"):
         evaluate_predictors(table, METRICS, everything, rows="some")
     with pytest.raises(UserError, match="target must be one of"):
@@ -183,22 +225,21 @@ def test_saved_files_can_be_read_back(table, everything, tmp_path):
     result.save(tmp_path)
     assert json.loads((tmp_path / "prediction.json").read_text()) == result.records
     read = pd.read_csv(tmp_path / "coefficients.csv")
-    assert list(read.columns) == ["method", "target", "predictor", "held_out", "metric", "coefficient"]
+    assert list(read.columns) == [
+        "protocol",
+        "method",
+        "target",
+        "predictor",
+        "held_out",
+        "metric",
+        "coefficient",
+    ]
     assert len(read) == len(result.coefficients)
-
-
-@pytest.fixture(scope="module")
-def published():
-    if not PUBLISHED.is_file():
-        pytest.skip(
-            f"the published pair table is not at {PUBLISHED}; set MERGEABILITY_PUBLISHED_TABLE to its path"
-        )
-    return pd.read_csv(PUBLISHED)
 
 
 def _published_rows(published, predictors, target):
     metrics = list(published.columns[2:30])
-    result = evaluate_predictors(published, metrics, predictors, FIVE, [target], rows="complete")
+    result = evaluate_predictors(published, metrics, predictors, FIVE, [target], LOTO, rows="complete")
     assert {record["n_pairs"] for record in result.records} == {185}
     return {
         name: [_record(result, method=method, predictor=name)["r_mean"] for method in FIVE]

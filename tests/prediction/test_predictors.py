@@ -15,6 +15,7 @@ from mergeability.prediction import (
     MLP,
     Additive,
     BackwardElimination,
+    Dyadic,
     ElasticNet,
     ForwardSelection,
     Lasso,
@@ -22,6 +23,7 @@ from mergeability.prediction import (
     Trees,
     mlp,
 )
+from mergeability.prediction import Ridge as OurRidge
 from mergeability.prediction.importances import permutation_importances
 from mergeability.prediction.pearson import correlation_and_slope
 from mergeability.prediction.scaling import RangeScaler
@@ -41,12 +43,14 @@ PUBLISHED_L1 = {
     [
         Additive(),
         BackwardElimination(),
+        Dyadic(strengths=(1,)),  # of several, one fit without inner folds takes the largest
         ElasticNet(),
         ForwardSelection(),
         Lasso(),
         MLP(),
         Pearson(),
         RangeScaler(),
+        OurRidge(),
         Trees(trees=20),
     ]
 )
@@ -188,6 +192,15 @@ def test_given_time_the_correlation_of_pearson_is_that_of_least_squares(problem)
     judge = LinearRegression().fit(X, y)
     np.testing.assert_allclose(model.predict(X), judge.predict(X), atol=2e-3)
     np.testing.assert_allclose(model.coef_, judge.coef_, atol=3e-3)
+
+
+def test_given_time_pearson_points_where_least_squares_points(problem):
+    """-r and the squared error have one optimum direction."""
+    X, y = problem
+    pearson = Pearson(sum_to_one=False, max_steps=20000, patience=20000).fit(X, y).weights_
+    ols = LinearRegression().fit(X, y).coef_
+    cosine = pearson @ ols / np.linalg.norm(pearson) / np.linalg.norm(ols)
+    assert cosine == pytest.approx(1, abs=1e-3)
 
 
 def test_a_metric_without_spread_gets_no_weight(problem):

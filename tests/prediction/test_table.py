@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from mergeability.errors import UserError
-from mergeability.prediction.protocols import LeaveOneTaskOut, task_folds
 from mergeability.prediction.scaling import RangeScaler
 from mergeability.prediction.table import PairTable, outcome_methods
 
@@ -73,7 +72,7 @@ def test_rows_without_a_metric_or_the_outcome_are_left_out_and_named(table):
 def test_incidence_marks_the_two_tasks_of_each_pair(table):
     rows, _ = PairTable.validate(table, METRICS, [OUTCOME]).rows(OUTCOME)
     assert (rows.incidence.sum(axis=1) == 2).all()
-    expected = [[task in pair for task in rows.tasks] for pair in zip(rows.task_a, rows.task_b, strict=True)]
+    expected = [[task in pair for task in rows.tasks] for pair in rows.ends]
     np.testing.assert_array_equal(rows.incidence, np.array(expected, dtype=float))
 
 
@@ -101,17 +100,6 @@ def test_methods_are_read_from_columns_without_the_halves():
     ]
     assert outcome_methods(pd.DataFrame(columns=columns)) == ["ties", "plan_a"]
     assert outcome_methods(pd.DataFrame(columns=columns), ["norm_acc"]) == ["ties"]
-
-
-def test_leave_one_task_out_separates_every_pair_of_the_task(table):
-    rows, _ = PairTable.validate(table, METRICS, [OUTCOME]).rows(OUTCOME)
-    folds = list(LeaveOneTaskOut().split(rows))
-    assert [task for task, _, _ in folds] == list("abcdef")
-    for task, training, validation in folds:
-        assert (len(training), len(validation)) == (10, 5)
-        assert {i for i in range(15) if task in (rows.task_a[i], rows.task_b[i])} == set(validation)
-        assert sorted([*training, *validation]) == list(range(15))
-        assert task_folds(rows.incidence[training]).sum(axis=1).tolist() == [4] * 5
 
 
 def test_the_scaler_maps_the_range_seen_to_one_and_a_constant_to_zero():

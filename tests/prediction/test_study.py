@@ -1,0 +1,190 @@
+"""The whole study on a small table: which questions are answered, and in which words."""
+
+import json
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.dummy import DummyRegressor
+from sklearn.linear_model import LinearRegression
+
+from mergeability.errors import UserError
+from mergeability.prediction import (
+    Additive,
+    PairTable,
+    Pearson,
+    Ridge,
+    StudySettings,
+    evaluate_predictors,
+    study_predictions,
+)
+from mergeability.prediction.choice import method_choice
+from mergeability.prediction.coefficients import coefficient_table
+from mergeability.prediction.intervals import conformal_table
+from mergeability.prediction.kept import to_record
+from mergeability.prediction.relabelling import relabel
+from mergeability.prediction.study import Known, beyond_task_effects
+from mergeability.prediction.variance import variance_split
+
+METRICS = ["first", "second", "third"]
+OUTCOMES = [("norm_acc", "ties"), ("norm_acc", "average")]
+SETTINGS = StudySettings(targets=("norm_acc",), permutations=9, seeds=2)
+PREDICTORS = {
+    "mean": DummyRegressor(),
+    "additive": Additive(),
+    "ridge": Ridge(),
+    "pearson": Pearson(max_steps=30),
+}
+CATEGORIES = {"one": ["first"], "rest": ["second", "third"], "none here": ["else"]}
+SETS = pd.DataFrame({"tasks": ["a+b+c", "b+c+d", "d+e+f"], "arity": 3, "norm_acc_ties": [0.6, 0.7, 0.5]})
+ALWAYS = {"metric_weights", "stable_metrics", "fingerprints", "variance", "intervals", "method_choice"}
+ALWAYS |= {"relabelling", "single_metrics"}
+
+
+def _study(table, settings=SETTINGS, known=None, **options):
+    return study_predictions(table, METRICS, PREDICTORS, settings=settings, known=known, **options)
+
+
+def test_every_question_has_its_table_and_all_of_it_is_json(table):
+    result = _study(table, known=Known(categories=CATEGORIES, sets=SETS))
+    assert set(result.tables) == ALWAYS | {"ablation", "seeds", "sets"}
+    assert all(len(frame) for frame in result.tables.values())
+    json.dumps(to_record(result), allow_nan=False)
+    json.dumps(result.records, allow_nan=False)
+
+
+def test_what_is_not_asked_for_or_not_known_is_left_out(table):
+    few = StudySettings(targets=("norm_acc",), permutations=0, seeds=0, ablation=False)
+    assert set(_study(table, few, Known(categories=CATEGORIES)).tables) == ALWAYS
+    # One category is all there is: nothing to refit without it.
+    assert "ablation" not in _study(table, known=Known(categories={"all": METRICS})).tables
+    alone = _study(table, few, methods=["ties"]).tables
+    assert set(alone) == ALWAYS - {"stable_metrics", "fingerprints", "method_choice"}
+
+
+def test_tables_are_those_of_the_parts(table):
+    result = _study(table)
+    plain = evaluate_predictors(table, METRICS, PREDICTORS, targets=["norm_acc"])
+    assert result.records == plain.records
+    checked = PairTable.validate(table, METRICS, ["norm_acc_ties", "norm_acc_average"])
+    own = plain.coefficients[plain.coefficients["protocol"] == "loto"]
+    expected = {
+        "metric_weights": coefficient_table(own),
+        "variance": variance_split(checked, OUTCOMES),
+        "intervals": conformal_table(plain.predictions),
+        "method_choice": method_choice(plain.predictions),
+        "relabelling": relabel(checked, OUTCOMES, 9).methods,
+        "single_metrics": relabel(checked, OUTCOMES, 9).single,
+    }
+    for name, frame in expected.items():
+        pd.testing.assert_frame_equal(result.tables[name], frame)
+    assert set(result.tables["seeds"]["predictor"]) == {"pearson"}
+    assert set(result.tables["seeds"]["seeds"]) == {2}
+
+
+def test_known_accuracies_are_a_baseline_beside_the_others(table):
+    own = dict(zip("abcdef", np.linspace(0.5, 0.9, 6), strict=True))
+    known = table.assign(finetuned_accuracy=(table["task_a"].map(own) + table["task_b"].map(own)) / 2)
+    result = _study(known)
+    records = [record for record in result.records if record["predictor"] == "finetuned"]
+    alone = evaluate_predictors(
+        known, ["finetuned_accuracy"], {"ols": LinearRegression()}, targets=["norm_acc"]
+    )
+    assert len(records) == 4
+    assert [r | {"predictor": "ols"} for r in records] == alone.records
+    assert "finetuned" in set(result.predictions["predictor"])
+    assert "finetuned" not in set(result.coefficients["predictor"])
+    assert "finetuned" in set(result.tables["intervals"]["predictor"])
+    empty = _study(table.assign(finetuned_accuracy=np.nan))
+    assert "finetuned" not in {record["predictor"] for record in empty.records}
+
+
+def test_the_baseline_of_known_accuracies_has_the_pairs_of_the_others(table):
+    table.loc[1, "third"] = np.nan
+    result = _study(table.assign(finetuned_accuracy=np.linspace(0, 1, 15)))
+    assert {record["n_pairs"] for record in result.records} == {14}
+
+
+def test_complete_rows_are_the_same_pairs_everywhere(table):
+    table.loc[2, "norm_acc_ties"] = np.nan
+    settings = StudySettings(targets=("norm_acc",), rows="complete", permutations=0, seeds=0, ablation=False)
+    result = _study(table.assign(finetuned_accuracy=np.linspace(0, 1, 15)), settings)
+    assert {record["n_pairs"] for record in result.records} == {14}
+    assert set(result.tables["variance"]["n_pairs"]) == {14}
+    assert set(result.tables["single_metrics"]["n_pairs"]) == {14}
+
+
+def test_a_metric_without_values_or_a_method_without_outcomes_does_not_stop_the_study(table):
+    table["second"] = np.nan
+    table["norm_acc_average"] = np.nan
+    result = _study(table, known=Known(categories=CATEGORIES))
+    assert {record["method"] for record in result.records} == {"ties"}
+    assert set(result.tables["single_metrics"]["metric"]) == {"first", "third"}
+
+
+def test_halves_can_be_studied_as_well(table):
+    settings = StudySettings(
+        protocols=("loto", "halves"), targets=("norm_acc",), permutations=0, seeds=0, ablation=True
+    )
+    result = _study(table, settings, Known(categories=CATEGORIES))
+    assert {record["protocol"] for record in result.records} == {"loto", "halves"}
+    assert set(result.tables["ablation"]["protocol"]) == {"loto"}
+    assert set(result.tables["intervals"]["protocol"]) == {"loto", "halves"}
+
+
+def test_without_outcomes_there_are_no_tables(table):
+    result = _study(table[["task_a", "task_b", *METRICS]])
+    assert result.records == []
+    assert result.tables == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"protocols": ("loocv",)}, "among loto, l2to, halves"),
+        ({"permutations": -1}, "permutations to be a number of at least 0"),
+        ({"permutations": True}, "permutations to be a number"),
+        ({"seeds": -2}, "seeds to be a number"),
+        ({"level": 1.0}, "level of intervals to be between 0 and 1"),
+        ({"level": 0}, "level of intervals to be between 0 and 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        StudySettings(**options)
+
+
+def test_whether_metrics_add_to_task_effects_is_said_in_words():
+    rows = [
+        ("acc", "ties", 0.124, 0.001),
+        ("acc", "tsv", 0.2, 0.4),
+        ("acc", "dare", -0.03, 0.02),
+        ("acc", "flat", np.nan, np.nan),
+        ("acc", "untested", 0.1, np.nan),
+        ("norm_acc", "ties", 0.5, 0.001),
+    ]
+    frame = pd.DataFrame(rows, columns=["target", "method", "gain", "p_beyond"])
+    start = "their squared error for a left-out task's pairs changes by"
+    assert beyond_task_effects(frame, "acc") == [
+        f"ties: the metrics add to task effects ({start} -12.4 %, p = 0.001 by relabelling tasks).",
+        f"tsv: the metrics add nothing beyond task effects ({start} -20.0 %, p = 0.400 by relabelling tasks).",
+        f"dare: the metrics add nothing beyond task effects ({start} +3.0 %, p = 0.020 by relabelling tasks).",
+        f"untested: the metrics add to task effects ({start} -10.0 %).",
+    ]
+
+
+def test_metrics_that_say_something_of_the_pair_are_told_from_those_that_do_not():
+    """Outcomes of nine tasks: `ties` listens to the pair's metric, `average` to who is in the pair."""
+    generator = np.random.default_rng(0)
+    frame = pd.DataFrame(list(combinations("abcdefghi", 2)), columns=["task_a", "task_b"])
+    for metric in METRICS:
+        frame[metric] = generator.normal(size=36)
+    own = dict(zip("abcdefghi", generator.normal(size=9), strict=True))
+    common = frame["task_a"].map(own) + frame["task_b"].map(own)
+    frame["norm_acc_ties"] = common + frame["first"]
+    frame["norm_acc_average"] = common + 0.5 * generator.normal(size=36)
+    result = _study(frame, StudySettings(targets=("norm_acc",), permutations=99, seeds=0))
+    sentences = beyond_task_effects(result.tables["relabelling"], "norm_acc")
+    assert sentences[0].startswith("ties: the metrics add to task effects")
+    assert sentences[1].startswith("average: the metrics add nothing beyond task effects")
