@@ -23,10 +23,10 @@ def _table(frame, metrics=METRICS):
 
 
 def _score(frame, metrics, row, model):
-    records = evaluate_predictors(
-        frame, metrics, {"it": model}, [row.method], [row.target], PROTOCOLS
-    ).records
-    value = next(one for one in records if one["protocol"] == row.protocol)[row.score]
+    protocol = next(one for one in PROTOCOLS if one.name == row.protocol)
+    value = evaluate_predictors(
+        frame, metrics, {"it": model}, [row.method], [row.target], [protocol]
+    ).records[0][row.score]
     return pytest.approx(np.nan if value is None else value, abs=1e-12, nan_ok=True)
 
 

@@ -141,7 +141,7 @@ def test_single_correlations_and_their_usual_p_are_scipys():
 @pytest.fixture(scope="module")
 def many_p_values():
     """p-values of outcomes that listen to tasks and to nothing else, and of as many that listen to a metric."""
-    found = [_found(_pairs("abcdefgh", seed), 49, seed) for seed in range(60)]
+    found = [_found(_pairs("abcdefgh", seed), 39, seed) for seed in range(40)]
     return (
         pd.concat([one.methods for one in found], ignore_index=True),
         pd.concat([one.single for one in found], ignore_index=True),
@@ -153,9 +153,9 @@ def test_p_values_of_an_independent_outcome_are_uniform(many_p_values):
     own = methods[methods["method"] == "average"]
     first = single[(single["method"] == "average") & (single["metric"] == "first")]
     for p in (own["p"], own["p_beyond"], first["p"]):
-        assert len(p) == 60
-        # On the grid of 50 values, a uniform law at most a step off.
-        assert kstest(p, lambda x: np.floor(x * 50 + 1e-9) / 50).pvalue > 0.01
+        assert len(p) == 40
+        # On the grid of 40 values, a uniform law at most a step off.
+        assert kstest(p, lambda x: np.floor(x * 40 + 1e-9) / 40).pvalue > 0.01
         assert np.mean(p <= 0.1) < 0.25
 
 
