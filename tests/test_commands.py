@@ -192,7 +192,10 @@ def test_a_ready_table_is_predicted(command, root, tmp_path):
     )  # fmt: skip
     assert ended.code == 0, ended.output
     records = json.loads((folder / "prediction.json").read_text())
-    assert [(record["method"], record["protocol"]) for record in records] == [("ties", "loto"), ("ties", "l2to")]
+    assert [(record["method"], record["protocol"]) for record in records] == [
+        ("ties", "loto"),
+        ("ties", "l2to"),
+    ]
     known_partner, both_new = records
     assert known_partner["r_mean"] == pytest.approx(1), "the outcome is linear in the metric"
     assert (both_new["pooled_r"], both_new["r_beyond_mean"]) == (pytest.approx(1), pytest.approx(1))

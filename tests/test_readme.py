@@ -7,6 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from mergeability.prediction import Scorer
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
@@ -34,7 +36,7 @@ def words(command: str) -> list[str]:
 
 
 def test_the_readme_shows_the_commands_this_file_knows():
-    assert len(COMMANDS) == 17
+    assert len(COMMANDS) == 18
     assert COMMANDS[:2] == ["make demo", "make test"]
     makefile = (ROOT / "Makefile").read_text()
     assert all(f"\n{command.split()[1]}:" in makefile for command in COMMANDS[:2])
@@ -52,6 +54,11 @@ def test_every_command_runs(line, smoke_root, command, tmp_path, monkeypatch):
     frame.assign(norm_acc_ties=frame["stable_rank"] ** 2 / 9).to_csv("pairs.csv", index=False)
     _, script, *arguments = words(line.replace("suite=mini", "suite=smoke"))
     root = tmp_path / "outputs"
+    if "fitted=outputs/demo" in line:
+        scorer = Scorer.fit(
+            pd.read_csv("pairs.csv", dtype={"task_a": str, "task_b": str}), ["stable_rank"], ["ties"]
+        )
+        scorer.save(root / "demo" / "fitted.json")
     shutil.copytree(smoke_root / "checkpoints", root / "checkpoints")
     small = [one for key, extra in SMALL.items() if key in line and "analyze" not in script for one in extra]
     if "pretrain" in line or "reg.lambda=0.01" in line:
