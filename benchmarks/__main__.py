@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.merge_models,
         options.methods,
         options.rounds,
+        options.plain,
     )
     succeeded = _measure(options.sizes, choice, options.folder, results)
     if options.large:
@@ -67,6 +68,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", type=int, help="numbers of models whose time is taken")
     parser.add_argument("--methods", nargs="+", choices=_METHODS, help="that merge; all that need no data")
     parser.add_argument("--rounds", type=int, help="of what two merged models are compared with")
+    parser.add_argument(
+        "--plain", nargs="*", type=int, help="numbers of models merged the plain way too; the same ones"
+    )
     parser.add_argument("--memory-models", nargs="+", type=int, help="and whose peak memory is taken")
     parser.add_argument("--pairs", type=int, help="how many pairs the pairwise code gets")
     parser.add_argument(

@@ -75,6 +75,7 @@ class Choice:
         merge_models: numbers of models that are merged.
         merge_methods: by which methods; by all that need no data when None.
         rounds: how often what two models take is compared with its parts.
+        plain_models: numbers of models that are merged the plain way too; all when None.
     """
 
     parts: Sequence[str] = PARTS
@@ -84,6 +85,7 @@ class Choice:
     merge_models: Sequence[int] = (2, 8, 20)
     merge_methods: Sequence[str] | None = None
     rounds: int = 3
+    plain_models: Sequence[int] | None = None
 
     @property
     def models(self) -> int:
@@ -182,7 +184,8 @@ def _merge_steps(suite: Suite, choice: Choice) -> list[Step]:
     for count in choice.merge_models:
         for name in choice.methods(count):
             listed += [] if count == 2 and name in compared else _our_steps(suite, name, count)
-            listed += [_plain_step(suite, name, count)] if name in MERGES else []
+            plain = choice.plain_models is None or count in choice.plain_models
+            listed += [_plain_step(suite, name, count)] if plain and name in MERGES else []
     return listed
 
 

@@ -184,6 +184,12 @@ def test_only_chosen_methods_are_measured_and_only_their_parts(suite):
     assert [step.labels["kind"] for step in steps] == ["ties_resident", "ours", "from_store", "plain"]
     steps = plan.steps(suite, plan.Choice((plan.MERGE,), merge_models=(3,), merge_methods=("ties",)))
     assert [step.labels["kind"] for step in steps] == ["ours", "from_store", "plain"]
+    choice = plan.Choice((plan.MERGE,), merge_models=(2, 3), merge_methods=("average",), plain_models=(2,))
+    assert [(step.labels["kind"], step.labels["models"]) for step in plan.steps(suite, choice)] == [
+        ("ours", 2),
+        ("plain", 2),
+        ("ours", 3),
+    ]
 
 
 def test_merges_are_left_out_unless_they_are_asked_for(suite):
