@@ -113,7 +113,7 @@ def test_the_papers_trainings_have_its_recipe(name, optimizer):
     assert (settings.optimizer, settings.momentum, settings.learning_rate) == (optimizer, 0.9, 1e-5)
     assert (settings.batch_size, settings.accumulate, settings.gradient_clip) == (64, 2, 10)
     assert cfg.trainer.precision == "32-true"
-    assert cfg.folder.endswith(f"vit_b16/none-0+{name}/seed-0/digits")
+    assert cfg.folder.endswith(f"vit_b16/none-0+{name}/seed-0/svhn")
     # What the analysis looks for is what the training leaves.
     assert composed("analyze", "experiment=paper_v1").suite.trained == "none-0+paper_adamw/seed-0"
 
@@ -342,8 +342,10 @@ def test_settings_are_what_a_checkpoint_depends_on():
     assert digest(hashed("reg.lambda=1", "training.weight_decay=0")) == digest(
         hashed("reg.lambda=1.0", "training.weight_decay=0.0")
     )
-    assert hashed("trainer=cpu", "trainer.log_every_n_steps=3") == plain, "where it runs changes nothing"
-    assert hashed("trainer=smoke") != plain, "two batches are no training"
+    assert hashed("task=digits", "trainer=cpu", "trainer.log_every_n_steps=3") == plain, (
+        "where it runs changes nothing"
+    )
+    assert hashed("task=digits", "trainer=smoke") != plain, "two batches are no training"
     with pytest.raises(UserError, match=r"takes no reg\.lambda=1"):
         hashed("reg=none", "reg.lambda=1")
     assert hashed("task=digits", "reg.lambda=1", "reg.penalty.estimator=exact") != hashed(

@@ -16,6 +16,7 @@ from mergeability.prediction import (
     LeaveOneTaskOut,
     LeaveTwoTasksOut,
     Pearson,
+    Ridge,
     evaluate_predictors,
 )
 
@@ -120,6 +121,22 @@ def test_what_predicts_the_training_mean_has_no_correlation_beyond_it(table):
         assert abs(record["pooled_r"]) > 0.1
         assert record["r_beyond_mean"] is None
         assert record["r_beyond_mean_low"] is None
+
+
+def test_what_hardly_leaves_the_training_mean_predicts_nothing_beyond_it(table):
+    """A strong penalty shrinks predictions: to a hundredth of the outcomes' spread they count."""
+    found = {}
+    for strength in (100, 3000):
+        result = evaluate_predictors(
+            table, METRICS, {"it": Ridge((strength,))}, ["ties"], ["norm_acc"], [LeaveTwoTasksOut()]
+        )
+        own = result.predictions
+        spreads = [(own[name] - own["training_mean"]).std() for name in ("predicted", "measured")]
+        found[strength] = spreads[0] / spreads[1], result.records[0]["r_beyond_mean"]
+    assert 0.01 < found[100][0] < 0.1
+    assert found[100][1] > 0.5
+    assert found[3000][0] < 0.01
+    assert found[3000][1] is None
 
 
 def test_an_exact_law_is_found_with_its_signs(table):

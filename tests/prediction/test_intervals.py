@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mergeability.prediction import LeaveOneTaskOut, LeaveTwoTasksOut
+from mergeability.prediction import DisjointHalves, LeaveOneTaskOut, LeaveTwoTasksOut
 from mergeability.prediction.intervals import conformal_table, half_width, task_scores
 
 TASKS = "abcdef"
@@ -32,6 +32,7 @@ def test_half_width_by_hand():
     assert half_width(nine, 0.9) == (9.0, 0.9)
     assert half_width(nine, 0.5) == (5.0, 0.5)
     assert half_width(nine, 0.51) == (6.0, 0.51)
+    assert half_width(nine, 0.85) == (9.0, 0.85)
     assert half_width(nine, 0.05) == (1.0, 0.05)
     # Rank 10 of nine: no more than 9/10 can be promised.
     assert half_width(nine, 0.95) == (9.0, 0.9)
@@ -101,6 +102,14 @@ def test_coverage_is_that_of_a_plain_loop(protocol, level):
     assert row["level"] == pytest.approx(level if rank <= 6 else 6 / 7)
     measured = dict(zip(zip(predictions["task_a"], predictions["task_b"]), predictions["measured"]))
     assert row["spread"] == pytest.approx(np.std(list(measured.values())))
+
+
+def test_the_spread_counts_each_pair_once_however_often_it_was_validated():
+    predictions = _predictions(DisjointHalves(repeats=4))
+    measured = {(row.task_a, row.task_b): row.measured for row in predictions.itertuples()}
+    spread = conformal_table(predictions).iloc[0]["spread"]
+    assert spread == pytest.approx(np.std(list(measured.values())))
+    assert spread != pytest.approx(predictions["measured"].std(ddof=0), rel=1e-3)
 
 
 def test_each_predictor_and_outcome_has_its_own_row():

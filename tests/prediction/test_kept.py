@@ -65,7 +65,9 @@ def test_whole_numbers_truth_values_and_undefined_numbers_keep_their_kind():
 
 
 def _key(table, metrics=METRICS, predictors=PREDICTORS, methods=("ties",), settings=SETTINGS, known=KNOWN):
-    return json.dumps(study_key(table, metrics, predictors, methods, settings, known), allow_nan=False)
+    return json.dumps(
+        study_key(table, metrics, predictors, methods, settings, known), allow_nan=False, sort_keys=True
+    )
 
 
 def _cell(table):

@@ -9,7 +9,7 @@ from scipy.stats import kstest, pearsonr
 from sklearn.linear_model import Ridge as SklearnRidge
 
 from mergeability.prediction import PairTable
-from mergeability.prediction.relabelling import relabel
+from mergeability.prediction.relabelling import _Test, relabel
 
 METRICS = ["first", "second"]
 TASKS = "abcdef"
@@ -92,6 +92,31 @@ def test_statistics_are_those_of_plain_loops_of_fits(frame):
         r, gain = _statistics(frame, frame, method)
         assert found.loc[method, "r"] == pytest.approx(r)
         assert found.loc[method, "gain"] == pytest.approx(gain)
+
+
+def test_statistics_of_a_relabelling_are_those_of_the_explicitly_renamed_table(frame):
+    rows = PairTable.validate(frame, METRICS, ["acc_ties"]).rows("acc_ties")[0]
+    test = _Test(rows, rows.outcome[:, None])
+    generator = np.random.default_rng(4)
+    for drawn in [generator.permutation(6) for _ in range(6)]:
+        place = {pair: i for i, pair in enumerate(map(frozenset, rows.ends))}
+        name = {task: TASKS[drawn[i]] for i, task in enumerate(rows.tasks)}
+        taken = np.array([place.get(frozenset((name[a], name[b])), -1) for a, b in rows.ends])
+        found = np.ravel(test._statistics(taken))
+        np.testing.assert_allclose(found, _statistics(frame, _renamed(frame, drawn), "ties"), rtol=1e-6)
+
+
+def test_a_relabelling_that_changes_nothing_counts_as_equally_good():
+    """Of four tasks, one relabelling in 24 is the identity; an outcome that is the metric beats all others."""
+    frame = pd.DataFrame(list(combinations("abcd", 2)), columns=["task_a", "task_b"])
+    frame["first"] = [0.0, 1.0, 3.0, 7.0, 15.0, 31.0]
+    frame["acc_ties"] = frame["first"]
+    generator = np.random.default_rng(3)
+    identities = sum((generator.permutation(4) == np.arange(4)).all() for _ in range(200))
+    assert identities > 0
+    found = _found(frame, 200, 3, ["ties"], ["first"])
+    assert found.methods["p"].item() == pytest.approx((1 + identities) / 201)
+    assert found.single["p"].item() == pytest.approx((1 + identities) / 201)
 
 
 def test_p_values_count_explicitly_renamed_tables(frame):

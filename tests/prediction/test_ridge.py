@@ -186,6 +186,7 @@ def test_a_batch_gives_each_problem_what_it_gets_alone(problem):
     columns = [np.ascontiguousarray(y) for y in Y.T]
     problems = [(X, y, folds) for y in columns]  # shared rows and folds
     problems += [(X, columns[0], others), (X[:20], columns[1][:20], None), (X, columns[1], folds)]
+    problems += [(X, columns[0], None)]  # shared rows alone: the middle strength
     for model in (Ridge(STRENGTHS.tolist()), Additive(strengths=STRENGTHS.tolist())):
         for (a, b, inner), together in zip(problems, model.fit_many(problems), strict=True):
             alone = type(model)(strengths=STRENGTHS.tolist()).fit(a, b, inner)

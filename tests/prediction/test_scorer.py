@@ -233,10 +233,10 @@ def test_tables_that_allow_no_fit_are_refused(pairs):
 
 
 def test_transfer_by_hand(simple):
-    table = _rows((10.0, 0.5, 4.0), (5.0, -1.0, 4.0), (5.0, 1.0, 4.0), (99.0, 0.0, 4.0))
-    # Scores of ties are .75, .7, .5 and none, within 0.05; of tsv .85, .4, 1 and none, within 0.2.
-    table["acc_ties"] = [0.79, 0.60, 0.46, 0.9]
-    table["acc_tsv"] = [0.9, np.nan, 0.7, 0.9]
+    table = _rows((10.0, 0.5, 4.0), (5.0, -1.0, 4.0), (5.0, 1.0, 4.0), (99.0, 0.0, 4.0), (99.0, 0.0, 4.0))
+    # The last pair has neither score nor outcome. Scores of ties are .75, .7, .5 and none, within 0.05; of tsv .85, .4, 1 and none, within 0.2.
+    table["acc_ties"] = [0.79, 0.60, 0.46, 0.9, np.nan]
+    table["acc_tsv"] = [0.9, np.nan, 0.7, 0.9, np.nan]
     found = transfer_table(simple, table, simple.score(table)).set_index("method")
     ties = found.loc["ties"]
     assert ties["r"] == pytest.approx(pearsonr([0.75, 0.7, 0.5], [0.79, 0.6, 0.46])[0])
