@@ -113,7 +113,7 @@ def test_the_papers_trainings_have_its_recipe(name, optimizer):
     assert (settings.optimizer, settings.momentum, settings.learning_rate) == (optimizer, 0.9, 1e-5)
     assert (settings.batch_size, settings.accumulate, settings.gradient_clip) == (64, 2, 10)
     assert cfg.trainer.precision == "32-true"
-    assert cfg.folder.endswith(f"vit_b16/none-0+{name}/seed-0/svhn")
+    assert cfg.folder.endswith(f"vit_b16/none-0+{name}/seed-0/digits")
     # What the analysis looks for is what the training leaves.
     assert composed("analyze", "experiment=paper_v1").suite.trained == "none-0+paper_adamw/seed-0"
 
