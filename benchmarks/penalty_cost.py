@@ -112,6 +112,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="images a step; 32, or few for large models")
     parser.add_argument("--steps", type=int, help="timed a round; 30, or few for large models")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--penalties", nargs="+", choices=penalties(), default=list(penalties()), help="some")
     parser.add_argument("--results", type=Path, help="folder for penalty_cost.json; nowhere unless given")
     options = parser.parse_args(arguments)
     for name in ("batch", "steps", "rounds"):
@@ -127,7 +128,8 @@ def measured(size: models.Size, options: argparse.Namespace) -> dict[str, Any]:
     rounds: list[dict[str, tuple[float, float]]] = []
     for number in range(options.rounds):
         rounds.append({})
-        for name, penalty in penalties().items():
+        for name in dict.fromkeys([PLAIN, *options.penalties]):
+            penalty = penalties()[name]
             rounds[-1][name] = step_seconds(size, penalty, batch, steps, options.device)
             done = f"{size.name}, round {number + 1} of {options.rounds}: {name}"
             print(f"{done}: {rounds[-1][name][0]:.4f} s a step", file=sys.stderr, flush=True)

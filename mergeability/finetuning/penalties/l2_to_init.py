@@ -36,5 +36,8 @@ class L2ToInit:
         of_loss = step.gradients_of_loss()
         with torch.no_grad():
             changes = [now - then for now, then in zip(step.parameters, step.initial, strict=True)]
-            total = tuple(g.add(change, alpha=2 * self.strength) for g, change in zip(of_loss, changes))
-            return total, squared_norm(changes)
+            value = squared_norm(changes)
+            # Into the changes' own memory: new memory of a model's size costs as much as the arithmetic.
+            for g, change in zip(of_loss, changes, strict=True):
+                torch.add(g, change, alpha=2 * self.strength, out=change)
+            return tuple(changes), value

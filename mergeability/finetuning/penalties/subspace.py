@@ -62,18 +62,18 @@ class Subspace:
                     change, step.constants.get(f"left/{index}"), step.constants.get(f"right/{index}")
                 )
                 value = value + squared_norm([outside])
-                total[index] = total[index].add(outside, alpha=2 * self.strength)
+                total[index] = torch.add(total[index], outside, alpha=2 * self.strength, out=outside)
         return tuple(total), value
 
 
 def _outside(
     change: Float[Tensor, "m n"], left: Float[Tensor, "m k"] | None, right: Float[Tensor, "n k"] | None
 ) -> Float[Tensor, "m n"]:
-    """Subtract P_U τ P_V from τ through its k×n or m×k factors, never through a projector."""
+    """Subtract P_U τ P_V from τ, in place, through its k×n or m×k factors, never through a projector."""
     if left is None:
         assert right is not None
-        return torch.addmm(change, change @ right, right.mT, alpha=-1)
+        return change.addmm_(change @ right, right.mT, alpha=-1)
     inside = left.mT @ change
     if right is not None:
         inside = inside @ right @ right.mT
-    return torch.addmm(change, left, inside, alpha=-1)
+    return change.addmm_(left, inside, alpha=-1)
