@@ -190,8 +190,9 @@ class FineTuningModule(pl.LightningModule):
         gradients, value = self.penalty.gradients(step)
         self._log_penalty(self.penalty.name, value)
         gradients = _mean_over_devices(gradients)
-        # After the mean, so that all devices stop together. The largest entry is finite only if all are.
-        if not torch.isfinite(get_total_norm(gradients, math.inf)):
+        # After the mean, so that all devices stop together. The length is finite only if all entries are, is what
+        # clipping divides by, and takes a tenth of the time of looking for the largest entry.
+        if not torch.isfinite(get_total_norm(gradients)):
             self._refuse(f"gradient with the penalty {self.penalty.name}", "NaN or Inf")
         for parameter, gradient in zip(self.trained, gradients, strict=True):
             gradient = (gradient * share).to(parameter.dtype)
