@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks import agreement, finetune_throughput, models, opponents
+from benchmarks import agreement, finetune_throughput, models, opponents, penalty_cost
 from benchmarks.__main__ import main
 
 
@@ -49,4 +49,23 @@ def test_the_throughput_benchmark_runs_at_a_tiny_size_and_wants_a_gpu_for_a_real
     assert (found["models"], found["pairs"], found["metrics"]) == (3, 3, 28)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert finetune_throughput.main([]) == 1
+    assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_the_cost_of_penalties_is_measured_at_a_tiny_size(tmp_path, capsys, monkeypatch):
+    import torch
+
+    assert penalty_cost.main(["--sizes", "tiny", "--rounds", "2", "--results", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "penalty_cost.json").read_text())["sizes"]["tiny"]["penalties"]
+    assert found["plain"]["ratio"] == 1
+    # A configuration that is not measured is a penalty whose cost nobody knows.
+    configured = {file.stem for file in (Path(__file__).parents[1] / "conf" / "reg").glob("*.yaml")} - {
+        "none"
+    }
+    assert {name.split()[0] for name in found} == configured | {"plain"}
+    assert all(one["ratio"] > 0 and len(one["all_ratios"]) == 2 for one in found.values())
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in found)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert penalty_cost.main(["--device", "cuda"]) == 1
     assert "no CUDA device" in capsys.readouterr().err

@@ -29,7 +29,7 @@ COUNTS = {
     "paths": 1,
     "predictor": 15,
     "profile": 1,
-    "reg": 3,
+    "reg": 6,
     "run": 3,
     "suite": 7,
     "task": 32,

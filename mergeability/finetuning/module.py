@@ -4,12 +4,13 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import get_total_norm
 from torchmetrics.classification import MulticlassAccuracy
 
 from mergeability.errors import UserError
@@ -79,6 +80,10 @@ class FineTuningModule(pl.LightningModule):
         preprocess: uint8 images → the encoder's normalised float input.
         settings: the recipe.
         penalty: a term beside the loss; None, or one of strength 0, leaves plain fine-tuning.
+
+    Raises:
+        UserError: the penalty does not fit the encoder's matrices; while training, the penalty or its gradient is no
+            longer finite.
     """
 
     head: Tensor
@@ -100,6 +105,11 @@ class FineTuningModule(pl.LightningModule):
         initial = [p.detach().clone() for p in self.trained] if self.penalty else []
         for index, tensor in enumerate(initial):
             self.register_buffer(f"initial_{index}", tensor, persistent=False)
+        # Neither does what follows from θ0. As buffers both move between devices with the module.
+        constants = self.penalty.constants(initial) if self.penalty else {}
+        for name, tensor in constants.items():
+            self.register_buffer(f"constant/{name}", tensor, persistent=False)
+        self._constant_names = tuple(constants)
         self.train_accuracy = MulticlassAccuracy(len(head), average="micro")
         self.validation_accuracy = MulticlassAccuracy(len(head), average="micro")
         self.images_seen = 0  # In this process: a resumed training counts from there.
@@ -174,18 +184,29 @@ class FineTuningModule(pl.LightningModule):
             parameters=self.trained,
             initial=[self.get_buffer(f"initial_{index}") for index in range(len(self.trained))],
             reduced_precision="16" in str(self.trainer.precision),
+            constants={name: self.get_buffer(f"constant/{name}") for name in self._constant_names},
+            log=self._log_penalty,
         )
         gradients, value = self.penalty.gradients(step)
-        if not torch.isfinite(value):
-            raise UserError(
-                f"The penalty {self.penalty.name} became {value.item()} at step {self.global_step}: "
-                "take a smaller reg.lambda or learning rate."
-            )
-        self.log(f"penalty/{self.penalty.name}", value)
+        self._log_penalty(self.penalty.name, value)
         gradients = _mean_over_devices(gradients)
+        # After the mean, so that all devices stop together. The length is finite only if all entries are, is what
+        # clipping divides by, and takes a tenth of the time of looking for the largest entry.
+        if not torch.isfinite(get_total_norm(gradients)):
+            self._refuse(f"gradient with the penalty {self.penalty.name}", "NaN or Inf")
         for parameter, gradient in zip(self.trained, gradients, strict=True):
             gradient = (gradient * share).to(parameter.dtype)
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+    def _log_penalty(self, name: str, value: Tensor) -> None:
+        if not torch.isfinite(value):
+            self._refuse(f"penalty {name}", value.item())
+        self.log(f"penalty/{name}", value)
+
+    def _refuse(self, what: str, became: float | str) -> NoReturn:
+        raise UserError(
+            f"The {what} became {became} at step {self.global_step}: take a smaller reg.lambda or learning rate."
+        )
 
     def _loss_again(self) -> Tensor:
         assert self._batch is not None

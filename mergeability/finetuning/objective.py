@@ -1,9 +1,9 @@
 """What fine-tuning minimises: cross-entropy through a frozen head, plus an optional penalty."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -28,6 +28,10 @@ def cross_entropy(
     return functional.cross_entropy(logits, labels), logits
 
 
+def _not_logged(name: str, value: Tensor) -> None:
+    """Keep no log."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One micro-batch as a penalty sees it.
@@ -38,6 +42,9 @@ class Step:
         parameters: the trainable encoder parameters θ.
         initial: their values θ0 before training, in the same order.
         reduced_precision: whether L is computed in 16 bits (autocast).
+        constants: what the penalty's own `constants` made of θ0, on the parameters' device.
+        known_gradients: ∇L, where it is known already: a loss can be differentiated only once.
+        log: takes the name and the value of a part of the penalty.
     """
 
     loss: Float[Tensor, ""]
@@ -45,13 +52,28 @@ class Step:
     parameters: Sequence[nn.Parameter]
     initial: Sequence[Tensor]
     reduced_precision: bool = False
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
+    known_gradients: tuple[Tensor, ...] | None = None
+    log: Callable[[str, Tensor], None] = _not_logged
+
+    def gradients_of_loss(self, create_graph: bool = False) -> tuple[Tensor, ...]:
+        """Return ∇L for every parameter, with its graph where that is asked for."""
+        if self.known_gradients is None:
+            return loss_gradients(self.loss, self.parameters, create_graph)
+        if create_graph:
+            return self.known_gradients
+        return tuple(gradient.detach() for gradient in self.known_gradients)
 
 
+@runtime_checkable
 class Penalty(Protocol):
     """A term strength · R(θ) beside the task loss.
 
     `gradients` returns ∇(L + strength · R) for every parameter, and R itself for the log. Being asked for
     gradients rather than for a scalar lets a penalty correct the gradient where R has no cheap graph.
+
+    A penalty is a frozen dataclass and holds no state: what it derives from θ0 (`constants`) lies with the module,
+    which moves it between devices and hands it back in every `Step`.
 
     Attributes:
         name: of the penalty, in logs and messages.
@@ -59,9 +81,17 @@ class Penalty(Protocol):
         second_order: whether it differentiates the loss twice, which fused attention kernels cannot do.
     """
 
-    name: str
-    strength: float | int
-    second_order: bool
+    # Read-only, as in a frozen dataclass.
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def strength(self) -> float | int: ...  # noqa: D102
+    @property
+    def second_order(self) -> bool: ...  # noqa: D102
+
+    def constants(self, initial: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Compute, once before training, what depends on θ0 alone; names without dots."""
+        ...
 
     def gradients(self, step: Step) -> tuple[tuple[Tensor, ...], Float[Tensor, ""]]:
         """Return ∇(L + strength · R) for every parameter, and R."""

@@ -2,15 +2,38 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import nn
 
 from mergeability.errors import UserError
+from mergeability.finetuning.leading_vectors import check_count
 from mergeability.finetuning.objective import Step, cross_entropy
 from mergeability.finetuning.penalties.grad_magnitude import GradMagnitude
 from mergeability.finetuning.penalties.l2_to_init import L2ToInit
+from mergeability.finetuning.penalties.mergeability import Mergeability
+from mergeability.finetuning.penalties.singular_alignment import SingularAlignment
+from mergeability.finetuning.penalties.subspace import Subspace
+
+FOLDER = Path(__file__).parents[2] / "conf" / "reg"
+NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml") if file.stem != "none")
+
+
+def configured(name: str, strength: float):
+    """The penalty of a configuration, with as few singular vectors as small matrices have."""
+    config = OmegaConf.load(FOLDER / f"{name}.yaml")
+    config["lambda"] = strength
+    for part in (config.penalty, *config.penalty.get("terms", {}).values()):
+        if "k" in part:
+            part.k = 2
+    return instantiate(OmegaConf.create({"reg": config}).reg.penalty, _convert_="all")
 
 
 class Problem:
@@ -33,8 +56,9 @@ class Problem:
     def loss(self) -> torch.Tensor:
         return cross_entropy(self.encoder, self.head, self.images, self.labels)[0]
 
-    def step(self) -> Step:
-        return Step(self.loss(), self.loss, self.parameters, self.initial)
+    def step(self, penalty=None) -> Step:
+        constants = penalty.constants(self.initial) if penalty else {}
+        return Step(self.loss(), self.loss, self.parameters, self.initial, constants=constants)
 
     def central_difference(self, function: Callable[[], float], width: float = 1e-5) -> list[torch.Tensor]:
         """Differentiate by (f(θ + w) − f(θ − w)) / 2w, entry by entry."""
@@ -58,6 +82,44 @@ class Problem:
     def distance_squared(self) -> float:
         return sum((p - q).square().sum().item() for p, q in zip(self.parameters, self.initial, strict=True))
 
+    def matrices(self):
+        """τ and NumPy's decomposition of the base, of each matrix."""
+        for now, then in zip(self.parameters, self.initial, strict=True):
+            if now.ndim == 2:
+                yield (now - then).detach().numpy(), *np.linalg.svd(then.numpy())
+
+    def outside_squared(self, side: str, k: int = 2) -> float:
+        total = 0.0
+        for change, U, _, Vh in self.matrices():
+            left = U[:, :k] @ U[:, :k].T if "u" in side else np.eye(len(U))
+            right = Vh[:k].T @ Vh[:k] if "v" in side else np.eye(len(Vh))
+            total += np.linalg.norm(change - left @ change @ right) ** 2
+        return total
+
+    def turning(self, k: int = 2) -> float:
+        return sum(
+            (np.linalg.norm(U[:, :k].T @ change) ** 2 + np.linalg.norm(change @ Vh[:k].T) ** 2)
+            / (S[:k] ** 2).sum()
+            for change, U, S, Vh in self.matrices()
+        )
+
+    def weighted_sum(self) -> float:
+        return (
+            0.3 * self.distance_squared()
+            + 0.2 * self.gradient_norm_squared()
+            + 0.4 * self.outside_squared("u")
+        )
+
+
+SIDES = ("u", "v", "uv")
+SUM = {
+    "near": L2ToInit(strength=0.3),
+    "flat": GradMagnitude(strength=0.2, estimator="exact"),
+    "inside": Subspace(strength=0.4, k=2, side="u"),
+    "none": SingularAlignment(strength=0, k=99),
+}
+SUM_WEIGHTS = {"l2_to_init": 0.3, "grad_magnitude": 0.2, "subspace": 0.4}
+
 
 def flat(tensors) -> torch.Tensor:
     return torch.cat([tensor.detach().flatten() for tensor in tensors])
@@ -70,13 +132,27 @@ def flat(tensors) -> torch.Tensor:
         (GradMagnitude(strength=0.7, estimator="exact"), Problem.gradient_norm_squared, 1e-7),
         # The error of a forward difference is of order r; at r = 1e-5 in float64 that is all there is.
         (GradMagnitude(strength=0.7, radius=1e-5), Problem.gradient_norm_squared, 1e-4),
+        # Singular vectors are kept to float32.
+        *(
+            (Subspace(0.7, k=2, side=side), partial(Problem.outside_squared, side=side), 1e-6)
+            for side in SIDES
+        ),
+        (SingularAlignment(strength=0.7, k=2), Problem.turning, 1e-6),
+        (Mergeability(SUM, strength=0.7), Problem.weighted_sum, 1e-6),
     ],
-    ids=["l2_to_init", "grad_magnitude exact", "grad_magnitude finite_difference"],
+    ids=[
+        "l2_to_init",
+        "grad_magnitude exact",
+        "grad_magnitude finite_difference",
+        *SIDES,
+        "singular_alignment",
+        "sum",
+    ],
 )
 def test_gradient_is_that_of_loss_plus_strength_times_value(penalty, value, tolerance):
     problem = Problem()
-    gradients, reported = penalty.gradients(problem.step())
-    assert reported.item() == pytest.approx(value(problem), rel=1e-9)
+    gradients, reported = penalty.gradients(problem.step(penalty))
+    assert reported.item() == pytest.approx(value(problem), rel=1e-9 if tolerance == 1e-7 else 1e-6)
     expected = problem.central_difference(lambda: problem.loss().item() + 0.7 * value(problem))
     plain = problem.central_difference(lambda: problem.loss().item())
     assert (flat(expected) - flat(plain)).norm() > 0.1 * flat(plain).norm(), "the penalty must matter here"
@@ -110,11 +186,104 @@ def test_weights_are_restored_when_the_second_pass_fails():
     assert all(torch.equal(now, then) for now, then in zip(problem.parameters, before, strict=True))
 
 
-def test_no_gradient_is_left_behind_in_grad():
-    problem = Problem()
-    GradMagnitude(strength=1).gradients(problem.step())
-    L2ToInit(strength=1).gradients(problem.step())
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_given_is_changed_and_nothing_is_left_behind_in_grad(name):
+    problem, penalty = Problem(torch.float32), configured(name, 1)
+    step = problem.step(penalty)
+    given = [*problem.parameters, *problem.initial, *step.constants.values()]
+    before = [tensor.detach().clone() for tensor in given]
+    penalty.gradients(step)
+    assert all(torch.equal(now, then) for now, then in zip(given, before, strict=True))
     assert all(parameter.grad is None for parameter in problem.parameters)
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"grad_magnitude", "mergeability"}))
+def test_at_the_base_a_penalty_on_the_change_is_zero_and_has_no_gradient(name):
+    problem, penalty = Problem(), configured(name, 10)
+    problem.initial = [parameter.detach().clone() for parameter in problem.parameters]
+    gradients, value = penalty.gradients(problem.step(penalty))
+    assert value.item() == 0
+    assert torch.equal(flat(gradients), flat(problem.step().gradients_of_loss()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_penalty_is_as_good_in_float32(name):
+    narrow, wide = (
+        configured(name, 0.7).gradients(Problem(dtype).step(configured(name, 0.7)))
+        for dtype in (torch.float32, torch.float64)
+    )
+    # The radius of finite differences is that of float32 in both.
+    assert (flat(narrow[0]).double() - flat(wide[0])).norm() / flat(wide[0]).norm() < 5e-3
+    assert narrow[1].item() == pytest.approx(wide[1].item(), rel=1e-4)
+    assert narrow[1].dtype == flat(narrow[0]).dtype == torch.float32
+
+
+@pytest.mark.parametrize("penalty", [Subspace(1, k=2), SingularAlignment(1, k=2)])
+def test_penalties_on_matrices_leave_everything_else_free(penalty):
+    problem = Problem()
+    gradients, _ = penalty.gradients(problem.step(penalty))
+    plain = problem.step().gradients_of_loss()
+    changed = [not torch.equal(g, p) for g, p in zip(gradients, plain, strict=True)]
+    assert changed == [parameter.ndim == 2 for parameter in problem.parameters]
+
+
+def test_an_update_inside_the_leading_subspace_costs_nothing_and_one_outside_its_whole_length():
+    U, S, Vh = (
+        torch.from_numpy(part) for part in np.linalg.svd(np.random.default_rng(0).normal(size=(5, 4)))
+    )
+    base = U[:, :4] @ torch.diag(S) @ Vh
+
+    def value(change: torch.Tensor, penalty) -> float:
+        parameter = nn.Parameter(base + change)
+        loss = parameter.sum()
+        step = Step(loss, lambda: loss, [parameter], [base], constants=penalty.constants([base]))
+        return penalty.gradients(step)[1].item()
+
+    inside, left, outside = (
+        torch.outer(U[:, 0], Vh[1]),
+        torch.outer(U[:, 1], Vh[3]),
+        torch.outer(U[:, 3], Vh[2]),
+    )
+    for side, expected in {"u": (0, 0, 1), "v": (0, 1, 1), "uv": (0, 1, 1)}.items():
+        found = [value(change, Subspace(1, k=2, side=side)) for change in (inside, left, outside)]
+        assert found == pytest.approx(expected, abs=1e-6)
+    energy = (S[:2] ** 2).sum().item()
+    found = [value(change, SingularAlignment(1, k=2)) for change in (inside, left, outside)]
+    assert found == pytest.approx([2 / energy, 1 / energy, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize(("penalty", "expected"), [(SingularAlignment(1, k=2), 0), (Subspace(1, k=2), 12)])
+def test_a_base_matrix_of_zeros_has_no_directions(penalty, expected):
+    base, parameter = torch.zeros(3, 4), nn.Parameter(torch.ones(3, 4))
+    loss = parameter.sum()
+    step = Step(loss, lambda: loss, [parameter], [base], constants=penalty.constants([base]))
+    gradients, value = penalty.gradients(step)
+    assert value.item() == expected
+    assert torch.isfinite(flat(gradients)).all()
+
+
+def test_a_sum_is_the_weighted_sum_of_its_terms_gradients_and_logs_each_value():
+    problem, logged = Problem(), {}
+    total = Mergeability(SUM, strength=0.5)
+    step = replace(problem.step(total), log=lambda name, value: logged.update({name: value.item()}))
+    gradients, value = total.gradients(step)
+    plain = flat(problem.step().gradients_of_loss())
+    expected, values = plain, {}
+    for term in list(SUM.values())[:3]:
+        alone, of_term = replace(term, strength=1).gradients(problem.step(term))
+        expected = expected + 0.5 * term.strength * (flat(alone) - plain)
+        values[term.name] = of_term.item()
+    torch.testing.assert_close(flat(gradients), expected, rtol=1e-10, atol=1e-12)
+    assert logged == pytest.approx(values, rel=1e-12)
+    assert value.item() == pytest.approx(sum(SUM_WEIGHTS[name] * v for name, v in values.items()), rel=1e-12)
+    assert not any(name.startswith("none") for name in step.constants), "a term of weight 0 is never asked"
+
+
+def test_a_sum_is_differentiated_twice_if_a_term_is():
+    assert Mergeability(SUM).second_order
+    assert not configured("mergeability", 1).second_order
+    # The weight 0 leaves the term out.
+    assert not Mergeability({**SUM, "flat": GradMagnitude(estimator="exact")}).second_order
 
 
 def test_a_stationary_point_has_no_correction():
@@ -144,10 +313,11 @@ def test_the_step_is_longer_under_reduced_precision():
 
 
 @pytest.mark.parametrize("strength", [-1, -1e-9, math.nan, math.inf])
-@pytest.mark.parametrize("penalty", [L2ToInit, GradMagnitude])
-def test_a_strength_that_is_no_strength_is_refused(penalty, strength):
-    with pytest.raises(UserError, match=r"reg\.lambda .* finite number"):
-        penalty(strength=strength)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_strength_that_is_no_strength_is_refused(name, strength):
+    penalty = configured(name, 0)
+    with pytest.raises(UserError, match=rf"reg\.lambda of {name} .* finite number"):
+        replace(penalty, strength=strength)
 
 
 def test_an_unknown_estimator_or_radius_is_refused():
@@ -155,3 +325,26 @@ def test_an_unknown_estimator_or_radius_is_refused():
         GradMagnitude(strength=1, estimator="guess")
     with pytest.raises(UserError, match="must be positive"):
         GradMagnitude(strength=1, radius=0.0)
+
+
+@pytest.mark.parametrize("penalty", [Subspace, SingularAlignment])
+def test_a_number_of_vectors_that_a_matrix_does_not_have_is_refused(penalty):
+    for k in (0, -1):
+        with pytest.raises(UserError, match=rf"reg\.penalty\.k of .* whole number ≥ 1, not {k}"):
+            penalty(strength=1, k=k)
+    with pytest.raises(UserError, match=r"whole number ≥ 1, not 2\.5"):
+        check_count("subspace", 2.5)
+    # The encoder's matrices are 4 × 5 and 3 × 4.
+    assert penalty(strength=1, k=3).constants(Problem().initial)
+    with pytest.raises(UserError, match=r"is 4, but .* matrix of 3 × 4: take at most 3"):
+        penalty(strength=1, k=4).constants(Problem().initial)
+
+
+def test_an_unknown_side_or_a_sum_of_nothing_is_refused():
+    with pytest.raises(UserError, match="u, v or uv, not 'left'"):
+        Subspace(strength=1, side="left")
+    for terms in ({}, {"near": L2ToInit(strength=0)}):
+        with pytest.raises(UserError, match="no term of a weight above 0"):
+            Mergeability(terms, strength=1)
+    with pytest.raises(UserError, match="different names, not l2_to_init, l2_to_init"):
+        Mergeability({"a": L2ToInit(strength=1), "b": L2ToInit(strength=2)}, strength=1)

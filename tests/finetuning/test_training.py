@@ -2,10 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import nn
 
 from mergeability.data.tasks import Images
@@ -16,8 +19,22 @@ from mergeability.finetuning.module import FineTuningModule, TrainingSettings, c
 from mergeability.finetuning.objective import Step, cross_entropy, squared_norm
 from mergeability.finetuning.penalties.grad_magnitude import GradMagnitude
 from mergeability.finetuning.penalties.l2_to_init import L2ToInit
+from mergeability.finetuning.penalties.mergeability import Mergeability
+from mergeability.finetuning.penalties.subspace import Subspace
 from mergeability.finetuning.run import _resume_from, _spread, saver_of_each_epoch
 from mergeability.store import digest, write_text
+
+FOLDER = Path(__file__).parents[2] / "conf" / "reg"
+NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+
+
+def configured(name: str, strength: float, **changes: object):
+    """The penalty of a configuration, with as few singular vectors as small matrices have."""
+    config = OmegaConf.load(FOLDER / f"{name}.yaml")
+    config["lambda"] = strength
+    for part in (config.penalty or {}, *(config.penalty or {}).get("terms", {}).values()):
+        part.update({key: value for key, value in {"k": 2, **changes}.items() if key in part})
+    return instantiate(OmegaConf.create({"reg": config}).reg.penalty, _convert_="all")
 
 
 def preprocess(images: torch.Tensor) -> torch.Tensor:
@@ -53,11 +70,12 @@ def fit(
     resume=None,
     folder=None,
     watch=None,
+    kind=FineTuningModule,
 ):
     settings = TrainingSettings(
         epochs=epochs, learning_rate=1e-2, batch_size=batch_size, accumulate=accumulate, gradient_clip=clip
     )
-    module = FineTuningModule(encoder(), HEAD, preprocess, settings, penalty)
+    module = kind(encoder(), HEAD, preprocess, settings, penalty)
     callbacks = []
     if folder is not None:
         callbacks = [saver_of_each_epoch(folder)]
@@ -115,11 +133,15 @@ def batch_gradient_norm(module: FineTuningModule, every: Images, batch_size: int
     return (sum(squares) / len(squares)) ** 0.5
 
 
-@pytest.mark.parametrize("penalty", [GradMagnitude(), GradMagnitude(estimator="exact"), L2ToInit()])
-def test_strength_zero_is_plain_fine_tuning_bit_for_bit(penalty):
-    module = fit(penalty)
+@pytest.mark.parametrize("name", NAMES)
+def test_strength_zero_is_plain_fine_tuning_bit_for_bit(name):
+    module = fit(configured(name, 0))
     assert module.penalty is None, "and costs nothing"
     assert torch.equal(weights(module), weights(fit(None)))
+    if name != "none":
+        assert not torch.equal(weights(fit(configured(name, 1))), weights(module)), (
+            "and a strength does something"
+        )
 
 
 @pytest.mark.parametrize("estimator", ["finite_difference", "exact"])
@@ -154,6 +176,9 @@ class Constant:
     strength: float = 0.5
     name: str = "constant"
     second_order: bool = False
+
+    def constants(self, initial):
+        return {}
 
     def gradients(self, step: Step):
         plain = torch.autograd.grad(step.loss, step.parameters)
@@ -197,6 +222,59 @@ def test_clipping_sees_the_penalty_too():
     assert module.norms[1] == pytest.approx(0.5, rel=1e-3)
 
 
+class Watched(FineTuningModule):
+    """Remembers, of every step, its micro-batches and weights, and the gradient before and after clipping."""
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.batches, self.steps = [], []
+
+    def training_step(self, batch, batch_index):
+        self.batches.append(batch)
+        return super().training_step(batch, batch_index)
+
+    def configure_gradient_clipping(self, *arguments, **options) -> None:
+        before = [parameter.grad.clone() for parameter in self.trained]
+        super().configure_gradient_clipping(*arguments, **options)
+        after = [parameter.grad.clone() for parameter in self.trained]
+        here = [parameter.detach().clone() for parameter in self.trained]
+        self.steps.append(
+            (self.batches, here, *(torch.cat([g.flatten() for g in part]) for part in (before, after)))
+        )
+        self.batches = []
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [(name, {}) for name in NAMES if name != "none"] + [("grad_magnitude", {"estimator": "exact"})],
+)
+def test_a_step_takes_the_mean_over_micro_batches_and_clips_it_with_the_penalty(name, changes):
+    penalty = configured(name, 5, **changes)
+    module = fit(penalty, batch_size=4, accumulate=2, clip=0.25, epochs=1, kind=Watched)
+    # Not the first step: at the base, penalties on the change are zero.
+    batches, here, before, after = module.steps[1]
+    network = encoder()
+    parameters = list(network.parameters())
+    initial = [parameter.detach().clone() for parameter in parameters]
+    for parameter, value in zip(parameters, here, strict=True):
+        parameter.data.copy_(value)
+    found, plain = [], []
+    for pictures, labels in batches:
+
+        def loss(pictures=pictures, labels=labels) -> torch.Tensor:
+            return cross_entropy(network, HEAD, preprocess(pictures), labels)[0]
+
+        step = Step(loss(), loss, parameters, initial, constants=penalty.constants(initial))
+        found.append(torch.cat([g.flatten() for g in penalty.gradients(step)[0]]))
+        plain.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss(), parameters)]))
+    assert len(found) == 2
+    expected, without = sum(found) / 2, sum(plain) / 2
+    assert (expected - without).norm() > 0.02 * without.norm(), "the penalty must matter here"
+    torch.testing.assert_close(before, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+    assert before.norm() > 0.25
+    torch.testing.assert_close(after, before * (0.25 / before.norm()), rtol=1e-4, atol=1e-7)
+
+
 def test_a_penalty_that_is_not_finite_stops_the_training_and_says_where():
     @dataclass
     class Broken(Constant):
@@ -205,6 +283,59 @@ def test_a_penalty_that_is_not_finite_stops_the_training_and_says_where():
 
     with pytest.raises(UserError, match=r"penalty constant became nan at step 0"):
         fit(Broken())
+
+
+def test_a_gradient_that_is_not_finite_stops_the_training_and_the_last_good_state_stays(tmp_path):
+    @dataclass
+    class Broken(Constant):
+        calls: int = 0
+
+        def gradients(self, step):
+            self.calls += 1
+            (first, *rest), value = super().gradients(step)
+            if self.calls > 4:  # The second step of the second epoch.
+                first[0, 0] = math.inf
+            return (first, *rest), value
+
+    with pytest.raises(UserError, match=r"gradient with the penalty constant became NaN or Inf at step 4"):
+        fit(Broken(), folder=tmp_path)
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 3
+    assert all(torch.isfinite(tensor).all() for tensor in state["state_dict"].values())
+
+
+def test_what_follows_from_the_base_moves_with_the_module_and_stays_out_of_checkpoints(tmp_path):
+    module = fit(Subspace(strength=1, k=2), folder=tmp_path)
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert not [name for name in kept if "constant" in name or "initial" in name]
+    constants = {name: tensor for name, tensor in module.named_buffers() if name.startswith("constant/")}
+    # Two matrices, the first and third of four parameters.
+    assert sorted(constants) == [f"constant/{side}/{index}" for side in ("left", "right") for index in (0, 2)]
+    module.to("meta")
+    assert all(module.get_buffer(name).is_meta for name in constants)
+
+
+def test_a_sum_of_penalties_logs_each_term():
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_) -> None:
+            self.logged = dict(trainer.callback_metrics)
+
+    watch, penalty = Watch(), configured("mergeability", 1)
+    fit(penalty, watch=watch)
+    values = {name: watch.logged[f"penalty/{name}"].item() for name in ("mergeability", *penalty.terms)}
+    assert values.pop("mergeability") == pytest.approx(sum(values.values()) / 4, rel=1e-5)
+
+
+def test_a_term_that_is_not_finite_is_named():
+    @dataclass(frozen=True)
+    class Broken(L2ToInit):
+        name: str = "broken"
+
+        def gradients(self, step):
+            return super().gradients(step)[0], torch.tensor(math.nan)
+
+    with pytest.raises(UserError, match=r"penalty broken became nan at step 0"):
+        fit(Mergeability({"one": L2ToInit(strength=1), "two": Broken(strength=1)}, strength=1))
 
 
 def test_a_killed_training_continues_to_the_same_weights(tmp_path):

@@ -1,5 +1,6 @@
 """Prefer flat places: λ‖∇θ L‖², the squared norm of the loss's own gradient."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,19 +50,23 @@ class GradMagnitude:
         """Say whether the loss is differentiated twice."""
         return self.estimator == "exact"
 
+    def constants(self, initial: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return nothing: where training began does not matter."""
+        return {}
+
     def gradients(self, step: Step) -> tuple[tuple[Tensor, ...], Float[Tensor, ""]]:
         """Return g + 2λHg for every parameter, and R = ‖g‖²."""
         return self._exact(step) if self.second_order else self._finite_difference(step)
 
     def _exact(self, step: Step) -> tuple[tuple[Tensor, ...], Tensor]:
-        of_loss = loss_gradients(step.loss, step.parameters, create_graph=True)
+        of_loss = step.gradients_of_loss(create_graph=True)
         value = squared_norm(of_loss)
         of_value = loss_gradients(value, step.parameters)
         total = tuple(g.detach().add(h, alpha=self.strength) for g, h in zip(of_loss, of_value))
         return total, value.detach()
 
     def _finite_difference(self, step: Step) -> tuple[tuple[Tensor, ...], Tensor]:
-        of_loss = loss_gradients(step.loss, step.parameters)
+        of_loss = step.gradients_of_loss()
         value = squared_norm(of_loss)
         norm = value.sqrt()
         if norm == 0:  # A stationary point: Hg is 0 as well, and there is no direction to step in.

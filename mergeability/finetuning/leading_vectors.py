@@ -1,0 +1,58 @@
+"""The leading singular vectors of the base model's matrices, for penalties on how an update lies to them."""
+
+import logging
+from collections.abc import Iterator, Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mergeability.decompositions import leading_triplets
+from mergeability.errors import UserError
+from mergeability.finetuning.objective import Step
+
+logger = logging.getLogger(__name__)
+
+
+def check_count(name: str, k: float | int) -> None:
+    """Refuse a number of leading singular vectors that is none.
+
+    Raises:
+        UserError: it is not a whole number ≥ 1.
+    """
+    if not (isinstance(k, int) and k >= 1):
+        raise UserError(f"reg.penalty.k of {name} must be a whole number ≥ 1, not {k}.")
+
+
+def leading_vectors(
+    initial: Sequence[Tensor], k: int, name: str
+) -> Iterator[tuple[int, Float[Tensor, "m k"], Float[Tensor, " k"], Float[Tensor, "n k"]]]:
+    """Decompose every base matrix once: its index among the parameters, U_k, σ₁ … σ_k and V_k.
+
+    A matrix is a parameter with two axes, positional embeddings included and convolutions not, as in the metrics.
+    Vectors of a singular value 0 are zero: they have no direction. Accurate to float32, in the matrix's dtype.
+
+    Raises:
+        UserError: k is larger than the smaller side of a matrix. Taking fewer vectors there would silently leave
+            that matrix free in one of its two spaces.
+    """
+    matrices = {index: tensor for index, tensor in enumerate(initial) if tensor.ndim == 2}
+    for matrix in matrices.values():
+        rows, columns = matrix.shape
+        if k > min(rows, columns):
+            raise UserError(
+                f"reg.penalty.k of {name} is {k}, but the encoder has a matrix of {rows} × {columns}: take at most "
+                f"{min(min(matrix.shape) for matrix in matrices.values())}."
+            )
+    logger.info("%s: decomposing the base model's %d matrices, once.", name, len(matrices))
+    for index, matrix in matrices.items():
+        # On the CPU, whatever the device: the decomposition takes float64.
+        found = leading_triplets(matrix.detach().cpu(), k)
+        left, values, right = (part.to(matrix) for part in found)
+        yield index, left, values, right.mT.contiguous()
+
+
+def matrix_changes(step: Step) -> Iterator[tuple[int, Float[Tensor, "m n"]]]:
+    """Compute τ = θ − θ0 of one matrix after the other; each is a tensor of its own."""
+    for index, (now, then) in enumerate(zip(step.parameters, step.initial, strict=True)):
+        if now.ndim == 2:
+            yield index, now.detach() - then
