@@ -336,7 +336,14 @@ def test_without_a_task_there_is_no_head_and_hugging_face_can_read_it(command, o
     as_reference(clip_state, tmp_path / "theirs")
     folder = tmp_path / "exported"
     ended = imported(
-        command, outputs, tmp_path / "theirs", "~task", f"folder={folder}", "export=hf", "base=null"
+        command,
+        outputs,
+        tmp_path / "theirs",
+        "~task",
+        "model=clip_mini",
+        f"folder={folder}",
+        "export=hf",
+        "base=null",
     )
     assert ended.code == 0, ended.output
     assert {path.name for path in folder.iterdir()} == {

@@ -222,7 +222,7 @@ def test_the_card_says_how_fast_on_what_and_how_much_memory(smoke_root, command)
     ids=["memory", "disk"],
 )
 def test_what_runs_out_is_one_sentence_and_leaves_nothing_half_written(
-    smoke_root, command, monkeypatch, error, parts, request
+    smoke_root, command, monkeypatch, tmp_path, error, parts, request
 ):
     from lightning.fabric.plugins.io import torch_io
 
@@ -232,7 +232,9 @@ def test_what_runs_out_is_one_sentence_and_leaves_nothing_half_written(
 
     monkeypatch.setattr(torch_io, "_atomic_save", fail)
     variant = f"full-{request.node.callspec.id}"
-    ended = command("train", *SMALL, f"variant={variant}", f"paths.root={smoke_root}")
+    # Folders of runs are named by the second, in which two may begin here.
+    own = [f"hydra.run.dir={tmp_path / name}" for name in ("first", "second")]
+    ended = command("train", *SMALL, f"variant={variant}", f"paths.root={smoke_root}", own[0])
     assert ended.code == 1
     assert "Traceback" not in ended.output
     for part in parts:
@@ -242,7 +244,7 @@ def test_what_runs_out_is_one_sentence_and_leaves_nothing_half_written(
     if variant == "full-disk":
         assert not list((folder / "unfinished").glob("*.ckpt"))
     monkeypatch.undo()
-    assert command("train", *SMALL, f"variant={variant}", f"paths.root={smoke_root}").code == 0
+    assert command("train", *SMALL, f"variant={variant}", f"paths.root={smoke_root}", own[1]).code == 0
 
 
 def test_another_failure_of_the_system_is_no_full_disk(tmp_path):
