@@ -534,7 +534,8 @@ def _first_protocol(analysis: Analysis, situation: str) -> str:
 def _predictor_choice(analysis: Analysis, rows: pd.DataFrame) -> Choice:
     """Offer the best predictor first: what is seen without choosing should be the main result."""
     names: Sequence[str] = list(dict.fromkeys(rows["predictor"].astype(str)))
-    best = best_predictor(_records(analysis, KNOWN_PARTNER), str(rows["target"].iloc[0]))
+    shown = [record for record in _records(analysis, KNOWN_PARTNER) if record["predictor"] in names]
+    best = best_predictor(shown, str(rows["target"].iloc[0]))
     ordered = sorted(names, key=lambda name: name != best)
     return ("predictor", [(name, name) for name in ordered])
 
