@@ -11,6 +11,7 @@ training rows. `groups` are the pairs themselves, an (n, 2) array of task names:
 array([1., 1., 1., 1.])
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -58,11 +59,12 @@ class SplitProtocol(Protocol):
         ...
 
 
-class _Splitter:
+class _Splitter(ABC):
     """scikit-learn's interface, from the folds."""
 
+    @abstractmethod
     def folds(self, groups: Any) -> Iterator[Split]:
-        raise NotImplementedError
+        """Yield the folds of the pairs."""
 
     def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterator[InnerFold]:
         """Yield the training and validation rows of each fold; `groups` are the pairs of tasks."""
