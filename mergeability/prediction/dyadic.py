@@ -1,21 +1,19 @@
 """Task effects first, then metrics for what is left: does the pair matter beyond who is in it?"""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
-from sklearn.base import BaseEstimator, RegressorMixin, clone
+from sklearn.base import BaseEstimator, RegressorMixin
 
 from mergeability.errors import UserError
 from mergeability.prediction.arrays import InnerFold, Problem, Rows, Values, new_rows, training_arrays
 from mergeability.prediction.ridge import (
     Moments,
-    best_strengths,
     checked_strengths,
+    fit_together,
     ridge_weights,
-    validated,
-    with_shared_rows,
 )
 
 STRENGTHS = (10, 30, 100, 300, 1000, float("inf"))
@@ -57,25 +55,14 @@ class Dyadic(RegressorMixin, BaseEstimator):
         if not self.task_strength > 0:
             raise UserError(f"The task_strength of dyadic must be positive, not {self.task_strength}.")
         strengths = checked_strengths(self.strengths, "dyadic")
-        fitted: list[Any] = [clone(self) for _ in problems]
-        for group in with_shared_rows(problems):
-            X, _, folds = problems[group[0]]
-            Y = np.stack([problems[index][1] for index in group], axis=1)
 
-            def solve(moments: Moments) -> np.ndarray:
-                return self._weights(moments, strengths, tasks)
+        def solve(moments: Moments) -> Float[np.ndarray, "F S q K"]:
+            return self._weights(moments, strengths, tasks)
 
-            chosen = best_strengths(validated(X, Y, folds or (), solve), len(strengths), within=True)
-            chosen = np.full(len(group), len(strengths) - 1) if chosen is None else chosen
-            whole = Moments(X, Y, np.ones((1, len(X)), dtype=bool))
-            weights = solve(whole)[0]
-            for column, index in enumerate(group):
-                model = fitted[index]
-                model.n_features_in_ = X.shape[1]
-                model.metric_strength_ = float(strengths[chosen[column]])
-                model.coef_ = weights[chosen[column], :, column]
-                model.intercept_ = float(whole.outcome_means[0, column] - whole.means[0] @ model.coef_)
-        return fitted
+        fitted = fit_together(self, problems, strengths, solve, otherwise=len(strengths) - 1, within=True)
+        for model, strength in fitted:
+            model.metric_strength_ = strength
+        return [model for model, _ in fitted]
 
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
         """Add up task effects and what the metrics say beyond them, in outcome units."""

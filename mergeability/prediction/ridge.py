@@ -147,6 +147,42 @@ def checked_strengths(strengths: Sequence[float | int], owner: str) -> Float[np.
     return found
 
 
+def fit_together(
+    owner: Any,
+    problems: Sequence[Problem],
+    strengths: Float[np.ndarray, " S"],
+    solve: Callable[[Moments], Float[np.ndarray, "F S m K"]],
+    *,
+    otherwise: int,
+    within: bool = False,
+) -> list[tuple[Any, float]]:
+    """Fit a copy of a linear regressor to each problem and return it with its strength; shared rows are solved once.
+
+    Args:
+        owner: the regressor; its copies get `coef_`, `intercept_` and `n_features_in_`.
+        problems: training rows, outcomes and inner folds.
+        strengths: to choose from.
+        solve: from the sums of products of some folds to the weights for every strength.
+        otherwise: the index of the strength where there is no inner fold.
+        within: as in `best_strengths`.
+    """
+    fitted: list[Any] = [None] * len(problems)
+    for group in with_shared_rows(problems):
+        X, _, folds = problems[group[0]]
+        Y = np.stack([problems[index][1] for index in group], axis=1)
+        chosen = best_strengths(validated(X, Y, folds or (), solve), len(strengths), within=within)
+        chosen = np.full(len(group), otherwise) if chosen is None else chosen
+        whole = Moments(X, Y, np.ones((1, len(X)), dtype=bool))
+        weights = solve(whole)[0]
+        for column, index in enumerate(group):
+            model: Any = clone(owner)
+            model.n_features_in_ = X.shape[1]
+            model.coef_ = weights[chosen[column], :, column]
+            model.intercept_ = float(whole.outcome_means[0, column] - whole.means[0] @ model.coef_)
+            fitted[index] = model, float(strengths[chosen[column]])
+    return fitted
+
+
 class Ridge(RegressorMixin, BaseEstimator):
     """Minimise ‖y - a - Xw‖² + s ‖w‖², the strength s chosen by inner folds of the training rows.
 
@@ -170,25 +206,14 @@ class Ridge(RegressorMixin, BaseEstimator):
     def fit_many(self, problems: Sequence[Problem]) -> list["Ridge"]:
         """Fit one regressor a problem; those that share their rows are solved together."""
         strengths = checked_strengths(self.strengths, "ridge")
-        fitted: list[Any] = [clone(self) for _ in problems]
-        for group in with_shared_rows(problems):
-            X, _, folds = problems[group[0]]
-            Y = np.stack([problems[index][1] for index in group], axis=1)
 
-            def solve(moments: Moments) -> np.ndarray:
-                return ridge_weights(moments.gram, moments.cross, strengths)
+        def solve(moments: Moments) -> Float[np.ndarray, "F S m K"]:
+            return ridge_weights(moments.gram, moments.cross, strengths)
 
-            chosen = best_strengths(validated(X, Y, folds or (), solve), len(strengths))
-            chosen = np.full(len(group), len(strengths) // 2) if chosen is None else chosen
-            whole = Moments(X, Y, np.ones((1, len(X)), dtype=bool))
-            weights = solve(whole)[0]
-            for column, index in enumerate(group):
-                model = fitted[index]
-                model.n_features_in_ = X.shape[1]
-                model.strength_ = float(strengths[chosen[column]])
-                model.coef_ = weights[chosen[column], :, column]
-                model.intercept_ = float(whole.outcome_means[0, column] - whole.means[0] @ model.coef_)
-        return fitted
+        fitted = fit_together(self, problems, strengths, solve, otherwise=len(strengths) // 2)
+        for model, strength in fitted:
+            model.strength_ = strength
+        return [model for model, _ in fitted]
 
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
         """Evaluate a + Xw, in outcome units."""
