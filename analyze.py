@@ -11,8 +11,9 @@ logger = logging.getLogger(__name__)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="analyze")
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> float | tuple[float, ...] | None:
     """Run the analysis the configuration describes; leave its tables and its report in the run folder."""
+    entry.train_missing(cfg)
     from mergeability import analysis
     from mergeability.reporting.progress import show, track
 
@@ -22,6 +23,7 @@ def main(cfg: DictConfig) -> None:
     entry.track_analysis(cfg, found, report)
     show(found)
     logger.info("Report: %s", entry.shown_path(report))
+    return entry.objectives(cfg, found)
 
 
 if __name__ == "__main__":

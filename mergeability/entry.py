@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
@@ -99,6 +100,76 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     if strength == 0:
         found["reg"] = {"name": "none", "lambda": 0}
     return found
+
+
+def fine_tune(cfg: DictConfig) -> None:
+    """Train the model a configuration of `train.py` describes, unless it is done; its `run` does the training.
+
+    Raises:
+        UserError: there is no base model, or a model with other settings lies there; whatever `run` raises.
+    """
+    from hydra.utils import instantiate
+
+    from mergeability.finetuning.finished import finished_card
+
+    folder, known = Path(cfg.folder), settings(cfg)
+    if cfg.base is not None:
+        known["base_sha256"] = base_hash(cfg)
+    if cfg.get("source") is not None:
+        known["source_sha256"] = source_hash(cfg.source)
+    if finished_card(folder, known, overwrite=cfg.overwrite):
+        logger.info("Already finished: %s (overwrite=true trains again)", folder)
+        return
+    quiet_lightning()
+    with loggers(cfg) as opened:
+        train = instantiate(cfg.run, _partial_=True, _convert_="all")
+        train(loggers=opened, record=known)
+
+
+def train_missing(cfg: DictConfig) -> None:
+    """Fine-tune the models that an analysis asks for and that are not there, as `train.py` does with these settings.
+
+    Raises:
+        UserError: the suite has no tasks to train on; whatever `fine_tune` raises.
+    """
+    if not cfg.train.missing:
+        return
+    if "tasks" not in cfg.suite:
+        raise UserError(
+            f"train.missing=true fine-tunes on a suite's tasks, and suite={cfg.suite.name} has none."
+        )
+    job = _training(cfg)
+    names = list(cfg.suite.tasks)
+    for number, name in enumerate(names, start=1):
+        # The suite's own version of the task, which may have fewer images than conf/task says.
+        job.task = cfg.suite.tasks[name]
+        if "csv" in (job.get("logger") or {}):
+            job.logger.csv.name = f"csv/{name}"
+        logger.info("Model %d of %d: %s with %s", number, len(names), name, cfg.suite.trained)
+        fine_tune(job)
+
+
+def _training(cfg: DictConfig) -> DictConfig:
+    """Compose the configuration of `train.py` that leaves models where this analysis looks for them."""
+    job = compose("train", overrides=list(cfg.train.settings))
+    OmegaConf.set_struct(job, False)
+    for name in ("model", "reg", "paths", "logger", "seed", "variant"):
+        job[name] = cfg[name]
+    return job
+
+
+def objectives(cfg: DictConfig, analysis: Any) -> float | tuple[float, ...] | None:
+    """Return what a sweeper that searches is to optimise: the means named by `objectives`; None where it names none.
+
+    Raises:
+        UserError: an unknown name, or one that this analysis has not measured.
+    """
+    if not cfg.objectives:
+        return None
+    from mergeability.reporting.tables import objective
+
+    values = tuple(objective(analysis, name) for name in cfg.objectives)
+    return values[0] if len(values) == 1 else values
 
 
 def run_folder() -> Path:

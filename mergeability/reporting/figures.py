@@ -118,9 +118,14 @@ def labelled_heat_map(
     columns: Sequence[str],
     beside: Mapping[str, Float[np.ndarray, "rows columns"]],
     name: str,
+    limit: float | None = None,
 ) -> go.Figure:
-    """Draw a table of signed numbers on a scale centred on 0; what is `beside` shows where one points."""
+    """Draw a table of signed numbers on a scale centred on 0; what is `beside` shows where one points.
+
+    Beyond ±`limit` colours do not change.
+    """
     largest = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+    largest = largest if limit is None else min(largest, limit)
     custom = np.stack(list(beside.values()), axis=-1) if beside else None
     more = "".join(f"<br>{title} %{{customdata[{i}]:.3g}}" for i, title in enumerate(beside))
     return go.Figure(
@@ -392,6 +397,84 @@ def set_outcomes(sets: pd.DataFrame, columns: Sequence[str]) -> go.Figure:
             boxpoints="all" if len(sets) <= _FEW_SETS else "outliers",
             text=sets["tasks"].tolist(),
             hovertemplate="%{text}<br>%{y:.3f}<extra></extra>",
+        )
+    return figure
+
+
+def trade_off(settings: pd.DataFrame, outcome: str) -> go.Figure:
+    """Mark each setting at its models' own accuracy and its merges' outcome; a line joins the Pareto front.
+
+    `settings` has `setting`, `penalty`, `strength`, `own`, `merged`, the half-widths `own_half` and `merged_half` of
+    their intervals, and `front`.
+    """
+    figure = go.Figure(
+        layout=_layout(
+            xaxis={"title": {"text": "single-task accuracy"}},
+            yaxis={"title": {"text": f"merged {outcome}"}},
+            height=520,
+        )
+    )
+    front = settings[settings["front"]].sort_values("own")
+    figure.add_scatter(
+        x=_rounded(front["own"].to_numpy()),
+        y=_rounded(front["merged"].to_numpy()),
+        mode="lines",
+        name="Pareto front",
+        line={"color": GREY, "dash": "dot"},
+        hoverinfo="skip",
+    )
+    for position, (penalty, rows) in enumerate(settings.groupby("penalty", sort=False)):
+        plain = penalty == "none"
+        figure.add_scatter(
+            x=_rounded(rows["own"].to_numpy()),
+            y=_rounded(rows["merged"].to_numpy()),
+            mode="markers+text",
+            name="plain" if plain else str(penalty),
+            text=["plain" if plain else f"{strength:g}" for strength in rows["strength"]],
+            textposition="top center",
+            textfont={"size": 10, "color": MUTED},
+            error_x={"array": _rounded(rows["own_half"].to_numpy()), "thickness": 1, "width": 2},
+            error_y={"array": _rounded(rows["merged_half"].to_numpy()), "thickness": 1, "width": 2},
+            marker={
+                "color": INK if plain else PALETTE[(position - 1) % len(PALETTE)],
+                "symbol": "star" if plain else "circle",
+                "size": 14 if plain else 9,
+            },
+            customdata=rows["setting"].tolist(),
+            hovertemplate="%{customdata}<br>own %{x:.3f}, merged %{y:.3f}<extra></extra>",
+        )
+    return figure
+
+
+def changes_by_strength(changes: pd.DataFrame, outcome: str) -> go.Figure:
+    """Draw each penalty's change of an outcome against its strength, with intervals over seeds."""
+    strengths = sorted(set(changes["strength"]))
+    figure = go.Figure(
+        layout=_layout(
+            xaxis={
+                "title": {"text": "λ"},
+                "type": "category",
+                "categoryorder": "array",
+                "categoryarray": [f"{strength:g}" for strength in strengths],
+            },
+            yaxis={"title": {"text": f"change of {outcome}"}, "zerolinecolor": MUTED},
+            height=440,
+        )
+    )
+    for position, (penalty, rows) in enumerate(changes.groupby("penalty", sort=False)):
+        rows = rows.sort_values("strength")
+        figure.add_scatter(
+            x=[f"{strength:g}" for strength in rows["strength"]],
+            y=_rounded(rows["change"].to_numpy()),
+            mode="lines+markers",
+            name=str(penalty),
+            line={"color": PALETTE[position % len(PALETTE)], "width": 2},
+            error_y={
+                "array": _rounded((rows["high"] - rows["change"]).to_numpy()),
+                "thickness": 1,
+                "width": 3,
+            },
+            hovertemplate=f"{penalty}, λ = %{{x}}: %{{y:+.4f}}<extra></extra>",
         )
     return figure
 

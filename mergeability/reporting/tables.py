@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from mergeability.errors import UserError
 from mergeability.prediction.protocols import BOTH_NEW, KNOWN_PARTNER
 from mergeability.prediction.study import SIGNIFICANT
 from mergeability.prediction.table import TARGETS
@@ -25,6 +26,9 @@ WITH_TASK_EFFECTS = ("dyadic",)
 
 TUNED_SUFFIX = "_tuned"
 """Behind a method's name: its outcome at the scale that was tuned beside its own."""
+
+OBJECTIVES = (*TARGETS, "finetuned_accuracy")
+"""What a search over settings can be told."""
 
 TARGET_NAMES = {"norm_acc": "normalised accuracy", "acc": "accuracy"}
 
@@ -73,6 +77,22 @@ class Analysis:
         """List the targets that at least one method has outcomes of, the default first."""
         columns = set(self.pairs.columns)
         return [t for t in TARGETS if any(f"{t}_{m}" in columns for m in self.methods)]
+
+
+def objective(analysis: Analysis, name: str) -> float:
+    """Return one number an analysis is judged by: `norm_acc` or `acc`, of the merges, means over pairs and methods;
+    or `finetuned_accuracy`, of the models on their own, the mean over tasks.
+
+    Raises:
+        UserError: another name, or what this analysis has not measured.
+    """  # noqa: D205
+    if name not in OBJECTIVES:
+        raise UserError(f"Expected objectives among {', '.join(OBJECTIVES)}, got {name!r}.")
+    columns = [f"{name}_{method}" for method in analysis.methods]
+    frame = analysis.models.get([name]) if name == "finetuned_accuracy" else analysis.pairs.get(columns)
+    if frame is None or frame.empty:
+        raise UserError(f"This analysis has not measured {name}: it needs a suite of tasks, and merges.")
+    return float(frame.to_numpy(dtype=float).mean())
 
 
 def pair_name(row: Any) -> str:

@@ -1,0 +1,374 @@
+"""What a setting of fine-tuning does to merges: analyses that differ in penalty, strength and seed, side by side."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from mergeability.errors import UserError
+from mergeability.prediction.table import TARGETS, outcome_methods
+from mergeability.store import atomic_file
+
+PLAIN = "none-0"
+"""The setting of plain fine-tuning, whatever the penalty whose strength is 0."""
+
+ALL_METHODS = "all methods"
+"""The mean over merge methods, beside each method."""
+
+LEVEL = 0.95
+_SETTING = ["setting", "penalty", "strength"]
+_PAIR = ["task_a", "task_b"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One analysis: all models of a suite, fine-tuned with one setting and seed.
+
+    Attributes:
+        setting: `<penalty>-<λ>`, as in the checkpoint's folder; `none-0` is plain fine-tuning.
+        penalty: its name; `none` for λ = 0.
+        strength: λ.
+        seed: of the fine-tuning.
+        compared: what runs must share to be compared: suite, model and tasks.
+        models: one row a task, with `finetuned_accuracy`.
+        pairs: one row a pair, with metrics and outcomes.
+        stable: metric → the sign it has under every method; empty where that was not studied.
+    """
+
+    setting: str
+    penalty: str
+    strength: float
+    seed: int
+    compared: tuple[str, ...]
+    models: pd.DataFrame
+    pairs: pd.DataFrame
+    metrics: tuple[str, ...]
+    stable: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Say in columns which run it is."""
+        return {
+            "setting": self.setting,
+            "penalty": self.penalty,
+            "strength": self.strength,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What was found.
+
+    Attributes:
+        merges: one row a setting, method (and the mean over methods) and target: `value`, `plain`, `change` and its
+            intervals, and `seeds`, how many.
+        models: one row a setting: the same for the models' own accuracy.
+        metrics: one row a setting and metric: `value` and `plain`, means over pairs and seeds; `change` with its
+            interval in standard deviations of plain's pairs; `stable`, its sign where all methods agree on one, or 0.
+        choices: one row a penalty: the strength with the best trade-off, chosen without the seed it is judged on.
+        missing: sentences.
+        facts: what the runs have in common.
+    """
+
+    merges: pd.DataFrame
+    models: pd.DataFrame
+    metrics: pd.DataFrame
+    choices: pd.DataFrame
+    missing: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
+
+    def save(self, folder: Path) -> Path:
+        """Write `ablation.html` and the four tables as `ablation_*.csv`; return the page's path."""
+        from mergeability.reporting.ablation_page import ablation_page
+
+        for name in ("merges", "models", "metrics", "choices"):
+            _write(folder / f"ablation_{name}.csv", getattr(self, name).to_csv(index=False))
+        return _write(folder / "ablation.html", ablation_page(self))
+
+
+def _write(path: Path, text: str) -> Path:
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def write_summary(folder: Path, run_folders: Sequence[Path]) -> Path:
+    """Compare the finished jobs of a sweep, write the tables beside them and return the page's path."""
+    return compare(run_folders).save(folder)
+
+
+def compare(run_folders: Sequence[Path | str]) -> Ablation:
+    """Compare every setting of fine-tuning with the plain one.
+
+    Means are over pairs (over tasks for the models' own accuracy) and seeds. A change is setting − plain with the same
+    seed, so that what the seed does to both cancels. Its 95 % intervals are Student's t: `low`, `high` over the seeds'
+    changes, `task_low`, `task_high` over the tasks' changes (each the mean over partners and seeds of the task's own
+    accuracy in its merges). NaN for fewer than two. Settings are not corrected for their number.
+
+    Args:
+        run_folders: what analyses left; two of one setting and seed count once.
+
+    Raises:
+        UserError: the runs are of different suites or models, or none has merged anything.
+    """
+    found = {(run.setting, run.seed): run for run in map(_read, map(Path, run_folders)) if run is not None}
+    runs = sorted(found.values(), key=lambda run: (run.setting != PLAIN, run.penalty, run.strength, run.seed))
+    if not runs:
+        raise UserError("None of these runs has merged anything: there is nothing to compare.")
+    if len({run.compared for run in runs}) > 1:
+        raise UserError(
+            "Only runs of one suite and model can be compared, not "
+            + " and ".join(sorted({" ".join(run.compared[:2]) for run in runs}))
+            + "."
+        )
+    merges = pd.concat([_outcomes(run) for run in runs], ignore_index=True)
+    models = pd.concat([_own(run) for run in runs], ignore_index=True)
+    merge_changes = _changes(merges, ["method", "target"])
+    return Ablation(
+        merges=merge_changes,
+        models=_changes(models, []),
+        metrics=_metric_changes(runs),
+        choices=_choices(merges, models),
+        missing=tuple(_missing(runs)),
+        facts=(
+            f"suite {runs[0].compared[0]}, model {runs[0].compared[1]}, {len(runs[0].models)} tasks, "
+            f"{len(runs[0].pairs)} pairs",
+            f"{len({run.setting for run in runs})} settings, seeds "
+            f"{', '.join(map(str, sorted({run.seed for run in runs})))}: {len(runs)} analyses",
+        ),
+    )
+
+
+def _read(folder: Path) -> Run | None:
+    """Read what an analysis left; None where it merged nothing."""
+    if not (folder / "run.json").is_file() or not (folder / "models.csv").is_file():
+        return None
+    config = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]
+    text = {"task_a": str, "task_b": str, "task": str}
+    pairs = pd.read_csv(folder / "pairs.csv", dtype=text, keep_default_na=True)
+    models = pd.read_csv(folder / "models.csv", dtype=text)
+    if not outcome_methods(pairs):
+        return None
+    setting = str(config["suite"]["trained"]).rsplit("/", 1)[0]
+    plain = setting == PLAIN
+    return Run(
+        setting=setting,
+        penalty="none" if plain else config["reg"]["name"],
+        strength=0.0 if plain else float(config["reg"]["lambda"]),
+        seed=int(config["seed"]),
+        compared=(config["suite"]["name"], config["model"]["name"], *models["task"]),
+        models=models,
+        pairs=pairs,
+        metrics=tuple(name for name in config.get("metric") or () if name in pairs.columns),
+        stable=_stable(folder),
+    )
+
+
+def _stable(folder: Path) -> dict[str, int]:
+    path = folder / "prediction" / "stable_metrics.csv"
+    if not path.is_file():
+        return {}
+    table = pd.read_csv(path)
+    # One predictor decides: of several, the first that has weights.
+    table = table[(table["target"] == TARGETS[0]) & (table["predictor"] == table["predictor"].iloc[0])]
+    return {str(row["metric"]): int(row["sign"]) for _, row in table.iterrows() if row["stable"]}
+
+
+def _outcomes(run: Run) -> pd.DataFrame:
+    """List each task's own accuracy in each of its merges: one row a pair, side, method and target."""
+    parts = []
+    for method in outcome_methods(run.pairs):
+        for target in TARGETS:
+            for task, side in (("task_a", "a"), ("task_b", "b")):
+                column = f"{target}_{method}_{side}"
+                if column in run.pairs.columns:
+                    part = run.pairs[[*_PAIR, task, column]].set_axis([*_PAIR, "task", "value"], axis=1)
+                    parts.append(part.assign(method=method, target=target))
+    whole = pd.concat(parts, ignore_index=True)
+    together = whole.groupby([*_PAIR, "task", "target"], sort=False)["value"].mean().reset_index()
+    whole = pd.concat([whole, together.assign(method=ALL_METHODS)], ignore_index=True)
+    return whole.assign(**run.facts)
+
+
+def _own(run: Run) -> pd.DataFrame:
+    return run.models[["task", "finetuned_accuracy"]].set_axis(["task", "value"], axis=1).assign(**run.facts)
+
+
+def _changes(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Compare the mean value of every setting with plain's, for each value of the keys."""
+    by_seed = table.groupby([*_SETTING, *keys, "seed"], sort=False)["value"].mean()
+    by_task = table.groupby([*_SETTING, *keys, "seed", "task"], sort=False)["value"].mean()
+    rows = []
+    for key, values in by_seed.groupby(level=[*_SETTING, *keys], sort=False):
+        inner, labels = key[len(_SETTING) :], dict(zip([*_SETTING, *keys], key, strict=True))
+        row = {**labels, "seeds": len(values), "value": float(values.mean())}
+        plain = _of(by_seed, (PLAIN, "none", 0.0, *inner))
+        changes = (values.droplevel([*_SETTING, *keys]) - plain).dropna() if plain is not None else None
+        if changes is not None and len(changes) and key[0] != PLAIN:
+            row |= {"plain": float(plain[changes.index].mean()), "change": float(changes.mean())}
+            row |= dict(zip(("low", "high"), interval(changes.to_numpy()), strict=True))
+            own = _of(by_task, key) - _of(by_task, (PLAIN, "none", 0.0, *inner))
+            tasks = own.dropna().groupby(level="task").mean().to_numpy()
+            row |= dict(zip(("task_low", "task_high"), interval(tasks), strict=True))
+        rows.append(row)
+    columns = ["plain", "change", "low", "high", "task_low", "task_high"]
+    return pd.DataFrame(rows).reindex(columns=[*_SETTING, *keys, "seeds", "value", *columns])
+
+
+def _of(series: pd.Series, key: tuple[Any, ...]) -> Any:
+    """Take one group's values, indexed by what is left; None where there is none."""
+    names = list(series.index.names)[: len(key)]
+    mask = np.logical_and.reduce(
+        [series.index.get_level_values(name) == part for name, part in zip(names, key)]
+    )
+    return series[mask].droplevel(names) if mask.any() else None
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % confidence interval of the mean of independent values by Student's t; NaN for fewer than two."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def _metric_changes(runs: Sequence[Run]) -> pd.DataFrame:
+    """Say how far each metric moved, in standard deviations of plain's pairs, the mean over seeds."""
+    plain = {run.seed: run for run in runs if run.setting == PLAIN}
+    signs = _common_signs(list(plain.values()))
+    rows = []
+    for setting in dict.fromkeys(run.setting for run in runs if run.setting != PLAIN):
+        own = [run for run in runs if run.setting == setting and run.seed in plain]
+        for metric in own[0].metrics if own else ():
+            both = [(run.pairs[metric], plain[run.seed].pairs[metric]) for run in own]
+            moved = np.array([_standardised(now, then) for now, then in both])
+            low, high = interval(moved)
+            rows.append(
+                {
+                    "setting": setting,
+                    "penalty": own[0].penalty,
+                    "strength": own[0].strength,
+                    "metric": metric,
+                    "plain": float(np.mean([then.mean() for _, then in both])),
+                    "value": float(np.mean([now.mean() for now, _ in both])),
+                    "change": float(moved.mean()),
+                    "low": low,
+                    "high": high,
+                    "stable": signs.get(metric, 0),
+                }
+            )
+    columns = [*_SETTING, "metric", "plain", "value", "change", "low", "high", "stable"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _standardised(now: pd.Series, then: pd.Series) -> float:
+    spread = then.std()
+    return float((now.mean() - then.mean()) / spread) if spread > 0 else float("nan")
+
+
+def _common_signs(runs: Sequence[Run]) -> dict[str, int]:
+    """Keep the metrics that are stable, with one sign, for every seed."""
+    if not runs:
+        return {}
+    return {
+        metric: sign
+        for metric, sign in runs[0].stable.items()
+        if all(run.stable.get(metric) == sign for run in runs)
+    }
+
+
+def _choices(merges: pd.DataFrame, models: pd.DataFrame) -> pd.DataFrame:
+    """Choose a strength for each penalty by its trade-off on all seeds but one, and judge it on that one.
+
+    The trade-off is merged accuracy (mean over methods and pairs) plus the models' own accuracy: a point of one is
+    worth a point of the other. Plain fine-tuning is among the choices. With one seed there is no other to choose on.
+    """
+    merged = merges[merges["method"] == ALL_METHODS].pivot_table(
+        index=[*_SETTING, "seed"], columns="target", values="value", sort=False
+    )
+    merged["finetuned_accuracy"] = models.groupby([*_SETTING, "seed"], sort=False)["value"].mean()
+    table = merged.reset_index()
+    plain = table[table["setting"] == PLAIN].set_index("seed")
+    columns = [
+        "penalty", "strengths", "seeds", "acc", "acc_low", "acc_high", "norm_acc", "norm_acc_low", "norm_acc_high",
+        "finetuned_accuracy", "finetuned_accuracy_low", "finetuned_accuracy_high",
+    ]  # fmt: skip
+    rows = []
+    for penalty in dict.fromkeys(table.loc[table["setting"] != PLAIN, "penalty"]):
+        own = table[(table["penalty"] == penalty) | (table["setting"] == PLAIN)]
+        # Only strengths that every seed has, or the choice would depend on which jobs are finished.
+        whole = own.groupby("setting")["seed"].transform("nunique") == own["seed"].nunique()
+        own, seeds = own[whole], sorted(set(own["seed"]))
+        if len(seeds) < 2 or set(seeds) != set(plain.index):
+            continue
+        picked = [_pick(own, seed) for seed in seeds]
+        row: dict[str, Any] = {
+            "penalty": penalty,
+            "strengths": ", ".join(f"{one['strength']:g}" for one in picked),
+            "seeds": len(seeds),
+        }
+        for name in ("acc", "norm_acc", "finetuned_accuracy"):
+            changes = np.array(
+                [one[name] - plain.loc[seed, name] for one, seed in zip(picked, seeds, strict=True)]
+            )
+            row[name] = float(changes.mean())
+            row[f"{name}_low"], row[f"{name}_high"] = interval(changes)
+        rows.append(row)
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _pick(table: pd.DataFrame, left_out: int) -> pd.Series:
+    """Choose on the other seeds, and return the chosen setting's row of this one."""
+    others, own = table[table["seed"] != left_out], table[table["seed"] == left_out]
+    score = (others["acc"] + others["finetuned_accuracy"]).groupby(others["setting"], sort=False).mean()
+    return own[own["setting"] == score.idxmax()].iloc[0]
+
+
+def _missing(runs: Sequence[Run]) -> list[str]:
+    seeds = sorted({run.seed for run in runs})
+    have = {run.setting: sorted(one.seed for one in runs if one.setting == run.setting) for run in runs}
+    sentences = []
+    if PLAIN not in have:
+        sentences.append(
+            "Plain fine-tuning (reg.lambda=0) is not among the runs: there is nothing to compare with."
+        )
+    partly = [
+        f"{setting} (seeds {', '.join(map(str, own))})" for setting, own in have.items() if own != seeds
+    ]
+    if partly:
+        sentences.append(f"Not finished for every seed: {'; '.join(partly)}.")
+    if len(seeds) < 2:
+        sentences.append("One seed: no interval over seeds, and no choice of a strength that is fair.")
+    return sentences
+
+
+def outside(row: Any) -> bool:
+    """Say whether a change is above 0 by more than its interval over seeds."""
+    return bool(row["low"] > 0)
+
+
+def winners(merges: pd.DataFrame) -> pd.DataFrame:
+    """Find where both outcomes, absolute and normalised, beat plain by more than the interval over seeds.
+
+    Returns:
+        One row a setting and method: `acc` and `norm_acc`, the changes, largest `acc` first.
+    """
+    wide = merges.assign(better=merges["low"] > 0).pivot_table(
+        index=[*_SETTING, "method"],
+        columns="target",
+        values=["change", "better"],
+        aggfunc="first",
+        sort=False,
+    )
+    columns = [*_SETTING, "method", "acc", "norm_acc"]
+    if wide.empty or not {("better", target) for target in TARGETS} <= set(wide.columns):
+        return pd.DataFrame(columns=columns)
+    both = wide[[bool(a) and bool(b) for a, b in zip(wide["better", "acc"], wide["better", "norm_acc"])]]
+    found = both["change"].reset_index()
+    return found.sort_values("acc", ascending=False, kind="stable", ignore_index=True)[columns]

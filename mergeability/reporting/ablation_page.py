@@ -1,0 +1,232 @@
+"""The page of an ablation: what was found first, then trade-off, merges, models and metrics, setting by setting."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from mergeability.prediction.table import TARGETS
+from mergeability.reporting import figures
+from mergeability.reporting.ablation import ALL_METHODS, PLAIN, Ablation, winners
+from mergeability.reporting.page import Section, bullet_list, figure_block, folded, page, paragraphs, table
+from mergeability.reporting.tables import TARGET_NAMES
+
+_CHANGES = {
+    "value": "mean", "change": "change", "low": "95 % over seeds, from", "high": "to", "task_low": "over tasks, from",
+    "task_high": "to", "seeds": "seeds",
+}  # fmt: skip
+_SHOWN_WINNERS = 5
+
+
+def ablation_page(found: Ablation) -> str:
+    """Write the page."""
+    sections = [
+        _trade_off(found),
+        _choice(found),
+        _merges(found),
+        _models(found),
+        _metrics(found),
+        _made(found),
+    ]
+    return page(
+        "Fine-tuning for mergeability",
+        bullet_list(headline(found), lead=True),
+        [section for section in sections if section is not None],
+    )
+
+
+def headline(found: Ablation) -> list[str]:
+    """Say first whether any setting beats plain fine-tuning, where and at what cost."""
+    compared = found.merges[(found.merges["setting"] != PLAIN) & found.merges["change"].notna()]
+    if compared.empty:
+        return ["No setting could be compared with plain fine-tuning.", *found.missing]
+    methods = compared[compared["method"] != ALL_METHODS]
+    tried = len(methods[["setting", "method"]].drop_duplicates())
+    best = winners(compared)
+    single = best[best["method"] != ALL_METHODS]
+    sentences = [
+        f"{len(single)} of {tried} combinations of a setting and a merge method beat plain fine-tuning in accuracy"
+        f" and in normalised accuracy, both by more than the 95 % interval over seeds. (If nothing helped, up to"
+        f" {0.025 * tried:.0f} would do so in either by chance alone.)"
+    ]
+    over_all = best[best["method"] == ALL_METHODS]
+    if len(over_all):
+        sentences += [
+            f"Mean over all methods, {row.setting}: accuracy {100 * row.acc:+.1f} points, normalised"
+            f" {100 * row.norm_acc:+.1f}; the models' own accuracy {100 * _own_change(found, row.setting):+.1f}."
+            for row in over_all.head(_SHOWN_WINNERS).itertuples(index=False)
+        ]
+    else:
+        top = compared[(compared["method"] == ALL_METHODS) & (compared["target"] == "acc")]
+        row = top.loc[top["change"].idxmax()]
+        sentences.append(
+            f"Mean over all methods, no setting does. The best in accuracy is {row['setting']}:"
+            f" {100 * row['change']:+.1f} points (95 % interval over seeds {100 * row['low']:+.1f} to"
+            f" {100 * row['high']:+.1f})."
+        )
+    return [*sentences, *found.missing]
+
+
+def _own_change(found: Ablation, setting: str) -> float:
+    return float(found.models.set_index("setting").loc[setting, "change"])
+
+
+def _trade_off(found: Ablation) -> Section | None:
+    methods = list(dict.fromkeys(found.merges["method"]))
+    targets = [target for target in TARGETS if target in set(found.merges["target"])]
+    plots = {
+        f"{target}|{method}": [
+            figures.trade_off(trade_off_table(found, method, target), TARGET_NAMES[target])
+        ]
+        for target in targets
+        for method in methods
+    }
+    body = paragraphs(
+        "Each point is one setting of fine-tuning, the mean over seeds: how good its models are on their own, and"
+        " how good their merges. The line joins the settings that no other beats in both (the Pareto front). Bars are"
+        " 95 % intervals of the change over seeds.",
+        note=True,
+    )
+    body += figure_block("trade-off", plots, [_target_choice(targets), _method_choice(methods)])
+    return Section("trade-off", "Merged against single-task accuracy", body)
+
+
+def trade_off_table(found: Ablation, method: str, target: str) -> pd.DataFrame:
+    """Put each setting's own accuracy beside its merges' and mark what no other setting beats in both.
+
+    Returns:
+        One row a setting: `setting`, `penalty`, `strength`, `own`, `merged`, half-widths `own_half` and `merged_half`,
+        and `front`.
+    """
+    rows = found.merges[(found.merges["method"] == method) & (found.merges["target"] == target)]
+    merged, own = rows.set_index("setting"), found.models.set_index("setting")
+    both = pd.DataFrame(
+        {
+            "penalty": merged["penalty"],
+            "strength": merged["strength"],
+            "own": own["value"].reindex(merged.index),
+            "merged": merged["value"],
+            "own_half": ((own["high"] - own["low"]) / 2).reindex(merged.index),
+            "merged_half": (merged["high"] - merged["low"]) / 2,
+        }
+    )
+    both["front"] = [
+        not (
+            (both["own"] >= own_)
+            & (both["merged"] >= merged_)
+            & ((both["own"] > own_) | (both["merged"] > merged_))
+        ).any()
+        for own_, merged_ in zip(both["own"], both["merged"], strict=True)
+    ]
+    return both.reset_index()
+
+
+def _choice(found: Ablation) -> Section | None:
+    if found.choices.empty:
+        return None
+    names = {"acc": "merged accuracy", "norm_acc": "normalised", "finetuned_accuracy": "models' own"}
+    columns = {"strengths": "λ chosen"}
+    for key, name in names.items():
+        columns |= {key: name, f"{key}_low": "from", f"{key}_high": "to"}
+    body = paragraphs(
+        "For each penalty the strength with the best trade-off, merged plus own accuracy, plain fine-tuning among the"
+        " choices. It is chosen on all seeds but one and judged on that one, each in turn: what stands here is the mean"
+        " change against plain, means over methods, with 95 % intervals over seeds. The test images are the same for"
+        " choosing and judging.",
+        note=True,
+    )
+    body += table(found.choices.set_index("penalty"), columns, "penalty", ["strengths"], digits=4)
+    return Section("choice", "The best strength of each penalty", body)
+
+
+def _merges(found: Ablation) -> Section:
+    methods = list(dict.fromkeys(found.merges["method"]))
+    targets = [target for target in TARGETS if target in set(found.merges["target"])]
+    body = paragraphs(
+        "Change against plain fine-tuning with the same seed. Bars: 95 % intervals over seeds. With paired tasks in the"
+        " place of seeds the interval says whether another ten tasks would agree.",
+        note=True,
+    )
+    compared = found.merges[found.merges["change"].notna()]
+    plots = {
+        f"{target}|{method}": [
+            figures.changes_by_strength(
+                compared[(compared["method"] == method) & (compared["target"] == target)],
+                TARGET_NAMES[target],
+            )
+        ]
+        for target in targets
+        for method in methods
+        if len(compared)
+    }
+    if plots:
+        body += figure_block("merges", plots, [_target_choice(targets), _method_choice(methods)])
+    for target in targets:
+        rows = found.merges[found.merges["target"] == target]
+        whole = rows[rows["method"] == ALL_METHODS].set_index("setting")
+        name = TARGET_NAMES[target]
+        body += paragraphs(f"{name[0].upper()}{name[1:]}, mean over methods:", note=True)
+        body += table(whole, _CHANGES, "setting", marked=[PLAIN])
+        body += folded(
+            f"{name[0].upper()}{name[1:]}, every method: change against plain",
+            table(
+                rows.pivot_table(index="setting", columns="method", values="change", sort=False, dropna=False)
+                .reindex(dict.fromkeys(rows["setting"]))
+                .drop(index=PLAIN, errors="ignore"),
+                {method: method for method in methods},
+                "setting",
+            ),
+        )
+    return Section("merges", "What it does to merges", body)
+
+
+def _models(found: Ablation) -> Section:
+    body = paragraphs("Test accuracy of the models on their own tasks, before any merge.", note=True)
+    body += table(found.models.set_index("setting"), _CHANGES, "setting", marked=[PLAIN])
+    return Section("models", "What it costs the models themselves", body)
+
+
+def _metrics(found: Ablation) -> Section | None:
+    if found.metrics.empty:
+        return None
+    wide = found.metrics.pivot_table(
+        index="metric", columns="setting", values="change", sort=False, dropna=False
+    ).reindex(columns=dict.fromkeys(found.metrics["setting"]))
+    signs = found.metrics.groupby("metric", sort=False)["stable"].first()
+    labels = [
+        f"{'+ ' if signs[m] > 0 else '− ' if signs[m] < 0 else ''}{figures.label(str(m))}" for m in wide.index
+    ]
+    body = paragraphs(
+        "How far each metric's mean over pairs moved, in standard deviations of plain fine-tuning's pairs, the mean"
+        " over seeds. Cells stop at ±5 in colour. A + or − before a name: predictors give it that sign under every"
+        " merge method and every seed of plain fine-tuning (a stable metric), so moving it that way should help.",
+        note=True,
+    )
+    values = wide.to_numpy(dtype=float)
+    body += figure_block(
+        "metrics",
+        {
+            "": [
+                figures.labelled_heat_map(
+                    values, labels, [str(s) for s in wide.columns], {}, "moved by", limit=5.0
+                )
+            ]
+        },
+    )
+    return Section("metrics", "What it does to the metrics", body)
+
+
+def _made(found: Ablation) -> Section:
+    body = bullet_list(
+        [*found.facts, "Every table is beside this page as ablation_*.csv; each analysis has its own report."]
+    )
+    return Section("made", "How this was made", body)
+
+
+def _target_choice(targets: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
+    ordered = sorted(targets, key=lambda target: target != "acc")
+    return ("outcome", [(target, TARGET_NAMES[target]) for target in ordered])
+
+
+def _method_choice(methods: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
+    ordered = sorted(methods, key=lambda method: method != ALL_METHODS)
+    return ("method", [(method, method) for method in ordered])
