@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -290,9 +291,16 @@ class Ledger(Callback):
     summary_failed = False
     summary_page: Path | None = None
 
-    def __init__(self, summary: str | None = None) -> None:
-        # The dotted name of a function (sweep folder, finished job folders), imported only when it is needed.
-        self.summary = summary
+    def __init__(self, summary: str | None = None, beside: str | None = None) -> None:
+        # The dotted name of a function (sweep folder, finished job folders), imported only when it is needed; and
+        # the folder of an earlier sweep whose jobs are summarised with these.
+        self.summary, self.beside = summary, beside
+        self.total: int | None = None
+        self.began = time.monotonic()
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Count the jobs to come."""
+        self.total, self.began = _count_jobs(config), time.monotonic()
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Record the job."""
@@ -306,10 +314,39 @@ class Ledger(Callback):
         folder = Path(config.hydra.runtime.output_dir)
         Ledger.jobs.append(Job(overrides, folder, error))
         finished = [ended.folder for ended in Ledger.jobs if ended.error is None]
+        if self.total is not None and self.total > len(Ledger.jobs):
+            logger.info("%s", _remaining(len(Ledger.jobs), self.total, time.monotonic() - self.began))
         if config.hydra.mode == RunMode.MULTIRUN and self.summary is not None and finished:
+            if self.beside is not None:
+                # Before those of this sweep, which replace what they repeat.
+                finished = [
+                    *(found.parent for found in sorted(Path(self.beside).rglob("run.json"))),
+                    *finished,
+                ]
             Ledger.summary_failed = True
             Ledger.summary_page = get_method(self.summary)(Path(config.hydra.sweep.dir), finished)
             Ledger.summary_failed = False
+
+
+def _count_jobs(config: DictConfig) -> int | None:
+    """Say how many jobs a sweep has; None where its sweeper decides as it goes."""
+    sweeper = config.hydra.sweeper
+    if "n_trials" in sweeper:
+        return int(sweeper.n_trials)
+    if not str(sweeper._target_).endswith("BasicSweeper"):
+        return None
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    # As the sweeper itself does it: what is typed replaces what `hydra.sweeper.params` says.
+    given = [f"{name}={value}" for name, value in (sweeper.get("params") or {}).items()]
+    overrides = OverridesParser.create().parse_overrides([*given, *config.hydra.overrides.task])
+    return sum(len(batch) for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None))
+
+
+def _remaining(ended: int, total: int, seconds: float) -> str:
+    minutes = round(seconds / ended * (total - ended) / 60)
+    return f"{ended} of {total} jobs ended; about {minutes // 60} h {minutes % 60:02d} min left at the pace so far."
 
 
 def run(main: Callable[[], Any]) -> None:
@@ -359,8 +396,11 @@ def _raised_by_hydra(error: BaseException) -> bool:
 
 
 def _without_search_path(error: Exception) -> str:
-    """Keep what Hydra says about a wrong choice, its choices included, and drop its search path."""
-    return str(error).split("\nConfig search path")[0].rstrip()
+    """Keep what Hydra says about a wrong choice and what there is, not where it looked; name a missing extra."""
+    sentence = str(error).split("\nConfig search path")[0].rstrip()
+    if "hydra/sweeper/optuna" in sentence:
+        return "Searching needs the Optuna sweeper: uv pip install 'mergeability[sweep]'."
+    return sentence
 
 
 def _close_sweep() -> int:

@@ -127,7 +127,12 @@ def compare(run_folders: Sequence[Path | str]) -> Ablation:
             + " and ".join(sorted({" ".join(run.compared[:2]) for run in runs}))
             + "."
         )
-    merges = pd.concat([_outcomes(run) for run in runs], ignore_index=True)
+    everywhere = [
+        method
+        for method in outcome_methods(runs[0].pairs)
+        if all(method in outcome_methods(run.pairs) for run in runs)
+    ]
+    merges = pd.concat([_outcomes(run, everywhere) for run in runs], ignore_index=True)
     models = pd.concat([_own(run) for run in runs], ignore_index=True)
     merge_changes = _changes(merges, ["method", "target"])
     return Ablation(
@@ -135,7 +140,7 @@ def compare(run_folders: Sequence[Path | str]) -> Ablation:
         models=_changes(models, []),
         metrics=_metric_changes(runs),
         choices=_choices(merges, models),
-        missing=tuple(_missing(runs)),
+        missing=tuple(_missing(runs, everywhere)),
         facts=(
             f"suite {runs[0].compared[0]}, model {runs[0].compared[1]}, {len(runs[0].models)} tasks, "
             f"{len(runs[0].pairs)} pairs",
@@ -180,8 +185,11 @@ def _stable(folder: Path) -> dict[str, int]:
     return {str(row["metric"]): int(row["sign"]) for _, row in table.iterrows() if row["stable"]}
 
 
-def _outcomes(run: Run) -> pd.DataFrame:
-    """List each task's own accuracy in each of its merges: one row a pair, side, method and target."""
+def _outcomes(run: Run, everywhere: Sequence[str]) -> pd.DataFrame:
+    """List each task's own accuracy in each of its merges: one row a pair, side, method and target.
+
+    The mean over methods is of those that merged every run's models: another set of methods is another mean.
+    """
     parts = []
     for method in outcome_methods(run.pairs):
         for target in TARGETS:
@@ -191,7 +199,8 @@ def _outcomes(run: Run) -> pd.DataFrame:
                     part = run.pairs[[*_PAIR, task, column]].set_axis([*_PAIR, "task", "value"], axis=1)
                     parts.append(part.assign(method=method, target=target))
     whole = pd.concat(parts, ignore_index=True)
-    together = whole.groupby([*_PAIR, "task", "target"], sort=False)["value"].mean().reset_index()
+    shared = whole[whole["method"].isin(everywhere)]
+    together = shared.groupby([*_PAIR, "task", "target"], sort=False)["value"].mean().reset_index()
     whole = pd.concat([whole, together.assign(method=ALL_METHODS)], ignore_index=True)
     return whole.assign(**run.facts)
 
@@ -202,32 +211,41 @@ def _own(run: Run) -> pd.DataFrame:
 
 def _changes(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """Compare the mean value of every setting with plain's, for each value of the keys."""
-    by_seed = table.groupby([*_SETTING, *keys, "seed"], sort=False)["value"].mean()
-    by_task = table.groupby([*_SETTING, *keys, "seed", "task"], sort=False)["value"].mean()
-    rows = []
-    for key, values in by_seed.groupby(level=[*_SETTING, *keys], sort=False):
-        inner, labels = key[len(_SETTING) :], dict(zip([*_SETTING, *keys], key, strict=True))
-        row = {**labels, "seeds": len(values), "value": float(values.mean())}
-        plain = _of(by_seed, (PLAIN, "none", 0.0, *inner))
-        changes = (values.droplevel([*_SETTING, *keys]) - plain).dropna() if plain is not None else None
-        if changes is not None and len(changes) and key[0] != PLAIN:
-            row |= {"plain": float(plain[changes.index].mean()), "change": float(changes.mean())}
-            row |= dict(zip(("low", "high"), interval(changes.to_numpy()), strict=True))
-            own = _of(by_task, key) - _of(by_task, (PLAIN, "none", 0.0, *inner))
-            tasks = own.dropna().groupby(level="task").mean().to_numpy()
-            row |= dict(zip(("task_low", "task_high"), interval(tasks), strict=True))
-        rows.append(row)
-    columns = ["plain", "change", "low", "high", "task_low", "task_high"]
-    return pd.DataFrame(rows).reindex(columns=[*_SETTING, *keys, "seeds", "value", *columns])
-
-
-def _of(series: pd.Series, key: tuple[Any, ...]) -> Any:
-    """Take one group's values, indexed by what is left; None where there is none."""
-    names = list(series.index.names)[: len(key)]
-    mask = np.logical_and.reduce(
-        [series.index.get_level_values(name) == part for name, part in zip(names, key)]
+    order = table[[*_SETTING, *keys]].drop_duplicates()
+    by_seed, by_task = (
+        table.pivot_table(index=[*_SETTING, *keys], columns=columns, values="value", sort=False).reindex(
+            pd.MultiIndex.from_frame(order)
+        )
+        for columns in (["seed"], ["seed", "task"])
     )
-    return series[mask].droplevel(names) if mask.any() else None
+    changes, plain = _against_plain(by_seed)
+    tasks, _ = _against_plain(by_task)
+    tasks = tasks.T.groupby(level="task").mean().T
+    known = changes.notna().any(axis=1).to_numpy() & (order["setting"] != PLAIN).to_numpy()
+    over_seeds = np.array([interval(row[~np.isnan(row)]) for row in changes.to_numpy()])
+    over_tasks = np.array([interval(row[~np.isnan(row)]) for row in tasks.to_numpy()])
+    found = {
+        "plain": plain.where(changes.notna()).mean(axis=1).to_numpy(),
+        "change": changes.mean(axis=1).to_numpy(),
+        "low": over_seeds[:, 0],
+        "high": over_seeds[:, 1],
+        "task_low": over_tasks[:, 0],
+        "task_high": over_tasks[:, 1],
+    }
+    return order.reset_index(drop=True).assign(
+        seeds=by_seed.notna().sum(axis=1).to_numpy(),
+        value=by_seed.mean(axis=1).to_numpy(),
+        **{name: np.where(known, values, np.nan) for name, values in found.items()},
+    )
+
+
+def _against_plain(wide: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Subtract plain's row with the same keys from every row; return the differences, and plain's row for each."""
+    own = wide[wide.index.get_level_values("setting") == PLAIN]
+    labels = wide.index.droplevel(_SETTING) if wide.index.nlevels > len(_SETTING) else [0] * len(wide)
+    own.index = own.index.droplevel(_SETTING) if wide.index.nlevels > len(_SETTING) else [0] * len(own)
+    plain = own.reindex(labels).set_axis(wide.index)
+    return wide - plain, plain
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -330,19 +348,25 @@ def _pick(table: pd.DataFrame, left_out: int) -> pd.Series:
     return own[own["setting"] == score.idxmax()].iloc[0]
 
 
-def _missing(runs: Sequence[Run]) -> list[str]:
+def _missing(runs: Sequence[Run], everywhere: Sequence[str]) -> list[str]:
     seeds = sorted({run.seed for run in runs})
     have = {run.setting: sorted(one.seed for one in runs if one.setting == run.setting) for run in runs}
     sentences = []
     if PLAIN not in have:
         sentences.append(
-            "Plain fine-tuning (reg.lambda=0) is not among the runs: there is nothing to compare with."
+            "Plain fine-tuning (reg.lambda=0) is not among the runs: there is nothing to compare with. Run it with the "
+            "same seeds."
         )
     partly = [
         f"{setting} (seeds {', '.join(map(str, own))})" for setting, own in have.items() if own != seeds
     ]
     if partly:
         sentences.append(f"Not finished for every seed: {'; '.join(partly)}.")
+    partial = sorted({method for run in runs for method in outcome_methods(run.pairs)} - set(everywhere))
+    if partial:
+        sentences.append(
+            f"{', '.join(partial)} merged the models of some runs only, and is not in the mean over methods."
+        )
     if len(seeds) < 2:
         sentences.append("One seed: no interval over seeds, and no choice of a strength that is fair.")
     return sentences

@@ -1,0 +1,271 @@
+"""Settings of fine-tuning side by side: changes, intervals, choice of a strength, and what the page says first."""
+
+import json
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from mergeability.errors import UserError
+from mergeability.reporting.ablation import ALL_METHODS, compare, interval, winners, write_summary
+from mergeability.reporting.ablation_page import headline, trade_off_table
+
+TASKS = ("a", "b", "c", "d")
+PAIRS = list(combinations(TASKS, 2))
+METHODS = ("average", "ties")
+
+
+def written(
+    folder: Path,
+    setting: str,
+    seed: int,
+    accuracy: dict[str, np.ndarray],
+    own: np.ndarray,
+    suite: str = "mini",
+    stable: dict[str, int] | None = None,
+    distance: float = 1.0,
+) -> Path:
+    """Leave what an analysis leaves; `accuracy` gives (pairs, 2) values for each method."""
+    folder = folder / setting / f"seed-{seed}"
+    (folder / "prediction").mkdir(parents=True)
+    penalty, _, strength = setting.rpartition("-")
+    config = {
+        "suite": {"trained": f"{setting}/seed-{seed}", "name": suite},
+        # With λ = 0 the configuration still names a penalty.
+        "reg": {"name": "l2_to_init" if penalty == "none" else penalty, "lambda": float(strength)},
+        "seed": seed,
+        "model": {"name": "clip_mini"},
+        "metric": {"distance": {}},
+    }
+    (folder / "run.json").write_text(json.dumps({"config": config}))
+    pd.DataFrame({"task": TASKS, "finetuned_accuracy": own}).to_csv(folder / "models.csv", index=False)
+    pairs = pd.DataFrame(PAIRS, columns=["task_a", "task_b"])
+    for method, values in accuracy.items():
+        for target, scaled in (("acc", values), ("norm_acc", values / 0.8)):
+            pairs[f"{target}_{method}"] = scaled.mean(axis=1)
+            pairs[f"{target}_{method}_a"], pairs[f"{target}_{method}_b"] = scaled.T
+    pairs["distance"] = distance + np.arange(len(PAIRS))
+    pairs.to_csv(folder / "pairs.csv", index=False)
+    if stable:
+        rows = [
+            {"target": "norm_acc", "predictor": "ridge", "metric": m, "sign": s, "stable": s != 0}
+            for m, s in stable.items()
+        ]
+        pd.DataFrame(rows).to_csv(folder / "prediction" / "stable_metrics.csv", index=False)
+    return folder
+
+
+@pytest.fixture
+def values() -> dict:
+    """Accuracies of three seeds, plain and two strengths: what the seed does is large, what the penalty does small."""
+    random = np.random.default_rng(0)
+    found = {}
+    for seed in range(3):
+        plain = {m: random.uniform(0.5, 0.7, (len(PAIRS), 2)) for m in METHODS}
+        own = random.uniform(0.75, 0.85, len(TASKS))
+        found["none-0", seed] = (plain, own)
+        for setting, gain, cost in (("l2_to_init-0.1", 0.03, 0.01), ("l2_to_init-1", -0.05, 0.2)):
+            noise = random.normal(scale=0.002, size=(len(PAIRS), 2))
+            found[setting, seed] = ({m: v + gain + noise for m, v in plain.items()}, own - cost)
+    return found
+
+
+@pytest.fixture
+def folders(tmp_path, values) -> list[Path]:
+    return [written(tmp_path, setting, seed, *found) for (setting, seed), found in values.items()]
+
+
+def changed(found: pd.DataFrame, setting: str, method: str | None = None, target: str = "acc") -> pd.Series:
+    rows = found[found["setting"] == setting]
+    if method is not None:
+        rows = rows[(rows["method"] == method) & (rows["target"] == target)]
+    (index,) = rows.index
+    return rows.loc[index]
+
+
+def test_changes_are_paired_by_seed_with_students_interval(folders, values):
+    found = compare(folders)
+    for setting in ("l2_to_init-0.1", "l2_to_init-1"):
+        for target, scale in (("acc", 1), ("norm_acc", 0.8)):
+            row = changed(found.merges, setting, "ties", target)
+            now, plain = (
+                np.array([values[name, seed][0]["ties"].mean() / scale for seed in range(3)])
+                for name in (setting, "none-0")
+            )
+            witness = stats.ttest_rel(now, plain).confidence_interval(0.95)
+            assert row["change"] == pytest.approx((now - plain).mean())
+            assert (row["low"], row["high"]) == pytest.approx((witness.low, witness.high))
+            assert (row["value"], row["plain"], row["seeds"]) == pytest.approx((now.mean(), plain.mean(), 3))
+        own = changed(found.models, setting)
+        cost = 0.01 if setting.endswith("0.1") else 0.2
+        assert own["change"] == pytest.approx(-cost)
+        assert own["high"] - own["low"] == pytest.approx(0, abs=1e-9), "the same in every seed and task"
+
+
+def test_intervals_over_tasks_pair_each_task_with_itself(folders, values):
+    row = changed(compare(folders).merges, "l2_to_init-0.1", "average")
+    changes = {task: [] for task in TASKS}
+    for seed in range(3):
+        difference = values["l2_to_init-0.1", seed][0]["average"] - values["none-0", seed][0]["average"]
+        for pair, both in zip(PAIRS, difference, strict=True):
+            for task, one in zip(pair, both, strict=True):
+                changes[task].append(one)
+    means = np.array([np.mean(changes[task]) for task in TASKS])
+    witness = stats.ttest_1samp(means, 0).confidence_interval(0.95)
+    assert (row["task_low"], row["task_high"]) == pytest.approx((witness.low, witness.high))
+
+
+def test_the_mean_over_methods_is_of_methods_that_every_run_has(tmp_path, folders, values):
+    found = compare(folders)
+    both = changed(found.merges, "l2_to_init-0.1", ALL_METHODS)
+    apart = [changed(found.merges, "l2_to_init-0.1", method)["value"] for method in METHODS]
+    assert both["value"] == pytest.approx(np.mean(apart))
+    accuracy, own = values["none-0", 0]
+    more = written(tmp_path / "more", "subspace-1", 0, {**accuracy, "tsv": np.ones((len(PAIRS), 2))}, own)
+    found = compare([*folders, more])
+    assert changed(found.merges, "subspace-1", ALL_METHODS)["change"] == pytest.approx(0)
+    assert any("tsv merged the models of some runs only" in sentence for sentence in found.missing)
+
+
+def test_winners_beat_plain_in_both_outcomes_outside_the_seeds_interval(folders):
+    found = winners(compare(folders).merges)
+    assert set(found["setting"]) == {"l2_to_init-0.1"}
+    assert set(found["method"]) == {*METHODS, ALL_METHODS}
+    assert found["acc"].is_monotonic_decreasing
+
+
+def test_one_outcome_alone_does_not_win(tmp_path, values):
+    """Worse models make merges look better beside them: normalised accuracy up, accuracy not."""
+    folders = []
+    for seed in range(3):
+        plain, own = values["none-0", seed]
+        folders.append(written(tmp_path, "none-0", seed, plain, own))
+        folder = written(tmp_path, "subspace-1", seed, plain, own / 2)
+        pairs = pd.read_csv(folder / "pairs.csv")
+        normalised = [name for name in pairs.columns if name.startswith("norm_acc")]
+        pairs[normalised] += 0.1 + 0.001 * seed
+        pairs.to_csv(folder / "pairs.csv", index=False)
+        folders.append(folder)
+    found = compare(folders)
+    assert changed(found.merges, "subspace-1", "ties", "norm_acc")["low"] > 0
+    assert winners(found.merges).empty
+    assert headline(found)[0].startswith("0 of 2 combinations")
+
+
+def test_a_strength_is_chosen_without_the_seed_it_is_judged_on(tmp_path):
+    """By hand: each strength is best for one seed by .3 and .1 worse elsewhere, so every choice made on the others loses."""
+    folders = []
+    flat = np.full((len(PAIRS), 2), 0.5)
+    for seed in range(3):
+        folders.append(written(tmp_path, "none-0", seed, {"ties": flat - 0.2}, np.full(4, 0.8)))
+        for strength in range(3):
+            gain = 0.3 if strength == seed else -0.1
+            folders.append(
+                written(tmp_path, f"subspace-{strength + 1}", seed, {"ties": flat + gain}, np.full(4, 0.8))
+            )
+    choice = compare(folders).choices.set_index("penalty").loc["subspace"]
+    # On two seeds the strengths that are best for them have a mean gain of .1 each, and on the third one -.1: +.1 on plain.
+    assert choice["acc"] == pytest.approx(0.1)
+    assert choice["seeds"] == 3
+    assert "3" not in choice["strengths"].split(", ")[2], "the third seed did not choose for itself"
+
+
+def test_own_accuracy_counts_in_the_choice(tmp_path):
+    folders = []
+    flat = np.full((len(PAIRS), 2), 0.5)
+    for seed in range(2):
+        folders.append(written(tmp_path, "none-0", seed, {"ties": flat}, np.full(4, 0.8)))
+        # A tenth more merged accuracy for two tenths of the models' own: not worth it.
+        folders.append(written(tmp_path, "subspace-1", seed, {"ties": flat + 0.1}, np.full(4, 0.6)))
+    choice = compare(folders).choices.set_index("penalty").loc["subspace"]
+    assert choice["strengths"] == "0, 0"
+    assert choice["acc"] == choice["finetuned_accuracy"] == 0
+
+
+def test_metrics_move_in_standard_deviations_of_plains_pairs_and_keep_a_sign_all_seeds_agree_on(
+    tmp_path, values
+):
+    folders = []
+    for seed in range(2):
+        accuracy, own = values["none-0", seed]
+        signs = {"distance": -1}
+        folders.append(written(tmp_path, "none-0", seed, accuracy, own, stable=signs))
+        folders.append(
+            written(tmp_path, "subspace-1", seed, accuracy, own, distance=4.0, stable={"distance": 1})
+        )
+    (row,) = compare(folders).metrics.itertuples(index=False)
+    assert row.change == pytest.approx(3 / np.std(np.arange(len(PAIRS)), ddof=1))
+    assert row.value - row.plain == pytest.approx(3)
+    assert row.stable == -1, "plain fine-tuning says which metrics are stable"
+    accuracy, own = values["none-0", 2]
+    folders.append(written(tmp_path, "none-0", 2, accuracy, own, stable={"distance": 1}))
+    (row,) = compare(folders).metrics.itertuples(index=False)
+    assert row.stable == 0, "its seeds do not agree"
+
+
+def test_the_pareto_front_is_what_no_other_setting_beats_in_both(folders):
+    table = trade_off_table(compare(folders), "ties", "acc").set_index("setting")
+    assert table["front"].to_dict() == {"none-0": True, "l2_to_init-0.1": True, "l2_to_init-1": False}
+
+
+def test_repeated_runs_count_once_and_those_without_merges_not_at_all(tmp_path, folders, values):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    again = written(tmp_path / "again", "none-0", 0, *values["none-0", 0])
+    pd.testing.assert_frame_equal(compare([empty, again, *folders]).merges, compare(folders).merges)
+    with pytest.raises(UserError, match="None of these runs has merged anything"):
+        compare([empty])
+
+
+def test_without_plain_or_with_one_seed_nothing_is_claimed(tmp_path, values):
+    alone = written(tmp_path, "subspace-1", 0, *values["none-0", 0])
+    found = compare([alone])
+    assert found.merges["change"].isna().all()
+    assert "Plain fine-tuning (reg.lambda=0) is not among the runs" in " ".join(headline(found))
+    plain = written(tmp_path, "none-0", 0, *values["none-0", 1])
+    found = compare([alone, plain])
+    rows = found.merges[found.merges["setting"] != "none-0"]
+    assert rows["change"].notna().all()
+    assert rows["low"].isna().all()
+    assert winners(found.merges).empty
+    assert found.choices.empty
+    assert any("One seed" in sentence for sentence in found.missing)
+
+
+def test_runs_of_different_suites_are_not_compared(tmp_path, folders, values):
+    other = written(tmp_path / "other", "subspace-1", 0, *values["none-0", 0], suite="n8")
+    with pytest.raises(
+        UserError, match="Only runs of one suite and model can be compared, not mini clip_mini and n8"
+    ):
+        compare([*folders, other])
+
+
+def test_an_unfinished_seed_is_named(folders):
+    found = compare(folders[:-1])
+    assert any(
+        "Not finished for every seed: l2_to_init-1 (seeds 0, 1)" in sentence for sentence in found.missing
+    )
+    assert found.choices.set_index("penalty").loc["l2_to_init", "strengths"] == "0.1, 0.1, 0.1"
+
+
+def test_the_page_and_its_tables_are_written(tmp_path, folders):
+    page = write_summary(tmp_path, folders)
+    text = page.read_text()
+    assert page == tmp_path / "ablation.html"
+    for anchor in ("trade-off", "choice", "merges", "models", "metrics", "made"):
+        assert f'<section id="{anchor}">' in text
+    row = changed(compare(folders).merges, "l2_to_init-0.1", ALL_METHODS)
+    said = f"l2_to_init-0.1: accuracy {100 * row['change']:+.1f} points, normalised"
+    assert said in text
+    assert said in headline(compare(folders))[1]
+    assert headline(compare(folders))[1].endswith("the models' own accuracy -1.0.")
+    tables = {path.name: pd.read_csv(path) for path in tmp_path.glob("ablation_*.csv")}
+    assert set(tables) == {f"ablation_{name}.csv" for name in ("merges", "models", "metrics", "choices")}
+    assert len(tables["ablation_merges.csv"]) == 3 * 3 * 2
+
+
+def test_the_interval_of_one_value_is_unknown():
+    assert np.isnan(interval(np.array([1.0]))).all()
