@@ -205,6 +205,9 @@ def test_a_sweep_over_methods_writes_one_summary(analysed, smoke_root, command):
         assert pairs[f"norm_acc_{method}"].tolist() == first[f"norm_acc_{method}"].tolist()
         assert (sweep / str(job) / "report.html").exists()
     assert (sweep / "summary.html").exists()
+    consistency = pd.read_csv(sweep / "consistency.csv")
+    assert consistency["target"].tolist() == ["norm_acc", "acc"]
+    assert consistency["n_pairs"].tolist() == [6, 6]
 
 
 def test_a_penalty_trains_into_its_own_folder_and_moves_the_weights(smoke_root, command):

@@ -28,6 +28,7 @@ _HOME = {
     "Trees": "trees",
     "evaluate_predictors": "evaluate",
     "fingerprints": "fingerprints",
+    "method_consistency": "consistency",
     "study_predictions": "study",
 }
 

@@ -1,5 +1,7 @@
 """How well predicted outcomes agree with measured ones. What is undefined is NaN."""
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Float
 from scipy.stats import rankdata
@@ -42,19 +44,23 @@ def spearman_rho(predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray,
 
 
 def interval_over_tasks(
-    predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray, " n"], ends: np.ndarray
+    predicted: Float[np.ndarray, " n"],
+    measured: Float[np.ndarray, " n"],
+    ends: np.ndarray,
+    correlate: Callable[..., float] = pearson_r,
 ) -> tuple[float, float]:
-    """Estimate a 95 % confidence interval of Pearson's r over pairs, whose errors are alike where they share a task.
+    """Estimate a 95 % confidence interval of r over pairs, whose errors are alike where they share a task.
 
     By the jackknife over tasks on Fisher's z = artanh r: SE² = (T - 2)/(2T) Σ (z₋ₜ - z̄)², z₋ₜ without the pairs of
-    task t (Snijders and Borgatti, 1999, for statistics of networks). NaN where any of these r is undefined.
+    task t (Snijders and Borgatti, 1999, for statistics of networks). r is Pearson's, or what `correlate` gives. NaN
+    where any of these r is undefined.
     """
     tasks = list(dict.fromkeys(ends.ravel().tolist()))
-    whole = pearson_r(predicted, measured)
+    whole = correlate(predicted, measured)
     kept = [~(ends == task).any(axis=1) for task in tasks]
     # At r = ±1 z is infinite.
     without = np.arctanh(
-        np.clip([pearson_r(predicted[one], measured[one]) for one in kept], -_ALMOST_ONE, _ALMOST_ONE)
+        np.clip([correlate(predicted[one], measured[one]) for one in kept], -_ALMOST_ONE, _ALMOST_ONE)
     )
     count = len(tasks)
     error = np.sqrt((count - 2) / (2 * count) * ((without - without.mean()) ** 2).sum())

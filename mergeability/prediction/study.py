@@ -14,6 +14,7 @@ from mergeability.errors import UserError
 from mergeability.prediction.ablation import category_ablation
 from mergeability.prediction.choice import method_choice
 from mergeability.prediction.coefficients import coefficient_table, stable_metrics
+from mergeability.prediction.consistency import method_consistency
 from mergeability.prediction.evaluate import PredictionResult, Progress, evaluate_predictors
 from mergeability.prediction.fingerprints import fingerprints
 from mergeability.prediction.folds import make_folds
@@ -91,8 +92,8 @@ def study_predictions(
     """Score the predictors, and answer what their scores leave open, in `tables`:
 
     `stable_metrics` and `metric_weights` (what is listened to), `fingerprints` (do methods listen to the same),
-    `variance` and `relabelling` (do metrics know more than who is in the pair), `single_metrics`, `ablation`,
-    `seeds`, `intervals`, `method_choice`, and `sets` where sets were merged.
+    `consistency` (do they agree about pairs), `variance` and `relabelling` (do metrics know more than who is in the
+    pair), `single_metrics`, `ablation`, `seeds`, `intervals`, `method_choice`, and `sets` where sets were merged.
 
     Raises:
         UserError: as `evaluate_predictors` does.
@@ -175,6 +176,7 @@ def _tables(
         if len({method for _, method in outcomes}) > 1
         else pd.DataFrame(),
         "fingerprints": _fingerprints(weights),
+        "consistency": method_consistency(table.frame, outcomes),
         "variance": variance_split(table, outcomes),
         "intervals": conformal_table(result.predictions, settings.level),
         "method_choice": method_choice(result.predictions),

@@ -36,17 +36,15 @@ def variance_split(table: PairTable, outcomes: Sequence[tuple[str, str]]) -> pd.
 def _shares(pairs) -> dict[str, float]:
     y = pairs.outcome - pairs.outcome.mean() if len(pairs.outcome) else pairs.outcome
     total = float(y @ y)
-    ones = np.ones((len(y), 1))
-    effects = np.hstack([ones, pairs.incidence])
     names = ("task_effects", "metrics_beyond", "residual", "beyond_raw")
     if len(y) == 0 or total == 0:
         return dict.fromkeys(names, float("nan"))
     metrics = RangeScaler().fit_transform(pairs.features)
-    residual_effects, rank_effects = _residual(effects, y)
-    residual_both, rank_both = _residual(np.hstack([effects, metrics]), y)
+    beyond_effects, rank_effects = residuals(pairs.incidence, y)
+    beyond_both, rank_both = residuals(np.hstack([pairs.incidence, metrics]), y)
     if rank_both >= len(y):
         return dict.fromkeys(names, float("nan"))
-    left, left_both = residual_effects / total, residual_both / total
+    left, left_both = (float(one @ one) / total for one in (beyond_effects, beyond_both))
     expected = left_both * (len(y) - rank_effects) / (len(y) - rank_both)
     beyond = max(0.0, left - expected)
     return {
@@ -57,9 +55,11 @@ def _shares(pairs) -> dict[str, float]:
     }
 
 
-def _residual(columns: Float[np.ndarray, "n q"], y: Float[np.ndarray, " n"]) -> tuple[float, int]:
-    """Fit least squares and return the sum of squared residuals and the rank of the columns."""
+def residuals(
+    columns: Float[np.ndarray, "n q"], y: Float[np.ndarray, " n"]
+) -> tuple[Float[np.ndarray, " n"], int]:
+    """Fit y = μ + columns · w by least squares; return what it leaves of y, and the rank of the columns with μ's."""
+    columns = np.hstack([np.ones((len(y), 1)), columns])
     # Metrics are measured in single precision: what is left of an exact relation is rounding.
     weights, _, rank, _ = np.linalg.lstsq(columns, y, rcond=1e-6)
-    residual = y - columns @ weights
-    return float(residual @ residual), int(rank)
+    return y - columns @ weights, int(rank)

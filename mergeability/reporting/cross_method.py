@@ -1,7 +1,7 @@
 """What several analysis runs found, side by side: one row a method."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from mergeability.prediction.consistency import method_consistency
 from mergeability.prediction.fingerprints import fingerprints
 from mergeability.prediction.folds import TASK_PREFIX
 from mergeability.prediction.table import TARGETS, outcome_methods
@@ -29,21 +30,23 @@ class CrossMethodSummary:
 
     `methods` has the mean and worst outcome of each method and `r_<predictor>` for the default target;
     `agreement` the shares `top5_overlap` and `sign_agreement` of every two methods for each predictor and
-    target.
+    target; `consistency` how far every two methods agree about the pairs, as `method_consistency` says it.
     """
 
     methods: pd.DataFrame
     agreement: pd.DataFrame
+    consistency: pd.DataFrame
     missing: tuple[str, ...] = ()
 
     def save(self, folder: Path | str) -> None:
-        """Write `summary.html`, `summary.md`, `summary.csv` and `fingerprints.csv` into a folder."""
+        """Write `summary.html`, `summary.md`, `summary.csv`, `fingerprints.csv` and `consistency.csv` into a folder."""
         folder = Path(folder)
         for name, text in {
             "summary.html": self._html(),
             "summary.md": self._markdown(),
             "summary.csv": self.methods.to_csv(index=False),
             "fingerprints.csv": self.agreement.to_csv(index=False),
+            "consistency.csv": self.consistency.to_csv(index=False),
         }.items():
             with atomic_file(folder / name) as path:
                 path.write_text(text, encoding="utf-8")
@@ -52,6 +55,8 @@ class CrossMethodSummary:
         tables = [("Methods", self.methods)]
         if len(self.agreement):
             tables.append(("Fingerprints: do two methods listen to the same metrics?", self.agreement))
+        if len(self.consistency):
+            tables.append(("Do two methods agree about pairs?", self.consistency))
         return tables
 
     def _markdown(self) -> str:
@@ -104,15 +109,17 @@ def cross_method_summary(run_folders: Sequence[Path | str]) -> CrossMethodSummar
         [m for _, pairs, _, _ in found for m in outcome_methods(pairs)], dtype=object
     ).value_counts()
     rows, coefficients = [], []
+    outcomes: dict[tuple[str, str], dict[tuple[str, ...], float]] = {}
     for name, pairs, records, own in found:
         for method in outcome_methods(pairs):
             title = method if counts[method] == 1 else f"{method} ({name})"
             rows.append({"method": title, **_outcomes(pairs, method), **_correlations(records, method)})
             coefficients.append(own[own["method"] == method].assign(method=title))
+            outcomes |= _by_pair(pairs, method, title)
     methods = pd.DataFrame(rows)
     if len(methods):
         methods = methods.sort_values("mean_norm_acc", ascending=False, kind="stable", ignore_index=True)
-    return CrossMethodSummary(methods, _agreement(coefficients), tuple(missing))
+    return CrossMethodSummary(methods, _agreement(coefficients), _consistency(outcomes), tuple(missing))
 
 
 def _outcomes(pairs: pd.DataFrame, method: str) -> dict[str, Any]:
@@ -137,6 +144,30 @@ def _agreement(coefficients: Sequence[pd.DataFrame]) -> pd.DataFrame:
         for (target, predictor), rows in metrics.groupby(["target", "predictor"], sort=False)
     ]
     return pd.concat(compared, ignore_index=True)[columns] if compared else pd.DataFrame(columns=columns)
+
+
+def _by_pair(
+    pairs: pd.DataFrame, method: str, title: str
+) -> dict[tuple[str, str], dict[tuple[str, ...], float]]:
+    """Take a method's outcomes under (target, title), each by its two tasks in alphabetical order."""
+    # Runs may list the tasks in any order, and so name the first of a pair differently.
+    ends = [tuple(sorted(map(str, pair))) for pair in pairs[["task_a", "task_b"]].to_numpy().tolist()]
+    return {
+        (target, title): dict(zip(ends, pairs[f"{target}_{method}"], strict=True))
+        for target in TARGETS
+        if f"{target}_{method}" in pairs.columns
+    }
+
+
+def _consistency(outcomes: Mapping[tuple[str, str], Mapping[tuple[str, ...], float]]) -> pd.DataFrame:
+    ends = list(dict.fromkeys(pair for values in outcomes.values() for pair in values))
+    columns = {
+        f"{target}_{title}": [values.get(pair, float("nan")) for pair in ends]
+        for (target, title), values in outcomes.items()
+    }
+    joined = pd.DataFrame({"task_a": [a for a, _ in ends], "task_b": [b for _, b in ends], **columns})
+    ordered = [key for target in TARGETS for key in outcomes if key[0] == target]
+    return method_consistency(joined, ordered)
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mergeability.prediction.study import beyond_task_effects
@@ -48,6 +49,7 @@ _NEW_COLUMNS = {
     "pooled_r": "pooled r",
     "n_pairs": "pairs",
 }
+_CONSISTENCY = ("rho", "rho_low", "rho_high", "rho_beyond", "n_pairs")
 _SHOWN_PAIRS = 60
 _SHOWN_METRICS = 15
 
@@ -64,6 +66,7 @@ def sections(analysis: Analysis) -> list[Section | None]:
         _ablation(analysis),
         _coefficients(analysis),
         _fingerprints(analysis),
+        _consistency(analysis),
         _stable(analysis),
         _intervals(analysis),
         _choice(analysis),
@@ -385,6 +388,48 @@ def _fingerprints(analysis: Analysis) -> Section | None:
         table(means.reset_index().set_index("target"), columns, "target", ["predictor"]),
     )
     return Section("fingerprints", "Fingerprints of the methods", body)
+
+
+def _consistency(analysis: Analysis) -> Section | None:
+    compared = _table(analysis, "consistency")
+    if compared.empty:
+        return None
+    plots = {str(target): _consistency_maps(rows) for target, rows in compared.groupby("target", sort=False)}
+    body = paragraphs(
+        "Is merging well a property of the pair, or of pair and method? Left: Spearman's rank correlation of"
+        " two methods' outcomes over the pairs that both have; 1 means that they put the same pairs first."
+        " Right: the same of what is left once each task has an effect of its own, since methods may agree"
+        " about nothing but which models spoil every merge. Grey cells are undefined.",
+        note=True,
+    )
+    body += figure_block("consistency", plots, [target_choice(analysis)])
+    columns = {
+        "method_b": "and", "target": "target", "rho": "ρ", "rho_low": "95 % from", "rho_high": "to",
+        "rho_beyond": "ρ beyond task effects", "n_pairs": "pairs",
+    }  # fmt: skip
+    body += folded(
+        "As a table, with intervals",
+        table(compared.set_index("method_a"), columns, "method", ["method_b", "target"]),
+    )
+    return Section("consistency", "Do methods agree about pairs?", body)
+
+
+def _consistency_maps(compared: pd.DataFrame) -> list[Any]:
+    """Draw ρ and ρ beyond task effects, method by method."""
+    methods = list(dict.fromkeys([*compared["method_a"], *compared["method_b"]]))
+    pairs = compared.rename(columns={"method_a": "task_a", "method_b": "task_b"})
+    grids = {name: figures.pair_matrix(pairs, name, methods) for name in _CONSISTENCY}
+    for name in ("rho", "rho_beyond"):
+        # The 1 of a method with itself gives both maps the same colours.
+        known = ~np.isnan(grids[name]).all(axis=1)
+        grids[name][known, known] = 1.0
+    beside = {"95 % from": grids["rho_low"], "to": grids["rho_high"], "pairs": grids["n_pairs"]}
+    return [
+        figures.labelled_heat_map(grids["rho"], methods, methods, beside, "ρ"),
+        figures.labelled_heat_map(
+            grids["rho_beyond"], methods, methods, {"pairs": grids["n_pairs"]}, "ρ beyond task effects"
+        ),
+    ]
 
 
 def _stable(analysis: Analysis) -> Section | None:

@@ -21,6 +21,7 @@ from mergeability.prediction import (
 )
 from mergeability.prediction.choice import method_choice
 from mergeability.prediction.coefficients import coefficient_table
+from mergeability.prediction.consistency import method_consistency
 from mergeability.prediction.intervals import conformal_table
 from mergeability.prediction.kept import to_record
 from mergeability.prediction.relabelling import relabel
@@ -39,7 +40,7 @@ PREDICTORS = {
 CATEGORIES = {"one": ["first"], "rest": ["second", "third"], "none here": ["else"]}
 SETS = pd.DataFrame({"tasks": ["a+b+c", "b+c+d", "d+e+f"], "arity": 3, "norm_acc_ties": [0.6, 0.7, 0.5]})
 ALWAYS = {"metric_weights", "stable_metrics", "fingerprints", "variance", "intervals", "method_choice"}
-ALWAYS |= {"relabelling", "single_metrics"}
+ALWAYS |= {"relabelling", "single_metrics", "consistency"}
 
 
 def _study(table, settings=SETTINGS, known=None, **options):
@@ -60,7 +61,7 @@ def test_what_is_not_asked_for_or_not_known_is_left_out(table):
     # One category is all there is: nothing to refit without it.
     assert "ablation" not in _study(table, known=Known(categories={"all": METRICS})).tables
     alone = _study(table, few, methods=["ties"]).tables
-    assert set(alone) == ALWAYS - {"stable_metrics", "fingerprints", "method_choice"}
+    assert set(alone) == ALWAYS - {"stable_metrics", "fingerprints", "consistency", "method_choice"}
 
 
 def test_tables_are_those_of_the_parts(table):
@@ -72,6 +73,7 @@ def test_tables_are_those_of_the_parts(table):
     expected = {
         "metric_weights": coefficient_table(own),
         "variance": variance_split(checked, OUTCOMES),
+        "consistency": method_consistency(table, OUTCOMES),
         "intervals": conformal_table(plain.predictions),
         "method_choice": method_choice(plain.predictions),
         "relabelling": relabel(checked, OUTCOMES, 9).methods,
@@ -112,6 +114,7 @@ def test_complete_rows_are_the_same_pairs_everywhere(table):
     result = _study(table.assign(finetuned_accuracy=np.linspace(0, 1, 15)), settings)
     assert {record["n_pairs"] for record in result.records} == {14}
     assert set(result.tables["variance"]["n_pairs"]) == {14}
+    assert set(result.tables["consistency"]["n_pairs"]) == {14}
     assert set(result.tables["single_metrics"]["n_pairs"]) == {14}
 
 

@@ -5,6 +5,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
 from sklearn.linear_model import LinearRegression
 
 from mergeability.prediction import Additive, evaluate_predictors
@@ -47,6 +48,40 @@ def test_fingerprints_compare_metrics_but_no_task_effects(folders):
     assert agreement.loc[0, ["top5_overlap", "sign_agreement"]].tolist() == [1.0, 0.0]
 
 
+def test_agreement_about_pairs_joins_them_whichever_task_comes_first(folders):
+    path = folders[1] / "pairs.csv"
+    ties, ta = pd.read_csv(folders[0] / "pairs.csv"), pd.read_csv(path)
+    ta["norm_acc_ta"] = np.random.default_rng(1).normal(size=len(ta))
+    # One pair is missing, the others come in another order, every second one with its tasks exchanged.
+    other = ta.drop(index=3).sample(frac=1, random_state=0, ignore_index=True)
+    other.loc[::2, ["task_a", "task_b"]] = other.loc[::2, ["task_b", "task_a"]].to_numpy()
+    other.to_csv(path, index=False)
+    both = pd.DataFrame({"ties": ties["norm_acc_ties"], "ta": ta["norm_acc_ta"]}).drop(index=3)
+    found = cross_method_summary(folders).consistency
+    assert len(found) == 1
+    row = found.iloc[0]
+    assert row[["target", "method_a", "method_b"]].tolist() == ["norm_acc", "ties", "ta"]
+    assert row["n_pairs"] == 9
+    assert row["rho"] == pytest.approx(spearmanr(both["ties"], both["ta"])[0])
+    marks = np.array([[1.0, *(float(task in pair) for task in "abcde")] for pair in combinations("abcde", 2)])
+    marks = np.delete(marks, 3, axis=0)
+    left = both - marks @ np.linalg.lstsq(marks, both.to_numpy(), rcond=None)[0]
+    assert row["rho_beyond"] == pytest.approx(spearmanr(left["ties"], left["ta"])[0])
+
+
+def test_agreement_about_pairs_has_a_row_a_target_and_none_for_a_method_alone(folders):
+    for folder, method in zip(folders, ("ties", "ta"), strict=False):
+        pairs = pd.read_csv(folder / "pairs.csv")
+        pairs.assign(**{f"acc_{method}": -pairs[f"norm_acc_{method}"]}).to_csv(
+            folder / "pairs.csv", index=False
+        )
+    found = cross_method_summary(folders).consistency
+    assert found["target"].tolist() == ["norm_acc", "acc"]
+    assert found["rho"].tolist() == pytest.approx([-1, -1])
+    assert cross_method_summary(folders[:1]).consistency.empty
+    assert cross_method_summary(folders[2:]).consistency.empty
+
+
 def test_unfinished_folders_are_named(folders):
     assert cross_method_summary(folders).missing == ("2 has no pairs.csv: that run did not finish.",)
     empty = cross_method_summary(folders[2:])
@@ -82,5 +117,9 @@ def test_what_is_saved_can_be_read_back(folders, tmp_path):
     markdown = (tmp_path / "out" / "summary.md").read_text()
     assert "| ties |" in markdown
     assert "did not finish" in markdown
+    assert "## Do two methods agree about pairs?" in markdown
+    assert "<h2>Do two methods agree about pairs?</h2>" in html
     assert len(pd.read_csv(tmp_path / "out" / "fingerprints.csv")) == 1
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "consistency.csv"), summary.consistency)
     cross_method_summary(folders[2:]).save(tmp_path / "empty")
+    assert pd.read_csv(tmp_path / "empty" / "consistency.csv").empty

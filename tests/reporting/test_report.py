@@ -8,6 +8,8 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
+from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import LinearRegression
 
 from mergeability.errors import UserError
@@ -19,7 +21,8 @@ from mergeability.reporting.figures import cell_texts, matrix_heat_map, pair_mat
 
 SECTIONS = [
     "models", "merges", "metrics", "predictors", "both-new", "beyond", "predictions", "single", "ablation",
-    "coefficients", "fingerprints", "stable", "intervals", "choice", "seeds", "set-scores", "missing", "run",
+    "coefficients", "fingerprints", "consistency", "stable", "intervals", "choice", "seeds", "set-scores",
+    "missing", "run",
 ]  # fmt: skip
 PREDICTORS = {"ols": LinearRegression(), "ridge": Ridge(), "additive": Additive(), "pearson": Pearson()}
 
@@ -188,6 +191,41 @@ def test_values_of_both_signs_get_a_scale_centred_on_zero():
     assert (trace.zmin, trace.zmax) == (-0.7, 0.7)
     trace = matrix_heat_map(np.array([[np.nan, 0.2], [0.7, np.nan]]), ["a", "b"]).data[0]
     assert (trace.zmin, trace.zmax) == (0.2, 0.7)
+
+
+def test_agreement_about_pairs_is_drawn_method_by_method_on_one_scale(analysis, page):
+    plots = json.loads(page.data["consistency-figures"])
+    assert set(plots) == {"norm_acc", "acc"}
+    for target, maps in plots.items():
+        both = analysis.pairs.dropna(subset=[f"{target}_ties", f"{target}_ta"])
+        rho = spearmanr(both[f"{target}_ties"], both[f"{target}_ta"])[0]
+        (first,), (second,) = (one["data"] for one in maps)
+        assert first["x"] == first["y"] == second["x"] == ["ties", "ta"]
+        assert first["z"] == [[1.0, pytest.approx(rho, abs=1e-3)], [pytest.approx(rho, abs=1e-3), 1.0]]
+        assert first["customdata"][0][1][2] == len(both)
+        assert (first["zmin"], first["zmax"]) == (second["zmin"], second["zmax"]) == (-1.0, 1.0)
+        found = analysis.prediction.tables["consistency"].set_index("target").loc[target]
+        assert second["z"][1][0] == pytest.approx(found["rho_beyond"], abs=1e-3)
+        assert first["customdata"][1][0][:2] == pytest.approx([found["rho_low"], found["rho_high"]], abs=1e-4)
+    assert "Do methods agree about pairs?" in page.text
+    assert "As a table, with intervals" in page.text
+
+
+def test_agreement_about_pairs_needs_no_coefficients_and_draws_the_undefined_grey(analysis, tmp_path):
+    pairs = analysis.pairs.assign(norm_acc_flat=0.5)
+    methods = ["ties", "ta", "flat"]
+    settings = StudySettings(targets=("norm_acc",), permutations=0, seeds=0, ablation=False)
+    prediction = study_predictions(pairs, analysis.metrics, {"mean": DummyRegressor()}, methods, settings)
+    assert "fingerprints" not in prediction.tables
+    write_report(
+        Analysis("Mean", pairs, analysis.metrics, methods, prediction=prediction), tmp_path / "r.html"
+    )
+    page = _read(tmp_path / "r.html")
+    assert "consistency" in page.ids
+    assert "fingerprints" not in page.ids
+    (trace,) = json.loads(page.data["consistency-figures"])["norm_acc"][0]["data"]
+    assert [row[2] for row in trace["z"]] == [None] * 3
+    assert [trace["z"][i][i] for i in range(2)] == [1.0, 1.0]
 
 
 def test_weights_only_reports_say_how_models_relate(analysis, tmp_path):
