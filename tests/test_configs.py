@@ -21,7 +21,7 @@ SETS = {
     "predictor": {"all", "none"},
 }
 COUNTS = {
-    "experiment": 6,
+    "experiment": 8,
     "logger": 3,
     "merge": 16,
     "metric": 46,
@@ -43,7 +43,7 @@ REAL = [
 ]
 TRAIN_ONLY = {"task", "trainer", "run", "experiment"}
 # Experiments belong to one of the two scripts each.
-ANALYZE_EXPERIMENTS = {"paper_v1", "paper_icml"}
+ANALYZE_EXPERIMENTS = {"paper_v1", "paper_icml", "regularisation", "regularisation_sweep"}
 ANALYZE_ONLY = {"suite", "merge", "metric", "predictor", "profile"}
 # What a suite needs to be named on the command line.
 NEEDED = {
@@ -116,6 +116,21 @@ def test_the_papers_trainings_have_its_recipe(name, optimizer):
     assert cfg.folder.endswith(f"vit_b16/none-0+{name}/seed-0/digits")
     # What the analysis looks for is what the training leaves.
     assert composed("analyze", "experiment=paper_v1").suite.trained == "none-0+paper_adamw/seed-0"
+
+
+def test_the_ablation_is_of_every_penalty_at_the_asked_strengths_with_three_seeds():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for name in ("regularisation", "regularisation_sweep"):
+            cfg = compose("analyze", [f"experiment={name}"], return_hydra_config=True)
+            assert cfg.hydra.mode.name == "MULTIRUN", "no -m is needed"
+            assert cfg.hydra.callbacks.ledger.summary == "mergeability.reporting.ablation.write_summary"
+            assert (cfg.suite.name, cfg.model.name, cfg.train.missing) == ("mini", "clip_mini", True)
+            assert set(cfg.merge) == set(members("merge")) - SETS["merge"]
+            if name == "regularisation":
+                params = cfg.hydra.sweeper.params
+                assert set(params.reg.split(",")) == set(members("reg")) - {"none"}
+                assert params["reg.lambda"] == "0,0.01,0.1,1,10"
+                assert params.seed == "0,1,2"
 
 
 @pytest.mark.parametrize("name", sorted({path.stem for path in (CONF / "experiment").glob("*.yaml")}))
