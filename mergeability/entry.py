@@ -299,7 +299,9 @@ class Ledger(Callback):
         self.began = time.monotonic()
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Count the jobs to come."""
+        """Count the jobs to come; keep what Optuna's parts say while they are imported from the terminal."""
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", message="Deprecated API features detected")
         self.total, self.began = _count_jobs(config), time.monotonic()
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
@@ -406,7 +408,7 @@ def _without_search_path(error: Exception) -> str:
 def _close_sweep() -> int:
     """Say where the sweep's summary is and which of its jobs failed; return how many did."""
     if Ledger.summary_page is not None:
-        sys.stdout.write(f"Summary across methods: {shown_path(Ledger.summary_page)}\n")
+        sys.stdout.write(f"Summary of the sweep: {shown_path(Ledger.summary_page)}\n")
     failed = [ended for ended in Ledger.jobs if ended.error is not None]
     if len(Ledger.jobs) > 1 and failed:
         sys.stderr.write(f"{len(failed)} of {len(Ledger.jobs)} jobs failed:\n")

@@ -55,7 +55,7 @@ def test_one_command_trains_merges_and_compares(root, ablated):
         (table["setting"] == "l2_to_init-0.1") & (table["method"] == "average") & (table["target"] == "acc")
     ]
     assert row["change"].item() == pytest.approx(sum(change) / 2)
-    assert "Summary across methods" in ablated.output
+    assert "Summary of the sweep" in ablated.output
     assert "3 of 4 jobs ended; about 0 h 0" in ablated.output
 
 
@@ -96,7 +96,7 @@ def test_settings_of_training_are_passed_on_and_a_changed_one_is_refused(root, a
     assert ablated.code == 0
     ended = command(
         "analyze", "suite=smoke", f"paths.root={root}", "reg=l2_to_init", "reg.lambda=0.1", "train.missing=true",
-        "train.settings=[training.learning_rate=0.5,progress=null]", *FEW, "logger=csv", f"hydra.run.dir={tmp_path}",
+        'train.settings=["training.learning_rate=0.5","progress=null"]', *FEW, "logger=csv", f"hydra.run.dir={tmp_path}",
     )  # fmt: skip
     assert ended.code == 1
     assert "training.learning_rate (there 0.001, now 0.5)" in ended.output

@@ -196,7 +196,7 @@ def test_a_sweep_over_methods_writes_one_summary(analysed, smoke_root, command):
     where = (f"paths.root={smoke_root}", f"hydra.sweep.dir={sweep}", "logger=csv")
     ended = command("analyze", "-m", "suite=smoke", "model=clip_mini", "merge=ties,ta", *where)
     assert ended.code == 0, ended.output
-    assert f"Summary across methods: {sweep / 'summary.html'}" in ended.output
+    assert f"Summary of the sweep: {sweep / 'summary.html'}" in ended.output
     summary = pd.read_csv(sweep / "summary.csv")
     assert set(summary["method"]) == {"ties", "ta"}
     first = pd.read_csv(analysed / "pairs.csv")

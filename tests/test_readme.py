@@ -28,6 +28,14 @@ SMALL = {
 }
 
 
+# Hours of an ablation, cut to one job or two.
+FEW = ["suite=smoke", "reg=l2_to_init", "merge=average", "metric=[task_vector_l2_distance]", "predictor=none"]
+ABLATIONS = {
+    "experiment=regularisation": [*FEW, "seed=0", "reg.lambda=0,0.1"],
+    "experiment=regularisation_sweep": [*FEW, "hydra.sweeper.n_trials=1"],
+}
+
+
 def words(command: str) -> list[str]:
     """Split a command line as a shell does."""
     import shlex
@@ -36,7 +44,7 @@ def words(command: str) -> list[str]:
 
 
 def test_the_readme_shows_the_commands_this_file_knows():
-    assert len(COMMANDS) == 18
+    assert len(COMMANDS) == 21
     assert COMMANDS[:2] == ["make demo", "make test"]
     makefile = (ROOT / "Makefile").read_text()
     assert all(f"\n{command.split()[1]}:" in makefile for command in COMMANDS[:2])
@@ -60,22 +68,31 @@ def test_every_command_runs(line, smoke_root, command, tmp_path, monkeypatch):
         )
         scorer.save(root / "demo" / "fitted.json")
     shutil.copytree(smoke_root / "checkpoints", root / "checkpoints")
+    # The folder of what a penalised training leaves.
+    expected = (
+        f"{'l2_to_init' if 'l2_to_init' in line else 'grad_magnitude'}-0.01"
+        if "reg.lambda=0.01" in line
+        else ""
+    )
     small = [one for key, extra in SMALL.items() if key in line and "analyze" not in script for one in extra]
-    if "pretrain" in line or "reg.lambda=0.01" in line:
+    if "pretrain" in line or "grad_magnitude-0.01" in expected:
         shutil.rmtree(root / "checkpoints/clip_mini" / ("base" if "pretrain" in line else "none-0"))
     if script == "analyze.py":
         # Of a study, what takes long is done less often.
         small = ["prediction.permutations=9", "prediction.seeds=2"]
+        small += next((few for name, few in ABLATIONS.items() if name in arguments), [])
     ended = command(script.removesuffix(".py"), *arguments, *small, f"paths.root={root}", "logger=csv")
     assert ended.code == 0, ended.output
     if script == "analyze.py":
-        assert list((root / "runs").rglob("report.html"))
+        assert list(root.rglob("report.html"))
     if "save=true" in line or "export=hf" in line:
         assert list((root / "runs").rglob("merged/*/*/card.json"))
+    if "experiment=regularisation" in line:
+        assert list(root.rglob("ablation.html"))
     if "pretrain" in line:
         assert (root / "checkpoints/clip_mini/base/card.json").exists()
-    if "reg.lambda=0.01" in line:
-        assert (root / "checkpoints/clip_mini/grad_magnitude-0.01/seed-0/digits/card.json").exists()
+    if expected:
+        assert (root / f"checkpoints/clip_mini/{expected}/seed-0/digits/card.json").exists()
 
 
 def test_the_notebook_example_runs(tmp_path, monkeypatch):
