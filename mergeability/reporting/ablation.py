@@ -242,10 +242,13 @@ def _changes(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 def _against_plain(wide: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Subtract plain's row with the same keys from every row; return the differences, and plain's row for each."""
     own = wide[wide.index.get_level_values("setting") == PLAIN]
-    labels = wide.index.droplevel(_SETTING) if wide.index.nlevels > len(_SETTING) else [0] * len(wide)
-    own.index = own.index.droplevel(_SETTING) if wide.index.nlevels > len(_SETTING) else [0] * len(own)
-    plain = own.reindex(labels).set_axis(wide.index)
+    plain = own.set_axis(_keys(own)).reindex(_keys(wide)).set_axis(wide.index)
     return wide - plain, plain
+
+
+def _keys(wide: pd.DataFrame) -> list[Any]:
+    """Label each row by its keys alone, without the setting."""
+    return [tuple(label[len(_SETTING) :]) for label in wide.index]
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

@@ -39,35 +39,50 @@ def headline(found: Ablation) -> list[str]:
     compared = found.merges[(found.merges["setting"] != PLAIN) & found.merges["change"].notna()]
     if compared.empty:
         return ["No setting could be compared with plain fine-tuning.", *found.missing]
-    methods = compared[compared["method"] != ALL_METHODS]
-    tried = len(methods[["setting", "method"]].drop_duplicates())
+    sentences = [_count(compared)] if compared["low"].notna().any() else []
     best = winners(compared)
-    single = best[best["method"] != ALL_METHODS]
-    sentences = [
-        f"{len(single)} of {tried} combinations of a setting and a merge method beat plain fine-tuning in accuracy"
-        f" and in normalised accuracy, both by more than the 95 % interval over seeds. (If nothing helped, up to"
-        f" {0.025 * tried:.0f} would do so in either by chance alone.)"
-    ]
     over_all = best[best["method"] == ALL_METHODS]
-    if len(over_all):
-        sentences += [
-            f"Mean over all methods, {row.setting}: accuracy {100 * row.acc:+.1f} points, normalised"
-            f" {100 * row.norm_acc:+.1f}; the models' own accuracy {100 * _own_change(found, row.setting):+.1f}."
-            for row in over_all.head(_SHOWN_WINNERS).itertuples(index=False)
-        ]
-    else:
-        top = compared[(compared["method"] == ALL_METHODS) & (compared["target"] == "acc")]
-        row = top.loc[top["change"].idxmax()]
+    sentences += [
+        f"Mean over all methods, {row['setting']}: accuracy {100 * row['acc']:+.1f} points, normalised"
+        f" {100 * row['norm_acc']:+.1f}; the models' own accuracy {100 * _own_change(found, row['setting']):+.1f}."
+        for row in over_all.head(_SHOWN_WINNERS).to_dict("records")
+    ]
+    if over_all.empty:
+        rows = compared[(compared["method"] == ALL_METHODS) & (compared["target"] == "acc")]
+        row = rows.sort_values("change").iloc[-1]
+        known = (
+            ""
+            if pd.isna(row["low"])
+            else f" (95 % interval over seeds {100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
+        )
+        none = "" if pd.isna(row["low"]) else "no setting does. The best in accuracy is "
         sentences.append(
-            f"Mean over all methods, no setting does. The best in accuracy is {row['setting']}:"
-            f" {100 * row['change']:+.1f} points (95 % interval over seeds {100 * row['low']:+.1f} to"
-            f" {100 * row['high']:+.1f})."
+            f"Mean over all methods, {none}{row['setting']}: {100 * row['change']:+.1f} points of accuracy{known}."
         )
     return [*sentences, *found.missing]
 
 
+def _count(compared: pd.DataFrame) -> str:
+    """Say how many combinations beat plain fine-tuning, how many were tried, and which beats it most."""
+    tried = len(compared.loc[compared["method"] != ALL_METHODS, ["setting", "method"]].drop_duplicates())
+    best = winners(compared)
+    best = best[best["method"] != ALL_METHODS]
+    sentence = (
+        f"{len(best)} of {tried} combinations of a setting and a merge method beat plain fine-tuning in accuracy"
+        f" and in normalised accuracy, both by more than the 95 % interval over seeds. (If nothing helped, up to"
+        f" {0.025 * tried:.0f} would do so in either by chance alone.)"
+    )
+    if best.empty:
+        return sentence
+    row = best.iloc[0]
+    return (
+        f"{sentence} Most of all {row['setting']} with {row['method']}: accuracy {100 * row['acc']:+.1f} points,"
+        f" normalised {100 * row['norm_acc']:+.1f}."
+    )
+
+
 def _own_change(found: Ablation, setting: str) -> float:
-    return float(found.models.set_index("setting").loc[setting, "change"])
+    return float(found.models.loc[found.models["setting"] == setting, "change"].iloc[0])
 
 
 def _trade_off(found: Ablation) -> Section | None:
@@ -170,7 +185,7 @@ def _merges(found: Ablation) -> Section:
             f"{name[0].upper()}{name[1:]}, every method: change against plain",
             table(
                 rows.pivot_table(index="setting", columns="method", values="change", sort=False, dropna=False)
-                .reindex(dict.fromkeys(rows["setting"]))
+                .reindex(list(dict.fromkeys(rows["setting"])))
                 .drop(index=PLAIN, errors="ignore"),
                 {method: method for method in methods},
                 "setting",
@@ -190,7 +205,7 @@ def _metrics(found: Ablation) -> Section | None:
         return None
     wide = found.metrics.pivot_table(
         index="metric", columns="setting", values="change", sort=False, dropna=False
-    ).reindex(columns=dict.fromkeys(found.metrics["setting"]))
+    ).reindex(columns=list(dict.fromkeys(found.metrics["setting"])))
     signs = found.metrics.groupby("metric", sort=False)["stable"].first()
     labels = [
         f"{'+ ' if signs[m] > 0 else '− ' if signs[m] < 0 else ''}{figures.label(str(m))}" for m in wide.index
