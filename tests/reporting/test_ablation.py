@@ -206,9 +206,17 @@ def test_metrics_move_in_standard_deviations_of_plains_pairs_and_keep_a_sign_all
     assert row.stable == 0, "its seeds do not agree"
 
 
-def test_the_pareto_front_is_what_no_other_setting_beats_in_both(folders):
+def test_the_pareto_front_is_what_no_other_setting_beats_in_both(tmp_path, folders, values):
+    """As good on their own as plain and worse when merged is beaten; a copy of plain is not."""
+    for seed in range(3):
+        plain, own = values["none-0", seed]
+        worse = {method: accuracy - 0.01 for method, accuracy in plain.items()}
+        folders.append(written(tmp_path, "subspace-1", seed, worse, own))
+        folders.append(written(tmp_path, "subspace-2", seed, plain, own))
     table = trade_off_table(compare(folders), "ties", "acc").set_index("setting")
-    assert table["front"].to_dict() == {"none-0": True, "l2_to_init-0.1": True, "l2_to_init-1": False}
+    beaten = {"l2_to_init-1", "subspace-1"}
+    assert set(table.index[~table["front"]]) == beaten
+    assert set(table.index[table["front"]]) == {"none-0", "l2_to_init-0.1", "subspace-2"}
 
 
 def test_repeated_runs_count_once_and_those_without_merges_not_at_all(tmp_path, folders, values):
