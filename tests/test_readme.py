@@ -33,6 +33,7 @@ FEW = ["suite=smoke", "reg=l2_to_init", "merge=average", "metric=[task_vector_l2
 ABLATIONS = {
     "experiment=regularisation": [*FEW, "seed=0", "reg.lambda=0,0.1"],
     "experiment=regularisation_sweep": [*FEW, "hydra.sweeper.n_trials=1"],
+    "train.missing=true": FEW[2:],
 }
 
 
