@@ -140,7 +140,8 @@ def train_missing(cfg: DictConfig) -> None:
             f"train.missing=true fine-tunes on a suite's tasks, and suite={cfg.suite.name} has none."
         )
     job = _training(cfg)
-    names = list(cfg.suite.tasks)
+    wanted = None if cfg.pairs is None else {str(task) for pair in cfg.pairs for task in pair}
+    names = [name for name in cfg.suite.tasks if wanted is None or name in wanted]
     for number, name in enumerate(names, start=1):
         # The suite's own version of the task, which may have fewer images than conf/task says.
         job.task = cfg.suite.tasks[name]

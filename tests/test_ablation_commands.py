@@ -92,6 +92,21 @@ def test_a_second_run_trains_nothing_and_says_the_same(root, ablated, command):
     assert (root / "regularisation/ablation_merges.csv").read_bytes() == table, "the other jobs from beside"
 
 
+def test_only_models_of_the_chosen_pairs_are_trained(root, ablated, command, tmp_path):
+    assert ablated.code == 0
+    ended = command(
+        "analyze", "suite=smoke", f"paths.root={root}", "reg=subspace", "reg.lambda=0.5", "train.missing=true",
+        "pairs=[[shapes,digits]]", 'train.settings=["progress=null"]', *FEW, "logger=csv", f"hydra.run.dir={tmp_path}",
+    )  # fmt: skip
+    assert ended.code == 0, ended.output
+    trained = {
+        path.parent.name for path in (root / "checkpoints/clip_mini/subspace-0.5/seed-0").glob("*/card.json")
+    }
+    assert trained == {"shapes", "digits"}
+    assert (tmp_path / "csv/digits/metrics.csv").is_file()
+    assert (tmp_path / "csv/shapes/metrics.csv").is_file(), "each training has a log of its own"
+
+
 def test_settings_of_training_are_passed_on_and_a_changed_one_is_refused(root, ablated, command, tmp_path):
     assert ablated.code == 0
     ended = command(
