@@ -326,7 +326,7 @@ def _choices(merges: pd.DataFrame, models: pd.DataFrame) -> pd.DataFrame:
         # Only strengths that every seed has, or the choice would depend on which jobs are finished.
         whole = own.groupby("setting")["seed"].transform("nunique") == own["seed"].nunique()
         own, seeds = own[whole], sorted(set(own["seed"]))
-        if len(seeds) < 2 or set(seeds) != set(plain.index):
+        if len(seeds) < 2 or set(seeds) != set(plain.index) or set(own["setting"]) == {PLAIN}:
             continue
         picked = [_pick(own, seed) for seed in seeds]
         row: dict[str, Any] = {

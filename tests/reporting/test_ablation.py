@@ -257,6 +257,9 @@ def test_an_unfinished_seed_is_named(folders):
         "Not finished for every seed: l2_to_init-1 (seeds 0, 1)" in sentence for sentence in found.missing
     )
     assert found.choices.set_index("penalty").loc["l2_to_init", "strengths"] == "0.1, 0.1, 0.1"
+    # Of three seeds' plain fine-tunings and one penalised one there is nothing to choose.
+    plain, one = folders[::3], folders[1]
+    assert compare([*plain, one]).choices.empty
 
 
 def test_the_page_and_its_tables_are_written(tmp_path, folders):
