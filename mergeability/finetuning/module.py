@@ -195,7 +195,10 @@ class FineTuningModule(pl.LightningModule):
         if not torch.isfinite(get_total_norm(gradients)):
             self._refuse(f"gradient with the penalty {self.penalty.name}", "NaN or Inf")
         for parameter, gradient in zip(self.trained, gradients, strict=True):
-            gradient = (gradient * share).to(parameter.dtype)
+            # Multiplying by 1 would change no bit and take new memory of the model's size; but clipping writes into
+            # gradients, so that each needs memory of its own, which an expanded tensor has not.
+            whole = share == 1 and gradient.is_contiguous()
+            gradient = (gradient if whole else gradient * share).to(parameter.dtype)
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
     def _log_penalty(self, name: str, value: Tensor) -> None:
