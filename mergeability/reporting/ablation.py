@@ -375,11 +375,6 @@ def _missing(runs: Sequence[Run], everywhere: Sequence[str]) -> list[str]:
     return sentences
 
 
-def outside(row: Any) -> bool:
-    """Say whether a change is above 0 by more than its interval over seeds."""
-    return bool(row["low"] > 0)
-
-
 def winners(merges: pd.DataFrame) -> pd.DataFrame:
     """Find where both outcomes, absolute and normalised, beat plain by more than the interval over seeds.
 
