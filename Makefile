@@ -10,6 +10,8 @@ CHECKPOINTS := outputs/checkpoints/clip_mini
 MINI_TASKS := $(shell sed -n 's|.*/task@tasks\.\([a-z0-9_]*\):.*|\1|p' conf/suite/mini.yaml)
 comma := ,
 BENCH :=
+# Where Python may not keep bytecode, every command would compile PyTorch and Lightning anew: 20 s each.
+BYTECODE := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 empty :=
 space := $(empty) $(empty)
 
@@ -21,7 +23,7 @@ setup: .venv/ready  ## make the environment in .venv
 .venv/ready: requirements.lock pyproject.toml
 	@$(UV) --version >/dev/null 2>&1 || python3 -m pip install --quiet --target .uv uv
 	@test -x $(PYTHON) || $(UV) venv --quiet --python '>=3.11' .venv
-	$(UV) pip sync --quiet --python $(PYTHON) requirements.lock
+	$(UV) pip sync --quiet $(BYTECODE) --python $(PYTHON) requirements.lock
 	$(UV) pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -33,8 +35,9 @@ demo: setup  ## images to a mergeability report: ten tasks, six merge methods, n
 	fi
 	@$(PYTHON) analyze.py suite=mini model=clip_mini merge=paper logger=csv hydra.run.dir=outputs/demo
 
+# One process a core with one thread each: two threads in each of two processes wait for each other.
 test: setup  ## the test suite, in minutes
-	$(PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: setup  ## real sizes and whole trainings
 	$(PYTHON) -m pytest -m slow
