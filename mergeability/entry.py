@@ -320,14 +320,13 @@ class Ledger(Callback):
         if self.total is not None and self.total > len(Ledger.jobs):
             logger.info("%s", _remaining(len(Ledger.jobs), self.total, time.monotonic() - self.began))
         if config.hydra.mode == RunMode.MULTIRUN and self.summary is not None and finished:
-            if self.beside is not None:
-                # Before those of this sweep, which replace what they repeat.
-                finished = [
-                    *(found.parent for found in sorted(Path(self.beside).rglob("run.json"))),
-                    *finished,
-                ]
+            earlier = (
+                {}
+                if self.beside is None
+                else {"beside": [found.parent for found in sorted(Path(self.beside).rglob("run.json"))]}
+            )
             Ledger.summary_failed = True
-            Ledger.summary_page = get_method(self.summary)(Path(config.hydra.sweep.dir), finished)
+            Ledger.summary_page = get_method(self.summary)(Path(config.hydra.sweep.dir), finished, **earlier)
             Ledger.summary_failed = False
 
 

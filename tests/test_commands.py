@@ -73,6 +73,33 @@ def test_a_strength_that_is_none_is_refused(command, smoke_root, strength):
     refused(command("train", "task=digits", f"reg.lambda={strength}", *where), "reg.lambda", "finite number")
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["reg=subspace", "reg.penalty.k=1000"], "reg.penalty.k of subspace is 1000, but the encoder has a matrix of"),
+        (["reg=singular_alignment", "reg.penalty.k=0"], "reg.penalty.k of singular_alignment must be a whole number"),
+        (["reg=subspace", "reg.penalty.side=left"], "reg.penalty.side is u, v or uv, not 'left'"),
+        (["reg.penalty.estimator=guess"], "reg.penalty.estimator is finite_difference or exact, not 'guess'"),
+        (["reg=mergeability", "reg.penalty.terms.subspace.strength=-2"], "subspace, or its weight in a sum, must be"),
+        (["reg=l2_to_init", "reg.lambda=1e38"], "gradient with the penalty l2_to_init became NaN or Inf at step 1"),
+    ],
+)  # fmt: skip
+def test_a_penalty_that_cannot_be_is_one_sentence_and_leaves_no_model(
+    command, smoke_root, tmp_path, words, sentence
+):
+    strength = [] if "reg.lambda=1e38" in words else ["reg.lambda=1"]
+    few = ("task.source.train=96", "task.source.validation=32", "task.source.test=32", "training.epochs=1")
+    where = (
+        f"paths.root={smoke_root}",
+        "logger=csv",
+        "progress=null",
+        "variant=bad",
+        f"hydra.run.dir={tmp_path}",
+    )
+    refused(command("train", "task=digits", "model=clip_mini", *few, *strength, *words, *where), sentence)
+    assert not list((smoke_root / "checkpoints").rglob("*+bad/**/card.json"))
+
+
 def test_missing_models_name_the_command_that_makes_them(command, root):
     ended = command("analyze", "suite=smoke", "reg=l2_to_init", "reg.lambda=0.5", *root)
     refused(ended, "'digits', 'letters'", "l2_to_init-0.5/seed-0",

@@ -19,7 +19,7 @@ def check_count(name: str, k: float | int) -> None:
     Raises:
         UserError: it is not a whole number ≥ 1.
     """
-    if not (isinstance(k, int) and k >= 1):
+    if not (isinstance(k, int) and not isinstance(k, bool) and k >= 1):
         raise UserError(f"reg.penalty.k of {name} must be a whole number ≥ 1, not {k}.")
 
 

@@ -178,6 +178,7 @@ class FineTuningModule(pl.LightningModule):
             loss.backward(*args, **kwargs)
             return
         share = 1 / self.trainer.accumulate_grad_batches
+        values: dict[str, Tensor] = {}
         step = Step(
             loss=loss / share,
             loss_again=self._loss_again,
@@ -185,13 +186,17 @@ class FineTuningModule(pl.LightningModule):
             initial=[self.get_buffer(f"initial_{index}") for index in range(len(self.trained))],
             reduced_precision="16" in str(self.trainer.precision),
             constants={name: self.get_buffer(f"constant/{name}") for name in self._constant_names},
-            log=self._log_penalty,
+            log=values.__setitem__,
         )
-        gradients, value = self.penalty.gradients(step)
-        self._log_penalty(self.penalty.name, value)
-        gradients = _mean_over_devices(gradients)
-        # After the mean, so that all devices stop together. The length is finite only if all entries are, is what
-        # clipping divides by, and takes a tenth of the time of looking for the largest entry.
+        gradients, values[self.penalty.name] = self.penalty.gradients(step)
+        gradients, values = _mean_over_devices(gradients, values)
+        # Checked after the mean, so that all devices stop together.
+        for name, value in values.items():
+            if not torch.isfinite(value):
+                self._refuse(f"penalty {name}", value.item())
+            self.log(f"penalty/{name}", value)
+        # The length is finite only if all entries are, is what clipping divides by, and takes a tenth of the time of
+        # looking for the largest entry.
         if not torch.isfinite(get_total_norm(gradients)):
             self._refuse(f"gradient with the penalty {self.penalty.name}", "NaN or Inf")
         for parameter, gradient in zip(self.trained, gradients, strict=True):
@@ -200,11 +205,6 @@ class FineTuningModule(pl.LightningModule):
             whole = share == 1 and gradient.is_contiguous()
             gradient = (gradient if whole else gradient * share).to(parameter.dtype)
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-
-    def _log_penalty(self, name: str, value: Tensor) -> None:
-        if not torch.isfinite(value):
-            self._refuse(f"penalty {name}", value.item())
-        self.log(f"penalty/{name}", value)
 
     def _refuse(self, what: str, became: float | str) -> NoReturn:
         raise UserError(
@@ -236,15 +236,19 @@ def _optimizer(parameters: Sequence[nn.Parameter], settings: TrainingSettings) -
     return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
 
 
-def _mean_over_devices(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Average gradients that no backward pass made: what otherwise averages them does not see these."""
+def _mean_over_devices(
+    gradients: Sequence[Tensor], values: dict[str, Tensor]
+) -> tuple[Sequence[Tensor], dict[str, Tensor]]:
+    """Average gradients that no backward pass made, which what otherwise averages them does not see; and the values."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return gradients
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
+        return gradients, values
+    tensors = [*gradients, *(value.to(gradients[0].dtype) for value in values.values())]
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
     torch.distributed.all_reduce(flat)
     flat /= torch.distributed.get_world_size()
-    parts = flat.split([gradient.numel() for gradient in gradients])
-    return [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    means = [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+    return means[: len(gradients)], dict(zip(values, means[len(gradients) :], strict=True))
 
 
 @contextlib.contextmanager

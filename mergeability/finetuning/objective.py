@@ -127,4 +127,6 @@ def check_strength(name: str, strength: float | int) -> None:
         UserError: it is.
     """
     if not (math.isfinite(strength) and strength >= 0):
-        raise UserError(f"reg.lambda of {name} must be a finite number ≥ 0, not {strength}.")
+        raise UserError(
+            f"reg.lambda of {name}, or its weight in a sum, must be a finite number ≥ 0, not {strength}."
+        )

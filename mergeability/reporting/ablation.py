@@ -1,6 +1,7 @@
 """What a setting of fine-tuning does to merges: analyses that differ in penalty, strength and seed, side by side."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ ALL_METHODS = "all methods"
 """The mean over merge methods, beside each method."""
 
 LEVEL = 0.95
+_NAMED = 5
 _SETTING = ["setting", "penalty", "strength"]
 _PAIR = ["task_a", "task_b"]
 
@@ -30,25 +32,28 @@ class Run:
     """One analysis: all models of a suite, fine-tuned with one setting and seed.
 
     Attributes:
-        setting: `<penalty>-<λ>`, as in the checkpoint's folder; `none-0` is plain fine-tuning.
+        setting: `<penalty>-<λ>`, as in the checkpoint's folder, without its variant; `none-0` is plain fine-tuning.
         penalty: its name; `none` for λ = 0.
         strength: λ.
         seed: of the fine-tuning.
-        compared: what runs must share to be compared: suite, model and tasks.
+        conditions: what runs must share to be compared, under the names of the settings.
         models: one row a task, with `finetuned_accuracy`.
         pairs: one row a pair, with metrics and outcomes.
-        stable: metric → the sign it has under every method; empty where that was not studied.
+        metrics: the columns of `pairs` that are metrics.
+        stable: metric → the sign that `stable_by`, a predictor of normalised accuracy, gives it under every method;
+            empty where that was not studied.
     """
 
     setting: str
     penalty: str
     strength: float
     seed: int
-    compared: tuple[str, ...]
+    conditions: dict[str, Any]
     models: pd.DataFrame
     pairs: pd.DataFrame
     metrics: tuple[str, ...]
     stable: dict[str, int] = field(default_factory=dict)
+    stable_by: str | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -74,6 +79,7 @@ class Ablation:
         choices: one row a penalty: the strength with the best trade-off, chosen without the seed it is judged on.
         missing: sentences.
         facts: what the runs have in common.
+        stable_by: the predictor of normalised accuracy whose signs `metrics` has.
     """
 
     merges: pd.DataFrame
@@ -82,6 +88,7 @@ class Ablation:
     choices: pd.DataFrame
     missing: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
+    stable_by: str | None = None
 
     def save(self, folder: Path) -> Path:
         """Write `ablation.html` and the four tables as `ablation_*.csv`; return the page's path."""
@@ -98,12 +105,12 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def write_summary(folder: Path, run_folders: Sequence[Path]) -> Path:
+def write_summary(folder: Path, run_folders: Sequence[Path], beside: Sequence[Path] = ()) -> Path:
     """Compare the finished jobs of a sweep, write the tables beside them and return the page's path."""
-    return compare(run_folders).save(folder)
+    return compare(run_folders, beside).save(folder)
 
 
-def compare(run_folders: Sequence[Path | str]) -> Ablation:
+def compare(run_folders: Sequence[Path | str], beside: Sequence[Path | str] = ()) -> Ablation:
     """Compare every setting of fine-tuning with the plain one.
 
     Means are over pairs (over tasks for the models' own accuracy) and seeds. A change is setting − plain with the same
@@ -112,21 +119,21 @@ def compare(run_folders: Sequence[Path | str]) -> Ablation:
     accuracy in its merges). NaN for fewer than two. Settings are not corrected for their number.
 
     Args:
-        run_folders: what analyses left; two of one setting and seed count once.
+        run_folders: what analyses left; of two with one setting and seed the later one counts.
+        beside: what earlier analyses left; those of another suite, model, α, … are left out and named.
 
     Raises:
-        UserError: the runs are of different suites or models, or none has merged anything.
+        UserError: the runs differ in more than penalty, strength and seed, or none has merged anything.
     """
-    found = {(run.setting, run.seed): run for run in map(_read, map(Path, run_folders)) if run is not None}
-    runs = sorted(found.values(), key=lambda run: (run.setting != PLAIN, run.penalty, run.strength, run.seed))
-    if not runs:
+    own = _read_all(run_folders)
+    if not own:
         raise UserError("None of these runs has merged anything: there is nothing to compare.")
-    if len({run.compared for run in runs}) > 1:
-        raise UserError(
-            "Only runs of one suite and model can be compared, not "
-            + " and ".join(sorted({" ".join(run.compared[:2]) for run in runs}))
-            + "."
-        )
+    for run in own:
+        _refuse_difference(run, own[-1])
+    earlier = _read_all(beside)
+    fitting = [run for run in earlier if not _differences(run, own[-1])]
+    found = {(run.setting, run.seed): run for run in (*fitting, *own)}
+    runs = sorted(found.values(), key=lambda run: (run.setting != PLAIN, run.penalty, run.strength, run.seed))
     everywhere = [
         method
         for method in outcome_methods(runs[0].pairs)
@@ -134,20 +141,26 @@ def compare(run_folders: Sequence[Path | str]) -> Ablation:
     ]
     merges = pd.concat([_outcomes(run, everywhere) for run in runs], ignore_index=True)
     models = pd.concat([_own(run) for run in runs], ignore_index=True)
-    merge_changes = _changes(merges, ["method", "target"])
+    conditions = own[-1].conditions
+    variant = f", variant {conditions['variant']}" if conditions["variant"] else ""
     return Ablation(
-        merges=merge_changes,
+        merges=_changes(merges, ["method", "target"]),
         models=_changes(models, []),
         metrics=_metric_changes(runs),
         choices=_choices(merges, models),
-        missing=tuple(_missing(runs, everywhere)),
+        missing=(*_missing(runs, everywhere), *_left_out(earlier, own[-1])),
         facts=(
-            f"suite {runs[0].compared[0]}, model {runs[0].compared[1]}, {len(runs[0].models)} tasks, "
+            f"suite {conditions['suite']}, model {conditions['model']}{variant}, {len(runs[0].models)} tasks, "
             f"{len(runs[0].pairs)} pairs",
             f"{len({run.setting for run in runs})} settings, seeds "
             f"{', '.join(map(str, sorted({run.seed for run in runs})))}: {len(runs)} analyses",
         ),
+        stable_by=next((run.stable_by for run in runs if run.setting == PLAIN), None),
     )
+
+
+def _read_all(folders: Sequence[Path | str]) -> list[Run]:
+    return [run for run in map(_read, map(Path, folders)) if run is not None]
 
 
 def _read(folder: Path) -> Run | None:
@@ -160,29 +173,95 @@ def _read(folder: Path) -> Run | None:
     models = pd.read_csv(folder / "models.csv", dtype=text)
     if not outcome_methods(pairs):
         return None
-    setting = str(config["suite"]["trained"]).rsplit("/", 1)[0]
-    plain = setting == PLAIN
+    strength = float(config["reg"]["lambda"])
+    trained = str(config["suite"]["trained"]).rsplit("/", 1)[0]
+    variant = config.get("variant")
+    stable, stable_by = _stable(folder)
     return Run(
-        setting=setting,
-        penalty="none" if plain else config["reg"]["name"],
-        strength=0.0 if plain else float(config["reg"]["lambda"]),
+        setting=trained.removesuffix(f"+{variant}") if variant else trained,
+        penalty="none" if strength == 0 else config["reg"]["name"],
+        strength=strength,
         seed=int(config["seed"]),
-        compared=(config["suite"]["name"], config["model"]["name"], *models["task"]),
+        conditions=_conditions(config, models, pairs),
         models=models,
         pairs=pairs,
         metrics=tuple(name for name in config.get("metric") or () if name in pairs.columns),
-        stable=_stable(folder),
+        stable=stable,
+        stable_by=stable_by,
     )
 
 
-def _stable(folder: Path) -> dict[str, int]:
+def _conditions(config: dict[str, Any], models: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Any]:
+    """Return what an outcome or a metric depends on beside the models' training, under the names of the settings.
+
+    A training with other settings than its folder has is refused when it is asked for; its variant tells it apart.
+    """
+    alpha = config.get("alpha")
+    tuning = ("alpha_grid", "validation_images") if isinstance(alpha, str) else ()
+    evidence = config.get("profile") or {}
+    return {
+        "suite": config["suite"]["name"],
+        "model": config["model"]["name"],
+        "variant": config.get("variant"),
+        "tasks": list(models["task"]),
+        "pairs": sorted(zip(pairs["task_a"], pairs["task_b"], strict=True)),
+        "alpha": alpha,
+        **{name: config.get(name) for name in (*tuning, "test_images")},
+        **{f"merge.{name}": options for name, options in (config.get("merge") or {}).items()},
+        **{f"profile.{name}": value for name, value in evidence.items() if name != "memory_budget"},
+    }
+
+
+def _differences(run: Run, other: Run) -> list[str]:
+    """Name the conditions that two runs do not share; a method that one of them did not use is none."""
+    return [name for name, value in run.conditions.items() if other.conditions.get(name, value) != value]
+
+
+def _difference(run: Run, other: Run, between: str) -> str:
+    """Say in words which conditions two runs do not share, with what they are where that is short."""
+    return ", ".join(
+        f"{name} ({_shown(run.conditions[name])}{between}{_shown(other.conditions[name])})"
+        if all(isinstance(one.conditions[name], str | float | int | None) for one in (run, other))
+        else name
+        for name in _differences(run, other)
+    )
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def _refuse_difference(run: Run, other: Run) -> None:
+    if _differences(run, other):
+        raise UserError(
+            "Only runs that agree in all but penalty, strength and seed can be compared. "
+            f"{run.setting} with seed {run.seed} and {other.setting} with seed {other.seed} differ in "
+            f"{_difference(run, other, ' and ')}."
+        )
+
+
+def _left_out(earlier: Sequence[Run], reference: Run) -> list[str]:
+    """Say which earlier runs are not compared, and why."""
+    reasons = Counter(
+        _difference(run, reference, ", here ") for run in earlier if _differences(run, reference)
+    )
+    return [
+        f"{count} earlier {'analysis is' if count == 1 else 'analyses are'} left out: another {reason}."
+        for reason, count in reasons.items()
+    ]
+
+
+def _stable(folder: Path) -> tuple[dict[str, int], str | None]:
     path = folder / "prediction" / "stable_metrics.csv"
     if not path.is_file():
-        return {}
+        return {}, None
     table = pd.read_csv(path)
     # One predictor decides: of several, the first that has weights.
-    table = table[(table["target"] == TARGETS[0]) & (table["predictor"] == table["predictor"].iloc[0])]
-    return {str(row["metric"]): int(row["sign"]) for _, row in table.iterrows() if row["stable"]}
+    predictor = table["predictor"].iloc[0]
+    table = table[(table["target"] == TARGETS[0]) & (table["predictor"] == predictor)]
+    return {str(row["metric"]): int(row["sign"]) for _, row in table.iterrows() if row["stable"]}, str(
+        predictor
+    )
 
 
 def _outcomes(run: Run, everywhere: Sequence[str]) -> pd.DataFrame:
@@ -266,7 +345,10 @@ def _metric_changes(runs: Sequence[Run]) -> pd.DataFrame:
     rows = []
     for setting in dict.fromkeys(run.setting for run in runs if run.setting != PLAIN):
         own = [run for run in runs if run.setting == setting and run.seed in plain]
+        measured = [set(one.metrics) for run in own for one in (run, plain[run.seed])]
         for metric in own[0].metrics if own else ():
+            if not all(metric in names for names in measured):
+                continue
             both = [(run.pairs[metric], plain[run.seed].pairs[metric]) for run in own]
             moved = np.array([_standardised(now, then) for now, then in both])
             low, high = interval(moved)
@@ -363,13 +445,16 @@ def _missing(runs: Sequence[Run], everywhere: Sequence[str]) -> list[str]:
     partly = [
         f"{setting} (seeds {', '.join(map(str, own))})" for setting, own in have.items() if own != seeds
     ]
-    if partly:
-        sentences.append(f"Not finished for every seed: {'; '.join(partly)}.")
+    if len(partly) > _NAMED:
+        sentences.append(
+            f"{len(partly)} of {len(have)} settings do not have all of the seeds {', '.join(map(str, seeds))};"
+            " those with one have no interval."
+        )
+    elif partly:
+        sentences.append(f"Not for every seed: {'; '.join(partly)}.")
     partial = sorted({method for run in runs for method in outcome_methods(run.pairs)} - set(everywhere))
     if partial:
-        sentences.append(
-            f"{', '.join(partial)} merged the models of some runs only, and is not in the mean over methods."
-        )
+        sentences.append(f"The mean over methods is without {', '.join(partial)}: merges of some runs only.")
     if len(seeds) < 2:
         sentences.append("One seed: no interval over seeds, and no choice of a strength that is fair.")
     return sentences
@@ -381,16 +466,9 @@ def winners(merges: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row a setting and method: `acc` and `norm_acc`, the changes, largest `acc` first.
     """
-    wide = merges.assign(better=merges["low"] > 0).pivot_table(
-        index=[*_SETTING, "method"],
-        columns="target",
-        values=["change", "better"],
-        aggfunc="first",
-        sort=False,
-    )
     columns = [*_SETTING, "method", "acc", "norm_acc"]
-    if wide.empty or not {("better", target) for target in TARGETS} <= set(wide.columns):
-        return pd.DataFrame(columns=columns)
-    both = wide[[bool(a) and bool(b) for a, b in zip(wide["better", "acc"], wide["better", "norm_acc"])]]
-    found = both["change"].reset_index()
+    better = merges[merges["low"] > 0].pivot_table(
+        index=[*_SETTING, "method"], columns="target", values="change", sort=False
+    )
+    found = better.reindex(columns=list(TARGETS)).dropna().reset_index()
     return found.sort_values("acc", ascending=False, kind="stable", ignore_index=True)[columns]

@@ -42,35 +42,39 @@ def headline(found: Ablation) -> list[str]:
     sentences = [_count(compared)] if compared["low"].notna().any() else []
     best = winners(compared)
     over_all = best[best["method"] == ALL_METHODS]
+    rows = compared[(compared["method"] == ALL_METHODS) & (compared["target"] == "acc")]
     sentences += [
         f"Mean over all methods, {row['setting']}: accuracy {100 * row['acc']:+.1f} points, normalised"
         f" {100 * row['norm_acc']:+.1f}; the models' own accuracy {100 * _own_change(found, row['setting']):+.1f}."
         for row in over_all.head(_SHOWN_WINNERS).to_dict("records")
     ]
-    if over_all.empty:
-        rows = compared[(compared["method"] == ALL_METHODS) & (compared["target"] == "acc")]
+    if rows.empty:
+        sentences.append("No merge method merged the models of every setting: there is no mean over methods.")
+    elif over_all.empty:
         row = rows.sort_values("change").iloc[-1]
-        known = (
-            ""
-            if pd.isna(row["low"])
-            else f" (95 % interval over seeds {100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
-        )
-        none = "" if pd.isna(row["low"]) else "no setting does. The best in accuracy is "
+        if pd.isna(row["low"]):
+            luck = f", and the largest of {len(rows)} changes" if len(rows) > 1 else ""
+            known = f" (one seed{luck}: no interval)"
+        else:
+            known = f" (95 % interval over seeds {100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
+        none = "no setting does. The" if rows["low"].notna().any() else "the"
         sentences.append(
-            f"Mean over all methods, {none}{row['setting']}: {100 * row['change']:+.1f} points of accuracy{known}."
+            f"Mean over all methods, {none} best in accuracy is {row['setting']}:"
+            f" {100 * row['change']:+.1f} points{known}."
         )
     return [*sentences, *found.missing]
 
 
 def _count(compared: pd.DataFrame) -> str:
     """Say how many combinations beat plain fine-tuning, how many were tried, and which beats it most."""
-    tried = len(compared.loc[compared["method"] != ALL_METHODS, ["setting", "method"]].drop_duplicates())
+    single = compared[(compared["method"] != ALL_METHODS) & compared["low"].notna()]
+    tried = len(single[["setting", "method"]].drop_duplicates())
     best = winners(compared)
     best = best[best["method"] != ALL_METHODS]
     sentence = (
         f"{len(best)} of {tried} combinations of a setting and a merge method beat plain fine-tuning in accuracy"
-        f" and in normalised accuracy, both by more than the 95 % interval over seeds. (If nothing helped, up to"
-        f" {0.025 * tried:.0f} would do so in either by chance alone.)"
+        f" and in normalised accuracy, both by more than the 95 % interval over seeds. (If nothing helped, about"
+        f" {0.025 * tried:.1f} would in one of the two by chance alone, and fewer in both.)"
     )
     if best.empty:
         return sentence
@@ -96,9 +100,10 @@ def _trade_off(found: Ablation) -> Section | None:
         for method in methods
     }
     body = paragraphs(
-        "Each point is one setting of fine-tuning, the mean over seeds: how good its models are on their own, and"
-        " how good their merges. The line joins the settings that no other beats in both (the Pareto front). Bars are"
-        " 95 % intervals of the change over seeds.",
+        "Each point is one setting of fine-tuning: how good its models are on their own, and how good their merges. It"
+        " lies at plain fine-tuning's mean plus the setting's change against plain with the same seeds, so that"
+        " settings of unequal seeds can be compared. The line joins the settings that no other beats in both (the"
+        " Pareto front). Bars are 95 % intervals of the change over seeds.",
         note=True,
     )
     body += figure_block("trade-off", plots, [_target_choice(targets), _method_choice(methods)])
@@ -108,22 +113,24 @@ def _trade_off(found: Ablation) -> Section | None:
 def trade_off_table(found: Ablation, method: str, target: str) -> pd.DataFrame:
     """Put each setting's own accuracy beside its merges' and mark what no other setting beats in both.
 
+    Both are plain's mean plus the change with the same seeds: means over unequal seeds would compare seeds.
+
     Returns:
         One row a setting: `setting`, `penalty`, `strength`, `own`, `merged`, half-widths `own_half` and `merged_half`,
         and `front`.
     """
     rows = found.merges[(found.merges["method"] == method) & (found.merges["target"] == target)]
-    merged, own = rows.set_index("setting"), found.models.set_index("setting")
+    merged, own = rows.set_index("setting"), found.models.set_index("setting").reindex(rows["setting"])
     both = pd.DataFrame(
         {
             "penalty": merged["penalty"],
             "strength": merged["strength"],
-            "own": own["value"].reindex(merged.index),
-            "merged": merged["value"],
-            "own_half": ((own["high"] - own["low"]) / 2).reindex(merged.index),
+            "own": _beside_plain(own),
+            "merged": _beside_plain(merged),
+            "own_half": (own["high"] - own["low"]) / 2,
             "merged_half": (merged["high"] - merged["low"]) / 2,
         }
-    )
+    ).dropna(subset=["own", "merged"])
     both["front"] = [
         not (
             (both["own"] >= own_)
@@ -133,6 +140,14 @@ def trade_off_table(found: Ablation, method: str, target: str) -> pd.DataFrame:
         for own_, merged_ in zip(both["own"], both["merged"], strict=True)
     ]
     return both.reset_index()
+
+
+def _beside_plain(rows: pd.DataFrame) -> pd.Series:
+    """Return plain's mean plus each setting's change; without plain the means themselves, whatever their seeds."""
+    if PLAIN not in rows.index:
+        return rows["value"]
+    plain = float(rows["value"][PLAIN])
+    return (plain + rows["change"]).where(rows.index != PLAIN, plain)
 
 
 def _choice(found: Ablation) -> Section | None:
@@ -157,8 +172,8 @@ def _merges(found: Ablation) -> Section:
     methods = list(dict.fromkeys(found.merges["method"]))
     targets = [target for target in TARGETS if target in set(found.merges["target"])]
     body = paragraphs(
-        "Change against plain fine-tuning with the same seed. Bars: 95 % intervals over seeds. With paired tasks in the"
-        " place of seeds the interval says whether another ten tasks would agree.",
+        "Change against plain fine-tuning with the same seed. Bars: 95 % intervals over seeds. The intervals over"
+        " tasks, each paired with itself, say whether other tasks with these partners would agree.",
         note=True,
     )
     compared = found.merges[found.merges["change"].notna()]
@@ -212,8 +227,14 @@ def _metrics(found: Ablation) -> Section | None:
     ]
     body = paragraphs(
         "How far each metric's mean over pairs moved, in standard deviations of plain fine-tuning's pairs, the mean"
-        " over seeds. Cells stop at ±5 in colour. A + or − before a name: predictors give it that sign under every"
-        " merge method and every seed of plain fine-tuning (a stable metric), so moving it that way should help.",
+        " over seeds. Cells stop at ±5 in colour."
+        + (
+            f" A + or − before a name: {found.stable_by} gives it that sign for normalised accuracy under every merge"
+            " method and every seed of plain fine-tuning (a stable metric): between plain pairs, more of it in that"
+            " direction goes with better merges."
+            if found.stable_by is not None
+            else ""
+        ),
         note=True,
     )
     values = wide.to_numpy(dtype=float)

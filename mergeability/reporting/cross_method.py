@@ -186,7 +186,7 @@ def _cells(row: Sequence[Any]) -> list[str]:
     return [number(value) for value in row]
 
 
-def write_summary(folder: Path, run_folders: Sequence[Path]) -> Path:
-    """Summarise the finished jobs of a sweep, write the summary beside them and return the page's path."""
-    cross_method_summary(run_folders).save(folder)
+def write_summary(folder: Path, run_folders: Sequence[Path], beside: Sequence[Path] = ()) -> Path:
+    """Summarise the finished jobs of a sweep, and earlier ones beside them; return the page's path."""
+    cross_method_summary([*beside, *run_folders]).save(folder)
     return folder / "summary.html"

@@ -11,7 +11,9 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from open_clip.transformer import VisionTransformer
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mergeability.errors import UserError
 from mergeability.finetuning.leading_vectors import check_count
@@ -166,6 +168,44 @@ def test_estimators_agree_in_float32_at_the_default_radius():
     assert (flat(finite) - flat(exact)).norm() / flat(exact).norm() < 5e-3
 
 
+def transformer(dtype: torch.dtype) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A vision transformer of two layers with random weights, a head and 16 images."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = VisionTransformer(16, 8, width=32, layers=2, heads=2, mlp_ratio=4.0, output_dim=16)
+        head, images = nn.functional.normalize(torch.randn(5, 16)) * 10, torch.randn(16, 3, 16, 16)
+    return encoder.to(dtype), head.to(dtype), images.to(dtype)
+
+
+def correction(dtype: torch.dtype, short: bool = False, **options: object) -> torch.Tensor:
+    """2Hg of the transformer as an estimator finds it, the loss in bfloat16 where it is `short`."""
+    encoder, head, images = transformer(dtype)
+    parameters = list(encoder.parameters())
+
+    def loss() -> torch.Tensor:
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=short),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
+            return cross_entropy(encoder, head, images, torch.arange(16) % 5)[0]
+
+    plain = flat(torch.autograd.grad(loss(), parameters)).double()
+    step = Step(loss(), loss, parameters, parameters, reduced_precision=short)
+    return flat(GradMagnitude(strength=1, **options).gradients(step)[0]).double() - plain
+
+
+def test_the_error_of_finite_differences_on_a_vision_transformer():
+    """Seen over three seeds: 0.6 to 1.2 % in float32, 10 to 17 % in bfloat16, and at a radius of 1e-4 there 470 % or more."""
+    exact = correction(torch.float64, estimator="exact")
+
+    def error(found: torch.Tensor) -> float:
+        return ((found - exact).norm() / exact.norm()).item()
+
+    assert error(correction(torch.float32)) < 0.03
+    assert error(correction(torch.float32, short=True)) < 0.3
+    assert error(correction(torch.float32, short=True, radius=1e-4)) > 1
+
+
 def test_weights_are_restored_bit_for_bit():
     problem = Problem(torch.float32)
     before = [parameter.detach().clone() for parameter in problem.parameters]
@@ -316,15 +356,16 @@ def test_the_step_is_longer_under_reduced_precision():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_strength_that_is_no_strength_is_refused(name, strength):
     penalty = configured(name, 0)
-    with pytest.raises(UserError, match=rf"reg\.lambda of {name} .* finite number"):
+    with pytest.raises(UserError, match=rf"reg\.lambda of {name}, .* finite number"):
         replace(penalty, strength=strength)
 
 
 def test_an_unknown_estimator_or_radius_is_refused():
     with pytest.raises(UserError, match="finite_difference or exact"):
         GradMagnitude(strength=1, estimator="guess")
-    with pytest.raises(UserError, match="must be positive"):
-        GradMagnitude(strength=1, radius=0.0)
+    for radius in (0.0, -1e-3, math.inf, math.nan):
+        with pytest.raises(UserError, match="radius must be a finite number above 0"):
+            GradMagnitude(strength=1, radius=radius)
 
 
 @pytest.mark.parametrize("penalty", [Subspace, SingularAlignment])
@@ -332,8 +373,9 @@ def test_a_number_of_vectors_that_a_matrix_does_not_have_is_refused(penalty):
     for k in (0, -1):
         with pytest.raises(UserError, match=rf"reg\.penalty\.k of .* whole number ≥ 1, not {k}"):
             penalty(strength=1, k=k)
-    with pytest.raises(UserError, match=r"whole number ≥ 1, not 2\.5"):
-        check_count("subspace", 2.5)
+    for k in (2.5, True):
+        with pytest.raises(UserError, match=rf"whole number ≥ 1, not {k}"):
+            check_count("subspace", k)
     # The encoder's matrices are 4 × 5 and 3 × 4.
     assert penalty(strength=1, k=3).constants(Problem().initial)
     with pytest.raises(UserError, match=r"is 4, but .* matrix of 3 × 4: take at most 3"):

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -15,7 +16,12 @@ from mergeability.data.tasks import Images
 from mergeability.errors import UserError
 from mergeability.finetuning.datamodule import EpochShuffle, TaskDataModule
 from mergeability.finetuning.finished import differing, finished_card
-from mergeability.finetuning.module import FineTuningModule, TrainingSettings, cosine_with_warmup
+from mergeability.finetuning.module import (
+    FineTuningModule,
+    TrainingSettings,
+    _mean_over_devices,
+    cosine_with_warmup,
+)
 from mergeability.finetuning.objective import Step, cross_entropy, squared_norm
 from mergeability.finetuning.penalties.grad_magnitude import GradMagnitude
 from mergeability.finetuning.penalties.l2_to_init import L2ToInit
@@ -71,6 +77,7 @@ def fit(
     folder=None,
     watch=None,
     kind=FineTuningModule,
+    precision="32-true",
 ):
     settings = TrainingSettings(
         epochs=epochs, learning_rate=1e-2, batch_size=batch_size, accumulate=accumulate, gradient_clip=clip
@@ -83,6 +90,7 @@ def fit(
         max_epochs=epochs,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=clip,
+        precision=precision,
         accelerator="cpu",
         logger=False,
         callbacks=callbacks,
@@ -275,6 +283,35 @@ def test_a_step_takes_the_mean_over_micro_batches_and_clips_it_with_the_penalty(
     torch.testing.assert_close(after, before * (0.25 / before.norm()), rtol=1e-4, atol=1e-7)
 
 
+def test_under_16_bits_both_passes_are_short_and_the_step_between_them_is_longer():
+    module = fit(GradMagnitude(strength=0.1), clip=1e9, epochs=1, kind=Watched, precision="bf16-mixed")
+    ((pictures, labels),), here, before, _ = module.steps[0]
+    network = encoder()
+    parameters = list(network.parameters())
+    for parameter, value in zip(parameters, here, strict=True):
+        parameter.data.copy_(value)
+
+    def loss() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return cross_entropy(network, HEAD, preprocess(pictures), labels)[0]
+
+    def gradient(radius: float) -> torch.Tensor:
+        step = Step(loss(), loss, parameters, parameters)
+        found, _ = GradMagnitude(strength=0.1, radius=radius).gradients(step)
+        return torch.cat([g.flatten() for g in found])
+
+    torch.testing.assert_close(before, gradient(1e-2), rtol=1e-3, atol=1e-4 * before.abs().max().item())
+    assert (before - gradient(1e-3)).norm() > 0.02 * before.norm()
+
+
+def test_scaled_gradients_are_refused(monkeypatch):
+    """Only a GPU trains under 16-mixed; the module refuses it before the first step."""
+    module = FineTuningModule(encoder(), HEAD, preprocess, TrainingSettings(1, 1e-2), L2ToInit(strength=1))
+    monkeypatch.setattr(module, "_trainer", SimpleNamespace(precision="16-mixed"))
+    with pytest.raises(UserError, match=r"16-mixed gradients are scaled.*bf16-mixed or 32-true"):
+        module.on_fit_start()
+
+
 def test_a_penalty_that_is_not_finite_stops_the_training_and_says_where():
     @dataclass
     class Broken(Constant):
@@ -283,6 +320,42 @@ def test_a_penalty_that_is_not_finite_stops_the_training_and_says_where():
 
     with pytest.raises(UserError, match=r"penalty constant became nan at step 0"):
         fit(Broken())
+
+
+def beside_another_device(monkeypatch, other) -> None:
+    """Stand in for a second process: what it would add to the sum is made of what this one brings."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda flat: flat.add_(other(flat)))
+
+
+def test_devices_share_the_mean_of_gradients_and_of_values(monkeypatch):
+    beside_another_device(monkeypatch, lambda flat: torch.arange(len(flat)).to(flat))
+    gradients = [torch.ones(2, 3), torch.full((2,), 5.0)]
+    found, values = _mean_over_devices(gradients, {"term": torch.tensor(7.0), "sum": torch.tensor(9.0)})
+    # The other device brought 0 to 5, 6 and 7, then 8 and 9.
+    assert found[0].tolist() == [[0.5, 1.0, 1.5], [2.0, 2.5, 3.0]]
+    assert found[1].tolist() == [5.5, 6.0]
+    assert {name: value.item() for name, value in values.items()} == {"term": 7.5, "sum": 9.0}
+
+
+@pytest.mark.parametrize(
+    ("position", "named"), [(-1, "penalty constant became nan"), (0, "gradient with the penalty")]
+)
+def test_a_device_stops_where_only_another_one_has_no_finite_value(monkeypatch, position, named):
+    def other(flat: torch.Tensor) -> torch.Tensor:
+        found = flat.clone()
+        found[position] = math.nan
+        return found
+
+    module = FineTuningModule(encoder(), HEAD, preprocess, TrainingSettings(1, 1e-2), Constant(strength=1))
+    module._trainer = SimpleNamespace(accumulate_grad_batches=1, precision="32-true", global_step=3)
+    monkeypatch.setattr(module, "log", lambda *_: None)
+    beside_another_device(monkeypatch, other)
+    loss, _ = cross_entropy(module.encoder, HEAD, preprocess(images(8).images), images(8).labels)
+    with pytest.raises(UserError, match=rf"{named}.* at step 3"):
+        module.backward(loss)
+    assert all(parameter.grad is None for parameter in module.trained)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_training_and_the_last_good_state_stays(tmp_path):

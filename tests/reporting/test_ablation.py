@@ -1,6 +1,7 @@
 """Settings of fine-tuning side by side: changes, intervals, choice of a strength, and what the page says first."""
 
 import json
+import re
 from itertools import combinations
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from scipy import stats
 
 from mergeability.errors import UserError
+from mergeability.reporting import figures
 from mergeability.reporting.ablation import ALL_METHODS, compare, interval, winners, write_summary
 from mergeability.reporting.ablation_page import headline, trade_off_table
 
@@ -26,19 +28,25 @@ def written(
     own: np.ndarray,
     suite: str = "mini",
     stable: dict[str, int] | None = None,
-    distance: float = 1.0,
+    distance: float | None = 1.0,
+    variant: str | None = None,
+    **settings: object,
 ) -> Path:
     """Leave what an analysis leaves; `accuracy` gives (pairs, 2) values for each method."""
     folder = folder / setting / f"seed-{seed}"
     (folder / "prediction").mkdir(parents=True)
     penalty, _, strength = setting.rpartition("-")
+    trained = f"{setting}+{variant}" if variant else setting
     config = {
-        "suite": {"trained": f"{setting}/seed-{seed}", "name": suite},
+        "suite": {"trained": f"{trained}/seed-{seed}", "name": suite},
         # With λ = 0 the configuration still names a penalty.
         "reg": {"name": "l2_to_init" if penalty == "none" else penalty, "lambda": float(strength)},
         "seed": seed,
         "model": {"name": "clip_mini"},
-        "metric": {"distance": {}},
+        "metric": {} if distance is None else {"distance": {}},
+        "variant": variant,
+        "merge": {method: {"alpha": 1.0} for method in accuracy},
+        **settings,
     }
     (folder / "run.json").write_text(json.dumps({"config": config}))
     pd.DataFrame({"task": TASKS, "finetuned_accuracy": own}).to_csv(folder / "models.csv", index=False)
@@ -47,7 +55,8 @@ def written(
         for target, scaled in (("acc", values), ("norm_acc", values / 0.8)):
             pairs[f"{target}_{method}"] = scaled.mean(axis=1)
             pairs[f"{target}_{method}_a"], pairs[f"{target}_{method}_b"] = scaled.T
-    pairs["distance"] = distance + np.arange(len(PAIRS))
+    if distance is not None:
+        pairs["distance"] = distance + np.arange(len(PAIRS))
     pairs.to_csv(folder / "pairs.csv", index=False)
     if stable:
         rows = [
@@ -127,7 +136,7 @@ def test_the_mean_over_methods_is_of_methods_that_every_run_has(tmp_path, folder
     more = written(tmp_path / "more", "subspace-1", 0, {**accuracy, "tsv": np.ones((len(PAIRS), 2))}, own)
     found = compare([*folders, more])
     assert changed(found.merges, "subspace-1", ALL_METHODS)["change"] == pytest.approx(0)
-    assert any("tsv merged the models of some runs only" in sentence for sentence in found.missing)
+    assert any("is without tsv: merges of some runs only" in sentence for sentence in found.missing)
 
 
 def test_winners_beat_plain_in_both_outcomes_outside_the_seeds_interval(folders):
@@ -219,11 +228,54 @@ def test_the_pareto_front_is_what_no_other_setting_beats_in_both(tmp_path, folde
     assert set(table.index[table["front"]]) == {"none-0", "l2_to_init-0.1", "subspace-2"}
 
 
-def test_repeated_runs_count_once_and_those_without_merges_not_at_all(tmp_path, folders, values):
+def test_a_setting_of_one_seed_is_placed_by_its_change_not_by_its_seed(tmp_path, values):
+    """Seed 0 is the easy one, as it may be: a setting a point worse than plain there is still worse than plain."""
+    folders, flat = [], np.full((len(PAIRS), 2), 0.5)
+    for seed, luck in enumerate((0.05, 0.0, -0.05)):
+        folders.append(written(tmp_path, "none-0", seed, {"ties": flat + luck}, np.full(4, 0.8 + luck)))
+    worse = written(tmp_path, "subspace-1", 0, {"ties": flat + 0.04}, np.full(4, 0.84))
+    table = trade_off_table(compare([*folders, worse]), "ties", "acc").set_index("setting")
+    assert table.loc["none-0", ["merged", "own"]].tolist() == pytest.approx([0.5, 0.8])
+    assert table.loc["subspace-1", ["merged", "own"]].tolist() == pytest.approx([0.49, 0.79])
+    assert table["front"].to_dict() == {"none-0": True, "subspace-1": False}
+    # A setting without plain of its seed cannot be placed; without plain at all there is only the mean.
+    table = trade_off_table(compare([*folders[1:], worse]), "ties", "acc").set_index("setting")
+    assert list(table.index) == ["none-0"]
+    table = trade_off_table(compare([worse]), "ties", "acc").set_index("setting")
+    assert table.loc["subspace-1", "merged"] == pytest.approx(0.54)
+
+
+def test_the_figures_show_what_the_tables_say(folders):
+    found = compare(folders)
+    table = trade_off_table(found, "ties", "acc").set_index("setting")
+    front, *marks = figures.trade_off(table.reset_index(), "accuracy").data
+    assert list(front.x) == pytest.approx(sorted(table.loc[table["front"], "own"]), abs=1e-4)
+    shown = {
+        name: (x, y, error)
+        for mark in marks
+        for name, x, y, error in zip(mark.customdata, mark.x, mark.y, mark.error_y.array, strict=True)
+    }
+    for setting, row in table.iterrows():
+        assert shown[setting][:2] == pytest.approx((row["own"], row["merged"]), abs=1e-4)
+    changes = found.merges[(found.merges["method"] == "ties") & (found.merges["target"] == "acc")]
+    changes = changes[changes["setting"] != "none-0"].set_index("setting")
+    (line,) = figures.changes_by_strength(changes.reset_index(), "accuracy").data
+    assert list(line.x) == ["0.1", "1"]
+    assert list(line.y) == pytest.approx(list(changes["change"]), abs=1e-4)
+    for bars in (line.error_y.array, [shown[setting][2] for setting in changes.index]):
+        assert list(bars) == pytest.approx(list((changes["high"] - changes["low"]) / 2), abs=1e-4)
+
+
+def test_of_runs_of_one_setting_and_seed_the_last_counts(tmp_path, folders, values):
     empty = tmp_path / "empty"
     empty.mkdir()
-    again = written(tmp_path / "again", "none-0", 0, *values["none-0", 0])
-    pd.testing.assert_frame_equal(compare([empty, again, *folders]).merges, compare(folders).merges)
+    accuracy, own = values["l2_to_init-0.1", 0]
+    before = {method: value - 0.2 for method, value in accuracy.items()}
+    old = written(tmp_path / "old", "l2_to_init-0.1", 0, before, own)
+    expected = compare(folders).merges
+    pd.testing.assert_frame_equal(compare([empty, old, *folders]).merges, expected)
+    pd.testing.assert_frame_equal(compare(folders, beside=[old]).merges, expected)
+    assert not compare([*folders, old]).merges.equals(expected)
     with pytest.raises(UserError, match="None of these runs has merged anything"):
         compare([empty])
 
@@ -243,19 +295,103 @@ def test_without_plain_or_with_one_seed_nothing_is_claimed(tmp_path, values):
     assert any("One seed" in sentence for sentence in found.missing)
 
 
-def test_runs_of_different_suites_are_not_compared(tmp_path, folders, values):
-    other = written(tmp_path / "other", "subspace-1", 0, *values["none-0", 0], suite="n8")
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"suite": "n8"}, "suite (n8{}mini)"),
+        ({"model": {"name": "vit_b16"}}, "model (vit_b16{}clip_mini)"),
+        ({"variant": "slow"}, "variant (slow{}null)"),
+        ({"alpha": 0.5}, "alpha (0.5{}null)"),
+        ({"test_images": 100}, "test_images (100{}null)"),
+        ({"merge": {"average": {"alpha": 1.0}, "ties": {"alpha": 1.0, "density": 0.1}}}, "merge.ties"),
+    ],
+    ids=["suite", "model", "variant", "alpha", "images", "merge"],
+)
+def test_runs_under_other_conditions_are_refused_or_left_out_and_named(
+    tmp_path, folders, values, settings, named
+):
+    other = written(tmp_path / "other", "subspace-1", 0, *values["none-0", 0], **settings)
+    with pytest.raises(UserError, match=re.escape(named.format(" and "))):
+        compare([other, *folders])
+    found = compare(folders, beside=[other])
+    pd.testing.assert_frame_equal(found.merges, compare(folders).merges)
+    assert found.missing == (f"1 earlier analysis is left out: another {named.format(', here ')}.",)
+
+
+def test_fewer_pairs_are_another_comparison(tmp_path, folders, values):
+    other = written(tmp_path / "other", "subspace-1", 0, *values["none-0", 0])
+    pd.read_csv(other / "pairs.csv").iloc[:4].to_csv(other / "pairs.csv", index=False)
     with pytest.raises(
-        UserError, match="Only runs of one suite and model can be compared, not mini clip_mini and n8"
+        UserError, match=r"subspace-1 with seed 0 and l2_to_init-1 with seed 2 differ in pairs\."
     ):
-        compare([*folders, other])
+        compare([other, *folders])
+    assert compare(folders, beside=[other]).missing == ("1 earlier analysis is left out: another pairs.",)
+
+
+def test_a_variant_has_a_plain_fine_tuning_of_its_own(tmp_path, values):
+    folders = [
+        written(tmp_path, setting, seed, *found, variant="slow") for (setting, seed), found in values.items()
+    ]
+    found = compare(folders)
+    assert set(found.merges["setting"]) == {"none-0", "l2_to_init-0.1", "l2_to_init-1"}
+    assert changed(found.merges, "l2_to_init-0.1", "ties")["change"] == pytest.approx(0.03, abs=0.01)
+    assert not found.missing
+    assert "variant slow" in found.facts[0]
+
+
+def test_what_not_every_run_has_measured_is_left_out_not_a_crash(tmp_path, values):
+    plain, own = values["none-0", 0]
+    folders = [
+        written(tmp_path, "none-0", 0, {"ties": plain["ties"]}, own, distance=None),
+        written(tmp_path, "subspace-1", 0, {"average": plain["average"]}, own),
+    ]
+    found = compare(folders)
+    assert found.metrics.empty
+    page = write_summary(tmp_path, folders).read_text()
+    assert "No setting could be compared with plain fine-tuning" in page
+    folders.append(written(tmp_path, "subspace-2", 0, plain, own))
+    assert any("there is no mean over methods" in sentence for sentence in headline(compare(folders)))
+
+
+def test_an_outcome_that_is_not_known_is_no_win(tmp_path, folders, values):
+    for seed in range(3):
+        plain, own = values["none-0", seed]
+        better = {method: accuracy + 0.1 + 0.001 * seed for method, accuracy in plain.items()}
+        folder = written(tmp_path, "subspace-1", seed, better, own)
+        pairs = pd.read_csv(folder / "pairs.csv")
+        pairs[[name for name in pairs.columns if name.startswith("norm_acc")]] = np.nan
+        pairs.to_csv(folder / "pairs.csv", index=False)
+        folders.append(folder)
+    found = compare(folders)
+    assert changed(found.merges, "subspace-1", "ties")["low"] > 0
+    assert set(winners(found.merges)["setting"]) == {"l2_to_init-0.1"}
+    assert winners(found.merges[found.merges["setting"] == "subspace-1"]).empty
+    assert "nan" not in " ".join(headline(found))
+
+
+def test_a_search_of_one_seed_says_that_its_best_is_the_largest_of_many(tmp_path, values):
+    folders = [written(tmp_path, "none-0", seed, *values["none-0", seed]) for seed in range(2)]
+    plain, own = values["none-0", 0]
+    for trial in range(7):
+        better = {method: accuracy + 0.001 * trial for method, accuracy in plain.items()}
+        folders.append(written(tmp_path, f"subspace-{trial + 1}", 0, better, own))
+    said = headline(compare(folders))
+    assert said == [
+        "Mean over all methods, the best in accuracy is subspace-7: +0.6 points (one seed, and the largest of 7 changes:"
+        " no interval).",
+        "7 of 8 settings do not have all of the seeds 0, 1; those with one have no interval.",
+    ]
+    # Two settings of two seeds can win, and only they count as tried.
+    setting = "l2_to_init-0.1"
+    folders += [written(tmp_path / "more", setting, seed, *values[setting, seed]) for seed in range(2)]
+    first = headline(compare(folders))[0]
+    assert first.startswith("2 of 2 combinations")
+    assert "about 0.1 would in one of the two by chance" in first
 
 
 def test_an_unfinished_seed_is_named(folders):
     found = compare(folders[:-1])
-    assert any(
-        "Not finished for every seed: l2_to_init-1 (seeds 0, 1)" in sentence for sentence in found.missing
-    )
+    assert any("Not for every seed: l2_to_init-1 (seeds 0, 1)" in sentence for sentence in found.missing)
     assert found.choices.set_index("penalty").loc["l2_to_init", "strengths"] == "0.1, 0.1, 0.1"
     # Of three seeds' plain fine-tunings and one penalised one there is nothing to choose.
     plain, one = folders[::3], folders[1]

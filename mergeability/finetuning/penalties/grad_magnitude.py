@@ -1,5 +1,6 @@
 """Prefer flat places: λ‖∇θ L‖², the squared norm of the loss's own gradient."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,7 +31,7 @@ class GradMagnitude:
         radius: r > 0, a length in parameter space; `None` takes 1e-3, or 1e-2 under reduced precision.
 
     Raises:
-        UserError: `strength` is negative or not finite, `radius` not positive, or `estimator` unknown.
+        UserError: `strength` is negative or not finite, `radius` not positive or not finite, or `estimator` unknown.
     """
 
     strength: float | int = 0.0
@@ -42,8 +43,8 @@ class GradMagnitude:
         check_strength(self.name, self.strength)
         if self.estimator not in ("finite_difference", "exact"):
             raise UserError(f"reg.penalty.estimator is finite_difference or exact, not {self.estimator!r}.")
-        if self.radius is not None and not self.radius > 0:
-            raise UserError(f"reg.penalty.radius must be positive, not {self.radius}.")
+        if self.radius is not None and not 0 < self.radius < math.inf:
+            raise UserError(f"reg.penalty.radius must be a finite number above 0, not {self.radius}.")
 
     @property
     def second_order(self) -> bool:
