@@ -1,5 +1,6 @@
 """Every configuration composes and can be instantiated; the count of each folder is known."""
 
+import functools
 import re
 import sys
 import warnings
@@ -60,7 +61,9 @@ def members(group: str) -> list[str]:
 EVERY = [(group, name) for group in COUNTS for name in members(group)]
 
 
+@functools.cache
 def composed(primary: str, *overrides: str) -> DictConfig:
+    """Compose once, since that takes a second; who changes what this returns changes it for the others."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(primary, list(overrides))
 

@@ -103,7 +103,8 @@ def _trade_off(found: Ablation) -> Section | None:
         "Each point is one setting of fine-tuning: how good its models are on their own, and how good their merges. It"
         " lies at plain fine-tuning's mean plus the setting's change against plain with the same seeds, so that"
         " settings of unequal seeds can be compared. The line joins the settings that no other beats in both (the"
-        " Pareto front). Bars are 95 % intervals of the change over seeds.",
+        " Pareto front). Bars are 95 % intervals of the change over seeds. Drag to enlarge a corner, double-click to go"
+        " back.",
         note=True,
     )
     body += figure_block("trade-off", plots, [_target_choice(targets), _method_choice(methods)])

@@ -28,6 +28,8 @@ _CELL_TEXT_TASKS = 12
 _ROW_HEIGHT = 22
 # Up to so many sets, each is drawn beside its box.
 _FEW_SETS = 60
+# Of a label, as shares of the width and height of the points' range.
+_LABEL_SIZE = (0.05, 0.04)
 
 
 def pair_matrix(
@@ -405,8 +407,10 @@ def trade_off(settings: pd.DataFrame, outcome: str) -> go.Figure:
     """Mark each setting at its models' own accuracy and its merges' outcome; a line joins the Pareto front.
 
     `settings` has `setting`, `penalty`, `strength`, `own`, `merged`, the half-widths `own_half` and `merged_half` of
-    their intervals, and `front`.
+    their intervals, and `front`. Where settings lie close, only one is labelled, of the front if there is one; hovering
+    names all.
     """
+    settings = settings.assign(labelled=_apart(settings))
     figure = go.Figure(
         layout=_layout(
             xaxis={"title": {"text": "single-task accuracy"}},
@@ -430,7 +434,10 @@ def trade_off(settings: pd.DataFrame, outcome: str) -> go.Figure:
             y=_rounded(rows["merged"].to_numpy()),
             mode="markers+text",
             name="plain" if plain else str(penalty),
-            text=["plain" if plain else f"{strength:g}" for strength in rows["strength"]],
+            text=[
+                ("plain" if plain else f"{strength:.2g}") if labelled else ""
+                for strength, labelled in zip(rows["strength"], rows["labelled"], strict=True)
+            ],
             textposition="top center",
             textfont={"size": 10, "color": MUTED},
             error_x={"array": _rounded(rows["own_half"].to_numpy()), "thickness": 1, "width": 2},
@@ -444,6 +451,19 @@ def trade_off(settings: pd.DataFrame, outcome: str) -> go.Figure:
             hovertemplate="%{customdata}<br>own %{x:.3f}, merged %{y:.3f}<extra></extra>",
         )
     return figure
+
+
+def _apart(settings: pd.DataFrame) -> list[bool]:
+    """Choose points whose labels do not overlap: plain's first, then the front's, then the rest in their order."""
+    places = settings[["own", "merged"]].to_numpy(dtype=float)
+    spread = np.ptp(places, axis=0)
+    places = places / np.where(spread > 0, spread, 1)
+    plain, front = settings["penalty"] == "none", settings["front"]
+    chosen: list[int] = []
+    for index in np.lexsort((~front, ~plain)):
+        if all((np.abs(places[index] - places[other]) > _LABEL_SIZE).any() for other in chosen):
+            chosen.append(int(index))
+    return [index in chosen for index in range(len(settings))]
 
 
 def changes_by_strength(changes: pd.DataFrame, outcome: str) -> go.Figure:

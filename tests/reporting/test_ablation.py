@@ -266,6 +266,29 @@ def test_the_figures_show_what_the_tables_say(folders):
         assert list(bars) == pytest.approx(list((changes["high"] - changes["low"]) / 2), abs=1e-4)
 
 
+def test_labels_of_settings_that_lie_close_do_not_overlap():
+    """Plain's label stays, then the front's; of the rest those with room."""
+    settings = pd.DataFrame(
+        [
+            ("beaten", "l2_to_init", 0.123456, 0.701, 0.501, False),
+            ("none-0", "none", 0.0, 0.7, 0.5, False),
+            ("near it", "subspace", 0.1, 0.701, 0.5, True),
+            ("best", "subspace", 0.5, 0.71, 0.51, True),
+            ("ruined", "l2_to_init", 10.0, 0.2, 0.1, False),
+        ],
+        columns=["setting", "penalty", "strength", "own", "merged", "front"],
+    ).assign(own_half=np.nan, merged_half=np.nan)
+
+    def labels(shown: pd.DataFrame) -> dict[str, str]:
+        _, *marks = figures.trade_off(shown, "accuracy").data
+        return {name: text for mark in marks for name, text in zip(mark.customdata, mark.text, strict=True)}
+
+    assert labels(settings) == {"none-0": "plain", "beaten": "", "ruined": "10", "near it": "", "best": ""}
+    few = settings[settings["setting"] != "ruined"]
+    assert labels(few) == {"none-0": "plain", "beaten": "0.12", "near it": "0.1", "best": "0.5"}
+    assert labels(settings[:1]) == {"beaten": "0.12"}
+
+
 def test_of_runs_of_one_setting_and_seed_the_last_counts(tmp_path, folders, values):
     empty = tmp_path / "empty"
     empty.mkdir()
