@@ -293,8 +293,8 @@ class Ledger(Callback):
     summary_page: Path | None = None
 
     def __init__(self, summary: str | None = None, beside: str | None = None) -> None:
-        # The dotted name of a function (sweep folder, finished job folders), imported only when it is needed; and
-        # the folder of an earlier sweep whose jobs are summarised with these.
+        # The dotted name of a function (sweep folder, finished job folders, earlier ones beside them), imported only
+        # when it is needed; and the folder of an earlier sweep whose jobs are summarised with these.
         self.summary, self.beside = summary, beside
         self.total: int | None = None
         self.began = time.monotonic()
@@ -320,13 +320,11 @@ class Ledger(Callback):
         if self.total is not None and self.total > len(Ledger.jobs):
             logger.info("%s", _remaining(len(Ledger.jobs), self.total, time.monotonic() - self.began))
         if config.hydra.mode == RunMode.MULTIRUN and self.summary is not None and finished:
-            earlier = (
-                {}
-                if self.beside is None
-                else {"beside": [found.parent for found in sorted(Path(self.beside).rglob("run.json"))]}
-            )
+            earlier = sorted(Path(self.beside).rglob("run.json")) if self.beside is not None else []
             Ledger.summary_failed = True
-            Ledger.summary_page = get_method(self.summary)(Path(config.hydra.sweep.dir), finished, **earlier)
+            Ledger.summary_page = get_method(self.summary)(
+                Path(config.hydra.sweep.dir), finished, beside=[found.parent for found in earlier]
+            )
             Ledger.summary_failed = False
 
 

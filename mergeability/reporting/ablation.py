@@ -1,9 +1,8 @@
 """What a setting of fine-tuning does to merges: analyses that differ in penalty, strength and seed, side by side."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from scipy import stats
 
 from mergeability.errors import UserError
 from mergeability.prediction.table import TARGETS, outcome_methods
+from mergeability.reporting.ablation_runs import Run, described_difference, differences, read_runs
 from mergeability.store import atomic_file
 
 PLAIN = "none-0"
@@ -22,48 +22,10 @@ ALL_METHODS = "all methods"
 """The mean over merge methods, beside each method."""
 
 LEVEL = 0.95
+# More unfinished settings than these are counted, not listed.
 _NAMED = 5
 _SETTING = ["setting", "penalty", "strength"]
 _PAIR = ["task_a", "task_b"]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One analysis: all models of a suite, fine-tuned with one setting and seed.
-
-    Attributes:
-        setting: `<penalty>-<λ>`, as in the checkpoint's folder, without its variant; `none-0` is plain fine-tuning.
-        penalty: its name; `none` for λ = 0.
-        strength: λ.
-        seed: of the fine-tuning.
-        conditions: what runs must share to be compared, under the names of the settings.
-        models: one row a task, with `finetuned_accuracy`.
-        pairs: one row a pair, with metrics and outcomes.
-        metrics: the columns of `pairs` that are metrics.
-        stable: metric → the sign that `stable_by`, a predictor of normalised accuracy, gives it under every method;
-            empty where that was not studied.
-    """
-
-    setting: str
-    penalty: str
-    strength: float
-    seed: int
-    conditions: dict[str, Any]
-    models: pd.DataFrame
-    pairs: pd.DataFrame
-    metrics: tuple[str, ...]
-    stable: dict[str, int] = field(default_factory=dict)
-    stable_by: str | None = None
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Say in columns which run it is."""
-        return {
-            "setting": self.setting,
-            "penalty": self.penalty,
-            "strength": self.strength,
-            "seed": self.seed,
-        }
 
 
 @dataclass(frozen=True)
@@ -125,13 +87,13 @@ def compare(run_folders: Sequence[Path | str], beside: Sequence[Path | str] = ()
     Raises:
         UserError: the runs differ in more than penalty, strength and seed, or none has merged anything.
     """
-    own = _read_all(run_folders)
+    own = read_runs(run_folders)
     if not own:
         raise UserError("None of these runs has merged anything: there is nothing to compare.")
     for run in own:
         _refuse_difference(run, own[-1])
-    earlier = _read_all(beside)
-    fitting = [run for run in earlier if not _differences(run, own[-1])]
+    earlier = read_runs(beside)
+    fitting = [run for run in earlier if not differences(run, own[-1])]
     found = {(run.setting, run.seed): run for run in (*fitting, *own)}
     runs = sorted(found.values(), key=lambda run: (run.setting != PLAIN, run.penalty, run.strength, run.seed))
     everywhere = [
@@ -159,109 +121,24 @@ def compare(run_folders: Sequence[Path | str], beside: Sequence[Path | str] = ()
     )
 
 
-def _read_all(folders: Sequence[Path | str]) -> list[Run]:
-    return [run for run in map(_read, map(Path, folders)) if run is not None]
-
-
-def _read(folder: Path) -> Run | None:
-    """Read what an analysis left; None where it merged nothing."""
-    if not (folder / "run.json").is_file() or not (folder / "models.csv").is_file():
-        return None
-    config = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]
-    text = {"task_a": str, "task_b": str, "task": str}
-    pairs = pd.read_csv(folder / "pairs.csv", dtype=text, keep_default_na=True)
-    models = pd.read_csv(folder / "models.csv", dtype=text)
-    if not outcome_methods(pairs):
-        return None
-    strength = float(config["reg"]["lambda"])
-    trained = str(config["suite"]["trained"]).rsplit("/", 1)[0]
-    variant = config.get("variant")
-    stable, stable_by = _stable(folder)
-    return Run(
-        setting=trained.removesuffix(f"+{variant}") if variant else trained,
-        penalty="none" if strength == 0 else config["reg"]["name"],
-        strength=strength,
-        seed=int(config["seed"]),
-        conditions=_conditions(config, models, pairs),
-        models=models,
-        pairs=pairs,
-        metrics=tuple(name for name in config.get("metric") or () if name in pairs.columns),
-        stable=stable,
-        stable_by=stable_by,
-    )
-
-
-def _conditions(config: dict[str, Any], models: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Any]:
-    """Return what an outcome or a metric depends on beside the models' training, under the names of the settings.
-
-    A training with other settings than its folder has is refused when it is asked for; its variant tells it apart.
-    """
-    alpha = config.get("alpha")
-    tuning = ("alpha_grid", "validation_images") if isinstance(alpha, str) else ()
-    evidence = config.get("profile") or {}
-    return {
-        "suite": config["suite"]["name"],
-        "model": config["model"]["name"],
-        "variant": config.get("variant"),
-        "tasks": list(models["task"]),
-        "pairs": sorted(zip(pairs["task_a"], pairs["task_b"], strict=True)),
-        "alpha": alpha,
-        **{name: config.get(name) for name in (*tuning, "test_images")},
-        **{f"merge.{name}": options for name, options in (config.get("merge") or {}).items()},
-        **{f"profile.{name}": value for name, value in evidence.items() if name != "memory_budget"},
-    }
-
-
-def _differences(run: Run, other: Run) -> list[str]:
-    """Name the conditions that two runs do not share; a method that one of them did not use is none."""
-    return [name for name, value in run.conditions.items() if other.conditions.get(name, value) != value]
-
-
-def _difference(run: Run, other: Run, between: str) -> str:
-    """Say in words which conditions two runs do not share, with what they are where that is short."""
-    return ", ".join(
-        f"{name} ({_shown(run.conditions[name])}{between}{_shown(other.conditions[name])})"
-        if all(isinstance(one.conditions[name], str | float | int | None) for one in (run, other))
-        else name
-        for name in _differences(run, other)
-    )
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value)
-
-
 def _refuse_difference(run: Run, other: Run) -> None:
-    if _differences(run, other):
+    if differences(run, other):
         raise UserError(
             "Only runs that agree in all but penalty, strength and seed can be compared. "
             f"{run.setting} with seed {run.seed} and {other.setting} with seed {other.seed} differ in "
-            f"{_difference(run, other, ' and ')}."
+            f"{described_difference(run, other, ' and ')}."
         )
 
 
 def _left_out(earlier: Sequence[Run], reference: Run) -> list[str]:
     """Say which earlier runs are not compared, and why."""
     reasons = Counter(
-        _difference(run, reference, ", here ") for run in earlier if _differences(run, reference)
+        described_difference(run, reference, ", here ") for run in earlier if differences(run, reference)
     )
     return [
         f"{count} earlier {'analysis is' if count == 1 else 'analyses are'} left out: another {reason}."
         for reason, count in reasons.items()
     ]
-
-
-def _stable(folder: Path) -> tuple[dict[str, int], str | None]:
-    path = folder / "prediction" / "stable_metrics.csv"
-    if not path.is_file():
-        return {}, None
-    table = pd.read_csv(path)
-    # One predictor decides: of several, the first that has weights.
-    predictor = table["predictor"].iloc[0]
-    table = table[(table["target"] == TARGETS[0]) & (table["predictor"] == predictor)]
-    return {str(row["metric"]): int(row["sign"]) for _, row in table.iterrows() if row["stable"]}, str(
-        predictor
-    )
 
 
 def _outcomes(run: Run, everywhere: Sequence[str]) -> pd.DataFrame:
@@ -345,9 +222,9 @@ def _metric_changes(runs: Sequence[Run]) -> pd.DataFrame:
     rows = []
     for setting in dict.fromkeys(run.setting for run in runs if run.setting != PLAIN):
         own = [run for run in runs if run.setting == setting and run.seed in plain]
-        measured = [set(one.metrics) for run in own for one in (run, plain[run.seed])]
+        both_sides = [one for run in own for one in (run, plain[run.seed])]
         for metric in own[0].metrics if own else ():
-            if not all(metric in names for names in measured):
+            if not all(metric in one.metrics for one in both_sides):
                 continue
             both = [(run.pairs[metric], plain[run.seed].pairs[metric]) for run in own]
             moved = np.array([_standardised(now, then) for now, then in both])

@@ -15,7 +15,7 @@
 
   // On a phone the cells of a heat map are smaller than what is written in them: hovering still tells.
   function fitting(trace, box) {
-    const cell = trace.z && trace.texttemplate ? (0.62 * box.clientWidth) / trace.z[0].length : Infinity;
+    const cell = trace.z?.length && trace.texttemplate ? (0.62 * box.clientWidth) / trace.z[0].length : Infinity;
     return cell < 32 ? { ...trace, texttemplate: "" } : trace;
   }
 
