@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mergeability.errors import UserError
+from mergeability.provenance import with_published_names
 from mergeability.store import read_json
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
         )
     if strength == 0:
         found["reg"] = {"name": "none", "lambda": 0}
-    return found
+    return with_published_names(found)
 
 
 def fine_tune(cfg: DictConfig) -> None:

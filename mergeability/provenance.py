@@ -2,9 +2,11 @@
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 PACKAGES = (
     "torch",
@@ -16,6 +18,41 @@ PACKAGES = (
     "scipy",
     "pandas",
 )
+
+# Where a class lived when its dotted name first entered a hash -> where it lives now. Hashes of settings (`card.json`)
+# and keys of the store hold the first name for ever, so that moving a class orphans no training and no stored value.
+MOVED: dict[str, str] = {}
+_FIRST = {now: first for first, now in MOVED.items()}
+
+
+def published_name(name: str) -> str:
+    """Return the dotted name under which a class enters hashes: the one it had when it was first published."""
+    return _FIRST.get(name, name)
+
+
+def current_name(name: str) -> str:
+    """Return the dotted name of the place where a published class can be imported now."""
+    return MOVED.get(name, name)
+
+
+def class_name(value: Any) -> str:
+    """Return the published dotted name of a value's class, for keys of the store."""
+    kind = type(value)
+    return published_name(f"{kind.__module__}.{kind.__qualname__}")
+
+
+def with_published_names(settings: Any) -> Any:
+    """Replace every `_target_` in nested settings by its published name."""
+    if isinstance(settings, Mapping):
+        return {
+            name: published_name(value)
+            if name == "_target_" and isinstance(value, str)
+            else with_published_names(value)
+            for name, value in settings.items()
+        }
+    if isinstance(settings, list | tuple):
+        return [with_published_names(value) for value in settings]
+    return settings
 
 
 def versions() -> dict[str, str]:

@@ -20,6 +20,7 @@ from mergeability.merging.merger import apply, fixed_alpha, needs_data
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
 from mergeability.profiles.workers import Progress
+from mergeability.provenance import class_name
 from mergeability.task_vectors import TaskVectors
 
 TUNED_FROM = "tuned on the tasks' validation images"
@@ -31,7 +32,7 @@ def describe(merger: Any) -> Any:
     """Turn a merge method into a JSON-able record of its class and every option, nested methods included."""
     if dataclasses.is_dataclass(merger) and not isinstance(merger, type):
         options = {field.name: describe(getattr(merger, field.name)) for field in dataclasses.fields(merger)}
-        return {"method": f"{type(merger).__module__}.{type(merger).__qualname__}", **options}
+        return {"method": class_name(merger), **options}
     if merger is None or isinstance(merger, bool | int | float | str):
         return merger
     raise UserError(
