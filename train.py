@@ -3,17 +3,17 @@
 import hydra
 from omegaconf import DictConfig
 
-from mergeability import entry
+from mergeability.commands import run, train
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
     """Train unless it is done; or look the task's images over."""
     if cfg.doctor:
-        entry.examine(cfg)
+        train.examine(cfg)
     else:
-        entry.fine_tune(cfg)
+        train.fine_tune(cfg)
 
 
 if __name__ == "__main__":
-    entry.run(main)
+    run.run(main)

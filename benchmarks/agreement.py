@@ -65,7 +65,7 @@ def our_disagreements(suite: Suite, opponent: str) -> list[str]:
     """Compare ours with an opponent on all pairs of a suite of generated models."""
     from mergeability.metrics.measure import measure
     from mergeability.profiles.profiles import Profiles
-    from mergeability.task_vectors import TaskVectors
+    from mergeability.task_vectors.vectors import TaskVectors
 
     table = measure(Profiles(TaskVectors.load(suite.models, base=suite.base)))
     found = []
@@ -106,7 +106,7 @@ def _golden_differences(
 
 def our_merge_disagreements(suite: Suite, method: str) -> list[str]:
     """Compare our merge of all models of a suite, or of as many as the method takes, with the plain one."""
-    from mergeability.task_vectors import TaskVectors
+    from mergeability.task_vectors.vectors import TaskVectors
 
     chosen = merges.made(method)
     models = suite.first(getattr(chosen, "models", len(suite.models)))

@@ -19,7 +19,7 @@ from benchmarks.opponents import OPPONENTS
 from mergeability.metrics.measure import CATEGORIES, WEIGHT_SPACE, measure
 from mergeability.profiles.profiles import Profiles
 from mergeability.store import Store
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.vectors import TaskVectors
 
 
 @pytest.fixture

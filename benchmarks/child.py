@@ -59,7 +59,7 @@ def imported() -> dict[str, Any]:
     import mergeability.metrics.measure
     import mergeability.profiles.profiles
     import mergeability.store
-    import mergeability.task_vectors  # noqa: F401
+    import mergeability.task_vectors.vectors  # noqa: F401
 
     watch.mark("import")
     return {"seconds": watch.seconds}
@@ -70,7 +70,7 @@ def staged(*, base: str, models: Mapping[str, str], store: str) -> dict[str, Any
     from mergeability.metrics.measure import measure
     from mergeability.profiles.profiles import Profiles
     from mergeability.store import Store
-    from mergeability.task_vectors import TaskVectors
+    from mergeability.task_vectors.vectors import TaskVectors
 
     watch = Stopwatch()
     vectors = TaskVectors.load(models, base=base, store=Store(store))
@@ -102,7 +102,7 @@ def direct(
     from mergeability.metrics.measure import measure
     from mergeability.profiles.profiles import Profiles
     from mergeability.store import Store
-    from mergeability.task_vectors import TaskVectors
+    from mergeability.task_vectors.vectors import TaskVectors
 
     options: dict[str, Any] = {}
     if memory_budget is not None:
@@ -160,7 +160,7 @@ def merge(*, method: str, base: str, models: Mapping[str, str], store: str) -> d
     """Merge by one method of `conf/merge`; opening, which hashes what the store does not know, is apart."""
     from benchmarks.merges import made, sketch
     from mergeability.store import Store
-    from mergeability.task_vectors import TaskVectors
+    from mergeability.task_vectors.vectors import TaskVectors
 
     chosen = made(method)
     _read_once([base, *models.values()])

@@ -24,15 +24,15 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks import models
 from benchmarks.machine import machine, versions
+from mergeability.commands.train import quiet_lightning
 from mergeability.data.tasks import Images
-from mergeability.entry import quiet_lightning
-from mergeability.finetuning.datamodule import TaskDataModule
+from mergeability.finetuning.data import TaskDataModule
 from mergeability.finetuning.module import FineTuningModule, TrainingSettings
 from mergeability.metrics.measure import PAPER, measure
 from mergeability.models.clip import CLIP_MEAN, CLIP_STD
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.vectors import TaskVectors
 
 _CLASSES = 10
 _HEAD_WIDTH = 64

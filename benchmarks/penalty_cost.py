@@ -26,15 +26,15 @@ import torch
 from benchmarks import models
 from benchmarks.finetune_throughput import encoder, images, normalise
 from benchmarks.machine import load, machine, versions
-from mergeability.entry import quiet_lightning
-from mergeability.finetuning.datamodule import TaskDataModule
+from mergeability.commands.train import quiet_lightning
+from mergeability.finetuning.data import TaskDataModule
 from mergeability.finetuning.module import FineTuningModule, TrainingSettings
 from mergeability.finetuning.objective import Penalty
 from mergeability.finetuning.penalties.grad_magnitude import GradMagnitude
 from mergeability.finetuning.penalties.l2_to_init import L2ToInit
-from mergeability.finetuning.penalties.mergeability import Mergeability
 from mergeability.finetuning.penalties.singular_alignment import SingularAlignment
 from mergeability.finetuning.penalties.subspace import Subspace
+from mergeability.finetuning.penalties.weighted_sum import WeightedSum
 from mergeability.provenance import git_commit
 from mergeability.store import write_text
 
@@ -69,7 +69,7 @@ def penalties() -> dict[str, Penalty | None]:
         "singular_alignment": SingularAlignment(_STRENGTH),
         "grad_magnitude finite_difference": GradMagnitude(_STRENGTH),
         "grad_magnitude exact": GradMagnitude(_STRENGTH, estimator="exact"),
-        "mergeability": Mergeability(terms, _STRENGTH),
+        "mergeability": WeightedSum(terms, _STRENGTH),
     }
 
 

@@ -13,9 +13,9 @@ import pandas as pd
 
 from mergeability.metrics.measure import PAPER
 from mergeability.prediction import evaluate_predictors
-from mergeability.prediction.lasso import Lasso
-from mergeability.prediction.pearson import Pearson
-from mergeability.prediction.table import outcome_methods
+from mergeability.prediction.pair_table import outcome_methods
+from mergeability.prediction.predictors.lasso import Lasso
+from mergeability.prediction.predictors.pearson import Pearson
 
 # As in `conf/predictor/pearson_l1.yaml`.
 _PUBLISHED: dict[str, Any] = {

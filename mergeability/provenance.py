@@ -19,9 +19,13 @@ PACKAGES = (
     "pandas",
 )
 
+_PENALTIES = "mergeability.finetuning.penalties"
 # Where a class lived when its dotted name first entered a hash -> where it lives now. Hashes of settings (`card.json`)
 # and keys of the store hold the first name for ever, so that moving a class orphans no training and no stored value.
-MOVED: dict[str, str] = {}
+MOVED = {
+    "mergeability.data.layouts.Layout": "mergeability.data.real.layouts.Layout",
+    f"{_PENALTIES}.mergeability.Mergeability": f"{_PENALTIES}.weighted_sum.WeightedSum",
+}
 _FIRST = {now: first for first, now in MOVED.items()}
 
 

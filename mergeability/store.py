@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from mergeability.tensor_file import TensorFile
+    from mergeability.weights.safetensors_file import TensorFile
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class Store:
         if file is not None:
             self._count(self.found, kind)
             return {name: file.tensor(name) for name in file.entries}
-        from mergeability.tensor_file import write_tensors
+        from mergeability.weights.safetensors_file import write_tensors
 
         tensors = {name: tensor.contiguous() for name, tensor in compute().items()}
         self._count(self.computed, kind)
@@ -177,7 +177,7 @@ class Store:
         """
         if self.root is None:
             return dict(self._memory[kind, digest(key)])
-        from mergeability.tensor_file import TensorFile
+        from mergeability.weights.safetensors_file import TensorFile
 
         file = TensorFile(self.path(kind, key, ".safetensors"))
         return {name: file.tensor(name) for name in file.entries}
@@ -188,7 +188,7 @@ class Store:
         Raises:
             UserError: nothing is filed under `key`, it is damaged, or the store lives in memory.
         """
-        from mergeability.tensor_file import TensorFile
+        from mergeability.weights.safetensors_file import TensorFile
 
         return TensorFile(self.path(kind, key, ".safetensors"))
 
@@ -201,7 +201,7 @@ class Store:
         if self.root is None:
             tensors = self._memory[kind, digest(key)]
             return lambda name, start, stop: tensors[name].flatten()[start:stop].float().numpy()
-        from mergeability.tensor_file import TensorFile
+        from mergeability.weights.safetensors_file import TensorFile
 
         return TensorFile(self.path(kind, key, ".safetensors")).read_float32
 
@@ -209,7 +209,7 @@ class Store:
         """Open an entry; None where there is none, or a damaged one."""
         if not path.exists():
             return None
-        from mergeability.tensor_file import TensorFile
+        from mergeability.weights.safetensors_file import TensorFile
 
         try:
             return TensorFile(path)

@@ -47,11 +47,11 @@ def logging_restored() -> Iterator[None]:
 
 def run_command(script: str, *arguments: str) -> Ended:
     """Run a command line in this process, where everything heavy is imported already."""
-    from mergeability import entry
+    from mergeability.commands import sweep
 
     written = io.StringIO()
-    entry.Ledger.jobs.clear()
-    entry.Ledger.summary_failed, entry.Ledger.summary_page = False, None
+    sweep.Ledger.jobs.clear()
+    sweep.Ledger.summary_failed, sweep.Ledger.summary_page = False, None
     code: int | str | None = 0
     with pytest.MonkeyPatch.context() as patch, logging_restored(), warnings.catch_warnings():
         patch.setattr(sys, "argv", [f"{script}.py", *arguments])

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from mergeability import entry, merging
-from mergeability.evaluation.merge_quality import describe
+from mergeability import merging
+from mergeability.commands import record
+from mergeability.evaluation.merges import describe
 from mergeability.provenance import MOVED, current_name, published_name, with_published_names
 from mergeability.store import digest
 
@@ -48,7 +49,7 @@ def test_every_published_training_has_its_hash():
         differing = [
             training["overrides"]
             for training in PUBLISHED["trainings"]
-            if digest(entry.settings(compose("train", training["overrides"]))) != training["digest"]
+            if digest(record.settings(compose("train", training["overrides"]))) != training["digest"]
         ]
     assert len(PUBLISHED["trainings"]) == 49
     assert differing == [], "models trained by version 0.1.0 would be trained again"

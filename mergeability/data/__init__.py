@@ -1,22 +1,6 @@
-"""What is learned: tasks, the sources their images come from, and calibration samples."""
+"""Step 1, what is learned: tasks, the sources of their inputs, and calibration samples."""
 
-from importlib import import_module
-from typing import Any
+import lazy_loader
 
-_LAZY = {
-    "Images": "mergeability.data.tasks",
-    "Task": "mergeability.data.tasks",
-    "Source": "mergeability.data.sources",
-    "Rendered": "mergeability.data.rendered",
-    "ImageSource": "mergeability.data.real",
-    "Layout": "mergeability.data.layouts",
-    "image_task": "mergeability.data.real",
-    "calibration_sample": "mergeability.data.calibration",
-}
-__all__ = sorted(_LAZY)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'mergeability.data' has no attribute {name!r}")
+# The names are listed in `__init__.pyi`, for type checkers too.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

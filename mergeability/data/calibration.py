@@ -2,10 +2,10 @@
 
 import torch
 
-from mergeability.data.canvas import seeded_generator
-from mergeability.data.sources import Images
+from mergeability.data.inputs import Images
 from mergeability.data.tasks import Task
 from mergeability.errors import UserError
+from mergeability.random import seeded_generator
 
 
 def calibration_sample(

@@ -15,12 +15,12 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from mergeability.data.contact_sheet import Cell, contact_sheet
-from mergeability.data.decoding import Decoded
-from mergeability.data.progress import track
-from mergeability.data.real import ImageSource
-from mergeability.data.sources import SPLITS, Split
+from mergeability.data.inputs import SPLITS, Split
+from mergeability.data.real.decoding import Decoded
+from mergeability.data.real.source import ImageSource
 from mergeability.data.tasks import Task
 from mergeability.errors import UserError
+from mergeability.progress import track
 from mergeability.store import atomic_file, write_text
 
 logger = logging.getLogger(__name__)

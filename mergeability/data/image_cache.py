@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergeability.data.progress import track
-from mergeability.data.sources import Images, Split, Streamed, check_split
+from mergeability.data.inputs import Images, Split, Streamed, check_split
 from mergeability.data.tasks import Task
+from mergeability.progress import track
 from mergeability.store import Store
-from mergeability.tensor_file import TensorFile, write_rows
+from mergeability.weights.safetensors_file import TensorFile, write_rows
 
 Resize = Callable[[Tensor], Tensor]
 

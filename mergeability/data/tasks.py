@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mergeability.data.sources import SPLITS, Images, Source, Split, check_split
+from mergeability.data.inputs import SPLITS, Images, Source, Split, check_split
 from mergeability.errors import UserError
 
 __all__ = ["SPLITS", "Images", "Source", "Split", "Task"]

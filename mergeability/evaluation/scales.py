@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from mergeability.errors import UserError
-from mergeability.merging.merger import PUBLISHED, TUNED, scaled_by
-from mergeability.task_vectors import TaskVectors
+from mergeability.merging.method import PUBLISHED, TUNED, scaled_by
+from mergeability.task_vectors.vectors import TaskVectors
 
 BOTH = "both"
 # From half of plain averaging of a few models to twice their average.

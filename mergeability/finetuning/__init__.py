@@ -1,17 +1,6 @@
-"""One fine-tuned model per task: the Lightning module, its data, its penalties and the run around them."""
+"""Step 3, one fine-tuned model per task: the Lightning module, its data, its penalties and the run around them."""
 
-from importlib import import_module
-from typing import Any
+import lazy_loader
 
-_LAZY = {
-    "FineTuningModule": "mergeability.finetuning.module",
-    "TrainingSettings": "mergeability.finetuning.module",
-    "finetune": "mergeability.finetuning.run",
-}
-__all__ = sorted(_LAZY)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'mergeability.finetuning' has no attribute {name!r}")
+# The names are listed in `__init__.pyi`, for type checkers too.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

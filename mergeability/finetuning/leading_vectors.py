@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from mergeability.decompositions import leading_triplets
 from mergeability.errors import UserError
 from mergeability.finetuning.objective import Step
+from mergeability.linalg.decompositions import leading_triplets
 
 logger = logging.getLogger(__name__)
 

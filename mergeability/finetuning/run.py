@@ -18,11 +18,10 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from mergeability import checkpoints
 from mergeability.data.image_cache import prepared
 from mergeability.data.tasks import SPLITS, Images, Task
 from mergeability.errors import UserError
-from mergeability.finetuning.datamodule import TaskDataModule
+from mergeability.finetuning.data import TaskDataModule
 from mergeability.finetuning.module import FineTuningModule, TrainingSettings
 from mergeability.finetuning.objective import Penalty
 from mergeability.finetuning.sharding import SharedData
@@ -32,6 +31,7 @@ from mergeability.models.clip import ClipModel
 from mergeability.models.zero_shot import zero_shot_head
 from mergeability.provenance import provenance
 from mergeability.store import Store, digest, write_text
+from mergeability.weights import checkpoints
 
 logger = logging.getLogger(__name__)
 

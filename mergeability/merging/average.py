@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mergeability.merging.merger import check_alpha, checked, mean, stream
-from mergeability.task_vectors import TaskVectors
+from mergeability.merging.method import check_alpha, checked, mean, stream
+from mergeability.task_vectors.vectors import TaskVectors
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergeability.errors import UserError
-from mergeability.merging.merger import check_alpha, checked, stream
-from mergeability.task_vectors import TaskVectors
+from mergeability.merging.method import check_alpha, checked, stream
+from mergeability.task_vectors.vectors import TaskVectors
 
 
 @dataclass(frozen=True)

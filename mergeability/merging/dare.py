@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mergeability.errors import UserError
-from mergeability.merging.merger import checked, mean, stream
-from mergeability.task_vectors import TaskVectors
+from mergeability.merging.method import checked, mean, stream
+from mergeability.task_vectors.vectors import TaskVectors
 
 
 @runtime_checkable

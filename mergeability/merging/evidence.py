@@ -1,9 +1,9 @@
 """What the merge methods that need data share: the check that the data is there."""
 
 from mergeability.errors import UserError
-from mergeability.merging.merger import DATA_FREE
+from mergeability.merging.method import DATA_FREE
 from mergeability.profiles.profiles import Profiles
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.vectors import TaskVectors
 
 
 def with_data(models: TaskVectors | Profiles, method: str) -> Profiles:

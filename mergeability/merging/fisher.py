@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergeability.merging.evidence import with_data
-from mergeability.merging.merger import check_alpha, checked, mean, stream
+from mergeability.merging.method import check_alpha, checked, mean, stream
 from mergeability.profiles.profiles import Profiles, Read
-from mergeability.task_vectors import Parameter, TaskVectors
+from mergeability.task_vectors.vectors import Parameter, TaskVectors
 
 
 @dataclass(frozen=True)

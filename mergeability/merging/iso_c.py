@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergeability.merging.merger import PUBLISHED, check_alpha, checked, mean, stream
-from mergeability.merging.polar import polar_factor
+from mergeability.linalg.polar import polar_factor
+from mergeability.merging.method import PUBLISHED, check_alpha, checked, mean, stream
 from mergeability.merging.published_alpha import isotropic_alpha
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.vectors import TaskVectors
 
 
 @dataclass(frozen=True)

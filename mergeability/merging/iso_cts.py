@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergeability.decompositions import leading_triplets
 from mergeability.errors import UserError
-from mergeability.merging.merger import PUBLISHED, check_alpha, checked, mean, stream
-from mergeability.merging.polar import BASES_TOLERANCE, polar_factor
+from mergeability.linalg.decompositions import leading_triplets
+from mergeability.linalg.polar import BASES_TOLERANCE, polar_factor
+from mergeability.merging.method import PUBLISHED, check_alpha, checked, mean, stream
 from mergeability.merging.published_alpha import isotropic_alpha
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.vectors import TaskVectors
 
 Triplets = tuple[Tensor, Tensor, Tensor]
 

@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergeability.errors import UserError
-from mergeability.merging.merger import check_alpha, checked, stream
-from mergeability.profiles.magnitudes import check_density, magnitude_thresholds
-from mergeability.task_vectors import TaskVectors
+from mergeability.merging.method import check_alpha, checked, stream
+from mergeability.task_vectors.magnitudes import check_density, magnitude_thresholds
+from mergeability.task_vectors.vectors import TaskVectors
 
 # Elements of every model that are merged at a time.
 _BLOCK = 2**16

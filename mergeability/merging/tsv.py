@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergeability.merging.merger import check_alpha, checked, mean, stream
-from mergeability.merging.polar import polar_factor_of_bases
-from mergeability.task_vectors import TaskVectors
+from mergeability.linalg.polar import polar_factor_of_bases
+from mergeability.merging.method import check_alpha, checked, mean, stream
+from mergeability.task_vectors.vectors import TaskVectors
 
 
 @dataclass(frozen=True)

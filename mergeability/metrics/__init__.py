@@ -1,17 +1,11 @@
-"""Step 6, how two models relate: pairwise metrics, each a function from profiles to a T×T matrix.
+"""Step 7, how two models relate: pairwise metrics, each a function from profiles to a T×T matrix.
 
-`gram` holds what follows from one Gram matrix, `rank` what follows from its 2×2 blocks' spectra, `subspace`
-the overlaps of singular subspaces, `sign` what follows from signs, `shared` gradients on the same samples,
-`measure` the table of all of them and the pair table.
+`gram` holds what follows from one Gram matrix, `rank` what follows from the spectra of its 2×2 blocks, `subspace`
+the overlaps of singular subspaces, `sign` what follows from signs, `same_samples` gradients on the same samples,
+`measure` the table of all of them.
 """
 
-from importlib import import_module
-from typing import Any
+import lazy_loader
 
-__all__ = ["gram", "measure", "rank", "shared", "sign", "subspace"]
-
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return import_module(f"mergeability.metrics.{name}")
-    raise AttributeError(f"module 'mergeability.metrics' has no attribute {name!r}")
+# The names are listed in `__init__.pyi`, for type checkers too.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -10,9 +10,10 @@ import pandas as pd
 import torch
 
 from mergeability.errors import UserError
-from mergeability.metrics import gram, rank, shared, sign, subspace
+from mergeability.metrics import gram, rank, sign, subspace
+from mergeability.metrics import same_samples as shared
 from mergeability.profiles.profiles import Profiles
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.vectors import TaskVectors
 
 logger = logging.getLogger(__name__)
 

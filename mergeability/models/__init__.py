@@ -1,17 +1,6 @@
-"""What learns: CLIP models, the zero-shot heads their text towers make, and the pretraining of the mini CLIP."""
+"""Step 2, what learns: CLIP models, the zero-shot heads of their text towers, the pretraining of the mini CLIP."""
 
-from importlib import import_module
-from typing import Any
+import lazy_loader
 
-_LAZY = {
-    "ClipModel": "mergeability.models.clip",
-    "zero_shot_head": "mergeability.models.zero_shot",
-    "pretrain": "mergeability.models.mini",
-}
-__all__ = sorted(_LAZY)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'mergeability.models' has no attribute {name!r}")
+# The names are listed in `__init__.pyi`, for type checkers too.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergeability import checkpoints
 from mergeability.errors import UserError
-from mergeability.hub import find_weights
 from mergeability.models.clip import ClipModel
 from mergeability.provenance import provenance
 from mergeability.store import digest
+from mergeability.weights import checkpoints
+from mergeability.weights.hub import find_weights
 
 if TYPE_CHECKING:
     from open_clip import CLIP

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 
 from mergeability.errors import UserError
-from mergeability.models.clip_file import SUFFIXES, clip_weights
+from mergeability.weights.whole_clip import SUFFIXES, clip_weights
 
 # The published normalisation of OpenAI's CLIP, which every model derived from it keeps.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

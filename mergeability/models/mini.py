@@ -19,11 +19,12 @@ from lightning.pytorch.loggers import Logger
 from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from mergeability.data.canvas import HUES, seeded_generator
-from mergeability.data.rendered import find_subject, render
-from mergeability.data.subjects import Subject
+from mergeability.data.rendered.canvas import HUES
+from mergeability.data.rendered.source import find_subject, render
+from mergeability.data.rendered.subjects import Subject
 from mergeability.errors import UserError
 from mergeability.models.clip import ClipModel
+from mergeability.random import seeded_generator
 
 CLUTTER = 0.3
 NAMES_KIND_ONLY = 0.15

@@ -1,45 +1,11 @@
-"""Step 9: can the outcome of a merge be foreseen from how two models relate?
+"""Step 10, the outcome of a merge predicted from how two models relate.
 
 A predictor is a scikit-learn regressor on a table of pairs; `conf/predictor` lists them. Plain ones
 (`sklearn.linear_model.LinearRegression` for `ols`, `sklearn.dummy.DummyRegressor` for `mean`) need no file
 here.
 """
 
-from importlib import import_module
-from typing import Any
+import lazy_loader
 
-_HOME = {
-    "Additive": "additive",
-    "BackwardElimination": "backward_elimination",
-    "DisjointHalves": "protocols",
-    "Dyadic": "dyadic",
-    "ElasticNet": "elastic_net",
-    "ForwardSelection": "forward_selection",
-    "Lasso": "lasso",
-    "LeaveOneTaskOut": "protocols",
-    "LeaveTwoTasksOut": "protocols",
-    "MLP": "mlp",
-    "PairTable": "table",
-    "Pearson": "pearson",
-    "PredictionResult": "evaluate",
-    "Ridge": "ridge",
-    "Scorer": "scorer",
-    "StudySettings": "study",
-    "Trees": "trees",
-    "evaluate_predictors": "evaluate",
-    "fingerprints": "fingerprints",
-    "method_consistency": "consistency",
-    "study_predictions": "study",
-}
-
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+# The names are listed in `__init__.pyi`, for type checkers too.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 
 from mergeability.errors import UserError
-from mergeability.prediction.evaluate import evaluate_predictors
-from mergeability.prediction.intervals import half_width, task_scores
-from mergeability.prediction.protocols import LeaveTwoTasksOut
-from mergeability.prediction.ridge import Ridge
-from mergeability.prediction.scores import pearson_r
-from mergeability.prediction.table import TARGETS, PairTable, summarise_names
+from mergeability.prediction.pair_table import TARGETS, PairTable, summarise_names
+from mergeability.prediction.predictors.ridge import Ridge
+from mergeability.prediction.validation.evaluate import evaluate_predictors
+from mergeability.prediction.validation.intervals import half_width, task_scores
+from mergeability.prediction.validation.protocols import LeaveTwoTasksOut
+from mergeability.prediction.validation.scores import pearson_r
 from mergeability.store import atomic_file
 
 FILE = "fitted.json"

@@ -11,20 +11,20 @@ from sklearn.linear_model import LinearRegression
 from threadpoolctl import threadpool_limits
 
 from mergeability.errors import UserError
-from mergeability.prediction.ablation import category_ablation
-from mergeability.prediction.choice import method_choice
-from mergeability.prediction.coefficients import coefficient_table, stable_metrics
-from mergeability.prediction.consistency import method_consistency
-from mergeability.prediction.evaluate import PredictionResult, Progress, evaluate_predictors
-from mergeability.prediction.fingerprints import fingerprints
-from mergeability.prediction.folds import make_folds
-from mergeability.prediction.intervals import conformal_table
-from mergeability.prediction.protocols import LeaveOneTaskOut, named_protocols
-from mergeability.prediction.relabelling import relabel
-from mergeability.prediction.seeds import seed_spread, seed_table
-from mergeability.prediction.set_scores import set_score_table
-from mergeability.prediction.table import FINETUNED, TARGETS, PairTable, outcome_methods
-from mergeability.prediction.variance import variance_split
+from mergeability.prediction.pair_table import FINETUNED, TARGETS, PairTable, outcome_methods
+from mergeability.prediction.questions.ablation import category_ablation
+from mergeability.prediction.questions.coefficients import coefficient_table, stable_metrics
+from mergeability.prediction.questions.consistency import method_consistency
+from mergeability.prediction.questions.fingerprints import fingerprints
+from mergeability.prediction.questions.method_choice import method_choice
+from mergeability.prediction.questions.seed_spread import seed_spread, seed_table
+from mergeability.prediction.questions.set_scores import set_score_table
+from mergeability.prediction.questions.variance import variance_split
+from mergeability.prediction.validation.evaluate import PredictionResult, Progress, evaluate_predictors
+from mergeability.prediction.validation.folds import make_folds
+from mergeability.prediction.validation.intervals import conformal_table
+from mergeability.prediction.validation.permutation import relabel
+from mergeability.prediction.validation.protocols import LeaveOneTaskOut, named_protocols
 
 logger = logging.getLogger(__name__)
 

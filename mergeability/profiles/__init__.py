@@ -1,25 +1,6 @@
-"""Step 5, what is known about each model: everything expensive, computed once per model and stored."""
+"""Step 6, what is known about each model: everything expensive, computed once per model and stored."""
 
-from importlib import import_module
-from typing import Any
+import lazy_loader
 
-_LAZY = {"Profiles": "profiles", "Views": "views"}
-_MODULES = ("activations", "gradients", "profiles", "shared_gradients", "sign_conflict", "views")
-__all__ = [
-    "Profiles",
-    "Views",
-    "activations",
-    "gradients",
-    "profiles",
-    "shared_gradients",
-    "sign_conflict",
-    "views",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(f"mergeability.profiles.{_LAZY[name]}"), name)
-    if name in _MODULES:
-        return import_module(f"mergeability.profiles.{name}")
-    raise AttributeError(f"module 'mergeability.profiles' has no attribute {name!r}")
+# The names are listed in `__init__.pyi`, for type checkers too.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

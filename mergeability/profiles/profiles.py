@@ -15,10 +15,11 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from mergeability.checkpoints import PREFIX
+from mergeability.context import GIBIBYTE, work
 from mergeability.devices import chosen_device
 from mergeability.errors import UserError
-from mergeability.profiles import grams, shared_gradients, subspaces
+from mergeability.linalg import grams
+from mergeability.profiles import shared_gradients, subspaces
 from mergeability.profiles.activations import centred_kernel, image_activations
 from mergeability.profiles.batches import fitting_batch_size
 from mergeability.profiles.fisher import fisher_roots, fitting_samples
@@ -26,9 +27,10 @@ from mergeability.profiles.gradients import Gradients, task_gradients
 from mergeability.profiles.linear_inputs import LinearPart, input_grams, linear_parts, parameter_owners
 from mergeability.profiles.sign_conflict import SignCounts, count_signs
 from mergeability.profiles.views import Views
-from mergeability.profiles.workers import GIBIBYTE, Progress, no_progress, work
+from mergeability.progress import Progress, no_progress
 from mergeability.store import Store, digest
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.vectors import TaskVectors
+from mergeability.weights.checkpoints import PREFIX
 
 logger = logging.getLogger(__name__)
 

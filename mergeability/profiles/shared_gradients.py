@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from mergeability.errors import UserError
-from mergeability.profiles import grams
+from mergeability.linalg import grams
 from mergeability.profiles.gradients import Gradients
 
 VIEWS = ("encoder_gradient", "input_gradient")

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
-from mergeability.profiles import grams
-from mergeability.profiles.magnitudes import blocks, check_density, identity, magnitude_thresholds, place
-from mergeability.profiles.workers import Progress, no_progress, work
-from mergeability.task_vectors import TaskVectors
+from mergeability.context import work
+from mergeability.linalg import grams
+from mergeability.progress import Progress, no_progress
+from mergeability.task_vectors.magnitudes import blocks, check_density, identity, magnitude_thresholds, place
+from mergeability.task_vectors.vectors import TaskVectors
 
 # Part of every store key below: raise it when what is stored changes meaning.
 _VERSION = 1

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float32, Float64
 from torch import Tensor
 
-from mergeability.decompositions import gram_matrix, gram_memory, product
+from mergeability.linalg.decompositions import gram_matrix, gram_memory, product
 
 SIDES, ENDS = ("left", "right"), ("top", "bottom")
 

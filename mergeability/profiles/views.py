@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mergeability.checkpoints import tensors_hash
 from mergeability.errors import UserError
-from mergeability.models.weights import encoder_state
 from mergeability.profiles.activations import last_layer
 from mergeability.store import digest
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.vectors import TaskVectors
+from mergeability.weights.checkpoints import tensors_hash
+from mergeability.weights.encoder_state import encoder_state
 
 
 @dataclass(frozen=True)

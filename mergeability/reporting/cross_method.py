@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from mergeability.prediction.consistency import method_consistency
-from mergeability.prediction.fingerprints import fingerprints
-from mergeability.prediction.folds import TASK_PREFIX
-from mergeability.prediction.table import TARGETS, outcome_methods
-from mergeability.reporting.tables import known_partner, method_table, number
+from mergeability.prediction.pair_table import TARGETS, outcome_methods
+from mergeability.prediction.questions.consistency import method_consistency
+from mergeability.prediction.questions.fingerprints import fingerprints
+from mergeability.prediction.validation.folds import TASK_PREFIX
+from mergeability.reporting.summaries import known_partner, method_table, number
 from mergeability.store import atomic_file
 
 _STYLE = (

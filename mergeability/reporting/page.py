@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from mergeability.reporting.tables import number
+from mergeability.reporting.summaries import number
 
 Choice = tuple[str, Sequence[tuple[str, str]]]
 """A drop-down: its caption, and (value, label) of each option."""

@@ -4,7 +4,8 @@ import json
 from html import escape
 from pathlib import Path
 
-from mergeability.reporting import figures, foresight
+from mergeability.reporting import prediction_sections as foresight
+from mergeability.reporting.figures import all as figures
 from mergeability.reporting.page import (
     Section,
     bullet_list,
@@ -14,7 +15,7 @@ from mergeability.reporting.page import (
     paragraphs,
     table,
 )
-from mergeability.reporting.tables import (
+from mergeability.reporting.summaries import (
     TARGET_NAMES,
     Analysis,
     curve_table,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
 
-    from mergeability.reporting.tables import Analysis
+    from mergeability.reporting.summaries import Analysis
 
 logger = logging.getLogger(__name__)
 _HOST = "api.wandb.ai"

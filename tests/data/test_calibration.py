@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mergeability.data.calibration import calibration_sample
-from mergeability.data.rendered import Rendered
+from mergeability.data.rendered.source import Rendered
 from mergeability.data.tasks import Task
 from mergeability.errors import UserError
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from mergeability.data import rendered
 from mergeability.data.image_cache import prepared
-from mergeability.data.rendered import Rendered
+from mergeability.data.rendered import source as rendered
+from mergeability.data.rendered.source import Rendered
 from mergeability.data.tasks import Images, Task
 from mergeability.errors import UserError
 from mergeability.store import Store

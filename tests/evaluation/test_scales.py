@@ -3,11 +3,11 @@ import math
 import pytest
 import torch
 
-from mergeability import checkpoints
 from mergeability.errors import UserError
 from mergeability.evaluation.scales import GRID, ScaleChoice, tune
 from mergeability.merging import Average, Dare, IsoC, TaskArithmetic, Ties
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.vectors import TaskVectors
+from mergeability.weights import checkpoints
 
 
 def test_the_best_mean_over_tasks_wins():

@@ -20,9 +20,9 @@ from mergeability.finetuning.leading_vectors import check_count
 from mergeability.finetuning.objective import Step, cross_entropy
 from mergeability.finetuning.penalties.grad_magnitude import GradMagnitude
 from mergeability.finetuning.penalties.l2_to_init import L2ToInit
-from mergeability.finetuning.penalties.mergeability import Mergeability
 from mergeability.finetuning.penalties.singular_alignment import SingularAlignment
 from mergeability.finetuning.penalties.subspace import Subspace
+from mergeability.finetuning.penalties.weighted_sum import WeightedSum
 
 FOLDER = Path(__file__).parents[2] / "conf" / "reg"
 NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml") if file.stem != "none")
@@ -140,7 +140,7 @@ def flat(tensors) -> torch.Tensor:
             for side in SIDES
         ),
         (SingularAlignment(strength=0.7, k=2), Problem.turning, 1e-6),
-        (Mergeability(SUM, strength=0.7), Problem.weighted_sum, 1e-6),
+        (WeightedSum(SUM, strength=0.7), Problem.weighted_sum, 1e-6),
     ],
     ids=[
         "l2_to_init",
@@ -304,7 +304,7 @@ def test_a_base_matrix_of_zeros_has_no_directions(penalty, expected):
 
 def test_a_sum_is_the_weighted_sum_of_its_terms_gradients_and_logs_each_value():
     problem, logged = Problem(), {}
-    total = Mergeability(SUM, strength=0.5)
+    total = WeightedSum(SUM, strength=0.5)
     step = replace(problem.step(total), log=lambda name, value: logged.update({name: value.item()}))
     gradients, value = total.gradients(step)
     plain = flat(problem.step().gradients_of_loss())
@@ -320,10 +320,10 @@ def test_a_sum_is_the_weighted_sum_of_its_terms_gradients_and_logs_each_value():
 
 
 def test_a_sum_is_differentiated_twice_if_a_term_is():
-    assert Mergeability(SUM).second_order
+    assert WeightedSum(SUM).second_order
     assert not configured("mergeability", 1).second_order
     # The weight 0 leaves the term out.
-    assert not Mergeability({**SUM, "flat": GradMagnitude(estimator="exact")}).second_order
+    assert not WeightedSum({**SUM, "flat": GradMagnitude(estimator="exact")}).second_order
 
 
 def test_a_stationary_point_has_no_correction():
@@ -387,6 +387,6 @@ def test_an_unknown_side_or_a_sum_of_nothing_is_refused():
         Subspace(strength=1, side="left")
     for terms in ({}, {"near": L2ToInit(strength=0)}):
         with pytest.raises(UserError, match="no term of a weight above 0"):
-            Mergeability(terms, strength=1)
+            WeightedSum(terms, strength=1)
     with pytest.raises(UserError, match="different names, not l2_to_init, l2_to_init"):
-        Mergeability({"a": L2ToInit(strength=1), "b": L2ToInit(strength=2)}, strength=1)
+        WeightedSum({"a": L2ToInit(strength=1), "b": L2ToInit(strength=2)}, strength=1)

@@ -14,8 +14,7 @@ from torch import nn
 
 from mergeability.data.tasks import Images
 from mergeability.errors import UserError
-from mergeability.finetuning.datamodule import EpochShuffle, TaskDataModule
-from mergeability.finetuning.finished import differing, finished_card
+from mergeability.finetuning.data import EpochShuffle, TaskDataModule
 from mergeability.finetuning.module import (
     FineTuningModule,
     TrainingSettings,
@@ -25,8 +24,9 @@ from mergeability.finetuning.module import (
 from mergeability.finetuning.objective import Step, cross_entropy, squared_norm
 from mergeability.finetuning.penalties.grad_magnitude import GradMagnitude
 from mergeability.finetuning.penalties.l2_to_init import L2ToInit
-from mergeability.finetuning.penalties.mergeability import Mergeability
 from mergeability.finetuning.penalties.subspace import Subspace
+from mergeability.finetuning.penalties.weighted_sum import WeightedSum
+from mergeability.finetuning.resume import differing, finished_card
 from mergeability.finetuning.run import _resume_from, _spread, saver_of_each_epoch
 from mergeability.store import digest, write_text
 
@@ -408,7 +408,7 @@ def test_a_term_that_is_not_finite_is_named():
             return super().gradients(step)[0], torch.tensor(math.nan)
 
     with pytest.raises(UserError, match=r"penalty broken became nan at step 0"):
-        fit(Mergeability({"one": L2ToInit(strength=1), "two": Broken(strength=1)}, strength=1))
+        fit(WeightedSum({"one": L2ToInit(strength=1), "two": Broken(strength=1)}, strength=1))
 
 
 def test_a_killed_training_continues_to_the_same_weights(tmp_path):

@@ -13,13 +13,14 @@ import pytest
 import torch
 from torch import nn
 
-from mergeability import checkpoints, entry
+from mergeability.commands import record
 from mergeability.data.tasks import Images
 from mergeability.errors import UserError
-from mergeability.finetuning.datamodule import EpochShuffle, TaskDataModule
+from mergeability.finetuning.data import EpochShuffle, TaskDataModule
 from mergeability.finetuning.module import FineTuningModule, TrainingSettings, _optimizer
 from mergeability.finetuning.penalties.grad_magnitude import GradMagnitude
 from mergeability.finetuning.sharding import Shard, SharedData
+from mergeability.weights import checkpoints
 
 ROOT = Path(__file__).parents[2]
 HEAD = torch.randn(3, 4, generator=torch.Generator().manual_seed(3)) * 3
@@ -109,7 +110,7 @@ def settings_of(*overrides: str) -> dict:
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return entry.settings(compose("train", list(overrides)))
+        return record.settings(compose("train", list(overrides)))
 
 
 def test_new_settings_are_hashed_where_they_differ_and_old_trainings_are_still_found():

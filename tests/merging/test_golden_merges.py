@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mergeability import merging
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.vectors import TaskVectors
 
 # What is added and compared entry by entry agrees to the last digits; what goes through an SVD to those of float32.
 EXACT, BY_SVD = 1e-6, 1e-4

@@ -12,11 +12,11 @@ import torch
 import yaml
 
 from mergeability import merging
-from mergeability.checkpoints import Checkpoint
 from mergeability.errors import UserError
 from mergeability.merging import apply, fixed_alpha
-from mergeability.merging.merger import DATA_FREE, check_alpha, needs_data
-from mergeability.task_vectors import TaskVectors
+from mergeability.merging.method import DATA_FREE, check_alpha, needs_data
+from mergeability.task_vectors.vectors import TaskVectors
+from mergeability.weights.checkpoints import Checkpoint
 
 FOLDER = Path(__file__).parents[2] / "conf" / "merge"
 SETS = ("paper", "all", "data_free", "none")
@@ -339,7 +339,7 @@ def test_models_of_another_architecture_are_refused(towers):
 
     def load(other):
         path = towers.folder / "other.safetensors"
-        from mergeability.checkpoints import save
+        from mergeability.weights.checkpoints import save
 
         save(path, other)
         models = {"a": profiles.task_vectors.model("a"), "other": path}

@@ -4,11 +4,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from mergeability.checkpoints import Checkpoint
 from mergeability.errors import UserError
 from mergeability.merging import Average, Dare, IsoC, IsoCTS, TaskArithmetic, fixed_alpha
 from mergeability.merging.published_alpha import isotropic_alpha, tower_name
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.vectors import TaskVectors
+from mergeability.weights.checkpoints import Checkpoint
 
 # Marczak et al. 2025, for 8, 14 and 20 tasks.
 PUBLISHED = {

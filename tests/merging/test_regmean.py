@@ -9,7 +9,7 @@ from mergeability.merging.regmean import RegMean
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
 from mergeability.store import Store
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.vectors import TaskVectors
 
 TASKS = ("b", "a", "c")
 

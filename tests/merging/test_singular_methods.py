@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.linalg import polar
 
+from mergeability.linalg.polar import polar_factor
 from mergeability.merging import TSVM, IsoC
-from mergeability.merging.polar import polar_factor
 
 SHAPES = {"tall": (30, 12), "wide": (9, 20), "square": (16, 16), "vector": (11,)}
 

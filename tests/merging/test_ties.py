@@ -11,8 +11,8 @@ from hypothesis.extra.numpy import arrays
 
 from mergeability.errors import UserError
 from mergeability.merging import Ties
-from mergeability.profiles.magnitudes import magnitude_thresholds
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.magnitudes import magnitude_thresholds
+from mergeability.task_vectors.vectors import TaskVectors
 
 
 def solved(make_task_vectors, rows, **options):

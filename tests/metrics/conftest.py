@@ -9,7 +9,7 @@ from torch import nn
 
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.vectors import TaskVectors
 
 CLASSES, WIDTH, SIDE = 3, 6, 4
 

@@ -10,7 +10,7 @@ from mergeability.errors import UserError
 from mergeability.metrics.measure import CATEGORIES, EXTRA, WEIGHT_SPACE, measure
 from mergeability.profiles.profiles import Profiles
 from mergeability.store import Store
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.vectors import TaskVectors
 
 # A clean tensor comes first: the type checks of the tests look at the first item of any mapping, task vectors too.
 SHAPES = {"first.bias": (5,), "layer.weight": (24, 16), "other.weight": (14, 20), "layer.bias": (9,)}

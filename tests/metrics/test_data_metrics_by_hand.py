@@ -14,7 +14,7 @@ from torch import nn
 from mergeability.metrics.measure import CATEGORIES, EXTRA, SHARED, measure
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.vectors import TaskVectors
 
 TOKENS, PATCH, WIDTH, FEATURES = 4, 12, 5, 7
 CLASSES = {"a": 3, "b": 4, "c": 6}

@@ -6,11 +6,11 @@ import safetensors.torch
 import torch
 
 from mergeability.errors import UserError
+from mergeability.linalg import grams
 from mergeability.metrics import gram, sign, subspace
 from mergeability.metrics.measure import EXTRA, MINIMAL, PAPER, SHARED, measure
-from mergeability.profiles import grams
 from mergeability.profiles.profiles import Profiles
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.vectors import TaskVectors
 
 
 @pytest.fixture

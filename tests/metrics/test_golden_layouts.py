@@ -11,7 +11,7 @@ import safetensors.numpy
 from mergeability.errors import UserError
 from mergeability.metrics.measure import CATEGORIES, WEIGHT_SPACE, measure
 from mergeability.profiles.profiles import Profiles
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.vectors import TaskVectors
 
 TASKS = ("task0", "task1", "task2", "task3")
 K, COUNT = 10, 100

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from mergeability.metrics.measure import WEIGHT_SPACE, measure
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.vectors import TaskVectors
 
 
 def test_the_18_metrics_of_weight_space_agree_with_the_reference_code(golden):

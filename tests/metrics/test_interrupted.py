@@ -25,7 +25,7 @@ from pathlib import Path
 from mergeability.metrics.measure import measure
 from mergeability.profiles.profiles import Profiles
 from mergeability.store import Store
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.vectors import TaskVectors
 
 models, folder, begin, table = map(Path, sys.argv[1:])
 store = Store(folder)

@@ -8,7 +8,7 @@ import torch
 from mergeability.metrics import subspace
 from mergeability.profiles.profiles import Profiles
 from mergeability.store import Store
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.vectors import TaskVectors
 
 SHAPES = {"visual.wide": (5, 30), "visual.tall": (40, 12), "visual.square": (16, 16), "visual.bias": (7,)}
 TASKS = ("a", "b", "c")

@@ -7,12 +7,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from mergeability import decompositions
+from mergeability.linalg import decompositions, grams
 from mergeability.metrics.measure import CATEGORIES, WEIGHT_SPACE, measure
-from mergeability.profiles import grams, profiles
+from mergeability.profiles import profiles
 from mergeability.profiles.profiles import Profiles
 from mergeability.store import Store
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.vectors import TaskVectors
 
 SHAPES = {
     "tall": (60, 40),

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from mergeability.data.canvas import HUES, seeded_generator
-from mergeability.data.rendered import Rendered
-from mergeability.data.subjects import SUBJECTS
+from mergeability.data.rendered.canvas import HUES
+from mergeability.data.rendered.source import Rendered
+from mergeability.data.rendered.subjects import SUBJECTS
 from mergeability.errors import UserError
 from mergeability.models import mini
 from mergeability.models.zero_shot import classify, zero_shot_head
+from mergeability.random import seeded_generator
 
 SETTINGS = {"learning_rate": 5e-3, "weight_decay": 0.1, "seed": 0, "accelerator": "cpu"}
 

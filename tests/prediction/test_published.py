@@ -19,8 +19,8 @@ from mergeability.prediction import (
     Trees,
     evaluate_predictors,
 )
-from mergeability.prediction.scaling import RangeScaler
-from mergeability.prediction.scores import pearson_r
+from mergeability.prediction.predictors.scaling import RangeScaler
+from mergeability.prediction.validation.scores import pearson_r
 
 FIVE = ["weight_avg", "arithmetic", "tsv", "ties", "dare"]
 

@@ -12,8 +12,8 @@ from sklearn.linear_model import Ridge as SklearnRidge
 
 from mergeability.errors import UserError
 from mergeability.prediction import LeaveTwoTasksOut, Ridge, Scorer, evaluate_predictors
-from mergeability.prediction.intervals import half_width, task_scores
 from mergeability.prediction.scorer import FILE, Evidence, MethodFit, transfer_table
+from mergeability.prediction.validation.intervals import half_width, task_scores
 
 TASKS = "abcdefgh"
 PAIRS = list(combinations(TASKS, 2))

@@ -19,14 +19,14 @@ from mergeability.prediction import (
     evaluate_predictors,
     study_predictions,
 )
-from mergeability.prediction.choice import method_choice
-from mergeability.prediction.coefficients import coefficient_table
-from mergeability.prediction.consistency import method_consistency
-from mergeability.prediction.intervals import conformal_table
-from mergeability.prediction.kept import to_record
-from mergeability.prediction.relabelling import relabel
+from mergeability.prediction.questions.coefficients import coefficient_table
+from mergeability.prediction.questions.consistency import method_consistency
+from mergeability.prediction.questions.method_choice import method_choice
+from mergeability.prediction.questions.variance import variance_split
 from mergeability.prediction.study import Known, beyond_task_effects
-from mergeability.prediction.variance import variance_split
+from mergeability.prediction.study_cache import to_record
+from mergeability.prediction.validation.intervals import conformal_table
+from mergeability.prediction.validation.permutation import relabel
 
 METRICS = ["first", "second", "third"]
 OUTCOMES = [("norm_acc", "ties"), ("norm_acc", "average")]

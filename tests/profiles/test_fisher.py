@@ -9,7 +9,7 @@ from mergeability.profiles.fisher import fisher_roots, fitting_samples
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
 from mergeability.store import Store
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.vectors import TaskVectors
 
 CLASSES, WIDTH, PIXELS = 4, 5, 12
 

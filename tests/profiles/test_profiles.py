@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from mergeability.errors import UserError
-from mergeability.profiles import grams
+from mergeability.linalg import grams
 from mergeability.profiles.activations import mean_activation
 from mergeability.profiles.gradients import task_gradients
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
 from mergeability.store import Store
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.vectors import TaskVectors
 
 TASKS = ("a", "b", "c")
 

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from mergeability.errors import UserError
-from mergeability.profiles import grams, profiles
+from mergeability.linalg import grams
+from mergeability.profiles import profiles
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
 from mergeability.store import Store
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.vectors import TaskVectors
 
 TASKS = ("a", "b", "c", "d")
 VIEWS = ("encoder_gradient", "input_gradient")

@@ -6,11 +6,12 @@ import safetensors.torch
 import torch
 
 from mergeability.errors import UserError
-from mergeability.profiles import grams, sign_conflict
+from mergeability.linalg import grams
+from mergeability.profiles import sign_conflict
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.sign_conflict import count_signs
 from mergeability.store import Store
-from mergeability.task_vectors import TaskVectors
+from mergeability.task_vectors.vectors import TaskVectors
 
 SHAPES = {
     "visual.transformer.resblocks.0.attn.in_proj_weight": (12, 4),
@@ -130,7 +131,7 @@ def test_a_killed_run_goes_on_where_it_stopped(load, tmp_path, monkeypatch):
         return whole(vectors, models, thresholds, name)
 
     # One after the other, so that it is known how many were filed.
-    monkeypatch.setattr("mergeability.profiles.workers.cores", lambda: 1)
+    monkeypatch.setattr("mergeability.context.cores", lambda: 1)
     monkeypatch.setattr(sign_conflict, "_layer_counts", dying)
     store = Store(tmp_path / "store")
     with pytest.raises(KilledError):

@@ -17,7 +17,7 @@ from mergeability.prediction import Additive, Pearson, Ridge, Scorer, StudySetti
 from mergeability.prediction.scorer import transfer_table
 from mergeability.prediction.study import Known
 from mergeability.reporting import Analysis, write_report
-from mergeability.reporting.figures import cell_texts, matrix_heat_map, pair_matrix
+from mergeability.reporting.figures.all import cell_texts, matrix_heat_map, pair_matrix
 
 SECTIONS = [
     "models", "merges", "metrics", "predictors", "both-new", "beyond", "predictions", "single", "ablation",

@@ -1,1 +1,1 @@
-"""Penalties on fine-tuning, one file each; `objective.Penalty` says what a penalty is."""
+"""Differentiable penalties on fine-tuning: one file each."""

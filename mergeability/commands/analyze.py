@@ -1,0 +1,95 @@
+"""`analyze.py`: train what is missing, run the analysis, save, track and show what was found."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from omegaconf import DictConfig, OmegaConf
+
+from mergeability.commands.naming import run_folder, shown_path
+from mergeability.commands.record import plain
+from mergeability.commands.train import fine_tune
+from mergeability.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def analyse(cfg: DictConfig) -> float | tuple[float, ...] | None:
+    """Run the analysis a configuration of `analyze.py` describes; leave its tables and its report in the run folder.
+
+    Returns:
+        What a sweeper that searches is to optimise; None where `objectives` names nothing.
+    """
+    train_missing(cfg)
+    # Imported here: `--help` and a wrong option need none of it.
+    from hydra.utils import instantiate
+
+    from mergeability.pipeline.run import analyse as run_analysis
+    from mergeability.pipeline.run import save
+    from mergeability.progress import track
+    from mergeability.reporting.terminal import show
+
+    request = instantiate(cfg.analysis, _convert_="all", folder=run_folder())
+    found = run_analysis(request, track, facts={"seed": cfg.seed, "config": plain(cfg)})
+    report = save(found, run_folder())
+    _track(cfg, found, report)
+    show(found)
+    logger.info("Report: %s", shown_path(report))
+    return objectives(cfg, found)
+
+
+def train_missing(cfg: DictConfig) -> None:
+    """Fine-tune the models that an analysis asks for and that are not there, as `train.py` does with these settings.
+
+    Raises:
+        UserError: the suite has no tasks to train on; whatever `fine_tune` raises.
+    """
+    if not cfg.train.missing:
+        return
+    if "tasks" not in cfg.suite:
+        raise UserError(
+            f"train.missing=true fine-tunes on a suite's tasks, and suite={cfg.suite.name} has none."
+        )
+    job = _training(cfg)
+    wanted = None if cfg.pairs is None else {str(task) for pair in cfg.pairs for task in pair}
+    names = [name for name in cfg.suite.tasks if wanted is None or name in wanted]
+    for number, name in enumerate(names, start=1):
+        # The suite's own version of the task, which may have fewer images than conf/task says.
+        job.task = cfg.suite.tasks[name]
+        if "csv" in (job.get("logger") or {}):
+            job.logger.csv.name = f"csv/{name}"
+        logger.info("Model %d of %d: %s with %s", number, len(names), name, cfg.suite.trained)
+        fine_tune(job)
+
+
+def _training(cfg: DictConfig) -> DictConfig:
+    """Compose the configuration of `train.py` that leaves models where this analysis looks for them."""
+    job = compose("train", overrides=list(cfg.train.settings))
+    OmegaConf.set_struct(job, False)
+    for name in ("model", "reg", "paths", "logger", "seed", "variant"):
+        job[name] = cfg[name]
+    return job
+
+
+def objectives(cfg: DictConfig, analysis: Any) -> float | tuple[float, ...] | None:
+    """Return what a sweeper that searches is to optimise: the means named by `objectives`; None where it names none.
+
+    Raises:
+        UserError: an unknown name, or one that this analysis has not measured.
+    """
+    if not cfg.objectives:
+        return None
+    from mergeability.reporting.summaries import objective
+
+    values = tuple(objective(analysis, name) for name in cfg.objectives)
+    return values[0] if len(values) == 1 else values
+
+
+def _track(cfg: DictConfig, analysis: Any, report: Path) -> None:
+    """Log an analysis to Weights & Biases where `logger` names it."""
+    node = (cfg.get("logger") or {}).get("wandb")
+    if node is not None:
+        from mergeability.reporting.tracking import log_analysis
+
+        log_analysis(run_folder(), node.project, node.group, analysis, report)

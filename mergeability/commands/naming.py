@@ -1,0 +1,44 @@
+"""Names of folders and commands: a checkpoint's folder, the command that trains it, paths as a person types them."""
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+
+def number_name(value: float | int | str) -> str:
+    """Name a number so that 1, 1.0 and 1e0 share a name and different numbers never do."""
+    return repr(float(value)).removesuffix(".0")
+
+
+def penalty_folder(name: str, strength: float | int, variant: str | None = None) -> str:
+    """Name a training's folder: `<penalty>-<λ>`, `none-0` whatever the penalty for λ = 0, `+<variant>` after it."""
+    folder = f"{name}-{number_name(strength)}" if float(strength) != 0 else "none-0"
+    return f"{folder}+{variant}" if variant else folder
+
+
+def train_command(
+    model: str, penalty: str, strength: float | int, seed: int, variant: str | None, root: str
+) -> str:
+    """Write the command that trains models into the folder an analysis looks in, up to its `task=`."""
+    words = [f"model={model}"]
+    if float(strength) != 0:
+        words += [f"reg={penalty}", f"reg.lambda={number_name(strength)}"]
+    words += [f"seed={seed}"] if seed else []
+    words += [f"variant={variant}"] if variant else []
+    words += [f"paths.root={root}"] if root != "outputs" else []
+    return f"python train.py -m {' '.join(words)}"
+
+
+def run_folder() -> Path:
+    """Return the folder of the present job."""
+    return Path(HydraConfig.get().runtime.output_dir)
+
+
+def shown_path(path: Path) -> str:
+    """Return a path as a person types it: relative to where they are, if it lies below."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+OmegaConf.register_new_resolver("penalty_folder", penalty_folder, replace=True)
+OmegaConf.register_new_resolver("train_command", train_command, replace=True)

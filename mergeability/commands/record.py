@@ -1,0 +1,52 @@
+"""What a checkpoint depends on: the settings that are hashed into its card."""
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mergeability.errors import UserError
+from mergeability.provenance import with_published_names
+
+# Part of a config but not of what a checkpoint depends on: they only suggest values for `training`, or comment.
+_ADVICE = {
+    "task": ("epochs", "expected_accuracy"),
+    "model": ("learning_rate", "batch_size", "base_command"),
+    "trainer": ("accelerator", "log_every_n_steps"),
+}
+
+
+# Settings that came later, with the values that every training before had: left out where they are these, so that
+# what was trained then is still found.
+_LATER: dict[str, dict[str, Any]] = {
+    "training": {"optimizer": "adamw", "momentum": 0.9, "compile": False},
+    # Each device has a batch of its own: two devices are another training than one.
+    "trainer": {"devices": 1},
+}
+
+
+def plain(config: Any) -> Any:
+    """Turn a config node into plain containers with every interpolation resolved."""
+    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+
+
+def settings(cfg: DictConfig) -> dict[str, Any]:
+    """Return everything a checkpoint depends on, as plain containers.
+
+    Raises:
+        UserError: a strength was given without a penalty.
+    """
+    found: dict[str, Any] = plain(cfg.settings)
+    for group, names in _ADVICE.items():
+        found[group] = {name: value for name, value in (found[group] or {}).items() if name not in names}
+    for group, former in _LATER.items():
+        for name, value in former.items():
+            if found[group] is not None and found[group].get(name) == value:
+                del found[group][name]
+    strength = found["reg"].get("lambda")
+    if found["reg"]["name"] == "none" and strength != 0:
+        raise UserError(
+            f"reg=none is plain fine-tuning: it takes no reg.lambda={strength}. Choose a penalty with reg=…."
+        )
+    if strength == 0:
+        found["reg"] = {"name": "none", "lambda": 0}
+    return with_published_names(found)

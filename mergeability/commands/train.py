@@ -1,0 +1,120 @@
+"""`train.py`: fine-tune, pretrain or import one model, unless it is done; or look a task's images over."""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from mergeability.commands.naming import run_folder
+from mergeability.commands.record import settings
+from mergeability.errors import UserError
+from mergeability.store import read_json
+
+logger = logging.getLogger(__name__)
+
+
+def fine_tune(cfg: DictConfig) -> None:
+    """Train the model a configuration of `train.py` describes, unless it is done; its `run` does the training.
+
+    Raises:
+        UserError: there is no base model, or a model with other settings lies there; whatever `run` raises.
+    """
+    from hydra.utils import instantiate
+
+    from mergeability.finetuning.resume import finished_card
+
+    folder, known = Path(cfg.folder), settings(cfg)
+    if cfg.base is not None:
+        known["base_sha256"] = base_hash(cfg)
+    if cfg.get("source") is not None:
+        known["source_sha256"] = source_hash(cfg.source)
+    if finished_card(folder, known, overwrite=cfg.overwrite):
+        logger.info("Already finished: %s (overwrite=true trains again)", folder)
+        return
+    quiet_lightning()
+    with loggers(cfg) as opened:
+        train = instantiate(cfg.run, _partial_=True, _convert_="all")
+        train(loggers=opened, record=known)
+
+
+# What Lightning says on every fit of a small model, by message: true, and of no use to the person watching.
+_LIGHTNING_WARNINGS = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r"The number of training batches .* is smaller than the logging interval",
+    r"The '.*_dataloader' does not have many workers",
+    r"Checkpoint directory .* exists and is not empty",
+)
+
+
+def quiet_lightning() -> None:
+    """Keep Lightning's tips and harmless warnings from the terminal."""
+    import lightning.pytorch  # noqa: F401  (it sets its level when imported)
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in _LIGHTNING_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+@contextlib.contextmanager
+def loggers(cfg: DictConfig) -> Iterator[list[Any]]:
+    """Make the chosen loggers and close them afterwards, so that each job of a sweep has its own W&B run."""
+    from hydra.utils import instantiate
+
+    made = [instantiate(node) for node in (cfg.get("logger") or {}).values() if node is not None]
+    try:
+        yield made
+    finally:
+        if "wandb" in (cfg.get("logger") or {}):
+            import wandb
+
+            wandb.finish()
+
+
+def examine(cfg: DictConfig) -> None:
+    """Look the task's images over, and leave the report in the run folder.
+
+    Raises:
+        UserError: something is wrong with them.
+    """
+    from hydra.utils import instantiate
+
+    from mergeability.data.doctor import examine
+
+    examine(instantiate(cfg.task, _convert_="all"), run_folder())
+
+
+def base_hash(cfg: DictConfig) -> str:
+    """Return the hash of the base model a training starts from, making it first where there is none.
+
+    It is made of published weights, of a file, or of a seed.
+
+    Raises:
+        UserError: there is no base model and none to fetch.
+    """
+    folder = Path(cfg.base)
+    card = read_json(folder / "card.json")
+    pretrained = cfg.model.get("pretrained")
+    if card is None and pretrained is None and cfg.model.get("base_command"):
+        raise UserError(f"No base model at {folder}. Run: {cfg.model.base_command}")
+    # Before anything heavy is imported: most often it is there, and of the weights asked for.
+    if card is None or card.get("settings", {}).get("pretrained", pretrained) != pretrained:
+        from hydra.utils import instantiate
+
+        from mergeability.models.base import check_origin, fetch_base
+
+        model = instantiate(cfg.model, _convert_="all")
+        card = card or fetch_base(folder, model)
+        check_origin(folder, card, model)
+    return card["sha256"]
+
+
+def source_hash(source: str) -> str:
+    """Return the hash of a model from elsewhere, by content: it may lie in another place next time."""
+    from mergeability.weights.checkpoints import file_hash
+    from mergeability.weights.hub import find_weights
+
+    return file_hash(find_weights(source))

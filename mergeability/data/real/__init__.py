@@ -1,0 +1,6 @@
+"""Real images: from the Hugging Face hub, a saved copy on disk, or a folder of image files."""
+
+import lazy_loader
+
+# The names are listed in `__init__.pyi`, for type checkers too.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,255 @@
+"""Tasks made of real images: from the Hugging Face Hub, from a copy on disk, or from a tree of image files."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from mergeability.data.inputs import Images, Split, check_split
+from mergeability.data.real.class_names import ClassNames
+from mergeability.data.real.decoding import Decoded, Encoded, decoded
+from mergeability.data.real.layouts import Layout
+from mergeability.data.real.tables import FileTables, Rows, Tables, open_disk, open_folder, open_hub
+from mergeability.data.tasks import Task
+from mergeability.errors import UserError
+from mergeability.random import seeded_generator
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Kind = Literal["hub", "disk", "folder"]
+
+# Part of the identity of the images: raise it when the same files come to other pixels.
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Real images, opened when they are first asked for.
+
+    kind: `hub`, `disk` (what `save_to_disk` wrote, or Parquet files) or `folder` (`train/<class>/…`).
+    path: where a copy lies; it may hold one folder a task. layout: columns, splits and spellings.
+    classes: the task's.
+
+    Raises:
+        UserError: an unknown kind, or a copy without a path.
+    """
+
+    kind: Kind
+    path: str | None
+    layout: Layout
+    classes: ClassNames
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise UserError(
+                f"Task {self.classes.task!r}: expected task.source to be {', '.join(get_args(Kind))}, got "
+                f"{self.kind!r}."
+            )
+        if self.kind != "hub" and self.path is None:
+            raise UserError(
+                f"Task {self.classes.task!r}: task.source={self.kind} needs task.path=<the folder of the copy>."
+            )
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The dataset, opened.
+
+        Raises:
+            UserError: it is not there, or cannot be read.
+        """
+        if self.kind == "hub":
+            return open_hub(self.layout, self.classes)
+        path = Path(str(self.path))
+        if self.kind == "disk":
+            return open_disk(path, self.layout, self.classes)
+        return open_folder(path, self.classes)
+
+    def load(self, split: Split) -> Images:
+        """Return a split whose images all have one size, undecodable ones left out.
+
+        Raises:
+            UserError: their sizes differ, too many do not decode, or the dataset is not as configured.
+        """
+        found = list(self.stream(split, lambda pixels: pixels))
+        if not found:
+            return Images(torch.empty(0, 3, 1, 1, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
+        sizes = {tuple(pixels.shape) for pixels, _ in found}
+        if len(sizes) > 1:
+            raise UserError(
+                f"Task {self.classes.task!r}: the images of its {split} split have {len(sizes)} different sizes, so "
+                "they only fit together once resized. Take them from image_cache.prepared."
+            )
+        return Images(
+            torch.stack([pixels for pixels, _ in found]), torch.tensor([label for _, label in found])
+        )
+
+    def identity(self, split: Split) -> dict[str, Any]:
+        """Say what determines the images of one split: the files, which of their rows, and how they are decoded."""
+        parts = self._parts(split)
+        return {
+            "files": [rows.stamp for rows, _ in parts],
+            "rows": [_spelled_out(chosen, len(rows.labels)) for rows, chosen in parts],
+            "labels": [_digest(rows.labels[chosen]) for rows, chosen in parts],
+            "transpose": self.layout.transpose,
+            "max_corrupt": self.layout.max_corrupt,
+            "pillow": version("pillow"),
+            "version": _VERSION,
+        }
+
+    def labels(self, split: Split) -> Int64[np.ndarray, "N"]:
+        """Return the class of each image of a split, undecodable ones included."""
+        return np.concatenate([rows.labels[chosen] for rows, chosen in self._parts(split)])
+
+    def decoded(
+        self, split: Split, work: Callable[[Tensor], T], chosen: Sequence[int] | None = None
+    ) -> Iterator[Decoded[T]]:
+        """Decode a split in order, or the chosen images of it, and apply `work` to each.
+
+        Those that do not decode carry the reason.
+        """
+        yield from decoded(self._encoded(split, chosen), work, self.layout.transpose)
+
+    def stream(self, split: Split, work: Callable[[Tensor], T]) -> Iterator[tuple[T, int]]:
+        """Decode a split in order, apply `work` to each image, and yield what it returns with the label.
+
+        Raises:
+            UserError: a larger share than `max_corrupt` does not decode; some are named.
+        """
+        broken: list[str] = []
+        allowed = self.layout.max_corrupt * len(self.labels(split))
+        for image in self.decoded(split, work):
+            if image.value is not None:
+                yield image.value, image.label
+                continue
+            broken.append(f"{image.name} ({image.error})")
+            if len(broken) > allowed:
+                raise UserError(
+                    f"Task {self.classes.task!r}: more than {allowed:.3g} images of its {split} split do not decode: "
+                    f"{'; '.join(broken[:3])}. Repair the copy, or allow more with dataset.max_corrupt=<share>."
+                )
+        if broken:
+            logger.warning(
+                "%s: %d images of the %s split do not decode and are left out: %s",
+                self.classes.task,
+                len(broken),
+                split,
+                "; ".join(broken[:10]),
+            )
+
+    def _encoded(self, split: Split, chosen: Sequence[int] | None) -> Iterator[Encoded]:
+        parts = self._parts(split)
+        if chosen is None:
+            for rows, positions in parts:
+                yield from rows.read(positions.tolist())
+            return
+        places = [(rows, position) for rows, positions in parts for position in positions.tolist()]
+        for index in chosen:
+            rows, position = places[index]
+            yield from rows.read([position])
+
+    def _parts(self, split: Split) -> list[tuple[Rows, Int64[np.ndarray, "n"]]]:
+        """Say which rows of which splits of the dataset a split is made of."""
+        check_split(split)
+        own = self._names("validation")
+        if split == "test" or (split == "train" and own):
+            return [(rows, np.arange(len(rows.labels))) for rows in self._rows(split)]
+        drawn_from = self._rows("validation" if own else "train")
+        sizes = [len(rows.labels) for rows in drawn_from]
+        held_out = self._held_out(sum(sizes), bool(own))
+        chosen = held_out if split == "validation" else ~held_out
+        parts = np.split(chosen, np.cumsum(sizes)[:-1])
+        return [(rows, np.flatnonzero(part)) for rows, part in zip(drawn_from, parts, strict=True)]
+
+    def _held_out(self, count: int, own: bool) -> np.ndarray:
+        """Mark the images held out of `count`: the same ones for every copy of the dataset."""
+        generator = seeded_generator("held out for validation", self.layout.validation_seed)
+        mask = np.zeros(count, dtype=bool)
+        mask[torch.randperm(count, generator=generator)[: self.layout.held_out(count, own)].numpy()] = True
+        return mask
+
+    def _rows(self, split: Split) -> list[Rows]:
+        return [self._opened_rows(name) for name in self._names(split)]
+
+    def _opened_rows(self, name: str) -> Rows:
+        # Labels are read and checked once, however many splits are made of them.
+        if name not in self._cache:
+            self._cache[name] = self.tables.rows(name)
+        return self._cache[name]
+
+    @cached_property
+    def _cache(self) -> dict[str, Rows]:
+        return {}
+
+    def _names(self, split: Split) -> list[str]:
+        """Name the dataset's splits that make one of ours.
+
+        The Hub has them all. A copy may lack one to hold out, which is then drawn from `train`, and a tree that a
+        person made may have a `test` where the Hub has another name for it.
+        """
+        names = self.layout.splits(split)
+        if self.kind == "hub":
+            return names
+        there = self.tables.columns
+        if names and split in there and isinstance(self.tables, FileTables) and split not in names:
+            return [split]
+        found = [name for name in names if name in there]
+        if len(found) < len(names) and (found or split == "validation"):
+            self._say_once(f"{split} images are not taken from {', '.join(sorted({*names} - {*found}))}")
+        return found if found or split == "validation" else names
+
+    def _say_once(self, consequence: str) -> None:
+        if consequence not in self._said:
+            self._said.add(consequence)
+            logger.warning("%s: the copy lacks a split, so %s.", self.classes.task, consequence)
+
+    @cached_property
+    def _said(self) -> set[str]:
+        return set()
+
+
+def _digest(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+
+
+def _spelled_out(chosen: Int64[np.ndarray, "n"], count: int) -> Any:
+    return "all" if len(chosen) == count else _digest(chosen)
+
+
+def image_task(
+    name: str,
+    source: Kind,
+    path: str | None,
+    dataset: Layout,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    epochs: int,
+    expected_accuracy: float | None = None,
+) -> Task:
+    """Make a task of a dataset of images; nothing is read or downloaded before its images are asked for.
+
+    Args:
+        name: of the task.
+        source: `hub`, `disk` or `folder`.
+        path: where the copy lies, for the latter two.
+        dataset: how it is laid out.
+        class_names: what prompts call the classes, in label order.
+        templates: sentences with one `{}` for the class name.
+        epochs: how long to fine-tune.
+        expected_accuracy: of a plain fine-tuned model on the test split, in [0, 1].
+
+    Raises:
+        UserError: an unknown source, a copy without a path, or settings that no task can have.
+    """
+    classes = ClassNames(name, class_names, dataset.spellings)
+    images = ImageSource(source, path, dataset, classes)
+    return Task(name, images, list(class_names), templates, epochs, expected_accuracy)

@@ -1,0 +1,395 @@
+"""Splits of a dataset as rows: what the Hugging Face `datasets` library reads, and trees of image files."""
+
+import contextlib
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from jaxtyping import Int64
+
+from mergeability.data.real.class_names import ClassNames
+from mergeability.data.real.decoding import Encoded
+from mergeability.data.real.layouts import Layout, several
+from mergeability.errors import UserError
+from mergeability.store import read_json
+
+if TYPE_CHECKING:
+    import datasets
+
+_IMAGE_FILES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Rows whose encoded images are in memory at a time.
+_READ_AT_A_TIME = 64
+
+
+class Rows(Protocol):
+    """One split as it is stored."""
+
+    @property
+    def labels(self) -> Int64[np.ndarray, "N"]:
+        """The class of each row."""
+        ...
+
+    @property
+    def stamp(self) -> str:
+        """What changes when the files do."""
+        ...
+
+    def read(self, chosen: Sequence[int]) -> Iterator[Encoded]:
+        """Read the images of some rows, in that order, a few at a time."""
+        ...
+
+
+class Tables(Protocol):
+    """A dataset that was opened."""
+
+    @property
+    def columns(self) -> Mapping[str, Sequence[str]]:
+        """Its splits, and the columns of each, or what stands for them."""
+        ...
+
+    def rows(self, split: str) -> Rows:
+        """Return one split, its columns and classes checked."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArrowRows:
+    """A split that the `datasets` library reads."""
+
+    labels: Int64[np.ndarray, "N"]
+    stamp: str
+    name: str
+    images: "datasets.Dataset"
+    column: str
+
+    def read(self, chosen: Sequence[int]) -> Iterator[Encoded]:
+        """Read the encoded images of some rows; where a copy holds paths, the files they name."""
+        for start in range(0, len(chosen), _READ_AT_A_TIME):
+            positions = [int(position) for position in chosen[start : start + _READ_AT_A_TIME]]
+            try:
+                images = self.images[positions][self.column]
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"Rows {positions[0]} to {positions[-1]} of {self.name} cannot be read ({_first_line(error)}). "
+                    "Copy or download the dataset again."
+                ) from error
+            for position, image in zip(positions, images, strict=True):
+                data = (image or {}).get("bytes")
+                if data is None:
+                    data = Path((image or {}).get("path") or "no file")
+                yield Encoded(f"row {position} of {self.name}", int(self.labels[position]), data)
+
+
+@dataclass(frozen=True)
+class ArrowTables:
+    """A dataset as the `datasets` library opens it, from the Hub or from a copy.
+
+    Attributes:
+        opened: split → dataset.
+        layout: which columns and splits are wanted.
+        classes: the task's.
+        where: the id or the folder, for messages.
+    """
+
+    opened: Mapping[str, "datasets.Dataset"]
+    layout: Layout
+    classes: ClassNames
+    where: str
+
+    @property
+    def columns(self) -> dict[str, list[str]]:
+        """Name the columns of each split."""
+        return {name: list(table.column_names) for name, table in self.opened.items()}
+
+    def rows(self, split: str) -> ArrowRows:
+        """Return one split.
+
+        Raises:
+            UserError: there is no such split or column, the column of images holds none, or the classes differ.
+        """
+        table = self._table(split)
+        image = self._column(table, self.layout.image, "image", split)
+        label = self._column(table, self.layout.label, "label", split)
+        return ArrowRows(
+            labels=self._labels(table, label, split),
+            # The library's own fingerprint too: a table in memory has no files.
+            stamp=f"{_stamp([Path(file['filename']) for file in table.cache_files])}:{table._fingerprint}",
+            name=f"split {split!r} of {self.where}",
+            images=self._undecoded(table, image, split),
+            column=image,
+        )
+
+    def _table(self, split: str) -> "datasets.Dataset":
+        if split not in self.opened:
+            raise UserError(
+                f"Task {self.classes.task!r}: {self.where} has no split {split!r}. It has: "
+                f"{', '.join(self.opened) or 'none'}. Name the right ones with dataset.train and dataset.test."
+            )
+        return self.opened[split]
+
+    def _column(self, table: "datasets.Dataset", names: str | Sequence[str], what: str, split: str) -> str:
+        for name in several(names):
+            if name in table.column_names:
+                return name
+        raise UserError(
+            f"Task {self.classes.task!r}: expected the {what} column {' or '.join(map(repr, several(names)))} in "
+            f"split {split!r} of {self.where}, which has: {', '.join(table.column_names)}. "
+            f"Name it with dataset.{what}."
+        )
+
+    def _undecoded(self, table: "datasets.Dataset", column: str, split: str) -> "datasets.Dataset":
+        import datasets
+
+        feature: Any = table.features[column]
+        if isinstance(feature, datasets.Image):
+            return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+        # Parquet without the library's own metadata shows the same thing as a plain record.
+        if isinstance(feature, dict) and {"bytes", "path"} <= set(feature):
+            return table.select_columns([column])
+        raise UserError(
+            f"Task {self.classes.task!r}: expected the column {column!r} in split {split!r} of {self.where} to "
+            f"hold images, but it is {feature}. Name another with dataset.image."
+        )
+
+    def _labels(self, table: "datasets.Dataset", column: str, split: str) -> Int64[np.ndarray, "N"]:
+        import datasets
+
+        feature, where = table.features[column], f"split {split!r} of {self.where}"
+        if isinstance(feature, datasets.ClassLabel):
+            self.classes.check_order(feature.names, where)
+        values = table.select_columns([column]).with_format("arrow")[:][column]
+        missing = values.null_count
+        if missing:
+            raise UserError(f"Task {self.classes.task!r}: {missing} rows of {where} have no label.")
+        found = values.to_numpy()
+        if found.dtype.kind in "biu":
+            return self._in_range(found.astype(np.int64), where)
+        if found.dtype.kind == "O" and all(isinstance(value, str) for value in found):
+            named = {name: self.classes.label(name) for name in sorted(set(found))}
+            _check_known(named, self.classes, where)
+            return np.array([named[name] for name in found], dtype=np.int64)
+        raise UserError(
+            f"Task {self.classes.task!r}: expected labels that are whole numbers, true and false, or class names, "
+            f"but the column {column!r} of {where} is {feature}. Name another with dataset.label."
+        )
+
+    def _in_range(self, labels: Int64[np.ndarray, "N"], where: str) -> Int64[np.ndarray, "N"]:
+        wrong = labels[(labels < 0) | (labels >= len(self.classes.names))]
+        if len(wrong):
+            raise UserError(
+                f"Task {self.classes.task!r}: expected labels in 0..{len(self.classes.names) - 1}, one a class "
+                f"name, but {len(wrong)} rows of {where} have others, such as {int(wrong[0])}. Check dataset.label."
+            )
+        return labels
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """A split that is a tree of image files."""
+
+    labels: Int64[np.ndarray, "N"]
+    stamp: str
+    files: Sequence[Path]
+
+    def read(self, chosen: Sequence[int]) -> Iterator[Encoded]:
+        """Name the files of some rows; they are read where they are decoded."""
+        for position in chosen:
+            file = self.files[int(position)]
+            yield Encoded(str(file), int(self.labels[int(position)]), file)
+
+
+@dataclass(frozen=True)
+class FileTables:
+    """A folder with one folder a split in it, one a class in those, and images in these.
+
+    The order of the classes is that of the task: a folder is a class by its name, or by its number.
+
+    Attributes:
+        root: the folder.
+        classes: the task's.
+    """
+
+    root: Path
+    classes: ClassNames
+
+    @property
+    def columns(self) -> dict[str, list[str]]:
+        """Name the class folders of each split."""
+        splits = sorted(
+            path for path in self.root.iterdir() if path.is_dir() and not path.name.startswith(".")
+        )
+        return {path.name: sorted(_files_by_class(path)) for path in splits}
+
+    def rows(self, split: str) -> FileRows:
+        """Return one split, files in the order of their classes and names.
+
+        Raises:
+            UserError: there is no such folder, or a class folder in it that is none of the task's classes.
+        """
+        folder = self.root / split
+        if not folder.is_dir():
+            raise UserError(
+                f"Task {self.classes.task!r}: expected a folder {folder} with one folder of images a class. Point "
+                "task.path to the folder that holds train and test."
+            )
+        found = _files_by_class(folder)
+        labels = {name: self.classes.label(name) for name in found}
+        _check_known(labels, self.classes, str(folder))
+        pairs = sorted((labels[name] or 0, file) for name, files in found.items() for file in files)
+        files = [file for _, file in pairs]
+        return FileRows(np.array([label for label, _ in pairs], dtype=np.int64), _stamp(files), files)
+
+
+def _files_by_class(folder: Path) -> dict[str, list[Path]]:
+    found = {}
+    for current, _, names in os.walk(folder):
+        files = sorted(Path(current, name) for name in names if name.lower().endswith(_IMAGE_FILES))
+        if files:
+            found[Path(current).relative_to(folder).as_posix()] = files
+    return found
+
+
+def _check_known(labels: Mapping[str, int | None], classes: ClassNames, where: str) -> None:
+    unknown = [name for name, label in labels.items() if label is None]
+    if unknown:
+        raise UserError(
+            f"Task {classes.task!r}: {where} has {len(unknown)} classes the task has not, such as {unknown[0]!r}; "
+            f"it has {', '.join(classes.names[:3])}, …. Rename them, or add the spelling under dataset.spellings."
+        )
+    by_label: dict[int | None, str] = {}
+    for name, label in labels.items():
+        if label in by_label:
+            raise UserError(
+                f"Task {classes.task!r}: in {where}, {by_label[label]!r} and {name!r} both are the class "
+                f"{classes.names[label or 0]!r}. Keep one."
+            )
+        by_label[label] = name
+
+
+def _stamp(files: Sequence[Path]) -> str:
+    """Tell one state of some files from another by names, sizes and times: reading them all takes minutes."""
+    found = hashlib.sha256()
+    for file in files:
+        status = file.stat()
+        found.update(f"{file.name}\x1f{status.st_size}\x1f{status.st_mtime_ns}\n".encode())
+    return found.hexdigest()
+
+
+def open_hub(layout: Layout, classes: ClassNames) -> ArrowTables:
+    """Open a dataset of the Hugging Face Hub, downloading it the first time.
+
+    Raises:
+        UserError: the library is missing, there is no network, no such dataset, or it needs code to be run.
+    """
+    with _explained(layout, classes):
+        opened = _datasets(classes.task).load_dataset(layout.id, layout.config, revision=layout.revision)
+    return ArrowTables(_by_split(opened, layout.id, classes), layout, classes, layout.id)
+
+
+def open_disk(path: Path, layout: Layout, classes: ClassNames) -> ArrowTables:
+    """Open a copy: what `save_to_disk` wrote, or a downloaded repository of Parquet or WebDataset files.
+
+    Raises:
+        UserError: the library is missing, or there is no such copy.
+    """
+    library, folder = _datasets(classes.task), copy_folder(path, classes.task)
+    others = sorted(path.parent.name for path in folder.glob("*/dataset_dict.json"))
+    if others:
+        raise UserError(
+            f"Task {classes.task!r}: {folder} holds copies of {', '.join(others[:5])}, and none called "
+            f"{classes.task}. Copy that dataset too, or point task.path to its folder."
+        )
+    for state in sorted(folder.glob("*/state.json")):
+        # The library writes a split without rows, and fails on reading it.
+        if (read_json(state) or {}).get("_data_files") == []:
+            raise UserError(
+                f"Task {classes.task!r}: its {state.parent.name} split is empty in {folder}. Copy the dataset again."
+            )
+    try:
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            opened = library.load_from_disk(str(folder))
+        else:
+            opened = library.load_dataset(str(folder), layout.config)
+    except (OSError, ValueError, library.exceptions.DatasetsError) as error:
+        raise UserError(
+            f"Task {classes.task!r}: {folder} cannot be read as a dataset ({_first_line(error)}). Expected what "
+            "save_to_disk wrote, or Parquet files; a tree of images is task.source=folder."
+        ) from error
+    return ArrowTables(_by_split(opened, str(folder), classes), layout, classes, str(folder))
+
+
+def open_folder(path: Path, classes: ClassNames) -> FileTables:
+    """Open a tree of image files: `train/<class>/…` and `test/<class>/…`.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    return FileTables(copy_folder(path, classes.task), classes)
+
+
+def copy_folder(path: Path, task: str) -> Path:
+    """Say where a task's copy lies: in the folder, or in one of the task's name in it.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    path = path.expanduser()
+    if not path.is_dir():
+        raise UserError(
+            f"Task {task!r}: there is no folder {path}. Point task.path to a copy of the dataset."
+        )
+    return path / task if (path / task).is_dir() else path
+
+
+def _datasets(task: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(
+            f"Task {task!r} reads a dataset, and the library for it is not installed. "
+            "Run: uv pip install 'mergeability[data]'"
+        ) from error
+    if not sys.stderr.isatty():
+        # Its bars are for a person who watches.
+        datasets.disable_progress_bars()
+    return datasets
+
+
+@contextlib.contextmanager
+def _explained(layout: Layout, classes: ClassNames) -> Iterator[None]:
+    library = _datasets(classes.task)
+    elsewhere = (
+        "point to a copy with task.source=disk task.path=…, or to a tree of images with task.source=folder"
+    )
+    try:
+        yield
+    except ConnectionError as error:
+        configured = f", '{layout.config}'" if layout.config else ""
+        raise UserError(
+            f"Task {classes.task!r}: the Hugging Face Hub cannot be reached ({_first_line(error)}). Where there is "
+            f"a network, run: python -c \"import datasets; datasets.load_dataset('{layout.id}'{configured})"
+            f".save_to_disk('{classes.task}')\"; then {elsewhere}."
+        ) from error
+    except (OSError, ValueError, RuntimeError, library.exceptions.DatasetsError) as error:
+        raise UserError(
+            f"Task {classes.task!r}: the dataset {layout.id} cannot be loaded ({_first_line(error)}). Check "
+            f"dataset.id and dataset.config, or {elsewhere}."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _by_split(opened: Any, where: str, classes: ClassNames) -> Mapping[str, "datasets.Dataset"]:
+    if not isinstance(opened, Mapping):
+        raise UserError(
+            f"Task {classes.task!r}: expected a dataset with a split to train on and one to test on, but {where} is "
+            "one split only. Save all of it: load_dataset(…).save_to_disk(…)."
+        )
+    return opened

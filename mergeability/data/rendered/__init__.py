@@ -1,0 +1,6 @@
+"""Images drawn from a seed: a source that needs no file and no network."""
+
+import lazy_loader
+
+# The names are listed in `__init__.pyi`, for type checkers too.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,258 @@
+"""Accuracy of an encoder's weights on the tasks' test images, each computed once."""
+
+import base64
+import copy
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from mergeability.data.tasks import Images
+from mergeability.errors import UserError
+from mergeability.evaluation.batchnorm import recalibrate_batchnorm
+from mergeability.models.classify import correct
+from mergeability.random import seeded_generator
+from mergeability.store import Store, digest
+from mergeability.weights.checkpoints import PREFIX, tensors_hash
+from mergeability.weights.encoder_state import encoder_state
+
+# Part of every store key below: raise it when what is stored changes meaning.
+_VERSION = 1
+_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Below and above these, accuracy on pixels of the rendered tasks falls.
+_PIXEL_PENALTIES = (1000.0, 100.0)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Measure accuracies, with one encoder into which weights are swapped.
+
+    Attributes:
+        encoder: images → features; only its architecture is used, its weights never.
+        preprocess: uint8 images → the encoder's normalised float input.
+        configuration: what the encoder was built from and what `preprocess` depends on, as a JSON-able record:
+            part of the store's keys.
+        heads: task → frozen zero-shot head (classes × features).
+        tests: task → test images.
+        store: where accuracies are kept.
+        validation: task → validation images; only tuning looks at them.
+        device: where the encoder runs: "cpu", "cuda" or "cuda:<number>".
+        precision: "float32", or "bfloat16" for the products inside the encoder.
+        subset: how many of each task's test images are looked at; all when None.
+        validation_subset: how many of its validation images.
+        subset_seed: of the draw of both, which depends on it and on the task's name alone.
+        batch_size: images that pass at a time; changes nothing but speed and memory.
+
+    Raises:
+        UserError: an unknown precision, or a number of images below 1.
+    """
+
+    encoder: nn.Module
+    preprocess: Callable[[Tensor], Tensor]
+    configuration: Mapping[str, Any]
+    heads: Mapping[str, Tensor]
+    tests: Mapping[str, Images]
+    store: Store
+    validation: Mapping[str, Images] = field(default_factory=dict)
+    device: str = "cpu"
+    precision: str = "float32"
+    subset: int | None = None
+    validation_subset: int | None = None
+    subset_seed: int = 0
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        if self.precision not in _PRECISIONS:
+            raise UserError(f"Expected precision to be {' or '.join(_PRECISIONS)}, got {self.precision!r}.")
+        for name in ("subset", "validation_subset", "batch_size"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise UserError(f"Expected {name} to be at least 1 image, got {count}.")
+
+    def accuracies(
+        self,
+        weights: Mapping[str, Any],
+        state: Callable[[], Mapping[str, Tensor]],
+        tasks: Sequence[str],
+        split: str = "test",
+    ) -> dict[str, float]:
+        """Return the accuracy of one set of weights on each of some tasks, in [0, 1].
+
+        Args:
+            weights: what determines the weights, as a JSON-able record: part of the store's key.
+            state: makes the state dict (canonical names); called only when an accuracy is not in the store.
+            tasks: the tasks to test on; all of them in one swap of the weights.
+            split: "test" or "validation".
+
+        Raises:
+            UserError: the tensors are not the encoder's, what it computes with them is not finite, or there are
+                no images of that split.
+        """
+        return {task: one["accuracy"] for task, one in self._records(weights, state, tasks, split).items()}
+
+    def hits(
+        self, weights: Mapping[str, Any], state: Callable[[], Mapping[str, Tensor]], tasks: Sequence[str]
+    ) -> dict[str, Bool[np.ndarray, " N"]]:
+        """Say of each test image whether it was classified right; known only where `subset` is set."""
+        records = self._records(weights, state, tasks, "test")
+        return {task: _unpacked(one["hits"], one["images"]) for task, one in records.items() if "hits" in one}
+
+    def recalibrated(
+        self, state: Mapping[str, Tensor], images: Tensor, tasks: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Return a state dict with batch-norm statistics estimated anew on preprocessed images."""
+        self._swap_in(state, tasks)
+        found = recalibrate_batchnorm(self._encoder, images.to(self.device))
+        prefix = PREFIX if any(name.startswith(PREFIX) for name in state) else ""
+        renewed = {f"{prefix}{name}": value.cpu() for name, value in found.items()}
+        return {name: renewed.get(name, value).to(value.dtype) for name, value in state.items()}
+
+    def _records(
+        self,
+        weights: Mapping[str, Any],
+        state: Callable[[], Mapping[str, Tensor]],
+        tasks: Sequence[str],
+        split: str,
+    ) -> dict[str, dict[str, Any]]:
+        swapped_in: list[bool] = []
+
+        def measure(task: str) -> dict[str, Any]:
+            # Only when a value is computed, and always then: the encoder holds whatever came last.
+            if not swapped_in:
+                self._swap_in(state(), tasks)
+                swapped_in.append(True)
+            try:
+                return self._measure(task, split)
+            except UserError as error:
+                raise UserError(f"{_owner(tasks)[0].upper()}{_owner(tasks)[1:]}: {error}") from error
+
+        return {
+            task: self.store.record(
+                "accuracy",
+                {"weights": dict(weights), **self._key(task, split)},
+                lambda task=task: measure(task),
+            )
+            for task in tasks
+        }
+
+    def _measure(self, task: str, split: str) -> dict[str, Any]:
+        images = self._images(task, split)
+        hits = correct(
+            self._encoder,
+            self.heads[task],
+            self.preprocess,
+            images,
+            self.batch_size,
+            _PRECISIONS[self.precision],
+        )
+        right = int(hits.sum())
+        found: dict[str, Any] = {"accuracy": right / len(images), "images": len(images), "correct": right}
+        if split == "test" and self.subset is not None:
+            found["hits"] = base64.b64encode(np.packbits(hits).tobytes()).decode()
+        return found
+
+    def _images(self, task: str, split: str) -> Images:
+        if (task, split) not in self._chosen:
+            choices = {
+                "test": (self.tests, self.subset),
+                "validation": (self.validation, self.validation_subset),
+            }
+            given, count = choices.get(split, ({}, None))
+            if task not in given:
+                raise UserError(f"No {split} images for '{task}': have {', '.join(given) or 'none'}.")
+            self._chosen[task, split] = _drawn(given[task], count, task, split, self.subset_seed)
+        return self._chosen[task, split]
+
+    def _swap_in(self, state: Mapping[str, Tensor], tasks: Sequence[str]) -> None:
+        with torch.no_grad():
+            self._encoder.load_state_dict(encoder_state(self._encoder, state, _owner(tasks)))
+
+    @cached_property
+    def _encoder(self) -> nn.Module:
+        """The encoder on the device; the one that was given stays where it is."""
+        return self.encoder if self.device == "cpu" else copy.deepcopy(self.encoder).to(self.device)
+
+    @cached_property
+    def _architecture(self) -> str:
+        # The text form names every module, but not all of their options: the number of heads is missing.
+        return digest({"encoder": repr(self.encoder), "configuration": dict(self.configuration)})
+
+    @cached_property
+    def _chosen(self) -> dict[tuple[str, str], Images]:
+        return {}
+
+    @cached_property
+    def _keys(self) -> dict[tuple[str, str], dict[str, Any]]:
+        return {}
+
+    def _key(self, task: str, split: str) -> dict[str, Any]:
+        """Say what an accuracy depends on besides the weights; what is as it always was goes unsaid."""
+        if (task, split) not in self._keys:
+            key: dict[str, Any] = {
+                "head": tensors_hash({"head": self.heads[task]}),
+                "images": self._images(task, split).fingerprint,
+                "encoder": self._architecture,
+                "version": str(_VERSION),
+            }
+            if not self.device.startswith("cpu"):
+                key["device"] = self.device.partition(":")[0]
+            if self.precision != "float32":
+                key["precision"] = self.precision
+            if split == "test" and self.subset is not None:
+                key["hits"] = True
+            self._keys[task, split] = key
+        return self._keys[task, split]
+
+
+def _owner(tasks: Sequence[str]) -> str:
+    return f"the model to be tested on {', '.join(tasks)}"
+
+
+def _drawn(images: Images, count: int | None, task: str, split: str, seed: int) -> Images:
+    """Draw some of the images without replacement, in their own order; all of them where there are no more."""
+    if count is None or count >= len(images):
+        return images
+    order = torch.randperm(len(images), generator=seeded_generator("evaluation", task, split, seed))
+    return images[order[:count].sort().values]
+
+
+def _unpacked(hits: str, count: int) -> Bool[np.ndarray, " N"]:
+    packed = np.frombuffer(base64.b64decode(hits), dtype=np.uint8)
+    return np.unpackbits(packed, count=count).astype(bool)
+
+
+def pixel_accuracy(train: Images, validation: Images, test: Images, store: Store) -> float:
+    """Return the test accuracy of multinomial logistic regression on raw pixels: what needs no representation.
+
+    Pixels are scaled to [-1, 1]; the L2 penalty is the one of two that does better on the validation images.
+    """
+    parts = {"train": train.fingerprint, "validation": validation.fingerprint, "test": test.fingerprint}
+    key = {**parts, "penalties": list(_PIXEL_PENALTIES), "version": _VERSION}
+
+    def compute() -> dict[str, float]:
+        fitted = [_pixel_regression(train, penalty) for penalty in _PIXEL_PENALTIES]
+        best = max(fitted, key=lambda model: model.score(_pixels(validation), validation.labels.numpy()))
+        return {"accuracy": float(best.score(_pixels(test), test.labels.numpy()))}
+
+    return store.record("pixel_accuracy", key, compute)["accuracy"]
+
+
+def _pixel_regression(train: Images, penalty: float) -> Any:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings():
+        # A baseline's last digits: its accuracy has settled long before its weights have.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = LogisticRegression(C=1 / penalty, max_iter=100, tol=1e-3)
+        return model.fit(_pixels(train), train.labels.numpy())
+
+
+def _pixels(images: Images) -> Any:
+    return (images.images.flatten(1).float() / 127.5 - 1).numpy()

@@ -1,0 +1,89 @@
+"""A weighted sum of other penalties: λ Σ wᵢ Rᵢ."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mergeability.errors import UserError
+from mergeability.finetuning.objective import Penalty, Step, check_strength
+
+
+@dataclass(frozen=True)
+class WeightedSum:
+    """Penalise a weighted sum of signals of mergeability: R = Σ wᵢ Rᵢ.
+
+    Every term is a penalty, and its own strength is its weight wᵢ ≥ 0; one of weight 0 is never called. The value
+    of each term, without its weight, is logged under its name.
+
+    Attributes:
+        terms: penalties by any names.
+        strength: λ ≥ 0, which scales the sum.
+
+    Raises:
+        UserError: `strength` is negative or not finite, no term has a weight above 0, or two share a name.
+    """
+
+    terms: Mapping[str, Penalty]
+    strength: float | int = 0.0
+    name: str = "mergeability"
+
+    def __post_init__(self) -> None:
+        check_strength(self.name, self.strength)
+        names = [term.name for term in self._used.values()]
+        if not names:
+            raise UserError(
+                "reg.penalty.terms has no term of a weight above 0: set one, as in "
+                "reg.penalty.terms.l2_to_init.strength=1."
+            )
+        if len(set(names)) < len(names) or self.name in names:
+            raise UserError(
+                f"reg.penalty.terms must have different names, not {', '.join(names)}: each is logged under its own."
+            )
+
+    @property
+    def _used(self) -> dict[str, Penalty]:
+        return {key: term for key, term in self.terms.items() if term.strength > 0}
+
+    @property
+    def second_order(self) -> bool:
+        """Say whether any term differentiates the loss twice."""
+        return any(term.second_order for term in self._used.values())
+
+    def constants(self, initial: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the constants of all terms, each behind its term's name."""
+        return {
+            f"{key}/{name}": tensor
+            for key, term in self._used.items()
+            for name, tensor in term.constants(initial).items()
+        }
+
+    def gradients(self, step: Step) -> tuple[tuple[Tensor, ...], Float[Tensor, ""]]:
+        """Return ∇L + λ Σ wᵢ ∇Rᵢ for every parameter, and R."""
+        step = replace(step, known_gradients=step.gradients_of_loss(create_graph=self.second_order))
+        plain = step.gradients_of_loss()
+        total, value = plain, torch.zeros_like(step.loss.detach())
+        for key, term in self._used.items():
+            gradients, of_term = self._scaled(term).gradients(_part(step, key))
+            step.log(term.name, of_term)
+            value = value + term.strength * of_term
+            # What a term adds is no less exact for the subtraction: it was rounded at this size when ∇L was added.
+            total = tuple(sum_ + (with_term - g) for sum_, with_term, g in zip(total, gradients, plain))
+        return total, value
+
+    def _scaled(self, term: Penalty) -> Penalty:
+        # Scaled before and not after, where λ would scale the rounding of ∇L too.
+        return replace(cast("Any", term), strength=self.strength * term.strength)
+
+
+def _part(step: Step, key: str) -> Step:
+    prefix = f"{key}/"
+    constants = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in step.constants.items()
+        if name.startswith(prefix)
+    }
+    return replace(step, constants=constants)

@@ -1,0 +1,1 @@
+"""Linear algebra on large matrices: Gram matrices in blocks, decompositions, polar factors."""

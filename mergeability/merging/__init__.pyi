@@ -1,0 +1,15 @@
+from . import method as method
+from .average import Average as Average
+from .breadcrumbs import Breadcrumbs as Breadcrumbs
+from .consensus_ta import ConsensusTA as ConsensusTA
+from .dare import Dare as Dare
+from .fisher import Fisher as Fisher
+from .iso_c import IsoC as IsoC
+from .iso_cts import IsoCTS as IsoCTS
+from .method import apply as apply
+from .method import fixed_alpha as fixed_alpha
+from .regmean import RegMean as RegMean
+from .slerp import Slerp as Slerp
+from .task_arithmetic import TaskArithmetic as TaskArithmetic
+from .ties import Ties as Ties
+from .tsv import TSVM as TSVM

@@ -1,0 +1,151 @@
+"""Take in a fine-tuned encoder from elsewhere: checked against its architecture and its base, renamed, hashed.
+
+The result is a folder like that of a training here, with `card.json`, so an analysis of tasks finds it.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergeability.data.tasks import Task
+from mergeability.errors import UserError
+from mergeability.models.base import WEIGHTS, load_base
+from mergeability.models.classify import accuracy
+from mergeability.models.clip import ClipModel
+from mergeability.models.zero_shot import zero_shot_head
+from mergeability.pipeline.saving import save_merge
+from mergeability.provenance import provenance
+from mergeability.store import digest
+from mergeability.weights import checkpoints
+from mergeability.weights.checkpoints import PREFIX, PROJECTION, Checkpoint
+from mergeability.weights.encoder_state import encoder_state
+from mergeability.weights.hub import find_weights, read_tensors, revision
+from mergeability.weights.names import layout_name
+from mergeability.weights.torch_file import SUFFIXES
+from mergeability.weights.whole_clip import check_same
+
+logger = logging.getLogger(__name__)
+
+
+def import_checkpoint(
+    source: str | Path,
+    folder: str | Path,
+    model: ClipModel,
+    *,
+    task: Task | None = None,
+    base_folder: str | Path | None = None,
+    export: str | None = None,
+    evaluate: bool = False,
+    warn_above: float | int = 0.5,
+    refuse_above: float | int = 2.0,
+    loggers: Any = (),
+    record: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Import a fine-tuned visual encoder; return the card.
+
+    Leaves `model.safetensors` (canonical names, the dtypes it came in), with a task `head.safetensors`, and, last,
+    `card.json`: where it came from, under which names, the commit on the hub, the SHA-256 of both files.
+
+    Args:
+        source: a file, a folder or a hub id: open_clip's names with or without `visual.`, `model.visual.` or
+            `module.visual.`, or Hugging Face's of any generation; safetensors, or PyTorch's kind with nothing but
+            tensors in it. A text tower beside it is left out.
+        folder: where the model goes.
+        model: the architecture it must be.
+        task: what it was fine-tuned on: makes the zero-shot head.
+        base_folder: the base it was fine-tuned from; a projection that is missing is this one's.
+        export: "hf" writes Hugging Face's names and their two configuration files.
+        evaluate: whether to measure the test accuracy of the model and of the base; needs the task's images.
+        warn_above: ‖τ‖/‖θ0‖ above which another base is suspected.
+        refuse_above: ‖τ‖/‖θ0‖ above which the model is refused.
+        loggers: not used; every run is given them.
+        record: settings for the card.
+
+    Raises:
+        UserError: the file cannot be found or read or holds more than tensors; names are left over or missing, or of
+            other shapes (lists them); it is not from this base.
+    """
+    folder, path = Path(folder), find_weights(source)
+    tensors = read_tensors(path)
+    state = Checkpoint.canonical(tensors, path)
+    clip = model.architecture_only() if base_folder is None else load_base(Path(base_folder), model)
+    own = {f"{PREFIX}{name}": tensor for name, tensor in clip.visual.state_dict().items()}
+    if base_folder is not None and PROJECTION in own:
+        state.setdefault(PROJECTION, own[PROJECTION])
+    # Counts of batches say nothing about a model, and old files lack them.
+    counts = frozenset(name for name in own if name.endswith("num_batches_tracked"))
+    check_same(own, state, str(path), model.name, optional=counts)
+    card: dict[str, Any] = {
+        "task": None if task is None else task.name,
+        "model": model.name,
+        "source": str(source) if revision(path) else path.name,
+        "source_format": f"{'PyTorch' if path.suffix in SUFFIXES else 'safetensors'}, {layout_name(tensors)}",
+        "source_sha256": checkpoints.file_hash(path),
+        "source_revision": revision(path),
+        "settings": dict(record or {}),
+        "settings_hash": digest(dict(record or {})),
+    }
+    if base_folder is not None:
+        card["base_sha256"] = checkpoints.file_hash(Path(base_folder) / WEIGHTS)
+        card["relative_norm"] = _relative_norm(state, own, path, warn_above, refuse_above)
+    checkpoints.remove_card(folder)
+    if task is not None:
+        head = zero_shot_head(clip, model.tokenize, task.class_names, task.templates).clone()
+        saved = checkpoints.save(folder / "head.safetensors", {"head": head})
+        card["head_sha256"] = checkpoints.file_hash(saved)
+        card["expected_accuracy"] = task.expected_accuracy
+        if evaluate:
+            card |= _accuracies(clip, state, head, model, task)
+    configuration = model.configuration
+    save_merge(
+        folder,
+        {**{name: own[name] for name in counts if name not in state}, **state},
+        {**card, **provenance()},
+        export=export,
+        configuration=configuration,
+        mean=model.mean,
+        std=model.std,
+    )
+    logger.info("Imported %s: %s", card["source"], folder)
+    return checkpoints.read_card(folder) or {}
+
+
+def _relative_norm(
+    state: Mapping[str, Tensor],
+    base: Mapping[str, Tensor],
+    path: Path,
+    warn_above: float | int,
+    refuse_above: float | int,
+) -> float:
+    """Compute ‖τ‖/‖θ0‖, a few percent after fine-tuning; refuse or suspect what is far more."""
+    weights = [name for name in state if state[name].is_floating_point() and "running_" not in name]
+    change = sum((state[n].double() - base[n].double()).square().sum().item() for n in weights) ** 0.5
+    length = sum(base[name].double().square().sum().item() for name in weights) ** 0.5
+    relative = change / length
+    if relative > refuse_above:
+        raise UserError(
+            f"{path} was not fine-tuned from this base: its task vector is {relative:.3g} times as long as the base, "
+            f"at most {refuse_above:g} is accepted. Give the base it was started from, or "
+            "base=null."
+        )
+    if relative > warn_above:
+        logger.warning(
+            "The task vector of %s is %.3g times as long as the base: is this its base?", path, relative
+        )
+    return relative
+
+
+@torch.no_grad()
+def _accuracies(
+    clip: Any, state: Mapping[str, Tensor], head: Tensor, model: ClipModel, task: Task
+) -> dict[str, dict[str, float]]:
+    """Measure the base and then the model on the task's test images; the encoder is left with the model's weights."""
+    test = task.split("test")
+    before = accuracy(clip.visual, head, model.preprocess, test)
+    clip.visual.load_state_dict(encoder_state(clip.visual, state, task.name), strict=False)
+    after = accuracy(clip.visual, head, model.preprocess, test)
+    return {"accuracy": {"test": after}, "base_accuracy": {"test": before}}

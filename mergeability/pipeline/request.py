@@ -1,0 +1,152 @@
+"""Everything an analysis is asked for: what `analyze.py` makes of its configuration."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mergeability.errors import UserError
+from mergeability.evaluation.model_sets import MergeSets
+from mergeability.evaluation.scales import GRID, ScaleChoice
+from mergeability.pipeline.suites import CheckpointSuite, TableSuite, TaskSuite
+from mergeability.prediction.scorer import MARGIN
+from mergeability.prediction.study import StudySettings
+from mergeability.profiles.profiles import Profiles
+from mergeability.profiles.views import Views
+from mergeability.progress import Progress
+from mergeability.task_vectors.vectors import TaskVectors
+
+
+@dataclass(frozen=True)
+class ProfileSettings:
+    """Options of the evidence.
+
+    Attributes:
+        samples: calibration images of each task.
+        seed: of their choice.
+        layer: dotted name of the layer whose activations are averaged; the last block when None.
+        pool: the tasks whose images make the pool of the activations; all of the suite when None.
+        split_qkv: take the queries, keys and values of a fused attention for three matrices.
+        matricize: "conv" takes a convolution's kernel for the matrix out × (in·height·width).
+        memory_budget: GiB that what is computed may take at a time.
+        merge_samples: calibration images of each task for the merge methods that need data; all validation
+            images where there are fewer.
+    """
+
+    samples: int = 10
+    merge_samples: int = 256
+    seed: int = 42
+    layer: str | None = None
+    pool: Sequence[str] | None = None
+    split_qkv: bool = False
+    matricize: str | None = None
+    memory_budget: float | int = 4
+
+    def __post_init__(self) -> None:
+        if self.merge_samples < 1:
+            raise UserError(
+                f"Expected at least one calibration image, got merge_samples={self.merge_samples}."
+            )
+
+    def profiles(
+        self, task_vectors: TaskVectors, views: Views | None, device: str, progress: Progress
+    ) -> Profiles:
+        """Make the evidence of these models."""
+        return Profiles(
+            task_vectors,
+            views,
+            split_qkv=self.split_qkv,
+            matricize=self.matricize,
+            memory_budget=self.memory_budget,
+            device=device,
+            progress=progress,
+        )
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """Which merges are made, at which scale, on which images they are evaluated, and whether they are kept.
+
+    Attributes:
+        pairs: the pairs to merge, [[a, b], …]; every one when None.
+        arity: models that are merged together: a number, "all", or several of these.
+        sets: how many sets of that many to draw; every one when None.
+        seed: of the draw.
+        alpha: None for each method's own scale, a number, "tuned" or "both".
+        alpha_grid: the scales that tuning tries.
+        validation_images: how many of each task tuning looks at.
+        test_images: how many of each task's test images to evaluate on; all when None.
+        save: whether to write the merged encoders.
+        export: "hf" writes them in Hugging Face's names.
+    """
+
+    pairs: Sequence[Sequence[str]] | None = None
+    arity: int | str | Sequence[int | str] = 2
+    sets: int | None = None
+    seed: int = 0
+    alpha: float | int | str | None = None
+    alpha_grid: Sequence[float | int] = GRID
+    validation_images: int = 1000
+    test_images: int | None = None
+    save: bool = False
+    export: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("validation_images", "test_images"):
+            count = getattr(self, name)
+            if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+                raise UserError(f"Expected {name} to be a positive number of images, got {count!r}.")
+        if self.export not in (None, "hf"):
+            raise UserError(f"Expected export to be hf or null, got {self.export!r}.")
+        # Made to be checked: what is wrong would else be found after minutes.
+        _ = self.chosen_sets, self.scales
+
+    @property
+    def chosen_sets(self) -> MergeSets:
+        """Which sets of models are merged."""
+        return MergeSets(self.pairs, self.arity, self.sets, self.seed)
+
+    @property
+    def scales(self) -> ScaleChoice:
+        """At which scales."""
+        return ScaleChoice(self.alpha, self.alpha_grid)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether merged encoders are written."""
+        return self.save or self.export is not None
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything an analysis is asked for.
+
+    Attributes:
+        suite: what to analyse.
+        metrics: name → metric.
+        merges: name → merge method.
+        predictors: name → scikit-learn regressor.
+        prediction: how prediction is studied.
+        fitted: folder or file of a predictor fitted by an earlier run, which scores every pair.
+        margin: how far beyond the range it was fitted on a metric may lie, as a share of that range.
+        profile: options of the evidence.
+        merging: which merges, at which scale, and how they are evaluated.
+        store: folder of the store; in memory when None.
+        on_error: `raise`, or `nan` to go on without a metric that fails.
+        device: where the evidence is computed and merges are evaluated: `cpu`, `cuda`, or `auto`.
+        folder: where merged encoders are written, in `merged/`.
+    """
+
+    suite: TaskSuite | CheckpointSuite | TableSuite
+    metrics: Mapping[str, Any]
+    merges: Mapping[str, Any] = field(default_factory=dict)
+    predictors: Mapping[str, Any] = field(default_factory=dict)
+    prediction: StudySettings = field(default_factory=StudySettings)
+    fitted: str | None = None
+    margin: float | int = MARGIN
+    profile: ProfileSettings = ProfileSettings()
+    merging: MergeSettings = MergeSettings()
+    store: str | None = None
+    on_error: str = "raise"
+    device: str = "auto"
+    folder: Path | None = None

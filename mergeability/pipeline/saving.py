@@ -1,0 +1,247 @@
+"""Write a merged encoder: its weights, under open_clip's or Hugging Face's names, and a card that says what it is."""
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mergeability.errors import UserError
+from mergeability.models.clip import CLIP_MEAN, CLIP_STD
+from mergeability.provenance import provenance
+from mergeability.store import write_text
+from mergeability.task_vectors.vectors import TaskVectors
+from mergeability.weights import checkpoints, hugging_face
+from mergeability.weights.checkpoints import Checkpoint
+
+WEIGHTS = "model.safetensors"
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+HUGGING_FACE = "hf"
+EXPORTS = (HUGGING_FACE,)
+
+_WITHOUT_CONFIG = (
+    f"The architecture's settings are not known here: copy {CONFIG} and {PREPROCESSOR} of the base model into this "
+    "folder before transformers reads it."
+)
+_LONGEST_NAME = 100
+_LONGEST_START = 80
+_DIGITS = 16
+# The header of the weights, the card and two small files.
+_BESIDE_WEIGHTS = 2**17
+
+
+def save_merge(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    card: Mapping[str, Any],
+    *,
+    export: str | None = None,
+    configuration: Mapping[str, Any] | None = None,
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
+) -> Path:
+    """Write a merged encoder into a folder of its own, in the place of an earlier one.
+
+    The card is removed first and written last: where it is, the rest is whole and belongs to it.
+
+    Args:
+        folder: for `model.safetensors`, `card.json` and, for transformers, `config.json` and
+            `preprocessor_config.json`. Made if need be.
+        state: canonical name → tensor, in the dtypes to be written.
+        card: what `merge_card` returns. The names used and the file's SHA-256 are added to it.
+        export: "hf" for Hugging Face's names; None for canonical ones, which are open_clip's.
+        configuration: open_clip's of the model; None where it is not known, as of bare checkpoints: then neither
+            configuration file is written, and the card says where to get them.
+        mean: of the normalisation of images.
+        std: of the normalisation of images.
+
+    Returns:
+        The path of the weights.
+
+    Raises:
+        UserError: an unknown export, an encoder or a configuration that transformers has no model for, or a disk
+            that is full or cannot be written; what was there before is then whole, or its card is gone.
+    """
+    # All of this before the first change: what cannot be written should cost no earlier result.
+    tensors, described = _exported(state, export)
+    files = {}
+    if config := _config(state, export, configuration):
+        files = {
+            CONFIG: config,
+            PREPROCESSOR: hugging_face.preprocessor_config(config["image_size"], mean, std),
+        }
+    elif export == HUGGING_FACE:
+        described["note"] = _WITHOUT_CONFIG
+    _make_room(folder)
+    path = checkpoints.save(folder / WEIGHTS, tensors, {"format": "pt"})
+    for name, content in files.items():
+        write_text(folder / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    checkpoints.write_card(folder, {**card, **described, "sha256": checkpoints.file_hash(path)})
+    return path
+
+
+def merge_card(
+    task_vectors: TaskVectors,
+    description: Any,
+    alpha: float | int,
+    accuracies: Mapping[str, Mapping[str, Any]],
+    *,
+    alpha_from: str,
+    facts: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Record what a merge is made of and how good it is, as JSON.
+
+    Args:
+        task_vectors: the models that were merged.
+        description: the method and every option, as `merge_quality.describe` gives it.
+        alpha: the scale.
+        alpha_from: how the scale was chosen, such as "the method's own" or "tuned on validation images".
+        accuracies: task → name → value, as `task_accuracies` gives it; empty where nothing was evaluated.
+        facts: more entries.
+
+    Returns:
+        `base_sha256`, `parents` (task → SHA-256 of its file), `merge`, `alpha`, `alpha_from`, `accuracies` (null
+        where undefined), versions, commit and time, and the facts.
+    """
+    return {
+        **(facts or {}),
+        "base_sha256": task_vectors.base_hash,
+        "parents": dict(task_vectors.hashes),
+        "merge": description,
+        "alpha": float(alpha),
+        "alpha_from": alpha_from,
+        "accuracies": {
+            task: {name: _json_number(value) for name, value in of_task.items()}
+            for task, of_task in accuracies.items()
+        },
+        **provenance(),
+    }
+
+
+def task_accuracies(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Arrange the outcome of one merge, one row a task, for its card.
+
+    Args:
+        rows: with `task` and at least one of `accuracy` (of the merge), `finetuned_accuracy`, `base_accuracy`,
+            `norm_accuracy` (merged / fine-tuned) and `kept_gain`.
+
+    Returns:
+        Task → name of the column → value.
+    """
+    names = ("accuracy", "finetuned_accuracy", "base_accuracy", "norm_accuracy", "kept_gain")
+    known = [name for name in names if name in rows.columns]
+    return {str(row["task"]): {name: float(row[name]) for name in known} for row in rows.to_dict("records")}
+
+
+def encoder_bytes(checkpoint: Checkpoint) -> int:
+    """Return how many bytes an encoder with these shapes and dtypes takes on disk, with what lies beside it."""
+    sizes = (
+        math.prod(checkpoint.shapes[name]) * checkpoint.dtypes[name].itemsize for name in checkpoint.names
+    )
+    return sum(sizes) + _BESIDE_WEIGHTS
+
+
+def check_space(folder: Path, merges: int, bytes_each: int) -> None:
+    """Check that so many merges fit on a folder's disk: before hours of merging, not after.
+
+    Args:
+        folder: where they are to go; it need not exist yet.
+        merges: how many are to be saved.
+        bytes_each: the size of one, from `encoder_bytes`.
+
+    Raises:
+        UserError: there is less space; says how much is needed and how much there is, in GB (10⁹ bytes).
+    """
+    needed, free = merges * bytes_each, shutil.disk_usage(_existing(folder)).free
+    if needed > free:
+        raise UserError(
+            f"Saving {merges} merges of {_gigabytes(bytes_each)} GB each takes {_gigabytes(needed)} GB, but {folder} "
+            f"has {_gigabytes(free)} GB free: choose pairs=…, fewer methods, or hydra.run.dir=… on another disk."
+        )
+
+
+def check_export(
+    checkpoint: Checkpoint, export: str | None, configuration: Mapping[str, Any] | None = None
+) -> None:
+    """Check that merges of models like this one can be saved as asked: before the merging, not after.
+
+    Args:
+        checkpoint: the base model; only its names, shapes and dtypes are looked at.
+        export: what `save_merge` is to be given.
+        configuration: what `save_merge` is to be given.
+
+    Raises:
+        UserError: an unknown export, an encoder or a configuration that transformers has no model for.
+    """
+    shapes, dtypes = checkpoint.shapes, checkpoint.dtypes
+    state = {name: torch.empty(shapes[name], dtype=dtypes[name], device="meta") for name in checkpoint.names}
+    _exported(state, export)
+    _config(state, export, configuration)
+
+
+def merge_folder_name(tasks: Sequence[str]) -> str:
+    """Name the folder of a merge of these tasks, in the order given: "a+b".
+
+    Different tasks never share a name: all but letters, digits and `_.-` is written as in a URL ("a/b" as "a%2Fb").
+    A name above 100 characters is cut, and ends with `~` and a digest of all the names.
+    """
+    # Of the characters `quote` leaves as they are, a tilde is kept for digests and a leading dot hides the folder.
+    name = "+".join(quote(task, safe="").replace("~", "%7E") for task in tasks)
+    name = "%2E" + name[1:] if name.startswith(".") else name
+    if len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[:_LONGEST_START]}~{hashlib.sha256(name.encode()).hexdigest()[:_DIGITS]}"
+
+
+def _exported(state: Mapping[str, Tensor], export: str | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Name the tensors as asked, and say in the card's words how."""
+    if export is None:
+        return dict(state), {"names": "open_clip"}
+    if export not in EXPORTS:
+        raise UserError(
+            f"Expected export to be one of {', '.join(EXPORTS)}, or null for open_clip's names; got {export!r}."
+        )
+    return hugging_face.renamed(state), {"names": "hugging_face"}
+
+
+def _config(
+    state: Mapping[str, Tensor], export: str | None, configuration: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    if export != HUGGING_FACE or configuration is None:
+        return None
+    return hugging_face.vision_config(configuration, state)
+
+
+def _make_room(folder: Path) -> None:
+    """Take away the card of an earlier merge, then the files that the next one may not have."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoints.remove_card(folder)
+        for name in (CONFIG, PREPROCESSOR):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write into {folder}: {error.strerror or error}. Choose another place with hydra.run.dir=…."
+        ) from error
+
+
+def _existing(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    folder = folder.absolute()
+    return next(place for place in (folder, *folder.parents) if place.exists())
+
+
+def _json_number(value: Any) -> float | None:
+    """Return a number as JSON has it: what is undefined is null."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.3g}" if count < 1e11 else f"{count / 1e9:.0f}"

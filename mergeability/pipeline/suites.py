@@ -1,0 +1,185 @@
+"""What can be analysed: tasks whose models `train.py` made, bare checkpoints from one base, or a table of pairs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from torch import Tensor
+
+from mergeability.data.tasks import Task
+from mergeability.errors import UserError
+from mergeability.models.base import WEIGHTS
+from mergeability.models.clip import ClipModel
+from mergeability.store import Store
+from mergeability.task_vectors.vectors import TaskVectors
+from mergeability.weights import checkpoints
+from mergeability.weights.hub import open_checkpoint
+
+
+@dataclass(frozen=True)
+class TaskSuite:
+    """Tasks, and where their fine-tuned models lie.
+
+    Attributes:
+        name: of the suite.
+        tasks: name → task.
+        model: the CLIP whose visual encoder was fine-tuned.
+        checkpoints: folder of all checkpoints of that model.
+        trained: the folder below it that holds one folder a task: `<penalty>-<λ>/seed-<seed>`.
+        train_command: what makes missing models, up to `task=`.
+        pixel_baseline: whether to fit logistic regression on raw pixels for comparison.
+        warn_above: length of a task vector, as a share of the base's, above which another base is suspected.
+        refuse_above: the length above which a model is refused.
+    """
+
+    name: str
+    tasks: Mapping[str, Task]
+    model: ClipModel
+    checkpoints: str
+    trained: str
+    train_command: str
+    pixel_baseline: bool = False
+    warn_above: float | int = 0.5
+    refuse_above: float | int = 2.0
+
+    def folder(self, task: str) -> Path:
+        """Say where a task's model lies."""
+        return Path(self.checkpoints) / self.trained / task
+
+    @property
+    def base(self) -> Path:
+        """The base model's weights."""
+        return Path(self.checkpoints) / "base" / WEIGHTS
+
+    def load(self, store: Store) -> TaskVectors:
+        """Open the models' task vectors.
+
+        Raises:
+            UserError: models are missing (names the command that makes them), or changed since training.
+        """
+        found = {task: checkpoints.read_card(self.folder(task)) for task in self.tasks}
+        cards = {task: card for task, card in found.items() if card is not None}
+        missing = [task for task in self.tasks if task not in cards or not self._files_exist(task)]
+        if missing:
+            raise UserError(
+                f"No checkpoint for {', '.join(repr(task) for task in missing)} with {self.trained}. "
+                f"Run: {self.train_command} task={','.join(missing)}"
+            )
+        models = {task: self.folder(task) / "model.safetensors" for task in self.tasks}
+        vectors = TaskVectors.load(
+            models, base=self.base, store=store, warn_above=self.warn_above, refuse_above=self.refuse_above
+        )
+        for task, card in cards.items():
+            head = checkpoints.file_hash(self.folder(task) / "head.safetensors")
+            names = card["settings"].get("task", {}).get("class_names", self.tasks[task].class_names)
+            differing = {
+                "the base it was fine-tuned from": card["base_sha256"] != vectors.base_hash,
+                "model.safetensors": card["sha256"] != vectors.hashes[task],
+                "head.safetensors": card["head_sha256"] != head,
+                "the list of class names": list(names) != list(self.tasks[task].class_names),
+            }
+            changed = [what for what, differs in differing.items() if differs]
+            if changed:
+                raise UserError(
+                    f"Since the model in {self.folder(task)} was trained, {' and '.join(changed)} changed. "
+                    f"Run: {self.train_command} task={task} overwrite=true"
+                )
+        return vectors
+
+    def _files_exist(self, task: str) -> bool:
+        return all((self.folder(task) / f"{name}.safetensors").is_file() for name in ("model", "head"))
+
+    def heads(self) -> dict[str, Tensor]:
+        """Read the frozen heads stored beside the models."""
+        return {name: checkpoints.load(self.folder(name) / "head.safetensors")["head"] for name in self.tasks}
+
+
+@dataclass(frozen=True)
+class CheckpointSuite:
+    """Any models fine-tuned from one base, without data.
+
+    Attributes:
+        name: of the suite.
+        base: the base's state dict: a file, a folder, or an id on the Hugging Face hub.
+        models: name → a fine-tuned state dict, given the same way.
+        warn_above: length of a task vector, as a share of the base's, above which another base is suspected.
+        refuse_above: the length above which a model is refused.
+    """
+
+    name: str
+    base: str
+    models: Mapping[str, str]
+    warn_above: float | int = 0.5
+    refuse_above: float | int = 2.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.models, Mapping) or not all(
+            isinstance(path, str) for path in self.models.values()
+        ):
+            raise UserError("suite.models names files: 'suite.models={a: a.safetensors, b: b.safetensors}'.")
+
+    def load(self, store: Store) -> TaskVectors:
+        """Open the task vectors.
+
+        Raises:
+            UserError: a model cannot be found, downloaded or read, or was made from another base.
+        """
+        return TaskVectors.load(
+            {str(name): open_checkpoint(source, store) for name, source in self.models.items()},
+            base=open_checkpoint(self.base, store),
+            store=store,
+            warn_above=self.warn_above,
+            refuse_above=self.refuse_above,
+        )
+
+
+@dataclass(frozen=True)
+class TableSuite:
+    """A ready table of pairs: metrics and outcomes.
+
+    Attributes:
+        name: of the suite.
+        table: a CSV or Parquet file with `task_a`, `task_b`, metric and outcome columns.
+        metrics: the columns that are metrics; those chosen by `metric=` that the table has, when None.
+        methods: merge methods whose outcomes are predicted; all that have some when None.
+        rows: `per_method`, or `complete`: only pairs with an outcome for every one of these methods.
+    """
+
+    name: str
+    table: str
+    metrics: Sequence[str] | None = None
+    methods: Sequence[str] | None = None
+    rows: str = "per_method"
+
+    def read(self) -> pd.DataFrame:
+        """Read the table.
+
+        Raises:
+            UserError: there is no such file, or it is not such a table.
+        """
+        path = Path(self.table).expanduser()
+        if not path.is_file():
+            raise UserError(f"No table at {path}. Give suite.table=<a CSV or Parquet file>.")
+        try:
+            table = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
+        except (ValueError, OSError) as error:
+            raise UserError(f"{path} cannot be read as a table: {error}") from error
+        except ImportError as error:
+            raise UserError("Parquet needs pyarrow: install the extra 'data', or give a CSV file.") from error
+        absent = [name for name in ("task_a", "task_b", *(self.metrics or ())) if name not in table.columns]
+        if absent:
+            raise UserError(f"{path} has no column {', '.join(absent)}. It has: {', '.join(table.columns)}.")
+        return table
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Read a pair table, names of tasks as text whatever they look like: a task may be called 1, or NA."""
+    names = ("task_a", "task_b")
+    others = [column for column in pd.read_csv(path, nrows=0).columns if column not in names]
+    return pd.read_csv(
+        path,
+        dtype=dict.fromkeys(names, str),
+        keep_default_na=False,
+        na_values={column: ["", "NA", "NaN", "nan", "null", "None"] for column in others},
+    )

@@ -1,0 +1,235 @@
+"""The pair table: one row a pair of tasks, metrics as features, outcomes `<target>_<method>`."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+
+from mergeability.errors import UserError
+from mergeability.prediction.validation.protocols import incidence, task_order
+
+TARGETS = ("norm_acc", "acc")
+MIN_TASKS = 4
+
+_OUTCOME = re.compile(r"(norm_)?acc_.+")
+_NAMED_ROWS = 6
+# Values of float32 may lie outside their range by rounding.
+_SLACK = 1e-5
+
+
+@dataclass(frozen=True)
+class PairRows:
+    """The rows of a table that have every metric and one outcome.
+
+    `ends` are the two tasks of each pair; `incidence[i, t]` is 1 where pair i contains task t.
+    """
+
+    metrics: tuple[str, ...]
+    tasks: tuple[str, ...]
+    ends: np.ndarray
+    features: Float[np.ndarray, "n m"]
+    incidence: Float[np.ndarray, "n T"]
+    outcome: Float[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class PairTable:
+    """A validated pair table. Only the named metrics are ever features; every other column stays out."""
+
+    frame: pd.DataFrame
+    metrics: tuple[str, ...]
+    tasks: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def validate(
+        cls,
+        frame: pd.DataFrame,
+        metrics: Sequence[str],
+        outcomes: Sequence[str],
+        ranges: Mapping[str, tuple[float, float]] | None = None,
+    ) -> "PairTable":
+        """Check a table of pairs and keep its task, metric and outcome columns.
+
+        Raises UserError for missing or repeated columns, an outcome named as a metric, text or infinity in a
+        number column, a metric outside its range (name → lowest, highest), a pair given twice or with itself,
+        and fewer than four tasks. A metric without any value is left out, with a note.
+        """
+        _check_columns(frame, metrics, outcomes)
+        tasks = _check_pairs(frame)
+        numbers = {name: _numbers(frame, name) for name in (*metrics, *outcomes)}
+        for name in metrics:
+            _check_range(frame, name, numbers[name], (ranges or {}).get(name))
+        empty = [name for name in metrics if np.isnan(numbers[name]).all()]
+        notes = [f"Metric {name} has no value for any pair and is left out of prediction." for name in empty]
+        columns = {"task_a": frame["task_a"].to_numpy(), "task_b": frame["task_b"].to_numpy(), **numbers}
+        kept = tuple(name for name in metrics if name not in empty)
+        if not kept:
+            raise UserError("Prediction needs at least one metric with values: none of those named has any.")
+        return cls(pd.DataFrame(columns), kept, tasks, tuple(notes))
+
+    @property
+    def ends(self) -> np.ndarray:
+        """The two tasks of each pair, (n, 2)."""
+        return self.frame[["task_a", "task_b"]].to_numpy(dtype=object)
+
+    def usable(self, outcome: str, complete_for: Sequence[str] = ()) -> Bool[np.ndarray, " n"]:
+        """Mark the rows with all metrics and this outcome, and with those of `complete_for` as well."""
+        return self.frame[[*self.metrics, outcome, *complete_for]].notna().all(axis=1).to_numpy()
+
+    def rows(self, outcome: str, complete_for: Sequence[str] = ()) -> tuple[PairRows, list[str]]:
+        """Take the usable rows, and name the pairs left out."""
+        whole = self.usable(outcome, complete_for)
+        left_out = [f"{a}-{b}" for a, b in self.ends[~whole]]
+        kept = self.frame.loc[whole]
+        ends = self.ends[whole]
+        rows = PairRows(
+            metrics=self.metrics,
+            tasks=self.tasks,
+            ends=ends,
+            features=kept[list(self.metrics)].to_numpy(dtype=np.float64),
+            incidence=incidence(ends, self.tasks),
+            outcome=kept[outcome].to_numpy(dtype=np.float64),
+        )
+        return rows, left_out
+
+
+FINETUNED = "finetuned_accuracy"
+"""The column with the mean of the two fine-tuned models' own accuracies: the baseline that looks at no pair."""
+
+
+def with_finetuned_accuracy(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add the column `finetuned_accuracy` where the outcomes imply it, and return the table.
+
+    `norm_acc` is the mean of acc_a/f_a and acc_b/f_b, linear in 1/f, so all pairs of a method together determine the
+    tasks' own accuracies f. They are added only where every pair agrees with them to six digits.
+    """
+    if FINETUNED in frame.columns:
+        return frame
+    for method in outcome_methods(frame):
+        columns = [f"acc_{method}_a", f"acc_{method}_b", f"norm_acc_{method}"]
+        if not set(columns) <= set(frame.columns):
+            continue
+        ends = frame[["task_a", "task_b"]].to_numpy(dtype=object)
+        tasks = task_order(ends)
+        values = frame[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
+        known = np.isfinite(values).all(axis=1)
+        place = {task: i for i, task in enumerate(tasks)}
+        halves = np.zeros((len(frame), len(tasks)))
+        for row, (a, b) in enumerate(ends):
+            halves[row, place[a]] += values[row, 0] / 2
+            halves[row, place[b]] += values[row, 1] / 2
+        if known.sum() <= len(tasks) or not (halves[known] != 0).any(axis=0).all():
+            continue
+        inverse, _, rank, _ = np.linalg.lstsq(halves[known], values[known, 2], rcond=None)
+        agrees = np.abs(halves[known] @ inverse - values[known, 2]).max() < 1e-6
+        if rank == len(tasks) and agrees and (inverse > 0).all():
+            own = dict(zip(tasks, 1 / inverse, strict=True))
+            means = [(own[a] + own[b]) / 2 for a, b in ends]
+            return frame.assign(**{FINETUNED: means})
+    return frame
+
+
+def outcome_methods(frame: pd.DataFrame, targets: Sequence[str] = TARGETS) -> list[str]:
+    """List the merge methods that a table has outcomes of, in column order.
+
+    A method's two single-task columns end in `_a` and `_b` and are no methods of their own.
+    """
+    columns = [str(name) for name in frame.columns]
+    found: list[str] = []
+    for name in columns:
+        target = next((target for target in targets if name.startswith(f"{target}_")), None)
+        half = name[-2:] in ("_a", "_b") and name[:-2] in columns
+        if target and not half and name.removeprefix(f"{target}_") not in found:
+            found.append(name.removeprefix(f"{target}_"))
+    return found
+
+
+def summarise_names(names: Sequence[str]) -> str:
+    """Join the first few names, and count the rest."""
+    shown = ", ".join(names[:_NAMED_ROWS])
+    return shown if len(names) <= _NAMED_ROWS else f"{shown} and {len(names) - _NAMED_ROWS} more"
+
+
+def _check_columns(frame: pd.DataFrame, metrics: Sequence[str], outcomes: Sequence[str]) -> None:
+    needed = ["task_a", "task_b", *metrics, *outcomes]
+    missing = [name for name in needed if name not in frame.columns]
+    if missing:
+        raise UserError(
+            f"The pair table has no column {summarise_names(missing)}. It has: {summarise_names(list(frame.columns))}."
+        )
+    repeated = sorted({str(name) for name in frame.columns[frame.columns.duplicated()]} & set(needed))
+    if repeated or len(set(metrics)) < len(metrics):
+        names = repeated or sorted({name for name in metrics if list(metrics).count(name) > 1})
+        raise UserError(f"Column {summarise_names(names)} is given more than once; keep one of each.")
+    if not metrics:
+        raise UserError("Prediction needs at least one metric: name some with suite.metrics=[...].")
+    leaks = [name for name in metrics if name in outcomes or _OUTCOME.fullmatch(name)]
+    if leaks:
+        raise UserError(
+            f"{summarise_names(leaks)} is an outcome and cannot predict outcomes: name metrics only."
+        )
+
+
+def _check_pairs(frame: pd.DataFrame) -> tuple[str, ...]:
+    ends = frame[["task_a", "task_b"]]
+    nameless = np.flatnonzero(ends.isna().any(axis=1))
+    if len(nameless):
+        raise UserError(f"Row {nameless[0] + 1} of the pair table lacks task_a or task_b: name both tasks.")
+    pairs = [tuple(pair) for pair in ends.itertuples(index=False, name=None)]
+    wrong = next((task for pair in pairs for task in pair if not isinstance(task, str)), None)
+    if wrong is not None:
+        raise UserError(f"Task names must be text, and {wrong!r} is not: read task_a and task_b as strings.")
+    tasks = task_order(ends.to_numpy(dtype=object))
+    alone = next((a for a, b in pairs if a == b), None)
+    if alone is not None:
+        raise UserError(f"The pair table pairs '{alone}' with itself: a pair needs two tasks.")
+    seen: set[frozenset[str]] = set()
+    for a, b in pairs:
+        if frozenset((a, b)) in seen:
+            raise UserError(
+                f"The pair '{a}', '{b}' is in the table more than once (order does not matter): keep one."
+            )
+        seen.add(frozenset((a, b)))
+    if len(tasks) < MIN_TASKS:
+        raise UserError(
+            f"Prediction leaves tasks out and needs at least {MIN_TASKS}; the pair table has {len(tasks)}. "
+            "Add tasks, or leave prediction out."
+        )
+    return tasks
+
+
+def _numbers(frame: pd.DataFrame, name: str) -> Float[np.ndarray, " n"]:
+    column = frame[name]
+    numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+    text = np.flatnonzero(np.isnan(numbers) & column.notna().to_numpy())
+    if len(text):
+        raise UserError(
+            f"Column {name} must hold numbers, and row {text[0] + 1} holds {column.iloc[text[0]]!r}."
+        )
+    infinite = np.flatnonzero(np.isinf(numbers))
+    if len(infinite):
+        raise UserError(
+            f"Column {name} is infinite in row {infinite[0] + 1}: leave the cell empty if it is undefined."
+        )
+    return numbers
+
+
+def _check_range(
+    frame: pd.DataFrame, name: str, numbers: Float[np.ndarray, " n"], bounds: tuple[float, float] | None
+) -> None:
+    if bounds is None:
+        return
+    low, high = bounds
+    slack = _SLACK * (high if np.isfinite(high) else 1.0)
+    outside = np.flatnonzero((numbers < low - slack) | (numbers > high + slack))
+    if len(outside):
+        row = outside[0]
+        a, b = frame["task_a"].iloc[row], frame["task_b"].iloc[row]
+        raise UserError(
+            f"Column {name} holds {numbers[row]:.6g} for {a} and {b} (row {row + 1}), outside its range "
+            f"[{low:g}, {high:g}]: that is no such metric. Correct the value, or name other metrics."
+        )

@@ -1,0 +1,63 @@
+"""Task effects alone: the baseline that every metric has to beat."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float
+from sklearn.base import BaseEstimator, RegressorMixin
+
+from mergeability.errors import UserError
+from mergeability.prediction.predictors.arrays import (
+    InnerFold,
+    Problem,
+    Rows,
+    Values,
+    new_rows,
+    training_arrays,
+)
+from mergeability.prediction.predictors.ridge import Ridge
+
+STRENGTHS = (0.01, 0.1, 1, 10)
+
+
+class Additive(RegressorMixin, BaseEstimator):
+    """Predict y = μ + u_a + u_b from who is in the pair, ridge on the task effects u, no metric at all.
+
+    A task that no training pair contains has effect 0, so for a held-out task only the partner speaks, and for
+    two of them the training mean. `coef_` holds the effects u in outcome units, `intercept_` μ. The strength is
+    given, or chosen of `strengths` by inner folds.
+    """
+
+    inputs: ClassVar[str] = "tasks"
+    closed_form: ClassVar[bool] = True
+
+    def __init__(
+        self, strength: float | int | None = None, strengths: Sequence[float | int] = STRENGTHS
+    ) -> None:
+        self.strength = strength
+        self.strengths = strengths
+
+    def fit(self, X: Rows, y: Values, folds: Sequence[InnerFold] | None = None) -> "Additive":
+        """Minimise ‖y - μ - Xu‖² + strength ‖u‖² on incidence columns X."""
+        X, y = training_arrays(self, X, y)
+        return self._take(self._ridge().fit(X, y, folds))
+
+    def fit_many(self, problems: Sequence[Problem]) -> list["Additive"]:
+        """Fit one regressor a problem; those that share their rows are solved together."""
+        fitted = self._ridge().fit_many(problems)
+        return [type(self)(**self.get_params())._take(one) for one in fitted]
+
+    def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
+        """Add up μ and the effects of the two tasks, in outcome units."""
+        return new_rows(self, X) @ self.coef_ + self.intercept_
+
+    def _ridge(self) -> Ridge:
+        if self.strength is not None and not self.strength > 0:
+            raise UserError(f"The strength of additive must be positive, not {self.strength}.")
+        return Ridge(self.strengths if self.strength is None else (self.strength,))
+
+    def _take(self, fitted: Any) -> "Additive":
+        self.n_features_in_ = fitted.n_features_in_
+        self.coef_, self.intercept_, self.strength_ = fitted.coef_, fitted.intercept_, fitted.strength_
+        return self

@@ -1,0 +1,97 @@
+"""Task effects first, then metrics for what is left: does the pair matter beyond who is in it?"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Float
+from sklearn.base import BaseEstimator, RegressorMixin
+
+from mergeability.errors import UserError
+from mergeability.prediction.predictors.arrays import (
+    InnerFold,
+    Problem,
+    Rows,
+    Values,
+    new_rows,
+    training_arrays,
+)
+from mergeability.prediction.predictors.ridge import (
+    Moments,
+    checked_strengths,
+    fit_together,
+    ridge_weights,
+)
+
+STRENGTHS = (10, 30, 100, 300, 1000, float("inf"))
+
+
+class Dyadic(RegressorMixin, BaseEstimator):
+    """Predict y = μ + u_a + u_b + (x - e_a - e_b)·w: task effects of outcome and metrics, then ridge of the rest.
+
+    The effects u of the outcome and e of the metrics are ridge estimates of strength `task_strength` on incidence
+    columns. What they leave of the outcome is regressed on what they leave of the metrics, of strength s, chosen by
+    `best_strengths` within the inner folds; an infinite one is `Additive`, as is a fit without inner folds. A task
+    never seen has effect 0, in the outcome as in the metrics.
+
+    `coef_` holds the weights of the metrics, then those of the incidence columns, for X as it comes in;
+    `metric_strength_` is s.
+    """
+
+    inputs: ClassVar[str] = "both"
+    closed_form: ClassVar[bool] = True
+
+    def __init__(
+        self, task_strength: float | int = 0.1, strengths: Sequence[float | int] = STRENGTHS
+    ) -> None:
+        self.task_strength = task_strength
+        self.strengths = strengths
+
+    def fit(self, X: Rows, y: Values, folds: Sequence[InnerFold] | None = None, tasks: int = 0) -> "Dyadic":
+        """Choose the strength on the inner folds and fit all rows; the last `tasks` columns are incidences."""
+        X, y = training_arrays(self, X, y)
+        if not 0 <= tasks <= X.shape[1]:
+            raise UserError(f"Of {X.shape[1]} columns {tasks} cannot be those of tasks.")
+        fitted = self.fit_many([(X, y, folds)], tasks)[0]
+        self.coef_, self.intercept_ = fitted.coef_, fitted.intercept_
+        self.metric_strength_ = fitted.metric_strength_
+        return self
+
+    def fit_many(self, problems: Sequence[Problem], tasks: int = 0) -> list["Dyadic"]:
+        """Fit one regressor a problem; those that share their rows are solved together."""
+        if not self.task_strength > 0:
+            raise UserError(f"The task_strength of dyadic must be positive, not {self.task_strength}.")
+        strengths = checked_strengths(self.strengths, "dyadic")
+
+        def solve(moments: Moments) -> Float[np.ndarray, "F S q K"]:
+            return self._weights(moments, strengths, tasks)
+
+        fitted = fit_together(self, problems, strengths, solve, otherwise=len(strengths) - 1, within=True)
+        for model, strength in fitted:
+            model.metric_strength_ = strength
+        return [model for model, _ in fitted]
+
+    def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
+        """Add up task effects and what the metrics say beyond them, in outcome units."""
+        return new_rows(self, X) @ self.coef_ + self.intercept_
+
+    def _weights(
+        self, moments: Moments, strengths: Float[np.ndarray, " S"], tasks: int
+    ) -> Float[np.ndarray, "F S q K"]:
+        """Solve both stages from the sums of products alone.
+
+        With J the incidence columns, effects of the metrics A = (JᵀJ + λI)⁻¹JᵀX and of the outcome
+        u = (JᵀJ + λI)⁻¹Jᵀy. Of what they leave, E = X - JA and e = y - Ju, the sums EᵀE and Eᵀe need no row.
+        """
+        metrics = moments.gram.shape[1] - tasks
+        xx, xj = moments.gram[:, :metrics, :metrics], moments.gram[:, :metrics, metrics:]
+        jj = moments.gram[:, metrics:, metrics:]
+        xy, jy = moments.cross[:, :metrics], moments.cross[:, metrics:]
+        both = np.concatenate([xj.mT, jy], axis=2)
+        effects = np.linalg.solve(jj + self.task_strength * np.eye(tasks), both)
+        of_metrics, of_outcome = effects[..., :metrics], effects[..., metrics:]
+        left = xx - xj @ of_metrics - of_metrics.mT @ xj.mT + of_metrics.mT @ jj @ of_metrics
+        left_cross = xy - xj @ of_outcome - of_metrics.mT @ jy + of_metrics.mT @ jj @ of_outcome
+        weights = ridge_weights((left + left.mT) / 2, left_cross, strengths)
+        of_tasks = of_outcome[:, None] - of_metrics[:, None] @ weights
+        return np.concatenate([weights, of_tasks], axis=2)

@@ -1,0 +1,143 @@
+"""Least squares with an L1 and an L2 penalty whose strength is chosen without the held-out task."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float, Int
+from sklearn import config_context
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import enet_path
+
+from mergeability.errors import UserError
+from mergeability.prediction.predictors.arrays import InnerFold, Rows, Values, new_rows, training_arrays
+
+logger = logging.getLogger(__name__)
+
+
+class ElasticNet(RegressorMixin, BaseEstimator):
+    """Minimise ‖y - a - Xw‖² / 2n + s (q ‖w‖₁ + (1 - q) ‖w‖² / 2σ), the strength s chosen by inner folds.
+
+    q is `l1_ratio`, in (0, 1]; 1 is the lasso. σ, the standard deviation of y, makes the choice independent of
+    the outcome's units, which s itself is in (`strength_`). The strength with the least mean squared error over
+    the inner folds wins, of `strengths` logarithmic steps from the smallest one that selects nothing down to
+    `smallest` times that. The metrics come in already scaled, by the ranges of the whole training fold. Inner
+    leave-one-task-out gives one fold a task, a pair being in two of them. Zou and Hastie, 2005.
+    """
+
+    inputs: ClassVar[str] = "metrics"
+
+    def __init__(
+        self,
+        l1_ratio: float | int = 0.5,
+        strengths: int = 12,
+        smallest: float | int = 1e-2,
+        tolerance: float | int = 1e-3,
+        max_sweeps: int = 10_000,
+    ) -> None:
+        self.l1_ratio = l1_ratio
+        self.strengths = strengths
+        self.smallest = smallest
+        self.tolerance = tolerance
+        self.max_sweeps = max_sweeps
+
+    def fit(self, X: Rows, y: Values, folds: Sequence[InnerFold] | None = None) -> "ElasticNet":
+        """Choose the strength on the inner folds (five interleaved ones by default) and refit all rows.
+
+        Raises UserError for settings that span no grid of strengths.
+        """
+        self._check_settings()
+        X, y = training_arrays(self, X, y)
+        folds = interleaved_folds(len(y)) if folds is None else folds
+        unit = float(y.std()) or 1.0  # so that `tolerance` means the same for every outcome
+        outcome = y / unit
+        grid = self._grid(X, outcome)
+        errors = [self._fold_errors(X, outcome, *fold, grid) for fold in folds]
+        best = int(np.argmin(np.mean(errors, axis=0))) if errors else 0
+        self.strength_ = float(grid[best] * unit)
+        weights, converged = self._path(X, outcome, grid[: best + 1])
+        if not converged:
+            logger.warning(
+                "%s stopped after %d sweeps; its coefficients are approximate.",
+                type(self).__name__,
+                self.max_sweeps,
+            )
+        self.coef_ = weights[:, -1] * unit
+        self.intercept_ = float(y.mean() - X.mean(axis=0) @ self.coef_)
+        return self
+
+    def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
+        """Evaluate a + Xw, in outcome units."""
+        return new_rows(self, X) @ self.coef_ + self.intercept_
+
+    def _check_settings(self) -> None:
+        name = type(self).__name__
+        if self.strengths < 1 or not 0 < self.smallest <= 1:
+            raise UserError(
+                f"{name} needs strengths >= 1 and 0 < smallest <= 1, "
+                f"not strengths={self.strengths} and smallest={self.smallest}."
+            )
+        if not 0 < self.l1_ratio <= 1:
+            raise UserError(
+                f"{name} needs 0 < l1_ratio <= 1, not {self.l1_ratio}: for no L1 penalty at all use ridge."
+            )
+
+    def _grid(
+        self, X: Float[np.ndarray, "n m"], y: Float[np.ndarray, " n"]
+    ) -> Float[np.ndarray, " strengths"]:
+        largest = float(np.abs((X - X.mean(axis=0)).T @ (y - y.mean())).max() / len(y) / self.l1_ratio)
+        # Where nothing correlates with y any strength gives w = 0, but the solver wants a positive one.
+        return (largest or 1.0) * np.geomspace(1.0, self.smallest, self.strengths)
+
+    def _fold_errors(
+        self,
+        X: Float[np.ndarray, "n m"],
+        y: Float[np.ndarray, " n"],
+        training: Int[np.ndarray, " training"],
+        validation: Int[np.ndarray, " validation"],
+        grid: Float[np.ndarray, " strengths"],
+    ) -> Float[np.ndarray, " strengths"]:
+        # Roughly solved is good enough to choose a strength, so convergence is not asked for here.
+        weights, _ = self._path(X[training], y[training], grid)
+        predicted = y[training].mean() + (X[validation] - X[training].mean(axis=0)) @ weights
+        return ((predicted - y[validation, None]) ** 2).mean(axis=0)
+
+    def _path(
+        self, X: Float[np.ndarray, "n m"], y: Float[np.ndarray, " n"], grid: Float[np.ndarray, " strengths"]
+    ) -> tuple[Float[np.ndarray, "m strengths"], bool]:
+        """Solve for falling strengths, each starting from the last; tell whether all converged."""
+        X, y = X - X.mean(axis=0), y - y.mean()
+        # Hundreds of small problems: checking each again costs as much as solving it.
+        with (
+            config_context(assume_finite=True, skip_parameter_validation=True),
+            warnings.catch_warnings(record=True) as caught,
+        ):
+            warnings.simplefilter("always", ConvergenceWarning)
+            solve: Any = enet_path  # typed by its defaults, as if `precompute` were text only
+            _, weights, _ = solve(
+                X,
+                y,
+                l1_ratio=self.l1_ratio,
+                alphas=grid,
+                precompute=X.T @ X,
+                Xy=X.T @ y,
+                tol=self.tolerance,
+                max_iter=self.max_sweeps,
+                check_input=False,
+            )
+        return weights, not caught
+
+
+def interleaved_folds(n: int, count: int = 5) -> list[InnerFold]:
+    """Leave out every fifth row, starting from each of the first five: for rows whose tasks are unknown.
+
+    Fewer than two rows allow no fold.
+    """
+    if n < 2:
+        return []
+    count = min(count, n)
+    rows = np.arange(n)
+    return [(rows[rows % count != first], rows[rows % count == first]) for first in range(count)]

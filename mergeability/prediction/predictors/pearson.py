@@ -1,0 +1,159 @@
+"""The published predictor: gradient ascent on the correlation of weighted metrics with the outcome."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float, Float32, Int
+from sklearn.base import BaseEstimator, RegressorMixin, clone
+
+from mergeability.prediction.predictors.arrays import Problem, Rows, Values, new_rows, training_arrays
+
+_EPSILON = 1e-8
+_DECAYS = (0.9, 0.999)
+"""Adam's: Kingma and Ba, 2015."""
+
+
+class Pearson(RegressorMixin, BaseEstimator):
+    """Minimise -r(Xw, y) + penalty ‖w‖₁ over w by Adam, from a random start, stopping early.
+
+    `sum_to_one` rescales w to w / (Σw + 1e-8) before each step. A run stops after `patience` steps without a
+    gain of more than `tolerance`; then |w| < `cutoff` is set to 0. The score Xw is free of scale, so the
+    outcome is a + b Xw with a and b by least squares on the training rows: `coef_` is b w, `intercept_` a,
+    `weights_` w. As r does not depend on the scale of w, the penalised objective has no minimiser with w ≠ 0:
+    what comes out depends on start, step size and patience. Defaults are the published unpenalised form,
+    arXiv 2601.22285.
+    """
+
+    inputs: ClassVar[str] = "metrics"
+
+    def __init__(
+        self,
+        penalty: float | int = 0.0,
+        initial_std: float | int = 1.0,
+        sum_to_one: bool = True,
+        learning_rate: float | int = 0.01,
+        max_steps: int = 1000,
+        patience: int = 50,
+        tolerance: float | int = 1e-4,
+        cutoff: float | int = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.penalty = penalty
+        self.initial_std = initial_std
+        self.sum_to_one = sum_to_one
+        self.learning_rate = learning_rate
+        self.max_steps = max_steps
+        self.patience = patience
+        self.tolerance = tolerance
+        self.cutoff = cutoff
+        self.seed = seed
+
+    def fit(self, X: Rows, y: Values) -> "Pearson":
+        """Fit one run."""
+        X, y = training_arrays(self, X, y)
+        fitted = self.fit_many([(X, y, None)])[0]
+        self.n_features_in_, self.n_steps_, self.weights_ = X.shape[1], fitted.n_steps_, fitted.weights_
+        self.coef_, self.intercept_ = fitted.coef_, fitted.intercept_
+        return self
+
+    def fit_many(self, problems: Sequence[Problem], seeds: Sequence[int] | None = None) -> list["Pearson"]:
+        """Fit one regressor a problem (X, y, unused), all of them as a single batched optimisation.
+
+        `seeds` gives each problem a start of its own; by default all share `seed`.
+        """
+        seeds = [self.seed] * len(problems) if seeds is None else seeds
+        covariances, covariations = _moments(problems)
+        start = np.stack([self._start(covariations.shape[1], seed) for seed in seeds])
+        # A column without spread has no slope: its random start must not survive as a weight.
+        start = np.where(np.diagonal(covariances, axis1=1, axis2=2) > 0, start, np.float32(0))
+        weights, steps = self._maximise(covariances, covariations, start)
+        weights = np.where(np.abs(weights) < self.cutoff, 0.0, weights.astype(np.float64))
+        return [
+            self._in_outcome_units(X, y, w, int(n))
+            for (X, y, _), w, n in zip(problems, weights, steps, strict=True)
+        ]
+
+    def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
+        """Evaluate a + b Xw, in outcome units."""
+        return new_rows(self, X) @ self.coef_ + self.intercept_
+
+    def _start(self, count: int, seed: int) -> Float32[np.ndarray, " m"]:
+        normal = np.random.default_rng(seed).standard_normal(count, dtype=np.float32)
+        return np.float32(self.initial_std) * normal
+
+    def _maximise(
+        self,
+        covariances: Float[np.ndarray, "runs m m"],
+        covariations: Float[np.ndarray, "runs m"],
+        start: Float32[np.ndarray, "runs m"],
+    ) -> tuple[Float32[np.ndarray, "runs m"], Int[np.ndarray, " runs"]]:
+        """Take Adam's steps in all runs until the last has stopped; a stopped run keeps its weights."""
+        weights, mean, square = start.copy(), np.zeros_like(start), np.zeros_like(start)
+        best, waited = np.full(len(start), np.inf), np.zeros(len(start), dtype=int)
+        steps, running = np.zeros(len(start), dtype=int), np.ones(len(start), dtype=bool)
+        for step in range(1, self.max_steps + 1):
+            if self.sum_to_one:
+                weights[running] /= weights[running].sum(axis=1, keepdims=True) + np.float32(_EPSILON)
+            r, slope = correlation_and_slope(covariances, covariations, weights)
+            loss = self.penalty * np.abs(weights).sum(axis=1) - r
+            gradient = (self.penalty * np.sign(weights) - slope).astype(np.float32)
+            mean = _DECAYS[0] * mean + (1 - _DECAYS[0]) * gradient
+            square = _DECAYS[1] * square + (1 - _DECAYS[1]) * gradient**2
+            direction = (
+                mean / (1 - _DECAYS[0] ** step) / (np.sqrt(square / (1 - _DECAYS[1] ** step)) + _EPSILON)
+            )
+            weights[running] -= (self.learning_rate * direction[running]).astype(np.float32)
+            steps += running
+            gained = loss < best - self.tolerance
+            best, waited = np.where(gained, loss, best), np.where(gained, 0, waited + 1)
+            running &= waited < self.patience
+            if not running.any():
+                break
+        return weights, steps
+
+    def _in_outcome_units(self, X: np.ndarray, y: np.ndarray, weights: np.ndarray, steps: int) -> "Pearson":
+        fitted: Any = clone(self)
+        score = (X - X.mean(axis=0)) @ weights
+        power = score @ score
+        slope = float(score @ (y - y.mean()) / power) if power > 0 else 0.0
+        fitted.n_features_in_ = X.shape[1]
+        fitted.weights_, fitted.n_steps_ = weights, steps
+        fitted.coef_ = slope * weights
+        fitted.intercept_ = float(y.mean() - X.mean(axis=0) @ fitted.coef_)
+        return fitted
+
+
+def correlation_and_slope(
+    covariances: Float[np.ndarray, "runs m m"],
+    covariations: Float[np.ndarray, "runs m"],
+    weights: Float[np.ndarray, "runs m"],
+) -> tuple[Float[np.ndarray, " runs"], Float[np.ndarray, "runs m"]]:
+    """Correlate Xw and y in each run, and derive by w: r = w'c / (√(w'Sw) + 1e-8), in [-1, 1].
+
+    S is the covariance of the metrics, c their covariance with the standardised outcome. Weights that do not
+    spread Xw have r = 0 and no slope.
+    """
+    pull = np.matmul(covariances, weights[:, :, None])[:, :, 0]
+    # Rounding can push the variance of collinear metrics below 0.
+    spread = np.sqrt(np.maximum((pull * weights).sum(axis=1), 0.0))
+    spread_eps = (spread + _EPSILON)[:, None]
+    r = (weights * covariations).sum(axis=1) / spread_eps[:, 0]
+    unit = np.divide(pull, spread[:, None], out=np.zeros_like(pull), where=spread[:, None] > 0)
+    slope = (covariations - r[:, None] * unit) / spread_eps
+    return r, np.where(spread[:, None] > 0, slope, 0.0)
+
+
+def _moments(
+    problems: Sequence[Problem],
+) -> tuple[Float[np.ndarray, "runs m m"], Float[np.ndarray, "runs m"]]:
+    """Condense each problem into all that r depends on, whatever its number of rows.
+
+    Kept in double precision, as metrics may be collinear; weights and Adam's moments are single.
+    """
+    covariances, covariations = [], []
+    for X, y, _ in problems:
+        X, y = X - X.mean(axis=0), y - y.mean()
+        covariances.append(X.T @ X / len(y))
+        covariations.append(X.T @ y / len(y) / (y.std() or 1.0))
+    return np.stack(covariances), np.stack(covariations)

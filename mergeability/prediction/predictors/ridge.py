@@ -1,0 +1,227 @@
+"""Ridge regression in all folds, for all strengths and all outcomes of the same rows at once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from sklearn.base import BaseEstimator, RegressorMixin, clone
+
+from mergeability.errors import UserError
+from mergeability.prediction.predictors.arrays import (
+    InnerFold,
+    Problem,
+    Rows,
+    Values,
+    new_rows,
+    training_arrays,
+)
+
+Validation = tuple[np.ndarray, np.ndarray]
+"""Of one inner fold: predictions (S, v, K) and measurements (v, K), both beyond the fold's training mean."""
+
+_BATCH = 64
+"""Folds that are solved together: more would take memory, fewer time."""
+
+
+class Moments:
+    """What a least-squares fit depends on, in each of F folds: centred sums over its training rows.
+
+    Attributes:
+        means: of the columns, (F, m).
+        outcome_means: (F, K).
+        gram: ΣXᵀX about the means, (F, m, m).
+        cross: ΣXᵀY about the means, (F, m, K).
+    """
+
+    def __init__(
+        self,
+        X: Float[np.ndarray, "n m"],
+        Y: Float[np.ndarray, "n K"],
+        training: Bool[np.ndarray, "F n"],
+    ) -> None:
+        # About the means of all rows first: sums about a far-off origin would cancel.
+        centre, outcome_centre = X.mean(axis=0), Y.mean(axis=0)
+        X, Y, weights = X - centre, Y - outcome_centre, training.astype(np.float64)
+        count = weights.sum(axis=1)[:, None]
+        n, m = X.shape
+        mean, outcome_mean = weights @ X / count, weights @ Y / count
+        squares = (X[:, :, None] * X[:, None, :]).reshape(n, m * m)
+        products = (X[:, :, None] * Y[:, None, :]).reshape(n, m * Y.shape[1])
+        self.gram = (weights @ squares).reshape(-1, m, m) - count[:, None] * mean[:, :, None] * mean[:, None]
+        self.cross = (weights @ products).reshape(-1, m, Y.shape[1]) - (
+            count[:, None] * mean[:, :, None] * outcome_mean[:, None]
+        )
+        self.means, self.outcome_means = mean + centre, outcome_mean + outcome_centre
+
+
+def ridge_weights(
+    gram: Float[np.ndarray, "F m m"],
+    cross: Float[np.ndarray, "F m K"],
+    strengths: Float[np.ndarray, " S"],
+) -> Float[np.ndarray, "F S m K"]:
+    """Solve (XᵀX + s·I) w = XᵀY in every fold for every strength s > 0; an infinite s gives w = 0."""
+    values, vectors = np.linalg.eigh(gram)
+    turned = vectors.mT @ cross
+    # Rounding can push the smallest eigenvalues of collinear columns below 0.
+    denominators = np.maximum(values, 0.0)[:, None, :] + strengths[None, :, None]
+    return vectors[:, None] @ (turned[:, None] / denominators[..., None])
+
+
+def validated(
+    X: Float[np.ndarray, "n m"],
+    Y: Float[np.ndarray, "n K"],
+    folds: Sequence[InnerFold],
+    weights: Callable[[Moments], Float[np.ndarray, "F S m K"]],
+) -> Iterator[Validation]:
+    """Fit every fold for every strength, and yield what is predicted for its validation rows."""
+    for start in range(0, len(folds), _BATCH):
+        batch = folds[start : start + _BATCH]
+        moments = Moments(X, Y, training_masks(batch, len(X)))
+        for index, (solved, (_, rows)) in enumerate(zip(weights(moments), batch, strict=True)):
+            beyond = (X[rows] - moments.means[index]) @ solved
+            yield beyond, Y[rows] - moments.outcome_means[index]
+
+
+def training_masks(folds: Sequence[InnerFold], n: int) -> Bool[np.ndarray, "F n"]:
+    """Mark the training rows of each fold."""
+    masks = np.zeros((len(folds), n), dtype=bool)
+    for mask, (training, _) in zip(masks, folds, strict=True):
+        mask[training] = True
+    return masks
+
+
+def best_strengths(
+    validations: Iterator[Validation], count: int, *, within: bool = False
+) -> Int[np.ndarray, " K"] | None:
+    """Return for each outcome the index of the strength that foresees the inner folds best, of equals the last.
+
+    That is the one with the least squared error over all their validation rows; `within` takes the errors about
+    their mean in each fold, so that the level of a fold, which no correlation sees, does not decide.
+
+    Where every fold has one row, the largest correlation decides instead, pooled over the folds, of what is
+    predicted beyond the training mean with what is measured beyond it: there the smallest error mostly belongs to
+    predicting nothing, since the training mean falls as the left-out outcome rises.
+
+    None where there is no fold.
+    """
+    kept = list(validations)
+    if not kept:
+        return None
+    if all(len(measured) == 1 for _, measured in kept):
+        predicted = np.concatenate([one for one, _ in kept], axis=1)
+        scores = _correlations(predicted, np.concatenate([one for _, one in kept]))
+        scores = np.where(np.isnan(scores), -np.inf, scores)
+        return count - 1 - np.argmax(scores[::-1], axis=0)
+    total: Any = 0.0
+    for predicted, measured in kept:
+        errors = predicted - measured
+        if within:
+            errors = errors - errors.mean(axis=1, keepdims=True)
+        total = total + (errors**2).sum(axis=1)
+    return count - 1 - np.argmin(total[::-1], axis=0)
+
+
+def _correlations(
+    predicted: Float[np.ndarray, "S v K"], measured: Float[np.ndarray, "v K"]
+) -> Float[np.ndarray, "S K"]:
+    p, m = predicted - predicted.mean(axis=1, keepdims=True), measured - measured.mean(axis=0)
+    p_length, m_length = np.sqrt((p**2).sum(axis=1)), np.sqrt((m**2).sum(axis=0))
+    length = p_length * m_length
+    scale = np.abs(predicted).max(axis=1) * np.abs(measured).max(axis=0) * len(measured)
+    # Below the first both differ by rounding only; below the second predictions are the rounding of 0.
+    defined = (length > 1e-12 * scale) & (p_length > 1e-9 * m_length)
+    return np.divide((p * m).sum(axis=1), length, out=np.full(length.shape, np.nan), where=defined)
+
+
+def with_shared_rows(problems: Sequence[Problem]) -> list[list[int]]:
+    """Group the problems that have the very same rows and folds and differ in their outcomes only."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, (X, _, folds) in enumerate(problems):
+        groups.setdefault((id(X), id(folds)), []).append(index)
+    return list(groups.values())
+
+
+def checked_strengths(strengths: Sequence[float | int], owner: str) -> Float[np.ndarray, " S"]:
+    """Return strengths in ascending order.
+
+    Raises:
+        UserError: there is none, or one is not positive.
+    """
+    found = np.array(sorted(float(one) for one in strengths))
+    if not len(found) or not (found > 0).all():
+        raise UserError(f"The strengths of {owner} must be positive, not {list(strengths)}.")
+    return found
+
+
+def fit_together(
+    owner: Any,
+    problems: Sequence[Problem],
+    strengths: Float[np.ndarray, " S"],
+    solve: Callable[[Moments], Float[np.ndarray, "F S m K"]],
+    *,
+    otherwise: int,
+    within: bool = False,
+) -> list[tuple[Any, float]]:
+    """Fit a copy of a linear regressor to each problem and return it with its strength; shared rows are solved once.
+
+    Args:
+        owner: the regressor; its copies get `coef_`, `intercept_` and `n_features_in_`.
+        problems: training rows, outcomes and inner folds.
+        strengths: to choose from.
+        solve: from the sums of products of some folds to the weights for every strength.
+        otherwise: the index of the strength where there is no inner fold.
+        within: as in `best_strengths`.
+    """
+    fitted: list[Any] = [None] * len(problems)
+    for group in with_shared_rows(problems):
+        X, _, folds = problems[group[0]]
+        Y = np.stack([problems[index][1] for index in group], axis=1)
+        chosen = best_strengths(validated(X, Y, folds or (), solve), len(strengths), within=within)
+        chosen = np.full(len(group), otherwise) if chosen is None else chosen
+        whole = Moments(X, Y, np.ones((1, len(X)), dtype=bool))
+        weights = solve(whole)[0]
+        for column, index in enumerate(group):
+            model: Any = clone(owner)
+            model.n_features_in_ = X.shape[1]
+            model.coef_ = weights[chosen[column], :, column]
+            model.intercept_ = float(whole.outcome_means[0, column] - whole.means[0] @ model.coef_)
+            fitted[index] = model, float(strengths[chosen[column]])
+    return fitted
+
+
+class Ridge(RegressorMixin, BaseEstimator):
+    """Minimise ‖y - a - Xw‖² + s ‖w‖², the strength s chosen by inner folds of the training rows.
+
+    `best_strengths` says which one wins; without inner folds the middle one does. `coef_` is w, `intercept_` a,
+    `strength_` s. Hoerl and Kennard, 1970.
+    """
+
+    inputs: ClassVar[str] = "metrics"
+    closed_form: ClassVar[bool] = True
+
+    def __init__(self, strengths: Sequence[float | int] = (1, 3, 10, 30, 100, 300, 1000)) -> None:
+        self.strengths = strengths
+
+    def fit(self, X: Rows, y: Values, folds: Sequence[InnerFold] | None = None) -> "Ridge":
+        """Choose the strength on the inner folds and fit all rows."""
+        X, y = training_arrays(self, X, y)
+        fitted = self.fit_many([(X, y, folds)])[0]
+        self.coef_, self.intercept_, self.strength_ = fitted.coef_, fitted.intercept_, fitted.strength_
+        return self
+
+    def fit_many(self, problems: Sequence[Problem]) -> list["Ridge"]:
+        """Fit one regressor a problem; those that share their rows are solved together."""
+        strengths = checked_strengths(self.strengths, "ridge")
+
+        def solve(moments: Moments) -> Float[np.ndarray, "F S m K"]:
+            return ridge_weights(moments.gram, moments.cross, strengths)
+
+        fitted = fit_together(self, problems, strengths, solve, otherwise=len(strengths) // 2)
+        for model, strength in fitted:
+            model.strength_ = strength
+        return [model for model, _ in fitted]
+
+    def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
+        """Evaluate a + Xw, in outcome units."""
+        return new_rows(self, X) @ self.coef_ + self.intercept_

@@ -1,0 +1,1 @@
+"""What a study answers besides the scores: one table per file."""

@@ -1,0 +1,90 @@
+"""What each category of metrics is worth: the fit without it, and the fit with nothing else."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from mergeability.prediction.pair_table import PairTable
+from mergeability.prediction.predictors.ridge import Ridge
+from mergeability.prediction.validation.evaluate import evaluate_predictors
+from mergeability.prediction.validation.protocols import SplitProtocol
+
+COLUMNS = [
+    "protocol", "target", "method", "category", "n_metrics", "score", "whole", "without", "delta", "alone",
+]  # fmt: skip
+
+
+def category_ablation(
+    table: PairTable,
+    categories: Mapping[str, Sequence[str]],
+    outcomes: Sequence[tuple[str, str]],
+    protocols: Sequence[SplitProtocol],
+    predictor: Any | None = None,
+) -> pd.DataFrame:
+    """Refit without each category of metrics, and with each alone: one row a protocol, outcome and category.
+
+    The score is the mean r over folds, or, where every fold is one pair, r beyond the training mean (`score` says
+    which). `delta` is `without` - `whole`: below 0 the category is missed. Scores that are undefined are NaN.
+
+    Args:
+        table: the pairs.
+        categories: name → metrics; those the table lacks are passed over, and so is a category without any.
+        outcomes: (target, method) of each outcome.
+        protocols: who is predicted from whom.
+        predictor: what is refitted; ridge with nested strength when None.
+    """
+    predictor = Ridge() if predictor is None else predictor
+    present = {name: [m for m in metrics if m in table.metrics] for name, metrics in categories.items()}
+    present = {name: metrics for name, metrics in present.items() if metrics}
+
+    def scores(metrics: Sequence[str]) -> dict[tuple[str, str, str], float]:
+        return _scores(table, metrics, outcomes, protocols, predictor) if metrics else {}
+
+    whole = scores(table.metrics)
+    rows = []
+    for category, metrics in present.items():
+        without = scores([m for m in table.metrics if m not in metrics])
+        alone = scores(metrics)
+        for key, value in whole.items():
+            protocol, target, method = key
+            rest = without.get(key, float("nan"))
+            rows.append(
+                {
+                    "protocol": protocol,
+                    "target": target,
+                    "method": method,
+                    "category": category,
+                    "n_metrics": len(metrics),
+                    "score": _measure(protocol, protocols),
+                    "whole": value,
+                    "without": rest,
+                    "delta": rest - value,
+                    "alone": alone.get(key, float("nan")),
+                }
+            )
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _scores(
+    table: PairTable,
+    metrics: Sequence[str],
+    outcomes: Sequence[tuple[str, str]],
+    protocols: Sequence[SplitProtocol],
+    predictor: Any,
+) -> dict[tuple[str, str, str], float]:
+    # The same pairs for every set of metrics: those that have all of them.
+    frame = table.frame[table.frame[list(table.metrics)].notna().all(axis=1)]
+    found = {}
+    for target in dict.fromkeys(target for target, _ in outcomes):
+        methods = [method for one, method in outcomes if one == target]
+        result = evaluate_predictors(frame, metrics, {"refitted": predictor}, methods, [target], protocols)
+        for record in result.records:
+            name = _measure(record["protocol"], protocols)
+            value = record[name]
+            found[record["protocol"], target, record["method"]] = float("nan") if value is None else value
+    return found
+
+
+def _measure(protocol: str, protocols: Sequence[SplitProtocol]) -> str:
+    return "r_beyond_mean" if next(one.many for one in protocols if one.name == protocol) else "r_mean"

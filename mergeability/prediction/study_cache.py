@@ -1,0 +1,84 @@
+"""Studies as records of the store: a second run with the same table finds what the first one fitted."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import pandas as pd
+
+from mergeability.prediction.study import Known, StudySettings
+from mergeability.prediction.validation.evaluate import PredictionResult
+from mergeability.provenance import class_name
+
+# Raise it when a predictor, a protocol or a table gives other numbers: recorded figures in the tests say when.
+_VERSION = 1
+_LIBRARIES = ("numpy", "pandas", "scikit-learn", "scipy")
+
+
+def study_key(
+    table: pd.DataFrame,
+    metrics: Sequence[str],
+    predictors: Mapping[str, Any],
+    methods: Sequence[str],
+    settings: StudySettings,
+    known: Known,
+) -> dict[str, Any]:
+    """Return what determines a study: the numbers, every option, a version of the code and its libraries."""
+    return {
+        "table": _hash(table),
+        "sets": _hash(known.sets),
+        "ranges": {name: [str(bound) for bound in bounds] for name, bounds in known.ranges.items()},
+        "categories": {name: list(members) for name, members in known.categories.items()},
+        "metrics": list(metrics),
+        "methods": list(methods),
+        "predictors": {name: _described(one) for name, one in predictors.items()},
+        "order": list(predictors),
+        "settings": {name: str(value) for name, value in asdict(settings).items()},
+        "version": _VERSION,
+        "libraries": {library: version(library) for library in _LIBRARIES},
+    }
+
+
+def to_record(result: PredictionResult) -> dict[str, Any]:
+    """Write a result as JSON-able lists, what is undefined as null."""
+    frames = {name: getattr(result, name) for name in ("folds", "predictions", "coefficients")}
+    return {
+        "records": result.records,
+        "notes": result.notes,
+        "frames": {name: _columns(frame) for name, frame in frames.items()},
+        "tables": {name: _columns(frame) for name, frame in result.tables.items()},
+    }
+
+
+def from_record(record: Mapping[str, Any]) -> PredictionResult:
+    """Read what `to_record` wrote."""
+    frames = {name: _frame(columns) for name, columns in record["frames"].items()}
+    tables = {name: _frame(columns) for name, columns in record["tables"].items()}
+    return PredictionResult(records=record["records"], notes=record["notes"], tables=tables, **frames)
+
+
+def _columns(frame: pd.DataFrame) -> list[list[Any]]:
+    return [
+        [str(name), str(frame[name].dtype), [_plain(value) for value in frame[name].tolist()]]
+        for name in frame.columns
+    ]
+
+
+def _frame(columns: Sequence[Sequence[Any]]) -> pd.DataFrame:
+    return pd.DataFrame({name: pd.Series(values, dtype=kind) for name, kind, values in columns})
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _hash(table: pd.DataFrame) -> str:
+    return hashlib.sha256(table.to_csv(index=False, float_format=None).encode()).hexdigest()
+
+
+def _described(predictor: Any) -> dict[str, str]:
+    options = {name: repr(value) for name, value in predictor.get_params().items()}
+    return {"class": class_name(predictor), **options}

@@ -1,0 +1,305 @@
+"""Fit every predictor in every fold and score what it foresees."""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.dummy import DummyRegressor
+from sklearn.linear_model import LinearRegression
+from threadpoolctl import threadpool_limits
+
+from mergeability.errors import UserError
+from mergeability.prediction.pair_table import TARGETS, PairTable, outcome_methods, summarise_names
+from mergeability.prediction.validation.folds import Fold, fit_folds, inputs_of, make_folds
+from mergeability.prediction.validation.protocols import LeaveOneTaskOut, LeaveTwoTasksOut, SplitProtocol
+from mergeability.prediction.validation.scores import (
+    interval_over_tasks,
+    mean_absolute_error,
+    mean_and_std,
+    pearson_r,
+    r2_over_training_mean,
+    spearman_rho,
+)
+from mergeability.store import atomic_file
+
+DEFAULT_PROTOCOLS: tuple[SplitProtocol, ...] = (LeaveOneTaskOut(), LeaveTwoTasksOut())
+
+Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
+
+_LEAST_SPREAD = 1e-2
+"""What spreads less than this share of the outcomes around the training mean predicts nothing beyond it."""
+
+_KEYS = ["protocol", "method", "target", "predictor"]
+_PREDICTION_COLUMNS = [*_KEYS, "held_out", "task_a", "task_b", "measured", "predicted", "training_mean"]
+_COEFFICIENT_COLUMNS = [*_KEYS, "held_out", "metric", "coefficient"]
+_FOLD_COLUMNS = [*_KEYS, "held_out", "n_training", "n_validation", "r", "rho", "train_r", "mae"]
+
+
+@dataclass(frozen=True)
+class PredictionResult:
+    """What was foreseen: flat records as in `prediction.json`, and the frames behind them.
+
+    `records` hold one entry a method, target, predictor and protocol, `None` where a score is undefined. `folds`,
+    `predictions` and `coefficients` have one row a fold, a validated pair and a fold's coefficient (those of
+    protocols with few folds); `notes` are sentences about what was left out or is undefined. `tables` are what
+    `study_predictions` found, by name.
+    """
+
+    records: list[dict[str, Any]] = field(default_factory=list)
+    folds: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_FOLD_COLUMNS))
+    predictions: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_PREDICTION_COLUMNS))
+    coefficients: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=_COEFFICIENT_COLUMNS))
+    notes: list[str] = field(default_factory=list)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write `prediction.json`, `predictions.csv`, `coefficients.csv` and one file a table into a folder."""
+        folder = Path(folder)
+        with atomic_file(folder / "prediction.json") as path:
+            path.write_text(json.dumps(self.records, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        frames = {"predictions": self.predictions, "coefficients": self.coefficients}
+        for name, frame in frames.items():
+            with atomic_file(folder / f"{name}.csv") as path:
+                frame.to_csv(path, index=False)
+        for name, frame in self.tables.items():
+            with atomic_file(folder / "prediction" / f"{name}.csv") as path:
+                frame.to_csv(path, index=False)
+
+    def of(self, protocol: str) -> "PredictionResult":
+        """Keep what one protocol found."""
+        return PredictionResult(
+            [record for record in self.records if record["protocol"] == protocol],
+            self.folds[self.folds["protocol"] == protocol],
+            self.predictions[self.predictions["protocol"] == protocol],
+            self.coefficients[self.coefficients["protocol"] == protocol],
+            self.notes,
+            self.tables,
+        )
+
+
+def evaluate_predictors(
+    table: pd.DataFrame,
+    metrics: Sequence[str],
+    predictors: Mapping[str, Any],
+    methods: Sequence[str] | None = None,
+    targets: Sequence[str] = TARGETS,
+    protocols: Sequence[SplitProtocol] = DEFAULT_PROTOCOLS,
+    rows: str = "per_method",
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+    progress: Progress | None = None,
+) -> PredictionResult:
+    """Fit each predictor on each fold of each method's outcomes, and score it on the pairs left out.
+
+    A predictor is any scikit-learn regressor. Optional traits are recognised: a class attribute `inputs`
+    ("metrics" by default, "tasks" or "both"), a `fit` argument `folds` that takes the inner folds of the training
+    rows (the same protocol once more), `fit_many`, which fits all folds at once, and `closed_form`. Protocols of
+    many folds are for closed forms alone.
+
+    Args:
+        table: one row a pair.
+        metrics: the columns that may be features.
+        predictors: name → regressor.
+        methods: merge methods; those the table has outcomes of when None.
+        targets: of each method.
+        protocols: who is predicted from whom.
+        rows: "per_method", or "complete": only pairs with an outcome for every method.
+        ranges: metric → its lowest and highest value.
+        progress: wraps the loop over predictors.
+
+    Returns:
+        The scores. Without any outcome column the result is empty, with a note.
+
+    Raises:
+        UserError: as `PairTable.validate` does.
+    """
+    if rows not in ("per_method", "complete"):
+        raise UserError(f"rows must be per_method or complete, not {rows!r}.")
+    unknown = [target for target in targets if target not in TARGETS]
+    if unknown or not targets:
+        raise UserError(
+            f"A target must be one of {', '.join(TARGETS)}, not {summarise_names(unknown) or 'none'}."
+        )
+    methods = outcome_methods(table, targets) if methods is None else list(methods)
+    if not methods:
+        return PredictionResult(notes=["The table has no outcomes, so nothing was predicted."])
+    outcomes = [f"{target}_{method}" for target in targets for method in methods]
+    absent = [outcome for outcome in outcomes if outcome not in table.columns]
+    checked = PairTable.validate(
+        table, metrics, [outcome for outcome in outcomes if outcome not in absent], ranges
+    )
+    notes = list(checked.notes)
+    parts = []
+    # Thousands of small problems: threads would wait for each other longer than they compute.
+    with threadpool_limits(1, "blas"):
+        for protocol in protocols:
+            made = make_folds(checked, methods, targets, protocol, rows == "complete")
+            # What is left out is the same for all protocols; what is constant is said of the first.
+            notes += [note for note in made.notes if protocol is protocols[0]]
+            chosen = [
+                name
+                for name, one in predictors.items()
+                if made.folds and (not protocol.many or is_closed_form(one))
+            ]
+            title = f"predicting, {protocol.situation}"
+            steps = chosen if progress is None else progress(chosen, title, len(chosen))
+            parts += [_evaluate_one(name, predictors[name], made.folds, protocol) for name in steps]
+    if absent:
+        notes.append(f"{summarise_names(absent)}: no such column, so nothing was predicted.")
+    return _combine(parts, notes)
+
+
+def is_closed_form(predictor: Any) -> bool:
+    """Say whether a predictor is solved rather than searched for, so that hundreds of folds cost little."""
+    return getattr(predictor, "closed_form", isinstance(predictor, LinearRegression | DummyRegressor))
+
+
+def _evaluate_one(
+    name: str, predictor: Any, folds: Sequence[Fold], protocol: SplitProtocol
+) -> PredictionResult:
+    by_outcome: dict[tuple[str, str], list[tuple[Fold, Any]]] = {}
+    for fold, model in zip(folds, fit_folds(predictor, folds), strict=True):
+        by_outcome.setdefault((fold.method, fold.target), []).append((fold, model))
+    scored = _combine(
+        [_score(name, inputs_of(predictor), protocol, pairs) for pairs in by_outcome.values()], []
+    )
+    notes = [] if protocol.many else _undefined_notes(name, scored.folds)
+    return PredictionResult(scored.records, scored.folds, scored.predictions, scored.coefficients, notes)
+
+
+def _undefined_notes(name: str, folds: pd.DataFrame) -> list[str]:
+    """Name the folds without a correlation, one sentence for all outcomes that lack the same ones."""
+    outcomes_by: dict[str, list[str]] = {}
+    for (target, method), rows in folds.groupby(["target", "method"], sort=False):
+        undefined = rows.loc[rows["r"].isna(), "held_out"].tolist()
+        if undefined:
+            where = "every fold" if len(undefined) == len(rows) else f"fold {summarise_names(undefined)}"
+            outcomes_by.setdefault(where, []).append(f"{target}_{method}")
+    return [
+        f"{name} has no correlation in {where} of {summarise_names(outcomes)}:"
+        " predictions or outcomes are constant there, or pairs too few."
+        for where, outcomes in outcomes_by.items()
+    ]
+
+
+def _score(
+    name: str, inputs: str, protocol: SplitProtocol, fits: Sequence[tuple[Fold, Any]]
+) -> PredictionResult:
+    """Score one predictor's folds of one method and target."""
+    first = fits[0][0]
+    own = {"protocol": protocol.name, "method": first.method, "target": first.target, "predictor": name}
+    fold_rows, predicted_rows, coefficients = [], [], []
+    for fold, model in fits:
+        predicted = np.asarray(model.predict(fold.shared.features(inputs)), dtype=np.float64)
+        fold_rows.append(_fold_scores(fold, predicted))
+        predicted_rows.append(_validated_pairs(fold, predicted))
+        if hasattr(model, "coef_") and not protocol.many:
+            coefficients.append((fold.split.label, np.ravel(model.coef_)))
+    columns = {key: np.concatenate([row[key] for row in predicted_rows]) for key in predicted_rows[0]}
+    predictions = pd.DataFrame({**own, **columns})[_PREDICTION_COLUMNS]
+    folds = pd.DataFrame(fold_rows).assign(**own)[_FOLD_COLUMNS]
+    return PredictionResult(
+        [_record(own, protocol, len(first.outcome), folds, predictions)],
+        folds,
+        predictions,
+        _coefficient_frame(own, first.feature_names(inputs), coefficients),
+    )
+
+
+def _fold_scores(fold: Fold, predicted: np.ndarray) -> dict[str, Any]:
+    measured, v, t = fold.outcome, fold.split.validation, fold.split.training
+    return {
+        "held_out": fold.split.label,
+        "n_training": len(t),
+        "n_validation": len(v),
+        "r": pearson_r(predicted[v], measured[v]),
+        "rho": spearman_rho(predicted[v], measured[v]),
+        "train_r": pearson_r(predicted[t], measured[t]),
+        "mae": mean_absolute_error(predicted[v], measured[v]),
+    }
+
+
+def _validated_pairs(fold: Fold, predicted: np.ndarray) -> dict[str, np.ndarray]:
+    v = fold.split.validation
+    ends = fold.shared.rows.ends[v]
+    return {
+        "held_out": np.full(len(v), fold.split.label, dtype=object),
+        "task_a": ends[:, 0],
+        "task_b": ends[:, 1],
+        "measured": fold.outcome[v],
+        "predicted": predicted[v],
+        "training_mean": np.full(len(v), fold.training_outcome.mean()),
+    }
+
+
+def _coefficient_frame(
+    own: Mapping[str, str], names: Sequence[str], coefficients: Sequence[tuple[str, np.ndarray]]
+) -> pd.DataFrame:
+    if not coefficients:
+        return pd.DataFrame(columns=_COEFFICIENT_COLUMNS)
+    labels = np.repeat(np.array([label for label, _ in coefficients], dtype=object), len(names))
+    values = np.concatenate([values for _, values in coefficients])
+    columns = {"held_out": labels, "metric": list(names) * len(coefficients), "coefficient": values}
+    return pd.DataFrame({**own, **columns})[_COEFFICIENT_COLUMNS]
+
+
+def _record(
+    own: Mapping[str, str],
+    protocol: SplitProtocol,
+    n_pairs: int,
+    folds: pd.DataFrame,
+    predictions: pd.DataFrame,
+) -> dict[str, Any]:
+    measured, predicted, training_mean = (
+        predictions[column].to_numpy() for column in ("measured", "predicted", "training_mean")
+    )
+    r_mean, r_std = mean_and_std(folds["r"].to_numpy())
+    ends = predictions[["task_a", "task_b"]].to_numpy(dtype=object)
+    low, high = interval_over_tasks(predicted, measured, ends)
+    beyond, measured_beyond = predicted - training_mean, measured - training_mean
+    if beyond.std() < _LEAST_SPREAD * measured_beyond.std():
+        beyond = np.zeros_like(beyond)
+    beyond_low, beyond_high = interval_over_tasks(beyond, measured_beyond, ends)
+    scores = {
+        "r_mean": r_mean,
+        "r_std": r_std,
+        "rho_mean": mean_and_std(folds["rho"].to_numpy())[0],
+        "train_r_mean": mean_and_std(folds["train_r"].to_numpy())[0],
+        "pooled_r": pearson_r(predicted, measured),
+        "pooled_r_low": low,
+        "pooled_r_high": high,
+        "r_beyond_mean": pearson_r(beyond, measured_beyond),
+        "r_beyond_mean_low": beyond_low,
+        "r_beyond_mean_high": beyond_high,
+        "mae": mean_absolute_error(predicted, measured),
+        "r2_over_training_mean": r2_over_training_mean(predicted, measured, training_mean),
+    }
+    return {
+        "method": own["method"],
+        "predictor": own["predictor"],
+        "protocol": protocol.name,
+        "situation": protocol.situation,
+        "target": own["target"],
+        **{name: None if math.isnan(value) else value for name, value in scores.items()},
+        "n_folds": len(folds),
+        "n_pairs": n_pairs,
+        "n_undefined": int(folds["r"].isna().sum()),
+    }
+
+
+def _combine(parts: Sequence[PredictionResult], notes: Sequence[str]) -> PredictionResult:
+    def stack(name: str) -> pd.DataFrame:
+        frames = [frame for frame in (getattr(part, name) for part in parts) if len(frame)]
+        return pd.concat(frames, ignore_index=True) if frames else getattr(PredictionResult(), name)
+
+    return PredictionResult(
+        [record for part in parts for record in part.records],
+        stack("folds"),
+        stack("predictions"),
+        stack("coefficients"),
+        [*notes, *(note for part in parts for note in part.notes)],
+    )

@@ -1,0 +1,167 @@
+"""The folds of every outcome, ready to fit: rows chosen, metrics scaled by what each fit may see."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from sklearn.base import clone
+from sklearn.utils.validation import has_fit_parameter
+
+from mergeability.errors import UserError
+from mergeability.prediction.pair_table import PairRows, PairTable, summarise_names
+from mergeability.prediction.predictors.arrays import InnerFold
+from mergeability.prediction.predictors.scaling import RangeScaler
+from mergeability.prediction.validation.protocols import Split, SplitProtocol
+
+TASK_PREFIX = "task="
+"""Coefficients of task effects carry this prefix, so that no metric's name can collide with a task's."""
+
+
+class FoldRows:
+    """The rows of one fold, whatever the outcome: metrics are scaled by the ranges of its training rows."""
+
+    def __init__(self, rows: PairRows, split: Split, protocol: SplitProtocol) -> None:
+        self.rows, self.split, self.protocol = rows, split, protocol
+        scaler = RangeScaler().fit(rows.features[split.training])
+        self.scaled = scaler.transform(rows.features)
+        self.constant = tuple(name for name, flat in zip(rows.metrics, scaler.constant_, strict=True) if flat)
+        self._training: dict[str, np.ndarray] = {}
+
+    @cached_property
+    def inner(self) -> list[InnerFold]:
+        """The same protocol once more, on the training rows alone."""
+        ends = self.rows.ends[self.split.training]
+        return [(one.training, one.validation) for one in self.protocol.folds(ends)]
+
+    def features(self, inputs: str) -> Float[np.ndarray, "n q"]:
+        """Give all rows' columns that a predictor asks for: metrics, tasks (incidence columns), or both."""
+        choices = {
+            "metrics": [self.scaled],
+            "tasks": [self.rows.incidence],
+            "both": [self.scaled, self.rows.incidence],
+        }
+        if inputs not in choices:
+            raise UserError(f"A predictor's inputs must be one of {', '.join(choices)}, not {inputs!r}.")
+        return np.hstack(choices[inputs])
+
+    def training_features(self, inputs: str) -> Float[np.ndarray, "training q"]:
+        """Give the training rows of `features`; the same array each time, which tells that rows are shared."""
+        if inputs not in self._training:
+            self._training[inputs] = self.features(inputs)[self.split.training]
+        return self._training[inputs]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One fold of one method and target."""
+
+    method: str
+    target: str
+    shared: FoldRows
+    outcome: Float[np.ndarray, " n"]
+
+    @property
+    def split(self) -> Split:
+        """Who is held out, and the rows of either side."""
+        return self.shared.split
+
+    @property
+    def training_outcome(self) -> Float[np.ndarray, " training"]:
+        """The outcomes a fit may see."""
+        return self.outcome[self.split.training]
+
+    def feature_names(self, inputs: str) -> list[str]:
+        """Name the columns of the features."""
+        rows = self.shared.rows
+        tasks = [f"{TASK_PREFIX}{task}" for task in rows.tasks]
+        return {"metrics": list(rows.metrics), "tasks": tasks, "both": [*rows.metrics, *tasks]}[inputs]
+
+
+@dataclass
+class Folds:
+    """All folds of a protocol, and sentences about what was left out."""
+
+    folds: list[Fold] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def make_folds(
+    table: PairTable,
+    methods: Sequence[str],
+    targets: Sequence[str],
+    protocol: SplitProtocol,
+    complete: bool = False,
+) -> Folds:
+    """Split the rows of every outcome; outcomes known for the same pairs share their rows.
+
+    Args:
+        table: the pairs.
+        methods: merge methods.
+        targets: of each method.
+        protocol: what splits.
+        complete: whether only pairs with an outcome for every method are used.
+    """
+    made = Folds()
+    shared: dict[bytes, list[FoldRows]] = {}
+    left_out_by: dict[tuple[str, ...], list[str]] = {}
+    constant_in: dict[str, set[str]] = {}
+    for target in targets:
+        outcomes = {method: f"{target}_{method}" for method in methods}
+        outcomes = {method: name for method, name in outcomes.items() if name in table.frame.columns}
+        for method, outcome in outcomes.items():
+            rows, left_out = table.rows(outcome, list(outcomes.values()) if complete else ())
+            if left_out:
+                left_out_by.setdefault(tuple(left_out), []).append(outcome)
+            key = table.usable(outcome, list(outcomes.values()) if complete else ()).tobytes()
+            if key not in shared:
+                shared[key] = [FoldRows(rows, split, protocol) for split in protocol.folds(rows.ends)]
+            if not shared[key]:
+                made.notes.append(
+                    f"{outcome}: {len(rows.outcome)} usable pairs allow no fold, so nothing was predicted."
+                )
+            for fold in shared[key]:
+                for metric in fold.constant:
+                    constant_in.setdefault(metric, set()).add(fold.split.label)
+            made.folds += [Fold(method, target, fold, rows.outcome) for fold in shared[key]]
+    made.notes += _left_out_notes(left_out_by) + _constant_notes(constant_in)
+    return made
+
+
+def _left_out_notes(left_out_by: dict[tuple[str, ...], list[str]]) -> list[str]:
+    return [
+        f"{summarise_names(outcomes)}: {len(pairs)} pair{'s' if len(pairs) > 1 else ''} left out for an empty cell "
+        f"({summarise_names(pairs)})."
+        for pairs, outcomes in left_out_by.items()
+    ]
+
+
+def _constant_notes(constant_in: dict[str, set[str]]) -> list[str]:
+    return [
+        f"{metric} is constant where {summarise_names(sorted(labels))} is held out and has weight 0 there."
+        for metric, labels in constant_in.items()
+    ]
+
+
+def fit_folds(predictor: Any, folds: Sequence[Fold]) -> list[Any]:
+    """Fit a predictor on the training rows of every fold; one that can fits them all at once."""
+    inputs = inputs_of(predictor)
+    problems = [
+        (fold.shared.training_features(inputs), fold.training_outcome, fold.shared.inner) for fold in folds
+    ]
+    # Of "both" the last columns are those of tasks.
+    tasks = {"tasks": len(folds[0].shared.rows.tasks)} if inputs == "both" and folds else {}
+    if hasattr(predictor, "fit_many"):
+        return predictor.fit_many(problems, **tasks)
+    copies: list[Any] = [clone(predictor) for _ in folds]
+    nested = has_fit_parameter(predictor, "folds")
+    for model, (X, y, inner) in zip(copies, problems, strict=True):
+        model.fit(X, y, **({"folds": inner} if nested else {}), **tasks)
+    return copies
+
+
+def inputs_of(predictor: Any) -> str:
+    """Say which columns a predictor asks for: "metrics", "tasks" or "both"."""
+    return getattr(predictor, "inputs", "metrics")

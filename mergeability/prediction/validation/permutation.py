@@ -1,0 +1,253 @@
+"""Significance by relabelling tasks: could metrics of any other pairs have done as well?
+
+Pairs that share a task are not independent, so the usual p-value of a correlation over pairs is too small. Here the
+tasks of the metric table are renamed at random: pair (a, b) gets the metrics of (π(a), π(b)), which keeps every
+dependence within the metrics and within the outcomes and breaks that between them (the quadratic assignment
+procedure: Mantel, 1967; Krackhardt, 1988).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+from scipy.stats import pearsonr
+
+from mergeability.prediction.pair_table import PairTable
+from mergeability.prediction.predictors.ridge import Moments, ridge_weights, training_masks
+from mergeability.prediction.predictors.scaling import RangeScaler
+from mergeability.prediction.validation.protocols import LeaveOneTaskOut
+from mergeability.prediction.validation.scores import pearson_r
+
+METRIC_STRENGTH, TASK_STRENGTH = 3.0, 0.1
+"""Of the ridge fits: fixed, since choosing them anew for every relabelling is not needed for the test to hold."""
+
+Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Relabelling:
+    """What relabelling found.
+
+    `methods` has one row a target and method: `r`, the leave-one-task-out correlation of ridge on the metrics, and
+    `gain`, by which share metrics cleared of task effects lower the additive model's squared error in the left-out
+    folds (0 none, below 0 they raise it), with the p-values `p` and `p_beyond` of either. `single` has one row a
+    target, method and metric: `r`, the usual `p_usual`, the relabelled `p`, and `n_pairs`.
+    """
+
+    methods: pd.DataFrame
+    single: pd.DataFrame
+
+
+def relabel(
+    table: PairTable,
+    outcomes: Sequence[tuple[str, str]],
+    permutations: int = 999,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Relabelling:
+    """Test every outcome's metrics against relabelled ones.
+
+    p = (1 + number of relabellings at least as good) / (1 + permutations); of a single metric |r| is compared. Pairs
+    that a relabelling sends to a pair without metrics are left out of it.
+
+    Args:
+        table: the pairs.
+        outcomes: (target, method) of each outcome.
+        permutations: how many relabellings; none leaves the p-values undefined.
+        seed: of the relabellings, which are the same for all outcomes.
+        progress: wraps the loop over them.
+    """
+    groups: dict[bytes, list[tuple[str, str]]] = {}
+    for target, method in outcomes:
+        groups.setdefault(table.usable(f"{target}_{method}").tobytes(), []).append((target, method))
+    methods, single = [], []
+    for members in groups.values():
+        rows = [table.rows(f"{target}_{method}")[0] for target, method in members]
+        if len(rows[0].outcome) < 3:
+            continue
+        test = _Test(rows[0], np.stack([one.outcome for one in rows], axis=1))
+        found = test.run(permutations, seed, progress)
+        methods += [
+            {"target": target, "method": method} | {name: value[k] for name, value in found.methods.items()}
+            for k, (target, method) in enumerate(members)
+        ]
+    for target, method in outcomes:
+        single += _single_rows(table, target, method, permutations, seed)
+    order = {key: position for position, key in enumerate(outcomes)}
+    methods.sort(key=lambda row: order[row["target"], row["method"]])
+    return Relabelling(pd.DataFrame(methods), pd.DataFrame(single))
+
+
+@dataclass
+class _Found:
+    methods: dict[str, Float[np.ndarray, " K"]]
+
+
+class _Test:
+    """All outcomes that are known for the same pairs."""
+
+    def __init__(self, rows: Any, Y: Float[np.ndarray, "n K"]) -> None:
+        self.Y = Y
+        # Ranges do not change under relabelling, so one scaling serves all.
+        self.X = RangeScaler().fit_transform(rows.features)
+        self.J = rows.incidence
+        self.index = _pair_index(rows.incidence)
+        self.ends = np.argsort(-rows.incidence, axis=1, kind="stable")[:, :2]
+        self.folds = [(one.training, one.validation) for one in LeaveOneTaskOut().folds(rows.ends)]
+
+    def run(self, permutations: int, seed: int, progress: Progress | None) -> _Found:
+        r, gain = self._statistics(np.arange(len(self.X)))
+        as_good = np.zeros((2, self.Y.shape[1]))
+        draws = _draws(self.J.shape[1], permutations, seed)
+        if progress is not None:
+            draws = progress(draws, "relabelling tasks", permutations)
+        for drawn in draws:
+            other_r, other_gain = self._statistics(self.index[drawn[self.ends[:, 0]], drawn[self.ends[:, 1]]])
+            as_good += [other_r >= r, other_gain >= gain]
+        p = (1 + as_good) / (1 + permutations) if permutations else np.full(as_good.shape, np.nan)
+        undefined = np.isnan(np.stack([r, gain]))
+        p = np.where(undefined, np.nan, p)
+        return _Found({"r": r, "p": p[0], "gain": gain, "p_beyond": p[1]})
+
+    def _statistics(
+        self, taken: Int[np.ndarray, " n"]
+    ) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, " K"]]:
+        """Score the outcomes by the metrics of the rows `taken`; -1 leaves a pair out."""
+        known = taken >= 0
+        X, J, Y = self.X[taken[known]], self.J[known], self.Y[known]
+        place = np.cumsum(known) - 1
+        folds = [(place[t[known[t]]], place[v[known[v]]]) for t, v in self.folds]
+        folds = [(t, v) for t, v in folds if len(t) and len(v)]
+        moments = Moments(np.hstack([X, J]), Y, training_masks(folds, len(X)))
+        m, tasks = X.shape[1], J.shape[1]
+        metric_weights = ridge_weights(
+            moments.gram[:, :m, :m], moments.cross[:, :m], np.array([METRIC_STRENGTH])
+        )[:, 0]
+        u, w = _two_stages(moments, m, tasks)
+        correlations, error, additive_error = [], 0.0, 0.0
+        for f, (_, rows) in enumerate(folds):
+            x, j = X[rows] - moments.means[f, :m], J[rows] - moments.means[f, m:]
+            y = Y[rows] - moments.outcome_means[f]
+            correlations.append(_columns_r(x @ metric_weights[f], y))
+            # Within the fold: its level belongs to the left-out task, of which nothing is known.
+            additive = _centred(y - j @ u[f, :, m:])
+            beyond = (x - j @ u[f, :, :m]) @ w[f]
+            additive_error = additive_error + (additive**2).sum(axis=0)
+            error = error + (_centred(additive - beyond) ** 2).sum(axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            gain = np.where(additive_error > 0, 1 - error / additive_error, np.nan)
+        counted = ~np.isnan(correlations)
+        total = np.nansum(correlations, axis=0)
+        r = np.divide(total, counted.sum(axis=0), out=np.full(total.shape, np.nan), where=counted.any(axis=0))
+        return r, gain
+
+
+def _two_stages(
+    moments: Moments, m: int, tasks: int
+) -> tuple[Float[np.ndarray, "F T q"], Float[np.ndarray, "F m K"]]:
+    """Fit task effects of metrics and outcomes, and ridge of what they leave: as `Dyadic`, at one strength."""
+    jj = moments.gram[:, m:, m:] + TASK_STRENGTH * np.eye(tasks)
+    xj, jy = moments.gram[:, :m, m:], moments.cross[:, m:]
+    u = np.linalg.solve(jj, np.concatenate([xj.mT, jy], axis=2))
+    a, b = u[..., :m], u[..., m:]
+    inner = moments.gram[:, m:, m:]
+    left = moments.gram[:, :m, :m] - xj @ a - a.mT @ xj.mT + a.mT @ inner @ a
+    cross = moments.cross[:, :m] - xj @ b - a.mT @ jy + a.mT @ inner @ b
+    w = np.linalg.solve(left + 10 * METRIC_STRENGTH * np.eye(m), cross)
+    return u, w
+
+
+def _single_rows(
+    table: PairTable, target: str, method: str, permutations: int, seed: int
+) -> list[dict[str, Any]]:
+    """Correlate each metric with an outcome over the pairs that have both."""
+    outcome = table.frame[f"{target}_{method}"].to_numpy()
+    tasks = {task: i for i, task in enumerate(table.tasks)}
+    found = []
+    by_rows: dict[bytes, list[str]] = {}
+    for metric in table.metrics:
+        known = ~np.isnan(outcome) & table.frame[metric].notna().to_numpy()
+        by_rows.setdefault(known.tobytes(), []).append(metric)
+    for key, metrics in by_rows.items():
+        known = np.frombuffer(key, dtype=bool)
+        ends = np.array([[tasks[a], tasks[b]] for a, b in table.ends[known]]).reshape(-1, 2)
+        X, y = table.frame.loc[known, metrics].to_numpy(dtype=float), outcome[known]
+        p = _single_p(X, y, ends, len(tasks), permutations, seed)
+        for k, metric in enumerate(metrics):
+            r = pearson_r(X[:, k], y)
+            usual = _usual_p(X[:, k], y) if not np.isnan(r) else float("nan")
+            found.append(
+                {
+                    "target": target,
+                    "method": method,
+                    "metric": metric,
+                    "r": r,
+                    "p_usual": usual,
+                    "p": p[k] if not np.isnan(r) else float("nan"),
+                    "n_pairs": int(known.sum()),
+                }
+            )
+    place = {metric: i for i, metric in enumerate(table.metrics)}
+    return sorted(found, key=lambda row: place[row["metric"]])
+
+
+def _usual_p(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> float:
+    result: Any = pearsonr(x, y)
+    return float(result.pvalue)
+
+
+def _single_p(
+    X: Float[np.ndarray, "n m"],
+    y: Float[np.ndarray, " n"],
+    ends: Int[np.ndarray, "n 2"],
+    tasks: int,
+    permutations: int,
+    seed: int,
+) -> Float[np.ndarray, " m"]:
+    if not permutations or len(y) < 3:
+        return np.full(X.shape[1], np.nan)
+    index = np.full((tasks, tasks), -1)
+    index[ends[:, 0], ends[:, 1]] = index[ends[:, 1], ends[:, 0]] = np.arange(len(ends))
+    observed = np.abs(_columns_r(X, np.repeat(y[:, None], X.shape[1], axis=1)))
+    as_large = np.zeros(X.shape[1])
+    for drawn in _draws(tasks, permutations, seed):
+        taken = index[drawn[ends[:, 0]], drawn[ends[:, 1]]]
+        known = taken >= 0
+        other = _columns_r(X[taken[known]], np.repeat(y[known, None], X.shape[1], axis=1))
+        # As many decimals as rounding leaves: the identity must count as equal.
+        as_large += np.abs(other) >= observed - 1e-12
+    return (1 + as_large) / (1 + permutations)
+
+
+def _draws(tasks: int, permutations: int, seed: int) -> Iterable[Int[np.ndarray, " T"]]:
+    generator = np.random.default_rng(seed)
+    return (generator.permutation(tasks) for _ in range(permutations))
+
+
+def _pair_index(incidence: Float[np.ndarray, "n T"]) -> Int[np.ndarray, "T T"]:
+    """Number the pairs by their tasks, -1 where there is none."""
+    tasks = incidence.shape[1]
+    index = np.full((tasks, tasks), -1)
+    for row, marks in enumerate(incidence):
+        a, b = np.flatnonzero(marks)
+        index[a, b] = index[b, a] = row
+    return index
+
+
+def _centred(values: Float[np.ndarray, "n K"]) -> Float[np.ndarray, "n K"]:
+    return values - values.mean(axis=0)
+
+
+def _columns_r(first: Float[np.ndarray, "n K"], second: Float[np.ndarray, "n K"]) -> Float[np.ndarray, " K"]:
+    """Correlate column by column; NaN for fewer than three rows or a constant column."""
+    if len(first) < 3:
+        return np.full(first.shape[1], np.nan)
+    a, b = _centred(first), _centred(second)
+    lengths = np.sqrt((a**2).sum(axis=0)), np.sqrt((b**2).sum(axis=0))
+    scales = [np.abs(one).max(axis=0) * np.sqrt(len(one)) for one in (first, second)]
+    varies = np.logical_and(*(length > 1e-9 * scale for length, scale in zip(lengths, scales, strict=True)))
+    product = lengths[0] * lengths[1]
+    return np.divide((a * b).sum(axis=0), product, out=np.full(product.shape, np.nan), where=varies)

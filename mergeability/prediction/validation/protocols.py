@@ -1,0 +1,193 @@
+"""Who may be predicted from whom: cross-validation splitters over pairs of tasks, in scikit-learn's style.
+
+A pair belongs to two tasks at once, so ordinary cross-validation would leave both of a pair's tasks in the
+training rows. `groups` are the pairs themselves, an (n, 2) array of task names:
+
+>>> from sklearn.linear_model import LinearRegression
+>>> from sklearn.model_selection import cross_val_predict, cross_val_score
+>>> pairs = [("a", "b"), ("a", "c"), ("a", "d"), ("b", "c"), ("b", "d"), ("c", "d")]
+>>> X = [[0.0], [1.0], [2.0], [3.0], [4.0], [5.0]]
+>>> cross_val_score(LinearRegression(), X, [0, 1, 2, 3, 4, 5], groups=pairs, cv=LeaveOneTaskOut()).round(6)
+array([1., 1., 1., 1.])
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from mergeability.errors import UserError
+from mergeability.prediction.predictors.arrays import InnerFold
+
+KNOWN_PARTNER, BOTH_NEW = "known partner", "both new"
+"""What a validated pair's tasks are to the fit: one of them was merged with others before, or neither was."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One fold: the tasks whose pairs are validated, and the rows of either side."""
+
+    held_out: tuple[str, ...]
+    training: Int[np.ndarray, " training"]
+    validation: Int[np.ndarray, " validation"]
+
+    @property
+    def label(self) -> str:
+        """Name the fold by its tasks."""
+        return "+".join(self.held_out)
+
+
+@runtime_checkable
+class SplitProtocol(Protocol):
+    """Anything that splits pairs into named folds.
+
+    Attributes:
+        name: as in `prediction.json`.
+        situation: what the validated tasks are to the fit.
+        many: whether there are so many folds that only closed forms are fitted.
+    """
+
+    name: ClassVar[str]
+    situation: ClassVar[str]
+    many: ClassVar[bool]
+
+    def folds(self, groups: Any) -> Iterator[Split]:
+        """Yield the folds of the pairs."""
+        ...
+
+
+class _Splitter(ABC):
+    """scikit-learn's interface, from the folds."""
+
+    @abstractmethod
+    def folds(self, groups: Any) -> Iterator[Split]:
+        """Yield the folds of the pairs."""
+
+    def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterator[InnerFold]:
+        """Yield the training and validation rows of each fold; `groups` are the pairs of tasks."""
+        if groups is None:
+            raise UserError("The pairs of tasks are needed to split: pass groups=<(n, 2) task names>.")
+        for fold in self.folds(groups):
+            yield fold.training, fold.validation
+
+    def get_n_splits(self, X: Any = None, y: Any = None, groups: Any = None) -> int:
+        """Count the folds."""
+        return sum(1 for _ in self.split(X, y, groups))
+
+
+@dataclass(frozen=True)
+class LeaveOneTaskOut(_Splitter):
+    """Train on the pairs without one task and validate on the pairs with it; one fold a task.
+
+    With all pairs of T tasks: (T-1)(T-2)/2 training and T-1 validation pairs a fold (171 and 19 for T = 20).
+    A task without any row gives no fold, nor does one that leaves no training row.
+    """
+
+    name: ClassVar[str] = "loto"
+    situation: ClassVar[str] = KNOWN_PARTNER
+    many: ClassVar[bool] = False
+
+    def folds(self, groups: Any) -> Iterator[Split]:
+        """Yield a fold for each task in table order."""
+        tasks, ends = _ends(groups)
+        for index, task in enumerate(tasks):
+            held_out = (ends == index).any(axis=1)
+            if not held_out.all():
+                yield Split((task,), np.flatnonzero(~held_out), np.flatnonzero(held_out))
+
+
+@dataclass(frozen=True)
+class LeaveTwoTasksOut(_Splitter):
+    """Validate each pair alone, by a fit on the pairs that share neither of its tasks; one fold a pair.
+
+    With all pairs of T tasks: (T-2)(T-3)/2 training pairs a fold (153 for T = 20). The honest test for two
+    models that nobody has merged before. A single pair has no correlation: the folds' predictions are pooled.
+    """
+
+    name: ClassVar[str] = "l2to"
+    situation: ClassVar[str] = BOTH_NEW
+    many: ClassVar[bool] = True
+
+    def folds(self, groups: Any) -> Iterator[Split]:
+        """Yield a fold for each pair in table order."""
+        tasks, ends = _ends(groups)
+        for row, (a, b) in enumerate(ends):
+            training = np.flatnonzero(~((ends == a) | (ends == b)).any(axis=1))
+            if len(training):
+                yield Split((tasks[a], tasks[b]), training, np.array([row]))
+
+
+@dataclass(frozen=True)
+class DisjointHalves(_Splitter):
+    """Fit on the pairs within one half of the tasks and validate on those within the other, over random halves.
+
+    With all pairs of T tasks: T/2·(T/2-1)/2 pairs on either side (45 for T = 20); pairs across are left out.
+
+    Attributes:
+        repeats: how many times the tasks are halved.
+        seed: of the halving.
+    """
+
+    repeats: int = 20
+    seed: int = 0
+    name: ClassVar[str] = "halves"
+    situation: ClassVar[str] = BOTH_NEW
+    many: ClassVar[bool] = False
+
+    def folds(self, groups: Any) -> Iterator[Split]:
+        """Yield a fold for each halving that leaves pairs on both sides."""
+        tasks, ends = _ends(groups)
+        generator = np.random.default_rng(self.seed)
+        for _ in range(self.repeats):
+            first = generator.permutation(len(tasks)) < len(tasks) // 2
+            inside = first[ends]
+            training, validation = np.flatnonzero(inside.all(axis=1)), np.flatnonzero(~inside.any(axis=1))
+            if len(training) and len(validation):
+                held_out = tuple(task for task, fitted in zip(tasks, first, strict=True) if not fitted)
+                yield Split(held_out, training, validation)
+
+
+PROTOCOLS: dict[str, type[LeaveOneTaskOut] | type[LeaveTwoTasksOut] | type[DisjointHalves]] = {
+    protocol.name: protocol for protocol in (LeaveOneTaskOut, LeaveTwoTasksOut, DisjointHalves)
+}
+
+
+def named_protocols(names: Sequence[str]) -> list[SplitProtocol]:
+    """Make protocols by their names.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    unknown = [name for name in names if name not in PROTOCOLS]
+    if unknown or not names:
+        raise UserError(
+            f"Expected protocols among {', '.join(PROTOCOLS)}, got {', '.join(map(str, unknown)) or 'none'}."
+        )
+    return [PROTOCOLS[name]() for name in dict.fromkeys(names)]
+
+
+def incidence(groups: Any, tasks: Sequence[str]) -> Float[np.ndarray, "n T"]:
+    """Mark who is in which pair: entry (i, t) is 1 where pair i contains task t, so each row has two ones."""
+    ends = np.asarray(groups, dtype=object).reshape(-1, 2)
+    return (ends[:, :, None] == np.array(tasks, dtype=object)).any(axis=1).astype(np.float64)
+
+
+def task_order(groups: Any) -> tuple[str, ...]:
+    """List the tasks: those of the first column as they appear, then those of the second alone."""
+    ends = np.asarray(groups, dtype=object).reshape(-1, 2)
+    return tuple(dict.fromkeys(ends.T.ravel().tolist()))
+
+
+def _ends(groups: Any) -> tuple[tuple[str, ...], Int[np.ndarray, "n 2"]]:
+    """Number the tasks of each pair."""
+    ends = np.asarray(groups, dtype=object)
+    if ends.ndim != 2 or ends.shape[1] != 2:
+        raise UserError(
+            f"Expected the pairs as an (n, 2) array of task names, got one of shape {ends.shape}."
+        )
+    tasks = task_order(ends)
+    index = {task: i for i, task in enumerate(tasks)}
+    return tasks, np.array([[index[a], index[b]] for a, b in ends.tolist()], dtype=int).reshape(-1, 2)

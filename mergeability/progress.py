@@ -1,0 +1,38 @@
+"""Progress of long loops: the one type, the bar with an estimate of the time left, and a silent stand-in."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+# Wraps a loop: (items, description, total) → the same items.
+Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
+
+
+def no_progress(items: Iterable[Any], _description: str, _total: int) -> Iterable[Any]:
+    """Return the items unchanged and show nothing."""
+    return items
+
+
+def track(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+    """Show a bar with an ETA on standard error while iterating; nothing where standard error is not a terminal."""
+    # Imported here: a library user who passes no progress needs no rich.
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield from progress.track(items, total=total, description=description)

@@ -1,0 +1,233 @@
+"""Canonical state dicts: read lazily and safely, checked, hashed; written atomically, with a card.
+
+Canonical names are open_clip's for the visual tower inside a CLIP, `visual.conv1.weight`. Weights are read
+from safetensors only: such a file holds tensors and nothing that could be executed.
+"""
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mergeability.errors import UserError
+from mergeability.store import atomic_file, read_json, write_text
+from mergeability.weights.names import Source, canonical_shape, canonical_sources, left_over, listed
+from mergeability.weights.safetensors_file import TensorFile, write_tensors
+
+PREFIX = "visual."
+# Hugging Face's `CLIPVisionModel` ends before the projection, which fine-tuning of it therefore leaves as it was.
+PROJECTION = "visual.proj"
+
+
+class Checkpoint:
+    """One state dict on disk, read one tensor, or a part of one, at a time.
+
+    Attributes:
+        path: the safetensors file.
+        names: canonical tensor names, sorted.
+        shapes: canonical name → shape.
+        dtypes: canonical name → dtype.
+    """
+
+    def __init__(self, file: TensorFile) -> None:
+        self.path = file.path
+        self._lent: Checkpoint | None = None
+        self._file = file
+        self._sources = canonical_sources(file.entries)
+        self.names = tuple(sorted(self._sources))
+        self.shapes = {name: self._shape(source) for name, source in self._sources.items()}
+        self.dtypes = {name: self._dtype(name, source) for name, source in self._sources.items()}
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Checkpoint":
+        """Open a safetensors file and read its header only.
+
+        Raises:
+            UserError: there is no such file, or it is truncated, or it is not a safetensors file, or its names
+                are those of a visual tower in part only.
+        """
+        path = Path(path).expanduser()
+        if not path.is_file():
+            raise UserError(f"No checkpoint at {path}. Check the path, or make it with train.py.")
+        file = TensorFile(path)
+        if not file.entries:
+            raise UserError(f"{path} holds no tensors: expected a state dict as safetensors.")
+        try:
+            return cls(file)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+    @staticmethod
+    def canonical(tensors: Mapping[str, Tensor], owner: str | Path) -> dict[str, Tensor]:
+        """Rename the visual tower of a state dict from elsewhere to canonical names, fusing and transposing.
+
+        Args:
+            tensors: under any known names; a text tower beside the visual one, whole or in part, is left out.
+            owner: whose they are, for messages.
+
+        Raises:
+            UserError: names are missing or left over, or parts of a tensor do not fit together.
+        """
+        try:
+            if others := left_over(tensors):
+                raise UserError(
+                    f"Expected the visual tower of a CLIP, but left over ({len(others)}): {listed(others)}. Save the "
+                    "state dict of the plain CLIP model again."
+                )
+            return {name: assembled(tensors, one) for name, one in canonical_sources(tensors).items()}
+        except UserError as error:
+            raise UserError(f"{owner}: {error}") from error
+
+    def completed(self, base: "Checkpoint") -> "Checkpoint":
+        """Return this checkpoint with the base's projection where it has none and the base has one."""
+        if PROJECTION in self.shapes or PROJECTION not in base.shapes or not _is_tower(self.names):
+            return self
+        whole = copy.copy(self)
+        whole._lent = base
+        whole.names = tuple(sorted([*self.names, PROJECTION]))
+        whole.shapes = {**self.shapes, PROJECTION: base.shapes[PROJECTION]}
+        whole.dtypes = {**self.dtypes, PROJECTION: base.dtypes[PROJECTION]}
+        return whole
+
+    @property
+    def has_lent_projection(self) -> bool:
+        """Whether the projection is the base's, this model's file having none."""
+        return self._lent is not None
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the file's bytes, 64 hexadecimal digits.
+
+        Raises:
+            UserError: the file is no longer the one that was opened.
+        """
+        sha256 = file_hash(self.path)
+        self._file.check_unchanged()
+        return sha256
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor in its own dtype; the caller owns it."""
+        if self._lent is not None and name == PROJECTION:
+            return self._lent.tensor(name)
+        source = self._sources[name]
+        parts = [self._file.tensor(part) for part in source.names]
+        # Parts of different types become float32, which is also the type the checkpoint says.
+        whole = parts[0] if len(parts) == 1 else torch.cat([part.to(self.dtypes[name]) for part in parts])
+        return whole.T.contiguous() if source.transposed else whole
+
+    def values(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Read the elements from `start` to `stop` of a flattened tensor, as float32."""
+        if self._lent is not None and name == PROJECTION:
+            return self._lent.values(name, start, stop)
+        source = self._sources[name]
+        if source.transposed:
+            return self.tensor(name).float().flatten()[start:stop].numpy()
+        pieces, before = [], 0
+        stop = math.prod(self.shapes[name]) if stop is None else stop
+        for part in source.names:
+            size = self._file.entries[part].size
+            first, last = max(start - before, 0), min(stop - before, size)
+            if first < last:
+                pieces.append(self._file.read_float32(part, first, last))
+            before += size
+        if not pieces:
+            return np.empty(0, dtype=np.float32)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Read every tensor, under canonical names."""
+        return {name: self.tensor(name) for name in self.names}
+
+    def _dtype(self, name: str, source: Source) -> torch.dtype:
+        dtypes = {self._file.entries[part].dtype for part in source.names}
+        if len(dtypes) == 1:
+            return dtypes.pop()
+        if not all(dtype.is_floating_point for dtype in dtypes):
+            raise UserError(f"The parts of '{name}' are partly integers: {', '.join(source.names)}.")
+        return torch.float32
+
+    def _shape(self, source: Source) -> tuple[int, ...]:
+        return canonical_shape([self._file.entries[name].shape for name in source.names], source.transposed)
+
+
+def _is_tower(names: Iterable[str]) -> bool:
+    return "visual.conv1.weight" in names and any("visual.transformer.resblocks." in name for name in names)
+
+
+def assembled(tensors: Mapping[str, Tensor], source: Source) -> Tensor:
+    """Put one canonical tensor together from a file's tensors.
+
+    Raises:
+        UserError: the parts do not fit together.
+    """
+    parts = [tensors[name] for name in source.names]
+    # Checks that they fit together.
+    canonical_shape([tuple(part.shape) for part in parts], source.transposed)
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return whole.T.contiguous() if source.transposed else whole
+
+
+def load(path: str | Path) -> dict[str, Tensor]:
+    """Read every tensor of a safetensors file under the names it has there.
+
+    Raises:
+        UserError: there is no such file, or it is truncated, or it is not a safetensors file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"No file at {path}: expected tensors as safetensors.")
+    file = TensorFile(path)
+    return {name: file.tensor(name) for name in file.entries}
+
+
+def file_hash(path: str | Path) -> str:
+    """Hash a file's bytes: SHA-256, 64 hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Hash named tensors by name, dtype, shape and bytes, independent of their order."""
+    hasher = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        hasher.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def save(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
+    """Write named tensors as safetensors, atomically; return the path.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    # Clones: safetensors refuses tensors that share memory, as tied weights do.
+    contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with atomic_file(path) as temporary:
+        write_tensors(contiguous, temporary, dict(metadata or {"format": "pt"}))
+    return path
+
+
+def write_card(folder: Path, card: Mapping[str, Any]) -> None:
+    """Write `card.json`, the last file of a finished checkpoint: where it is, the checkpoint is whole."""
+    write_text(folder / "card.json", json.dumps(card, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def remove_card(folder: Path) -> None:
+    """Mark a checkpoint as unfinished, before its files are replaced one by one."""
+    (folder / "card.json").unlink(missing_ok=True)
+
+
+def read_card(folder: Path) -> dict[str, Any] | None:
+    """Read `card.json` of a checkpoint's folder; None where the checkpoint is not finished."""
+    return read_json(folder / "card.json")

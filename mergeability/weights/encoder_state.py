@@ -1,0 +1,38 @@
+"""Weights for an encoder: the tensors of a checkpoint, checked against the architecture they go into."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mergeability.errors import UserError
+from mergeability.weights.checkpoints import PREFIX
+
+
+def encoder_state(encoder: nn.Module, tensors: Mapping[str, Tensor], owner: str) -> dict[str, Tensor]:
+    """Name a visual tower's tensors as the encoder does, in float32 and on its device.
+
+    Args:
+        encoder: the architecture.
+        tensors: canonical names (`visual.` prefix or none) → tensors.
+        owner: whose they are, for messages.
+
+    Raises:
+        UserError: a tensor is missing, left over, of another shape, or holds NaN or Inf.
+    """
+    own = encoder.state_dict()
+    given = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
+    for name in sorted(own.keys() | given.keys()):
+        if name not in own or name not in given or own[name].shape != given[name].shape:
+            expected = tuple(own[name].shape) if name in own else "no such tensor"
+            found = tuple(given[name].shape) if name in given else "no such tensor"
+            raise UserError(
+                f"The encoder expects '{name}' of shape {expected}; {owner} has {found}: another architecture. "
+                "Choose the model= it was trained as."
+            )
+        if not torch.isfinite(given[name]).all():
+            raise UserError(f"'{name}' of {owner} holds NaN or Inf. Train or export it again.")
+    return {
+        name: value.to(own[name].device, torch.float32 if value.is_floating_point() else own[name].dtype)
+        for name, value in given.items()
+    }

@@ -1,0 +1,106 @@
+"""The weights of a whole CLIP, both towers, from a file or a folder: strict in names, shapes and activation."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mergeability.errors import UserError
+from mergeability.weights.checkpoints import assembled
+from mergeability.weights.hub import find_weights, read_tensors
+from mergeability.weights.names import clip_sources, listed
+from mergeability.weights.torch_file import SUFFIXES as TORCH_SUFFIXES
+
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+
+
+def clip_weights(clip: nn.Module, source: str, model: str, quick_gelu: bool) -> dict[str, Tensor]:
+    """Read the weights of both towers as a CLIP of this architecture names them, in its dtypes.
+
+    Args:
+        clip: the architecture; neither used otherwise nor changed.
+        source: a file, or a folder with the weights and perhaps Hugging Face's `config.json`.
+        model: its name, for messages.
+        quick_gelu: whether the architecture's activation is QuickGELU.
+
+    Raises:
+        UserError: there is no such file, names are missing or left over, shapes differ, or a `config.json` beside the
+            weights names another activation.
+    """
+    path = find_weights(source)
+    _check_activation(path.parent / "config.json", model, quick_gelu)
+    tensors, own = read_tensors(path), clip.state_dict()
+    try:
+        given = {name: assembled(tensors, one) for name, one in clip_sources(tensors).items()}
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    check_same(own, given, str(path), model)
+    return {name: value.to(own[name].dtype) for name, value in given.items()}
+
+
+def check_same(
+    own: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    owner: str,
+    model: str,
+    optional: frozenset[str] = frozenset(),
+) -> None:
+    """Check that tensors are an architecture's, name by name and shape by shape, and finite.
+
+    Args:
+        own: the architecture's.
+        given: those to check.
+        owner: whose they are, for messages.
+        model: the architecture's name, for messages.
+        optional: names that may be missing.
+
+    Raises:
+        UserError: some are missing, left over, of another shape, or hold NaN or Inf; lists them.
+    """
+    faults = {
+        "missing": sorted(own.keys() - given.keys() - optional),
+        "left over": sorted(given.keys() - own.keys()),
+        "of another shape": [
+            f"{name} {tuple(given[name].shape)} instead of {tuple(own[name].shape)}"
+            for name in sorted(own.keys() & given.keys())
+            if own[name].shape != given[name].shape
+        ],
+    }
+    if any(faults.values()):
+        found = "; ".join(
+            f"{kind} ({len(names)}): {listed(names)}" for kind, names in faults.items() if names
+        )
+        raise UserError(f"{owner} does not fit model={model}: {found}. Choose the model= that it is.")
+    broken = [
+        name for name, value in given.items() if value.is_floating_point() and not torch.isfinite(value).all()
+    ]
+    if broken:
+        raise UserError(f"{owner} holds NaN or Inf in {listed(sorted(broken))}. Download or train it again.")
+
+
+def _check_activation(config: Path, model: str, quick_gelu: bool) -> None:
+    """Compare the activation that Hugging Face's configuration names with the architecture's.
+
+    The weights do not tell: with the wrong one everything loads, and accuracies are some points too low.
+    """
+    if not config.is_file():
+        return
+    try:
+        described = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{config} is not valid JSON ({error}). Download it again.") from error
+    if not isinstance(described, dict) or "clip" not in str(described.get("model_type", "")):
+        return
+    # What transformers assumes where nothing is said.
+    towers = [one for one in ("vision_config", "text_config") if isinstance(described.get(one), dict)]
+    parts = [described[one] for one in towers] or [described]
+    for part in parts:
+        activation = part.get("hidden_act", "quick_gelu")
+        if (activation == "quick_gelu") != quick_gelu:
+            raise UserError(
+                f"{config} says hidden_act={activation}, but model={model} computes with "
+                f"{'quick_gelu' if quick_gelu else 'gelu'}: choose an architecture "
+                f"{'without' if quick_gelu else 'with'} '-quickgelu' in its name (model.architecture=…)."
+            )

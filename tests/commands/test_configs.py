@@ -1,0 +1,389 @@
+"""Every configuration composes and can be instantiated; the count of each folder is known."""
+
+import functools
+import re
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from mergeability.commands import naming, record
+from mergeability.errors import UserError
+from mergeability.store import digest
+
+CONF = Path(__file__).parent.parent.parent / "conf"
+SETS = {
+    "metric": {"paper", "all", "weights", "minimal", "shared"},
+    "merge": {"paper", "none", "all", "data_free"},
+    "predictor": {"all", "none"},
+}
+COUNTS = {
+    "experiment": 8,
+    "logger": 3,
+    "merge": 16,
+    "metric": 46,
+    "model": 5,
+    "paths": 1,
+    "predictor": 15,
+    "profile": 1,
+    "reg": 6,
+    "run": 3,
+    "suite": 7,
+    "task": 32,
+    "trainer": 4,
+}
+# The order of the benchmark's table: a suite is the first 8, 14 or 20.
+REAL = [
+    *("sun397", "cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd"),
+    *("flowers102", "pcam", "fer2013", "oxford_iiit_pet", "stl10", "cifar100"),
+    *("cifar10", "food101", "fashion_mnist", "emnist", "kmnist", "rendered_sst2"),
+]
+TRAIN_ONLY = {"task", "trainer", "run", "experiment"}
+# Experiments belong to one of the two scripts each.
+ANALYZE_EXPERIMENTS = {"paper_v1", "paper_icml", "regularisation", "regularisation_sweep"}
+ANALYZE_ONLY = {"suite", "merge", "metric", "predictor", "profile"}
+# What a suite needs to be named on the command line.
+NEEDED = {
+    "checkpoints": ["suite.base=base.safetensors", "suite.models={a: a.safetensors, b: b.safetensors}"],
+    "table": ["suite.table=pairs.csv"],
+    "import": ["source=model.safetensors"],
+}
+
+
+def members(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+EVERY = [(group, name) for group in COUNTS for name in members(group)]
+
+
+@functools.cache
+def composed(primary: str, *overrides: str) -> DictConfig:
+    """Compose once, since that takes a second; who changes what this returns changes it for the others."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(primary, list(overrides))
+
+
+def without_runtime(node: DictConfig) -> DictConfig:
+    """Replace what only exists inside a job."""
+    plain = OmegaConf.to_container(node, resolve=False)
+    text = re.sub(r"\$\{hydra:[^}]*\}", "RUN_FOLDER", OmegaConf.to_yaml(plain))
+    return OmegaConf.create(re.sub(r"\$\{now:[^}]*\}", "now", text))
+
+
+def test_every_folder_has_its_known_number_of_members():
+    assert {group: len(members(group)) for group in COUNTS} == COUNTS
+    folders = {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"}
+    assert folders == set(COUNTS), "a new group belongs into this test"
+
+
+@pytest.mark.parametrize(("group", "name"), EVERY, ids=lambda value: value)
+def test_every_member_composes_with_everything_resolved(group, name):
+    primaries = [
+        p for p in ("train", "analyze") if group not in (TRAIN_ONLY if p == "analyze" else ANALYZE_ONLY)
+    ]
+    if group == "experiment" and name in ANALYZE_EXPERIMENTS:
+        primaries = ["analyze"]
+    for primary in primaries:
+        choice = f"+{group}={name}" if group == "experiment" else f"{group}={name}"
+        needed = NEEDED.get(name, []) if group in ("suite", "experiment") else []
+        if group == "run" and name in ("pretrain", "import"):
+            continue  # Composed by experiment=pretrain_mini and experiment=import.
+        cfg = composed(primary, choice.removeprefix("+"), *needed)
+        OmegaConf.to_container(without_runtime(cfg), resolve=True, throw_on_missing=True)
+
+
+def test_the_papers_comparisons_have_its_methods_with_its_options():
+    first, second = (composed("analyze", f"experiment={name}") for name in ("paper_v1", "paper_icml"))
+    assert list(first.merge) == ["average", "ta", "tsv", "iso_c"]
+    assert first.merge.iso_c.truncate is True
+    assert list(second.merge) == ["average", "ta", "tsv", "ties", "dare"]
+    assert (second.merge.ties.scope, second.merge.ties.alpha) == ("tensor", 0.3)
+    for cfg in (first, second):
+        assert len(cfg.metric) == 28
+        assert cfg.model.name == "vit_b16"
+        assert cfg.merge.ta.alpha == 0.3
+
+
+@pytest.mark.parametrize(("name", "optimizer"), [("paper_adamw", "adamw"), ("paper_sgd", "sgd")])
+def test_the_papers_trainings_have_its_recipe(name, optimizer):
+    cfg = composed("train", f"experiment={name}")
+    settings = instantiate(cfg.training, _convert_="all")
+    assert (settings.optimizer, settings.momentum, settings.learning_rate) == (optimizer, 0.9, 1e-5)
+    assert (settings.batch_size, settings.accumulate, settings.gradient_clip) == (64, 2, 10)
+    assert cfg.trainer.precision == "32-true"
+    assert cfg.folder.endswith(f"vit_b16/none-0+{name}/seed-0/digits")
+    # What the analysis looks for is what the training leaves.
+    assert composed("analyze", "experiment=paper_v1").suite.trained == "none-0+paper_adamw/seed-0"
+
+
+def test_the_ablation_is_of_every_penalty_at_the_asked_strengths_with_three_seeds():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for name in ("regularisation", "regularisation_sweep"):
+            cfg = compose("analyze", [f"experiment={name}"], return_hydra_config=True)
+            assert cfg.hydra.mode.name == "MULTIRUN", "no -m is needed"
+            assert (
+                cfg.hydra.callbacks.ledger.summary
+                == "mergeability.reporting.ablation.comparison.write_summary"
+            )
+            assert (cfg.suite.name, cfg.model.name, cfg.train.missing) == ("mini", "clip_mini", True)
+            assert set(cfg.merge) == set(members("merge")) - SETS["merge"]
+            if name == "regularisation":
+                params = cfg.hydra.sweeper.params
+                assert set(params.reg.split(",")) == set(members("reg")) - {"none"}
+                assert params["reg.lambda"] == "0,0.01,0.1,1,10"
+                assert params.seed == "0,1,2"
+
+
+@pytest.mark.parametrize("name", sorted({path.stem for path in (CONF / "experiment").glob("*.yaml")}))
+def test_every_experiment_begins_with_the_command_that_runs_it(name):
+    script = "analyze" if name in ANALYZE_EXPERIMENTS else "train"
+    assert f"#   python {script}.py experiment={name}" in (CONF / "experiment" / f"{name}.yaml").read_text()
+
+
+@pytest.fixture
+def _no_dataset_can_be_opened(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+
+
+@pytest.mark.usefixtures("_no_dataset_can_be_opened")
+@pytest.mark.parametrize("name", members("task"))
+def test_every_task_can_be_instantiated(name):
+    task = instantiate(composed("train", f"task={name}").task, _convert_="all")
+    assert task.name == name
+    assert isinstance(task.class_names, list)
+
+
+def test_real_tasks_have_the_published_classes_epochs_and_accuracies():
+    """Numbers of the benchmark's table: classes, epochs, test accuracy of a fine-tuned ViT-B/16 in %."""
+    table = {
+        "sun397": (397, 14, 78.9),
+        "cars": (196, 35, 85.8),
+        "resisc45": (45, 15, 96.7),
+        "eurosat": (10, 12, 99.1),
+        "svhn": (10, 4, 97.5),
+        "gtsrb": (43, 11, 98.9),
+        "mnist": (10, 5, 99.7),
+        "dtd": (47, 76, 82.9),
+        "flowers102": (102, 147, 94.2),
+        "pcam": (2, 1, 88.7),
+        "fer2013": (7, 10, 73.7),
+        "oxford_iiit_pet": (37, 82, 95.0),
+        "stl10": (10, 60, 98.8),
+        "cifar100": (100, 6, 89.3),
+        "cifar10": (10, 6, 98.2),
+        "food101": (101, 4, 90.9),
+        "fashion_mnist": (10, 5, 95.2),
+        "emnist": (10, 2, 99.4),
+        "kmnist": (10, 5, 98.4),
+        "rendered_sst2": (2, 39, 77.2),
+    }
+    assert list(table) == REAL
+    for name, (classes, epochs, percent) in table.items():
+        task = composed("train", f"task={name}").task
+        assert len(set(task.class_names)) == len(task.class_names) == classes
+        assert all(isinstance(one, str) and one == one.strip() for one in task.class_names)
+        assert task.epochs == epochs
+        assert task.expected_accuracy == pytest.approx(percent / 100, abs=1e-9)
+
+
+def test_real_tasks_know_the_facts_that_are_easily_wrong():
+    names = {name: list(composed("train", f"task={name}").task.class_names) for name in REAL}
+    assert names["stl10"][:3] == ["airplane", "bird", "car"], "CIFAR-10 has automobile before bird"
+    assert names["cifar10"][:3] == ["airplane", "automobile", "bird"]
+    assert names["fer2013"] == ["angry", "disgusted", "fearful", "happy", "neutral", "sad", "surprised"]
+    assert names["eurosat"][0] == "annual crop land"
+    assert names["gtsrb"][2] == "red and white circle 50 kph speed limit"
+    assert names["gtsrb"][14] == "stop"
+    assert names["flowers102"][:2] == ["pink primrose", "hard-leaved pocket orchid"]
+    assert names["rendered_sst2"] == ["negative", "positive"]
+    assert names["pcam"] == ["lymph node", "lymph node containing metastatic tumor tissue"]
+    for digits in ("mnist", "svhn", "emnist"):
+        assert names[digits] == [str(number) for number in range(10)]
+    for alphabetical in ("resisc45", "dtd", "cifar100", "food101", "oxford_iiit_pet"):
+        assert names[alphabetical] == sorted(names[alphabetical], key=str.casefold)
+    templates = {name: len(composed("train", f"task={name}").task.templates) for name in REAL}
+    published = {"sun397": 2, "cars": 8, "resisc45": 18, "eurosat": 3, "gtsrb": 3, "mnist": 1, "dtd": 8}
+    published |= {"flowers102": 1, "pcam": 1, "fer2013": 6, "oxford_iiit_pet": 1, "stl10": 2, "cifar100": 18}
+    published |= {"cifar10": 18, "food101": 1, "rendered_sst2": 1}
+    assert {name: templates[name] for name in published} == published, "as CLIP published them"
+
+
+@pytest.mark.parametrize("name", members("model"))
+def test_every_model_can_be_built_without_memory_or_network(name):
+    import torch
+
+    model = instantiate(composed("train", f"model={name}", "model.pretrained=null").model, _convert_="all")
+    with torch.device("meta"):
+        clip = model.build()
+    assert all(parameter.is_meta for parameter in clip.visual.parameters())
+    assert model.name == name
+
+
+@pytest.mark.usefixtures("_no_dataset_can_be_opened")
+@pytest.mark.parametrize("name", members("suite"))
+def test_every_suite_makes_a_request(name):
+    from mergeability.pipeline.request import Request
+
+    cfg = composed("analyze", f"suite={name}", *NEEDED.get(name, []))
+    request = instantiate(cfg.analysis, _convert_="all")
+    assert isinstance(request, Request)
+    assert request.suite.name == name
+    if re.fullmatch(r"n\d+", name):
+        assert list(request.suite.tasks) == REAL[: int(name[1:])]
+    if name == "mini":
+        assert len(request.suite.tasks) >= 10
+        assert len(request.metrics) == 28
+        assert set(request.merges) == {"average", "ta", "ties", "dare", "tsv", "iso_c"}
+        assert set(request.predictors) == set(members("predictor")) - SETS["predictor"]
+
+
+@pytest.mark.parametrize("name", members("reg"))
+def test_every_penalty_can_be_instantiated_and_takes_its_strength_from_lambda(name):
+    cfg = composed("train", f"reg={name}", "reg.lambda=0.25")
+    penalty = instantiate(cfg.reg.penalty, _convert_="all")
+    assert (penalty is None) == (name == "none")
+    if penalty is not None:
+        assert penalty.strength == 0.25
+        assert penalty.name == name == cfg.reg.name
+
+
+@pytest.mark.parametrize("name", members("trainer"))
+def test_every_trainer_option_is_one_of_lightnings(name):
+    import inspect
+
+    import lightning.pytorch as pl
+
+    options = composed("train", f"trainer={name}").trainer
+    assert set(options) <= set(inspect.signature(pl.Trainer).parameters)
+
+
+@pytest.mark.parametrize("name", sorted(set(members("metric")) - SETS["metric"]))
+def test_every_metric_is_under_its_own_name(name):
+    cfg = composed("analyze", f"metric={name}")
+    assert list(cfg.metric) == [name]
+    assert callable(instantiate(cfg.metric, _convert_="all")[name])
+
+
+@pytest.mark.parametrize("name", sorted(set(members("merge")) - SETS["merge"]))
+def test_every_merge_method_is_under_its_own_name(name):
+    cfg = composed("analyze", f"merge={name}")
+    assert list(cfg.merge) == [name]
+    alpha = instantiate(cfg.merge, _convert_="all")[name].alpha
+    assert alpha == "published" if name.startswith("iso") else isinstance(alpha, int | float)
+
+
+@pytest.mark.parametrize("name", sorted(set(members("predictor")) - SETS["predictor"]))
+def test_every_predictor_is_under_its_own_name(name):
+    cfg = composed("analyze", f"predictor={name}")
+    assert list(cfg.predictor) == [name]
+    assert hasattr(instantiate(cfg.predictor, _convert_="all")[name], "fit")
+
+
+@pytest.mark.parametrize("group", ["metric", "predictor"])
+def test_the_set_of_all_is_the_folder_without_its_sets(group):
+    # Metrics that take two passes per pair are a set of their own.
+    expected = {name for name in members(group) if not name.startswith("shared_")}
+    assert set(composed("analyze", f"{group}=all")[group]) == expected - SETS[group]
+
+
+def test_the_metric_sets_have_their_sizes():
+    assert len(composed("analyze", "metric=paper").metric) == 28
+    assert len(composed("analyze", "metric=weights").metric) == 18
+    assert len(composed("analyze", "metric=minimal").metric) == 25
+    assert len(composed("analyze", "metric=shared").metric) == 6
+    assert len(composed("analyze", "metric=[all,shared]").metric) == 28 + 7 + 6
+    bare = ["suite=checkpoints", *NEEDED["checkpoints"]]
+    assert len(composed("analyze", *bare).metric) == 18
+    assert len(composed("analyze", *bare, "metric=[weights,sign_conflict]").metric) == 19
+
+
+def test_members_combine_and_their_options_can_be_set():
+    cfg = composed(
+        "analyze", "merge=[ties,ta]", "merge.ties.scope=tensor", "metric=[stable_rank,subspace_overlap]"
+    )
+    assert list(cfg.merge) == ["ties", "ta"]
+    assert cfg.merge.ties.scope == "tensor"
+    assert list(cfg.metric) == ["stable_rank", "subspace_overlap"]
+
+
+@pytest.mark.parametrize("name", ["csv", "wandb"])
+def test_every_logger_can_be_instantiated_without_an_account_or_a_prompt(name, tmp_path, monkeypatch):
+    for variable in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    node = OmegaConf.create(
+        OmegaConf.to_yaml(without_runtime(composed("train", f"logger={name}").logger)).replace(
+            "RUN_FOLDER", str(tmp_path)
+        )
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*offline.*")
+        logger = instantiate(node[name], _convert_="all")
+    assert hasattr(logger, "log_metrics")
+
+
+@pytest.mark.parametrize(
+    ("name", "strength", "variant", "folder"),
+    [
+        ("grad_magnitude", 1, None, "grad_magnitude-1"),
+        ("grad_magnitude", 1.0, None, "grad_magnitude-1"),
+        ("grad_magnitude", "1e0", None, "grad_magnitude-1"),
+        ("grad_magnitude", 0.12345678, None, "grad_magnitude-0.12345678"),
+        ("grad_magnitude", 0.12345679, None, "grad_magnitude-0.12345679"),
+        ("l2_to_init", 0.0, None, "none-0"),
+        ("none", 0, "slow", "none-0+slow"),
+    ],
+)
+def test_one_training_has_one_folder(name, strength, variant, folder):
+    assert naming.penalty_folder(name, strength, variant) == folder
+
+
+def test_settings_are_what_a_checkpoint_depends_on():
+    def hashed(*overrides: str) -> dict:
+        return record.settings(composed("train", *overrides))
+
+    plain = hashed("task=digits")
+    assert hashed("task=digits", "reg=l2_to_init", "reg.lambda=0") == plain, (
+        "λ = 0 is plain, whatever the penalty"
+    )
+    assert hashed("task=digits", "task.expected_accuracy=0.5") == plain
+    for other in (
+        "seed=1",
+        "training.weight_decay=0.2",
+        "reg.lambda=1",
+        "task.source.train=100",
+        "trainer=gpu",
+    ):
+        assert hashed("task=digits", other) != plain
+    assert digest(hashed("reg.lambda=1", "training.weight_decay=0")) == digest(
+        hashed("reg.lambda=1.0", "training.weight_decay=0.0")
+    )
+    assert hashed("task=digits", "trainer=cpu", "trainer.log_every_n_steps=3") == plain, (
+        "where it runs changes nothing"
+    )
+    assert hashed("task=digits", "trainer=smoke") != plain, "two batches are no training"
+    with pytest.raises(UserError, match=r"takes no reg\.lambda=1"):
+        hashed("reg=none", "reg.lambda=1")
+    assert hashed("task=digits", "reg.lambda=1", "reg.penalty.estimator=exact") != hashed(
+        "task=digits", "reg.lambda=1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (("m", "none", 0, 0, None, "outputs"), "python train.py -m model=m"),
+        (("m", "grad_magnitude", 0.0, 0, None, "outputs"), "python train.py -m model=m"),
+        (
+            ("m", "grad_magnitude", 1.0, 2, "slow", "there"),
+            "python train.py -m model=m reg=grad_magnitude reg.lambda=1 seed=2 variant=slow paths.root=there",
+        ),
+    ],
+)
+def test_the_command_that_makes_missing_models(arguments, command):
+    assert naming.train_command(*arguments) == command

@@ -1,0 +1,73 @@
+"""Refits without categories: equal to evaluations of the shorter list of metrics."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LinearRegression
+
+from mergeability.prediction import (
+    LeaveOneTaskOut,
+    LeaveTwoTasksOut,
+    PairTable,
+    Ridge,
+    evaluate_predictors,
+)
+from mergeability.prediction.questions.ablation import category_ablation
+
+METRICS = ["first", "second", "third"]
+OUTCOMES = [("norm_acc", "ties"), ("norm_acc", "average")]
+PROTOCOLS = [LeaveOneTaskOut(), LeaveTwoTasksOut()]
+
+
+def _table(frame, metrics=METRICS):
+    return PairTable.validate(frame, metrics, ["norm_acc_ties", "norm_acc_average"])
+
+
+def _score(frame, metrics, row, model):
+    protocol = next(one for one in PROTOCOLS if one.name == row.protocol)
+    value = evaluate_predictors(
+        frame, metrics, {"it": model}, [row.method], [row.target], [protocol]
+    ).records[0][row.score]
+    return pytest.approx(np.nan if value is None else value, abs=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize("model", [None, LinearRegression()], ids=["ridge", "ols"])
+def test_each_row_is_an_evaluation_of_the_shorter_list(table, model):
+    categories = {"most": ["first", "second"], "rest": ["third", "never measured"], "empty": ["other"]}
+    found = category_ablation(_table(table), categories, OUTCOMES, PROTOCOLS, model)
+    assert len(found) == 2 * 2 * 2
+    judge = Ridge() if model is None else model
+    lists = {"most": (["third"], ["first", "second"], 2), "rest": (["first", "second"], ["third"], 1)}
+    assert found.query("protocol == 'loto'")["whole"].notna().all()
+    for row in found.itertuples():
+        without, alone, count = lists[row.category]
+        assert row.n_metrics == count
+        assert row.score == ("r_mean" if row.protocol == "loto" else "r_beyond_mean")
+        assert row.whole == _score(table, METRICS, row, judge)
+        assert row.without == _score(table, without, row, judge)
+        assert row.alone == _score(table, alone, row, judge)
+        assert row.delta == pytest.approx(row.without - row.whole, nan_ok=True)
+
+
+def test_every_refit_uses_the_pairs_that_have_all_metrics(table):
+    table.loc[3, "third"] = np.nan
+    found = category_ablation(
+        _table(table), {"most": ["first", "second"], "rest": ["third"]}, OUTCOMES, PROTOCOLS
+    )
+    for row in found.itertuples():
+        alone = {"most": ["first", "second"], "rest": ["third"]}[row.category]
+        assert row.alone == _score(table.drop(index=3), alone, row, Ridge())
+
+
+def test_the_category_of_all_metrics_leaves_nothing_to_refit(table):
+    found = category_ablation(_table(table), {"all": METRICS}, OUTCOMES, PROTOCOLS)
+    assert found["without"].isna().all()
+    assert found["delta"].isna().all()
+    np.testing.assert_array_equal(found["alone"], found["whole"])
+
+
+def test_what_the_outcome_listens_to_is_missed(table):
+    categories = {"heard": ["first", "second"], "noise": ["third"]}
+    found = category_ablation(_table(table), categories, [("norm_acc", "ties")], [LeaveOneTaskOut()])
+    delta = found.set_index("category")["delta"]
+    assert delta["heard"] < -0.3
+    assert abs(delta["noise"]) < 0.1

@@ -1,0 +1,86 @@
+import threading
+import time
+
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from mergeability import context as workers
+from mergeability.context import work
+from mergeability.errors import UserError
+
+SMALL = {"description": "things", "memory": 2**20, "memory_budget": 1}
+
+
+def test_every_item_is_done_once_and_shown():
+    done, shown = [], []
+
+    def progress(items, description, total):
+        shown.append((description, total))
+        for item in items:
+            shown.append("one")
+            yield item
+
+    work(range(20), done.append, progress=progress, **SMALL)
+    assert sorted(done) == list(range(20))
+    assert shown == [("things", 20), *["one"] * 20]
+    work([], done.append, **SMALL)
+
+
+def test_the_order_differs_so_that_processes_do_not_follow_each_other(monkeypatch):
+    monkeypatch.setattr(workers, "cores", lambda: 1)
+    orders = []
+    for _ in range(2):
+        done = []
+        work(range(30), done.append, **SMALL)
+        orders.append(done)
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize(
+    ("memory", "budget", "expected"), [(2**28, 1, 4), (2**29, 1, 2), (2**30, 1, 1), (1, 1, 6)]
+)
+def test_no_more_items_at_a_time_than_the_budget_holds(monkeypatch, memory, budget, expected):
+    monkeypatch.setattr(workers, "cores", lambda: 6)
+    lock, now, most = threading.Lock(), 0, 0
+
+    def do(_item):
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.02)
+        with lock:
+            now -= 1
+
+    work(range(24), do, description="things", memory=memory, memory_budget=budget)
+    assert most == expected
+
+
+def test_an_item_beyond_the_budget_is_refused():
+    with pytest.raises(UserError, match=r"0\.5 GiB is too small for the things: one takes 2 GiB"):
+        work([1], print, description="things", memory=2**31, memory_budget=0.5)
+
+
+def test_an_error_ends_the_work_and_is_the_workers_own(monkeypatch):
+    monkeypatch.setattr(workers, "cores", lambda: 2)
+    done = []
+
+    def do(item):
+        if len(done) >= 2:
+            raise UserError("something is wrong")
+        done.append(item)
+
+    with pytest.raises(UserError, match="something is wrong"):
+        work(range(1000), do, **SMALL)
+    assert len(done) < 10
+
+
+def test_linear_algebra_has_one_thread_per_worker_and_gets_its_threads_back():
+    def threads():
+        return [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
+
+    with threadpool_limits(2, "blas"):
+        inside = []
+        work([1], lambda _: inside.extend(threads()), **SMALL)
+        assert set(inside) == {1}
+        assert set(threads()) == {2}
