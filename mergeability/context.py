@@ -1,19 +1,139 @@
-"""Independent pieces of work on all cores: in threads, and shared with other processes that use the same store."""
+"""What every stage of a run shares: store, progress, device, budget, clock; and the one loop over heavy units."""
 
+import logging
 import os
 import random
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
+from mergeability.devices import chosen_device
 from mergeability.errors import UserError
 from mergeability.progress import Progress, no_progress
+from mergeability.store import Store
 
+logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 GIBIBYTE = 2**30
+
+
+@dataclass
+class Clock:
+    """How long each stage took, in seconds."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time one stage."""
+        logger.info("%s …", name)
+        began = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - began, 2)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The surroundings of a run, passed to every stage in place of one argument for each of them.
+
+    Args:
+        store: where computed values are kept; in memory by default.
+        progress: wraps long loops: (items, description, total) → the items.
+        device: `cpu`, `cuda`, `cuda:<number>`, or `auto`: CUDA where there is one. The attribute holds the choice.
+        memory_budget: GiB for what is computed; decides how much is done at a time.
+        folder: where results are written; None where nothing is written.
+        clock: the time that each stage took.
+
+    Raises:
+        UserError: the budget is not positive, or there is no such device.
+    """
+
+    store: Store = field(default_factory=Store)
+    progress: Progress = no_progress
+    device: str = "cpu"
+    memory_budget: float | int = 4
+    folder: Path | None = None
+    clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        budget = self.memory_budget
+        is_number = isinstance(budget, int | float) and not isinstance(budget, bool)
+        if not is_number or not 0 < budget < float("inf"):
+            raise UserError(f"Expected memory_budget to be a positive number of GiB, got {budget!r}.")
+        object.__setattr__(self, "device", chosen_device(self.device))
+
+    @property
+    def memory(self) -> int:
+        """The memory budget in bytes."""
+        return int(self.memory_budget * GIBIBYTE)
+
+    def map(
+        self,
+        unit: Callable[[Item], Result],
+        items: Sequence[Item],
+        *,
+        description: str,
+        memory: int | None = None,
+    ) -> list[Result]:
+        """Do `unit(item)` for every item, and return the results in the order of the items.
+
+        The only loop over heavy units (models, layers, merges): whoever gives it more workers has made every stage
+        parallel. Units keep large values in the store and return small ones.
+
+        Args:
+            unit: does one item.
+            items: what to do.
+            description: of the work, for the progress.
+            memory: bytes that one item needs at most; several run at once, on one core each, as far as the budget
+                allows. None where each item uses all cores or the GPU: these run one after the other.
+
+        Raises:
+            UserError: one item alone exceeds the budget.
+        """
+        if not items:
+            return []
+        if memory is None:
+            return [unit(item) for item in self.progress(items, description, len(items))]
+        at_once = self.memory // max(memory, 1)
+        if at_once < 1:
+            raise UserError(
+                f"A memory budget of {self.memory_budget:g} GiB is too small for the {description}: "
+                f"one takes {memory / GIBIBYTE:.2g} GiB. Raise profile.memory_budget."
+            )
+        # A random order: processes that start together on one store meet, instead of computing the same item at
+        # the same time. No number depends on it, since each item runs on one core, by itself.
+        order = list(range(len(items)))
+        random.Random(os.urandom(8)).shuffle(order)
+        workers = min(at_once, cores(), len(order))
+        # One thread of linear algebra per worker: with several, the threads of the workers wait for each other.
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
+            futures = {pool.submit(unit, items[place]): place for place in order}
+            for _ in self.progress(_finished(pool, list(futures)), description, len(order)):
+                pass
+        return [future.result() for future in sorted(futures, key=futures.__getitem__)]
+
+
+def cores() -> int:
+    """Count the cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _finished(pool: ThreadPoolExecutor, futures: list[Future[Result]]) -> Iterator[None]:
+    try:
+        for future in as_completed(futures):
+            future.result()
+            yield
+    finally:
+        # After an error or an interrupt, nothing that has not begun begins.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def work(
@@ -25,50 +145,7 @@ def work(
     memory_budget: float | int,
     progress: Progress = no_progress,
 ) -> None:
-    """Do every item, several at a time; what an item yields it files itself.
-
-    Each item runs on one core, so its numbers depend neither on the cores of the machine nor on what else
-    runs. The order is random: processes that start together on one store come to meet, instead of computing
-    the same item side by side.
-
-    Args:
-        items: what to do.
-        do: does one; releases the interpreter's lock where it computes.
-        description: of the work, for the progress.
-        memory: bytes that one item needs at most.
-        memory_budget: GiB that all items at work may need.
-        progress: wraps the loop.
-
-    Raises:
-        UserError: one item alone exceeds the budget.
-    """
-    if not items:
-        return
-    at_once = int(memory_budget * GIBIBYTE) // max(memory, 1)
-    if at_once < 1:
-        raise UserError(
-            f"A memory budget of {memory_budget:g} GiB is too small for the {description}: "
-            f"one takes {memory / GIBIBYTE:.2g} GiB. Raise profile.memory_budget."
-        )
-    order = list(items)
-    random.Random(os.urandom(8)).shuffle(order)
-    # One thread of linear algebra per worker: with several, the threads of the workers wait for each other.
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(min(at_once, cores(), len(order))) as pool:
-        for _ in progress(_finished(pool, do, order), description, len(order)):
-            pass
-
-
-def cores() -> int:
-    """Count the cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _finished(pool: ThreadPoolExecutor, do: Callable[[Item], object], order: list[Item]) -> Iterator[None]:
-    futures = [pool.submit(do, item) for item in order]
-    try:
-        for future in as_completed(futures):
-            future.result()
-            yield
-    finally:
-        # After an error or an interrupt, nothing that has not begun begins.
-        pool.shutdown(wait=False, cancel_futures=True)
+    """Do every item with a context made of these arguments."""
+    Run(progress=progress, memory_budget=memory_budget).map(
+        do, list(items), description=description, memory=memory
+    )

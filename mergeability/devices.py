@@ -9,13 +9,16 @@ def chosen_device(name: str = "auto") -> str:
     Raises:
         UserError: the device is unknown, or not there.
     """
+    if name == "cpu":
+        return name
+    # Imported here: whoever stays on the CPU may need no torch.
     import torch
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     name = str(name)
     kind, _, number = name.partition(":")
-    if name != "cpu" and (kind != "cuda" or not (number.isdigit() or name == "cuda")):
+    if kind != "cuda" or not (number.isdigit() or name == "cuda"):
         raise UserError(f"Expected device to be auto, cpu, cuda or cuda:<number>; got {name!r}.")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise UserError(
