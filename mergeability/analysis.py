@@ -36,6 +36,7 @@ from mergeability.evaluation.merge_quality import (
     set_table,
 )
 from mergeability.evaluation.merge_writer import MergeWriter
+from mergeability.files import write_text
 from mergeability.merging.merger import DATA_FREE, needs_data
 from mergeability.metrics.measure import measure
 from mergeability.models.clip import ClipModel
@@ -57,7 +58,7 @@ from mergeability.provenance import provenance
 from mergeability.reporting.report import write_report
 from mergeability.reporting.tables import Analysis
 from mergeability.settings import ProfileSettings, Request
-from mergeability.store import Store, write_text
+from mergeability.store import Store
 from mergeability.suites import CheckpointSuite, TableSuite, TaskSuite
 from mergeability.task_vectors import TaskVectors
 

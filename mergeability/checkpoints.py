@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mergeability.errors import UserError
-from mergeability.store import atomic_file, read_json, write_text
+from mergeability.files import atomic_file, read_json, write_text
 from mergeability.tensor_file import TensorFile, write_tensors
 from mergeability.tensor_names import Source, canonical_shape, canonical_sources, left_over, listed
 

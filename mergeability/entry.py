@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mergeability.errors import UserError
-from mergeability.store import read_json
+from mergeability.files import read_json
 
 logger = logging.getLogger(__name__)
 

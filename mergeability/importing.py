@@ -16,6 +16,7 @@ from mergeability.checkpoints import PREFIX, PROJECTION, Checkpoint
 from mergeability.data.tasks import Task
 from mergeability.errors import UserError
 from mergeability.evaluation.saving import save_merge
+from mergeability.files import digest
 from mergeability.hub import find_weights, read_tensors, revision
 from mergeability.models.base import WEIGHTS, load_base
 from mergeability.models.classify import accuracy
@@ -24,7 +25,6 @@ from mergeability.models.clip_file import check_same
 from mergeability.models.weights import encoder_state
 from mergeability.models.zero_shot import zero_shot_head
 from mergeability.provenance import provenance
-from mergeability.store import digest
 from mergeability.tensor_names import layout_name
 from mergeability.torch_file import SUFFIXES
 

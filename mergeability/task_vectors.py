@@ -19,7 +19,8 @@ from torch import Tensor
 from mergeability.checkpoints import Checkpoint
 from mergeability.decompositions import leading_triplets
 from mergeability.errors import UserError
-from mergeability.store import Store, digest
+from mergeability.files import digest
+from mergeability.store import Store
 
 logger = logging.getLogger(__name__)
 

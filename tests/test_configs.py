@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mergeability import entry
 from mergeability.errors import UserError
-from mergeability.store import digest
+from mergeability.files import digest
 
 CONF = Path(__file__).parent.parent / "conf"
 SETS = {

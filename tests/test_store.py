@@ -9,7 +9,8 @@ import safetensors.torch
 import torch
 
 from mergeability.errors import UserError
-from mergeability.store import Store, atomic_file, canonical_json, digest, read_json, write_text
+from mergeability.files import atomic_file, canonical_json, digest, read_json, write_text
+from mergeability.store import Store
 
 
 def test_a_second_process_finds_what_the_first_computed(tmp_path):

@@ -21,7 +21,7 @@ from mergeability.data.real import ImageSource
 from mergeability.data.sources import SPLITS, Split
 from mergeability.data.tasks import Task
 from mergeability.errors import UserError
-from mergeability.store import atomic_file, write_text
+from mergeability.files import atomic_file, write_text
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from mergeability.data.class_names import ClassNames
 from mergeability.data.decoding import Encoded
 from mergeability.data.layouts import Layout, several
 from mergeability.errors import UserError
-from mergeability.store import read_json
+from mergeability.files import read_json
 
 if TYPE_CHECKING:
     import datasets

@@ -18,9 +18,10 @@ from mergeability.data.canvas import seeded_generator
 from mergeability.data.tasks import Images
 from mergeability.errors import UserError
 from mergeability.evaluation.batchnorm import recalibrate_batchnorm
+from mergeability.files import digest
 from mergeability.models.classify import correct
 from mergeability.models.weights import encoder_state
-from mergeability.store import Store, digest
+from mergeability.store import Store
 
 # Part of every store key below: raise it when what is stored changes meaning.
 _VERSION = 1

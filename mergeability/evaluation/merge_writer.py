@@ -16,8 +16,8 @@ from mergeability.evaluation.saving import (
     save_merge,
     task_accuracies,
 )
+from mergeability.files import digest
 from mergeability.models.clip import ClipModel
-from mergeability.store import digest
 from mergeability.task_vectors import TaskVectors
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from mergeability import checkpoints, hugging_face
 from mergeability.checkpoints import Checkpoint
 from mergeability.errors import UserError
+from mergeability.files import write_text
 from mergeability.models.clip import CLIP_MEAN, CLIP_STD
 from mergeability.provenance import provenance
-from mergeability.store import write_text
 from mergeability.task_vectors import TaskVectors
 
 WEIGHTS = "model.safetensors"

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from mergeability import checkpoints
 from mergeability.errors import UserError
+from mergeability.files import digest
 from mergeability.hub import find_weights
 from mergeability.models.clip import ClipModel
 from mergeability.provenance import provenance
-from mergeability.store import digest
 
 if TYPE_CHECKING:
     from open_clip import CLIP

@@ -14,6 +14,7 @@ from sklearn.linear_model import LinearRegression
 from threadpoolctl import threadpool_limits
 
 from mergeability.errors import UserError
+from mergeability.files import atomic_file
 from mergeability.prediction.folds import Fold, fit_folds, inputs_of, make_folds
 from mergeability.prediction.protocols import LeaveOneTaskOut, LeaveTwoTasksOut, SplitProtocol
 from mergeability.prediction.scores import (
@@ -25,7 +26,6 @@ from mergeability.prediction.scores import (
     spearman_rho,
 )
 from mergeability.prediction.table import TARGETS, PairTable, outcome_methods, summarise_names
-from mergeability.store import atomic_file
 
 DEFAULT_PROTOCOLS: tuple[SplitProtocol, ...] = (LeaveOneTaskOut(), LeaveTwoTasksOut())
 

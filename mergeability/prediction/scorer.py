@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 
 from mergeability.errors import UserError
+from mergeability.files import atomic_file
 from mergeability.prediction.evaluate import evaluate_predictors
 from mergeability.prediction.intervals import half_width, task_scores
 from mergeability.prediction.protocols import LeaveTwoTasksOut
 from mergeability.prediction.ridge import Ridge
 from mergeability.prediction.scores import pearson_r
 from mergeability.prediction.table import TARGETS, PairTable, summarise_names
-from mergeability.store import atomic_file
 
 FILE = "fitted.json"
 MARGIN = 0.1

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from mergeability.errors import UserError
+from mergeability.files import digest
 from mergeability.profiles import grams
 from mergeability.profiles.workers import Progress, no_progress, work
-from mergeability.store import digest
 from mergeability.task_vectors import TaskVectors
 
 # Part of every store key below: raise it when what is stored changes meaning.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mergeability.checkpoints import PREFIX
 from mergeability.devices import chosen_device
 from mergeability.errors import UserError
+from mergeability.files import digest
 from mergeability.profiles import grams, shared_gradients, subspaces
 from mergeability.profiles.activations import centred_kernel, image_activations
 from mergeability.profiles.batches import fitting_batch_size
@@ -27,7 +28,7 @@ from mergeability.profiles.linear_inputs import LinearPart, input_grams, linear_
 from mergeability.profiles.sign_conflict import SignCounts, count_signs
 from mergeability.profiles.views import Views
 from mergeability.profiles.workers import GIBIBYTE, Progress, no_progress, work
-from mergeability.store import Store, digest
+from mergeability.store import Store
 from mergeability.task_vectors import TaskVectors
 
 logger = logging.getLogger(__name__)

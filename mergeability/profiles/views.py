@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from mergeability.checkpoints import tensors_hash
 from mergeability.errors import UserError
+from mergeability.files import digest
 from mergeability.models.weights import encoder_state
 from mergeability.profiles.activations import last_layer
-from mergeability.store import digest
 from mergeability.task_vectors import TaskVectors
 
 

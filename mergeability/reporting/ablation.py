@@ -11,9 +11,9 @@ import pandas as pd
 from scipy import stats
 
 from mergeability.errors import UserError
+from mergeability.files import atomic_file
 from mergeability.prediction.table import TARGETS, outcome_methods
 from mergeability.reporting.ablation_runs import Run, described_difference, differences, read_runs
-from mergeability.store import atomic_file
 
 PLAIN = "none-0"
 """The setting of plain fine-tuning, whatever the penalty whose strength is 0."""

@@ -4,6 +4,7 @@ import json
 from html import escape
 from pathlib import Path
 
+from mergeability.files import atomic_file
 from mergeability.reporting import figures, foresight
 from mergeability.reporting.page import (
     Section,
@@ -23,7 +24,6 @@ from mergeability.reporting.tables import (
     scale_table,
     sets_table,
 )
-from mergeability.store import atomic_file
 
 _LONG_LIST = 6
 _MANY_TASKS = 12

@@ -12,8 +12,9 @@ from mergeability.checkpoints import tensors_hash
 from mergeability.data.tasks import Images
 from mergeability.errors import UserError
 from mergeability.evaluation.accuracy import Judge
+from mergeability.files import digest
 from mergeability.models.classify import accuracy, correct
-from mergeability.store import Store, digest
+from mergeability.store import Store
 
 TASKS = ("red", "green")
 COUNT, CLASSES, WIDTH = 61, 5, 24

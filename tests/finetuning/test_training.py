@@ -14,6 +14,7 @@ from torch import nn
 
 from mergeability.data.tasks import Images
 from mergeability.errors import UserError
+from mergeability.files import digest, write_text
 from mergeability.finetuning.datamodule import EpochShuffle, TaskDataModule
 from mergeability.finetuning.finished import differing, finished_card
 from mergeability.finetuning.module import (
@@ -28,7 +29,6 @@ from mergeability.finetuning.penalties.l2_to_init import L2ToInit
 from mergeability.finetuning.penalties.mergeability import Mergeability
 from mergeability.finetuning.penalties.subspace import Subspace
 from mergeability.finetuning.run import _resume_from, _spread, saver_of_each_epoch
-from mergeability.store import digest, write_text
 
 FOLDER = Path(__file__).parents[2] / "conf" / "reg"
 NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
