@@ -8,7 +8,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,18 @@ class Checkpoint:
         dtypes: canonical name → dtype.
     """
 
-    def __init__(self, file: TensorFile) -> None:
+    def __init__(self, file: TensorFile, hash_of: Callable[[Path], str] | None = None) -> None:
+        """Take an opened file.
+
+        Args:
+            file: the file.
+            hash_of: what computes `sha256`; the hash of the file's bytes when None.
+
+        Raises:
+            UserError: its names are those of a visual tower in part only.
+        """
         self.path = file.path
+        self._hash_of = hash_of or file_hash
         self._lent: Checkpoint | None = None
         self._file = file
         self._sources = canonical_sources(file.entries)
@@ -109,7 +119,7 @@ class Checkpoint:
         Raises:
             UserError: the file is no longer the one that was opened.
         """
-        sha256 = file_hash(self.path)
+        sha256 = self._hash_of(self.path)
         self._file.check_unchanged()
         return sha256
 

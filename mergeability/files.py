@@ -34,6 +34,21 @@ def digest(value: Any) -> str:
 
 
 @contextlib.contextmanager
+def saying_what_cannot_be_written(path: Path) -> Iterator[None]:
+    """Turn a failure of the system in the block into a sentence about `path`.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"Cannot write {path}: {error.strerror or error}. Free some space or set paths.root elsewhere."
+        ) from error
+
+
+@contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that becomes `path` only when the block ends without an error.
 
@@ -41,22 +56,19 @@ def atomic_file(path: Path) -> Iterator[Path]:
         UserError: the disk is full or the folder cannot be written; nothing half-written remains.
     """
     temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        # mkstemp makes files that only their owner reads; results are meant to be shared.
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"Cannot write {path}: {error.strerror or error}. Free some space or set paths.root elsewhere."
-        ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    with saying_what_cannot_be_written(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".partial")
+            os.close(handle)
+            temporary = Path(name)
+            yield temporary
+            # mkstemp makes files that only their owner reads; results are meant to be shared.
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            if temporary is not None:
+                temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

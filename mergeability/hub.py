@@ -9,6 +9,7 @@ from mergeability import checkpoints
 from mergeability.checkpoints import Checkpoint
 from mergeability.errors import UserError
 from mergeability.store import Store
+from mergeability.store_entries import hash_without_seal
 from mergeability.torch_file import SUFFIXES, load_state_dict
 
 # What a folder or a repository calls its weights, the preferred name first.
@@ -80,7 +81,7 @@ def open_checkpoint(source: str | Path, store: Store) -> Checkpoint:
         )
     key = {"sha256": checkpoints.file_hash(path), "version": _VERSION}
     store.ensure("converted", key, lambda: Checkpoint.canonical(load_state_dict(path), path))
-    return Checkpoint(store.file("converted", key))
+    return Checkpoint(store.file("converted", key), hash_without_seal)
 
 
 def downloaded(repository: str, file: str) -> Path:
