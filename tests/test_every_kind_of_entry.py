@@ -63,6 +63,12 @@ REDUCED = (
     "merge=tsv",
     "predictor=none",
 )
+TOGETHER_REQUEST = (
+    *SUITE,
+    "metric=[task_vector_cosine_similarity,sign_conflict]",
+    "merge=average",
+    "predictor=none",
+)
 LEFT_OUT = {"activation", "gradient", "shared_gradient", "fisher", "linear_parts", "linear_inputs", "study"}
 
 
@@ -213,30 +219,57 @@ def test_a_damaged_conversion_is_made_again(smoke_root, command, tmp_path):
     assert analyse(3) == ({}, table)
 
 
+# Four processes that have imported everything, and begin at one moment: `analyze.py` as a person runs it.
+TOGETHER = """
+import json, multiprocessing, os, runpy, sys
+import mergeability.analysis, mergeability.entry, mergeability.reporting.report, sklearn.linear_model, sklearn.pipeline
+
+def analyse(number, arguments, start):
+    output = os.open(f"output{number}.txt", os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1), os.dup2(output, 2)
+    sys.argv = ["analyze.py", *arguments]
+    start.wait()
+    runpy.run_path(ROOT + "/analyze.py", run_name="__main__")
+
+ROOT, jobs = sys.argv[1], json.loads(sys.argv[2])
+context = multiprocessing.get_context("fork")
+start = context.Barrier(len(jobs))
+processes = [context.Process(target=analyse, args=(n, job, start)) for n, job in enumerate(jobs)]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
+print(json.dumps([process.exitcode for process in processes]))
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_four_analyses_that_start_together_all_succeed(smoke_root, tmp_path):
-    """Ten times four processes on one empty store: all end well, with the same bytes."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def test_four_analyses_that_start_together_on_an_empty_store_all_succeed(smoke_root, tmp_path):
+    ended = []
     for repetition in range(10):
-        store, processes = tmp_path / f"store{repetition}", []
-        folders = [tmp_path / f"run{repetition}-{number}" for number in range(4)]
-        for folder in folders:
-            where = (f"paths.root={smoke_root}", f"paths.store={store}", f"hydra.run.dir={folder}")
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, "analyze.py", *REDUCED, "merge=none", *where],
-                    cwd=ROOT,
-                    env=environment,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-            )
-        outputs = [process.communicate(timeout=600)[0] for process in processes]
-        assert [process.returncode for process in processes] == [0] * 4, outputs
+        place = tmp_path / str(repetition)
+        place.mkdir()
+        store, folders = place / "store", [place / f"run{number}" for number in range(4)]
+        jobs = [
+            [*TOGETHER_REQUEST, f"paths.root={smoke_root}", f"paths.store={store}", f"hydra.run.dir={folder}"]
+            for folder in folders
+        ]
+        told = subprocess.run(
+            [sys.executable, "-c", TOGETHER, str(ROOT), json.dumps(jobs)],
+            cwd=place,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=1200,
+        )
+        codes = json.loads(told.stdout.splitlines()[-1])
+        outputs = [path.read_text() for path in sorted(place.glob("output*.txt"))]
+        assert codes == [0] * 4, outputs
         for name in TABLES:
             assert len({(folder / name).read_bytes() for folder in folders}) == 1, name
         assert not any("Damaged" in output for output in outputs)
-        print(f"{repetition + 1} of 10: all four ended well", file=sys.stderr)
         assert not list((store / ".partial").iterdir())
+        ended += codes
+    assert len(ended) == 40
