@@ -13,7 +13,8 @@ from mergeability.merging.evidence import with_data
 from mergeability.merging.method import check_alpha, checked, mean, stream
 from mergeability.profiles.linear_inputs import LinearPart
 from mergeability.profiles.profiles import Profiles, ReadGram
-from mergeability.task_vectors.vectors import Parameter, TaskVectors
+from mergeability.task_vectors.parameters import Parameter
+from mergeability.task_vectors.vectors import TaskVectors
 
 # Less than this on the diagonal does not hold a singular matrix off zero, in the precision of its entries.
 _LEAST_RIDGE = 0.01

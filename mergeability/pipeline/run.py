@@ -315,7 +315,7 @@ def _with_tasks(suite: TaskSuite, request: Request, sets: Sequence[tuple[str, ..
 
 def _arranged(vectors: TaskVectors, profile: ProfileSettings) -> TaskVectors:
     """Cut the tensors for merging as for the metrics: what is a matrix to one is so to the other."""
-    return vectors.arranged(split_qkv=profile.split_qkv, matricize=profile.matricize)
+    return vectors.with_layout(split_qkv=profile.split_qkv, matricize=profile.matricize)
 
 
 def _judge(

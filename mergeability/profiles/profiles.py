@@ -90,7 +90,7 @@ class Profiles:
         is_number = isinstance(memory_budget, int | float) and not isinstance(memory_budget, bool)
         if not is_number or not 0 < memory_budget < float("inf"):
             raise UserError(f"Expected memory_budget to be a positive number of GiB, got {memory_budget!r}.")
-        self.task_vectors = task_vectors.arranged(split_qkv=split_qkv, matricize=matricize)
+        self.task_vectors = task_vectors.with_layout(split_qkv=split_qkv, matricize=matricize)
         self.views = views
         self.tasks = task_vectors.tasks
         self.device = chosen_device(device)
@@ -588,7 +588,7 @@ class Profiles:
             key = {
                 "base": vectors.base_hash,
                 "models": [vectors.identity(task) for task in self.tasks],
-                "matrices": [vectors.content(name) for name in vectors.matrices],
+                "matrices": [vectors.parameters[name].content for name in vectors.matrices],
                 "k": k,
                 **self._settings,
             }
@@ -646,7 +646,7 @@ class Profiles:
     def _singular_key(self, task: str, name: str, k: int) -> dict[str, Any]:
         vectors = self.task_vectors
         model = {"base": vectors.base_hash, "model": vectors.identity(task)}
-        return {**model, **vectors.content(name), "k": k, **self._settings}
+        return {**model, **vectors.parameters[name].content, "k": k, **self._settings}
 
     def _decomposed(self, task: str, name: str, k: int) -> dict[str, Tensor]:
         vectors = self.task_vectors

@@ -428,7 +428,7 @@ def test_other_cuts_of_the_tensors_are_another_merge(tmp_path, world):
     vectors = TaskVectors.load({"a": paths[1], "b": paths[2]}, paths[0], refuse_above=99)
     evaluation = Evaluation(vectors, world.judge, pd.DataFrame())
     plain = evaluation.trial(("a", "b"), IsoC())
-    cut = dataclasses.replace(evaluation, task_vectors=vectors.arranged(split_qkv=True)).trial(
+    cut = dataclasses.replace(evaluation, task_vectors=vectors.with_layout(split_qkv=True)).trial(
         ("a", "b"), IsoC()
     )
     assert plain.weights(1.0) != cut.weights(1.0)
