@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mergeability.merging.evidence import with_data
 from mergeability.merging.method import check_alpha, checked, mean, stream
-from mergeability.profiles.profiles import Profiles, Read
+from mergeability.profiles.fisher import Read
+from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.parameters import Parameter
 from mergeability.task_vectors.vectors import TaskVectors
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from mergeability.errors import UserError
 from mergeability.merging.evidence import with_data
 from mergeability.merging.method import check_alpha, checked, mean, stream
-from mergeability.profiles.linear_inputs import LinearPart
-from mergeability.profiles.profiles import Profiles, ReadGram
+from mergeability.profiles.linear_inputs import LinearPart, ReadGram
+from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.parameters import Parameter
 from mergeability.task_vectors.vectors import TaskVectors
 

@@ -17,7 +17,7 @@ from mergeability.task_vectors.vectors import TaskVectors
 def make_profiles_of(tmp_path):
     """Make profiles of models given by name → tensor name → delta from a base of zeros."""
 
-    def make(deltas, **options):
+    def make(deltas):
         paths = {}
         shapes = {name: value.shape for name, value in next(iter(deltas.values())).items()}
         for task, tensors in {
@@ -29,7 +29,7 @@ def make_profiles_of(tmp_path):
             safetensors.torch.save_file(state, paths[task])
         models = {task: paths[task] for task in deltas}
         # Any delta is infinitely longer than a base of zeros.
-        return Profiles(TaskVectors.load(models, paths["base"], refuse_above=float("inf")), **options)
+        return Profiles(TaskVectors.load(models, paths["base"], refuse_above=float("inf")))
 
     return make
 

@@ -6,9 +6,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from mergeability.context import Run
+from mergeability.data.inputs import Inputs
 from mergeability.errors import UserError
 from mergeability.linalg import grams
-from mergeability.profiles.activations import mean_activation
+from mergeability.profiles.activations import sample_activations
 from mergeability.profiles.gradients import task_gradients
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
@@ -53,11 +55,17 @@ def files(tmp_path):
     return tmp_path
 
 
+def samples_of(images, labels):
+    return Inputs({"images": images}, labels)
+
+
 @pytest.fixture
 def views():
     generator = torch.Generator().manual_seed(3)
     calibration = {
-        task: (torch.randn(4, 3, 5, 2, generator=generator), torch.randint(0, 3, (4,), generator=generator))
+        task: samples_of(
+            torch.randn(4, 3, 5, 2, generator=generator), torch.randint(0, 3, (4,), generator=generator)
+        )
         for task in TASKS
     }
     heads = {task: torch.randn(3, 4, generator=generator) for task in TASKS}
@@ -101,11 +109,11 @@ def test_grams_of_task_vectors_agree_with_numpy(load, files, monkeypatch):
 
 def test_views_agree_with_one_model_after_the_other(load, files, views):
     profiles = Profiles(load(), views)
-    pool = torch.cat([views.calibration[task][0] for task in TASKS])
-    means = [mean_activation(views.encoder, state(files, task), pool) for task in TASKS]
+    pool = Inputs.joined([views.calibration[task] for task in TASKS])
+    means = [sample_activations(views.encoder, state(files, task), pool).double().mean(0) for task in TASKS]
     np.testing.assert_allclose(profiles.gram("activation"), gram_of(means), rtol=1e-5)
     found = [
-        task_gradients(views.encoder, state(files, task), views.heads[task], *views.calibration[task])
+        task_gradients(views.encoder, state(files, task), views.heads[task], views.calibration[task])
         for task in TASKS
     ]
     of_encoder = [torch.cat([gradient.ravel() for gradient in one.encoder.values()]) for one in found]
@@ -117,8 +125,8 @@ def test_views_agree_with_one_model_after_the_other(load, files, views):
 
 def test_the_pool_can_be_pinned(load, files, views):
     pinned = Profiles(load(), replace(views, pool=("c", "a"))).gram("activation")
-    pool = torch.cat([views.calibration["a"][0], views.calibration["c"][0]])
-    means = [mean_activation(views.encoder, state(files, task), pool) for task in TASKS]
+    pool = Inputs.joined([views.calibration["a"], views.calibration["c"]])
+    means = [sample_activations(views.encoder, state(files, task), pool).double().mean(0) for task in TASKS]
     np.testing.assert_allclose(pinned, gram_of(means), rtol=1e-5)
 
 
@@ -158,10 +166,12 @@ def test_changed_evidence_is_computed_again(load, views, tmp_path):
     profiles = Profiles(load(Store(root)), views)
     profiles.gram("encoder_gradient")
     profiles.gram("activation")
-    images, labels = views.calibration["a"]
-    other_labels = replace(views, calibration={**views.calibration, "a": (images, (labels + 1) % 3)})
+    images, labels = views.calibration["a"].tensors["images"], views.calibration["a"].labels
+    other_labels = replace(
+        views, calibration={**views.calibration, "a": samples_of(images, (labels + 1) % 3)}
+    )
     other_head = replace(views, heads={**views.heads, "b": views.heads["b"] + 1})
-    other_images = replace(views, calibration={**views.calibration, "a": (images + 1, labels)})
+    other_images = replace(views, calibration={**views.calibration, "a": samples_of(images + 1, labels)})
     other_layer = replace(views, layer="proj")
     other_encoder = Encoder()
     other_encoder.act = nn.GELU()
@@ -187,7 +197,7 @@ def test_progress_sees_every_loop(load, views):
         seen[description] = (len(items), total)
         return items
 
-    profiles = Profiles(load(), views, progress=progress)
+    profiles = Profiles(load(), views, Run(progress=progress))
     for view in ALL_VIEWS:
         profiles.gram(view)
     profiles.subspace_overlaps("right", "top", 2)
@@ -203,8 +213,8 @@ def test_progress_sees_every_loop(load, views):
 
 
 def test_what_is_not_finite_is_an_error(load, views):
-    images, labels = views.calibration["b"]
-    broken = replace(views, calibration={**views.calibration, "b": (images * torch.inf, labels)})
+    images, labels = views.calibration["b"].tensors["images"], views.calibration["b"].labels
+    broken = replace(views, calibration={**views.calibration, "b": samples_of(images * torch.inf, labels)})
     with pytest.raises(UserError, match="encoder_gradient of 'b' is not finite"):
         Profiles(load(), broken).gram("encoder_gradient")
 
@@ -212,7 +222,7 @@ def test_what_is_not_finite_is_an_error(load, views):
 @pytest.mark.parametrize("budget", [0, -1, float("inf"), float("nan")])
 def test_a_memory_budget_is_a_positive_number(load, budget):
     with pytest.raises(UserError, match="Expected memory_budget to be a positive number"):
-        Profiles(load(), memory_budget=budget)
+        Profiles(load(), run=Run(memory_budget=budget))
 
 
 def test_what_is_missing_is_named(load, views):
@@ -229,8 +239,8 @@ def test_what_is_missing_is_named(load, views):
     without_images = replace(views, calibration={"a": views.calibration["a"]})
     with pytest.raises(UserError, match="No calibration images for 'b'"):
         Profiles(vectors, without_images).gram("input_gradient")
-    images, labels = views.calibration["c"]
-    fewer = replace(views, calibration={**views.calibration, "c": (images[:2], labels[:2])})
+    images, labels = views.calibration["c"].tensors["images"], views.calibration["c"].labels
+    fewer = replace(views, calibration={**views.calibration, "c": samples_of(images[:2], labels[:2])})
     with pytest.raises(UserError, match=r"'c' has \(2, 3, 5, 2\)"):
         Profiles(vectors, fewer).gram("input_gradient")
     other = Encoder()

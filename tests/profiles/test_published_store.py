@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from mergeability.data.inputs import Inputs
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
 from mergeability.store import Store
@@ -54,7 +55,7 @@ def evidence(store):
     """Ask for every kind of evidence, as the published store was filled."""
     data = safetensors.torch.load_file(PUBLISHED / "data.safetensors")
     heads = {task: data[f"{task}.head"] for task in TASKS}
-    calibration = {task: (data[f"{task}.images"], data[f"{task}.labels"]) for task in TASKS}
+    calibration = {task: Inputs({"images": data[f"{task}.images"]}, data[f"{task}.labels"]) for task in TASKS}
     views = Views(Encoder(), heads, calibration, configuration={"width": 4})
     paths = {task: PUBLISHED / f"{task}.safetensors" for task in TASKS}
     vectors = TaskVectors.load(paths, PUBLISHED / "base.safetensors", store=store)
