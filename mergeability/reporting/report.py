@@ -4,8 +4,9 @@ import json
 from html import escape
 from pathlib import Path
 
+from mergeability.reporting import figures
 from mergeability.reporting import prediction_sections as foresight
-from mergeability.reporting.figures import all as figures
+from mergeability.reporting.headline import headline
 from mergeability.reporting.page import (
     Section,
     bullet_list,
@@ -19,7 +20,6 @@ from mergeability.reporting.summaries import (
     TARGET_NAMES,
     Analysis,
     curve_table,
-    headline,
     method_table,
     scale_table,
     sets_table,
