@@ -38,7 +38,7 @@ class Fisher:
         """Merge: return M in float32, by parameter name.
 
         Raises:
-            UserError: images or heads are missing, or a model's Fisher information is not finite.
+            UserError: inputs or heads are missing, or a model's Fisher information is not finite.
         """
         profiles = with_data(models, "Fisher-weighted averaging")
         task_vectors = checked(profiles)

@@ -84,8 +84,9 @@ class InputGradientGrams:
         """Compute the inner products of the gradients with respect to the inputs.
 
         Raises:
-            UserError: the tasks' inputs differ in number or size.
+            UserError: the tasks' inputs differ in number or size, or are integers.
         """
+        check_differentiable(subject)
         views, first = subject.required_views("gradient"), subject.tasks[0]
         shapes = {task: _gradient_shape(views.samples(task)) for task in subject.tasks}
         for task, shape in shapes.items():
@@ -122,6 +123,21 @@ def data_key(subject: Subject) -> dict[str, Any]:
         "tasks": [views.gradient_key(task) for task in sorted(subject.tasks)],
         **subject.settings(_VERSION),
     }
+
+
+def check_differentiable(subject: Subject) -> None:
+    """Check that there are gradients with respect to every task's inputs.
+
+    Raises:
+        UserError: a task's inputs are all integers, such as tokens.
+    """
+    views = subject.required_views("gradient")
+    for task in subject.tasks:
+        if not any(one.is_floating_point() for one in views.samples(task).tensors.values()):
+            raise UserError(
+                f"Input gradients need floating-point inputs, and those of '{task}' are integers: "
+                "leave the metrics of input gradients out."
+            )
 
 
 def stored_gradients(store: Store, key: Mapping[str, Any]) -> Gradients:

@@ -165,6 +165,8 @@ class Profiles:
         """
         if view not in shared_gradients.VIEWS:
             raise UserError(f"Expected one of the views {', '.join(shared_gradients.VIEWS)}; got {view!r}.")
+        if view == "input_gradient":
+            gradients.check_differentiable(self.subject)
         return self.evidence(shared_gradients.SharedGradientGrams())[view]
 
     @property
