@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from mergeability.files import digest
 from mergeability.linalg import grams
 from mergeability.profiles.subject import Subject
-from mergeability.store import digest
 
 # Part of every store key below: raise it when what is stored changes meaning.
 _VERSION = 2

@@ -15,11 +15,12 @@ import numpy as np
 from jaxtyping import Float64
 
 from mergeability.errors import UserError
+from mergeability.files import digest
 from mergeability.linalg import grams
 from mergeability.profiles.evidence import frozen
 from mergeability.profiles.gradients import Gradients, OwnGradients, differentiated, stored_gradients
 from mergeability.profiles.subject import Subject
-from mergeability.store import Store, digest
+from mergeability.store import Store
 
 VIEWS = ("encoder_gradient", "input_gradient")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mergeability.errors import UserError
-from mergeability.store import digest
+from mergeability.files import digest
 from mergeability.weights.checkpoints import Checkpoint
 
 # Elements that tell most tensors apart.

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergeability.errors import UserError
-from mergeability.store import Store, digest
+from mergeability.files import digest
+from mergeability.store import Store
 from mergeability.task_vectors import parameters as parts
 from mergeability.task_vectors.checks import (
     BaseCheck,

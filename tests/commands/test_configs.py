@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mergeability.commands import naming, record
 from mergeability.errors import UserError
-from mergeability.store import digest
+from mergeability.files import digest
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 SETS = {
