@@ -102,11 +102,11 @@ def test_gradients_on_both_tasks_samples_are_autograds(load, views, pair):
             {name.removeprefix("visual."): value for name, value in vectors.model(model).state_dict().items()}
         )
         # In the order of the tasks' names, whichever of the two models it is.
-        images = [views.calibration[task][0].clone().requires_grad_() for task in tasks]
+        images = [views.calibration[task].tensors["images"].clone().requires_grad_() for task in tasks]
         losses = [
             cross_entropy(
                 normalize(encoder(some), dim=-1) @ views.heads[task].T,
-                views.calibration[task][1],
+                views.calibration[task].labels,
                 reduction="sum",
             )
             for task, some in zip(tasks, images, strict=True)
