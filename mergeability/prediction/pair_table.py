@@ -3,13 +3,13 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
 from mergeability.errors import UserError
-from mergeability.prediction.validation.protocols import incidence, task_order
 
 TARGETS = ("norm_acc", "acc")
 MIN_TASKS = 4
@@ -146,6 +146,18 @@ def outcome_methods(frame: pd.DataFrame, targets: Sequence[str] = TARGETS) -> li
         if target and not half and name.removeprefix(f"{target}_") not in found:
             found.append(name.removeprefix(f"{target}_"))
     return found
+
+
+def incidence(groups: Any, tasks: Sequence[str]) -> Float[np.ndarray, "n T"]:
+    """Mark who is in which pair: entry (i, t) is 1 where pair i contains task t, so each row has two ones."""
+    ends = np.asarray(groups, dtype=object).reshape(-1, 2)
+    return (ends[:, :, None] == np.array(tasks, dtype=object)).any(axis=1).astype(np.float64)
+
+
+def task_order(groups: Any) -> tuple[str, ...]:
+    """List the tasks: those of the first column as they appear, then those of the second alone."""
+    ends = np.asarray(groups, dtype=object).reshape(-1, 2)
+    return tuple(dict.fromkeys(ends.T.ravel().tolist()))
 
 
 def summarise_names(names: Sequence[str]) -> str:

@@ -9,7 +9,6 @@ from sklearn.base import BaseEstimator, RegressorMixin, clone
 
 from mergeability.errors import UserError
 from mergeability.prediction.predictors.arrays import Problem, Rows, Values, new_rows, training_arrays
-from mergeability.prediction.questions.importances import permutation_importances
 
 Parameters = dict[str, np.ndarray]
 """Weights of all runs: `into` (runs, m, h), `into_bias` (runs, 1, h), `out` (runs, h, 1), `out_bias` (runs, 1, 1)."""
@@ -23,8 +22,8 @@ class MLP(RegressorMixin, BaseEstimator):
     """Minimise the squared error of b + v'·relu(c + W'x), one hidden layer with dropout, by Adam.
 
     Weight decay is coupled, as in `torch.optim.Adam`: its multiple of the weights joins the gradient. Starts
-    are uniform within 1/√fan-in. There are no coefficients; `importances_` says by how much the training R²
-    falls when a metric is shuffled.
+    are uniform within 1/√fan-in. There are no coefficients: use
+    `sklearn.inspection.permutation_importance` to measure how much a fit relies on each metric.
 
     Whether the published network saw standardised outcomes, and in what batches, is not known. On the
     published table (accuracy, r by leave-one-task-out, mean of five methods and three seeds; published .493),
@@ -61,7 +60,7 @@ class MLP(RegressorMixin, BaseEstimator):
         X, y = training_arrays(self, X, y)
         fitted = self.fit_many([(X, y, None)])[0]
         self.n_features_in_, self.parameters_ = X.shape[1], fitted.parameters_
-        self.level_, self.unit_, self.importances_ = fitted.level_, fitted.unit_, fitted.importances_
+        self.level_, self.unit_ = fitted.level_, fitted.unit_
         return self
 
     def fit_many(self, problems: Sequence[Problem], seeds: Sequence[int] | None = None) -> list["MLP"]:
@@ -80,8 +79,8 @@ class MLP(RegressorMixin, BaseEstimator):
         ]
         parameters = self._train(rows, generators)
         return [
-            self._fitted(problem, scale, {name: stack[run] for name, stack in parameters.items()}, seed)
-            for run, (problem, scale, seed) in enumerate(zip(problems, scales, seeds, strict=True))
+            self._fitted(problem, scale, {name: stack[run] for name, stack in parameters.items()})
+            for run, (problem, scale) in enumerate(zip(problems, scales, strict=True))
         ]
 
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
@@ -101,11 +100,10 @@ class MLP(RegressorMixin, BaseEstimator):
         score, _ = forward({name: part[None] for name, part in self.parameters_.items()}, X[None])
         return score[0].astype(np.float64) * self.unit_ + self.level_
 
-    def _fitted(self, problem: Problem, scale: tuple[Any, Any], parameters: Parameters, seed: int) -> "MLP":
+    def _fitted(self, problem: Problem, scale: tuple[Any, Any], parameters: Parameters) -> "MLP":
         fitted: Any = clone(self)
         fitted.n_features_in_, fitted.parameters_ = problem[0].shape[1], parameters
         fitted.level_, fitted.unit_ = map(float, scale)
-        fitted.importances_ = permutation_importances(fitted._evaluate, problem[0], problem[1], seed)
         return fitted
 
     def _start(self, count: int, generator: np.random.Generator) -> Parameters:

@@ -8,7 +8,7 @@ from sklearn.linear_model import Ridge as SklearnRidge
 
 from mergeability.errors import UserError
 from mergeability.prediction import Additive, Dyadic, LeaveOneTaskOut, LeaveTwoTasksOut
-from mergeability.prediction.validation.protocols import incidence
+from mergeability.prediction.pair_table import incidence
 
 TASKS = tuple("abcdefgh")
 PAIRS = list(combinations(TASKS, 2))

@@ -89,7 +89,7 @@ def _state(predictor, frame, protocol, label):
         width = fold.shared.features(inputs_of(predictor)).shape[1]
         probe = np.random.default_rng(2).uniform(-1, 1, size=(9, width))
         found[fold.method, "predictions"] = model.predict(probe)
-        for name in ("coef_", "intercept_", "strength_", "metric_strength_", "selected_", "importances_"):
+        for name in ("coef_", "intercept_", "strength_", "metric_strength_", "selected_"):
             if hasattr(model, name):
                 found[fold.method, name] = np.ravel(getattr(model, name)).astype(float)
     assert len(found) >= 2, "the fold must exist for both outcomes"

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from sklearn.ensemble import ExtraTreesRegressor
-from sklearn.inspection import permutation_importance
 from sklearn.linear_model import ElasticNet as SklearnElasticNet
 from sklearn.linear_model import Lasso as SklearnLasso
 from sklearn.linear_model import LinearRegression, Ridge
@@ -26,7 +25,6 @@ from mergeability.prediction import Ridge as OurRidge
 from mergeability.prediction.predictors import mlp
 from mergeability.prediction.predictors.pearson import correlation_and_slope
 from mergeability.prediction.predictors.scaling import RangeScaler
-from mergeability.prediction.questions.importances import permutation_importances
 
 PUBLISHED_L1 = {
     "penalty": 1.0,
@@ -368,7 +366,6 @@ def test_a_batch_of_networks_gives_each_problem_what_it_gets_alone(problem):
     ):
         alone = MLP(epochs=20, seed=seed).fit(a, b)
         np.testing.assert_allclose(together.predict(X), alone.predict(X), rtol=1e-5)
-        np.testing.assert_allclose(together.importances_, alone.importances_, rtol=1e-4, atol=1e-5)
 
 
 def test_mlp_learns_and_follows_its_seed(problem):
@@ -403,28 +400,3 @@ def test_trees_are_scikit_learns(problem):
     X, y = problem
     judge = ExtraTreesRegressor(50, min_samples_leaf=3, random_state=1).fit(X, y)
     np.testing.assert_array_equal(Trees(trees=50, seed=1).fit(X, y).predict(X), judge.predict(X))
-
-
-def test_importances_are_those_of_scikit_learn_but_for_the_shuffles(problem):
-    X, y = problem
-    model = Trees(trees=20).fit(X, y)
-    judge = permutation_importance(model, X, y, n_repeats=300, random_state=0)["importances_mean"]
-    ours = permutation_importances(model.predict, X, y, seed=0, repeats=300)
-    np.testing.assert_allclose(ours, judge, atol=0.02)
-    assert np.argmax(model.importances_) == np.argmax(judge) == 0
-
-
-def test_importances_of_a_linear_rule_by_hand(problem):
-    X = problem[0]
-    y = X @ np.array([2.0, 1, 0, 0, 0, 0])
-    ours = permutation_importances(lambda rows: rows @ np.array([2.0, 1, 0, 0, 0, 0]), X, y, 0, 2000)
-    # A shuffled column is wrong by twice its variance, on average.
-    np.testing.assert_allclose(ours, 2 * np.array([4, 1, 0, 0, 0, 0]) * X.var(axis=0) / y.var(), rtol=0.02)
-    np.testing.assert_array_equal(permutation_importances(lambda rows: rows[:, 0], X, 0 * y, 0), 0)
-
-
-@pytest.mark.parametrize("model", [MLP(epochs=20), Trees(trees=20)])
-def test_importances_ignore_a_metric_without_spread(problem, model):
-    X, y = problem[0].copy(), problem[1]
-    X[:, 2] = 0.0
-    assert model.fit(X, y).importances_[2] == pytest.approx(0, abs=1e-12)

@@ -8,6 +8,7 @@ from sklearn.linear_model import Ridge as SklearnRidge
 
 from mergeability.errors import UserError
 from mergeability.prediction import Additive, LeaveOneTaskOut, LeaveTwoTasksOut, Ridge
+from mergeability.prediction.pair_table import incidence
 from mergeability.prediction.predictors.ridge import (
     Moments,
     best_strengths,
@@ -15,7 +16,6 @@ from mergeability.prediction.predictors.ridge import (
     training_masks,
     validated,
 )
-from mergeability.prediction.validation.protocols import incidence
 
 STRENGTHS = np.array([0.1, 1.0, 10.0, 100.0])
 TASKS = tuple("abcdefgh")
