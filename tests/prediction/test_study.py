@@ -26,7 +26,7 @@ from mergeability.prediction.questions.variance import variance_split
 from mergeability.prediction.study import Known, beyond_task_effects
 from mergeability.prediction.study_cache import to_record
 from mergeability.prediction.validation.intervals import conformal_table
-from mergeability.prediction.validation.permutation import relabel
+from mergeability.prediction.validation.permutation import permutation_test
 
 METRICS = ["first", "second", "third"]
 OUTCOMES = [("norm_acc", "ties"), ("norm_acc", "average")]
@@ -76,8 +76,8 @@ def test_tables_are_those_of_the_parts(table):
         "consistency": method_consistency(table, OUTCOMES),
         "intervals": conformal_table(plain.predictions),
         "method_choice": method_choice(plain.predictions),
-        "relabelling": relabel(checked, OUTCOMES, 9).methods,
-        "single_metrics": relabel(checked, OUTCOMES, 9).single,
+        "relabelling": permutation_test(checked, OUTCOMES, 9).methods,
+        "single_metrics": permutation_test(checked, OUTCOMES, 9).single,
     }
     for name, frame in expected.items():
         pd.testing.assert_frame_equal(result.tables[name], frame)

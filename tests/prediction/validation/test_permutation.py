@@ -1,4 +1,4 @@
-"""Relabelling by explicitly permuted tables and plain loops of fits, for the same draws."""
+"""The permutation test against explicitly permuted tables and plain loops of fits, for the same draws."""
 
 from itertools import combinations
 
@@ -9,7 +9,7 @@ from scipy.stats import kstest, pearsonr
 from sklearn.linear_model import Ridge as SklearnRidge
 
 from mergeability.prediction import PairTable
-from mergeability.prediction.validation.permutation import _Test, relabel
+from mergeability.prediction.validation.permutation import _Test, permutation_test
 
 METRICS = ["first", "second"]
 TASKS = "abcdef"
@@ -34,7 +34,7 @@ def _pairs(tasks=TASKS, seed=0, strength=0.5):
 
 def _found(frame, permutations=0, seed=0, methods=("ties", "average"), metrics=METRICS):
     table = PairTable.validate(frame, metrics, [f"acc_{method}" for method in methods])
-    return relabel(table, [("acc", method) for method in methods], permutations, seed)
+    return permutation_test(table, [("acc", method) for method in methods], permutations, seed)
 
 
 def _renamed(frame, drawn, tasks=TASKS):
@@ -94,7 +94,7 @@ def test_statistics_are_those_of_plain_loops_of_fits(frame):
         assert found.loc[method, "gain"] == pytest.approx(gain)
 
 
-def test_statistics_of_a_relabelling_are_those_of_the_explicitly_renamed_table(frame):
+def test_statistics_of_a_permutation_are_those_of_the_explicitly_renamed_table(frame):
     rows = PairTable.validate(frame, METRICS, ["acc_ties"]).rows("acc_ties")[0]
     test = _Test(rows, rows.outcome[:, None])
     generator = np.random.default_rng(4)
@@ -106,8 +106,8 @@ def test_statistics_of_a_relabelling_are_those_of_the_explicitly_renamed_table(f
         np.testing.assert_allclose(found, _statistics(frame, _renamed(frame, drawn), "ties"), rtol=1e-6)
 
 
-def test_a_relabelling_that_changes_nothing_counts_as_equally_good():
-    """Of four tasks, one relabelling in 24 is the identity; an outcome that is the metric beats all others."""
+def test_a_permutation_that_changes_nothing_counts_as_equally_good():
+    """Of four tasks, one permutation in 24 is the identity; an outcome that is the metric beats all others."""
     frame = pd.DataFrame(list(combinations("abcd", 2)), columns=["task_a", "task_b"])
     frame["first"] = [0.0, 1.0, 3.0, 7.0, 15.0, 31.0]
     frame["acc_ties"] = frame["first"]
@@ -142,7 +142,7 @@ def test_p_values_count_explicitly_renamed_tables(frame):
         assert [single.loc[(method, metric), "p"] for metric in METRICS] == pytest.approx(expected.tolist())
 
 
-def test_pairs_that_a_relabelling_sends_to_missing_ones_are_dropped():
+def test_pairs_that_a_permutation_sends_to_missing_ones_are_dropped():
     frame = _pairs().drop(index=[3, 9]).reset_index(drop=True)
     sizes = {len(_renamed(frame, np.random.default_rng(seed).permutation(6))) for seed in range(20)}
     assert sizes <= {11, 12, 13}
@@ -195,7 +195,7 @@ def test_p_values_of_a_dependent_outcome_are_small(many_p_values):
     assert np.mean(own["gain"] > 0) > 0.9
 
 
-def test_without_relabellings_there_is_no_p_and_draws_are_those_of_the_seed():
+def test_without_permutations_there_is_no_p_and_draws_are_those_of_the_seed():
     frame = _pairs()
     none = _found(frame, 0)
     assert none.methods[["p", "p_beyond"]].isna().all(axis=None)
@@ -222,7 +222,7 @@ def test_a_constant_metric_has_no_correlation_and_no_p():
     assert row[["r", "p", "p_usual"]].isna().all(axis=None)
 
 
-def test_progress_wraps_the_relabellings():
+def test_progress_wraps_the_permutations():
     table = PairTable.validate(_pairs(), METRICS, ["acc_ties"])
     seen = []
 
@@ -230,15 +230,15 @@ def test_progress_wraps_the_relabellings():
         seen.append((title, total))
         return draws
 
-    relabel(table, [("acc", "ties")], 7, 0, progress)
-    assert seen == [("relabelling tasks", 7)]
+    permutation_test(table, [("acc", "ties")], 7, 0, progress)
+    assert seen == [("permutation test", 7)]
 
 
 def test_single_metrics_correlate_with_published_outcomes_as_published(published):
     metrics = list(published.columns[2:30])
     methods = ["arithmetic", "weight_avg", "isotropic", "tsv"]
     table = PairTable.validate(published, metrics, [f"norm_acc_{method}" for method in methods])
-    found = relabel(table, [("norm_acc", method) for method in methods], 0).single
+    found = permutation_test(table, [("norm_acc", method) for method in methods], 0).single
     r = found.set_index(["metric", "method"])["r"]
     expected = {
         "activation_dot_product": [0.094, 0.450, -0.095, 0.572],
