@@ -176,7 +176,9 @@ def with_finetuned_accuracy(frame: pd.DataFrame) -> pd.DataFrame:
     `norm_acc` is the mean of acc_a/f_a and acc_b/f_b, linear in 1/f, so all pairs of a method together determine the
     tasks' own accuracies f. They are added only where every pair agrees with them to six digits.
     """
-    if FINETUNED in frame.columns:
+    ends = frame.get(["task_a", "task_b"])
+    if FINETUNED in frame.columns or ends is None or ends.isna().any(axis=None):
+        # Missing tasks are refused, with their place, when the table is validated.
         return frame
     for method in outcome_methods(frame):
         columns = [f"acc_{method}_a", f"acc_{method}_b", f"norm_acc_{method}"]

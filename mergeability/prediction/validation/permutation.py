@@ -127,10 +127,12 @@ class _Test:
             y = Y[rows] - moments.outcome_means[f]
             correlations.append(_columns_r(x @ metric_weights[f], y))
             # Within the fold: its level belongs to the left-out task, of which nothing is known.
-            additive = _centred(y - j @ u[f, :, m:])
+            additive = y - j @ u[f, :, m:]
+            additive -= additive.mean(axis=0)
             beyond = (x - j @ u[f, :, :m]) @ w[f]
             additive_error = additive_error + (additive**2).sum(axis=0)
-            error = error + (_centred(additive - beyond) ** 2).sum(axis=0)
+            left = additive - beyond
+            error = error + ((left - left.mean(axis=0)) ** 2).sum(axis=0)
         with np.errstate(invalid="ignore", divide="ignore"):
             gain = np.where(additive_error > 0, 1 - error / additive_error, np.nan)
         counted = ~np.isnan(correlations)
@@ -231,15 +233,11 @@ def _pair_index(incidence: Float[np.ndarray, "n T"]) -> Int[np.ndarray, "T T"]:
     return index
 
 
-def _centred(values: Float[np.ndarray, "n K"]) -> Float[np.ndarray, "n K"]:
-    return values - values.mean(axis=0)
-
-
 def _columns_r(first: Float[np.ndarray, "n K"], second: Float[np.ndarray, "n K"]) -> Float[np.ndarray, " K"]:
     """Correlate column by column; NaN for fewer than three rows or a constant column."""
     if len(first) < 3:
         return np.full(first.shape[1], np.nan)
-    a, b = _centred(first), _centred(second)
+    a, b = first - first.mean(axis=0), second - second.mean(axis=0)
     lengths = np.sqrt((a**2).sum(axis=0)), np.sqrt((b**2).sum(axis=0))
     scales = [np.abs(one).max(axis=0) * np.sqrt(len(one)) for one in (first, second)]
     varies = np.logical_and(*(length > 1e-9 * scale for length, scale in zip(lengths, scales, strict=True)))

@@ -42,17 +42,27 @@ PUBLISHED_L1 = {
         Additive(),
         BackwardElimination(),
         Dyadic(strengths=(1,)),  # of several, one fit without inner folds takes the largest
-        ElasticNet(),
+        ElasticNet(strengths=4),
         ForwardSelection(),
-        Lasso(),
-        MLP(),
-        Pearson(),
+        Lasso(strengths=4),
+        MLP(hidden=4, epochs=20, learning_rate=0.03, dropout=0.1),
+        Pearson(max_steps=40, learning_rate=0.1),
         RangeScaler(),
-        OurRidge(),
-        Trees(trees=20),
+        OurRidge(strengths=(1,)),
+        Trees(trees=4),
     ]
 )
 def test_scikit_learns_own_checks(estimator, check):
+    _run_check(estimator, check)
+
+
+@pytest.mark.slow
+@parametrize_with_checks([ElasticNet(), Lasso(), MLP(), Pearson(), OurRidge(), Trees()])
+def test_scikit_learns_own_checks_at_default_settings(estimator, check):
+    _run_check(estimator, check)
+
+
+def _run_check(estimator, check):
     if "errors_in_init" in str(check) and hasattr(type(estimator).__init__, "__wrapped__"):
         pytest.skip(
             "types are checked at run time here, which refuses nonsense where scikit-learn waits for fit"
