@@ -12,6 +12,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from mergeability.errors import UserError
+from mergeability.files import atomic_file
 from mergeability.prediction.pair_table import TARGETS, PairTable, chosen_methods, summarise_names
 from mergeability.prediction.predictors.base import Predictor, traits
 from mergeability.prediction.validation.folds import Fold, fit_folds, make_folds
@@ -25,7 +26,6 @@ from mergeability.prediction.validation.scores import (
     spearman_rho,
 )
 from mergeability.progress import Progress, no_progress
-from mergeability.store import atomic_file
 
 DEFAULT_PROTOCOLS: tuple[SplitProtocol, ...] = (LeaveOneTaskOut(), LeaveTwoTasksOut())
 
