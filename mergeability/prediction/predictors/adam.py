@@ -36,17 +36,15 @@ class Adam:
         """Move the parameters of the active runs, in place."""
         self.steps[active] += 1
         steps = np.maximum(self.steps, 1)
-        rate = (self.rate * active / (1 - _DECAYS[0] ** steps)).astype(np.float32)
-        correction = (1 / np.sqrt(1 - _DECAYS[1] ** steps)).astype(np.float32)
+        corrections = [(1 - decay**steps).astype(np.float32) for decay in _DECAYS]
         for name, part in parameters.items():
             # One number per run, along the axes of this array.
             per_run = (-1, *[1] * (part.ndim - 1))
             moves = active.reshape(per_run)
             gradient = gradients[name] + self.decay * part
-            for moment, decay, value in (
-                (self.means[name], _DECAYS[0], gradient),
-                (self.squares[name], _DECAYS[1], gradient * gradient),
-            ):
-                moment += np.where(moves, np.float32(1 - decay) * (value - moment), 0)
-            spread = np.sqrt(self.squares[name]) * correction.reshape(per_run) + np.float32(EPSILON)
-            part -= rate.reshape(per_run) * self.means[name] / spread
+            moments = (self.means, gradient), (self.squares, gradient**2)
+            for (kept, value), decay in zip(moments, _DECAYS, strict=True):
+                kept[name] = np.where(moves, decay * kept[name] + (1 - decay) * value, kept[name])
+            first, second = (correction.reshape(per_run) for correction in corrections)
+            direction = self.means[name] / first / (np.sqrt(self.squares[name] / second) + EPSILON)
+            part -= np.where(moves, self.rate * direction, 0).astype(part.dtype)

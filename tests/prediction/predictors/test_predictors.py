@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.linear_model import ElasticNet as SklearnElasticNet
+from sklearn.linear_model import ElasticNetCV, LinearRegression, Ridge
 from sklearn.linear_model import Lasso as SklearnLasso
-from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from mergeability.errors import UserError
@@ -196,19 +196,20 @@ def test_a_batch_gives_each_problem_what_it_gets_alone(problem):
 
 def test_given_time_the_correlation_of_pearson_is_that_of_least_squares(problem):
     X, y = problem
-    model = Pearson(sum_to_one=False, initial_std=0.1, max_steps=5000, patience=5000).fit(X, y)
+    model = Pearson(sum_to_one=False, initial_std=0.1, max_steps=1000, patience=1000).fit(X, y)
     judge = LinearRegression().fit(X, y)
-    np.testing.assert_allclose(model.predict(X), judge.predict(X), atol=2e-3)
-    np.testing.assert_allclose(model.coef_, judge.coef_, atol=3e-3)
+    np.testing.assert_allclose(model.predict(X), judge.predict(X), atol=1e-6)
+    np.testing.assert_allclose(model.coef_, judge.coef_, atol=1e-6)
 
 
 def test_given_time_pearson_points_where_least_squares_points(problem):
     """-r and the squared error have one optimum direction."""
     X, y = problem
-    pearson = Pearson(sum_to_one=False, max_steps=20000, patience=20000).fit(X, y).weights_
+    model = Pearson(sum_to_one=False, learning_rate=0.1, max_steps=1500, patience=1500)
+    pearson = model.fit(X, y).weights_
     ols = LinearRegression().fit(X, y).coef_
     cosine = pearson @ ols / np.linalg.norm(pearson) / np.linalg.norm(ols)
-    assert cosine == pytest.approx(1, abs=1e-3)
+    assert cosine == pytest.approx(1, abs=1e-9)
 
 
 def test_a_metric_without_spread_gets_no_weight(problem):
@@ -410,3 +411,17 @@ def test_trees_are_scikit_learns(problem):
     X, y = problem
     judge = ExtraTreesRegressor(50, min_samples_leaf=3, random_state=1).fit(X, y)
     np.testing.assert_array_equal(Trees(trees=50, seed=1).fit(X, y).predict(X), judge.predict(X))
+
+
+@pytest.mark.parametrize("ratio", [0.3, 1.0])
+def test_elastic_net_is_scikit_learns_cross_validated_one(problem, ratio):
+    X, y = problem[0], problem[1] + 0.1 * np.random.default_rng(1).normal(size=50)
+    folds = [(np.arange(14), np.arange(25, 50)), (np.arange(20, 34), np.arange(18))]
+    model = ElasticNet(ratio, strengths=8, tolerance=1e-8).fit(X, y, folds)
+    unit = y.std()
+    centred, outcome = X - X.mean(axis=0), (y - y.mean()) / unit
+    grid = np.abs(centred.T @ outcome).max() / 50 / ratio * np.geomspace(1, 0.01, 8)
+    judge = ElasticNetCV(l1_ratio=ratio, alphas=grid, cv=folds, tol=1e-10, max_iter=100_000).fit(X, y / unit)
+    assert grid.min() < judge.alpha_ < grid.max(), "there must have been something to choose"
+    assert model.strength_ == pytest.approx(judge.alpha_ * unit)
+    np.testing.assert_allclose(model.coef_, judge.coef_ * unit, atol=1e-6)
