@@ -188,9 +188,9 @@ def test_a_batch_gives_each_problem_what_it_gets_alone(problem):
     X, y = problem
     problems = [(X, y, None), (X[:20], y[:20], None), (X, y[::-1].copy(), None)]
     for together, (a, b, _), seed in zip(
-        Pearson().fit_many(problems, seeds=[0, 1, 2]), problems, range(3), strict=True
+        Pearson(max_steps=200).fit_many(problems, seeds=[0, 1, 2]), problems, range(3), strict=True
     ):
-        alone = Pearson(seed=seed).fit(a, b)
+        alone = Pearson(max_steps=200, seed=seed).fit(a, b)
         np.testing.assert_allclose(together.weights_, alone.weights_, rtol=1e-4, atol=1e-5)
 
 
@@ -217,7 +217,7 @@ def test_a_metric_without_spread_gets_no_weight(problem):
     X = X.copy()
     X[:, 2] = 0.0
     for settings in ({}, PUBLISHED_L1):
-        assert Pearson(**settings).fit(X, y).coef_[2] == 0
+        assert Pearson(**(settings | {"max_steps": 100})).fit(X, y).coef_[2] == 0
     assert Lasso().fit(X, y).coef_[2] == 0
 
 
@@ -381,7 +381,8 @@ def test_a_batch_of_networks_gives_each_problem_what_it_gets_alone(problem):
 
 def test_mlp_learns_and_follows_its_seed(problem):
     X, y = problem
-    first, again, other = (MLP(seed=seed).fit(X, y).predict(X) for seed in (0, 0, 1))
+    short = {"epochs": 60, "learning_rate": 5e-3}
+    first, again, other = (MLP(**short, seed=seed).fit(X, y).predict(X) for seed in (0, 0, 1))
     assert np.corrcoef(first, y)[0, 1] > 0.9
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
@@ -395,7 +396,9 @@ def test_dropout_keeps_the_expected_unit_and_is_used(problem):
     assert masks[0].mean() == pytest.approx(1, abs=0.1)
     assert sorted(order[1]) == [-1] * 100 + list(range(200))
     # In one batch the order of rows, which dropout shifts too, makes no difference.
-    with_it, without = (MLP(dropout=rate, batch_size=50).fit(*problem) for rate in (0.4, 0))
+    with_it, without = (
+        MLP(dropout=rate, batch_size=50, epochs=60, learning_rate=5e-3).fit(*problem) for rate in (0.4, 0)
+    )
     difference = with_it.predict(problem[0]) - without.predict(problem[0])
     assert np.abs(difference).max() > 0.1 * problem[1].std()
 
