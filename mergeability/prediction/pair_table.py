@@ -113,7 +113,7 @@ class PairTable:
         extra = [
             name
             for name in also
-            if name not in metrics and name in table.columns and table[name].notna().any(axis=None)
+            if name not in metrics and name in table.columns and table[name].notna().to_numpy().any()
         ]
         return cls.validate(table, metrics, [*present, *extra], ranges)
 

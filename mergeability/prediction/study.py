@@ -236,8 +236,10 @@ def beyond_task_effects(tested: pd.DataFrame, target: str) -> list[str]:
         gain, p = float(row.gain), float(row.p_beyond)  # type: ignore[arg-type]
         if np.isnan(gain):
             continue
-        tested = "" if np.isnan(p) else f", p = {p:.3f} by relabelling tasks"
-        change = f"their squared error for a left-out task's pairs changes by {-100 * gain:+.1f} %{tested}"
+        significance = "" if np.isnan(p) else f", p = {p:.3f} by a permutation test over tasks"
+        change = (
+            f"their squared error for a left-out task's pairs changes by {-100 * gain:+.1f} %{significance}"
+        )
         if gain <= 0 or p > SIGNIFICANT:
             sentences.append(f"{row.method}: the metrics add nothing beyond task effects ({change}).")
         else:

@@ -163,9 +163,9 @@ def test_whether_metrics_add_to_task_effects_is_said_in_words():
     frame = pd.DataFrame(rows, columns=["target", "method", "gain", "p_beyond"])
     start = "their squared error for a left-out task's pairs changes by"
     assert beyond_task_effects(frame, "acc") == [
-        f"ties: the metrics add to task effects ({start} -12.4 %, p = 0.001 by relabelling tasks).",
-        f"tsv: the metrics add nothing beyond task effects ({start} -20.0 %, p = 0.400 by relabelling tasks).",
-        f"dare: the metrics add nothing beyond task effects ({start} +3.0 %, p = 0.020 by relabelling tasks).",
+        f"ties: the metrics add to task effects ({start} -12.4 %, p = 0.001 by a permutation test over tasks).",
+        f"tsv: the metrics add nothing beyond task effects ({start} -20.0 %, p = 0.400 by a permutation test over tasks).",
+        f"dare: the metrics add nothing beyond task effects ({start} +3.0 %, p = 0.020 by a permutation test over tasks).",
         f"untested: the metrics add to task effects ({start} -10.0 %).",
     ]
 

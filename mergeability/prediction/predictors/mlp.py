@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
-from sklearn.base import BaseEstimator, RegressorMixin, clone
+from sklearn.base import BaseEstimator, RegressorMixin
 
 from mergeability.errors import UserError
 from mergeability.prediction.predictors.adam import Adam, Parameters
@@ -95,7 +95,7 @@ class MLP(RegressorMixin, BaseEstimator):
         return score[0].astype(np.float64) * self.unit_ + self.level_
 
     def _fitted(self, problem: Problem, scale: tuple[Any, Any], parameters: Parameters) -> "MLP":
-        fitted: Any = clone(self)
+        fitted = type(self)(**self.get_params())
         fitted.n_features_in_, fitted.parameters_ = problem[0].shape[1], parameters
         fitted.level_, fitted.unit_ = map(float, scale)
         return fitted

@@ -1,11 +1,11 @@
 """The published predictor: gradient ascent on the correlation of weighted metrics with the outcome."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
-from sklearn.base import BaseEstimator, RegressorMixin, clone
+from sklearn.base import BaseEstimator, RegressorMixin
 
 from mergeability.prediction.predictors.adam import EPSILON, Adam
 from mergeability.prediction.predictors.arrays import Problem, Rows, Values, new_rows, training_arrays
@@ -106,7 +106,7 @@ class Pearson(RegressorMixin, BaseEstimator):
         return weights, steps
 
     def _in_outcome_units(self, X: np.ndarray, y: np.ndarray, weights: np.ndarray, steps: int) -> "Pearson":
-        fitted: Any = clone(self)
+        fitted = type(self)(**self.get_params())
         score = (X - X.mean(axis=0)) @ weights
         power = score @ score
         slope = float(score @ (y - y.mean()) / power) if power > 0 else 0.0

@@ -95,7 +95,7 @@ def training_masks(folds: Sequence[InnerFold], n: int) -> Bool[np.ndarray, "F n"
 def best_strengths(
     validations: Iterator[Validation], count: int, *, within: bool = False
 ) -> Int[np.ndarray, " K"] | None:
-    """Return for each outcome the index of the strength that foresees the inner folds best, of equals the last.
+    """Return for each outcome the index of the strength that predicts the inner folds best, of equals the last.
 
     That is the one with the least squared error over all their validation rows; `within` takes the errors about
     their mean in each fold, so that the level of a fold, which no correlation sees, does not decide.

@@ -42,7 +42,7 @@ _FOLD_COLUMNS = [*_KEYS, "held_out", "n_training", "n_validation", "r", "rho", "
 
 @dataclass(frozen=True)
 class PredictionResult:
-    """What was foreseen: flat records as in `prediction.json`, and the frames behind them.
+    """Predictions and their scores: flat records as in `prediction.json`, and the frames behind them.
 
     `records` hold one entry a method, target, predictor and protocol, `None` where a score is undefined. `folds`,
     `predictions` and `coefficients` have one row a fold, a validated pair and a fold's coefficient (those of
