@@ -262,10 +262,13 @@ def test_every_trainer_option_is_one_of_lightnings(name):
 
 
 @pytest.mark.parametrize("name", sorted(set(members("metric")) - SETS["metric"]))
-def test_every_metric_is_under_its_own_name(name):
+def test_every_metric_is_under_its_own_name_and_the_packages_own(name):
+    from mergeability.metrics.measure import EXTRA, PAPER, SHARED
+
     cfg = composed("analyze", f"metric={name}")
     assert list(cfg.metric) == [name]
-    assert callable(instantiate(cfg.metric, _convert_="all")[name])
+    made, own = instantiate(cfg.metric, _convert_="all")[name], {**PAPER, **EXTRA, **SHARED}[name]
+    assert (made.func, made.args, made.keywords) == (own.func, own.args, own.keywords)
 
 
 @pytest.mark.parametrize("name", sorted(set(members("merge")) - SETS["merge"]))
