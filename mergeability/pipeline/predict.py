@@ -111,7 +111,8 @@ def predict_table(outcomes: PairOutcomes, rows: str, request: Request, run: Run)
     if not request.predictors or not outcomes.methods:
         return Predicted(outcomes.pairs)
     outcomes = replace(outcomes, pairs=with_finetuned_accuracy(outcomes.pairs))
-    return _predict(outcomes, request, replace(request.prediction, rows=rows), run)
+    settings = replace(request.prediction, rows=rows)
+    return _predict(outcomes, request, settings, run)
 
 
 def _predict(outcomes: PairOutcomes, request: Request, settings: StudySettings, run: Run) -> Predicted:
