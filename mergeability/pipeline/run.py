@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from mergeability.context import Run
+from mergeability.context import Clock, Run
 from mergeability.data.calibration import calibration_sample
 from mergeability.data.image_cache import prepared
 from mergeability.data.inputs import Inputs
@@ -39,7 +39,7 @@ from mergeability.models.clip import ClipModel
 from mergeability.pipeline.merge_writer import MergeWriter
 from mergeability.pipeline.predict import (
     FEWEST_FOR_PREDICTION,
-    Clock,
+    PairOutcomes,
     predict_pairs,
     predict_table,
     scored,
@@ -83,7 +83,8 @@ def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | Non
         case TableSuite() as suite:
             parts = _analyse_table(suite, request, store, progress, clock)
     if scorer is not None:
-        parts |= scored(scorer, parts["pairs"], request)
+        by_scorer = scored(scorer, parts["pairs"], request)
+        parts |= {"scorer": scorer, "scores": by_scorer.scores, "transfer": by_scorer.transfer}
     run = {
         **(facts or {}),
         **parts.pop("facts", {}),
@@ -137,8 +138,11 @@ def _analyse_tasks(
         if len(outcomes.accuracies)
         else pd.DataFrame()
     )
-    prediction, fitted, without = predict_pairs(
-        pairs, merged_sets, request, methods, sets, store, progress, clock
+    predicted = predict_pairs(
+        PairOutcomes(pairs, list(request.metrics), methods, merged_sets),
+        sets,
+        request,
+        Run(store=store, progress=progress, clock=clock),
     )
     return {
         "models": models,
@@ -149,9 +153,9 @@ def _analyse_tasks(
         "metrics": list(request.metrics),
         "methods": outcomes.methods,
         "alphas": _alphas(outcomes),
-        "prediction": prediction,
-        "fitted": fitted,
-        "missing": [*_missing(table), *outcomes.notes, *without],
+        "prediction": predicted.study,
+        "fitted": predicted.fitted,
+        "missing": [*_missing(table), *outcomes.notes, *predicted.notes],
         "facts": {
             "base_sha256": vectors.base_hash,
             "checkpoint_sha256": vectors.hashes,
@@ -210,17 +214,20 @@ def _analyse_table(
             f"{suite.table} has no outcomes of {', '.join(absent)}; it has those of {', '.join(found) or 'no method'}."
         )
     methods = list(suite.methods or found)
-    pairs, prediction, fitted = predict_table(
-        pairs, names, methods, suite.rows, request, store, progress, clock
+    predicted = predict_table(
+        PairOutcomes(pairs, names, methods),
+        suite.rows,
+        request,
+        Run(store=store, progress=progress, clock=clock),
     )
     return {
         "models": pd.DataFrame(),
-        "pairs": pairs,
+        "pairs": predicted.pairs,
         "metrics": names,
         "methods": methods,
         "alphas": {},
-        "prediction": prediction,
-        "fitted": fitted,
+        "prediction": predicted.study,
+        "fitted": predicted.fitted,
     }
 
 
