@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from mergeability.data.inputs import Images, Split, check_split
+from mergeability.data.inputs import Split, check_split
 from mergeability.data.real.class_names import ClassNames
 from mergeability.data.real.decoding import Decoded, Encoded, decoded
 from mergeability.data.real.layouts import Layout
@@ -73,25 +73,6 @@ class ImageSource:
         if self.kind == "disk":
             return open_disk(path, self.layout, self.classes)
         return open_folder(path, self.classes)
-
-    def load(self, split: Split) -> Images:
-        """Return a split whose images all have one size, undecodable ones left out.
-
-        Raises:
-            UserError: their sizes differ, too many do not decode, or the dataset is not as configured.
-        """
-        found = list(self.stream(split, lambda pixels: pixels))
-        if not found:
-            return Images(torch.empty(0, 3, 1, 1, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
-        sizes = {tuple(pixels.shape) for pixels, _ in found}
-        if len(sizes) > 1:
-            raise UserError(
-                f"Task {self.classes.task!r}: the images of its {split} split have {len(sizes)} different sizes, so "
-                "they only fit together once resized. Take them from image_cache.prepared."
-            )
-        return Images(
-            torch.stack([pixels for pixels, _ in found]), torch.tensor([label for _, label in found])
-        )
 
     def identity(self, split: Split) -> dict[str, Any]:
         """Say what determines the images of one split: the files, which of their rows, and how they are decoded."""
