@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
+from torch import Tensor
 
 from mergeability.data.contact_sheet import Cell, contact_sheet
 from mergeability.data.image_cache import originals

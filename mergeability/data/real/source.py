@@ -41,7 +41,7 @@ class ImageSource:
     classes: the task's.
 
     Raises:
-        UserError: an unknown kind, or a copy without a path.
+        UserError: an unknown kind, a copy without a path, or the Hub without a dataset's id.
     """
 
     kind: Kind
@@ -54,6 +54,11 @@ class ImageSource:
             raise UserError(
                 f"Task {self.classes.task!r}: expected task.source to be {', '.join(get_args(Kind))}, got "
                 f"{self.kind!r}."
+            )
+        if self.kind == "hub" and not self.layout.id:
+            raise UserError(
+                f"Task {self.classes.task!r}: task.source=hub needs task.dataset.id=<the dataset's id on the Hugging "
+                "Face Hub>; for a copy, set task.source=disk or task.source=folder and task.path=<its folder>."
             )
         if self.kind != "hub" and self.path is None:
             raise UserError(
@@ -229,7 +234,7 @@ def image_task(
         expected_accuracy: of a plain fine-tuned model on the test split, in [0, 1].
 
     Raises:
-        UserError: an unknown source, a copy without a path, or settings that no task can have.
+        UserError: an unknown source, a copy without a path, the Hub without an id, or settings that no task can have.
     """
     classes = ClassNames(name, class_names, dataset.spellings)
     images = ImageSource(source, path, dataset, classes)
