@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from mergeability.merging.method import MergeMethod
 
 FOLDER = Path(__file__).parents[1] / "conf" / "merge"
 # The more numbers, the better two merges are compared: to about 1/√(2·16) of their difference.
@@ -23,20 +26,20 @@ def names() -> tuple[str, ...]:
     return tuple(path.stem for path in sorted(FOLDER.glob("*.yaml")) if "_target_" in (_options(path) or {}))
 
 
-def made(name: str) -> Any:
+def made(name: str) -> "MergeMethod":
     """Make a method with the options of its configuration."""
     return _made(_options(FOLDER / f"{name}.yaml"))
 
 
 def needing_data() -> tuple[str, ...]:
     """List the methods that need images, so that weights alone cannot say how long they take."""
-    return tuple(name for name in names() if getattr(made(name), "needs_data", False))
+    return tuple(name for name in names() if made(name).needs_data)
 
 
 def of_count(count: int) -> tuple[str, ...]:
     """List the methods that merge so many models from weights alone."""
     without = [name for name in names() if name not in needing_data()]
-    return tuple(name for name in without if getattr(made(name), "models", count) == count)
+    return tuple(name for name in without if made(name).models in (None, count))
 
 
 def sketch(merged: Mapping[str, Tensor]) -> list[float]:

@@ -15,7 +15,8 @@ from mergeability.errors import UserError
 from mergeability.evaluation.evaluator import Judge
 from mergeability.evaluation.intervals import accuracy_variance, mean_interval, ratio_variance
 from mergeability.evaluation.scales import ScaleChoice, tune
-from mergeability.merging.method import apply, fixed_alpha, needs_data
+from mergeability.merging.application import apply, fixed_alpha
+from mergeability.merging.method import MergeMethod
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
 from mergeability.progress import Progress
@@ -24,11 +25,10 @@ from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights.checkpoints import tensors_hash
 
 TUNED_FROM = "tuned on the tasks' validation images"
-Merger = Callable[[Any], dict[str, Tensor]]
 Save = Callable[["Trial", str, float, str, pd.DataFrame], None]
 
 
-def describe(merger: Any) -> Any:
+def describe(merger: object) -> Any:
     """Turn a merge method into a JSON-able record of its class and every option, nested methods included."""
     if dataclasses.is_dataclass(merger) and not isinstance(merger, type):
         options = {field.name: describe(getattr(merger, field.name)) for field in dataclasses.fields(merger)}
@@ -95,7 +95,7 @@ class Trial:
     """
 
     task_vectors: TaskVectors
-    method: Any
+    method: MergeMethod
     profiles: Profiles | None = None
     recalibrate: "Recalibration | None" = None
 
@@ -107,7 +107,8 @@ class Trial:
     @cached_property
     def direction(self) -> dict[str, Tensor]:
         """The merged task vector, under the checkpoints' names."""
-        models = self.profiles if needs_data(self.method) else self.task_vectors
+        given = self.profiles if self.method.needs_data else None
+        models = self.task_vectors if given is None else given
         return self.task_vectors.assembled(self.method(models))
 
     def state(self, alpha: float) -> dict[str, Tensor]:
@@ -124,7 +125,7 @@ class Trial:
             "merge": _without_alpha(describe(self.method)),
             "alpha": alpha,
         }
-        if needs_data(self.method) and self.profiles is not None:
+        if self.method.needs_data and self.profiles is not None:
             record["data"] = self.profiles.data_key
         if self.task_vectors.layout:
             record["layout"] = self.task_vectors.layout
@@ -177,7 +178,7 @@ class Evaluation:
     save: Save | None = None
 
     def sets(
-        self, methods: Mapping[str, Merger], sets: Sequence[tuple[str, ...]], progress: Progress
+        self, methods: Mapping[str, MergeMethod], sets: Sequence[tuple[str, ...]], progress: Progress
     ) -> Outcomes:
         """Merge every set by every method and measure the merge on each of the set's tasks.
 
@@ -205,9 +206,9 @@ class Evaluation:
             self._notes(methods, sets, curves),
         )
 
-    def trial(self, tasks: Sequence[str], method: Any) -> Trial:
+    def trial(self, tasks: Sequence[str], method: MergeMethod) -> Trial:
         """Prepare the merge of some models."""
-        profiles = self.profiles.select(tasks) if self.profiles is not None and needs_data(method) else None
+        profiles = self.profiles.select(tasks) if self.profiles is not None and method.needs_data else None
         return Trial(self.task_vectors.select(tasks), method, profiles, self.recalibration)
 
     def _scaled(self, trial: Trial, name: str) -> list[tuple[str, float, str, pd.DataFrame | None]]:
@@ -268,7 +269,10 @@ class Evaluation:
         }
 
     def _notes(
-        self, methods: Mapping[str, Merger], sets: Sequence[tuple[str, ...]], curves: Sequence[pd.DataFrame]
+        self,
+        methods: Mapping[str, MergeMethod],
+        sets: Sequence[tuple[str, ...]],
+        curves: Sequence[pd.DataFrame],
     ) -> list[str]:
         sizes = sorted({len(chosen) for chosen in sets})
         examples = [self.task_vectors.select(next(s for s in sets if len(s) == size)) for size in sizes]

@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from mergeability.metrics.measure import CATEGORIES, WEIGHT_SPACE, documented_range
+from mergeability.metrics.catalogue import CATEGORIES, WEIGHT_SPACE
+from mergeability.metrics.traits import documented_range
 from mergeability.pipeline.request import Request
 from mergeability.prediction import PredictionResult, Scorer, StudySettings, study_predictions
 from mergeability.prediction.pair_table import FINETUNED, PairTable, with_finetuned_accuracy

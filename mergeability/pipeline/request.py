@@ -8,6 +8,8 @@ from typing import Any
 from mergeability.errors import UserError
 from mergeability.evaluation.model_sets import MergeSets
 from mergeability.evaluation.scales import GRID, ScaleChoice
+from mergeability.merging.method import MergeMethod
+from mergeability.metrics.catalogue import Metric
 from mergeability.pipeline.suites import CheckpointSuite, TableSuite, TaskSuite
 from mergeability.prediction.scorer import MARGIN
 from mergeability.prediction.study import StudySettings
@@ -138,8 +140,8 @@ class Request:
     """
 
     suite: TaskSuite | CheckpointSuite | TableSuite
-    metrics: Mapping[str, Any]
-    merges: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Metric]
+    merges: Mapping[str, MergeMethod] = field(default_factory=dict)
     predictors: Mapping[str, Any] = field(default_factory=dict)
     prediction: StudySettings = field(default_factory=StudySettings)
     fitted: str | None = None

@@ -35,7 +35,7 @@ from mergeability.evaluation.merges import (
     pair_table,
     set_table,
 )
-from mergeability.merging.method import DATA_FREE, needs_data
+from mergeability.members import data_free
 from mergeability.metrics.measure import measure
 from mergeability.models.clip import ClipModel
 from mergeability.pipeline.merge_writer import MergeWriter
@@ -296,7 +296,7 @@ def _chosen_sets(request: Request, tasks: tuple[str, ...]) -> list[tuple[str, ..
     """Choose what is merged, and refuse at once what a method cannot merge."""
     sets = request.merging.chosen_sets.choose(tasks)
     for name, method in request.merges.items():
-        count = getattr(method, "models", None)
+        count = method.models
         other = next((len(one) for one in sets if count is not None and len(one) != count), None)
         if other is not None:
             raise UserError(
@@ -353,7 +353,7 @@ def _merge_profiles(
     progress: Progress,
 ) -> Profiles | None:
     """Gather the images for the methods that need them; None where none does."""
-    if not any(needs_data(method) for method in request.merges.values()):
+    if not any(method.needs_data for method in request.merges.values()):
         return None
     views = _views(suite, request.profile, judge.encoder, judge.heads, judge.store, for_merging=True)
     return Profiles(
@@ -404,11 +404,11 @@ def _alphas(outcomes: Outcomes) -> dict[str, Any]:
 
 
 def _check_merges_without_data(request: Request) -> None:
-    demanding = [name for name, method in request.merges.items() if needs_data(method)]
+    demanding = [name for name, method in request.merges.items() if method.needs_data]
     if demanding:
         raise UserError(
             f"{', '.join(demanding)} needs calibration images, which suite=checkpoints has not. "
-            f"Without data merge by {', '.join(DATA_FREE)}."
+            f"Without data merge by {', '.join(data_free())}."
         )
     if not request.merging.keeps:
         raise UserError(
