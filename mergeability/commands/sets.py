@@ -1,7 +1,7 @@
 """The sets of members that grow by themselves, registered with Hydra: `merge=all`, `metric=weights` and the like.
 
-Hydra knows no pattern in a defaults list, so these sets are written here from the files of `conf`. The sets that are fixed
-on purpose (`paper`, `minimal`, `none`) are files. Nothing that a member names is imported: `--help` stays fast.
+Hydra knows no pattern in a defaults list, so these sets are written here from the files of `conf`. The sets that are
+fixed on purpose (`paper`, `minimal`, `none`) are files. Nothing that a member names is imported: `--help` stays fast.
 """
 
 from typing import Any

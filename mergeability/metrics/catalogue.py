@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64
@@ -14,6 +14,7 @@ from mergeability.metrics.traits import Traits, traits_of
 from mergeability.profiles.profiles import Profiles
 
 
+@runtime_checkable
 class Metric(Protocol):
     """A function from the profiles of T models to the metric of every pair."""
 

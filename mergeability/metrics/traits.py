@@ -28,9 +28,9 @@ class Traits:
     """
 
     category: str
-    low: float = -math.inf
-    high: float = math.inf
-    equal: float | None = None
+    low: float | int = -math.inf
+    high: float | int = math.inf
+    equal: float | int | None = None
     needs_data: bool = False
     per_pair: bool = False
     on_request: bool = False
@@ -50,9 +50,9 @@ _DECLARED: dict[Callable[..., Any], Traits] = {}
 def metric(
     *,
     category: str,
-    low: float = -math.inf,
-    high: float = math.inf,
-    equal: float | None = None,
+    low: float | int = -math.inf,
+    high: float | int = math.inf,
+    equal: float | int | None = None,
     needs_data: bool = False,
     per_pair: bool = False,
     on_request: bool = False,

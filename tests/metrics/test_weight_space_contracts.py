@@ -8,7 +8,8 @@ import safetensors.torch
 import torch
 
 from mergeability.linalg import decompositions, grams
-from mergeability.metrics.measure import CATEGORIES, WEIGHT_SPACE, measure
+from mergeability.metrics.catalogue import CATEGORIES, WEIGHT_SPACE
+from mergeability.metrics.measure import measure
 from mergeability.profiles import profiles
 from mergeability.profiles.profiles import Profiles
 from mergeability.store import Store
