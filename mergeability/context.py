@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
+from mergeability.checks import is_number
 from mergeability.devices import chosen_device
 from mergeability.errors import UserError
 from mergeability.progress import Progress, no_progress
@@ -64,10 +65,10 @@ class Run:
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
-        budget = self.memory_budget
-        is_number = isinstance(budget, int | float) and not isinstance(budget, bool)
-        if not is_number or not 0 < budget < float("inf"):
-            raise UserError(f"Expected memory_budget to be a positive number of GiB, got {budget!r}.")
+        if not is_number(self.memory_budget) or self.memory_budget <= 0:
+            raise UserError(
+                f"Expected memory_budget to be a positive number of GiB, got {self.memory_budget!r}."
+            )
         object.__setattr__(self, "device", chosen_device(self.device))
 
     @property

@@ -26,8 +26,8 @@ def analyse(cfg: DictConfig) -> float | tuple[float, ...] | None:
     from hydra.utils import instantiate
 
     from mergeability.pipeline.run import analyse as run_analysis
-    from mergeability.pipeline.run import save
     from mergeability.progress import track
+    from mergeability.reporting.result_files import save
     from mergeability.reporting.terminal import show
 
     request = instantiate(cfg.analysis, _convert_="all", folder=run_folder())
@@ -80,7 +80,7 @@ def objectives(cfg: DictConfig, analysis: Any) -> float | tuple[float, ...] | No
     """
     if not cfg.objectives:
         return None
-    from mergeability.reporting.summaries import objective
+    from mergeability.pipeline.result import objective
 
     values = tuple(objective(analysis, name) for name in cfg.objectives)
     return values[0] if len(values) == 1 else values

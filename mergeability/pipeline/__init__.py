@@ -1,1 +1,9 @@
-"""The analysis, end to end: what is asked for, the steps in order, what was found, what is saved."""
+"""The analysis, end to end: what is asked for, the steps in order, what was found.
+
+>>> from mergeability.pipeline import Analysis
+"""
+
+import lazy_loader
+
+# The names are listed in `__init__.pyi`, for type checkers too.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

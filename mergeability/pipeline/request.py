@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergeability.checks import is_count
 from mergeability.errors import UserError
 from mergeability.evaluation.model_sets import MergeSets
 from mergeability.evaluation.scales import GRID, ScaleChoice
@@ -96,7 +97,7 @@ class MergeSettings:
     def __post_init__(self) -> None:
         for name in ("validation_images", "test_images"):
             count = getattr(self, name)
-            if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            if count is not None and not is_count(count, least=1):
                 raise UserError(f"Expected {name} to be a positive number of images, got {count!r}.")
         if self.export not in (None, "hf"):
             raise UserError(f"Expected export to be hf or null, got {self.export!r}.")

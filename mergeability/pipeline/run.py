@@ -4,13 +4,9 @@ What is analysed is one of the three kinds of `suites`: tasks (everything), bare
 weight space), or a ready table of pairs (prediction).
 """
 
-import json
 import logging
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -48,35 +44,18 @@ from mergeability.pipeline.predict import (
     with_own_accuracies,
 )
 from mergeability.pipeline.request import ProfileSettings, Request
+from mergeability.pipeline.result import Analysis
 from mergeability.pipeline.suites import CheckpointSuite, TableSuite, TaskSuite
-from mergeability.prediction import PredictionResult, Scorer
+from mergeability.prediction import Scorer
 from mergeability.prediction.pair_table import outcome_methods
-from mergeability.prediction.scorer import FILE as FITTED
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
 from mergeability.progress import Progress
 from mergeability.provenance import provenance
-from mergeability.reporting.report import write_report
-from mergeability.reporting.summaries import Analysis
-from mergeability.store import Store, write_text
+from mergeability.store import Store
 from mergeability.task_vectors.vectors import TaskVectors
 
 logger = logging.getLogger(__name__)
-RESULTS = (
-    "pairs.csv",
-    "sets.csv",
-    "accuracies.csv",
-    "alpha_curves.csv",
-    "models.csv",
-    "prediction.json",
-    "predictions.csv",
-    "coefficients.csv",
-    "prediction",
-    "scores.csv",
-    FITTED,
-    "run.json",
-    "report.html",
-)
 
 
 def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | None = None) -> Analysis:
@@ -112,44 +91,6 @@ def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | Non
         **provenance(),
     }
     return Analysis(title=f"Mergeability of {request.suite.name}", run=run, **parts)
-
-
-def save(analysis: Analysis, folder: Path) -> Path:
-    """Write the tables, `prediction.json`, `run.json` and `report.html`; return the report's path.
-
-    All of them or none: they are written beside the folder's other files first and moved there together, in
-    the place of an earlier run's.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".results-") as name:
-        staging = Path(name)
-        write_report(analysis, staging / "report.html")
-        write_text(staging / "pairs.csv", analysis.pairs.to_csv(index=False))
-        if not analysis.models.empty:
-            write_text(staging / "models.csv", analysis.models.to_csv())
-        for name, table in (
-            ("sets.csv", analysis.sets),
-            ("accuracies.csv", analysis.accuracies),
-            ("alpha_curves.csv", analysis.curves),
-            ("scores.csv", analysis.scores),
-        ):
-            if not table.empty:
-                write_text(staging / name, table.to_csv(index=False))
-        (analysis.prediction or PredictionResult()).save(staging)
-        if analysis.fitted is not None:
-            analysis.fitted.save(staging / FITTED)
-        write_text(staging / "run.json", json.dumps(analysis.run, indent=1, default=str) + "\n")
-        for result in RESULTS:
-            _remove(folder / result)
-            if (staging / result).exists():
-                (staging / result).replace(folder / result)
-    return folder / "report.html"
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    path.unlink(missing_ok=True)
 
 
 def _analyse_tasks(

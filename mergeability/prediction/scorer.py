@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 
 from mergeability.errors import UserError
+from mergeability.files import atomic_file
 from mergeability.prediction.pair_table import TARGETS, PairTable, summarise_names
 from mergeability.prediction.predictors.ridge import Ridge
 from mergeability.prediction.validation.evaluate import evaluate_predictors
 from mergeability.prediction.validation.intervals import half_width, task_scores
 from mergeability.prediction.validation.protocols import LeaveTwoTasksOut
 from mergeability.prediction.validation.scores import pearson_r
-from mergeability.store import atomic_file
 
 FILE = "fitted.json"
 MARGIN = 0.1

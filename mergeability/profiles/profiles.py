@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mergeability.context import GIBIBYTE, work
 from mergeability.devices import chosen_device
 from mergeability.errors import UserError
+from mergeability.files import digest
 from mergeability.linalg import grams
 from mergeability.profiles import shared_gradients, subspaces
 from mergeability.profiles.activations import centred_kernel, image_activations
@@ -28,7 +29,7 @@ from mergeability.profiles.linear_inputs import LinearPart, input_grams, linear_
 from mergeability.profiles.sign_conflict import SignCounts, count_signs
 from mergeability.profiles.views import Views
 from mergeability.progress import Progress, no_progress
-from mergeability.store import Store, digest
+from mergeability.store import Store
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights.checkpoints import PREFIX
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mergeability.errors import UserError
+from mergeability.files import digest
 from mergeability.profiles.activations import last_layer
-from mergeability.store import digest
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights.checkpoints import tensors_hash
 from mergeability.weights.encoder_state import encoder_state

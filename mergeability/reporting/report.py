@@ -4,8 +4,10 @@ import json
 from html import escape
 from pathlib import Path
 
+from mergeability.files import atomic_file
+from mergeability.reporting import figures
 from mergeability.reporting import prediction_sections as foresight
-from mergeability.reporting.figures import all as figures
+from mergeability.reporting.headline import headline
 from mergeability.reporting.page import (
     Section,
     bullet_list,
@@ -19,12 +21,10 @@ from mergeability.reporting.summaries import (
     TARGET_NAMES,
     Analysis,
     curve_table,
-    headline,
     method_table,
     scale_table,
     sets_table,
 )
-from mergeability.store import atomic_file
 
 _LONG_LIST = 6
 _MANY_TASKS = 12

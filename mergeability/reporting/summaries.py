@@ -1,98 +1,32 @@
-"""What an analysis found, as plain tables and sentences."""
+"""What an analysis found, as plain tables."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from mergeability.errors import UserError
 from mergeability.prediction.pair_table import TARGETS
-from mergeability.prediction.study import SIGNIFICANT
-from mergeability.prediction.validation.protocols import BOTH_NEW, KNOWN_PARTNER
+from mergeability.prediction.validation.protocols import KNOWN_PARTNER
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mergeability.prediction.scorer import Scorer
-    from mergeability.prediction.validation.evaluate import PredictionResult
+from mergeability.pipeline.result import Analysis
 
 BASELINES = ("mean", "additive", "finetuned")
 """Predictors that look at no metric: every other one is read beside them."""
 
+
 WITH_TASK_EFFECTS = ("dyadic",)
 """Predictors that use metrics beside task effects: neither a baseline nor what metrics reach on their own."""
+
 
 TUNED_SUFFIX = "_tuned"
 """Behind a method's name: its outcome at the scale that was tuned beside its own."""
 
-OBJECTIVES = (*TARGETS, "finetuned_accuracy")
-"""What a search over settings can be told."""
 
 TARGET_NAMES = {"norm_acc": "normalised accuracy", "acc": "accuracy"}
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """Everything one report shows; any part may be empty.
-
-    `sets` has one row a set of more than two models, `accuracies` one row a merge and task, `curves` one row a
-    merge, tried scale and task. `models` is indexed by task with the accuracies `chance`, `pixel_accuracy`,
-    `base_accuracy` and `finetuned_accuracy` (whichever are known), in [0, 1]. `pairs` has one row a pair:
-    `task_a`, `task_b`, metrics and outcomes. `alphas` gives each method's scaling coefficient. `fitted` is the
-    predictor that this run fitted for later ones, `scorer` that of an earlier run, `scores` what it gives each pair
-    and `transfer` how that compares with outcomes. `missing` are sentences, `run` the facts of `run.json`.
-    """
-
-    title: str
-    pairs: pd.DataFrame
-    metrics: list[str]
-    methods: list[str] = field(default_factory=list)
-    models: pd.DataFrame = field(default_factory=pd.DataFrame)
-    alphas: Mapping[str, Any] = field(default_factory=dict)
-    prediction: "PredictionResult | None" = None
-    missing: list[str] = field(default_factory=list)
-    run: Mapping[str, Any] = field(default_factory=dict)
-    sets: pd.DataFrame = field(default_factory=pd.DataFrame)
-    accuracies: pd.DataFrame = field(default_factory=pd.DataFrame)
-    curves: pd.DataFrame = field(default_factory=pd.DataFrame)
-    fitted: "Scorer | None" = None
-    scorer: "Scorer | None" = None
-    scores: pd.DataFrame = field(default_factory=pd.DataFrame)
-    transfer: pd.DataFrame = field(default_factory=pd.DataFrame)
-
-    @property
-    def tasks(self) -> list[str]:
-        """List the tasks in the order of the models, then of the pairs."""
-        ends = (
-            pd.concat([self.pairs["task_a"], self.pairs["task_b"]])
-            if len(self.pairs)
-            else pd.Series(dtype=object)
-        )
-        return list(dict.fromkeys([*map(str, self.models.index), *ends.astype(str)]))
-
-    @property
-    def targets(self) -> list[str]:
-        """List the targets that at least one method has outcomes of, the default first."""
-        columns = set(self.pairs.columns)
-        return [t for t in TARGETS if any(f"{t}_{m}" in columns for m in self.methods)]
-
-
-def objective(analysis: Analysis, name: str) -> float:
-    """Return one number an analysis is judged by: `norm_acc` or `acc`, of the merges, means over pairs and methods;
-    or `finetuned_accuracy`, of the models on their own, the mean over tasks.
-
-    Raises:
-        UserError: another name, or what this analysis has not measured.
-    """  # noqa: D205
-    if name not in OBJECTIVES:
-        raise UserError(f"Expected objectives among {', '.join(OBJECTIVES)}, got {name!r}.")
-    columns = [f"{name}_{method}" for method in analysis.methods]
-    frame = analysis.models.get([name]) if name == "finetuned_accuracy" else analysis.pairs.get(columns)
-    if frame is None or frame.empty:
-        raise UserError(f"This analysis has not measured {name}: it needs a suite of tasks, and merges.")
-    return float(frame.to_numpy(dtype=float).mean())
 
 
 def pair_name(row: Any) -> str:
@@ -262,199 +196,6 @@ def pair_extremes(
     return pair_name(whole.iloc[best]), float(means.max()), pair_name(whole.iloc[worst]), float(means.min())
 
 
-def headline(analysis: Analysis) -> list[str]:
-    """Say in plain sentences what was found, and how far it can be trusted."""
-    sentences = [_what_was_compared(analysis)]
-    if analysis.targets:
-        sentences += _merging_sentences(analysis)
-    sentences += _set_sentences(analysis)
-    if analysis.prediction is not None and analysis.prediction.records:
-        sentences += _prediction_sentences(analysis)
-    elif analysis.targets or len(analysis.sets):
-        sentences.append("Prediction was not part of this run.")
-    else:
-        sentences.append(
-            "No merge was evaluated, so this report says how the models relate, not how they merge."
-        )
-    return sentences
-
-
-def _what_was_compared(analysis: Analysis) -> str:
-    parts = [
-        _counted(len(analysis.tasks), "task"),
-        _counted(len(analysis.pairs), "pair"),
-        _counted(len(analysis.metrics), "metric"),
-    ]
-    if analysis.methods:
-        own = {method.removesuffix(TUNED_SUFFIX) for method in analysis.methods}
-        parts.append(_counted(len(own), "merge method"))
-    return f"This run compares {', '.join(parts[:-1])} and {parts[-1]}."
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _merging_sentences(analysis: Analysis) -> list[str]:
-    target = analysis.targets[0]
-    name = TARGET_NAMES[target]
-    table = method_table(analysis.pairs, analysis.methods, analysis.alphas)
-    table = table[table[f"mean_{target}"].notna()].sort_values(
-        f"mean_{target}", ascending=False, kind="stable"
-    )
-    if table.empty:
-        return ["No merge has a measured outcome."]
-    best = table.iloc[0]
-    first = (
-        f"{best.name} merges best on average: mean {name} {best[f'mean_{target}']:.1%}"
-        f" over {best['n_pairs']} pairs, and {best[f'worst_{target}']:.1%} on its worst, {best['worst_pair']}."
-    )
-    sentences = [first]
-    if len(table) > 1:
-        last = table.iloc[-1]
-        sentences.append(
-            f"{last.name} merges worst: mean {last[f'mean_{target}']:.1%}, worst pair"
-            f" {last[f'worst_{target}']:.1%} ({last['worst_pair']})."
-        )
-    sentences += _scale_sentences(analysis)
-    extremes = pair_extremes(analysis.pairs, list(table.index), target)
-    if extremes is not None and len(table) > 1:
-        good, high, bad, low = extremes
-        sentences.append(
-            f"Averaged over methods, {good} merges best ({high:.1%}) and {bad} worst ({low:.1%})."
-        )
-    return sentences
-
-
-def _set_sentences(analysis: Analysis) -> list[str]:
-    table = sets_table(analysis)
-    sentences = []
-    for arity, group in table.groupby("arity") if len(table) else ():
-        best = group.iloc[0]
-        sentences.append(
-            f"Of {arity} models together, {best['method']} merges best: mean normalised accuracy {best['mean']:.1%}"
-            f" over {_counted(int(best['sets']), 'set')}."
-        )
-    return sentences
-
-
-def _scale_sentences(analysis: Analysis) -> list[str]:
-    table = scale_table(analysis)
-    if table.empty:
-        return []
-    gain = table["tuned_mean"] - table["mean"]
-    most = table.index[int(gain.argmax())]
-    own, tuned = table.iloc[int(table["mean"].argmax())], table.iloc[0]
-    return [
-        f"Tuning α on validation images changes the mean by {100 * gain.min():+.1f} to {100 * gain.max():+.1f} points"
-        f" (most for {most}): the best method is {own.name} at its own α ({own['mean']:.1%}) and {tuned.name} at the"
-        f" tuned one ({tuned['tuned_mean']:.1%})."
-    ]
-
-
-def _prediction_sentences(analysis: Analysis) -> list[str]:
-    prediction = analysis.prediction
-    if prediction is None:
-        return []
-    target = prediction.records[0]["target"]
-    sentences = _known_partner_sentences(prediction.records, target)
-    sentences += _both_new_sentences(prediction.records, target)
-    sentences += _beyond_sentences(prediction.tables.get("relabelling", pd.DataFrame()), target)
-    tasks = len(analysis.tasks)
-    if tasks < 15:
-        sentences.append(
-            f"With {tasks} tasks each of these correlations rests on at most {tasks - 1} pairs at a time: read them"
-            " as rough."
-        )
-    if best_predictor(prediction.records, target) is not None:
-        sentences.append(
-            "Which predictor is best was read off these same folds, so its figure flatters it a little."
-        )
-    return sentences
-
-
-def _known_partner_sentences(records: Sequence[Mapping[str, Any]], target: str) -> list[str]:
-    table = predictor_table(records, target)
-    best = best_predictor(records, target)
-    if best is None:
-        return (
-            ["No predictor that uses metrics has a defined correlation with the outcome."]
-            if len(table)
-            else []
-        )
-    row = table.loc[best]
-    sentences = [
-        f"For a task left out of the fit, the best predictor from metrics, {best}, reaches a mean correlation of"
-        f" r = {row['r_mean']:.2f} with {TARGET_NAMES[target]} (± {row['r_std']:.2f} between left-out tasks,"
-        f" mean over methods); its typical error is {row['mae']:.3f}{_beside_mean(table)}."
-    ]
-    additive = table["r_mean"].get("additive", float("nan"))
-    if not np.isnan(additive):
-        beats = row["r_mean"] > additive
-        sentences.append(
-            f"The additive baseline, which sees no metric and only knows how the partner merges with others, reaches"
-            f" r = {additive:.2f}: here the metrics foresee {'more' if beats else 'no more'} than is known once the"
-            f" partner has been merged before.{_together(table)}"
-        )
-    return sentences
-
-
-def _together(table: pd.DataFrame) -> str:
-    known = [name for name in WITH_TASK_EFFECTS if not np.isnan(table["r_mean"].get(name, float("nan")))]
-    return "".join(f" Both together ({name}) reach r = {table['r_mean'][name]:.2f}." for name in known)
-
-
-def _both_new_sentences(records: Sequence[Mapping[str, Any]], target: str) -> list[str]:
-    """Say how much of pairs of two unseen tasks ridge foresees: one predictor, lest the best be picked."""
-    own = [
-        r
-        for r in records
-        if r["situation"] == BOTH_NEW and r["target"] == target and r["predictor"] == "ridge"
-    ]
-    if not own:
-        return []
-    seen = [r for r in own if r["r_beyond_mean_low"] is not None and r["r_beyond_mean_low"] > 0]
-    blind = [str(r["method"]) for r in own if r not in seen]
-    if not seen:
-        return [
-            "For two tasks that are both new, ridge on the metrics foresees nothing for any method that the training"
-            " mean does not: every 95 % interval of its correlation reaches below 0."
-        ]
-    found = ", ".join(
-        f"{r['method']} (r = {r['r_beyond_mean']:.2f} beyond the training mean, 95 % from"
-        f" {r['r_beyond_mean_low']:.2f} to"
-        f" {r['r_beyond_mean_high']:.2f})"
-        for r in seen
-    )
-    rest = f"; for {', '.join(blind)} the interval reaches below 0" if blind else ""
-    return [f"For two tasks that are both new, ridge on the metrics foresees something for {found}{rest}."]
-
-
-def _beyond_sentences(tested: pd.DataFrame, target: str) -> list[str]:
-    if tested.empty:
-        return []
-    own = tested[(tested["target"] == target) & tested["gain"].notna() & tested["p_beyond"].notna()]
-    adds = (own["gain"] > 0) & (own["p_beyond"] <= SIGNIFICANT)
-    sentences = []
-    if (~adds).any():
-        sentences.append(
-            f"For {', '.join(own.loc[~adds, 'method'])} the metrics add nothing beyond task effects (relabelling"
-            " tasks)."
-        )
-    if adds.any():
-        gains = ", ".join(
-            f"{method} ({gain:.1%} of the squared error)"
-            for method, gain in zip(own.loc[adds, "method"], own.loc[adds, "gain"], strict=True)
-        )
-        sentences.append(f"The metrics add to task effects for {gains}.")
-    return sentences
-
-
-def _beside_mean(table: pd.DataFrame) -> str:
-    error = table["mae"].get("mean", float("nan"))
-    return "" if np.isnan(error) else f", against {error:.3f} for always saying the training mean"
-
-
 def summary_table(analysis: Analysis) -> "Table":
     """Lay out one row a method for the terminal: mean and worst outcome, best predictor's and additive r."""
     from rich.markup import escape
@@ -474,8 +215,8 @@ def summary_table(analysis: Analysis) -> "Table":
             number(row[f"mean_{target}"]),
             number(row[f"worst_{target}"]),
             best or "–",
-            number(_record_r(records, str(method), target, best)),
-            number(_record_r(records, str(method), target, "additive")),
+            number(record_r(records, str(method), target, best)),
+            number(record_r(records, str(method), target, "additive")),
         )
     return shown
 
@@ -489,9 +230,10 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if isinstance(value, float | np.floating) else str(value)
 
 
-def _record_r(
+def record_r(
     records: Sequence[Mapping[str, Any]], method: str, target: str, predictor: str | None
 ) -> float | None:
+    """Return the correlation of a method's best predictor, or of the one named; None where there is none."""
     wanted = (method, target, predictor)
     return next(
         (r["r_mean"] for r in known_partner(records) if (r["method"], r["target"], r["predictor"]) == wanted),

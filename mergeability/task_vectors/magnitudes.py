@@ -8,9 +8,9 @@ from jaxtyping import Int64
 
 from mergeability.context import work
 from mergeability.errors import UserError
+from mergeability.files import digest
 from mergeability.linalg import grams
 from mergeability.progress import Progress, no_progress
-from mergeability.store import digest
 from mergeability.task_vectors.vectors import TaskVectors
 
 # Part of every store key below: raise it when what is stored changes meaning.

@@ -17,8 +17,9 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from mergeability.errors import UserError
+from mergeability.files import digest
 from mergeability.linalg.decompositions import leading_triplets
-from mergeability.store import Store, digest
+from mergeability.store import Store
 from mergeability.weights.checkpoints import Checkpoint
 
 logger = logging.getLogger(__name__)

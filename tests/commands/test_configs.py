@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mergeability.commands import naming, record
 from mergeability.errors import UserError
-from mergeability.store import digest
+from mergeability.files import digest
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 SETS = {
@@ -127,8 +127,7 @@ def test_the_ablation_is_of_every_penalty_at_the_asked_strengths_with_three_seed
             cfg = compose("analyze", [f"experiment={name}"], return_hydra_config=True)
             assert cfg.hydra.mode.name == "MULTIRUN", "no -m is needed"
             assert (
-                cfg.hydra.callbacks.ledger.summary
-                == "mergeability.reporting.ablation.comparison.write_summary"
+                cfg.hydra.callbacks.ledger.summary == "mergeability.reporting.ablation.summary.write_summary"
             )
             assert (cfg.suite.name, cfg.model.name, cfg.train.missing) == ("mini", "clip_mini", True)
             assert set(cfg.merge) == set(members("merge")) - SETS["merge"]

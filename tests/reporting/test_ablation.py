@@ -11,9 +11,10 @@ import pytest
 from scipy import stats
 
 from mergeability.errors import UserError
-from mergeability.reporting.ablation.comparison import ALL_METHODS, compare, interval, winners, write_summary
+from mergeability.reporting import figures
+from mergeability.reporting.ablation.comparison import ALL_METHODS, compare, interval, winners
 from mergeability.reporting.ablation.page import headline, trade_off_table
-from mergeability.reporting.figures import all as figures
+from mergeability.reporting.ablation.summary import write_summary
 
 TASKS = ("a", "b", "c", "d")
 PAIRS = list(combinations(TASKS, 2))

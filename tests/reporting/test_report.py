@@ -13,11 +13,12 @@ from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import LinearRegression
 
 from mergeability.errors import UserError
+from mergeability.pipeline import Analysis
 from mergeability.prediction import Additive, Pearson, Ridge, Scorer, StudySettings, study_predictions
 from mergeability.prediction.scorer import transfer_table
 from mergeability.prediction.study import Known
-from mergeability.reporting import Analysis, write_report
-from mergeability.reporting.figures.all import cell_texts, matrix_heat_map, pair_matrix
+from mergeability.reporting import write_report
+from mergeability.reporting.figures import cell_texts, matrix_heat_map, pair_matrix
 
 SECTIONS = [
     "models", "merges", "metrics", "predictors", "both-new", "beyond", "predictions", "single", "ablation",

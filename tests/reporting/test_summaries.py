@@ -7,12 +7,13 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from mergeability.pipeline import Analysis
 from mergeability.prediction.validation.evaluate import PredictionResult
-from mergeability.reporting import Analysis, summary_table
+from mergeability.reporting import summary_table
+from mergeability.reporting.headline import headline
 from mergeability.reporting.summaries import (
     best_predictor,
     curve_table,
-    headline,
     method_table,
     pair_extremes,
     predictor_table,

@@ -14,6 +14,7 @@ from sklearn.linear_model import LinearRegression
 from threadpoolctl import threadpool_limits
 
 from mergeability.errors import UserError
+from mergeability.files import atomic_file
 from mergeability.prediction.pair_table import TARGETS, PairTable, outcome_methods, summarise_names
 from mergeability.prediction.validation.folds import Fold, fit_folds, inputs_of, make_folds
 from mergeability.prediction.validation.protocols import LeaveOneTaskOut, LeaveTwoTasksOut, SplitProtocol
@@ -25,7 +26,6 @@ from mergeability.prediction.validation.scores import (
     r2_over_training_mean,
     spearman_rho,
 )
-from mergeability.store import atomic_file
 
 DEFAULT_PROTOCOLS: tuple[SplitProtocol, ...] = (LeaveOneTaskOut(), LeaveTwoTasksOut())
 

@@ -13,7 +13,6 @@ from scipy import stats
 from mergeability.errors import UserError
 from mergeability.prediction.pair_table import TARGETS, outcome_methods
 from mergeability.reporting.ablation.runs import Run, described_difference, differences, read_runs
-from mergeability.store import atomic_file
 
 PLAIN = "none-0"
 """The setting of plain fine-tuning, whatever the penalty whose strength is 0."""
@@ -51,25 +50,6 @@ class Ablation:
     missing: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
     stable_by: str | None = None
-
-    def save(self, folder: Path) -> Path:
-        """Write `ablation.html` and the four tables as `ablation_*.csv`; return the page's path."""
-        from mergeability.reporting.ablation.page import ablation_page
-
-        for name in ("merges", "models", "metrics", "choices"):
-            _write(folder / f"ablation_{name}.csv", getattr(self, name).to_csv(index=False))
-        return _write(folder / "ablation.html", ablation_page(self))
-
-
-def _write(path: Path, text: str) -> Path:
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return path
-
-
-def write_summary(folder: Path, run_folders: Sequence[Path], beside: Sequence[Path] = ()) -> Path:
-    """Compare the finished jobs of a sweep, write the tables beside them and return the page's path."""
-    return compare(run_folders, beside).save(folder)
 
 
 def compare(run_folders: Sequence[Path | str], beside: Sequence[Path | str] = ()) -> Ablation:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from mergeability.prediction.pair_table import TARGETS
+from mergeability.reporting import figures
 from mergeability.reporting.ablation.comparison import ALL_METHODS, PLAIN, Ablation, winners
-from mergeability.reporting.figures import all as figures
 from mergeability.reporting.page import Section, bullet_list, figure_block, folded, page, paragraphs, table
 from mergeability.reporting.summaries import TARGET_NAMES
 

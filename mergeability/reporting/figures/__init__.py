@@ -1,1 +1,6 @@
 """Plotly figures of the report."""
+
+import lazy_loader
+
+# The names are listed in `__init__.pyi`, for type checkers too.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,3 @@
+from .request import Request as Request
+from .result import Analysis as Analysis
+from .run import analyse as analyse

@@ -1,0 +1,22 @@
+"""The ablation's page and tables, written beside the jobs of a sweep."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mergeability.files import write_text
+from mergeability.reporting.ablation.comparison import Ablation, compare
+from mergeability.reporting.ablation.page import ablation_page
+
+
+def write_summary(folder: Path, run_folders: Sequence[Path], beside: Sequence[Path] = ()) -> Path:
+    """Compare the finished jobs of a sweep, write the tables into its folder and return the page's path."""
+    return save(compare(run_folders, beside), folder)
+
+
+def save(found: Ablation, folder: Path) -> Path:
+    """Write `ablation.html` and the four tables as `ablation_*.csv`; return the page's path."""
+    for name in ("merges", "models", "metrics", "choices"):
+        write_text(folder / f"ablation_{name}.csv", getattr(found, name).to_csv(index=False))
+    page = folder / "ablation.html"
+    write_text(page, ablation_page(found))
+    return page

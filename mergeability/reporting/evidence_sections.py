@@ -1,0 +1,221 @@
+"""Sections of the report on metrics as evidence: each on its own, by category, coefficients, agreement of methods."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mergeability.prediction.validation.protocols import BOTH_NEW, KNOWN_PARTNER
+from mergeability.reporting import figures
+from mergeability.reporting.page import (
+    Choice,
+    Section,
+    figure_block,
+    folded,
+    paragraphs,
+    table,
+)
+from mergeability.reporting.prediction_parts import (
+    fit_choices,
+    predictor_choice,
+    study_records,
+    study_table,
+    target_choice,
+)
+from mergeability.reporting.summaries import (
+    Analysis,
+    best_predictor,
+)
+
+_CONSISTENCY = ("rho", "rho_low", "rho_high", "rho_beyond", "n_pairs")
+
+
+_SHOWN_METRICS = 15
+
+
+def single_metrics(analysis: Analysis) -> Section | None:
+    """Show how each metric predicts on its own; None where nothing was predicted."""
+    single = study_table(analysis, "single_metrics")
+    if single.empty:
+        return None
+    plots = {}
+    for target, rows in single.groupby("target", sort=False):
+        metrics, methods = list(dict.fromkeys(rows["metric"])), list(dict.fromkeys(rows["method"]))
+        grids = {
+            name: rows.pivot_table(index="metric", columns="method", values=name, dropna=False)
+            .reindex(index=metrics, columns=methods)
+            .to_numpy(dtype=float)
+            for name in ("r", "p", "p_usual")
+        }
+        plots[str(target)] = [
+            figures.labelled_heat_map(
+                grids["r"],
+                [figures.label(metric) for metric in metrics],
+                methods,
+                {"p by relabelling": grids["p"], "usual p": grids["p_usual"]},
+                "r",
+            )
+        ]
+    body = paragraphs(
+        "Correlation of each metric alone with the outcome, over all pairs that have both. The usual p-value"
+        " takes pairs"
+        " for independent, which those that share a task are not; the other compares with relabelled tasks.",
+        note=True,
+    )
+    body += figure_block("single", plots, [target_choice(analysis)])
+    columns = {
+        "method": "method", "target": "target", "r": "r", "p_usual": "usual p", "p": "p, relabelled",
+        "n_pairs": "pairs",
+    }  # fmt: skip
+    body += folded("As a table", table(single.set_index("metric"), columns, "metric", ["method", "target"]))
+    return Section("single", "Each metric on its own", body)
+
+
+def category_ablation(analysis: Analysis) -> Section | None:
+    """Show what predictors lose without each category of metrics."""
+    ablation = study_table(analysis, "ablation")
+    if ablation.empty:
+        return None
+    names = {"loto": KNOWN_PARTNER, "l2to": BOTH_NEW}
+    plots = {}
+    for (protocol, target), rows in ablation.groupby(["protocol", "target"], sort=False):
+        categories, methods = list(dict.fromkeys(rows["category"])), list(dict.fromkeys(rows["method"]))
+        grids = [
+            rows.pivot_table(index="category", columns="method", values=name, dropna=False)
+            .reindex(index=categories, columns=methods)
+            .to_numpy(dtype=float)
+            for name in ("delta", "alone")
+        ]
+        plots[f"{protocol}|{target}"] = [
+            figures.labelled_heat_map(grid, categories, methods, {}, title)
+            for grid, title in zip(grids, ("change of r without it", "r with nothing else"), strict=True)
+        ]
+    body = paragraphs(
+        "Ridge refitted without each category of metrics (left: the change of its r; below 0 the category is"
+        " missed), and"
+        " with nothing else (right). For both new, r is that beyond the training mean.",
+        note=True,
+    )
+    situations: Choice = (
+        "situation",
+        [(str(one), names.get(str(one), str(one))) for one in dict.fromkeys(ablation["protocol"])],
+    )
+    body += figure_block("ablation", plots, [situations, target_choice(analysis)])
+    return Section("ablation", "What each category of metrics is worth", body)
+
+
+def coefficients(analysis: Analysis) -> Section | None:
+    """Show the coefficients of linear predictors."""
+    prediction = analysis.prediction
+    if prediction is None or prediction.coefficients.empty:
+        return None
+    rows = prediction.coefficients
+    rows = rows[rows["protocol"] == rows["protocol"].iloc[0]]
+    groups = rows.groupby(["target", "method", "predictor"], sort=False)
+    plots = {"|".join(map(str, key)): [figures.coefficient_bars(one)] for key, one in groups}
+    body = paragraphs(
+        "Coefficients averaged over the fits, one for each left-out task; whiskers show their standard deviation."
+        " Metrics are scaled to [-1, 1], so lengths can be compared; correlated metrics share or trade their"
+        " weight, so a sign alone proves little. For additive the rows are task effects.",
+        note=True,
+    )
+    body += figure_block("coefficients", plots, fit_choices(analysis, rows))
+    return Section("coefficients", "What the predictors listen to", body)
+
+
+def fingerprints(analysis: Analysis) -> Section | None:
+    """Show how alike the coefficients of merge methods are."""
+    compared = study_table(analysis, "fingerprints")
+    if compared.empty:
+        return None
+    plots = {}
+    for (target, predictor), rows in compared.groupby(["target", "predictor"], sort=False):
+        methods = list(dict.fromkeys([*rows["method_a"], *rows["method_b"]]))
+        pairs = rows.rename(columns={"method_a": "task_a", "method_b": "task_b"})
+        plots[f"{target}|{predictor}"] = [
+            figures.matrix_heat_map(figures.pair_matrix(pairs, column, methods), methods, (0.0, 1.0), "share")
+            for column in ("top5_overlap", "sign_agreement")
+        ]
+    means = compared.groupby(["target", "predictor"], sort=False)[["top5_overlap", "sign_agreement"]].mean()
+    body = paragraphs(
+        "Do methods succeed for the same reasons? Left: share of the five largest metrics that two methods have in"
+        " common. Right: share of metrics with the same sign.",
+        note=True,
+    )
+    body += figure_block(
+        "fingerprints", plots, [target_choice(analysis), predictor_choice(analysis, compared)], square=True
+    )
+    columns = {"predictor": "predictor", "top5_overlap": "top-5 overlap", "sign_agreement": "sign agreement"}
+    body += folded(
+        "Means over all pairs of methods",
+        table(means.reset_index().set_index("target"), columns, "target", ["predictor"]),
+    )
+    return Section("fingerprints", "Fingerprints of the methods", body)
+
+
+def consistency(analysis: Analysis) -> Section | None:
+    """Show whether merge methods agree about which pairs merge well."""
+    compared = study_table(analysis, "consistency")
+    if compared.empty:
+        return None
+    plots = {str(target): _consistency_maps(rows) for target, rows in compared.groupby("target", sort=False)}
+    body = paragraphs(
+        "Is merging well a property of the pair, or of pair and method? Left: Spearman's rank correlation of"
+        " two methods' outcomes over the pairs that both have; 1 means that they put the same pairs first."
+        " Right: the same of what is left once each task has an effect of its own, since methods may agree"
+        " about nothing but which models spoil every merge. Grey cells are undefined.",
+        note=True,
+    )
+    body += figure_block("consistency", plots, [target_choice(analysis)])
+    columns = {
+        "method_b": "and", "target": "target", "rho": "ρ", "rho_low": "95 % from", "rho_high": "to",
+        "rho_beyond": "ρ beyond task effects", "n_pairs": "pairs",
+    }  # fmt: skip
+    body += folded(
+        "As a table, with intervals",
+        table(compared.set_index("method_a"), columns, "method", ["method_b", "target"]),
+    )
+    return Section("consistency", "Do methods agree about pairs?", body)
+
+
+def _consistency_maps(compared: pd.DataFrame) -> list[Any]:
+    """Draw ρ and ρ beyond task effects, method by method."""
+    methods = list(dict.fromkeys([*compared["method_a"], *compared["method_b"]]))
+    pairs = compared.rename(columns={"method_a": "task_a", "method_b": "task_b"})
+    grids = {name: figures.pair_matrix(pairs, name, methods) for name in _CONSISTENCY}
+    for name in ("rho", "rho_beyond"):
+        # The 1 of a method with itself gives both maps the same colours.
+        known = ~np.isnan(grids[name]).all(axis=1)
+        grids[name][known, known] = 1.0
+    beside = {"95 % from": grids["rho_low"], "to": grids["rho_high"], "pairs": grids["n_pairs"]}
+    return [
+        figures.labelled_heat_map(grids["rho"], methods, methods, beside, "ρ"),
+        figures.labelled_heat_map(
+            grids["rho_beyond"], methods, methods, {"pairs": grids["n_pairs"]}, "ρ beyond task effects"
+        ),
+    ]
+
+
+def stable_metrics(analysis: Analysis) -> Section | None:
+    """Show the metrics whose sign and selection agree across folds."""
+    stable = study_table(analysis, "stable_metrics")
+    if stable.empty or analysis.prediction is None:
+        return None
+    body = paragraphs(
+        "Metrics whose mean coefficient has one sign under every method; core ones are also selected in at"
+        " least 80 % of"
+        " every method's folds. Contribution is |mean coefficient| as a share of all, the mean over methods.",
+        note=True,
+    )
+    columns = {
+        "sign": "sign", "core": "core", "least_selected": "selected in, at least", "contribution": "contribution",
+    }  # fmt: skip
+    target = analysis.targets[0] if analysis.targets else str(stable["target"].iloc[0])
+    best = best_predictor(study_records(analysis, KNOWN_PARTNER), target)
+    for predictor, rows in stable[stable["target"] == target].groupby("predictor", sort=False):
+        kept = rows[rows["stable"]].head(_SHOWN_METRICS)
+        stable_ones, core = int(rows["stable"].sum()), int(rows["core"].sum())
+        of = f"{predictor}: {stable_ones} of {len(rows)} metrics are stable, {core} core"
+        listing = table(kept.set_index("metric"), columns, "metric")
+        body += folded(of, listing, opened=predictor == best)
+    return Section("stable", "Stable and core metrics", body)

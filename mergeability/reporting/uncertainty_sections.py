@@ -1,0 +1,113 @@
+"""Sections of the report on uncertainty and use: intervals, choice of a method, seeds, sets."""
+
+from mergeability.reporting.page import (
+    Section,
+    folded,
+    paragraphs,
+    table,
+)
+from mergeability.reporting.prediction_parts import study_table
+from mergeability.reporting.summaries import (
+    BASELINES,
+    Analysis,
+)
+
+
+def prediction_intervals(analysis: Analysis) -> Section | None:
+    """Show how wide prediction intervals are and how often they cover the outcome."""
+    intervals = study_table(analysis, "intervals")
+    if intervals.empty:
+        return None
+    tasks, level = int(intervals["tasks"].max()), float(intervals["level"].max())
+    body = paragraphs(
+        f"How far a prediction may be off. From {tasks} tasks no interval can be promised at a level above"
+        f" {tasks / (tasks + 1):.1%}; these are at {level:.1%}: for that share of new tasks, 90 % of the"
+        " pairs are meant"
+        " to lie within ± the half-width. Coverage is measured, on each task with the half-width from the others. A"
+        " half-width beyond the spread of outcomes (their standard deviation) says little.",
+        note=True,
+    )
+    columns = {
+        "protocol": "protocol", "target": "target", "method": "method", "half_width": "± half-width",
+        "spread": "spread of outcomes", "coverage": "coverage", "tasks_covered": "tasks covered", "level": "level",
+    }  # fmt: skip
+    body += folded(
+        "Every predictor and method",
+        table(
+            intervals.set_index("predictor"),
+            columns,
+            "predictor",
+            ["protocol", "target", "method"],
+            BASELINES,
+        ),
+    )
+    mean = intervals.groupby(["protocol", "predictor"], sort=False)[
+        ["half_width", "coverage", "tasks_covered"]
+    ]
+    shown = mean.mean().reset_index().set_index("predictor")
+    means = {
+        "protocol": "protocol", "half_width": "± half-width", "coverage": "coverage", "tasks_covered": "tasks covered",
+    }  # fmt: skip
+    body = body.replace("<details", table(shown, means, "predictor", ["protocol"], BASELINES) + "<details", 1)
+    return Section("intervals", "How sure a prediction is", body)
+
+
+def choice_of_method(analysis: Analysis) -> Section | None:
+    """Show what choosing the method by prediction gains or costs."""
+    choice = study_table(analysis, "method_choice")
+    if choice.empty:
+        return None
+    body = paragraphs(
+        "If each pair is merged by the method with the best predicted outcome: how much worse that is than the best"
+        " method for the pair (regret), and how often it is that one. Beside it, always taking the method"
+        " that was best on"
+        " average in training.",
+        note=True,
+    )
+    columns = {
+        "protocol": "protocol", "target": "target", "regret": "regret", "fixed_regret": "regret of one for all",
+        "hit_rate": "best method hit", "fixed_hit_rate": "hit by one for all", "n_choices": "choices",
+    }  # fmt: skip
+    body += table(
+        choice.set_index("predictor"), columns, "predictor", ["protocol", "target"], BASELINES, digits=4
+    )
+    return Section("choice", "Choosing a method by prediction", body)
+
+
+def seed_spread(analysis: Analysis) -> Section | None:
+    """Show how much scores differ across seeds of the predictors."""
+    seeds = study_table(analysis, "seeds")
+    if seeds.empty:
+        return None
+    body = paragraphs(
+        "Predictors that start at random, from several starts: mean r over left-out tasks, and how much of"
+        " it is the start.",
+        note=True,
+    )
+    columns = {
+        "target": "target", "method": "method", "r_mean": "r", "r_std": "± starts", "r_least": "least",
+        "r_most": "most", "seeds": "starts",
+    }  # fmt: skip
+    body += table(seeds.set_index("predictor"), columns, "predictor", ["target", "method"])
+    return Section("seeds", "How much depends on the start", body)
+
+
+def set_scores(analysis: Analysis) -> Section | None:
+    """Show how predictions of pairs extend to sets of more models."""
+    sets = study_table(analysis, "sets")
+    if sets.empty:
+        return None
+    body = paragraphs(
+        "The score of a set is the mean of its pairs' predicted outcomes. Spearman's rank correlation with"
+        " how well the"
+        " sets merged; measured pairs takes the pairs' own merges in the place of predictions.",
+        note=True,
+    )
+    columns = {
+        "protocol": "protocol", "target": "target", "method": "method", "arity": "models", "rho": "ρ",
+        "n_sets": "sets",
+    }  # fmt: skip
+    body += table(
+        sets.set_index("predictor"), columns, "predictor", ["protocol", "target", "method"], BASELINES
+    )
+    return Section("set-scores", "From pairs to many models", body)
