@@ -7,6 +7,7 @@ member known everywhere as soon as its file exists: in the sets `all` and `data_
 import ast
 from collections.abc import Iterator
 from functools import cache
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,10 @@ def data_free() -> tuple[str, ...]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}. Correct this file.") from error
 
 
 def _constants(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
@@ -120,7 +124,7 @@ def _constants(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
 def _definition(target: str) -> ast.AST | None:
     """Find where a dotted name is defined, through the stub of a lazy package; None where that has no source."""
     module, _, name = target.rpartition(".")
-    spec = _spec(module, target)
+    spec = _spec(module)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
     source = Path(spec.origin)
@@ -135,11 +139,12 @@ def _definition(target: str) -> ast.AST | None:
     return None
 
 
-def _spec(module: str, target: str) -> Any:
+def _spec(module: str) -> ModuleSpec | None:
+    """Find a module; None where there is none, which Hydra explains to whoever chooses the member."""
     try:
         return find_spec(module)
-    except ModuleNotFoundError as error:
-        raise UserError(f"_target_ {target} cannot be found: {error}. Correct the file in conf.") from error
+    except ModuleNotFoundError:
+        return None
 
 
 @cache
