@@ -6,14 +6,11 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import yaml
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from mergeability.merging.method import MergeMethod
 
 FOLDER = Path(__file__).parents[1] / "conf" / "merge"
 # The more numbers, the better two merges are compared: to about 1/√(2·16) of their difference.
@@ -26,7 +23,7 @@ def names() -> tuple[str, ...]:
     return tuple(path.stem for path in sorted(FOLDER.glob("*.yaml")) if "_target_" in (_options(path) or {}))
 
 
-def made(name: str) -> "MergeMethod":
+def made(name: str) -> Any:
     """Make a method with the options of its configuration."""
     return _made(_options(FOLDER / f"{name}.yaml"))
 

@@ -40,7 +40,8 @@ def register_sets() -> None:
 
 
 def _traits(options: dict[str, Any]) -> Traits:
-    return Traits(**{"category": "other"} | declared(options["_target_"])).with_options(options)
+    found: dict[str, Any] = {"category": "other", **declared(options["_target_"])}
+    return Traits(**found).with_options(options)
 
 
 register_sets()

@@ -48,8 +48,10 @@ def published_alpha(method: MergeMethod, task_vectors: TaskVectors) -> tuple[flo
 
 def _default_alpha(method: MergeMethod) -> float | int | str:
     """Return the default of the field `alpha`; 1 for a class without it, as DARE over plain averaging."""
-    fields = dataclasses.fields(method) if dataclasses.is_dataclass(method) else ()
-    return next((field.default for field in fields if field.name == "alpha"), 1.0)
+    for field in dataclasses.fields(method) if dataclasses.is_dataclass(method) else ():
+        if field.name == "alpha" and field.default is not dataclasses.MISSING:
+            return field.default
+    return 1.0
 
 
 def apply(
