@@ -259,10 +259,13 @@ def test_every_trainer_option_is_one_of_lightnings(name):
 
 
 @pytest.mark.parametrize("name", members("metric"))
-def test_every_metric_is_under_its_own_name(name):
+def test_every_metric_is_under_its_own_name_and_the_packages_own(name):
+    from mergeability.metrics.catalogue import CATALOGUE
+
     cfg = composed("analyze", f"metric={name}")
     assert list(cfg.metric) == [name]
-    assert callable(instantiate(cfg.metric, _convert_="all")[name])
+    made, own = instantiate(cfg.metric, _convert_="all")[name], CATALOGUE[name].metric
+    assert (made.func, made.args, made.keywords) == (own.func, own.args, own.keywords)
 
 
 @pytest.mark.parametrize("name", members("merge"))

@@ -7,9 +7,11 @@ import pytest
 import safetensors.torch
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy, normalize
 
 from mergeability.errors import UserError
 from mergeability.linalg import grams
+from mergeability.metrics import same_samples as shared
 from mergeability.profiles import profiles
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
@@ -80,6 +82,41 @@ def test_every_model_is_differentiated_on_every_task_once(load, views, passes):
     assert sorted(passes) == sorted(4 * [3, 4, 5, 6])
     evidence.gram("encoder_gradient")
     assert len(passes) == 4 * 4
+
+
+@pytest.mark.parametrize("pair", [(0, 1), (3, 1)])
+def test_gradients_on_both_tasks_samples_are_autograds(load, views, pair):
+    vectors = load()
+    evidence = Profiles(vectors, views)
+    tasks = [TASKS[one] for one in pair]
+    rows = {view: [] for view in VIEWS}
+    for model in tasks:
+        encoder = Encoder()
+        encoder.load_state_dict(
+            {name.removeprefix("visual."): value for name, value in vectors.model(model).state_dict().items()}
+        )
+        # In the order of the tasks' names, whichever of the two models it is.
+        images = [views.calibration[task][0].clone().requires_grad_() for task in tasks]
+        losses = [
+            cross_entropy(
+                normalize(encoder(some), dim=-1) @ views.heads[task].T,
+                views.calibration[task][1],
+                reduction="sum",
+            )
+            for task, some in zip(tasks, images, strict=True)
+        ]
+        loss = sum(losses) / sum(map(len, images))
+        found = torch.autograd.grad(loss, [*encoder.parameters(), *images])
+        parts = {"encoder_gradient": found[:-2], "input_gradient": found[-2:]}
+        for view, tensors in parts.items():
+            rows[view].append(torch.cat([one.flatten() for one in tensors]).double().numpy())
+    for view, (x, y) in rows.items():
+        expected = [[x @ x, x @ y], [y @ x, y @ y]]
+        np.testing.assert_allclose(evidence.shared_grams(view)[pair], expected, rtol=1e-4)
+        lengths = np.linalg.norm(x) * np.linalg.norm(y)
+        assert shared.dot_product(evidence, view)[pair] == pytest.approx(x @ y, rel=1e-4)
+        assert shared.cosine_similarity(evidence, view)[pair] == pytest.approx(x @ y / lengths, rel=1e-4)
+        assert shared.l2_distance(evidence, view)[pair] == pytest.approx(np.linalg.norm(x - y), rel=1e-4)
 
 
 def test_both_directions_of_a_pair_hold_the_same(load, views):
