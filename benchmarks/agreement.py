@@ -109,7 +109,7 @@ def our_merge_disagreements(suite: Suite, method: str) -> list[str]:
     from mergeability.task_vectors.vectors import TaskVectors
 
     chosen = merges.made(method)
-    models = suite.first(getattr(chosen, "models", len(suite.models)))
+    models = suite.first(chosen.models or len(suite.models))
     paths, who = list(models.values()), f"{method} of {len(models)} models"
     ours = chosen(TaskVectors.load(models, base=suite.base))
     theirs = MERGES[method](suite.base, paths)

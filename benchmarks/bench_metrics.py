@@ -16,7 +16,8 @@ import safetensors.torch
 
 from benchmarks import agreement, models, plan, report
 from benchmarks.opponents import OPPONENTS
-from mergeability.metrics.measure import CATEGORIES, WEIGHT_SPACE, measure
+from mergeability.metrics.catalogue import CATEGORIES, WEIGHT_SPACE
+from mergeability.metrics.measure import measure
 from mergeability.profiles.profiles import Profiles
 from mergeability.store import Store
 from mergeability.task_vectors.vectors import TaskVectors

@@ -30,7 +30,8 @@ from mergeability.data.inputs import Inputs
 from mergeability.data.tasks import Images
 from mergeability.finetuning.data import TaskDataModule
 from mergeability.finetuning.module import FineTuningModule, TrainingSettings
-from mergeability.metrics.measure import PAPER, measure
+from mergeability.metrics.catalogue import PAPER
+from mergeability.metrics.measure import measure
 from mergeability.models.clip import CLIP_MEAN, CLIP_STD
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views

@@ -30,13 +30,13 @@ def made(name: str) -> Any:
 
 def needing_data() -> tuple[str, ...]:
     """List the methods that need images, so that weights alone cannot say how long they take."""
-    return tuple(name for name in names() if getattr(made(name), "needs_data", False))
+    return tuple(name for name in names() if made(name).needs_data)
 
 
 def of_count(count: int) -> tuple[str, ...]:
     """List the methods that merge so many models from weights alone."""
     without = [name for name in names() if name not in needing_data()]
-    return tuple(name for name in without if getattr(made(name), "models", count) == count)
+    return tuple(name for name in without if made(name).models in (None, count))
 
 
 def sketch(merged: Mapping[str, Tensor]) -> list[float]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mergeability.metrics.measure import PAPER
+from mergeability.metrics.catalogue import PAPER
 from mergeability.prediction import evaluate_predictors
 from mergeability.prediction.pair_table import outcome_methods
 from mergeability.prediction.predictors.lasso import Lasso

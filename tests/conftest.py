@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import mergeability.commands  # noqa: F401  (registers the sets of members that tests compose)
+
 ROOT = Path(__file__).parent.parent
 SMOKE_TASKS = ("digits", "letters", "shapes", "orientation")
 SMOKE_SIZES = (

@@ -16,18 +16,18 @@ from mergeability.errors import UserError
 from mergeability.evaluation.evaluator import Evaluator
 from mergeability.evaluation.intervals import accuracy_variance, ratio_variance
 from mergeability.evaluation.scales import ScaleChoice, tune
-from mergeability.merging.method import apply, fixed_alpha, needs_data
+from mergeability.merging.application import apply, fixed_alpha
+from mergeability.merging.method import MergeMethod
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
 from mergeability.provenance import class_name
 from mergeability.task_vectors.vectors import TaskVectors
 
 TUNED_FROM = "tuned on the tasks' validation images"
-Merger = Callable[[Any], dict[str, Tensor]]
 Save = Callable[["Merge", str, float, str, pd.DataFrame], None]
 
 
-def describe(merger: Any) -> Any:
+def describe(merger: object) -> Any:
     """Turn a merge method into a JSON-able record of its class and every option, nested methods included."""
     if dataclasses.is_dataclass(merger) and not isinstance(merger, type):
         options = {field.name: describe(getattr(merger, field.name)) for field in dataclasses.fields(merger)}
@@ -94,7 +94,7 @@ class Merge:
     """
 
     task_vectors: TaskVectors
-    method: Any
+    method: MergeMethod
     profiles: Profiles | None = None
     recalibrate: "Recalibration | None" = None
 
@@ -106,7 +106,8 @@ class Merge:
     @cached_property
     def direction(self) -> dict[str, Tensor]:
         """The merged task vector, under the checkpoints' names."""
-        models = self.profiles if needs_data(self.method) else self.task_vectors
+        given = self.profiles if self.method.needs_data else None
+        models = self.task_vectors if given is None else given
         return self.task_vectors.assembled(self.method(models))
 
     def state(self, alpha: float) -> dict[str, Tensor]:
@@ -123,7 +124,7 @@ class Merge:
             "merge": _without_alpha(describe(self.method)),
             "alpha": alpha,
         }
-        if needs_data(self.method) and self.profiles is not None:
+        if self.method.needs_data and self.profiles is not None:
             record["data"] = self.profiles.data_key
         if self.task_vectors.layout:
             record["layout"] = self.task_vectors.layout
@@ -176,7 +177,7 @@ class Evaluation:
     save: Save | None = None
 
     def sets(
-        self, methods: Mapping[str, Merger], sets: Sequence[tuple[str, ...]], run: Run | None = None
+        self, methods: Mapping[str, MergeMethod], sets: Sequence[tuple[str, ...]], run: Run | None = None
     ) -> Outcomes:
         """Merge every set by every method and measure the merge on each of the set's tasks.
 
@@ -215,9 +216,9 @@ class Evaluation:
                 self.save(merge, column, alpha, alpha_from, measured)
         return found
 
-    def merge(self, tasks: Sequence[str], method: Any) -> Merge:
+    def merge(self, tasks: Sequence[str], method: MergeMethod) -> Merge:
         """Prepare the merge of some models."""
-        profiles = self.profiles.select(tasks) if self.profiles is not None and needs_data(method) else None
+        profiles = self.profiles.select(tasks) if self.profiles is not None and method.needs_data else None
         return Merge(self.task_vectors.select(tasks), method, profiles, self.recalibration)
 
     def _scaled(self, merge: Merge, name: str) -> list[tuple[str, float, str, pd.DataFrame | None]]:
@@ -280,7 +281,10 @@ class Evaluation:
         }
 
     def _notes(
-        self, methods: Mapping[str, Merger], sets: Sequence[tuple[str, ...]], curves: Sequence[pd.DataFrame]
+        self,
+        methods: Mapping[str, MergeMethod],
+        sets: Sequence[tuple[str, ...]],
+        curves: Sequence[pd.DataFrame],
     ) -> list[str]:
         sizes = sorted({len(chosen) for chosen in sets})
         examples = [self.task_vectors.select(next(s for s in sets if len(s) == size)) for size in sizes]

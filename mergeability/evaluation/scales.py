@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from mergeability.errors import UserError
-from mergeability.merging.method import PUBLISHED, TUNED, scaled_by
+from mergeability.merging.application import published_alpha, scaled_by
+from mergeability.merging.method import PUBLISHED, TUNED, MergeMethod
 from mergeability.task_vectors.vectors import TaskVectors
 
 BOTH = "both"
@@ -42,7 +43,7 @@ class ScaleChoice:
         if any(a >= b for a, b in zip(self.grid, self.grid[1:])):
             raise UserError(f"Expected alpha_grid to be ascending, got {list(self.grid)}.")
 
-    def columns(self, name: str, method: Any) -> dict[str, float | str | None]:
+    def columns(self, name: str, method: MergeMethod) -> dict[str, float | str | None]:
         """Say which outcomes a method has: column → a number, "own", or None for the tuned scale."""
         if self.alpha == BOTH:
             return {name: "own", f"{name}_tuned": None}
@@ -50,11 +51,11 @@ class ScaleChoice:
             return {name: None}
         return {name: "own"} if self.alpha is None else {name: float(self.alpha)}
 
-    def tunes(self, methods: Mapping[str, Any]) -> bool:
+    def tunes(self, methods: Mapping[str, MergeMethod]) -> bool:
         """Say whether any of the methods needs validation images."""
         return any(None in self.columns(name, method).values() for name, method in methods.items())
 
-    def notes(self, methods: Mapping[str, Any], sets: Sequence[TaskVectors]) -> list[str]:
+    def notes(self, methods: Mapping[str, MergeMethod], sets: Sequence[TaskVectors]) -> list[str]:
         """Say where a scale should have come from a publication that has none for these models.
 
         Args:
@@ -66,7 +67,7 @@ class ScaleChoice:
             source = scaled_by(method)
             if source.alpha != PUBLISHED or "own" not in self.columns(name, method).values():
                 continue
-            missing = [len(one.tasks) for one in sets if not source.published_alpha(one)[1]]
+            missing = [len(one.tasks) for one in sets if not published_alpha(source, one)[1]]
             if missing:
                 counts = " or ".join(map(str, missing))
                 sentences.append(

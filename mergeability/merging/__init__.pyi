@@ -1,4 +1,8 @@
+from . import application as application
 from . import method as method
+from . import stream as stream
+from .application import apply as apply
+from .application import fixed_alpha as fixed_alpha
 from .average import Average as Average
 from .breadcrumbs import Breadcrumbs as Breadcrumbs
 from .consensus_ta import ConsensusTA as ConsensusTA
@@ -6,8 +10,6 @@ from .dare import Dare as Dare
 from .fisher import Fisher as Fisher
 from .iso_c import IsoC as IsoC
 from .iso_cts import IsoCTS as IsoCTS
-from .method import apply as apply
-from .method import fixed_alpha as fixed_alpha
 from .regmean import RegMean as RegMean
 from .slerp import Slerp as Slerp
 from .task_arithmetic import TaskArithmetic as TaskArithmetic

@@ -1,10 +1,13 @@
 """Weight averaging (Wortsman et al. 2022, arXiv 2203.05482)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from mergeability.merging.method import check_alpha, checked, mean, stream
+from mergeability.merging.method import check_alpha, checked
+from mergeability.merging.stream import mean, stream
+from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
 
 
@@ -16,11 +19,14 @@ class Average:
         alpha: the default scale of M.
     """
 
+    needs_data: ClassVar[bool] = False
+    models: ClassVar[int | None] = None
+
     alpha: float | int | str = 1.0
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
 
-    def __call__(self, task_vectors: TaskVectors) -> dict[str, Tensor]:
+    def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
         """Merge: return M in float32, by parameter name."""
-        return stream(checked(task_vectors), mean)
+        return stream(checked(models), mean)

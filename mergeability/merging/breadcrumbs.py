@@ -2,13 +2,16 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mergeability.errors import UserError
-from mergeability.merging.method import check_alpha, checked, stream
+from mergeability.merging.method import check_alpha, checked
+from mergeability.merging.stream import stream
+from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
 
 
@@ -25,6 +28,9 @@ class Breadcrumbs:
         alpha: the default scale of M.
     """
 
+    needs_data: ClassVar[bool] = False
+    models: ClassVar[int | None] = None
+
     largest: float | int = 0.01
     smallest: float | int = 0.85
     alpha: float | int | str = 0.3
@@ -37,9 +43,9 @@ class Breadcrumbs:
                 f"{self.largest!r} and {self.smallest!r}."
             )
 
-    def __call__(self, task_vectors: TaskVectors) -> dict[str, Tensor]:
+    def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
         """Merge: return M in float32, by parameter name."""
-        return stream(checked(task_vectors), self._merge)
+        return stream(checked(models), self._merge)
 
     def _merge(self, _name: str, stack: Float[Tensor, "T *shape"]) -> Float[Tensor, "*shape"]:
         total = torch.zeros(stack.shape[1:])

@@ -2,13 +2,16 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mergeability.errors import UserError
-from mergeability.merging.method import check_alpha, checked, stream
+from mergeability.merging.method import check_alpha, checked
+from mergeability.merging.stream import stream
+from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
 
 
@@ -25,6 +28,9 @@ class ConsensusTA:
         alpha: the default scale of M.
     """
 
+    needs_data: ClassVar[bool] = False
+    models: ClassVar[int | None] = None
+
     agree: int = 2
     threshold: float | int = 0.4
     alpha: float | int | str = 1.0
@@ -36,13 +42,13 @@ class ConsensusTA:
         if isinstance(self.threshold, bool) or not 0 <= self.threshold < math.inf:
             raise UserError(f"Expected threshold to be a finite number, at least 0, got {self.threshold!r}.")
 
-    def __call__(self, task_vectors: TaskVectors) -> dict[str, Tensor]:
+    def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
         """Merge: return M in float32, by parameter name.
 
         Raises:
             UserError: there are fewer models than have to agree, so that nothing would be kept.
         """
-        task_vectors = checked(task_vectors)
+        task_vectors = checked(models)
         if self.agree > len(task_vectors.tasks):
             raise UserError(
                 f"No entry can matter to {self.agree} of {len(task_vectors.tasks)} tasks, so nothing would be "

@@ -2,28 +2,16 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from mergeability.errors import UserError
-from mergeability.merging.method import checked, mean, stream
+from mergeability.merging.method import MergeMethod, checked
+from mergeability.merging.stream import mean, stream
+from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
-
-
-@runtime_checkable
-class Method(Protocol):
-    """What DARE hands the thinned task vectors to."""
-
-    @property
-    def alpha(self) -> float | int | str:
-        """The default scale of the merged task vector."""
-        ...
-
-    def __call__(self, task_vectors: TaskVectors) -> dict[str, Tensor]:
-        """Merge."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -39,9 +27,12 @@ class Dare:
         then: the method that merges what is left; plain averaging when None.
     """
 
+    needs_data: ClassVar[bool] = False
+    models: ClassVar[int | None] = None
+
     p: float | int = 0.9
     seed: int = 0
-    then: Method | None = None
+    then: MergeMethod | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.p < 1:
@@ -52,9 +43,9 @@ class Dare:
         """The default scale of M: the inner method's."""
         return 1.0 if self.then is None else self.then.alpha
 
-    def __call__(self, task_vectors: TaskVectors) -> dict[str, Tensor]:
+    def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
         """Merge: return M in float32, by parameter name."""
-        thinned = checked(task_vectors).transformed(self.drop)
+        thinned = checked(models).transformed(self.drop)
         return stream(thinned, mean) if self.then is None else self.then(thinned)
 
     def drop(self, task: str, name: str, delta: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergeability.merging.evidence import with_data
-from mergeability.merging.method import check_alpha, checked, mean, stream
+from mergeability.merging.method import check_alpha, checked, with_data
+from mergeability.merging.stream import mean, stream
 from mergeability.profiles.fisher import Read
 from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.parameters import Parameter
@@ -28,13 +28,14 @@ class Fisher:
     """
 
     needs_data: ClassVar[bool] = True
+    models: ClassVar[int | None] = None
 
     alpha: float | int | str = 1.0
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
 
-    def __call__(self, models: TaskVectors | Profiles) -> dict[str, Tensor]:
+    def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
         """Merge: return M in float32, by parameter name.
 
         Raises:

@@ -1,14 +1,17 @@
 """Isotropic merging in the common subspace (Marczak et al. 2025, arXiv 2502.04959)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mergeability.linalg.polar import polar_factor
-from mergeability.merging.method import PUBLISHED, check_alpha, checked, mean, stream
+from mergeability.merging.method import PUBLISHED, check_alpha, checked
 from mergeability.merging.published_alpha import isotropic_alpha
+from mergeability.merging.stream import mean, stream
+from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
 
 
@@ -23,6 +26,9 @@ class IsoC:
         alpha: the default scale of M; "published" looks it up by architecture and number of models.
     """
 
+    needs_data: ClassVar[bool] = False
+    models: ClassVar[int | None] = None
+
     truncate: bool = False
     alpha: float | int | str = PUBLISHED
 
@@ -33,9 +39,9 @@ class IsoC:
         """Return the published scale and True, or 1 and False where there is none."""
         return isotropic_alpha(task_vectors)
 
-    def __call__(self, task_vectors: TaskVectors) -> dict[str, Tensor]:
+    def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
         """Merge: return M in float32, by parameter name."""
-        task_vectors = checked(task_vectors)
+        task_vectors = checked(models)
 
         def rule(name: str, stack: Tensor) -> Tensor:
             if name not in task_vectors.matrices:

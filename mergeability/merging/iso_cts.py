@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -10,8 +11,10 @@ from torch import Tensor
 from mergeability.errors import UserError
 from mergeability.linalg.decompositions import leading_triplets
 from mergeability.linalg.polar import BASES_TOLERANCE, polar_factor
-from mergeability.merging.method import PUBLISHED, check_alpha, checked, mean, stream
+from mergeability.merging.method import PUBLISHED, check_alpha, checked
 from mergeability.merging.published_alpha import isotropic_alpha
+from mergeability.merging.stream import mean, stream
+from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
 
 Triplets = tuple[Tensor, Tensor, Tensor]
@@ -34,6 +37,9 @@ class IsoCTS:
         alpha: the default scale of M; "published" looks it up by architecture and number of models.
     """
 
+    needs_data: ClassVar[bool] = False
+    models: ClassVar[int | None] = None
+
     common: float | int = 0.8
     alpha: float | int | str = PUBLISHED
 
@@ -46,9 +52,9 @@ class IsoCTS:
         """Return the published scale and True, or 1 and False where there is none."""
         return isotropic_alpha(task_vectors)
 
-    def __call__(self, task_vectors: TaskVectors) -> dict[str, Tensor]:
+    def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
         """Merge: return M in float32, by parameter name."""
-        task_vectors = checked(task_vectors)
+        task_vectors = checked(models)
 
         def rule(name: str, stack: Tensor) -> Tensor:
             return self._merge(stack) if name in task_vectors.matrices else mean(name, stack)

@@ -9,8 +9,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from mergeability.errors import UserError
-from mergeability.merging.evidence import with_data
-from mergeability.merging.method import check_alpha, checked, mean, stream
+from mergeability.merging.method import check_alpha, checked, with_data
+from mergeability.merging.stream import mean, stream
 from mergeability.profiles.linear_inputs import LinearPart, ReadGram
 from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.parameters import Parameter
@@ -35,6 +35,7 @@ class RegMean:
     """
 
     needs_data: ClassVar[bool] = True
+    models: ClassVar[int | None] = None
 
     scale: float | int = 0.9
     alpha: float | int | str = 1.0
@@ -44,7 +45,7 @@ class RegMean:
         if isinstance(self.scale, bool) or not 0 <= self.scale <= 1:
             raise UserError(f"Expected scale to be in [0, 1], got {self.scale!r}.")
 
-    def __call__(self, models: TaskVectors | Profiles) -> dict[str, Tensor]:
+    def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
         """Merge: return M in float32, by parameter name.
 
         Raises:

@@ -8,7 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergeability.errors import UserError
-from mergeability.merging.method import check_alpha, checked, stream
+from mergeability.merging.method import check_alpha, checked
+from mergeability.merging.stream import stream
+from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
 
 # Below this sine of the angle the two formulas agree to the last bit of float32, and one divides zero by zero.
@@ -28,7 +30,8 @@ class Slerp:
         alpha: the default scale of M.
     """
 
-    models: ClassVar[int] = 2
+    needs_data: ClassVar[bool] = False
+    models: ClassVar[int | None] = 2
 
     t: float | int = 0.5
     alpha: float | int | str = 1.0
@@ -38,13 +41,13 @@ class Slerp:
         if isinstance(self.t, bool) or not 0 <= self.t <= 1:
             raise UserError(f"Expected t to be in [0, 1], got {self.t!r}.")
 
-    def __call__(self, task_vectors: TaskVectors) -> dict[str, Tensor]:
+    def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
         """Merge: return M in float32, by parameter name.
 
         Raises:
             UserError: there are more than two models.
         """
-        task_vectors = checked(task_vectors)
+        task_vectors = checked(models)
         if len(task_vectors.tasks) != self.models:
             raise UserError(
                 f"Slerp merges exactly {self.models} models, got {len(task_vectors.tasks)}: "

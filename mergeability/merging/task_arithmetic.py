@@ -1,10 +1,13 @@
 """Task arithmetic (Ilharco et al. 2023, arXiv 2212.04089)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from mergeability.merging.method import check_alpha, checked, stream
+from mergeability.merging.method import check_alpha, checked
+from mergeability.merging.stream import stream
+from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
 
 
@@ -16,11 +19,14 @@ class TaskArithmetic:
         alpha: the default scale of M.
     """
 
+    needs_data: ClassVar[bool] = False
+    models: ClassVar[int | None] = None
+
     alpha: float | int | str = 0.3
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
 
-    def __call__(self, task_vectors: TaskVectors) -> dict[str, Tensor]:
+    def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
         """Merge: return M in float32, by parameter name."""
-        return stream(checked(task_vectors), lambda _name, stack: stack.sum(0))
+        return stream(checked(models), lambda _name, stack: stack.sum(0))

@@ -2,13 +2,16 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mergeability.errors import UserError
-from mergeability.merging.method import check_alpha, checked, stream
+from mergeability.merging.method import check_alpha, checked
+from mergeability.merging.stream import stream
+from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.magnitudes import check_density, magnitude_thresholds
 from mergeability.task_vectors.vectors import TaskVectors
 
@@ -30,6 +33,9 @@ class Ties:
         alpha: the default scale of M.
     """
 
+    needs_data: ClassVar[bool] = False
+    models: ClassVar[int | None] = None
+
     density: float | int = 0.2
     scope: str = "global"
     agg: str = "mean"
@@ -43,9 +49,9 @@ class Ties:
         if self.agg not in ("mean", "sum"):
             raise UserError(f"Expected agg to be 'mean' or 'sum', got {self.agg!r}.")
 
-    def __call__(self, task_vectors: TaskVectors) -> dict[str, Tensor]:
+    def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
         """Merge: return M in float32, by parameter name."""
-        task_vectors = checked(task_vectors)
+        task_vectors = checked(models)
         if self.scope == "tensor":
             return stream(task_vectors, self._merge_tensor)
         return self._merge_globally(task_vectors)

@@ -1,13 +1,16 @@
 """TSV-Merge: task singular vectors, decorrelated (Gargiulo et al. 2025, arXiv 2412.00081)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mergeability.linalg.polar import polar_factor_of_bases
-from mergeability.merging.method import check_alpha, checked, mean, stream
+from mergeability.merging.method import check_alpha, checked
+from mergeability.merging.stream import mean, stream
+from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
 
 
@@ -23,14 +26,17 @@ class TSVM:
         alpha: the default scale of M.
     """
 
+    needs_data: ClassVar[bool] = False
+    models: ClassVar[int | None] = None
+
     alpha: float | int | str = 1.0
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
 
-    def __call__(self, task_vectors: TaskVectors) -> dict[str, Tensor]:
+    def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
         """Merge: return M in float32, by parameter name."""
-        task_vectors = checked(task_vectors)
+        task_vectors = checked(models)
 
         def rule(name: str, stack: Tensor) -> Tensor:
             rank = min(task_vectors.shapes[name], default=0) // len(stack)

@@ -2,7 +2,7 @@
 
 `gram` holds what follows from one Gram matrix, `rank` what follows from the spectra of its 2×2 blocks, `subspace`
 the overlaps of singular subspaces, `sign` what follows from signs, `same_samples` gradients on the same samples,
-`measure` the table of all of them.
+`measure` the table of all of them, `catalogue` the list of them, `traits` what each declares about itself.
 """
 
 import lazy_loader

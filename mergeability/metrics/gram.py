@@ -7,12 +7,14 @@ therefore serves several of the published metrics. Beyond these, `linear_cka` co
 import numpy as np
 from jaxtyping import Float64
 
+from mergeability.metrics.traits import metric
 from mergeability.profiles.profiles import Profiles
 
 # Below this norm the published definition calls the magnitude ratio 0.
 _SMALLEST_NORM = 1e-8
 
 
+@metric(category="geometry", low=-1, high=1, equal=1)
 def cosine_similarity(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
     """Compute ⟨a, b⟩ / (‖a‖‖b‖), in [−1, 1]; NaN where either vector is zero."""
     gram = profiles.gram(view)
@@ -25,6 +27,7 @@ def cosine_similarity(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T
     return np.divide(gram / np.where(larger > 0, larger, 1), smaller, out=cosine, where=defined)
 
 
+@metric(category="geometry", low=0, equal=0)
 def l2_distance(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
     """Compute ‖a − b‖₂ ≥ 0 as √(‖a‖² + ‖b‖² − 2⟨a, b⟩)."""
     gram = profiles.gram(view)
@@ -33,16 +36,19 @@ def l2_distance(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
     return np.sqrt(np.maximum(squares[:, None] + squares[None, :] - 2 * gram, 0))
 
 
+@metric(category="geometry")
 def dot_product(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
     """Compute ⟨a, b⟩."""
     return profiles.gram(view)
 
 
+@metric(category="geometry", low=0, high=180, equal=0)
 def angle(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
     """Compute the angle arccos(cosine) in degrees, in [0, 180]; NaN where either vector is zero."""
     return np.degrees(np.arccos(np.clip(cosine_similarity(profiles, view), -1, 1)))
 
 
+@metric(category="geometry", low=0, high=1, equal=1)
 def magnitude_ratio(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
     """Compute min(‖a‖, ‖b‖) / max(‖a‖, ‖b‖), in [0, 1]; 0 where either norm is below 1e-8."""
     norms = _norms(profiles.gram(view))
@@ -50,6 +56,7 @@ def magnitude_ratio(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]
     return np.divide(smaller, larger, out=np.zeros_like(larger), where=smaller >= _SMALLEST_NORM)
 
 
+@metric(category="activation", low=0, high=1, equal=1, needs_data=True)
 def linear_cka(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
     """Compute the linear centred kernel alignment of two models' activations, in [0, 1].
 

@@ -8,39 +8,46 @@ model equals the base, except the layerwise ones, which skip what did not change
 import numpy as np
 from jaxtyping import Float64
 
+from mergeability.metrics.traits import metric
 from mergeability.profiles.profiles import Profiles
 
 # A tensor that moved less than this is skipped by the layerwise rank.
 _SMALLEST_NORM = 1e-10
 
 
+@metric(category="effective rank", low=1, high=2, equal=1)
 def effective_rank(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
     """Compute exp(−Σ pᵢ log pᵢ) with pᵢ = sᵢ/Σs, in [1, 2] (Roy and Vetterli 2007)."""
     return _effective_rank(*_singular_values(_without_zeros(profiles.gram(view))))
 
 
+@metric(category="effective rank", low=0, high=1, equal=1)
 def mergeability_score(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
     """Compute 2 − effective rank, clipped to [0, 1]: 1 for parallel task vectors."""
     return np.clip(2 - effective_rank(profiles, view), 0, 1)
 
 
+@metric(category="effective rank", low=1, high=2, equal=1)
 def stable_rank(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
     """Compute (Σs)² / Σs², in [1, 2]: the name is the paper's, not the usual Frobenius/spectral ratio."""
     first, second = _singular_values(_without_zeros(profiles.gram(view)))
     return (first + second) ** 2 / (first**2 + second**2)
 
 
+@metric(category="effective rank", low=0, high=1, equal=1)
 def spectral_gap(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
     """Compute (s₁ − s₂) / s₁, in [0, 1]."""
     return 1 - singular_value_ratio(profiles, view)
 
 
+@metric(category="effective rank", low=0, high=1, equal=0)
 def singular_value_ratio(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
     """Compute s₂ / s₁, in [0, 1]: 1 for orthogonal task vectors of one length."""
     first, second = _singular_values(_without_zeros(profiles.gram(view)))
     return second / first
 
 
+@metric(category="effective rank", low=1, high=2, equal=1)
 def layerwise_effective_rank(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
     """Compute Σ wₗ erₗ / Σ wₗ over parameter tensors l, wₗ = ‖aₗ‖ + ‖bₗ‖, in [1, 2].
 
@@ -58,6 +65,7 @@ def layerwise_effective_rank(profiles: Profiles, view: str = "task_vector") -> F
     return np.divide(weighted, total, out=np.full_like(total, 2.0), where=total > 0)
 
 
+@metric(category="effective rank", low=0, high=1, equal=1)
 def layerwise_mergeability_score(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
     """Compute 2 − layerwise effective rank, clipped to [0, 1]."""
     return np.clip(2 - layerwise_effective_rank(profiles, view), 0, 1)

@@ -8,9 +8,11 @@ in `metric=all`.
 import numpy as np
 from jaxtyping import Float64
 
+from mergeability.metrics.traits import metric
 from mergeability.profiles.profiles import Profiles
 
 
+@metric(category="gradient", low=-1, high=1, equal=1, needs_data=True, per_pair=True)
 def cosine_similarity(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
     """Compute ⟨a, b⟩ / (‖a‖‖b‖), in [−1, 1]; NaN where either gradient is zero."""
     grams = profiles.shared_grams(view)
@@ -21,6 +23,7 @@ def cosine_similarity(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T
     return np.divide(grams[..., 0, 1] / np.where(left > 0, left, 1), right, out=cosine, where=defined)
 
 
+@metric(category="gradient", low=0, equal=0, needs_data=True, per_pair=True)
 def l2_distance(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
     """Compute ‖a − b‖₂ ≥ 0 as √(‖a‖² + ‖b‖² − 2⟨a, b⟩)."""
     grams = profiles.shared_grams(view)
@@ -28,6 +31,7 @@ def l2_distance(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
     return np.sqrt(np.maximum(grams[..., 0, 0] + grams[..., 1, 1] - 2 * grams[..., 0, 1], 0))
 
 
+@metric(category="gradient", needs_data=True, per_pair=True)
 def dot_product(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
     """Compute ⟨a, b⟩."""
     return profiles.shared_grams(view)[..., 0, 1]

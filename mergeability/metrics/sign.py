@@ -3,9 +3,11 @@
 import numpy as np
 from jaxtyping import Float64
 
+from mergeability.metrics.traits import metric
 from mergeability.profiles.profiles import Profiles
 
 
+@metric(category="sign", low=0, high=1, equal=0, on_request=True)
 def sign_conflict(profiles: Profiles, density: float | int = 0.2) -> Float64[np.ndarray, "T T"]:
     """Compute the share of opposite signs among the entries that both models keep, in [0, 1].
 

@@ -7,9 +7,11 @@ subspace and is skipped for that pair; a pair without any matrix left is NaN.
 import numpy as np
 from jaxtyping import Float64
 
+from mergeability.metrics.traits import metric
 from mergeability.profiles.profiles import Profiles
 
 
+@metric(category="subspace", low=0, high=1, equal=1)
 def singular_value_overlap(profiles: Profiles, count: int = 100) -> Float64[np.ndarray, "T T"]:
     """Compute the cosine of the two vectors of the `count` leading singular values, in [0, 1]."""
     values = profiles.singular_values(count)
@@ -19,6 +21,7 @@ def singular_value_overlap(profiles: Profiles, count: int = 100) -> Float64[np.n
     return _mean_over_matrices(np.where(changed, np.einsum("lak,lbk->lab", units, units), np.nan))
 
 
+@metric(category="subspace", low=0, high=1)
 def left_overlap(profiles: Profiles, k: int = 10) -> Float64[np.ndarray, "T T"]:
     """Compute ‖UaᵀUb‖_F / k of the k leading left vectors, in [0, 1/√k].
 
@@ -28,18 +31,21 @@ def left_overlap(profiles: Profiles, k: int = 10) -> Float64[np.ndarray, "T T"]:
     return _mean_over_matrices(np.sqrt(squares) / _sizes(profiles, k))
 
 
+@metric(category="subspace", low=0, high=1, equal=1)
 def right_overlap(profiles: Profiles, end: str = "top", k: int = 10) -> Float64[np.ndarray, "T T"]:
     """Compute ‖VaᵀVb‖_F / √k of the first or the last k right vectors of the thin SVD, in [0, 1]."""
     squares = profiles.subspace_overlaps("right", end, k)
     return _mean_over_matrices(np.sqrt(squares / _sizes(profiles, k)))
 
 
+@metric(category="subspace", low=0, high=1, equal=1)
 def interaction_overlap(profiles: Profiles, end: str = "top", k: int = 10) -> Float64[np.ndarray, "T T"]:
     """Compute the mean squared singular value of VaᵀVb, ‖VaᵀVb‖²_F / k, in [0, 1]."""
     squares = profiles.subspace_overlaps("right", end, k)
     return _mean_over_matrices(squares / _sizes(profiles, k))
 
 
+@metric(category="subspace", low=-1, high=1, on_request=True)
 def left_overlap_excess(profiles: Profiles, k: int = 10) -> Float64[np.ndarray, "T T"]:
     """Compute ‖UaᵀUb‖_F / √k − √(k/m) of the k leading left vectors, in (−1, 1).
 
@@ -50,6 +56,7 @@ def left_overlap_excess(profiles: Profiles, k: int = 10) -> Float64[np.ndarray, 
     return _mean_over_matrices(np.sqrt(squares / sizes) - np.sqrt(sizes / _extents(profiles, 0)))
 
 
+@metric(category="subspace", low=-1, high=1, on_request=True)
 def right_overlap_excess(profiles: Profiles, end: str = "top", k: int = 10) -> Float64[np.ndarray, "T T"]:
     """Compute ‖VaᵀVb‖_F / √k − √(k/n) of the first or the last k right vectors, in (−1, 1).
 
@@ -59,6 +66,7 @@ def right_overlap_excess(profiles: Profiles, end: str = "top", k: int = 10) -> F
     return _mean_over_matrices(np.sqrt(squares / sizes) - np.sqrt(sizes / _extents(profiles, 1)))
 
 
+@metric(category="subspace", low=-1, high=1, on_request=True)
 def interaction_overlap_excess(
     profiles: Profiles, end: str = "top", k: int = 10
 ) -> Float64[np.ndarray, "T T"]:

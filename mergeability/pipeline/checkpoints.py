@@ -7,7 +7,7 @@ import pandas as pd
 from mergeability.context import Run
 from mergeability.errors import UserError
 from mergeability.evaluation.merges import Merge, given_alpha
-from mergeability.merging.method import DATA_FREE, needs_data
+from mergeability.members import data_free
 from mergeability.metrics.measure import measure
 from mergeability.pipeline.merges import chosen_sets, merge_writer, recorded, without_value
 from mergeability.pipeline.request import Request
@@ -47,11 +47,11 @@ def analyse_checkpoints(suite: CheckpointSuite, request: Request, run: Run) -> A
 
 
 def _check_merges(request: Request) -> None:
-    demanding = [name for name, method in request.merges.items() if needs_data(method)]
+    demanding = [name for name, method in request.merges.items() if method.needs_data]
     if demanding:
         raise UserError(
             f"{', '.join(demanding)} requires calibration images, but suite=checkpoints has none. "
-            f"Without data merge by {', '.join(DATA_FREE)}."
+            f"Without data merge by {', '.join(data_free())}."
         )
     if not request.merging.keeps:
         raise UserError(

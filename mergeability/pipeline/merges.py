@@ -21,7 +21,7 @@ def chosen_sets(request: Request, tasks: tuple[str, ...]) -> list[tuple[str, ...
     """
     sets = request.merging.chosen_sets.choose(tasks)
     for name, method in request.merges.items():
-        count = getattr(method, "models", None)
+        count = method.models
         other = next((len(one) for one in sets if count is not None and len(one) != count), None)
         if other is not None:
             raise UserError(

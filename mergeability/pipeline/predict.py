@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 
 from mergeability.context import Run
-from mergeability.metrics.measure import CATEGORIES, WEIGHT_SPACE, documented_range
+from mergeability.metrics.catalogue import CATEGORIES, WEIGHT_SPACE
+from mergeability.metrics.traits import documented_range
 from mergeability.pipeline.request import Request
 from mergeability.prediction import PairTable, PredictionResult, Scorer, StudySettings, study_predictions
 from mergeability.prediction.pair_table import FINETUNED, with_finetuned_accuracy

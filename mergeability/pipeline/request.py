@@ -9,6 +9,8 @@ from mergeability.checks import is_count
 from mergeability.errors import UserError
 from mergeability.evaluation.model_sets import MergeSets
 from mergeability.evaluation.scales import GRID, ScaleChoice
+from mergeability.merging.method import MergeMethod
+from mergeability.metrics.catalogue import Metric
 from mergeability.pipeline.suites import CheckpointSuite, Layout, TableSuite, TaskSuite
 from mergeability.prediction.scorer import MARGIN
 from mergeability.prediction.study import StudySettings
@@ -126,8 +128,8 @@ class Request:
     """
 
     suite: TaskSuite | CheckpointSuite | TableSuite
-    metrics: Mapping[str, Any]
-    merges: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Metric]
+    merges: Mapping[str, MergeMethod] = field(default_factory=dict)
     predictors: Mapping[str, Any] = field(default_factory=dict)
     prediction: StudySettings = field(default_factory=StudySettings)
     fitted: str | None = None

@@ -23,7 +23,6 @@ from mergeability.evaluation.merges import (
     evaluate_models,
 )
 from mergeability.evaluation.outcome_tables import pair_table, set_table
-from mergeability.merging.method import needs_data
 from mergeability.metrics.measure import measure
 from mergeability.pipeline.merges import chosen_sets, merge_writer, recorded, without_value
 from mergeability.pipeline.predict import (
@@ -170,7 +169,7 @@ def _evaluation(
     vectors: TaskVectors, material: _Material, models: pd.DataFrame, sets: Sequence[tuple[str, ...]]
 ) -> Evaluation:
     request, evaluator = material.request, material.evaluator
-    demanding = any(needs_data(method) for method in request.merges.values())
+    demanding = any(method.needs_data for method in request.merges.values())
     renews = has_batchnorm(material.encoder)
     views = material.views(material.heads, for_merging=True) if demanding or renews else None
     return Evaluation(

@@ -111,9 +111,11 @@ def test_steps_of_ties_on_two_vectors_solved_by_hand():
 
 
 def test_methods_come_from_the_folder_of_configurations():
-    assert merges.needing_data() == ("fisher", "regmean")
-    assert set(merges.of_count(2)) == set(plain.MERGES)
-    assert set(merges.of_count(2)) - set(merges.of_count(3)) == {"slerp"}
+    published = json.loads((Path(__file__).parents[1] / "published/members_0.1.0.json").read_text())["sets"]
+    assert {"fisher", "regmean"} <= set(merges.needing_data())
+    # Each method of version 0.1.0 has a plain counterpart; a later one is measured alone until it gets one.
+    assert set(published["merge"]["data_free"]) <= set(plain.MERGES) <= set(merges.of_count(2))
+    assert "slerp" in set(merges.of_count(2)) - set(merges.of_count(3))
     assert merges.made("dare").then.alpha == 1
 
 

@@ -1,6 +1,7 @@
-"""Every configuration composes and can be instantiated; the count of each folder is known."""
+"""Every configuration composes and can be instantiated; none of version 0.1.0 is lost."""
 
 import functools
+import json
 import re
 import sys
 import warnings
@@ -12,30 +13,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from mergeability.commands import naming, record
+from mergeability.commands.sets import derived_sets
 from mergeability.errors import UserError
 from mergeability.files import digest
 
 CONF = Path(__file__).parent.parent.parent / "conf"
-SETS = {
-    "metric": {"paper", "all", "weights", "minimal", "shared"},
-    "merge": {"paper", "none", "all", "data_free"},
-    "predictor": {"all", "none"},
-}
-COUNTS = {
-    "experiment": 8,
-    "logger": 3,
-    "merge": 16,
-    "metric": 46,
-    "model": 5,
-    "paths": 1,
-    "predictor": 15,
-    "profile": 1,
-    "reg": 6,
-    "run": 3,
-    "suite": 7,
-    "task": 32,
-    "trainer": 4,
-}
+# Version 0.1.0: the options of every group, and the members of every set in the order of tables. None may get lost.
+PUBLISHED = json.loads((CONF.parent / "tests/published/members_0.1.0.json").read_text())
+GROUPS = sorted(PUBLISHED["options"])
 # The order of the benchmark's table: a suite is the first 8, 14 or 20.
 REAL = [
     *("sun397", "cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd"),
@@ -54,11 +39,21 @@ NEEDED = {
 }
 
 
-def members(group: str) -> list[str]:
+def files(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-EVERY = [(group, name) for group in COUNTS for name in members(group)]
+def options(group: str) -> list[str]:
+    """Everything that may be chosen of a group: its files, and the sets that derive from them."""
+    return sorted({*files(group), *derived_sets().get(group, {})})
+
+
+def members(group: str) -> list[str]:
+    """What is itself a metric, a method or a predictor, and not a set of them."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if "\n_target_:" in path.read_text())
+
+
+EVERY = [(group, name) for group in GROUPS for name in options(group)]
 
 
 @functools.cache
@@ -75,10 +70,12 @@ def without_runtime(node: DictConfig) -> DictConfig:
     return OmegaConf.create(re.sub(r"\$\{now:[^}]*\}", "now", text))
 
 
-def test_every_folder_has_its_known_number_of_members():
-    assert {group: len(members(group)) for group in COUNTS} == COUNTS
+def test_no_published_option_is_lost():
     folders = {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"}
-    assert folders == set(COUNTS), "a new group belongs into this test"
+    assert folders == set(GROUPS), "a new group belongs into tests/published"
+    lost = {group: set(PUBLISHED["options"][group]) - set(options(group)) for group in GROUPS}
+    assert not any(lost.values()), lost
+    assert sum(map(len, PUBLISHED["options"].values())) == 147
 
 
 @pytest.mark.parametrize(("group", "name"), EVERY, ids=lambda value: value)
@@ -130,10 +127,10 @@ def test_the_ablation_is_of_every_penalty_at_the_asked_strengths_with_three_seed
                 cfg.hydra.callbacks.ledger.summary == "mergeability.reporting.ablation.summary.write_summary"
             )
             assert (cfg.suite.name, cfg.model.name, cfg.train.missing) == ("mini", "clip_mini", True)
-            assert set(cfg.merge) == set(members("merge")) - SETS["merge"]
+            assert list(cfg.merge) == derived_sets()["merge"]["all"]
             if name == "regularisation":
                 params = cfg.hydra.sweeper.params
-                assert set(params.reg.split(",")) == set(members("reg")) - {"none"}
+                assert set(params.reg.split(",")) == set(PUBLISHED["options"]["reg"]) - {"none"}
                 assert params["reg.lambda"] == "0,0.01,0.1,1,10"
                 assert params.seed == "0,1,2"
 
@@ -150,7 +147,7 @@ def _no_dataset_can_be_opened(monkeypatch):
 
 
 @pytest.mark.usefixtures("_no_dataset_can_be_opened")
-@pytest.mark.parametrize("name", members("task"))
+@pytest.mark.parametrize("name", files("task"))
 def test_every_task_can_be_instantiated(name):
     task = instantiate(composed("train", f"task={name}").task, _convert_="all")
     assert task.name == name
@@ -212,7 +209,7 @@ def test_real_tasks_know_the_facts_that_are_easily_wrong():
     assert {name: templates[name] for name in published} == published, "as CLIP published them"
 
 
-@pytest.mark.parametrize("name", members("model"))
+@pytest.mark.parametrize("name", files("model"))
 def test_every_model_can_be_built_without_memory_or_network(name):
     import torch
 
@@ -224,7 +221,7 @@ def test_every_model_can_be_built_without_memory_or_network(name):
 
 
 @pytest.mark.usefixtures("_no_dataset_can_be_opened")
-@pytest.mark.parametrize("name", members("suite"))
+@pytest.mark.parametrize("name", files("suite"))
 def test_every_suite_makes_a_request(name):
     from mergeability.pipeline.request import Request
 
@@ -238,10 +235,10 @@ def test_every_suite_makes_a_request(name):
         assert len(request.suite.tasks) >= 10
         assert len(request.metrics) == 28
         assert set(request.merges) == {"average", "ta", "ties", "dare", "tsv", "iso_c"}
-        assert set(request.predictors) == set(members("predictor")) - SETS["predictor"]
+        assert list(request.predictors) == derived_sets()["predictor"]["all"]
 
 
-@pytest.mark.parametrize("name", members("reg"))
+@pytest.mark.parametrize("name", files("reg"))
 def test_every_penalty_can_be_instantiated_and_takes_its_strength_from_lambda(name):
     cfg = composed("train", f"reg={name}", "reg.lambda=0.25")
     penalty = instantiate(cfg.reg.penalty, _convert_="all")
@@ -251,7 +248,7 @@ def test_every_penalty_can_be_instantiated_and_takes_its_strength_from_lambda(na
         assert penalty.name == name == cfg.reg.name
 
 
-@pytest.mark.parametrize("name", members("trainer"))
+@pytest.mark.parametrize("name", files("trainer"))
 def test_every_trainer_option_is_one_of_lightnings(name):
     import inspect
 
@@ -261,47 +258,71 @@ def test_every_trainer_option_is_one_of_lightnings(name):
     assert set(options) <= set(inspect.signature(pl.Trainer).parameters)
 
 
-@pytest.mark.parametrize("name", sorted(set(members("metric")) - SETS["metric"]))
+@pytest.mark.parametrize("name", members("metric"))
 def test_every_metric_is_under_its_own_name_and_the_packages_own(name):
-    from mergeability.metrics.measure import EXTRA, PAPER, SHARED
+    from mergeability.metrics.catalogue import CATALOGUE
 
     cfg = composed("analyze", f"metric={name}")
     assert list(cfg.metric) == [name]
-    made, own = instantiate(cfg.metric, _convert_="all")[name], {**PAPER, **EXTRA, **SHARED}[name]
+    made, own = instantiate(cfg.metric, _convert_="all")[name], CATALOGUE[name].metric
     assert (made.func, made.args, made.keywords) == (own.func, own.args, own.keywords)
 
 
-@pytest.mark.parametrize("name", sorted(set(members("merge")) - SETS["merge"]))
+@pytest.mark.parametrize("name", members("merge"))
 def test_every_merge_method_is_under_its_own_name(name):
     cfg = composed("analyze", f"merge={name}")
     assert list(cfg.merge) == [name]
     alpha = instantiate(cfg.merge, _convert_="all")[name].alpha
-    assert alpha == "published" if name.startswith("iso") else isinstance(alpha, int | float)
+    words = {"published", "tuned"} if name not in PUBLISHED["options"]["merge"] else {"published"}
+    assert isinstance(alpha, int | float) or alpha in words
+    assert (alpha == "published") == name.startswith("iso") or name not in PUBLISHED["options"]["merge"]
 
 
-@pytest.mark.parametrize("name", sorted(set(members("predictor")) - SETS["predictor"]))
+@pytest.mark.parametrize("name", members("predictor"))
 def test_every_predictor_is_under_its_own_name(name):
     cfg = composed("analyze", f"predictor={name}")
     assert list(cfg.predictor) == [name]
     assert hasattr(instantiate(cfg.predictor, _convert_="all")[name], "fit")
 
 
-@pytest.mark.parametrize("group", ["metric", "predictor"])
-def test_the_set_of_all_is_the_folder_without_its_sets(group):
-    # Metrics that take two passes per pair are a set of their own.
-    expected = {name for name in members(group) if not name.startswith("shared_")}
-    assert set(composed("analyze", f"{group}=all")[group]) == expected - SETS[group]
+DERIVED = [(group, name) for group, sets in derived_sets().items() for name in sets]
+
+
+@pytest.mark.parametrize(("group", "name"), DERIVED)
+def test_a_derived_set_keeps_the_published_order_and_adds_what_is_new(group, name):
+    published, found = PUBLISHED["sets"][group][name], derived_sets()[group][name]
+    known = {*PUBLISHED["options"][group]}
+    assert [member for member in found if member in known] == published
+    new = [member for member in found if member not in known]
+    assert found == published + sorted(new)
+    assert set(new) <= set(members(group)) - known
+    # No file shadows it, and Hydra composes exactly these members, each under its own name.
+    assert not (CONF / group / f"{name}.yaml").exists()
+    assert list(composed("analyze", f"{group}={name}")[group]) == found
+
+
+@pytest.mark.parametrize("group", ["merge", "metric", "predictor"])
+def test_every_member_is_in_the_sets_it_belongs_to(group):
+    sets = derived_sets()[group]
+    everything = [*sets["all"], *sets.get("shared", [])]
+    assert sorted(everything) == members(group)
+
+
+def test_fixed_sets_are_the_published_ones():
+    for group, name in (("metric", "paper"), ("metric", "minimal"), ("merge", "paper")):
+        assert list(composed("analyze", f"{group}={name}")[group]) == PUBLISHED["sets"][group][name]
 
 
 def test_the_metric_sets_have_their_sizes():
+    sets = derived_sets()["metric"]
     assert len(composed("analyze", "metric=paper").metric) == 28
-    assert len(composed("analyze", "metric=weights").metric) == 18
     assert len(composed("analyze", "metric=minimal").metric) == 25
-    assert len(composed("analyze", "metric=shared").metric) == 6
-    assert len(composed("analyze", "metric=[all,shared]").metric) == 28 + 7 + 6
+    both = [*sets["all"], *sets["shared"]]
+    assert list(composed("analyze", "metric=[all,shared]").metric) == both
     bare = ["suite=checkpoints", *NEEDED["checkpoints"]]
-    assert len(composed("analyze", *bare).metric) == 18
-    assert len(composed("analyze", *bare, "metric=[weights,sign_conflict]").metric) == 19
+    assert list(composed("analyze", *bare).metric) == sets["weights"]
+    more = [*sets["weights"], "sign_conflict"]
+    assert list(composed("analyze", *bare, "metric=[weights,sign_conflict]").metric) == more
 
 
 def test_members_combine_and_their_options_can_be_set():

@@ -3,8 +3,11 @@ import safetensors.torch
 import torch
 
 from mergeability.errors import UserError
+from mergeability.members import data_free
 from mergeability.merging import Average, Dare, IsoC, TaskArithmetic, apply, fixed_alpha
-from mergeability.merging.method import checked, mean, needs_data, stream
+from mergeability.merging.application import scaled_by
+from mergeability.merging.method import MergeMethod, checked
+from mergeability.merging.stream import mean, stream
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights.checkpoints import Checkpoint
 
@@ -129,11 +132,41 @@ def test_models_are_checked_and_sorted(three_models):
         checked(three_models.select(["b"]))
 
 
-def test_what_a_method_needs_is_asked_of_its_class():
-    assert not needs_data(Average())
-    assert not needs_data(Dare(then=TaskArithmetic()))
+def test_a_method_is_what_declares_its_traits():
+    assert isinstance(Average(), MergeMethod)
+    assert not Dare(then=TaskArithmetic()).needs_data
 
-    class Needy:
-        needs_data = True
+    class Undeclared:
+        alpha = 1.0
 
-    assert needs_data(Needy())
+        def __call__(self, models, /):
+            return {}
+
+    assert not isinstance(Undeclared(), MergeMethod)
+    Undeclared.needs_data, Undeclared.models = False, None
+    assert isinstance(Undeclared(), MergeMethod)
+
+
+def test_the_scale_of_a_preprocessed_merge_is_the_inner_methods():
+    inner = TaskArithmetic(alpha=0.7)
+    assert scaled_by(Dare(then=inner)) is inner
+    assert scaled_by(inner) is inner
+    assert scaled_by(Dare()) == Dare()
+
+
+def test_methods_without_data_are_found_by_what_their_classes_declare():
+    published = [
+        "average",
+        "ta",
+        "ties",
+        "dare",
+        "tsv",
+        "iso_c",
+        "iso_cts",
+        "consensus_ta",
+        "breadcrumbs",
+        "slerp",
+    ]
+    found = data_free()
+    assert list(found[: len(published)]) == published
+    assert not {"fisher", "regmean"} & set(found)

@@ -7,7 +7,8 @@ import pytest
 import safetensors.numpy
 
 from mergeability.errors import UserError
-from mergeability.metrics.measure import CATEGORIES, EXTRA, WEIGHT_SPACE, measure
+from mergeability.metrics.catalogue import CATALOGUE, CATEGORIES, WEIGHT_SPACE
+from mergeability.metrics.measure import measure
 from mergeability.profiles.profiles import Profiles
 from mergeability.store import Store
 from mergeability.task_vectors.vectors import TaskVectors
@@ -243,11 +244,11 @@ def test_a_change_beyond_float32_is_found_without_a_gram_matrix_too(load, tmp_pa
         with pytest.raises(UserError, match=r"'layer.weight' in the model of 'b' is beyond the range"):
             measure(
                 load(spoilt(overflow_the_difference), store=Store(tmp_path / name)),
-                {name: {**WEIGHT_SPACE, **EXTRA}[name]},
+                {name: CATALOGUE[name].metric},
             )
 
 
-@pytest.mark.parametrize("metric", [WEIGHT_SPACE["subspace_overlap"], EXTRA["sign_conflict"]])
+@pytest.mark.parametrize("metric", [WEIGHT_SPACE["subspace_overlap"], CATALOGUE["sign_conflict"].metric])
 def test_another_base_is_found_without_a_gram_matrix_too(load, metric):
     with pytest.raises(UserError, match="'b' was not fine-tuned from this base"):
         measure(load(spoilt(come_from_another_base)), {"metric": metric})

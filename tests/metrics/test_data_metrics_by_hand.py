@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from mergeability.data.inputs import Inputs
-from mergeability.metrics.measure import CATEGORIES, EXTRA, SHARED, measure
+from mergeability.metrics.catalogue import CATALOGUE, CATEGORIES
+from mergeability.metrics.measure import measure
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
 from mergeability.task_vectors.vectors import TaskVectors
@@ -187,7 +188,8 @@ def test_gradients_on_the_same_samples_from_first_principles(make_case, batch_si
     def vectors(name, *pair):
         return [case.gradients(task, pair)["input" in name] for task in pair]
 
-    agree(case.measured(SHARED, batch_size), SHARED, vectors)
+    shared = {name: one.metric for name, one in CATALOGUE.items() if name.startswith("shared_")}
+    agree(case.measured(shared, batch_size), shared, vectors)
 
 
 def hsic(K, L):
@@ -202,7 +204,7 @@ def test_linear_cka_is_normalised_hsic_of_all_images(make_case, batch_size):
     case = make_case({"a": 5, "b": 2, "c": 4})
     kernels = {task: case.activations(task) @ case.activations(task).T for task in CLASSES}
     name = "activation_linear_cka"
-    table = case.measured({name: EXTRA[name]}, batch_size)
+    table = case.measured({name: CATALOGUE[name].metric}, batch_size)
     for a, b in (("a", "b"), ("a", "c"), ("b", "c")):
         K, L = kernels[a], kernels[b]
         expected = hsic(K, L) / np.sqrt(hsic(K, K) * hsic(L, L))

@@ -7,11 +7,24 @@ import torch
 
 from mergeability.errors import UserError
 from mergeability.linalg import grams
+from mergeability.members import fixed_set
 from mergeability.metrics import gram, sign, subspace
-from mergeability.metrics.measure import EXTRA, MINIMAL, PAPER, SHARED, measure
+from mergeability.metrics.catalogue import CATALOGUE, PAPER
+from mergeability.metrics.measure import measure
 from mergeability.profiles.activations import Activations
 from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
+
+# The metrics of version 0.1.0 beyond the published ones.
+EXCESS = (
+    "subspace_overlap_excess",
+    "right_subspace_overlap_top_k_excess",
+    "right_subspace_overlap_bottom_k_excess",
+    "interaction_matrix_overlap_top_k_excess",
+    "interaction_matrix_overlap_bottom_k_excess",
+)
+EXTRA = {name: CATALOGUE[name].metric for name in (*EXCESS, "sign_conflict", "activation_linear_cka")}
+MINIMAL = fixed_set("metric", "minimal")
 
 
 @pytest.fixture
@@ -124,7 +137,7 @@ def test_random_subspaces_have_no_excess(make_profiles_of):
     deltas = {
         task: {name: generator.normal(size=shape) for name, shape in shapes.items()} for task in "abcde"
     }
-    table = measure(make_profiles_of(deltas), {n: EXTRA[n] for n in EXTRA if n.endswith("_excess")})
+    table = measure(make_profiles_of(deltas), {name: EXTRA[name] for name in EXCESS})
     plain = measure(make_profiles_of(deltas), {"top": PAPER["interaction_matrix_overlap_top_k"]})
     assert len(table.columns) == 5
     assert plain["top"].mean() == pytest.approx((10 / 40 + 10 / 20) / 2, abs=0.01)
@@ -206,8 +219,9 @@ def test_metrics_without_their_data_are_refused_at_once(make_profiles, five_mode
     ):
         measure(profiles, everything)
     assert not profiles.task_vectors.store.computed
-    with pytest.raises(UserError, match="6 of the 6 metrics need images"):
-        measure(profiles, SHARED)
+    shared = {name: one.metric for name, one in CATALOGUE.items() if one.traits.per_pair}
+    with pytest.raises(UserError, match=f"{len(shared)} of the {len(shared)} metrics need images"):
+        measure(profiles, shared)
     table = measure(profiles, {"mine": EXTRA["sign_conflict"], **everything}, on_error="nan")
     assert table.notna().all().sum() == 1 + 18 + 6
     assert len(table.attrs["failures"]) == 11

@@ -9,7 +9,8 @@ import pytest
 import safetensors.numpy
 
 from mergeability.errors import UserError
-from mergeability.metrics.measure import CATEGORIES, WEIGHT_SPACE, measure
+from mergeability.metrics.catalogue import CATEGORIES, WEIGHT_SPACE
+from mergeability.metrics.measure import measure
 from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
 

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from mergeability.metrics.measure import WEIGHT_SPACE, measure
+from mergeability.metrics.catalogue import WEIGHT_SPACE
+from mergeability.metrics.measure import measure
 from mergeability.task_vectors.vectors import TaskVectors
 
 

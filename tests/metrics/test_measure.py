@@ -6,7 +6,8 @@ import pytest
 
 from mergeability.errors import UserError
 from mergeability.metrics import gram
-from mergeability.metrics.measure import CATEGORIES, PAPER, WEIGHT_SPACE, measure
+from mergeability.metrics.catalogue import CATEGORIES, PAPER, WEIGHT_SPACE
+from mergeability.metrics.measure import measure
 
 
 def test_the_table_has_all_pairs_in_task_order(make_profiles, five_models):
@@ -27,8 +28,11 @@ def test_without_data_the_18_of_weight_space_are_measured(make_profiles, five_mo
         list(measure(profiles).columns) == list(measure(profiles.task_vectors).columns) == list(WEIGHT_SPACE)
     )
     assert len(WEIGHT_SPACE) == 18
-    with pytest.raises(UserError, match=r"Metric x failed.*need images"):
+    with pytest.raises(UserError, match=r"1 of the 1 metrics need images and heads, such as x"):
         measure(profiles, {"x": partial(gram.dot_product, view="activation")})
+    # A function that declares nothing is found out when it asks.
+    with pytest.raises(UserError, match=r"Metric x failed.*need images"):
+        measure(profiles, {"x": lambda given: given.gram("activation")})
 
 
 def test_categories_hold_every_metric_once():

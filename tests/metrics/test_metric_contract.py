@@ -1,5 +1,7 @@
 """What every metric keeps to, found in `conf/metric`: a new one is tested the day its file exists."""
 
+import json
+import math
 from importlib import import_module
 from pathlib import Path
 
@@ -7,11 +9,19 @@ import numpy as np
 import pytest
 import yaml
 
-from mergeability.metrics.measure import EXTRA, MINIMAL, PAPER, SHARED, WEIGHT_SPACE, measure
+from mergeability.members import declared, fixed_set
+from mergeability.metrics.catalogue import CATALOGUE, CATEGORIES, PAPER, WEIGHT_SPACE
+from mergeability.metrics.measure import measure
+from mergeability.metrics.traits import Traits, traits_of
 
-FOLDER = Path(__file__).parents[2] / "conf" / "metric"
-SETS = ("all", "minimal", "paper", "shared", "weights")
-MEMBERS = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem not in SETS)
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "conf" / "metric"
+MEMBERS = sorted(path.stem for path in FOLDER.glob("*.yaml") if "\n_target_:" in path.read_text())
+# The sets of version 0.1.0, in the order of their columns: none of these may get lost.
+PUBLISHED = json.loads((ROOT / "tests/published/members_0.1.0.json").read_text())["sets"]["metric"]
+KNOWN = [*PUBLISHED["all"], *PUBLISHED["shared"]]
+
+every_metric = pytest.mark.parametrize("name", MEMBERS)
 
 
 def options(name):
@@ -28,13 +38,6 @@ def member(name):
     return lambda profiles: function(name)(profiles, **keywords)
 
 
-def names_in_set(name):
-    found = []
-    for entry in options(name)["defaults"]:
-        found += names_in_set(entry) if entry in SETS else [entry]
-    return found
-
-
 @pytest.fixture
 def table_of(make_profiles):
     def table(models, **options):
@@ -43,36 +46,64 @@ def table_of(make_profiles):
     return table
 
 
-def test_the_folder_and_the_python_table_say_the_same():
-    everything = {**PAPER, **EXTRA, **SHARED}
-    assert (len(PAPER), len(EXTRA), len(SHARED)) == (28, 7, 6)
-    assert sorted(everything) == MEMBERS
-    for name, metric in everything.items():
-        text = (FOLDER / f"{name}.yaml").read_text()
-        assert text.startswith(f"# @package metric.{name}\n")
-        assert function(name) is metric.func
-        assert options(name).pop("_partial_") is True
-        rest = {key: value for key, value in options(name).items() if not key.startswith("_")}
-        assert rest == metric.keywords
+def test_the_catalogue_is_the_folder_in_the_published_order():
+    assert sorted(CATALOGUE) == MEMBERS
+    assert list(CATALOGUE)[: len(KNOWN)] == KNOWN
+    assert list(CATALOGUE)[len(KNOWN) :] == sorted(set(CATALOGUE) - set(KNOWN))
+    assert len(KNOWN) == 28 + 7 + 6
+    assert list(PAPER) == list(fixed_set("metric", "paper")) == PUBLISHED["paper"]
+    assert list(WEIGHT_SPACE) == PUBLISHED["weights"]
+    assert list(fixed_set("metric", "minimal")) == PUBLISHED["minimal"]
+    assert [name for name, one in CATALOGUE.items() if one.published] == PUBLISHED["paper"]
 
 
-def test_the_sets_are_complete():
-    assert names_in_set("weights") == list(WEIGHT_SPACE)
-    assert names_in_set("paper") == list(PAPER)
-    assert names_in_set("minimal") == list(MINIMAL)
-    assert names_in_set("shared") == list(SHARED)
-    assert [name for name in MEMBERS if name.startswith("shared_")] == sorted(SHARED)
-    # What takes two passes per pair is only measured when it is asked for.
-    assert sorted(names_in_set("all")) == [name for name in MEMBERS if name not in SHARED]
+@every_metric
+def test_a_metric_is_its_file_and_what_its_function_declares(name):
+    assert (FOLDER / f"{name}.yaml").read_text().startswith(f"# @package metric.{name}\n")
+    assert options(name)["_partial_"] is True
+    entry = CATALOGUE[name]
+    assert entry.metric.func is function(name)
+    assert entry.metric.keywords == {
+        key: value for key, value in options(name).items() if not key.startswith("_")
+    }
+    traits = entry.traits
+    assert traits.category in {*CATEGORIES, "sign"} or name not in KNOWN
+    assert traits.low < traits.high
+    assert traits.equal is None or traits.low <= traits.equal <= traits.high
+    # What command lines read from the source is what the function has: it must be decorated, and by literals.
+    assert Traits(**declared(options(name)["_target_"])).with_options(options(name)) == traits
 
 
-@pytest.mark.parametrize("name", MEMBERS)
+def test_a_function_without_declaration_has_no_range():
+    traits = traits_of(lambda profiles: np.zeros((2, 2)))
+    assert (traits.low, traits.high, traits.equal) == (-math.inf, math.inf, None)
+    assert not traits.needs_data
+    assert not traits.per_pair
+
+
+@every_metric
+def test_a_metric_needs_data_exactly_where_it_says_so(make_profiles, five_models, name):
+    profiles = make_profiles(five_models, with_views=False)
+    if CATALOGUE[name].traits.needs_data:
+        with pytest.raises(ValueError, match="images"):
+            CATALOGUE[name].metric(profiles)
+    else:
+        assert CATALOGUE[name].metric(profiles).shape == (5, 5)
+    known = name.startswith(("activation", "encoder", "input", "shared"))
+    assert name not in KNOWN or CATALOGUE[name].traits.needs_data == known
+    assert name not in KNOWN or CATALOGUE[name].traits.per_pair == name.startswith("shared_")
+
+
+@every_metric
 def test_a_metric_is_symmetric(make_profiles, five_models, name):
     matrix = member(name)(make_profiles(five_models))
     assert matrix.shape == (5, 5)
     assert matrix.dtype == np.float64
     assert np.isfinite(matrix).all()
     np.testing.assert_allclose(matrix, matrix.T, rtol=1e-12)
+    traits = CATALOGUE[name].traits
+    assert (matrix >= traits.low - 1e-5).all()
+    assert (matrix <= traits.high + 1e-5 * abs(traits.high)).all() or traits.high == math.inf
 
 
 def test_the_order_of_the_models_changes_no_pair(table_of, five_models):
@@ -98,11 +129,11 @@ def chance_of(name):
 def test_two_copies_of_a_model_agree_perfectly(table_of, five_models):
     row = table_of({"a": five_models["a"], "copy": five_models["a"]}, alike=("a", "copy")).iloc[0]
     low, high = 0.0, 1.0
-    expected = dict.fromkeys(MEMBERS, high)
-    expected |= {name: low for name in MEMBERS if "distance" in name or "angle" in name}
+    expected = dict.fromkeys(KNOWN, high)
+    expected |= {name: low for name in KNOWN if "distance" in name or "angle" in name}
     expected |= {"singular_value_ratio": low, "sign_conflict": low}
-    expected |= {name: high - chance_of(name) for name in MEMBERS if name.endswith("_excess")}
-    for name in MEMBERS:
+    expected |= {name: high - chance_of(name) for name in KNOWN if name.endswith("_excess")}
+    for name in KNOWN:
         if "dot_product" in name:
             assert row[name] > 0
         elif name == "subspace_overlap":
@@ -110,3 +141,16 @@ def test_two_copies_of_a_model_agree_perfectly(table_of, five_models):
             assert row[name] == pytest.approx((2 / np.sqrt(10) + 1 / np.sqrt(6)) / 3, rel=1e-5)
         else:
             assert row[name] == pytest.approx(expected[name], abs=2e-6), name
+            assert CATALOGUE[name].traits.equal in (expected[name], None), name
+    undeclared = {name for name in KNOWN if CATALOGUE[name].traits.equal is None}
+    assert undeclared == {
+        name for name in KNOWN if name.endswith(("dot_product", "_excess")) or name == "subspace_overlap"
+    }
+
+
+@every_metric
+def test_two_copies_have_the_value_a_metric_declares(make_profiles, five_models, name):
+    models = {"a": five_models["a"], "copy": five_models["a"]}
+    value = CATALOGUE[name].metric(make_profiles(models, alike=("a", "copy")))[0, 1]
+    equal = CATALOGUE[name].traits.equal
+    assert np.isfinite(value) if equal is None else value == pytest.approx(equal, abs=2e-6)

@@ -9,7 +9,8 @@ import torch
 
 from mergeability.context import Run
 from mergeability.linalg import decompositions, grams
-from mergeability.metrics.measure import CATEGORIES, WEIGHT_SPACE, measure
+from mergeability.metrics.catalogue import CATEGORIES, WEIGHT_SPACE
+from mergeability.metrics.measure import measure
 from mergeability.profiles import subspace_overlaps
 from mergeability.profiles.profiles import Profiles
 from mergeability.store import Store

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 
 from mergeability.errors import UserError
 from mergeability.evaluation.merges import describe
-from mergeability.merging.method import apply
+from mergeability.merging.application import apply
 from mergeability.models.clip import ClipModel
 from mergeability.pipeline import saving
 from mergeability.pipeline.saving import (

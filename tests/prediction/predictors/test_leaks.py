@@ -108,7 +108,7 @@ def _differs(first, second):
 
 def test_every_predictor_of_the_configuration_is_looked_at(predictors):
     assert sorted(predictors) == NAMES
-    assert sorted(name for name in NAMES if traits(predictors[name]).closed_form) == CLOSED
+    assert {name for name in NAMES if traits(predictors[name]).closed_form} >= set(CLOSED)
 
 
 @pytest.mark.parametrize("name", NAMES)

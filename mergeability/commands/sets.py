@@ -1,0 +1,47 @@
+"""The sets of members that grow by themselves, registered with Hydra: `merge=all`, `metric=weights` and the like.
+
+Hydra knows no pattern in a defaults list, so these sets are written here from the files of `conf`. The sets that are
+fixed on purpose (`paper`, `minimal`, `none`) are files. Nothing that a member names is imported: `--help` stays fast.
+"""
+
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+from mergeability.members import data_free, declared, members
+from mergeability.metrics.traits import Traits
+
+
+def derived_sets() -> dict[str, dict[str, list[str]]]:
+    """Return the derived sets: group → name of the set → its members, in the order of tables."""
+    metrics = {name: _traits(options) for name, options in members("metric").items()}
+    return {
+        # Every method, and those that need neither images nor heads.
+        "merge": {"all": list(members("merge")), "data_free": list(data_free())},
+        "metric": {
+            # Every metric except those that take passes over the data for each pair: metric=[all,shared].
+            "all": [name for name, one in metrics.items() if not one.per_pair],
+            # The metrics of weight space, which need no data, except those that are only measured on request.
+            "weights": [name for name, one in metrics.items() if not (one.needs_data or one.on_request)],
+            # Gradients of both models on the same samples, the union of both tasks': two passes per pair.
+            "shared": [name for name, one in metrics.items() if one.per_pair],
+        },
+        # The two baselines come first: every other predictor is compared with them.
+        "predictor": {"all": list(members("predictor"))},
+    }
+
+
+def register_sets() -> None:
+    """Make the derived sets known to Hydra, as if each were a file of its group."""
+    store = ConfigStore.instance()
+    for group, sets in derived_sets().items():
+        for name, names in sets.items():
+            store.store(name, {"defaults": names}, group=group, provider="mergeability")
+
+
+def _traits(options: dict[str, Any]) -> Traits:
+    found: dict[str, Any] = {"category": "other", **declared(options["_target_"])}
+    return Traits(**found).with_options(options)
+
+
+register_sets()

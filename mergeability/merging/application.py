@@ -1,0 +1,116 @@
+"""What becomes of a merged task vector: its scale α, and the base moved by α·M."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergeability.errors import UserError
+from mergeability.merging.method import (
+    PUBLISHED,
+    TUNED,
+    HasPublishedAlpha,
+    MergeMethod,
+    Preprocessing,
+    check_alpha,
+)
+from mergeability.task_vectors.parameters import is_running_statistic
+from mergeability.task_vectors.vectors import TaskVectors
+from mergeability.weights.checkpoints import Checkpoint
+
+
+def scaled_by(method: MergeMethod) -> MergeMethod:
+    """Return the method that defines alpha (the inner one for DARE)."""
+    return (method.then or method) if isinstance(method, Preprocessing) else method
+
+
+def fixed_alpha(method: MergeMethod, task_vectors: TaskVectors) -> float:
+    """Return the scale of a method for these models without looking at images.
+
+    That is its `alpha`; its class's default where that is "tuned"; and what its authors published for a model
+    of this architecture and as many models, where that is "published".
+    """
+    source = scaled_by(method)
+    alpha = source.alpha
+    if alpha == TUNED:
+        alpha = _default_alpha(source)
+    if alpha == PUBLISHED:
+        alpha = published_alpha(source, task_vectors)[0]
+    return float(alpha)
+
+
+def published_alpha(method: MergeMethod, task_vectors: TaskVectors) -> tuple[float, bool]:
+    """Return the published scale and True, or 1 and False where there is none."""
+    return method.published_alpha(task_vectors) if isinstance(method, HasPublishedAlpha) else (1.0, False)
+
+
+def _default_alpha(method: MergeMethod) -> float | int | str:
+    """Return the default of the field `alpha`; 1 for a class without it, as DARE over plain averaging."""
+    for field in dataclasses.fields(method) if dataclasses.is_dataclass(method) else ():
+        if field.name == "alpha" and field.default is not dataclasses.MISSING:
+            return field.default
+    return 1.0
+
+
+def apply(
+    base: Checkpoint | Mapping[str, Tensor] | str | Path,
+    merged: Mapping[str, Tensor],
+    alpha: float | int | str,
+) -> dict[str, Tensor]:
+    """Add a merged task vector to the base: θ = θ_0 + α·M, in float32, written in the base's own dtypes.
+
+    Tensors of the base that M does not have (integer buffers, a text tower) are the base's own. Running
+    statistics are not scaled: M holds their average. What is one tensor under two names stays one.
+
+    Args:
+        base: the state dict the models were fine-tuned from, its checkpoint, or the path of one. From a file
+            the visual encoder alone is read, under canonical names; a mapping is taken as it is.
+        merged: the merged task vector M.
+        alpha: the scale α; a method's `alpha` is its default.
+
+    Returns:
+        A new state dict that shares no memory with the base.
+
+    Raises:
+        UserError: alpha is not a finite number, or M has a tensor the base lacks or has in another shape.
+    """
+    if isinstance(alpha, str):
+        raise UserError(
+            f"Expected alpha to be a number here, got {alpha!r}: fixed_alpha(method, …) gives one."
+        )
+    check_alpha(alpha)
+    if not isinstance(base, Mapping):
+        base = (base if isinstance(base, Checkpoint) else Checkpoint.open(base)).state_dict()
+    for name, value in merged.items():
+        if name not in base or base[name].shape != value.shape:
+            found = tuple(base[name].shape) if name in base else "no such tensor"
+            raise UserError(
+                f"The merged task vector has '{name}' of shape {tuple(value.shape)}, the base has {found}: "
+                "give the base the models were fine-tuned from."
+            )
+    moved: dict[str, Tensor] = {}
+    for names in _by_place(base):
+        # A file may have kept one name only of a tensor that has several here.
+        name = next((name for name in names if name in merged), names[0])
+        moved |= dict.fromkeys(names, _moved(name, base[name], merged.get(name), alpha))
+    return {name: moved[name] for name in base}
+
+
+def _by_place(tensors: Mapping[str, Tensor]) -> list[list[str]]:
+    """Group the names of what is one tensor: the same piece of memory, seen in the same way."""
+    groups: dict[Any, list[str]] = {}
+    for name, value in tensors.items():
+        # A tensor without elements lies nowhere.
+        place = (value.data_ptr(), value.dtype, value.shape, value.stride()) if value.numel() else name
+        groups.setdefault(place, []).append(name)
+    return list(groups.values())
+
+
+def _moved(name: str, value: Tensor, merged: Tensor | None, alpha: float | int) -> Tensor:
+    if merged is None:
+        return value.clone()
+    scale = 1.0 if is_running_statistic(name) else alpha
+    return torch.add(value.float(), merged.to(value.device), alpha=scale).to(value.dtype)

@@ -1,0 +1,64 @@
+"""The metrics that there are: each YAML file of `conf/metric` with what its function declares. The only list."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float64
+
+from mergeability.members import fixed_set, members
+from mergeability.metrics.traits import Traits, traits_of
+from mergeability.profiles.profiles import Profiles
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """A function from the profiles of T models to the metric of every pair."""
+
+    def __call__(self, profiles: Profiles, /) -> Float64[np.ndarray, "T T"]:
+        """Compute a symmetric T×T matrix; NaN where the metric is undefined."""
+        ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One metric as it is configured.
+
+    Attributes:
+        name: of its column and of its file in `conf/metric`.
+        metric: the function with the options of that file.
+        traits: what it declares: category, range, value for equal models, whether it needs data.
+        published: whether it is one of the 28 of arXiv 2601.22285.
+    """
+
+    name: str
+    metric: Metric
+    traits: Traits
+    published: bool
+
+
+def _entry(name: str, options: Mapping[str, Any], published: frozenset[str]) -> Entry:
+    module, _, attribute = options["_target_"].rpartition(".")
+    keywords = {key: value for key, value in options.items() if not key.startswith("_")}
+    function = partial(getattr(import_module(module), attribute), **keywords)
+    return Entry(name, function, traits_of(function), name in published)
+
+
+def _catalogue() -> dict[str, Entry]:
+    published = frozenset(fixed_set("metric", "paper"))
+    return {name: _entry(name, options, published) for name, options in members("metric").items()}
+
+
+# In the order of the columns of tables.
+CATALOGUE = _catalogue()
+# The published 28, and the 18 of them that need no data.
+PAPER = {name: entry.metric for name, entry in CATALOGUE.items() if entry.published}
+WEIGHT_SPACE = {name: metric for name, metric in PAPER.items() if not CATALOGUE[name].traits.needs_data}
+# The published 28 by what they look at. Others are left out: the key of every stored study holds these categories.
+CATEGORIES: dict[str, tuple[str, ...]] = {
+    category: tuple(name for name in PAPER if CATALOGUE[name].traits.category == category)
+    for category in dict.fromkeys(CATALOGUE[name].traits.category for name in PAPER)
+}

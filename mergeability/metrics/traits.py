@@ -1,0 +1,82 @@
+"""What a metric declares about itself: range, category, the data it needs; attached to its function by a decorator."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+# A view of the models that exists without data, and the category of a metric of any other view.
+WEIGHTS = "task_vector"
+_CATEGORIES = {"encoder_gradient": "gradient", "input_gradient": "gradient"}
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What is known of a metric besides its values.
+
+    Attributes:
+        category: what it looks at; of a metric with a `view` other than the task vector, the view decides.
+        low: the lowest value it can take.
+        high: the highest.
+        equal: its value for two copies of one model; None where that depends on the model.
+        needs_data: whether it needs calibration images and heads; a view other than the task vector always does.
+        per_pair: whether it takes passes over the data for each pair; it is in the set `shared`, not in `all`.
+        on_request: whether the set `weights` leaves it out; it is measured by its name or with `all`.
+    """
+
+    category: str
+    low: float | int = -math.inf
+    high: float | int = math.inf
+    equal: float | int | None = None
+    needs_data: bool = False
+    per_pair: bool = False
+    on_request: bool = False
+
+    def with_options(self, options: Mapping[str, Any]) -> "Traits":
+        """Return the traits of the function called with these options, of which `view` matters."""
+        view = options.get("view", WEIGHTS)
+        if view == WEIGHTS:
+            return self
+        return replace(self, category=_CATEGORIES.get(view, view), needs_data=True)
+
+
+_UNDECLARED = Traits("other")
+_DECLARED: dict[Callable[..., Any], Traits] = {}
+
+
+def metric(
+    *,
+    category: str,
+    low: float | int = -math.inf,
+    high: float | int = math.inf,
+    equal: float | int | None = None,
+    needs_data: bool = False,
+    per_pair: bool = False,
+    on_request: bool = False,
+) -> Callable[[Function], Function]:
+    """Declare the traits of a function from profiles to a T×T matrix; see `Traits` for each of them.
+
+    The values must be literals: command lines read them from the source, without importing it.
+    """
+
+    def declare(function: Function) -> Function:
+        _DECLARED[function] = Traits(category, low, high, equal, needs_data, per_pair, on_request)
+        return function
+
+    return declare
+
+
+def traits_of(function: Callable[..., Any]) -> Traits:
+    """Return what a metric declares, with the options it was made with; no range where it declares nothing."""
+    if isinstance(function, partial):
+        return _DECLARED.get(function.func, _UNDECLARED).with_options(function.keywords)
+    return _DECLARED.get(function, _UNDECLARED)
+
+
+def documented_range(function: Callable[..., Any]) -> tuple[float, float]:
+    """Return the lowest and the highest value a metric can take; infinite where none is documented."""
+    traits = traits_of(function)
+    return float(traits.low), float(traits.high)
