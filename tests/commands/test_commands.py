@@ -215,7 +215,7 @@ def test_a_ready_table_is_predicted(command, root, tmp_path):
     folder = tmp_path / "run"
     ended = command(
         "analyze", "suite=table", f"suite.table={tmp_path / 'pairs.csv'}", "predictor=ols",
-        f"hydra.run.dir={folder}", *root,
+        "prediction.permutations=9", f"hydra.run.dir={folder}", *root,
     )  # fmt: skip
     assert ended.code == 0, ended.output
     records = json.loads((folder / "prediction.json").read_text())
@@ -235,6 +235,7 @@ def test_a_failed_job_of_a_sweep_is_named_and_the_rest_is_kept(command, smoke_ro
         "logger=csv",
         "suite=smoke",
         "predictor=ols",
+        "prediction.permutations=9",
     )
     ended = command("analyze", "-m", "merge=average", "profile.samples=10,1000", *where)
     refused(ended, "1 of 2 jobs failed", "profile.samples=1000", "1 to 32 calibration images")
@@ -305,8 +306,9 @@ def test_ctrl_c_ends_with_130_and_a_second_start_continues(smoke_root, tmp_path)
 
 @pytest.fixture
 def spoilt(smoke_root, tmp_path) -> Path:
-    """A copy of the small suite that a test may spoil."""
+    """A copy of the small suite, and of what is known of it, that a test may spoil."""
     shutil.copytree(smoke_root / "checkpoints", tmp_path / "outputs/checkpoints")
+    shutil.copytree(smoke_root / "store", tmp_path / "outputs/store")
     return tmp_path / "outputs"
 
 
@@ -390,7 +392,8 @@ def test_a_table_with_unlike_outcomes_predicts_what_it_has_and_names_the_rest(co
     frame.to_csv(tmp_path / "pairs.csv", index=False)
     folder = tmp_path / "run"
     table = f"suite.table={tmp_path / 'pairs.csv'}"
-    ended = command("analyze", "suite=table", table, "predictor=ols", f"hydra.run.dir={folder}", *root)
+    few = ("predictor=ols", "prediction.permutations=9")
+    ended = command("analyze", "suite=table", table, *few, f"hydra.run.dir={folder}", *root)
     assert ended.code == 0, ended.output
     records = json.loads((folder / "prediction.json").read_text())
     assert {(record["method"], record["target"]) for record in records} == {
