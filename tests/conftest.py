@@ -12,6 +12,7 @@ import os
 import runpy
 import shutil
 import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -72,7 +73,7 @@ def _configurations_read_once() -> Iterator[None]:
     modes: dict[tuple, object] = {}
 
     @functools.wraps(read)
-    def load_config(self: ConfigRepository, config_path: str):  # noqa: ANN202
+    def load_config(self: ConfigRepository, config_path: str) -> object:
         source = self._find_object_source(config_path, ObjectType.CONFIG)
         if source is None or source.scheme() != "file":
             return read(self, config_path)
@@ -188,9 +189,38 @@ def run_script(script: str, *arguments: str) -> None:
     runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
 
 
-@pytest.fixture
+class FreshProcess:
+    """A process that imports everything itself, which takes 6 to 20 s; with the members of `in_a_fork`'s."""
+
+    def __init__(self, output: Path, script: Path, *arguments: object):
+        with output.open("w") as stream:
+            self._process = subprocess.Popen(
+                [sys.executable, str(script), *map(str, arguments)],
+                cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            )
+        self.pid, self.kill = self._process.pid, self._process.kill
+
+    @property
+    def exitcode(self) -> int | None:
+        return self._process.poll()
+
+    def join(self, timeout: float | None = None) -> None:
+        self._process.wait(timeout)
+
+
+@pytest.fixture(scope="session")
+def fresh() -> type[FreshProcess]:
+    """Start a Python script in a process of its own: the file of its output, the script, its arguments."""
+    return FreshProcess
+
+
+@pytest.fixture(scope="module")
 def forked() -> Iterator[Callable[..., multiprocessing.Process]]:
-    """Start functions in children of this process; none outlives the test."""
+    """Start functions in children of this process; none outlives the module."""
     started = []
 
     def start(function: Callable[..., None], output: Path, *arguments: object) -> multiprocessing.Process:
@@ -203,14 +233,18 @@ def forked() -> Iterator[Callable[..., multiprocessing.Process]]:
         process.join()
 
 
-@pytest.fixture
-def forked_command(forked: Callable[..., multiprocessing.Process]) -> Callable[..., multiprocessing.Process]:
-    """Start `train.py` or `analyze.py` in a child of this process: the file of its output, then its arguments."""
+@pytest.fixture(params=["forked", pytest.param("fresh", marks=pytest.mark.slow)])
+def command_process(
+    request: pytest.FixtureRequest, forked: Callable[..., multiprocessing.Process]
+) -> Callable[..., multiprocessing.Process | FreshProcess]:
+    """Start `train.py` or `analyze.py` in another process: the file of its output, the script, its arguments."""
+    import torch
 
-    def start(output: Path, script: str, *arguments: str) -> multiprocessing.Process:
-        return forked(run_script, output, script, *arguments)
-
-    return start
+    if request.param == "fresh":
+        return lambda output, script, *arguments: FreshProcess(output, ROOT / f"{script}.py", *arguments)
+    if torch.cuda.is_available():
+        pytest.skip("no gradients in a fork of a process that has used a GPU")
+    return lambda output, script, *arguments: forked(run_script, output, script, *arguments)
 
 
 def train_smoke_models(root: Path) -> None:

@@ -267,40 +267,34 @@ def test_importing_the_package_leaves_torch_out():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_ctrl_c_ends_with_130_and_a_second_start_continues(smoke_root, tmp_path):
+def test_ctrl_c_ends_with_130_and_a_second_start_continues(smoke_root, command_process, tmp_path):
     """A real process, a real SIGINT in the middle of a training of many epochs."""
     for part in ("checkpoints/clip_mini/base",):
         shutil.copytree(smoke_root / part, tmp_path / part)
-    arguments = [
-        sys.executable, "train.py", "task=digits", "task.source.train=256", "task.source.validation=32",
+    arguments = (
+        "train", "task=digits", "task.source.train=256", "task.source.validation=32",
         "task.source.test=64", "training.epochs=12", f"paths.root={tmp_path}", "logger=csv", "progress=null",
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    )  # fmt: skip
     folder = tmp_path / "checkpoints/clip_mini/none-0/seed-0/digits"
-    process = subprocess.Popen(
-        arguments,
-        cwd=ROOT,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Whoever runs the tests in the background has SIGINT ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    process = command_process(first, *arguments)
     deadline = time.monotonic() + 240
     while not (folder / "unfinished/last.ckpt").exists():
-        assert process.poll() is None, process.stderr.read()
+        assert process.exitcode is None, first.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
-    assert "Interrupted" in errors
-    assert "Traceback" not in errors
+    os.kill(process.pid, signal.SIGINT)
+    process.join(120)
+    output = first.read_text()
+    assert process.exitcode == 130, output
+    assert "Interrupted" in output
+    assert "Traceback" not in output
     assert not (folder / "card.json").exists()
     assert not (folder / "model.safetensors").exists()
-    ended = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-    assert ended.returncode == 0, ended.stderr
-    assert "Continuing the unfinished training" in ended.stdout
+    process = command_process(second, *arguments)
+    process.join(240)
+    assert process.exitcode == 0, second.read_text()
+    assert "Continuing the unfinished training" in second.read_text()
     assert (folder / "card.json").exists()
 
 
