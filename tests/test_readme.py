@@ -38,7 +38,7 @@ ABLATIONS = {
 
 
 # The study of all thirteen predictors is run on these models by tests/pipeline/test_pipeline.py, and here in the slow tier.
-QUICK = ["prediction.permutations=9", "prediction.seeds=2"]
+QUICK = ["prediction.permutations=9", "prediction.seeds=0"]
 FEW_PREDICTORS = "predictor=[mean,additive,ridge]"
 
 
@@ -68,6 +68,8 @@ def store(smoke_root, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("line", PYTHON)
 def test_every_command_runs(line, smoke_root, store, command, tmp_path, monkeypatch):
     few = [] if "predictor=" in line else [FEW_PREDICTORS]
+    if "alpha=both" in line or "alpha=tuned" in line:
+        few.append("alpha_grid=[0.3,1.0]")
     run_as_typed(line, smoke_root, command, tmp_path, monkeypatch, [*few, f"paths.store={store}"])
 
 
@@ -76,7 +78,7 @@ def test_every_command_runs(line, smoke_root, store, command, tmp_path, monkeypa
 def test_every_analysis_runs_with_all_predictors_on_a_fresh_store(
     line, smoke_root, command, tmp_path, monkeypatch
 ):
-    run_as_typed(line, smoke_root, command, tmp_path, monkeypatch, [])
+    run_as_typed(line, smoke_root, command, tmp_path, monkeypatch, ["prediction.seeds=2"])
 
 
 def run_as_typed(line, smoke_root, command, tmp_path, monkeypatch, quicker):

@@ -21,7 +21,7 @@ PREDICTORS = {
     "forward_selection", "pearson", "pearson_l1", "mlp", "trees",
 }  # fmt: skip
 # Of the study, what takes long is done less often.
-QUICK = ("prediction.permutations=9", "prediction.seeds=2")
+QUICK = ("prediction.permutations=9", "prediction.seeds=0")
 CLOSED_FORMS = {"mean", "additive", "dyadic", "ols", "ridge"}
 RECORD_FIELDS = {
     "method", "predictor", "protocol", "situation", "target", "r_mean", "r_std", "rho_mean", "train_r_mean",

@@ -51,7 +51,7 @@ def merged(root, command, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     methods = "merge=[average,ties,tsv,iso_c,regmean,fisher]"
     # How predictors fare does not depend on the architecture; two of them, and a short study.
-    few = ("predictor=[additive,ridge]", "prediction.permutations=9", "prediction.seeds=0")
+    few = ("predictor=[additive,ridge]", "prediction.permutations=9", "prediction.ablation=false")
     table = analysed(command, root, folder, TINY, methods, "profile.matricize=conv", "save=true", *few)
     return folder, table
 
