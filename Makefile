@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow bench check format lock clean-store
+.PHONY: help setup demo test test-slow test-breaks bench check format lock clean-store
 
 PYTHON := .venv/bin/python
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
@@ -10,6 +10,7 @@ CHECKPOINTS := outputs/checkpoints/clip_mini
 MINI_TASKS := $(shell sed -n 's|.*/task@tasks\.\([a-z0-9_]*\):.*|\1|p' conf/suite/mini.yaml)
 comma := ,
 BENCH :=
+BREAKS :=
 # Where Python may not keep bytecode, every command would compile PyTorch and Lightning anew: 20 s each.
 BYTECODE := $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 empty :=
@@ -42,6 +43,9 @@ test: setup  ## the test suite, in minutes
 
 test-slow: setup  ## real sizes and whole trainings
 	$(PYTHON) -m pytest -m slow
+
+test-breaks: setup  ## every recorded break must turn a test red
+	$(PYTHON) tests/breaks/run.py $(BREAKS)
 
 bench: setup  ## time and memory of the pair metrics, about 20 minutes (BENCH='--sizes tiny': one minute)
 	$(PYTHON) -m benchmarks $(BENCH)

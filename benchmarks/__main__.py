@@ -13,8 +13,8 @@ from typing import Any
 
 from benchmarks import agreement, merge_opponents, merge_report, merges, models, opponents, plan, report
 from benchmarks.machine import load, machine, versions
+from mergeability.files import read_json, write_text
 from mergeability.provenance import git_commit
-from mergeability.store import read_json, write_text
 
 _SMALL = {"models": [2, 4], "memory_models": [2], "merge_models": [2, 4], "pairs": 1, "rounds": 1}
 _FULL = {

@@ -27,6 +27,7 @@ from benchmarks import models
 from benchmarks.finetune_throughput import encoder, images, normalise
 from benchmarks.machine import load, machine, versions
 from mergeability.commands.train import quiet_lightning
+from mergeability.files import write_text
 from mergeability.finetuning.data import TaskDataModule
 from mergeability.finetuning.module import FineTuningModule, TrainingSettings
 from mergeability.finetuning.objective import Penalty
@@ -36,7 +37,6 @@ from mergeability.finetuning.penalties.singular_alignment import SingularAlignme
 from mergeability.finetuning.penalties.subspace import Subspace
 from mergeability.finetuning.penalties.weighted_sum import WeightedSum
 from mergeability.provenance import git_commit
-from mergeability.store import write_text
 
 SIZES = {
     **models.SIZES,

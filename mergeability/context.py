@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
+from mergeability.checks import is_number
 from mergeability.devices import chosen_device
 from mergeability.errors import UserError
 from mergeability.progress import Progress, no_progress
@@ -64,10 +65,10 @@ class Run:
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
-        budget = self.memory_budget
-        is_number = isinstance(budget, int | float) and not isinstance(budget, bool)
-        if not is_number or not 0 < budget < float("inf"):
-            raise UserError(f"Expected memory_budget to be a positive number of GiB, got {budget!r}.")
+        if not is_number(self.memory_budget) or self.memory_budget <= 0:
+            raise UserError(
+                f"Expected memory_budget to be a positive number of GiB, got {self.memory_budget!r}."
+            )
         object.__setattr__(self, "device", chosen_device(self.device))
 
     @property
@@ -134,18 +135,3 @@ def _finished(pool: ThreadPoolExecutor, futures: list[Future[Result]]) -> Iterat
     finally:
         # After an error or an interrupt, nothing that has not begun begins.
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def work(
-    items: Sequence[Item],
-    do: Callable[[Item], object],
-    *,
-    description: str,
-    memory: int,
-    memory_budget: float | int,
-    progress: Progress = no_progress,
-) -> None:
-    """Do every item with a context made of these arguments."""
-    Run(progress=progress, memory_budget=memory_budget).map(
-        do, list(items), description=description, memory=memory
-    )

@@ -5,10 +5,10 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from mergeability import context as workers
-from mergeability.context import work
+from mergeability.context import Run
 from mergeability.errors import UserError
 
-SMALL = {"description": "things", "memory": 2**20, "memory_budget": 1}
+SMALL = {"description": "things", "memory": 2**20}
 
 
 def test_every_item_is_done_once_and_shown():
@@ -20,10 +20,34 @@ def test_every_item_is_done_once_and_shown():
             shown.append("one")
             yield item
 
-    work(range(20), done.append, progress=progress, **SMALL)
+    Run(memory_budget=1, progress=progress).map(done.append, range(20), **SMALL)
     assert sorted(done) == list(range(20))
     assert shown == [("things", 20), *["one"] * 20]
-    work([], done.append, **SMALL)
+    assert Run().map(done.append, [], **SMALL) == []
+
+
+@pytest.mark.parametrize("memory", [None, 2**20])
+def test_results_are_in_the_order_of_the_items(monkeypatch, memory):
+    monkeypatch.setattr(workers, "cores", lambda: 4)
+    items = list(range(50))
+    found = Run(memory_budget=1).map(lambda item: item**2, items, description="things", memory=memory)
+    assert found == [item**2 for item in items]
+
+
+def test_without_a_size_one_runs_after_the_other_with_all_threads():
+    done = []
+
+    def do(item):
+        done.append((item, threading.current_thread()))
+
+    Run().map(do, range(20), description="things")
+    assert done == [(item, threading.main_thread()) for item in range(20)]
+
+
+@pytest.mark.parametrize("budget", [0, -1, float("inf"), float("nan"), True, "4"])
+def test_a_memory_budget_is_a_positive_number(budget):
+    with pytest.raises(UserError, match="Expected memory_budget to be a positive number"):
+        Run(memory_budget=budget)
 
 
 def test_the_order_differs_so_that_processes_do_not_follow_each_other(monkeypatch):
@@ -31,7 +55,7 @@ def test_the_order_differs_so_that_processes_do_not_follow_each_other(monkeypatc
     orders = []
     for _ in range(2):
         done = []
-        work(range(30), done.append, **SMALL)
+        Run(memory_budget=1).map(done.append, range(30), **SMALL)
         orders.append(done)
     assert orders[0] != orders[1]
 
@@ -52,13 +76,13 @@ def test_no_more_items_at_a_time_than_the_budget_holds(monkeypatch, memory, budg
         with lock:
             now -= 1
 
-    work(range(24), do, description="things", memory=memory, memory_budget=budget)
+    Run(memory_budget=budget).map(do, range(24), description="things", memory=memory)
     assert most == expected
 
 
 def test_an_item_beyond_the_budget_is_refused():
     with pytest.raises(UserError, match=r"0\.5 GiB is too small for the things: one takes 2 GiB"):
-        work([1], print, description="things", memory=2**31, memory_budget=0.5)
+        Run(memory_budget=0.5).map(print, [1], description="things", memory=2**31)
 
 
 def test_an_error_ends_the_work_and_is_the_workers_own(monkeypatch):
@@ -71,7 +95,7 @@ def test_an_error_ends_the_work_and_is_the_workers_own(monkeypatch):
         done.append(item)
 
     with pytest.raises(UserError, match="something is wrong"):
-        work(range(1000), do, **SMALL)
+        Run(memory_budget=1).map(do, range(1000), **SMALL)
     assert len(done) < 10
 
 
@@ -81,6 +105,6 @@ def test_linear_algebra_has_one_thread_per_worker_and_gets_its_threads_back():
 
     with threadpool_limits(2, "blas"):
         inside = []
-        work([1], lambda _: inside.extend(threads()), **SMALL)
+        Run(memory_budget=1).map(lambda _: inside.extend(threads()), [1], **SMALL)
         assert set(inside) == {1}
         assert set(threads()) == {2}

@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from mergeability import merging
 from mergeability.commands import record
 from mergeability.evaluation.merges import describe
+from mergeability.files import digest
 from mergeability.provenance import MOVED, current_name, published_name, with_published_names
-from mergeability.store import digest
 
 HERE = Path(__file__).parent
 PUBLISHED = json.loads((HERE / "published" / "settings_0.1.0.json").read_text())

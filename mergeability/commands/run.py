@@ -11,7 +11,12 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from mergeability.commands.sweep import Ledger, close_sweep, user_error
+from mergeability.context import cores
 from mergeability.errors import UserError
+from mergeability.threads import choose_threads, sample
+
+# Taken while Hydra composes, so that looking at the machine costs no time.
+_BEGAN = sample()
 
 
 def run(main: Callable[[], Any]) -> None:
@@ -43,6 +48,11 @@ def run(main: Callable[[], Any]) -> None:
         failed = close_sweep()
     if code or failed or Ledger.summary_failed:
         sys.exit(code or 1)
+
+
+def prepare() -> None:
+    """Choose the number of threads; to be called by a job before it imports anything that computes."""
+    choose_threads(_BEGAN, cores())
 
 
 def _raised_by_hydra(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from mergeability.commands.naming import run_folder
 from mergeability.commands.record import settings
 from mergeability.errors import UserError
-from mergeability.store import read_json
+from mergeability.files import read_json
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from mergeability.data.real.decoding import Decoded
 from mergeability.data.real.source import ImageSource
 from mergeability.data.tasks import Task
 from mergeability.errors import UserError
+from mergeability.files import atomic_file, write_text
 from mergeability.progress import track
-from mergeability.store import atomic_file, write_text
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from mergeability.data.tasks import Images
 from mergeability.errors import UserError
 from mergeability.evaluation.batchnorm import recalibrate_batchnorm
+from mergeability.files import digest
 from mergeability.models.classify import correct
 from mergeability.random import seeded_generator
-from mergeability.store import Store, digest
+from mergeability.store import Store
 from mergeability.weights.checkpoints import PREFIX, tensors_hash
 from mergeability.weights.encoder_state import encoder_state
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeability.errors import UserError
-from mergeability.store import digest, read_json
+from mergeability.files import digest, read_json
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

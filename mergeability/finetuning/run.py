@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mergeability.data.image_cache import prepared
 from mergeability.data.tasks import SPLITS, Images, Task
 from mergeability.errors import UserError
+from mergeability.files import digest, write_text
 from mergeability.finetuning.data import TaskDataModule
 from mergeability.finetuning.module import FineTuningModule, TrainingSettings
 from mergeability.finetuning.objective import Penalty
@@ -30,7 +31,7 @@ from mergeability.models.classify import accuracy
 from mergeability.models.clip import ClipModel
 from mergeability.models.zero_shot import zero_shot_head
 from mergeability.provenance import provenance
-from mergeability.store import Store, digest, write_text
+from mergeability.store import Store
 from mergeability.weights import checkpoints
 
 logger = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergeability.errors import UserError
+from mergeability.files import digest
 from mergeability.models.clip import ClipModel
 from mergeability.provenance import provenance
-from mergeability.store import digest
 from mergeability.weights import checkpoints
 from mergeability.weights.hub import find_weights
 

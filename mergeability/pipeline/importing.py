@@ -13,13 +13,13 @@ from torch import Tensor
 
 from mergeability.data.tasks import Task
 from mergeability.errors import UserError
+from mergeability.files import digest
 from mergeability.models.base import WEIGHTS, load_base
 from mergeability.models.classify import accuracy
 from mergeability.models.clip import ClipModel
 from mergeability.models.zero_shot import zero_shot_head
 from mergeability.pipeline.saving import save_merge
 from mergeability.provenance import provenance
-from mergeability.store import digest
 from mergeability.weights import checkpoints
 from mergeability.weights.checkpoints import PREFIX, PROJECTION, Checkpoint
 from mergeability.weights.encoder_state import encoder_state

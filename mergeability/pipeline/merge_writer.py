@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from mergeability.evaluation.merges import Trial, describe
+from mergeability.files import digest
 from mergeability.models.clip import ClipModel
 from mergeability.pipeline.saving import (
     check_export,
@@ -16,7 +17,6 @@ from mergeability.pipeline.saving import (
     save_merge,
     task_accuracies,
 )
-from mergeability.store import digest
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights import checkpoints
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from mergeability.errors import UserError
+from mergeability.files import write_text
 from mergeability.models.clip import CLIP_MEAN, CLIP_STD
 from mergeability.provenance import provenance
-from mergeability.store import write_text
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights import checkpoints, hugging_face
 from mergeability.weights.checkpoints import Checkpoint

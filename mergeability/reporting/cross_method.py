@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
+from mergeability.files import atomic_file
 from mergeability.prediction.pair_table import TARGETS, outcome_methods
 from mergeability.prediction.questions.consistency import method_consistency
 from mergeability.prediction.questions.fingerprints import fingerprints
 from mergeability.prediction.validation.folds import TASK_PREFIX
 from mergeability.reporting.summaries import known_partner, method_table, number
-from mergeability.store import atomic_file
 
 _STYLE = (
     "body{font:16px/1.6 system-ui,sans-serif;color:#1f2933;max-width:1100px;margin:32px auto;padding:0 16px}"

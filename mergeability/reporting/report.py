@@ -4,6 +4,7 @@ import json
 from html import escape
 from pathlib import Path
 
+from mergeability.files import atomic_file
 from mergeability.reporting import figures
 from mergeability.reporting import prediction_sections as foresight
 from mergeability.reporting.headline import headline
@@ -24,7 +25,6 @@ from mergeability.reporting.summaries import (
     scale_table,
     sets_table,
 )
-from mergeability.store import atomic_file
 
 _LONG_LIST = 6
 _MANY_TASKS = 12

@@ -5,11 +5,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from mergeability.files import write_text
 from mergeability.pipeline.result import Analysis
 from mergeability.prediction import PredictionResult
 from mergeability.prediction.scorer import FILE as FITTED
 from mergeability.reporting.report import write_report
-from mergeability.store import write_text
 
 RESULTS = (
     "pairs.csv",

@@ -8,7 +8,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mergeability.errors import UserError
-from mergeability.store import atomic_file, read_json, write_text
+from mergeability.files import atomic_file, read_json, write_text
 from mergeability.weights.names import Source, canonical_shape, canonical_sources, left_over, listed
 from mergeability.weights.safetensors_file import TensorFile, write_tensors
 
@@ -37,7 +37,17 @@ class Checkpoint:
         dtypes: canonical name → dtype.
     """
 
-    def __init__(self, file: TensorFile) -> None:
+    def __init__(self, file: TensorFile, hash_of: Callable[[Path], str] | None = None) -> None:
+        """Take an opened file.
+
+        Args:
+            file: the file.
+            hash_of: what computes `sha256`; the hash of the file's bytes when None.
+
+        Raises:
+            UserError: its names are those of a visual tower in part only.
+        """
+        self._hash_of = hash_of or file_hash
         self.path = file.path
         self._lent: Checkpoint | None = None
         self._file = file
@@ -109,7 +119,7 @@ class Checkpoint:
         Raises:
             UserError: the file is no longer the one that was opened.
         """
-        sha256 = file_hash(self.path)
+        sha256 = self._hash_of(self.path)
         self._file.check_unchanged()
         return sha256
 

@@ -2,14 +2,17 @@
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from mergeability.errors import UserError
-from mergeability.store import Store
 from mergeability.weights import checkpoints
 from mergeability.weights.checkpoints import Checkpoint
 from mergeability.weights.torch_file import SUFFIXES, load_state_dict
+
+if TYPE_CHECKING:
+    from mergeability.store import Store
 
 # What a folder or a repository calls its weights, the preferred name first.
 WEIGHTS = (
@@ -65,7 +68,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return load_state_dict(path) if path.suffix in SUFFIXES else checkpoints.load(path)
 
 
-def open_checkpoint(source: str | Path, store: Store) -> Checkpoint:
+def open_checkpoint(source: str | Path, store: "Store") -> Checkpoint:
     """Open the visual tower of a model, wherever it lies; a PyTorch file is first converted into the store, once.
 
     Raises:
@@ -80,7 +83,7 @@ def open_checkpoint(source: str | Path, store: Store) -> Checkpoint:
         )
     key = {"sha256": checkpoints.file_hash(path), "version": _VERSION}
     store.ensure("converted", key, lambda: Checkpoint.canonical(load_state_dict(path), path))
-    return Checkpoint(store.file("converted", key))
+    return Checkpoint(store.file("converted", key), store.content_hash)
 
 
 def downloaded(repository: str, file: str) -> Path:

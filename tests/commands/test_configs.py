@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mergeability.commands import naming, record
 from mergeability.errors import UserError
-from mergeability.store import digest
+from mergeability.files import digest
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 SETS = {
@@ -320,8 +320,12 @@ def test_every_trainer_option_is_one_of_lightnings(name):
 
 
 @pytest.mark.parametrize("name", sorted(set(members("metric")) - SETS["metric"]))
-def test_every_metric_is_under_its_own_name(name):
-    assert callable(instantiate(together("metric").metric[name], _convert_="all"))
+def test_every_metric_is_under_its_own_name_and_the_packages_own(name):
+    from mergeability.metrics.measure import EXTRA, PAPER, SHARED
+
+    made = instantiate(together("metric").metric[name], _convert_="all")
+    own = {**PAPER, **EXTRA, **SHARED}[name]
+    assert (made.func, made.args, made.keywords) == (own.func, own.args, own.keywords)
 
 
 @pytest.mark.parametrize("name", sorted(set(members("merge")) - SETS["merge"]))

@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from mergeability.pipeline import run as analysis
 from mergeability.pipeline import saving
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -126,6 +127,22 @@ def test_both_scales_of_every_kind_of_method_and_a_second_run_that_computes_noth
     assert again.code == 0
     assert (second / "pairs.csv").read_bytes() == (folder / "pairs.csv").read_bytes()
     assert json.loads((second / "run.json").read_text())["computed"] == {}
+
+
+def test_scales_are_tuned_on_validation_images_and_judged_on_test_images(smoke, monkeypatch):
+    seen, judge = {}, analysis.Judge
+
+    def watched(*arguments, **options):
+        made = judge(*arguments, **options)
+        for split in ("tests", "validation"):
+            seen[split] = {task: len(images) for task, images in getattr(made, split).items()}
+        return made
+
+    monkeypatch.setattr(analysis, "Judge", watched)
+    ended, _ = smoke("merge=average", "alpha=tuned", "alpha_grid=[1.0]", "pairs=[[digits, letters]]")
+    assert ended.code == 0, ended.output
+    assert seen["validation"] == {"digits": 32, "letters": 32}
+    assert seen["tests"] == {"digits": 64, "letters": 64}
 
 
 def test_a_saved_merge_is_the_base_and_the_mean_of_the_updates(bare):

@@ -11,8 +11,9 @@ from torch import nn
 from mergeability.data.tasks import Images
 from mergeability.errors import UserError
 from mergeability.evaluation.evaluator import Judge
+from mergeability.files import digest
 from mergeability.models.classify import accuracy, correct
-from mergeability.store import Store, digest
+from mergeability.store import Store
 from mergeability.weights.checkpoints import tensors_hash
 
 TASKS = ("red", "green")

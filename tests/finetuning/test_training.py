@@ -14,6 +14,7 @@ from torch import nn
 
 from mergeability.data.tasks import Images
 from mergeability.errors import UserError
+from mergeability.files import digest, write_text
 from mergeability.finetuning.data import EpochShuffle, TaskDataModule
 from mergeability.finetuning.module import (
     FineTuningModule,
@@ -28,7 +29,6 @@ from mergeability.finetuning.penalties.subspace import Subspace
 from mergeability.finetuning.penalties.weighted_sum import WeightedSum
 from mergeability.finetuning.resume import differing, finished_card
 from mergeability.finetuning.run import _resume_from, _spread, saver_of_each_epoch
-from mergeability.store import digest, write_text
 
 FOLDER = Path(__file__).parents[2] / "conf" / "reg"
 NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml"))

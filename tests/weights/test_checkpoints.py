@@ -4,6 +4,7 @@ import hashlib
 import pickle
 import struct
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -22,6 +23,18 @@ def test_tensors_come_back_in_their_own_dtype(tmp_path, dtype):
     assert set(checkpoint.dtypes.values()) == {dtype}
     assert torch.equal(checkpoint.tensor("b"), tensors["b"])
     assert all(torch.equal(checkpoint.state_dict()[name], tensors[name]) for name in tensors)
+
+
+def test_every_range_of_queries_keys_and_values_kept_apart_is_that_of_the_fused_tensor(tmp_path):
+    attention = "visual.transformer.resblocks.0.attn."
+    parts = {f"{attention}{part}_proj_weight": torch.rand(2, 2) for part in "qkv"}
+    bias = {f"{attention}in_proj_bias": torch.zeros(6)}
+    checkpoint = Checkpoint.open(checkpoints.save(tmp_path / "m.safetensors", parts | bias))
+    whole = torch.cat([*parts.values()]).flatten().numpy()
+    for start in range(13):
+        for stop in range(start, 13):
+            found = checkpoint.values(f"{attention}in_proj_weight", start, stop)
+            np.testing.assert_array_equal(found, whole[start:stop])
 
 
 def test_the_hash_is_that_of_the_bytes(tmp_path):

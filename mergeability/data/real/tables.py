@@ -16,7 +16,7 @@ from mergeability.data.real.class_names import ClassNames
 from mergeability.data.real.decoding import Encoded
 from mergeability.data.real.layouts import Layout, several
 from mergeability.errors import UserError
-from mergeability.store import read_json
+from mergeability.files import read_json
 
 if TYPE_CHECKING:
     import datasets

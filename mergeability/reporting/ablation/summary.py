@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from mergeability.files import write_text
 from mergeability.reporting.ablation.comparison import Ablation, compare
 from mergeability.reporting.ablation.page import ablation_page
-from mergeability.store import write_text
 
 
 def write_summary(folder: Path, run_folders: Sequence[Path], beside: Sequence[Path] = ()) -> Path:

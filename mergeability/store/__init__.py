@@ -1,0 +1,6 @@
+"""A content-addressed cache on disk: what was computed once is found again, by any run and any process."""
+
+import lazy_loader
+
+# The names are listed in `__init__.pyi`, for type checkers too.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

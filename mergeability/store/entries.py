@@ -1,0 +1,267 @@
+"""The form of a store's entries: each names its kind and key, and holds a checksum of all its bytes.
+
+The checksum is the SHA-256 of the file with the checksum's own 64 digits as zeros, so that no byte of the file is
+outside it. It lies at a fixed position: first in a record, first in the metadata of a file of tensors. What is written
+without it, by version 0.1.0 or by whoever writes a file for the store, is a plain entry, and is sealed afterwards.
+"""
+
+import hashlib
+import io
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar
+
+from mergeability.errors import UserError
+from mergeability.files import canonical_json
+
+CHECKSUM = "checksum"
+_ZEROS = "0" * 64
+_JSON_START = b'{\n "checksum": "'
+_TENSORS_START = b'{"__metadata__":{"checksum":"'
+# Bytes that are read at a time.
+_CHUNK = 2**20
+# The longest header that safetensors reads.
+_LONGEST_HEADER = 10**8
+
+
+class DamagedError(UserError):
+    """An entry is not what was filed.
+
+    Attributes:
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"Damaged entry {path}: {reason}. Start again: what finds it computes it again.")
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class StoreEntry(ABC):
+    """One file of a store.
+
+    Attributes:
+        path: where it lies.
+        kind: what it is.
+        key: what it depends on.
+    """
+
+    path: Path
+    kind: str
+    key: Mapping[str, Any]
+
+    suffix: ClassVar[str]
+
+    @abstractmethod
+    def check(self) -> bool:
+        """Check the whole file; say whether it has a checksum.
+
+        Raises:
+            DamagedError: it is not a whole entry of this kind and key.
+            OSError: it is not there, or cannot be read.
+        """
+
+    @abstractmethod
+    def seal(self, path: Path) -> None:
+        """Put kind, key and checksum into a plain entry that lies at `path` for the time being."""
+
+    def _damaged(self, reason: str) -> DamagedError:
+        return DamagedError(self.path, reason)
+
+    def _check_key(self, kind: Any, key: Any) -> None:
+        expected = canonical_json(self.key)
+        # JSON sorts names that were numbers as text, once they were written and read.
+        if kind != self.kind or key not in (expected, canonical_json(json.loads(expected))):
+            raise self._damaged("it belongs to another key")
+
+
+class RecordEntry(StoreEntry):
+    """A record: JSON with the key and the value."""
+
+    suffix = ".json"
+
+    def check(self) -> bool:
+        """Check the whole file; say whether it has a checksum."""
+        return self._read()[1]
+
+    def value(self) -> dict[str, Any]:
+        """Check the whole file and return the value."""
+        return self._read()[0]
+
+    def seal(self, path: Path) -> None:
+        """Put kind, key and checksum into a plain record."""
+        value = json.loads(path.read_bytes())["value"]
+        path.write_bytes(sealed_json({"kind": self.kind, "key": self.key, "value": value}))
+
+    def _read(self) -> tuple[dict[str, Any], bool]:
+        data = self.path.read_bytes()
+        content, sealed = checked_json(self.path, data), data.startswith(_JSON_START)
+        expected = {CHECKSUM, "kind", "key", "value"} if sealed else {"key", "value"}
+        if set(content) != expected or not isinstance(content["value"], dict):
+            raise self._damaged("it is not a record")
+        self._check_key(content.get("kind", self.kind), canonical_json(content["key"]))
+        return content["value"], sealed
+
+
+class TensorEntry(StoreEntry):
+    """Tensors: a safetensors file with the key in its metadata."""
+
+    suffix = ".safetensors"
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The metadata to write a file with: sealing it then moves no byte."""
+        return {CHECKSUM: _ZEROS, "kind": self.kind, "key": canonical_json(self.key)}
+
+    def check(self) -> bool:
+        """Check the whole file; say whether it has a checksum."""
+        with self.path.open("rb") as file:
+            header = _header(self.path, file)
+            sealed = header.startswith(_TENSORS_START)
+            if sealed:
+                _compare(self.path, file, 8 + len(_TENSORS_START))
+        metadata = _parsed(self.path, header).get("__metadata__", {})
+        if not sealed:
+            self._check_extent()
+        # Version 0.1.0 filed some images without their key.
+        if sealed or "key" in metadata:
+            self._check_key(metadata.get("kind", self.kind), metadata.get("key"))
+        return sealed
+
+    def seal(self, path: Path) -> None:
+        """Put kind, key and checksum into a plain file of tensors, in the place it has in its header."""
+        with path.open("r+b") as file:
+            before = _header(path, file)
+            described = _parsed(path, before)
+            metadata = {**described.pop("__metadata__", {}), **self.metadata}
+            del metadata[CHECKSUM]
+            # The library writes metadata in any order; here the same tensors are always the same bytes.
+            fields = {CHECKSUM: _ZEROS, **dict(sorted(metadata.items()))}
+            header = _compact({"__metadata__": fields, **described})
+            room = _rounded(max(len(header), len(before)))
+            _move(file, 8 + len(before), room - len(before))
+            file.seek(0)
+            file.write(_framed(header, room))
+            _, digits = _digits(file, 8 + len(_TENSORS_START))
+            file.seek(8 + len(_TENSORS_START))
+            file.write(digits)
+
+    def _check_extent(self) -> None:
+        """Check what a checksum would show: that the tensors are where the header says."""
+        from mergeability.weights.safetensors_file import TensorFile
+
+        try:
+            TensorFile(self.path)
+        except UserError as error:
+            raise self._damaged("it is not a whole file of tensors") from error
+
+
+def sealed_json(fields: Mapping[str, Any]) -> bytes:
+    """Write fields as JSON with a checksum before them."""
+    text = json.dumps({CHECKSUM: _ZEROS, **fields}, indent=1, allow_nan=False).encode()
+    digits = hashlib.sha256(text).hexdigest().encode()
+    return text.replace(_ZEROS.encode(), digits, 1)
+
+
+def checked_json(path: Path, data: bytes) -> dict[str, Any]:
+    """Read a JSON object, checking the checksum where it has one.
+
+    Args:
+        path: of the file, for messages.
+        data: its bytes.
+
+    Raises:
+        DamagedError: it is no JSON object, or not the one that was written.
+    """
+    if data.startswith(_JSON_START):
+        _compare(path, io.BytesIO(data), len(_JSON_START))
+    return _parsed(path, data)
+
+
+def hash_without_seal(path: Path) -> str:
+    """Hash a file of tensors as it was before it was sealed: what is filed under this hash stays found.
+
+    Returns:
+        The SHA-256 of the file that version 0.1.0 wrote, 64 hexadecimal digits.
+    """
+    with path.open("rb") as file:
+        header = _header(path, file)
+        if header.startswith(_TENSORS_START):
+            described = _parsed(path, header)
+            del described["__metadata__"][CHECKSUM], described["__metadata__"]["kind"]
+            header = _compact(described)
+        found = hashlib.sha256(_framed(header, len(header)))
+        while chunk := file.read(_CHUNK):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _parsed(path: Path, data: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(data, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(path, "it is not JSON") from error
+    if not isinstance(content, dict):
+        raise DamagedError(path, "it is not a JSON object")
+    return content
+
+
+def _header(path: Path, file: BinaryIO) -> bytes:
+    """Read the header of a safetensors file: eight bytes of length, then JSON; the data follow."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > min(_LONGEST_HEADER, os.fstat(file.fileno()).st_size - 8):
+        raise DamagedError(path, "it is cut off")
+    return file.read(length)
+
+
+def _framed(header: bytes, room: int) -> bytes:
+    """Put the length before a header, which is filled up with spaces."""
+    return room.to_bytes(8, "little") + header.ljust(room)
+
+
+def _compact(header: Mapping[str, Any]) -> bytes:
+    """Write a header as the library does."""
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return text.ljust(_rounded(len(text)))
+
+
+def _rounded(size: int) -> int:
+    """Round up to whole words of eight bytes: tensors begin at one."""
+    return size + -size % 8
+
+
+def _digits(file: BinaryIO, place: int) -> tuple[bytes, bytes]:
+    """Return the checksum that lies at a place of a file, and the one that the file has."""
+    file.seek(0)
+    found = hashlib.sha256(file.read(place))
+    stored = file.read(len(_ZEROS))
+    found.update(_ZEROS.encode())
+    while chunk := file.read(_CHUNK):
+        found.update(chunk)
+    return stored, found.hexdigest().encode()
+
+
+def _compare(path: Path, file: BinaryIO, place: int) -> None:
+    stored, found = _digits(file, place)
+    if stored != found:
+        raise DamagedError(path, "its checksum does not match its bytes")
+
+
+def _move(file: BinaryIO, start: int, by: int) -> None:
+    """Move the end of a file towards its new end, the last part first."""
+    end = file.seek(0, os.SEEK_END)
+    while by and end > start:
+        begin = max(start, end - _CHUNK)
+        file.seek(begin)
+        data = file.read(end - begin)
+        file.seek(begin + by)
+        file.write(data)
+        end = begin

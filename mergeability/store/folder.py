@@ -1,0 +1,217 @@
+"""The folder of a store as several processes use it: temporary files, first writer wins, and what came before.
+
+A process that is killed leaves a temporary file, and nothing else: locks are the system's, and end with the process.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from mergeability.errors import UserError
+from mergeability.files import saying_what_cannot_be_written
+from mergeability.store.entries import DamagedError, checked_json, sealed_json
+
+if sys.platform != "win32":
+    import fcntl
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 2
+# Seconds after which a temporary file that nobody holds is left over.
+_LEFT_OVER = 24 * 60 * 60
+# Folders that this process has swept.
+_SWEPT: set[Path] = set()
+
+
+class StoreFolder:
+    """The folder of a store.
+
+    `store.json` in it says up to which moment entries without a checksum are believed: version 0.1.0 wrote them.
+
+    Attributes:
+        root: the folder.
+        adopts_before: that moment, in nanoseconds of a file's time.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Open the folder, which need not be there yet, and remove what killed processes left.
+
+        Raises:
+            UserError: a later version made the folder.
+        """
+        self.root = root
+        self._marker, self._temporary = root / "store.json", root / ".partial"
+        self._sweep()
+        self.adopts_before = self._adoption()
+
+    @contextlib.contextmanager
+    def temporary(self, path: Path) -> Iterator[Path]:
+        """Yield an empty file that nobody removes during the block, and that is gone after it.
+
+        Args:
+            path: what it is to become, for messages.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
+        with saying_what_cannot_be_written(path):
+            self._temporary.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self._temporary, suffix=".partial")
+            temporary = Path(name)
+            with open(handle, "rb") as file:  # noqa: PTH123
+                try:
+                    if not _lock(file, wait=False):
+                        # Without locks the system may not remove or rename a file that is open.
+                        file.close()
+                    yield temporary
+                finally:
+                    temporary.unlink(missing_ok=True)
+
+    def publish(self, temporary: Path, path: Path, is_whole: Callable[[], bool]) -> bool:
+        """File a finished temporary file unless another process was first.
+
+        Args:
+            temporary: from `temporary`.
+            path: where it belongs.
+            is_whole: whether what lies there can be used; what cannot is replaced.
+
+        Returns:
+            Whether it was filed: otherwise another process's file lies there.
+        """
+        # Before the first entry: a folder that has entries and no marker is taken for an old one.
+        if not self._marker.exists():
+            self._mark(0)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # mkstemp makes files that only their owner reads; results are meant to be shared.
+        temporary.chmod(0o644)
+        return _linked(temporary, path) or self.replace(temporary, path, lambda: not is_whole())
+
+    def replace(self, temporary: Path, path: Path, should: Callable[[], bool]) -> bool:
+        """Put a finished temporary file in the place of another if it still should; say whether it did."""
+        with self._locked():
+            # Another process may have been here since this one looked.
+            if not should():
+                return False
+            temporary.chmod(0o644)
+            temporary.replace(path)
+            return True
+
+    def _adoption(self) -> int:
+        try:
+            return self._read_marker()
+        except FileNotFoundError:
+            return self._begin()
+        except DamagedError as error:
+            logger.warning(
+                "Damaged %s (%s): entries without a checksum are not used.", self._marker, error.reason
+            )
+            with contextlib.suppress(UserError):
+                self._mark(0)
+        except OSError:
+            # Whoever writes here says in a sentence what is wrong.
+            pass
+        return 0
+
+    def _read_marker(self) -> int:
+        fields = checked_json(self._marker, self._marker.read_bytes())
+        if fields.get("format", _FORMAT) != _FORMAT:
+            raise UserError(
+                f"{self.root} is of format {fields['format']}, and this version reads {_FORMAT}. "
+                "Update mergeability, or set paths.store to another folder."
+            )
+        if set(fields) != {"checksum", "format", "adopts_before_ns"}:
+            raise DamagedError(self._marker, "it does not say when it was made")
+        return fields["adopts_before_ns"]
+
+    def _begin(self) -> int:
+        """Mark a folder that has entries already; a new one is marked with its first entry."""
+        if not self._has_entries():
+            return 0
+        for path in self.root.glob("[!.]*/*/.*.partial"):
+            _remove_left_over(path)
+        try:
+            self._mark(None)
+            return self._read_marker()
+        except (UserError, OSError):
+            # A folder that can only be read.
+            return time.time_ns()
+
+    def _has_entries(self) -> bool:
+        if not self.root.is_dir():
+            return False
+        return any(path.is_dir() and not path.name.startswith(".") for path in self.root.iterdir())
+
+    def _mark(self, adopts_before: int | None) -> None:
+        """Write the marker; None stands for now, by the clock that also dates the entries."""
+        with self.temporary(self._marker) as temporary:
+            if adopts_before is None:
+                adopts_before = temporary.stat().st_mtime_ns
+            temporary.write_bytes(sealed_json({"format": _FORMAT, "adopts_before_ns": adopts_before}))
+            temporary.chmod(0o644)
+            if not _linked(temporary, self._marker):
+                self.replace(temporary, self._marker, lambda: not self._is_marked())
+
+    def _is_marked(self) -> bool:
+        try:
+            self._read_marker()
+        except (DamagedError, OSError):
+            return False
+        return True
+
+    def _sweep(self) -> None:
+        """Remove what killed processes left, once a process."""
+        if self.root.absolute() not in _SWEPT:
+            _SWEPT.add(self.root.absolute())
+            for path in self._temporary.glob("*.partial"):
+                _remove_left_over(path)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other processes and threads from replacing files of this folder, where the system has locks."""
+        with contextlib.ExitStack() as stack:
+            # Where there is no lock, the write itself says what is wrong, if anything is.
+            with contextlib.suppress(OSError):
+                _lock(stack.enter_context(_opened(self.root / ".lock")), wait=True)
+            yield
+
+
+def _lock(file: BinaryIO, *, wait: bool) -> bool:
+    """Lock an open file until it is closed; say whether that succeeded."""
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a lock's file, which may be another user's: reading it is enough to lock it."""
+    try:
+        return path.open("ab")
+    except PermissionError:
+        return path.open("rb")
+
+
+def _linked(temporary: Path, path: Path) -> bool:
+    """Give a file its name unless something has it; False also where there are no hard links."""
+    try:
+        os.link(temporary, path)
+    except OSError:
+        return False
+    return True
+
+
+def _remove_left_over(path: Path) -> None:
+    """Remove a temporary file that is old and that no process holds."""
+    with contextlib.suppress(OSError), path.open("r+b") as file:
+        age = time.time() - os.fstat(file.fileno()).st_mtime
+        if age > _LEFT_OVER and _lock(file, wait=False):
+            path.unlink()

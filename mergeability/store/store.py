@@ -1,0 +1,255 @@
+"""A content-addressed cache: whatever was computed once is found again, by any run and any process.
+
+A value is filed under the SHA-256 of its key, and the key holds everything the value depends on (hashes of
+checkpoints and data, every option, a version of the algorithm). So an entry never goes stale: changed input
+is another key. Writes go to a temporary file that then gets the entry's name, unless another process was first:
+a reader sees a whole entry or none, and keeps the one it has opened. Each entry is checked when a process first
+uses it (`store.entries`), and a damaged one is computed again.
+"""
+
+import json
+import logging
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergeability.errors import UserError
+from mergeability.files import digest
+from mergeability.store.entries import DamagedError, RecordEntry, StoreEntry, TensorEntry, hash_without_seal
+from mergeability.store.folder import StoreFolder
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from mergeability.weights.safetensors_file import TensorFile
+
+logger = logging.getLogger(__name__)
+
+# States of files that this process has checked.
+_CHECKED: set[tuple[Path, int, int, int]] = set()
+
+
+class Store:
+    """Keep computed tensors and records on disk, keyed by content.
+
+    Args:
+        root: folder of the store; `None` keeps everything in memory, for notebooks and tests.
+
+    Attributes:
+        computed: how many entries of each kind this process computed.
+        found: how many entries of each kind it found ready.
+    """
+
+    def __init__(self, root: str | Path | None = None) -> None:
+        self.root = None if root is None else Path(root)
+        self.computed: Counter[str] = Counter()
+        self.found: Counter[str] = Counter()
+        self._memory: dict[tuple[str, str], Any] = {}
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def content_hash(path: Path) -> str:
+        """Hash an entry's file as it was written, before it got its checksum: SHA-256, 64 hexadecimal digits."""
+        return hash_without_seal(path)
+
+    def path(self, kind: str, key: Mapping[str, Any], suffix: str) -> Path:
+        """Say where an entry lies: `<root>/<kind>/<2 digits>/<64 digits><suffix>`.
+
+        Raises:
+            UserError: the store lives in memory.
+        """
+        if self.root is None:
+            raise UserError("A store in memory has no files: give it a folder.")
+        name = digest(key)
+        return self.root / kind / name[:2] / f"{name}{suffix}"
+
+    def arrays(
+        self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, "Tensor"]]
+    ) -> dict[str, "Tensor"]:
+        """Return the named tensors filed under `key`, computing and keeping them the first time."""
+        if self.root is None:
+            return dict(self._remember(kind, key, compute))
+        if self._found(self._tensors(kind, key)):
+            return self.read(kind, key)
+        return self._compute(kind, key, compute) or self.read(kind, key)
+
+    def ensure(
+        self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, "Tensor"]]
+    ) -> None:
+        """See to it that tensors are filed under `key`, without keeping those that are there in memory."""
+        if self.root is None:
+            self._remember(kind, key, compute)
+        elif not self._found(self._tensors(kind, key)):
+            self._compute(kind, key, compute)
+
+    def ensure_written(self, kind: str, key: Mapping[str, Any], write: Callable[[Path], None]) -> None:
+        """See to it that a file of tensors is filed under `key`; `write` makes it at a path, piece by piece.
+
+        Raises:
+            UserError: the store lives in memory, or the disk is full.
+        """
+        entry = self._tensors(kind, key)
+        if not self._found(entry):
+            self._file(entry, write)
+            self._count(self.computed, kind)
+
+    def read(self, kind: str, key: Mapping[str, Any]) -> dict[str, "Tensor"]:
+        """Read the tensors that `ensure` has seen to.
+
+        Raises:
+            UserError: nothing is filed under `key`, or it is damaged.
+        """
+        if self.root is None:
+            return dict(self._memory[kind, digest(key)])
+        file = self.file(kind, key)
+        return {name: file.tensor(name) for name in file.entries}
+
+    def file(self, kind: str, key: Mapping[str, Any]) -> "TensorFile":
+        """Open the file of tensors that `ensure` has seen to.
+
+        Raises:
+            UserError: nothing is filed under `key`, it is damaged, or the store lives in memory.
+        """
+        from mergeability.weights.safetensors_file import TensorFile
+
+        entry = self._tensors(kind, key)
+        try:
+            self._check(entry)
+        except OSError as error:
+            raise UserError(f"Cannot read {entry.path}: {error.strerror or error}. Start again.") from error
+        return TensorFile(entry.path)
+
+    def reader(self, kind: str, key: Mapping[str, Any]) -> Callable[[str, int, int], "np.ndarray"]:
+        """Return a function (name, start, stop) that reads a range of one flattened tensor of an entry, as float32.
+
+        Raises:
+            UserError: nothing is filed under `key`, or it is damaged.
+        """
+        if self.root is None:
+            tensors = self._memory[kind, digest(key)]
+            return lambda name, start, stop: tensors[name].flatten()[start:stop].float().numpy()
+        return self.file(kind, key).read_float32
+
+    def record(
+        self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """Return the JSON-able record filed under `key`, computing and keeping it the first time."""
+        if self.root is None:
+            return dict(self._remember(kind, key, compute))
+        entry = RecordEntry(self.path(kind, key, RecordEntry.suffix), kind, key)
+        if self._found(entry):
+            return entry.value()
+        value = dict(compute())
+        self._count(self.computed, kind)
+        text = json.dumps({"key": key, "value": value}, allow_nan=False)
+        filed = self._file(entry, lambda path: path.write_text(text, encoding="utf-8"))
+        return value if filed else entry.value()
+
+    @cached_property
+    def _folder(self) -> StoreFolder:
+        assert self.root is not None
+        return StoreFolder(self.root)
+
+    def _tensors(self, kind: str, key: Mapping[str, Any]) -> TensorEntry:
+        return TensorEntry(self.path(kind, key, TensorEntry.suffix), kind, key)
+
+    def _compute(
+        self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, "Tensor"]]
+    ) -> dict[str, "Tensor"] | None:
+        """Compute and file tensors; None where another process was first, whose tensors are then used."""
+        from mergeability.weights.safetensors_file import write_tensors
+
+        tensors = {name: tensor.contiguous() for name, tensor in compute().items()}
+        self._count(self.computed, kind)
+        entry = self._tensors(kind, key)
+        filed = self._file(entry, lambda path: write_tensors(tensors, path, entry.metadata))
+        return tensors if filed else None
+
+    def _found(self, entry: StoreEntry) -> bool:
+        """Say whether a whole entry is filed; a damaged one is reported, and counts as none."""
+        try:
+            self._check(entry)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except (DamagedError, OSError) as error:
+            reason = error.reason if isinstance(error, DamagedError) else error.strerror
+            logger.warning("Damaged entry %s (%s): computing it again.", entry.path, reason)
+            return False
+        self._count(self.found, entry.kind)
+        return True
+
+    def _check(self, entry: StoreEntry) -> None:
+        """Check an entry the first time that this process uses it.
+
+        Raises:
+            DamagedError: it is not what was filed.
+            OSError: it is not there, or cannot be read.
+        """
+        folder, state = self._folder, _state(entry.path)
+        if state not in _CHECKED:
+            if not self._is_sealed(entry):
+                self._adopt(folder, entry)
+                state = _state(entry.path)
+            _CHECKED.add(state)
+
+    def _is_sealed(self, entry: StoreEntry) -> bool:
+        """Check an entry; say whether it has a checksum, without which only old ones are believed."""
+        sealed = entry.check()
+        if not sealed and entry.path.stat().st_mtime_ns >= self._folder.adopts_before:
+            raise DamagedError(entry.path, "it has no checksum")
+        return sealed
+
+    def _adopt(self, folder: StoreFolder, entry: StoreEntry) -> None:
+        """Give an entry of version 0.1.0 its checksum; in a folder that can only be read it stays as it is."""
+        try:
+            with folder.temporary(entry.path) as temporary:
+                shutil.copyfile(entry.path, temporary)
+                entry.seal(temporary)
+                folder.replace(temporary, entry.path, lambda: not self._is_sealed(entry))
+        except UserError as error:
+            logger.debug("%s stays without a checksum: %s", entry.path, error)
+
+    def _file(self, entry: StoreEntry, write: Callable[[Path], Any]) -> bool:
+        """File what is written at a path unless another process was first; say whether it was filed."""
+        with self._folder.temporary(entry.path) as temporary:
+            write(temporary)
+            entry.seal(temporary)
+            filed = self._folder.publish(temporary, entry.path, lambda: self._is_whole(entry))
+        _CHECKED.add(_state(entry.path))
+        return filed
+
+    def _is_whole(self, entry: StoreEntry) -> bool:
+        try:
+            self._is_sealed(entry)
+        except (DamagedError, OSError):
+            return False
+        return True
+
+    def _remember(self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, Any]]) -> Any:
+        place = (kind, digest(key))
+        if place in self._memory:
+            self._count(self.found, kind)
+        else:
+            self._memory[place] = dict(compute())
+            self._count(self.computed, kind)
+        return self._memory[place]
+
+    def _count(self, counter: Counter[str], kind: str) -> None:
+        # Worker threads share a store, and `+= 1` is two steps.
+        with self._lock:
+            counter[kind] += 1
+
+
+def _state(path: Path) -> tuple[Path, int, int, int]:
+    """Tell one state of a file from another.
+
+    Raises:
+        OSError: there is none, or it cannot be looked at.
+    """
+    status = path.stat()
+    return path, status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,0 +1,95 @@
+"""How many threads PyTorch computes with: as many as there are idle cores, decided before torch is imported.
+
+OpenMP's threads wait for each other by spinning. Where another program holds a core, the thread that has one burns it
+while the other waits for its turn, thousands of times a second: two threads beside six busy programs trained a mini
+model fourteen times slower than alone, one thread two to seven times (`docs/decisions/0017-threads.md`).
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+# Variables by which a user chooses: where one is set, nothing is changed.
+_CHOICES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+# Below this many seconds, a measurement of how busy the cores are says little.
+_LEAST = 0.2
+_PROC = Path("/proc/stat")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How long the cores have been idle, as far as the system tells.
+
+    Attributes:
+        when: seconds of the clock.
+        idle: seconds that the cores of this process were idle, summed over cores; None where that is not known.
+        own: seconds of processor time that this process has used.
+    """
+
+    when: float
+    idle: float | None
+    own: float
+
+
+def sample() -> Sample:
+    """Read the cores' idle time now."""
+    return Sample(time.monotonic(), _idle_seconds(), time.process_time())
+
+
+def choose_threads(
+    began: Sample, cores: int, environment: MutableMapping[str, str] = os.environ
+) -> int | None:
+    """Set OMP_NUM_THREADS to the number of cores that other programs leave idle, at least 1.
+
+    Args:
+        began: a sample taken when the command started; idle time since then is what counts.
+        cores: the cores that this process may use.
+        environment: where the variable is set.
+
+    Returns:
+        The number; None where nothing was set: the user has chosen, torch is imported already, all cores are idle, or
+        the system does not tell.
+    """
+    if any(name in environment for name in _CHOICES) or "torch" in sys.modules:
+        return None
+    time.sleep(max(0.0, _LEAST - (time.monotonic() - began.when)))
+    threads = idle_cores(began, sample(), cores)
+    if threads is None or threads >= cores:
+        return None
+    environment["OMP_NUM_THREADS"] = str(threads)
+    logger.info(
+        "Computing with %d of %d cores: other programs use the rest (OMP_NUM_THREADS=%d chooses all).",
+        threads,
+        cores,
+        cores,
+    )
+    return threads
+
+
+def idle_cores(began: Sample, ended: Sample, cores: int) -> int | None:
+    """Return how many cores were free for this process between two samples, at least 1; None where unknown."""
+    if began.idle is None or ended.idle is None or ended.when <= began.when:
+        return None
+    free = (ended.idle - began.idle + ended.own - began.own) / (ended.when - began.when)
+    return min(max(1, round(free)), cores)
+
+
+def _idle_seconds() -> float | None:
+    """Sum the idle time of the cores this process may use, from Linux's /proc/stat."""
+    try:
+        lines = _PROC.read_text(encoding="ascii").splitlines()
+        ours = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+        ticks = os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, ValueError):
+        # No such file or call: not Linux.
+        return None
+    fields = [line.split() for line in lines]
+    # user, nice, system, idle, iowait, …: a core that waits for a disk is free to compute.
+    found = [int(one[4]) + int(one[5]) for one in fields if one and one[0] in ours]
+    return sum(found) / ticks if len(found) == len(ours) else None
