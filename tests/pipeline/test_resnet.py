@@ -53,7 +53,9 @@ def analysed(command, root, folder, model, *more):
 def merged(root, command, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     methods = "merge=[average,ties,tsv,iso_c,regmean,fisher]"
-    table = analysed(command, root, folder, TINY, methods, "profile.matricize=conv", "save=true")
+    # How predictors fare does not depend on the architecture; two of them, and a short study.
+    few = ("predictor=[additive,ridge]", "prediction.permutations=9", "prediction.ablation=false")
+    table = analysed(command, root, folder, TINY, methods, "profile.matricize=conv", "save=true", *few)
     return folder, table
 
 
