@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mergeability.errors import UserError
 from mergeability.profiles.profiles import Profiles
-from mergeability.task_vectors.vectors import TaskVectors, is_running_statistic
+from mergeability.task_vectors.parameters import is_running_statistic
+from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights.checkpoints import Checkpoint
 
 logger = logging.getLogger(__name__)

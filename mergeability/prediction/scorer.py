@@ -70,7 +70,7 @@ class Scorer:
     Attributes:
         target: the outcome, `norm_acc` or `acc`.
         tasks: whose pairs it was fitted on.
-        evidence: fits on several sets of metrics, the largest first: a table without images has fewer.
+        evidence: fits on several sets of metrics, the largest first: a table without data has fewer.
     """
 
     target: str

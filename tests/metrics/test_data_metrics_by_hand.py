@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from mergeability.data.inputs import Inputs
 from mergeability.metrics.measure import CATEGORIES, EXTRA, SHARED, measure
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
@@ -106,7 +107,10 @@ class Case:
         paths = {task: self.folder / f"{task}.safetensors" for task in ("base", *self.samples)}
         vectors = TaskVectors.load({task: paths[task] for task in self.samples}, paths["base"])
         heads = {task: head.float() for task, head in self.heads.items()}
-        samples = {task: (images.float(), labels) for task, (images, labels) in self.samples.items()}
+        samples = {
+            task: Inputs({"images": images.float()}, labels)
+            for task, (images, labels) in self.samples.items()
+        }
         views = Views(PatchEncoder(), heads, samples, batch_size=batch_size)
         return measure(Profiles(vectors, views), metrics)
 

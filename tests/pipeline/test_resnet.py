@@ -11,7 +11,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from mergeability.profiles.activations import mean_activation
+from mergeability.data.image_cache import prepared
+from mergeability.data.inputs import Inputs
+from mergeability.profiles.activations import sample_activations
+from mergeability.store import Store
 from mergeability.weights import checkpoints
 from mergeability.weights.checkpoints import Checkpoint
 
@@ -120,9 +123,9 @@ def test_running_statistics_of_a_saved_merge_are_those_of_the_tasks_images(root,
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfgs = [compose("train", [f"task={task}", *TINY, *SIZES]) for task in ("digits", "letters")]
     model = instantiate(cfgs[0].model, _convert_="all")
-    images = torch.cat(
-        [model.preprocess(instantiate(c.task, _convert_="all").split("validation").images) for c in cfgs]
-    )
+    tasks = [instantiate(cfg.task, _convert_="all") for cfg in cfgs]
+    held_out = [prepared(task, "validation", model.resize, model.image_size, Store()) for task in tasks]
+    images = torch.cat([model.preprocess(found.images) for found in held_out])
     outputs = torch.nn.functional.conv2d(images, state["visual.conv1.weight"], stride=2, padding=1).double()
     np.testing.assert_allclose(
         state["visual.bn1.running_mean"], outputs.mean((0, 2, 3)), rtol=1e-3, atol=1e-4
@@ -144,7 +147,8 @@ def test_activations_are_the_last_feature_map_averaged_over_its_places(root):
     with torch.no_grad():
         features = encoder.layer4(encoder.layer3(encoder.layer2(encoder.layer1(encoder.stem(images)))))
     assert features.shape == (5, 256, 3, 3)
-    found = mean_activation(encoder, encoder.state_dict(), images, batch_size=2)
+    rows = sample_activations(encoder, encoder.state_dict(), Inputs({"images": images}), batch_size=2)
+    found = rows.double().mean(0)
     np.testing.assert_allclose(found, features.double().mean((0, 2, 3)), rtol=1e-5, atol=1e-7)
 
 
