@@ -79,6 +79,17 @@ def _copied(frame, held_out):
     return frame.assign(third=frame["third"].where(~rows, 100 * frame["acc_ties"]))
 
 
+CLEAN = {}
+
+
+def _clean(name, predictor, protocol, label):
+    """Return the state of the fits on the clean table; kept, since every way of spoiling is compared with it."""
+    key = name, repr(protocol), label
+    if key not in CLEAN:
+        CLEAN[key] = _state(predictor, _pairs(), protocol, label)
+    return CLEAN[key]
+
+
 def _state(predictor, frame, protocol, label):
     """All that the fits of one fold learned: predictions of fixed rows, chosen strengths, weights."""
     table = PairTable.validate(frame, METRICS, ["acc_ties", "acc_average"])
@@ -114,10 +125,8 @@ def test_every_predictor_of_the_configuration_is_looked_at(predictors):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("spoil", [_garbage, _copied])
 def test_pairs_of_a_left_out_task_move_nothing_of_its_fold(predictors, name, spoil):
-    frame = _pairs()
-    clean, spoiled = (
-        _state(predictors[name], one, LeaveOneTaskOut(), "c") for one in (frame, spoil(frame, {"c"}))
-    )
+    clean = _clean(name, predictors[name], LeaveOneTaskOut(), "c")
+    spoiled = _state(predictors[name], spoil(_pairs(), {"c"}), LeaveOneTaskOut(), "c")
     assert not _differs(clean, spoiled)
 
 
@@ -128,26 +137,23 @@ def test_pairs_of_two_left_out_tasks_move_nothing_of_their_fold(predictors, name
     for protocol, held_out in ((LeaveTwoTasksOut(), ("c", "e")), (DisjointHalves(repeats=1), None)):
         held_out = held_out or next(iter(protocol.folds(frame[["task_a", "task_b"]].to_numpy()))).held_out
         label = "+".join(held_out)
-        clean, spoiled = (
-            _state(predictors[name], one, protocol, label) for one in (frame, spoil(frame, set(held_out)))
-        )
+        clean = _clean(name, predictors[name], protocol, label)
+        spoiled = _state(predictors[name], spoil(frame, set(held_out)), protocol, label)
         assert not _differs(clean, spoiled)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_planted_leak_is_seen_in_every_predictor(predictors, name):
     """The same comparison, of a protocol that fits what it validates: it must find the difference."""
-    frame = _pairs()
-    clean, spoiled = (
-        _state(predictors[name], one, Leaking(), "c") for one in (frame, _garbage(frame, {"c"}))
-    )
+    clean = _clean(name, predictors[name], Leaking(), "c")
+    spoiled = _state(predictors[name], _garbage(_pairs(), {"c"}), Leaking(), "c")
     assert _differs(clean, spoiled)
 
 
 @pytest.mark.parametrize("name", ["ridge", "lasso", "elastic_net", "ols", "dyadic"])
 def test_a_planted_copy_of_the_outcome_is_seen_where_metrics_are_weighed(predictors, name):
-    frame = _pairs()
-    clean, spoiled = (_state(predictors[name], one, Leaking(), "c") for one in (frame, _copied(frame, {"c"})))
+    clean = _clean(name, predictors[name], Leaking(), "c")
+    spoiled = _state(predictors[name], _copied(_pairs(), {"c"}), Leaking(), "c")
     assert _differs(clean, spoiled)
 
 

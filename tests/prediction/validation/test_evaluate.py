@@ -279,6 +279,7 @@ def test_closed_forms_give_the_published_tables_figures(published):
     np.testing.assert_allclose(normalised["additive"], [0.847, 0.981, 0.715, 0.997, 0.844], atol=5.1e-4)
 
 
+@pytest.mark.slow  # one method and fewer seeds of the same in test_published.py
 def test_iterative_fits_come_close_to_the_published_tables_means(published):
     """Neither the published starts nor the reference grid of strengths is known, hence no third digit."""
     l1 = Pearson(
