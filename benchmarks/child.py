@@ -106,9 +106,16 @@ def direct(
 
     options: dict[str, Any] = {}
     if memory_budget is not None:
-        if "memory_budget" not in inspect.signature(Profiles).parameters:
+        parameters = inspect.signature(Profiles).parameters
+        if "run" in parameters:
+            from mergeability.context import Run
+
+            options["run"] = Run(memory_budget=memory_budget)
+        elif "memory_budget" in parameters:
+            # Versions before the context of a run.
+            options["memory_budget"] = memory_budget
+        else:
             return {"skipped": "this version of Profiles takes no memory_budget"}
-        options["memory_budget"] = memory_budget
     watch = Stopwatch()
     vectors = TaskVectors.load(models, base=base, store=Store(store))
     table = measure(Profiles(vectors, **options))

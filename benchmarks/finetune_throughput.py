@@ -25,6 +25,8 @@ from torch.nn.functional import cross_entropy
 from benchmarks import models
 from benchmarks.machine import machine, versions
 from mergeability.commands.train import quiet_lightning
+from mergeability.context import Run
+from mergeability.data.inputs import Inputs
 from mergeability.data.tasks import Images
 from mergeability.finetuning.data import TaskDataModule
 from mergeability.finetuning.module import FineTuningModule, TrainingSettings
@@ -181,10 +183,11 @@ def metrics(size: models.Size, count: int, device: str) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(2)
         heads = {task: torch.randn(_CLASSES, size.projection, generator=generator) for task in suite.models}
         one = images(tower, _SAMPLES)
-        calibration = {task: (normalise(one.images), one.labels) for task in suite.models}
+        calibration = {task: Inputs({"images": normalise(one.images)}, one.labels) for task in suite.models}
         views = Views(tower.eval(), heads, calibration)
         began = time.perf_counter()
-        table = measure(Profiles(TaskVectors.load(suite.models, suite.base), views, device=device), PAPER)
+        vectors = TaskVectors.load(suite.models, suite.base)
+        table = measure(Profiles(vectors, views, Run(device=device)), PAPER)
         seconds = time.perf_counter() - began
     return {
         "models": count,

@@ -135,18 +135,3 @@ def _finished(pool: ThreadPoolExecutor, futures: list[Future[Result]]) -> Iterat
     finally:
         # After an error or an interrupt, nothing that has not begun begins.
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def work(
-    items: Sequence[Item],
-    do: Callable[[Item], object],
-    *,
-    description: str,
-    memory: int,
-    memory_budget: float | int,
-    progress: Progress = no_progress,
-) -> None:
-    """Do every item with a context made of these arguments."""
-    Run(progress=progress, memory_budget=memory_budget).map(
-        do, list(items), description=description, memory=memory
-    )

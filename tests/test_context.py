@@ -1,20 +1,17 @@
-"""One loop over heavy units: every item once, results in order, within the budget, on the cores there are."""
-
 import threading
 import time
 
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from mergeability import context
-from mergeability.context import Clock, Run
+from mergeability import context as workers
+from mergeability.context import Run
 from mergeability.errors import UserError
 
 SMALL = {"description": "things", "memory": 2**20}
 
 
-@pytest.mark.parametrize("memory", [2**20, None])
-def test_every_item_is_done_once_and_shown_and_results_are_in_order(memory):
+def test_every_item_is_done_once_and_shown():
     done, shown = [], []
 
     def progress(items, description, total):
@@ -23,30 +20,42 @@ def test_every_item_is_done_once_and_shown_and_results_are_in_order(memory):
             shown.append("one")
             yield item
 
-    def square(item):
-        done.append(item)
-        return item**2
-
-    run = Run(progress=progress)
-    found = run.map(square, range(20), description="things", memory=memory)
-    assert found == [item**2 for item in range(20)]
+    Run(memory_budget=1, progress=progress).map(done.append, range(20), **SMALL)
     assert sorted(done) == list(range(20))
     assert shown == [("things", 20), *["one"] * 20]
-    assert run.map(square, [], description="things", memory=memory) == []
+    assert Run().map(done.append, [], **SMALL) == []
 
 
-def test_units_that_use_all_cores_run_one_after_the_other_in_order():
+@pytest.mark.parametrize("memory", [None, 2**20])
+def test_results_are_in_the_order_of_the_items(monkeypatch, memory):
+    monkeypatch.setattr(workers, "cores", lambda: 4)
+    items = list(range(50))
+    found = Run(memory_budget=1).map(lambda item: item**2, items, description="things", memory=memory)
+    assert found == [item**2 for item in items]
+
+
+def test_without_a_size_one_runs_after_the_other_with_all_threads():
     done = []
-    Run().map(done.append, range(30), description="models")
-    assert done == list(range(30))
+
+    def do(item):
+        done.append((item, threading.current_thread()))
+
+    Run().map(do, range(20), description="things")
+    assert done == [(item, threading.main_thread()) for item in range(20)]
+
+
+@pytest.mark.parametrize("budget", [0, -1, float("inf"), float("nan"), True, "4"])
+def test_a_memory_budget_is_a_positive_number(budget):
+    with pytest.raises(UserError, match="Expected memory_budget to be a positive number"):
+        Run(memory_budget=budget)
 
 
 def test_the_order_differs_so_that_processes_do_not_follow_each_other(monkeypatch):
-    monkeypatch.setattr(context, "cores", lambda: 1)
+    monkeypatch.setattr(workers, "cores", lambda: 1)
     orders = []
     for _ in range(2):
         done = []
-        Run().map(done.append, range(30), **SMALL)
+        Run(memory_budget=1).map(done.append, range(30), **SMALL)
         orders.append(done)
     assert orders[0] != orders[1]
 
@@ -55,7 +64,7 @@ def test_the_order_differs_so_that_processes_do_not_follow_each_other(monkeypatc
     ("memory", "budget", "expected"), [(2**28, 1, 4), (2**29, 1, 2), (2**30, 1, 1), (1, 1, 6)]
 )
 def test_no_more_items_at_a_time_than_the_budget_holds(monkeypatch, memory, budget, expected):
-    monkeypatch.setattr(context, "cores", lambda: 6)
+    monkeypatch.setattr(workers, "cores", lambda: 6)
     lock, now, most = threading.Lock(), 0, 0
 
     def do(_item):
@@ -77,7 +86,7 @@ def test_an_item_beyond_the_budget_is_refused():
 
 
 def test_an_error_ends_the_work_and_is_the_workers_own(monkeypatch):
-    monkeypatch.setattr(context, "cores", lambda: 2)
+    monkeypatch.setattr(workers, "cores", lambda: 2)
     done = []
 
     def do(item):
@@ -86,7 +95,7 @@ def test_an_error_ends_the_work_and_is_the_workers_own(monkeypatch):
         done.append(item)
 
     with pytest.raises(UserError, match="something is wrong"):
-        Run().map(do, range(1000), **SMALL)
+        Run(memory_budget=1).map(do, range(1000), **SMALL)
     assert len(done) < 10
 
 
@@ -96,25 +105,6 @@ def test_linear_algebra_has_one_thread_per_worker_and_gets_its_threads_back():
 
     with threadpool_limits(2, "blas"):
         inside = []
-        Run().map(lambda _: inside.extend(threads()), [1], **SMALL)
+        Run(memory_budget=1).map(lambda _: inside.extend(threads()), [1], **SMALL)
         assert set(inside) == {1}
         assert set(threads()) == {2}
-
-
-@pytest.mark.parametrize("budget", [0, -1, float("nan"), float("inf"), True, "4", None])
-def test_a_budget_that_is_none_is_refused(budget):
-    with pytest.raises(UserError, match="memory_budget to be a positive number of GiB"):
-        Run(memory_budget=budget)
-
-
-def test_a_run_knows_its_device_and_a_wrong_one_is_refused():
-    assert Run(device="cpu").device == "cpu"
-    with pytest.raises(UserError, match="Expected device"):
-        Run(device="tpu")
-
-
-def test_a_stage_takes_its_time():
-    clock = Clock()
-    with clock.stage("waiting"):
-        time.sleep(0.02)
-    assert clock.seconds["waiting"] >= 0.02

@@ -1,5 +1,6 @@
 from .calibration import calibration_sample as calibration_sample
 from .inputs import Images as Images
+from .inputs import Inputs as Inputs
 from .inputs import Source as Source
 from .real.layouts import Layout as Layout
 from .real.source import ImageSource as ImageSource

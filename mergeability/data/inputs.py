@@ -1,7 +1,7 @@
-"""Where a task's images come from: labelled images, and the one method every source has."""
+"""What models look at: labelled images and where they come from, and inputs of any kind, as an encoder takes them."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
@@ -12,6 +12,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from mergeability.errors import UserError
+from mergeability.weights.checkpoints import tensors_hash
 
 T = TypeVar("T")
 Split = Literal["train", "validation", "test"]
@@ -62,6 +63,78 @@ class Images:
         digest.update(self.images.contiguous().cpu().numpy().data)
         digest.update(self.labels.contiguous().cpu().numpy().data)
         return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Samples as an encoder takes them: tensors by name, one row per sample, and the samples' labels.
+
+    Attributes:
+        tensors: name → tensor; an encoder is called on them in their order.
+        labels: one per sample; None where nothing is classified.
+
+    Raises:
+        UserError: there is no tensor, one is called `labels`, or their lengths differ.
+
+    Example:
+        >>> samples = Inputs({"images": torch.zeros(3, 3, 8, 8)}, torch.tensor([0, 1, 1]))
+        >>> len(samples), [len(batch) for batch in samples.batches(2)]
+        (3, [2, 1])
+    """
+
+    tensors: Mapping[str, Tensor]
+    labels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tensors or "labels" in self.tensors:
+            raise UserError(
+                "Expected at least one tensor of inputs, under a name other than 'labels', "
+                f"got {', '.join(self.tensors) or 'none'}."
+            )
+        lengths = {name: len(tensor) for name, tensor in self._all.items()}
+        if len(set(lengths.values())) > 1:
+            named = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+            raise UserError(f"Expected one row per sample in each tensor of inputs: {named}.")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def __getitem__(self, chosen: Tensor | slice) -> "Inputs":
+        """Keep the samples of an index tensor, boolean mask or slice, in that order."""
+        return Inputs(
+            {name: tensor[chosen] for name, tensor in self.tensors.items()},
+            None if self.labels is None else self.labels[chosen],
+        )
+
+    def to(self, device: str | torch.device) -> "Inputs":
+        """Return the same samples on a device."""
+        return Inputs(
+            {name: tensor.to(device) for name, tensor in self.tensors.items()},
+            None if self.labels is None else self.labels.to(device),
+        )
+
+    def batches(self, size: int) -> Iterator["Inputs"]:
+        """Yield the samples in order, `size` at a time; the last batch may be smaller."""
+        return (self[start : start + size] for start in range(0, len(self), size))
+
+    def without_labels(self) -> "Inputs":
+        """Return the same samples without their labels."""
+        return Inputs(self.tensors)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all names, types, shapes and values, labels included."""
+        return tensors_hash(self._all)
+
+    @staticmethod
+    def joined(parts: Sequence["Inputs"]) -> "Inputs":
+        """Put samples of several tasks one after the other, without their labels."""
+        return Inputs({name: torch.cat([one.tensors[name] for one in parts]) for name in parts[0].tensors})
+
+    @property
+    def _all(self) -> dict[str, Tensor]:
+        labels = {} if self.labels is None else {"labels": self.labels}
+        return {**self.tensors, **labels}
 
 
 class Source(Protocol):

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from mergeability.errors import UserError
-from mergeability.profiles.activations import evaluation_mode
+from mergeability.profiles.encoders import evaluation_mode
 
 
 class _ReachedError(Exception):

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
+from mergeability.data.inputs import Inputs
 from mergeability.errors import UserError
 from mergeability.evaluation.evaluator import Judge
 from mergeability.evaluation.intervals import accuracy_variance, mean_interval, ratio_variance
@@ -22,7 +22,6 @@ from mergeability.profiles.views import Views
 from mergeability.progress import Progress
 from mergeability.provenance import class_name
 from mergeability.task_vectors.vectors import TaskVectors
-from mergeability.weights.checkpoints import tensors_hash
 
 TUNED_FROM = "tuned on the tasks' validation images"
 Save = Callable[["Trial", str, float, str, pd.DataFrame], None]
@@ -75,12 +74,12 @@ class Recalibration:
 
     def make(self, state: Mapping[str, Tensor], tasks: Sequence[str]) -> dict[str, Tensor]:
         """Return the state dict with new statistics."""
-        images = torch.cat([self.views.samples(task)[0] for task in sorted(tasks)])
-        return self.judge.recalibrated(state, images, tasks)
+        samples = Inputs.joined([self.views.samples(task) for task in sorted(tasks)])
+        return self.judge.recalibrated(state, samples.tensors["images"], tasks)
 
     def key(self, tasks: Sequence[str]) -> list[str]:
         """Say which images the statistics depend on."""
-        return [tensors_hash({"images": self.views.samples(task)[0]}) for task in sorted(tasks)]
+        return [self.views.samples(task).without_labels().fingerprint for task in sorted(tasks)]
 
 
 @dataclass

@@ -17,7 +17,8 @@ from mergeability.merging.method import (
     Preprocessing,
     check_alpha,
 )
-from mergeability.task_vectors.vectors import TaskVectors, is_running_statistic
+from mergeability.task_vectors.parameters import is_running_statistic
+from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights.checkpoints import Checkpoint
 
 

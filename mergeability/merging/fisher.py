@@ -10,8 +10,10 @@ from torch import Tensor
 
 from mergeability.merging.method import check_alpha, checked, with_data
 from mergeability.merging.stream import mean, stream
-from mergeability.profiles.profiles import Profiles, Read
-from mergeability.task_vectors.vectors import Parameter, TaskVectors
+from mergeability.profiles.fisher import Read
+from mergeability.profiles.profiles import Profiles
+from mergeability.task_vectors.parameters import Parameter
+from mergeability.task_vectors.vectors import TaskVectors
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Fisher:
         """Merge: return M in float32, by parameter name.
 
         Raises:
-            UserError: images or heads are missing, or a model's Fisher information is not finite.
+            UserError: inputs or heads are missing, or a model's Fisher information is not finite.
         """
         profiles = with_data(models, "Fisher-weighted averaging")
         task_vectors = checked(profiles)

@@ -11,9 +11,10 @@ from torch import Tensor
 from mergeability.errors import UserError
 from mergeability.merging.method import check_alpha, checked, with_data
 from mergeability.merging.stream import mean, stream
-from mergeability.profiles.linear_inputs import LinearPart
-from mergeability.profiles.profiles import Profiles, ReadGram
-from mergeability.task_vectors.vectors import Parameter, TaskVectors
+from mergeability.profiles.linear_inputs import LinearPart, ReadGram
+from mergeability.profiles.profiles import Profiles
+from mergeability.task_vectors.parameters import Parameter
+from mergeability.task_vectors.vectors import TaskVectors
 
 # Less than this on the diagonal does not hold a singular matrix off zero, in the precision of its entries.
 _LEAST_RIDGE = 0.01
@@ -24,9 +25,9 @@ class RegMean:
     """Merge each linear layer so that its outputs on the models' own inputs change least; average all else.
 
     M = (Σ G_t)⁻¹ Σ G_t τ_t for weights stored inputs × outputs, G_t = X_tᵀX_t with the off-diagonal entries
-    times `scale`, X_t the layer's inputs in model t on the calibration images of task t. With scale 1 it
+    times `scale`, X_t the layer's inputs in model t on the calibration samples of task t. With scale 1 it
     minimises Σ ‖X_t (W − W_t)‖². An input that is never active in any model is averaged; of several solutions
-    (scale 1 and few images) it is that nearest to the average, in units of each input's length.
+    (scale 1 and few samples) it is that nearest to the average, in units of each input's length.
 
     Attributes:
         scale: what the off-diagonal entries of G_t are multiplied by, in [0, 1].
@@ -48,7 +49,7 @@ class RegMean:
         """Merge: return M in float32, by parameter name.
 
         Raises:
-            UserError: images or heads are missing, or a model's inputs are not finite.
+            UserError: samples or heads are missing, or a model's inputs are not finite.
         """
         profiles = with_data(models, "RegMean")
         task_vectors = checked(profiles)

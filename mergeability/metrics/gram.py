@@ -60,9 +60,9 @@ def magnitude_ratio(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]
 def linear_cka(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
     """Compute the linear centred kernel alignment of two models' activations, in [0, 1].
 
-    ‖X_aᵀX_b‖²_F / (‖X_aᵀX_a‖_F ‖X_bᵀX_b‖_F), X_t the n×d activations of the pool's images (each the mean over
-    its tokens), less their mean over the images: the cosine of the flattened n×n kernels X_tX_tᵀ. 1 where the
-    images lie alike up to rotation and scale; NaN where a model places them all at one point. Kornblith et
+    ‖X_aᵀX_b‖²_F / (‖X_aᵀX_a‖_F ‖X_bᵀX_b‖_F), X_t the n×d activations of the pool's inputs (each the mean over
+    its tokens), less their mean over the inputs: the cosine of the flattened n×n kernels X_tX_tᵀ. 1 where the
+    inputs lie alike up to rotation and scale; NaN where a model places them all at one point. Kornblith et
     al. 2019, arXiv 1905.00414.
     """
     return cosine_similarity(profiles, "activation_kernel")

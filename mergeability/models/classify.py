@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from mergeability.data.tasks import Images
+from mergeability.data.inputs import Images, Inputs
 from mergeability.errors import UserError
+from mergeability.models.features import features
 
 
 @torch.inference_mode()
@@ -20,43 +21,43 @@ def correct(
     batch_size: int = 256,
     precision: torch.dtype = torch.float32,
 ) -> Bool[np.ndarray, " N"]:
-    """Say of each image whether its highest logit is the label's.
+    """Return for each image whether its highest logit is the label's.
 
-    The encoder is in evaluation mode meanwhile and as before afterwards. Features need no normalisation here:
-    it scales all logits of an image alike.
+    The encoder is put into evaluation mode, and back into its own afterwards. Features need no normalisation:
+    it would scale all logits of an image alike.
 
     Args:
         encoder: images → features.
         head: classes × features.
         preprocess: uint8 images → the encoder's input.
-        images: what to classify.
-        batch_size: images that pass at a time.
+        images: the images to classify.
+        batch_size: images per pass.
         precision: float32, or a shorter type for the products inside the encoder.
 
     Raises:
-        UserError: a logit is NaN or infinite: such an image would be taken for the first class.
+        UserError: a logit is NaN or infinite; such an image would count as one of the first class.
     """
     device = next(encoder.parameters()).device
     head, was_training = head.to(device), encoder.training
     encoder.eval()
-    found = []
+    right = []
     shorter = torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)
     try:
         for batch, labels in zip(
             images.images.split(batch_size), images.labels.split(batch_size), strict=True
         ):
             with shorter:
-                features = encoder(preprocess(batch.to(device))).float()
-            logits = features @ head.T
+                of_batch = features(encoder, Inputs({"images": preprocess(batch.to(device))})).float()
+            logits = of_batch @ head.T
             if not torch.isfinite(logits).all():
                 raise UserError(
                     "Expected finite logits, got NaN or Inf: the weights overflow on these images. "
                     "Merge at a smaller alpha, or train at a lower learning rate."
                 )
-            found.append(logits.argmax(dim=1).cpu() == labels)
+            right.append(logits.argmax(dim=1).cpu() == labels)
     finally:
         encoder.train(was_training)
-    return torch.cat(found).numpy()
+    return torch.cat(right).numpy()
 
 
 def accuracy(

@@ -1,4 +1,4 @@
-"""Zero-shot classification heads: what CLIP's text tower makes of class names."""
+"""Zero-shot classification heads: CLIP's text embeddings of class names."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,13 +18,13 @@ def zero_shot_head(
     class_names: Sequence[str],
     templates: Sequence[str],
 ) -> Float[Tensor, "classes dimension"]:
-    """Build the frozen linear head that classifies normalised image features.
+    """Build the frozen linear head that classifies normalised features.
 
     Row c is exp(logit_scale) · normalise(mean over templates t of normalise(text(t.format(c)))). With the
-    image features normalised too, logits = features @ head.T are scaled cosines.
+    features normalised too, logits = features @ head.T are scaled cosines.
 
     Args:
-        clip: an `open_clip.CLIP`; not imported here, which takes seconds that metrics alone need not wait.
+        clip: an `open_clip.CLIP`; not imported here, since that takes seconds and metrics do without.
         tokenize: sentences → tokens.
         class_names: one per row.
         templates: sentences with a `{}` for the name.
@@ -49,5 +49,5 @@ def zero_shot_head(
 def classify(
     features: Float[Tensor, "N dimension"], head: Float[Tensor, "classes dimension"]
 ) -> Float[Tensor, "N classes"]:
-    """Return the logits of image features that are not normalised yet."""
+    """Return the logits of features that are not normalised yet."""
     return normalize(features, dim=-1) @ head.T

@@ -1,46 +1,76 @@
 """The last stage of an analysis: predictors are studied, one is fitted for later runs, and an earlier one scores."""
 
 import logging
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import pandas as pd
 
+from mergeability.context import Run
 from mergeability.metrics.catalogue import CATEGORIES, WEIGHT_SPACE
 from mergeability.metrics.traits import documented_range
 from mergeability.pipeline.request import Request
-from mergeability.prediction import PredictionResult, Scorer, StudySettings, study_predictions
-from mergeability.prediction.pair_table import FINETUNED, PairTable, with_finetuned_accuracy
-from mergeability.prediction.scorer import transfer_table
+from mergeability.prediction import PairTable, PredictionResult, Scorer, StudySettings, study_predictions
+from mergeability.prediction.pair_table import FINETUNED, with_finetuned_accuracy
+from mergeability.prediction.scorer import fitted_target, transfer_table
 from mergeability.prediction.study import Known
 from mergeability.prediction.study_cache import from_record, study_key, to_record
-from mergeability.progress import Progress
-from mergeability.store import Store
 
 logger = logging.getLogger(__name__)
 FEWEST_FOR_PREDICTION = 4
 
 
-@dataclass
-class Clock:
-    """How long each stage took, in seconds."""
+@dataclass(frozen=True)
+class PairOutcomes:
+    """The table to predict from.
 
-    seconds: dict[str, float] = field(default_factory=dict)
+    Attributes:
+        pairs: one row per pair: metrics and outcomes.
+        metrics: names of its metric columns.
+        methods: merge methods with outcomes.
+        merged_sets: merges of more than two models, one row per set.
+    """
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time one stage."""
-        logger.info("%s …", name)
-        began = time.monotonic()
-        yield
-        self.seconds[name] = round(time.monotonic() - began, 2)
+    pairs: pd.DataFrame
+    metrics: Sequence[str]
+    methods: Sequence[str]
+    merged_sets: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The result of this stage.
+
+    Attributes:
+        pairs: the table predicted from, with the models' own accuracies where they are known.
+        study: scores of all predictors, and the tables about them; None where nothing was predicted.
+        fitted: the predictor for later runs.
+        notes: sentences about why nothing was predicted.
+    """
+
+    pairs: pd.DataFrame
+    study: PredictionResult | None = None
+    fitted: Scorer | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of all pairs by a predictor that an earlier run fitted.
+
+    Attributes:
+        scorer: the predictor.
+        scores: one row per pair.
+        transfer: comparison with outcomes, one row per method; empty where there are none.
+    """
+
+    scorer: Scorer
+    scores: pd.DataFrame
+    transfer: pd.DataFrame
 
 
 def with_own_accuracies(pairs: pd.DataFrame, models: pd.DataFrame) -> pd.DataFrame:
-    """Add the mean of the two models' own accuracies, fine-tuned and base: what is known before any merge."""
+    """Add the mean of the two models' own accuracies, fine-tuned and base: known before any merge."""
     own = {
         column: (
             pairs["task_a"].map(models[column]).to_numpy() + pairs["task_b"].map(models[column]).to_numpy()
@@ -52,84 +82,60 @@ def with_own_accuracies(pairs: pd.DataFrame, models: pd.DataFrame) -> pd.DataFra
 
 
 def predict_pairs(
-    pairs: pd.DataFrame,
-    merged_sets: pd.DataFrame,
-    request: Request,
-    methods: list[str],
-    sets: Sequence[tuple[str, ...]],
-    store: Store,
-    progress: Progress,
-    clock: Clock,
-) -> tuple[PredictionResult | None, Scorer | None, list[str]]:
-    """Predict the outcomes of pairs; or say in a sentence why not."""
+    outcomes: PairOutcomes, sets: Sequence[tuple[str, ...]], request: Request, run: Run
+) -> Predicted:
+    """Predict the outcomes of the merged pairs; without enough of them, return a note on the reason."""
     if not request.merges or not request.predictors:
-        return None, None, []
-    if not methods:
-        return (
-            None,
-            None,
-            ["Nothing was predicted: predictors are fitted on pairs, and no pair was merged."],
-        )
-    tasks = {task for one in sets if len(one) == 2 for task in one}
+        return Predicted(outcomes.pairs)
+    if not outcomes.methods:
+        note = "Nothing was predicted: predictors are fitted on pairs, and no pair was merged."
+        return Predicted(outcomes.pairs, notes=(note,))
+    tasks = {task for one in sets for task in one if len(one) == 2}
     if len(tasks) < FEWEST_FOR_PREDICTION:
         sentence = f"the chosen pairs have {len(tasks)} tasks, fewer than {FEWEST_FOR_PREDICTION}"
-        return None, None, [f"Nothing was predicted: {sentence}."]
-    metrics = list(request.metrics)
-    found = _predict(
-        pairs, merged_sets, metrics, methods, request, request.prediction, store, progress, clock
-    )
-    return *found, []
+        return Predicted(outcomes.pairs, notes=(f"Nothing was predicted: {sentence}.",))
+    return _predict(outcomes, request, request.prediction, run)
 
 
-def predict_table(
-    pairs: pd.DataFrame,
-    metrics: list[str],
-    methods: list[str],
-    rows: str,
-    request: Request,
-    store: Store,
-    progress: Progress,
-    clock: Clock,
-) -> tuple[pd.DataFrame, PredictionResult | None, Scorer | None]:
-    """Predict the outcomes of a ready table; return it with the models' own accuracies where it implies them."""
-    if not request.predictors or not methods:
-        return pairs, None, None
-    # Checks the tasks of the pairs first, which the accuracies are read from.
-    PairTable.validate(pairs, metrics, [])
-    pairs = with_finetuned_accuracy(pairs)
+def predict_table(outcomes: PairOutcomes, rows: str, request: Request, run: Run) -> Predicted:
+    """Predict the outcomes of a ready table, with the models' own accuracies where its outcomes imply them.
+
+    Args:
+        outcomes: the table.
+        rows: `per_method`, or `complete`: only pairs with an outcome for every method.
+        request: the predictors and their metrics.
+        run: the surroundings.
+
+    Raises:
+        UserError: as `PairTable.validate` does.
+    """
+    if not request.predictors or not outcomes.methods:
+        return Predicted(outcomes.pairs)
+    outcomes = replace(outcomes, pairs=with_finetuned_accuracy(outcomes.pairs))
     settings = replace(request.prediction, rows=rows)
-    found = _predict(pairs, pd.DataFrame(), metrics, methods, request, settings, store, progress, clock)
-    return pairs, *found
+    return _predict(outcomes, request, settings, run)
 
 
-def _predict(
-    pairs: pd.DataFrame,
-    merged_sets: pd.DataFrame,
-    metrics: list[str],
-    methods: list[str],
-    request: Request,
-    settings: StudySettings,
-    store: Store,
-    progress: Progress,
-    clock: Clock,
-) -> tuple[PredictionResult, Scorer]:
+def _predict(outcomes: PairOutcomes, request: Request, settings: StudySettings, run: Run) -> Predicted:
     """Study the predictors, once per table and choice of options, and fit the one that scores other pairs."""
-    known = Known(
-        {name: documented_range(metric) for name, metric in request.metrics.items()}, CATEGORIES, merged_sets
-    )
-    with clock.stage("predicting"):
-        record = store.record(
+    pairs, metrics, methods = outcomes.pairs, list(outcomes.metrics), list(outcomes.methods)
+    ranges = {name: documented_range(metric) for name, metric in request.metrics.items()}
+    known = Known(ranges, CATEGORIES, outcomes.merged_sets)
+    with run.clock.stage("predicting"):
+        targets = list(dict.fromkeys([*settings.targets, fitted_target(list(pairs.columns), methods)]))
+        table = PairTable.of(pairs, metrics, methods, targets, ranges, also=[FINETUNED])
+        record = run.store.record(
             "study",
             study_key(pairs, metrics, request.predictors, methods, settings, known),
             lambda: to_record(
-                study_predictions(pairs, metrics, request.predictors, methods, settings, known, progress)
+                study_predictions(table, metrics, request.predictors, methods, settings, known, run.progress)
             ),
         )
-        scorer = Scorer.fit(pairs, metrics, methods, [list(WEIGHT_SPACE)])
-    return from_record(record), scorer
+        fitted = Scorer.fit(table, metrics, methods, [list(WEIGHT_SPACE)])
+    return Predicted(pairs, from_record(record), fitted)
 
 
-def scored(scorer: Scorer, pairs: pd.DataFrame, request: Request) -> dict[str, Any]:
-    """Score every pair by the predictor that was asked for, and compare with outcomes where there are some."""
+def scored(scorer: Scorer, pairs: pd.DataFrame, request: Request) -> Scored:
+    """Score every pair by the fitted predictor of the request, and compare with outcomes where there are some."""
     scores = scorer.score(pairs, request.margin)
-    return {"scorer": scorer, "scores": scores, "transfer": transfer_table(scorer, pairs, scores)}
+    return Scored(scorer, scores, transfer_table(scorer, pairs, scores))

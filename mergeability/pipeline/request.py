@@ -11,13 +11,9 @@ from mergeability.evaluation.model_sets import MergeSets
 from mergeability.evaluation.scales import GRID, ScaleChoice
 from mergeability.merging.method import MergeMethod
 from mergeability.metrics.catalogue import Metric
-from mergeability.pipeline.suites import CheckpointSuite, TableSuite, TaskSuite
+from mergeability.pipeline.suites import CheckpointSuite, Layout, TableSuite, TaskSuite
 from mergeability.prediction.scorer import MARGIN
 from mergeability.prediction.study import StudySettings
-from mergeability.profiles.profiles import Profiles
-from mergeability.profiles.views import Views
-from mergeability.progress import Progress
-from mergeability.task_vectors.vectors import TaskVectors
 
 
 @dataclass(frozen=True)
@@ -51,19 +47,10 @@ class ProfileSettings:
                 f"Expected at least one calibration image, got merge_samples={self.merge_samples}."
             )
 
-    def profiles(
-        self, task_vectors: TaskVectors, views: Views | None, device: str, progress: Progress
-    ) -> Profiles:
-        """Make the evidence of these models."""
-        return Profiles(
-            task_vectors,
-            views,
-            split_qkv=self.split_qkv,
-            matricize=self.matricize,
-            memory_budget=self.memory_budget,
-            device=device,
-            progress=progress,
-        )
+    @property
+    def layout(self) -> Layout:
+        """How tensors are cut into parameters, for metrics and merges."""
+        return Layout(self.split_qkv, self.matricize)
 
 
 @dataclass(frozen=True)

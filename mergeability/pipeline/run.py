@@ -12,8 +12,10 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from mergeability.context import Clock, Run
 from mergeability.data.calibration import calibration_sample
 from mergeability.data.image_cache import prepared
+from mergeability.data.inputs import Inputs
 from mergeability.data.tasks import Images, Split, Task
 from mergeability.devices import chosen_device
 from mergeability.errors import UserError
@@ -37,7 +39,7 @@ from mergeability.models.clip import ClipModel
 from mergeability.pipeline.merge_writer import MergeWriter
 from mergeability.pipeline.predict import (
     FEWEST_FOR_PREDICTION,
-    Clock,
+    PairOutcomes,
     predict_pairs,
     predict_table,
     scored,
@@ -81,7 +83,8 @@ def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | Non
         case TableSuite() as suite:
             parts = _analyse_table(suite, request, store, progress, clock)
     if scorer is not None:
-        parts |= scored(scorer, parts["pairs"], request)
+        by_scorer = scored(scorer, parts["pairs"], request)
+        parts |= {"scorer": scorer, "scores": by_scorer.scores, "transfer": by_scorer.transfer}
     run = {
         **(facts or {}),
         **parts.pop("facts", {}),
@@ -101,32 +104,31 @@ def _analyse_tasks(
     # Models that no chosen pair has need not be there; all tasks' images stay the pool of the activations.
     whole, suite = suite, _with_tasks(suite, request, sets)
     with clock.stage("loading models and images"):
-        vectors = suite.load(store)
+        vectors = suite.load(store, request.profile.layout)
         heads = suite.heads()
         encoder = suite.model.architecture_only().visual
         views = _views(whole, request.profile, encoder, heads, store)
         judge = _judge(suite, request, encoder, heads, store)
     with clock.stage("measuring metrics"):
-        profiles = request.profile.profiles(vectors, views, request.device, progress)
+        profiles = Profiles(vectors, views, _surroundings(request, store, progress))
         table = measure(profiles, request.metrics, on_error=request.on_error)
     with clock.stage("evaluating models"):
         models = evaluate_models(vectors, judge)
         if suite.pixel_baseline:
             models["pixel_accuracy"] = _pixel_accuracies(suite, store, progress)
     with clock.stage("merging and evaluating"):
-        merge_vectors = _arranged(vectors, request.profile)
         evaluation = Evaluation(
-            merge_vectors,
+            vectors,
             judge,
             models,
             request.merging.scales,
-            profiles=_merge_profiles(suite, request, merge_vectors, judge, progress),
+            profiles=_merge_profiles(suite, request, vectors, judge, progress),
             recalibration=Recalibration(
                 judge, _views(suite, request.profile, encoder, heads, store, for_merging=True)
             )
             if has_batchnorm(encoder)
             else None,
-            save=_saver(merge_vectors, request, sets, suite.model),
+            save=_saver(vectors, request, sets, suite.model),
         )
         outcomes = evaluation.sets(request.merges, sets, progress)
     pairs = with_own_accuracies(_with_outcomes(table, request, sets, outcomes), models)
@@ -136,8 +138,11 @@ def _analyse_tasks(
         if len(outcomes.accuracies)
         else pd.DataFrame()
     )
-    prediction, fitted, without = predict_pairs(
-        pairs, merged_sets, request, methods, sets, store, progress, clock
+    predicted = predict_pairs(
+        PairOutcomes(pairs, list(request.metrics), methods, merged_sets),
+        sets,
+        request,
+        Run(store=store, progress=progress, clock=clock),
     )
     return {
         "models": models,
@@ -148,9 +153,9 @@ def _analyse_tasks(
         "metrics": list(request.metrics),
         "methods": outcomes.methods,
         "alphas": _alphas(outcomes),
-        "prediction": prediction,
-        "fitted": fitted,
-        "missing": [*_missing(table), *outcomes.notes, *without],
+        "prediction": predicted.study,
+        "fitted": predicted.fitted,
+        "missing": [*_missing(table), *outcomes.notes, *predicted.notes],
         "facts": {
             "base_sha256": vectors.base_hash,
             "checkpoint_sha256": vectors.hashes,
@@ -168,12 +173,12 @@ def _analyse_checkpoints(
     if request.merges:
         _check_merges_without_data(request)
     with clock.stage("measuring metrics"):
-        vectors = suite.load(store)
-        profiles = request.profile.profiles(vectors, None, request.device, progress)
+        vectors = suite.load(store, request.profile.layout)
+        profiles = Profiles(vectors, None, _surroundings(request, store, progress))
         table = measure(profiles, request.metrics, on_error=request.on_error)
     if request.merges:
         with clock.stage("merging"):
-            _merge_without_data(_arranged(vectors, request.profile), request, sets, progress)
+            _merge_without_data(vectors, request, sets, progress)
     return {
         "models": pd.DataFrame(),
         "pairs": table.reset_index(),
@@ -209,17 +214,20 @@ def _analyse_table(
             f"{suite.table} has no outcomes of {', '.join(absent)}; it has those of {', '.join(found) or 'no method'}."
         )
     methods = list(suite.methods or found)
-    pairs, prediction, fitted = predict_table(
-        pairs, names, methods, suite.rows, request, store, progress, clock
+    predicted = predict_table(
+        PairOutcomes(pairs, names, methods),
+        suite.rows,
+        request,
+        Run(store=store, progress=progress, clock=clock),
     )
     return {
         "models": pd.DataFrame(),
-        "pairs": pairs,
+        "pairs": predicted.pairs,
         "metrics": names,
         "methods": methods,
         "alphas": {},
-        "prediction": prediction,
-        "fitted": fitted,
+        "prediction": predicted.study,
+        "fitted": predicted.fitted,
     }
 
 
@@ -254,9 +262,8 @@ def _with_tasks(suite: TaskSuite, request: Request, sets: Sequence[tuple[str, ..
     return replace(suite, tasks={name: task for name, task in suite.tasks.items() if name in named})
 
 
-def _arranged(vectors: TaskVectors, profile: ProfileSettings) -> TaskVectors:
-    """Cut the tensors for merging as for the metrics: what is a matrix to one is so to the other."""
-    return vectors.arranged(split_qkv=profile.split_qkv, matricize=profile.matricize)
+def _surroundings(request: Request, store: Store, progress: Progress) -> Run:
+    return Run(store, progress, request.device, request.profile.memory_budget)
 
 
 def _judge(
@@ -297,13 +304,7 @@ def _merge_profiles(
     if not any(method.needs_data for method in request.merges.values()):
         return None
     views = _views(suite, request.profile, judge.encoder, judge.heads, judge.store, for_merging=True)
-    return Profiles(
-        vectors,
-        views,
-        memory_budget=request.profile.memory_budget,
-        device=request.device,
-        progress=progress,
-    )
+    return Profiles(vectors, views, _surroundings(request, judge.store, progress))
 
 
 def _saver(
@@ -394,7 +395,10 @@ def _views(
         )
         for name, task in suite.tasks.items()
     }
-    calibration = {name: (suite.model.preprocess(one.images), one.labels) for name, one in samples.items()}
+    calibration = {
+        name: Inputs({"images": suite.model.preprocess(one.images)}, one.labels)
+        for name, one in samples.items()
+    }
     return Views(
         encoder=encoder,
         heads=heads,

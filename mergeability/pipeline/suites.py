@@ -18,6 +18,27 @@ from mergeability.weights.hub import open_checkpoint
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How the checkpoints' tensors are cut into the parameters that metrics and merges see.
+
+    Attributes:
+        split_qkv: take the queries, keys and values of a fused attention for three parameters.
+        matricize: "conv" takes a convolution's kernel for the matrix out × (in·height·width).
+    """
+
+    split_qkv: bool = False
+    matricize: str | None = None
+
+    def of(self, vectors: TaskVectors) -> TaskVectors:
+        """Cut task vectors in this way."""
+        return vectors.with_layout(split_qkv=self.split_qkv, matricize=self.matricize)
+
+
+# Every tensor is one parameter.
+_AS_STORED = Layout()
+
+
+@dataclass(frozen=True)
 class TaskSuite:
     """Tasks, and where their fine-tuned models lie.
 
@@ -52,8 +73,8 @@ class TaskSuite:
         """The base model's weights."""
         return Path(self.checkpoints) / "base" / WEIGHTS
 
-    def load(self, store: Store) -> TaskVectors:
-        """Open the models' task vectors.
+    def load(self, store: Store, layout: Layout = _AS_STORED) -> TaskVectors:
+        """Open the models' task vectors, cut in a layout.
 
         Raises:
             UserError: models are missing (names the command that makes them), or changed since training.
@@ -85,7 +106,7 @@ class TaskSuite:
                     f"Since the model in {self.folder(task)} was trained, {' and '.join(changed)} changed. "
                     f"Run: {self.train_command} task={task} overwrite=true"
                 )
-        return vectors
+        return layout.of(vectors)
 
     def _files_exist(self, task: str) -> bool:
         return all((self.folder(task) / f"{name}.safetensors").is_file() for name in ("model", "head"))
@@ -119,19 +140,20 @@ class CheckpointSuite:
         ):
             raise UserError("suite.models names files: 'suite.models={a: a.safetensors, b: b.safetensors}'.")
 
-    def load(self, store: Store) -> TaskVectors:
-        """Open the task vectors.
+    def load(self, store: Store, layout: Layout = _AS_STORED) -> TaskVectors:
+        """Open the task vectors, cut in a layout.
 
         Raises:
             UserError: a model cannot be found, downloaded or read, or was made from another base.
         """
-        return TaskVectors.load(
+        vectors = TaskVectors.load(
             {str(name): open_checkpoint(source, store) for name, source in self.models.items()},
             base=open_checkpoint(self.base, store),
             store=store,
             warn_above=self.warn_above,
             refuse_above=self.refuse_above,
         )
+        return layout.of(vectors)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,15 @@
-"""The pair table: one row a pair of tasks, metrics as features, outcomes `<target>_<method>`."""
+"""The pair table: one row per pair of tasks, metrics as features, outcomes `<target>_<method>`."""
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
 from mergeability.errors import UserError
-from mergeability.prediction.validation.protocols import incidence, task_order
 
 TARGETS = ("norm_acc", "acc")
 MIN_TASKS = 4
@@ -37,7 +37,17 @@ class PairRows:
 
 @dataclass(frozen=True)
 class PairTable:
-    """A validated pair table. Only the named metrics are ever features; every other column stays out."""
+    """A validated pair table. Only the named metrics are ever features; every other column stays out.
+
+    The functions of this package that take a data frame make one of it (`of`) and pass it on, so that a table is
+    checked once.
+
+    Attributes:
+        frame: task names, and the checked columns as numbers, NaN for an empty cell.
+        metrics: columns used as features; those without any value are left out.
+        tasks: in order of appearance.
+        notes: sentences about metrics left out.
+    """
 
     frame: pd.DataFrame
     metrics: tuple[str, ...]
@@ -54,22 +64,81 @@ class PairTable:
     ) -> "PairTable":
         """Check a table of pairs and keep its task, metric and outcome columns.
 
-        Raises UserError for missing or repeated columns, an outcome named as a metric, text or infinity in a
-        number column, a metric outside its range (name → lowest, highest), a pair given twice or with itself,
-        and fewer than four tasks. A metric without any value is left out, with a note.
+        Args:
+            frame: one row per pair.
+            metrics: columns used as features. One without any value is left out, with a note.
+            outcomes: names of outcome columns, all of them present.
+            ranges: metric → its lowest and highest value.
+
+        Raises:
+            UserError: missing or repeated columns, an outcome named as a metric, text or infinity in a number
+                column, a metric outside its range, a pair given twice or with itself, or fewer than four tasks.
         """
         _check_columns(frame, metrics, outcomes)
         tasks = _check_pairs(frame)
         numbers = {name: _numbers(frame, name) for name in (*metrics, *outcomes)}
         for name in metrics:
             _check_range(frame, name, numbers[name], (ranges or {}).get(name))
-        empty = [name for name in metrics if np.isnan(numbers[name]).all()]
-        notes = [f"Metric {name} has no value for any pair and is left out of prediction." for name in empty]
         columns = {"task_a": frame["task_a"].to_numpy(), "task_b": frame["task_b"].to_numpy(), **numbers}
-        kept = tuple(name for name in metrics if name not in empty)
-        if not kept:
-            raise UserError("Prediction needs at least one metric with values: none of those named has any.")
-        return cls(pd.DataFrame(columns), kept, tasks, tuple(notes))
+        checked = pd.DataFrame(columns)
+        return cls(checked, *_with_values(checked, metrics, tasks))
+
+    @classmethod
+    def of(
+        cls,
+        table: "pd.DataFrame | PairTable",
+        metrics: Sequence[str],
+        methods: Sequence[str],
+        targets: Sequence[str] = TARGETS,
+        ranges: Mapping[str, tuple[float, float]] | None = None,
+        also: Sequence[str] = (),
+    ) -> "PairTable":
+        """Check a data frame with the outcomes that it has of these methods; take a checked table as it is.
+
+        Args:
+            table: one row per pair.
+            metrics: columns used as features.
+            methods: merge methods.
+            targets: of each method.
+            ranges: metric → its lowest and highest value; a checked table is not checked again.
+            also: further number columns to keep where the table has values of them; they are no features.
+
+        Raises:
+            UserError: as `validate` does.
+        """
+        if isinstance(table, PairTable):
+            return table.select(metrics)
+        outcomes = [f"{target}_{method}" for target in targets for method in methods]
+        present = [name for name in outcomes if name in table.columns]
+        extra = [
+            name
+            for name in also
+            if name not in metrics and name in table.columns and table[name].notna().to_numpy().any()
+        ]
+        return cls.validate(table, metrics, [*present, *extra], ranges)
+
+    def select(self, metrics: Sequence[str], outcomes: Sequence[str] | None = None) -> "PairTable":
+        """Take other columns of the same pairs as metrics, and keep all outcomes or only these.
+
+        Raises:
+            UserError: a column is missing, or none of the metrics has a value.
+        """
+        _check_columns(self.frame, metrics, outcomes or ())
+        frame = self.frame
+        if outcomes is not None:
+            frame = frame[["task_a", "task_b", *metrics, *outcomes]]
+        return PairTable(frame, *_with_values(frame, metrics, self.tasks))
+
+    def complete_metrics(self) -> "PairTable":
+        """Keep the pairs that have all metrics, so that refits on fewer metrics use the same pairs.
+
+        Raises:
+            UserError: fewer than four tasks are left.
+        """
+        frame = self.frame[self.frame[list(self.metrics)].notna().all(axis=1)]
+        tasks = task_order(frame[["task_a", "task_b"]].to_numpy(dtype=object))
+        _check_count(tasks)
+        return replace(self, frame=frame, tasks=tasks)
 
     @property
     def ends(self) -> np.ndarray:
@@ -107,7 +176,9 @@ def with_finetuned_accuracy(frame: pd.DataFrame) -> pd.DataFrame:
     `norm_acc` is the mean of acc_a/f_a and acc_b/f_b, linear in 1/f, so all pairs of a method together determine the
     tasks' own accuracies f. They are added only where every pair agrees with them to six digits.
     """
-    if FINETUNED in frame.columns:
+    ends = frame.get(["task_a", "task_b"])
+    if FINETUNED in frame.columns or ends is None or ends.isna().any(axis=None):
+        # Missing tasks are refused, with their place, when the table is validated.
         return frame
     for method in outcome_methods(frame):
         columns = [f"acc_{method}_a", f"acc_{method}_b", f"norm_acc_{method}"]
@@ -133,6 +204,23 @@ def with_finetuned_accuracy(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
+def chosen_methods(
+    table: pd.DataFrame | PairTable, methods: Sequence[str] | None, targets: Sequence[str]
+) -> list[str]:
+    """Return the methods asked for, or those that a table has outcomes of.
+
+    Raises:
+        UserError: there is no target, or one that is not known.
+    """
+    unknown = [target for target in targets if target not in TARGETS]
+    if unknown or not targets:
+        raise UserError(
+            f"A target must be one of {', '.join(TARGETS)}, not {summarise_names(unknown) or 'none'}."
+        )
+    frame = table.frame if isinstance(table, PairTable) else table
+    return outcome_methods(frame, targets) if methods is None else list(methods)
+
+
 def outcome_methods(frame: pd.DataFrame, targets: Sequence[str] = TARGETS) -> list[str]:
     """List the merge methods that a table has outcomes of, in column order.
 
@@ -148,10 +236,34 @@ def outcome_methods(frame: pd.DataFrame, targets: Sequence[str] = TARGETS) -> li
     return found
 
 
+def incidence(groups: Any, tasks: Sequence[str]) -> Float[np.ndarray, "n T"]:
+    """Mark who is in which pair: entry (i, t) is 1 where pair i contains task t, so each row has two ones."""
+    ends = np.asarray(groups, dtype=object).reshape(-1, 2)
+    return (ends[:, :, None] == np.array(tasks, dtype=object)).any(axis=1).astype(np.float64)
+
+
+def task_order(groups: Any) -> tuple[str, ...]:
+    """List the tasks: those of the first column as they appear, then those of the second alone."""
+    ends = np.asarray(groups, dtype=object).reshape(-1, 2)
+    return tuple(dict.fromkeys(ends.T.ravel().tolist()))
+
+
 def summarise_names(names: Sequence[str]) -> str:
     """Join the first few names, and count the rest."""
     shown = ", ".join(names[:_NAMED_ROWS])
     return shown if len(names) <= _NAMED_ROWS else f"{shown} and {len(names) - _NAMED_ROWS} more"
+
+
+def _with_values(
+    frame: pd.DataFrame, metrics: Sequence[str], tasks: tuple[str, ...]
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Return the metrics with values, the tasks, and a note on every metric without any."""
+    kept = tuple(name for name in metrics if frame[name].notna().any())
+    if not kept:
+        raise UserError("Prediction needs at least one metric with values: none of those named has any.")
+    empty = [name for name in metrics if name not in kept]
+    notes = [f"Metric {name} has no value for any pair and is left out of prediction." for name in empty]
+    return kept, tasks, tuple(notes)
 
 
 def _check_columns(frame: pd.DataFrame, metrics: Sequence[str], outcomes: Sequence[str]) -> None:
@@ -194,12 +306,16 @@ def _check_pairs(frame: pd.DataFrame) -> tuple[str, ...]:
                 f"The pair '{a}', '{b}' is in the table more than once (order does not matter): keep one."
             )
         seen.add(frozenset((a, b)))
+    _check_count(tasks)
+    return tasks
+
+
+def _check_count(tasks: Sequence[str]) -> None:
     if len(tasks) < MIN_TASKS:
         raise UserError(
             f"Prediction leaves tasks out and needs at least {MIN_TASKS}; the pair table has {len(tasks)}. "
             "Add tasks, or leave prediction out."
         )
-    return tasks
 
 
 def _numbers(frame: pd.DataFrame, name: str) -> Float[np.ndarray, " n"]:

@@ -70,7 +70,7 @@ class Scorer:
     Attributes:
         target: the outcome, `norm_acc` or `acc`.
         tasks: whose pairs it was fitted on.
-        evidence: fits on several sets of metrics, the largest first: a table without images has fewer.
+        evidence: fits on several sets of metrics, the largest first: a table without data has fewer.
     """
 
     target: str
@@ -80,7 +80,7 @@ class Scorer:
     @classmethod
     def fit(
         cls,
-        table: pd.DataFrame,
+        table: pd.DataFrame | PairTable,
         metrics: Sequence[str],
         methods: Sequence[str],
         subsets: Sequence[Sequence[str]] = (),
@@ -88,7 +88,7 @@ class Scorer:
         """Fit ridge for every method, its strength and its interval by leaving two tasks out.
 
         Args:
-            table: pairs, their metrics and outcomes.
+            table: pairs, their metrics and outcomes; a data frame is checked first.
             metrics: what may be used.
             methods: merge methods with outcomes.
             subsets: smaller sets of metrics to fit as well, for models of which no more is known.
@@ -96,16 +96,14 @@ class Scorer:
         Raises:
             UserError: as `PairTable.validate`.
         """
-        target = next(
-            (one for one in TARGETS if any(f"{one}_{method}" in table for method in methods)), TARGETS[0]
-        )
+        columns = table.frame.columns if isinstance(table, PairTable) else table.columns
+        target = fitted_target(list(columns), methods)
         wanted = [list(metrics), *([m for m in subset if m in metrics] for subset in subsets)]
-        chosen = [names for i, names in enumerate(wanted) if names and names not in wanted[:i]]
-        known = [method for method in methods if f"{target}_{method}" in table]
-        outcomes = [f"{target}_{method}" for method in known]
-        checked = PairTable.validate(table, chosen[0], outcomes)
-        evidence = [_evidence(table, names, known, target) for names in chosen]
-        return cls(target, list(checked.tasks), evidence)
+        chosen = [names for i, names in enumerate(wanted) if names not in wanted[:i]]
+        known = [method for method in methods if f"{target}_{method}" in columns]
+        table = PairTable.of(table, metrics, known, [target])
+        evidence = [_evidence(table.select(names), known, target) for names in chosen if names]
+        return cls(target, list(table.tasks), evidence)
 
     def save(self, path: Path) -> None:
         """Write the scorer as JSON."""
@@ -163,7 +161,7 @@ class Scorer:
         was fitted on by more than `margin` of that range.
 
         Returns:
-            One row a pair: `task_a`, `task_b`; for each method m `score_m` with its interval `score_low_m`,
+            One row per pair: `task_a`, `task_b`; for each method m `score_m` with its interval `score_low_m`,
             `score_high_m`; `recommended`; `driven_by`, the metrics that moved its score most from that of the mean
             pair; `abstains`, the metrics that are outside, empty where none is. Where it abstains, scores are NaN
             and nothing is recommended.
@@ -199,8 +197,16 @@ class Scorer:
         return pd.DataFrame(found).reset_index(drop=True)
 
 
+def fitted_target(columns: Sequence[str], methods: Sequence[str]) -> str:
+    """Return the target that a scorer is fitted on: the first that a table has outcomes of."""
+    present = set(columns)
+    return next(
+        (one for one in TARGETS if any(f"{one}_{method}" in present for method in methods)), TARGETS[0]
+    )
+
+
 def transfer_table(scorer: Scorer, table: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """Compare scores with the outcomes a table has: one row a method, over the pairs that were scored.
+    """Compare scores with the outcomes a table has: one row per method, over the pairs that were scored.
 
     `r` is Pearson's correlation, `mae` the mean absolute error, `r_zero` that of the table's own mean; `covered` the
     share of pairs inside their interval, `n_pairs` how many were scored, `n_abstained` how many were not.
@@ -234,11 +240,10 @@ def transfer_table(scorer: Scorer, table: pd.DataFrame, scores: pd.DataFrame) ->
     return pd.DataFrame(rows)
 
 
-def _evidence(table: pd.DataFrame, metrics: Sequence[str], methods: Sequence[str], target: str) -> Evidence:
-    """Fit every method on one set of metrics; ranges are those of all pairs that have them."""
-    checked = PairTable.validate(table, metrics, [f"{target}_{method}" for method in methods])
-    metrics = list(checked.metrics)
-    whole = table.loc[table[metrics].notna().all(axis=1), metrics].to_numpy(dtype=float)
+def _evidence(table: PairTable, methods: Sequence[str], target: str) -> Evidence:
+    """Fit every method on the metrics of a table; ranges are those of all pairs that have them."""
+    metrics, features = list(table.metrics), table.frame[list(table.metrics)]
+    whole = features[features.notna().all(axis=1)].to_numpy(dtype=float)
     if not len(whole):
         raise UserError(
             "No pair has all of the metrics asked for, so no predictor can be fitted: leave out those with empty cells."
@@ -248,7 +253,7 @@ def _evidence(table: pd.DataFrame, metrics: Sequence[str], methods: Sequence[str
     result = evaluate_predictors(table, metrics, {"ridge": Ridge()}, methods, [target], [protocol])
     fits = {}
     for method in methods:
-        rows, _ = checked.rows(f"{target}_{method}")
+        rows, _ = table.rows(f"{target}_{method}")
         record = next((one for one in result.records if one["method"] == method), None)
         if record is None:
             continue

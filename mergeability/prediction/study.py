@@ -1,9 +1,8 @@
-"""Everything said about prediction beside the scores: one table a question."""
+"""A study of prediction: the scores of all predictors, and one table per question that they leave open."""
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +10,8 @@ from sklearn.linear_model import LinearRegression
 from threadpoolctl import threadpool_limits
 
 from mergeability.errors import UserError
-from mergeability.prediction.pair_table import FINETUNED, TARGETS, PairTable, outcome_methods
+from mergeability.prediction.pair_table import FINETUNED, TARGETS, PairTable, chosen_methods
+from mergeability.prediction.predictors.base import Predictor
 from mergeability.prediction.questions.ablation import category_ablation
 from mergeability.prediction.questions.coefficients import coefficient_table, stable_metrics
 from mergeability.prediction.questions.consistency import method_consistency
@@ -20,11 +20,12 @@ from mergeability.prediction.questions.method_choice import method_choice
 from mergeability.prediction.questions.seed_spread import seed_spread, seed_table
 from mergeability.prediction.questions.set_scores import set_score_table
 from mergeability.prediction.questions.variance import variance_split
-from mergeability.prediction.validation.evaluate import PredictionResult, Progress, evaluate_predictors
+from mergeability.prediction.validation.evaluate import NO_OUTCOMES, PredictionResult, evaluate_predictors
 from mergeability.prediction.validation.folds import make_folds
 from mergeability.prediction.validation.intervals import conformal_table
-from mergeability.prediction.validation.permutation import relabel
+from mergeability.prediction.validation.permutation import permutation_test
 from mergeability.prediction.validation.protocols import LeaveOneTaskOut, named_protocols
+from mergeability.progress import Progress, no_progress
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +40,9 @@ class StudySettings:
         protocols: names of the protocols, `loto`, `l2to` or `halves`.
         targets: outcomes to predict, the first one the default of the report.
         rows: `per_method`, or `complete`: only pairs with an outcome for every method.
-        permutations: relabellings of tasks for the p-values; 0 leaves them out.
+        permutations: of tasks, for the p-values; 0 leaves them out.
         seeds: starts of the predictors that start at random, on the first target; 0 leaves their spread out.
-        seed: of the relabellings.
+        seed: of the permutations.
         level: of the intervals.
         ablation: whether to refit without each category of metrics.
     """
@@ -67,12 +68,12 @@ class StudySettings:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known beside the pair table.
+    """What is known in addition to the pair table.
 
     Attributes:
         ranges: metric → its lowest and highest value.
         categories: of metrics, name → metrics.
-        sets: merges of more than two models, one row a set.
+        sets: merges of more than two models, one row per set.
     """
 
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -81,75 +82,98 @@ class Known:
 
 
 def study_predictions(
-    table: pd.DataFrame,
+    table: pd.DataFrame | PairTable,
     metrics: Sequence[str],
-    predictors: Mapping[str, Any],
+    predictors: Mapping[str, Predictor],
     methods: Sequence[str] | None = None,
     settings: StudySettings | None = None,
     known: Known | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> PredictionResult:
-    """Score the predictors, and answer what their scores leave open, in `tables`:
+    """Score the predictors, and answer the questions that their scores leave open, in `tables`.
 
-    `stable_metrics` and `metric_weights` (what is listened to), `fingerprints` (do methods listen to the same),
-    `consistency` (do they agree about pairs), `variance` and `relabelling` (do metrics know more than who is in the
-    pair), `single_metrics`, `ablation`, `seeds`, `intervals`, `method_choice`, and `sets` where sets were merged.
+    The tables are `stable_metrics` and `metric_weights` (which metrics the predictors use), `fingerprints` (whether
+    methods depend on the same metrics), `consistency` (whether methods rank pairs alike), `variance` and `relabelling`
+    (whether metrics add to the identity of the two tasks), `single_metrics`, `ablation`, `seeds`, `intervals`,
+    `method_choice`, and `sets` where sets were merged.
+
+    Args:
+        table: one row per pair; a data frame is checked first.
+        metrics: the columns that may be features.
+        predictors: name → regressor.
+        methods: merge methods; those the table has outcomes of when None.
+        settings: how prediction is studied.
+        known: ranges and categories of metrics, and merges of larger sets.
+        progress: wraps the loops over predictors and permutations.
 
     Raises:
         UserError: as `evaluate_predictors` does.
-    """  # noqa: D415
+    """
     settings, known = settings or StudySettings(), known or Known()
-    methods = outcome_methods(table, settings.targets) if methods is None else list(methods)
-    protocols = named_protocols(settings.protocols)
-    predictors = dict(predictors)
-    result = evaluate_predictors(
-        table,
-        metrics,
-        predictors,
-        methods,
-        settings.targets,
-        protocols,
-        settings.rows,
-        known.ranges,
-        progress,
-    )
+    methods = chosen_methods(table, methods, settings.targets)
+    if not methods:
+        return PredictionResult(notes=[NO_OUTCOMES])
+    table = PairTable.of(table, metrics, methods, settings.targets, known.ranges, also=[FINETUNED])
+    design = _Design(methods, settings)
+    result = design.evaluate(table, table.metrics, dict(predictors), progress)
+    result = replace(result, notes=[*table.notes, *result.notes])
     if not result.records:
         return result
-    used = [metric for metric in metrics if table[metric].notna().any()]
-    # The same pairs as every other predictor's.
-    result = _with_known_accuracies(result, table[table[used].notna().all(axis=1)], methods, settings)
+    result = _with_known_accuracies(result, table, design)
     outcomes = [
         (target, method)
         for target in settings.targets
         for method in methods
-        if f"{target}_{method}" in table.columns and table[f"{target}_{method}"].notna().any()
+        if f"{target}_{method}" in table.frame.columns and table.frame[f"{target}_{method}"].notna().any()
     ]
-    checked = PairTable.validate(table, used, [f"{target}_{method}" for target, method in outcomes])
+    studied = table.select(table.metrics, [f"{target}_{method}" for target, method in outcomes])
     if settings.rows == "complete":
-        whole = table[[*used, *(f"{target}_{method}" for target, method in outcomes)]].notna().all(axis=1)
-        checked = replace(checked, frame=checked.frame[whole.to_numpy()].reset_index(drop=True))
+        # The tasks stay those of the whole table, so that permutations of them are the same draws.
+        whole = studied.frame.notna().all(axis=1)
+        studied = replace(studied, frame=studied.frame[whole].reset_index(drop=True))
     with threadpool_limits(1, "blas"):
-        tables = _tables(result, checked, outcomes, predictors, settings, known, progress)
+        tables = _tables(result, studied, outcomes, predictors, settings, known, progress)
     if len(known.sets):
-        tables["sets"] = set_score_table(known.sets, table, result.predictions)
+        tables["sets"] = set_score_table(known.sets, table.frame, result.predictions)
     return replace(result, tables={name: one for name, one in tables.items() if len(one)})
 
 
-def _with_known_accuracies(
-    result: PredictionResult, table: pd.DataFrame, methods: Sequence[str], settings: StudySettings
-) -> PredictionResult:
+@dataclass(frozen=True)
+class _Design:
+    """The evaluation that every predictor of a study goes through."""
+
+    methods: Sequence[str]
+    settings: StudySettings
+
+    def evaluate(
+        self,
+        table: PairTable,
+        metrics: Sequence[str],
+        predictors: Mapping[str, Predictor],
+        progress: Progress = no_progress,
+    ) -> PredictionResult:
+        """Score predictors on these metrics."""
+        return evaluate_predictors(
+            table,
+            metrics,
+            predictors,
+            self.methods,
+            self.settings.targets,
+            named_protocols(self.settings.protocols),
+            self.settings.rows,
+            progress=progress,
+        )
+
+
+def _with_known_accuracies(result: PredictionResult, table: PairTable, design: _Design) -> PredictionResult:
     """Add the baseline of the two fine-tuned models' own accuracies, where they are known."""
-    if FINETUNED not in table.columns or table[FINETUNED].isna().all():
+    if FINETUNED not in table.frame.columns:
         return result
-    more = evaluate_predictors(
-        table,
-        [FINETUNED],
-        {"finetuned": LinearRegression()},
-        methods,
-        settings.targets,
-        named_protocols(settings.protocols),
-        settings.rows,
-    )
+    # The same pairs as every other predictor's.
+    same_pairs = table.complete_metrics()
+    if same_pairs.frame[FINETUNED].isna().all():
+        return result
+    more = design.evaluate(same_pairs, [FINETUNED], {"finetuned": LinearRegression()})
     return PredictionResult(
         [*result.records, *more.records],
         pd.concat([result.folds, more.folds], ignore_index=True),
@@ -163,10 +187,10 @@ def _tables(
     result: PredictionResult,
     table: PairTable,
     outcomes: Sequence[tuple[str, str]],
-    predictors: Mapping[str, Any],
+    predictors: Mapping[str, Predictor],
     settings: StudySettings,
     known: Known,
-    progress: Progress | None,
+    progress: Progress,
 ) -> dict[str, pd.DataFrame]:
     coefficients = result.coefficients[result.coefficients["protocol"] == settings.protocols[0]]
     weights = coefficient_table(coefficients)
@@ -181,7 +205,7 @@ def _tables(
         "intervals": conformal_table(result.predictions, settings.level),
         "method_choice": method_choice(result.predictions),
     }
-    tested = relabel(table, outcomes, settings.permutations, settings.seed, progress)
+    tested = permutation_test(table, outcomes, settings.permutations, settings.seed, progress)
     found |= {"relabelling": tested.methods, "single_metrics": tested.single}
     if settings.ablation and sum(any(m in table.metrics for m in c) for c in known.categories.values()) > 1:
         protocols = [one for one in named_protocols(settings.protocols) if one.name != "halves"]
@@ -205,15 +229,17 @@ def _fingerprints(weights: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def beyond_task_effects(relabelling: pd.DataFrame, target: str) -> list[str]:
-    """Say for each method whether the metrics add anything beyond task effects, in one sentence each."""
+def beyond_task_effects(tested: pd.DataFrame, target: str) -> list[str]:
+    """Return one sentence per method: whether the metrics add anything beyond task effects."""
     sentences = []
-    for row in relabelling[relabelling["target"] == target].itertuples(index=False):
+    for row in tested[tested["target"] == target].itertuples(index=False):
         gain, p = float(row.gain), float(row.p_beyond)  # type: ignore[arg-type]
         if np.isnan(gain):
             continue
-        tested = "" if np.isnan(p) else f", p = {p:.3f} by relabelling tasks"
-        change = f"their squared error for a left-out task's pairs changes by {-100 * gain:+.1f} %{tested}"
+        significance = "" if np.isnan(p) else f", p = {p:.3f} by a permutation test over tasks"
+        change = (
+            f"their squared error for a left-out task's pairs changes by {-100 * gain:+.1f} %{significance}"
+        )
         if gain <= 0 or p > SIGNIFICANT:
             sentences.append(f"{row.method}: the metrics add nothing beyond task effects ({change}).")
         else:

@@ -9,19 +9,20 @@ from typing import Any
 
 import pandas as pd
 
+from mergeability.prediction.predictors.base import Predictor
 from mergeability.prediction.study import Known, StudySettings
 from mergeability.prediction.validation.evaluate import PredictionResult
 from mergeability.provenance import class_name
 
 # Raise it when a predictor, a protocol or a table gives other numbers: recorded figures in the tests say when.
-_VERSION = 1
+_VERSION = 2
 _LIBRARIES = ("numpy", "pandas", "scikit-learn", "scipy")
 
 
 def study_key(
     table: pd.DataFrame,
     metrics: Sequence[str],
-    predictors: Mapping[str, Any],
+    predictors: Mapping[str, Predictor],
     methods: Sequence[str],
     settings: StudySettings,
     known: Known,
@@ -79,6 +80,6 @@ def _hash(table: pd.DataFrame) -> str:
     return hashlib.sha256(table.to_csv(index=False, float_format=None).encode()).hexdigest()
 
 
-def _described(predictor: Any) -> dict[str, str]:
+def _described(predictor: Predictor) -> dict[str, str]:
     options = {name: repr(value) for name, value in predictor.get_params().items()}
     return {"class": class_name(predictor), **options}

@@ -1,59 +1,116 @@
-"""The activations of one model: where it places each calibration image, and where all of them on average."""
+"""The activations of one model: where it places each calibration sample, and where all of them on average."""
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from mergeability.data.inputs import Inputs
 from mergeability.errors import UserError
+from mergeability.models.features import features
+from mergeability.profiles.encoders import evaluation_mode, last_layer
+from mergeability.profiles.evidence import ensure_entries, finite_grams
+from mergeability.profiles.layer_grams import LayerVectors, layer_grams
+from mergeability.profiles.subject import Subject
+
+# Part of every store key below: raise it when what is stored changes meaning.
+_VERSION = 2
+# What version 0.1.0 called the rows, in keys and in entries; the rows may be of other inputs than images.
+_ROWS = "images"
 
 
-def image_activations(
+@dataclass(frozen=True)
+class Activations:
+    """Every model's activations of the pool's inputs, one row per input."""
+
+    kind: ClassVar[str] = "activation"
+    description: ClassVar[str] = "activations"
+
+    def key(self, subject: Subject, task: str) -> dict[str, Any]:
+        """Return what a model's activations depend on."""
+        views = subject.required_views("activation")
+        model = {"model": subject.task_vectors.hashes[task], "of": _ROWS}
+        return {**model, **views.activation_key, **subject.settings(_VERSION)}
+
+    def compute(self, subject: Subject, task: str) -> dict[str, Tensor]:
+        """Run one model on the pool's inputs."""
+        views, state = subject.required_views("activation"), subject.state(task)
+        inputs = views.pool_inputs
+        batch_size = subject.batch_size(state, inputs)
+        rows = sample_activations(subject.encoder, state, inputs, layer=views.layer, batch_size=batch_size)
+        return {_ROWS: rows}
+
+    def combine(self, subject: Subject) -> dict[str, Float32[Tensor, "n d"]]:
+        """Return task → activations; a few numbers per input, so all of them fit in memory, unlike the models."""
+        keys = ensure_entries(self, subject, subject.store)
+        return {task: subject.store.read(self.kind, key)[_ROWS] for task, key in keys.items()}
+
+
+@dataclass(frozen=True)
+class ActivationGrams:
+    """The Gram matrix of the models' mean activations."""
+
+    def combine(self, subject: Subject) -> Float64[np.ndarray, "1 T T"]:
+        """Compute the inner products of the mean rows, in float64."""
+        found = Activations().combine(subject)
+        rows = np.stack([found[task].double().mean(0).numpy() for task in subject.tasks])
+        return finite_grams("activation", (rows @ rows.T)[None], subject.tasks)
+
+
+@dataclass(frozen=True)
+class ActivationKernelGrams:
+    """The Gram matrix of the models' centred kernels, n×n inner products of their activations."""
+
+    def combine(self, subject: Subject) -> Float64[np.ndarray, "1 T T"]:
+        """Compute the inner products of the flattened kernels."""
+        found = {task: rows.numpy() for task, rows in Activations().combine(subject).items()}
+        layers = layer_grams(
+            subject,
+            LayerVectors(
+                sizes={"kernel": len(found[subject.tasks[0]]) ** 2},
+                keys={task: Activations().key(subject, task) for task in subject.tasks},
+                content=lambda name: {"activation": name},
+                read=lambda task, _name, start, stop: centred_kernel(found[task], start, stop),
+                description="activation kernels",
+            ),
+        )
+        return finite_grams("activation_kernel", layers, subject.tasks)
+
+
+def sample_activations(
     encoder: nn.Module,
     state: Mapping[str, Tensor],
-    images: Float[Tensor, "n channels height width"],
+    inputs: Inputs,
     *,
     layer: str | None = None,
     batch_size: int = 32,
 ) -> Float32[Tensor, "n d"]:
-    """Average a layer's output over tokens (or places), one row per image, in eval mode.
+    """Average a layer's output over tokens (or places), one row per sample, in eval mode.
 
     Args:
-        encoder: the visual encoder; its own weights are neither used nor changed.
+        encoder: inputs → features; its own weights are neither used nor changed.
         state: the weights to run it with, under the encoder's names.
-        images: preprocessed calibration images.
+        inputs: preprocessed calibration samples.
         layer: dotted name of the layer; by default the last transformer block, or the last stage of a ResNet.
-        batch_size: images per forward pass; changes nothing but speed and memory.
+        batch_size: samples per forward pass; changes nothing but speed and memory.
 
     Raises:
-        UserError: there is no image, or the encoder has no such layer.
+        UserError: there is no sample, or the encoder has no such layer.
     """
-    if not len(images):
+    if not len(inputs):
         raise UserError("Expected at least one calibration image for the activations, got none.")
     layer = last_layer(encoder) if layer is None else layer
     with evaluation_mode(encoder), torch.no_grad():
-        batch_axis = _batch_axis(_output(encoder, state, layer, images[:1]), layer)
+        batch_axis = _batch_axis(_output(encoder, state, layer, inputs[:1]), layer)
         rows = [
             _mean_over_places(_output(encoder, state, layer, batch), batch_axis).float().cpu()
-            for batch in images.split(batch_size)
+            for batch in inputs.batches(batch_size)
         ]
     return torch.cat(rows)
-
-
-def mean_activation(
-    encoder: nn.Module,
-    state: Mapping[str, Tensor],
-    images: Float[Tensor, "n channels height width"],
-    *,
-    layer: str | None = None,
-    batch_size: int = 32,
-) -> Float64[Tensor, " d"]:
-    """Average `image_activations`, which explains the arguments, over the images, in float64."""
-    return image_activations(encoder, state, images, layer=layer, batch_size=batch_size).double().mean(0)
 
 
 def centred_kernel(
@@ -61,11 +118,11 @@ def centred_kernel(
 ) -> Float64[np.ndarray, " elements"]:
     """Compute a range of the flattened n×n matrix of inner products of the rows, less their mean: X Xᵀ.
 
-    All zeros where float32 cannot tell the rows from one row: n equal images have no geometry, and what
-    rounding leaves of it is none either.
+    All zeros where float32 cannot tell the rows from one row: n equal samples have no geometry, and neither has
+    the rounding error that is left.
 
     Args:
-        activations: one row per image.
+        activations: one row per sample.
         start: the first element of the row-major matrix.
         stop: the one after the last.
     """
@@ -79,39 +136,7 @@ def centred_kernel(
     return products[start - first * count : stop - first * count]
 
 
-def last_layer(encoder: nn.Module) -> str:
-    """Name the last transformer block, or the last stage of a ResNet.
-
-    Raises:
-        UserError: the encoder has neither.
-    """
-    modules = dict(encoder.named_modules())
-    blocks = modules.get("transformer.resblocks")
-    if isinstance(blocks, nn.ModuleList | nn.Sequential) and len(blocks) > 0:
-        return f"transformer.resblocks.{len(blocks) - 1}"
-    if "layer4" in modules:
-        return "layer4"
-    raise UserError(
-        f"{type(encoder).__name__} has neither transformer.resblocks nor layer4: "
-        "name the layer whose activations to average (profile.layer)."
-    )
-
-
-@contextlib.contextmanager
-def evaluation_mode(encoder: nn.Module) -> Iterator[None]:
-    """Put the encoder into eval mode and full precision; every module's own mode returns afterwards."""
-    modes = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()
-    try:
-        # A GPU's convolutions would otherwise round to ten bits.
-        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _output(encoder: nn.Module, state: Mapping[str, Tensor], layer: str, batch: Tensor) -> Tensor:
+def _output(encoder: nn.Module, state: Mapping[str, Tensor], layer: str, batch: Inputs) -> Tensor:
     """Run the encoder with the given weights and return one layer's output."""
     outputs: list[Tensor] = []
 
@@ -126,23 +151,19 @@ def _output(encoder: nn.Module, state: Mapping[str, Tensor], layer: str, batch: 
         ) from error
     hook = module.register_forward_hook(remember)
     try:
-        functional_call(encoder, dict(state), (batch.to(_device(state)),))
+        features(encoder, batch.to(next(iter(state.values())).device), state)
     finally:
         hook.remove()
     return outputs[-1]
 
 
-def _device(state: Mapping[str, Tensor]) -> torch.device:
-    return next(iter(state.values())).device
-
-
-def _batch_axis(output_of_one_image: Tensor, layer: str) -> int:
-    """Find the batch axis from the output for one image: versions of open_clip differ in their layout."""
+def _batch_axis(output_of_one: Tensor, layer: str) -> int:
+    """Find the batch axis from the output for one sample: versions of open_clip differ in their layout."""
     for axis in (0, 1):
-        if output_of_one_image.ndim > axis and output_of_one_image.shape[axis] == 1:
+        if output_of_one.ndim > axis and output_of_one.shape[axis] == 1:
             return axis
     raise UserError(
-        f"The output of '{layer}' for one image has shape {tuple(output_of_one_image.shape)}: "
+        f"The output of '{layer}' for one image has shape {tuple(output_of_one.shape)}: "
         "expected batch × tokens × width, tokens × batch × width or batch × width × height × width."
     )
 

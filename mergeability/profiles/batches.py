@@ -1,29 +1,30 @@
-"""How many images pass through an encoder at a time, so that what the backward pass keeps fits in memory."""
+"""How many samples pass through an encoder at a time, so that activations kept for the backward pass fit in memory."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from mergeability.profiles.activations import evaluation_mode
+from mergeability.data.inputs import Inputs
+from mergeability.models.features import features
+from mergeability.profiles.encoders import evaluation_mode
 
-# What a backward pass allocates beside what was saved for it: gradients of the largest activations.
+# Memory of a backward pass in addition to the saved activations: gradients of the largest ones.
 _SLACK = 1.5
 
 
 def fitting_batch_size(
-    encoder: nn.Module, state: Mapping[str, Tensor], image: Tensor, memory: float | int, at_most: int
+    encoder: nn.Module, state: Mapping[str, Tensor], sample: Inputs, memory: float | int, at_most: int
 ) -> int:
-    """Return how many images' activations fit into `memory` bytes beside the model; at least 1.
+    """Return how many samples' activations fit into `memory` bytes in addition to the model; at least 1.
 
-    Counts what automatic differentiation saves of one image. The weights, their gradients and the sum of
+    Counts what automatic differentiation saves for one sample. The weights, their gradients and the sum of
     these (three times the weights) are taken off first; they are needed whatever the batch.
 
     Args:
-        encoder: the visual encoder.
+        encoder: inputs → features.
         state: the weights to run it with.
-        image: one preprocessed image, 1×C×H×W.
+        sample: one preprocessed sample.
         memory: bytes for everything.
         at_most: the batch size to return where memory is no limit.
     """
@@ -44,7 +45,7 @@ def fitting_batch_size(
     device = next(iter(state.values())).device
     watch = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
     with evaluation_mode(encoder), torch.enable_grad(), watch:
-        functional_call(encoder, parameters, (image.to(device),))
+        features(encoder, sample.to(device), parameters)
     left = memory - 3 * sum(tensor.nbytes for tensor in state.values())
-    per_image = _SLACK * sum(saved.values())
-    return max(1, min(at_most, int(left / per_image))) if per_image else at_most
+    per_sample = _SLACK * sum(saved.values())
+    return max(1, min(at_most, int(left / per_sample))) if per_sample else at_most

@@ -2,35 +2,83 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mergeability.data.inputs import Inputs
 from mergeability.errors import UserError
+from mergeability.models.features import features
 from mergeability.models.zero_shot import classify
-from mergeability.profiles.activations import evaluation_mode
-from mergeability.profiles.gradients import task_gradients
-from mergeability.profiles.linear_inputs import parameter_owners
+from mergeability.profiles.encoders import evaluation_mode, parameter_owners
+from mergeability.profiles.evidence import ensure_entries
+from mergeability.profiles.gradients import OwnGradients, check_samples, task_gradients
+from mergeability.profiles.subject import Subject
+from mergeability.weights.checkpoints import PREFIX
 
 logger = logging.getLogger(__name__)
 
-# Beside the samples' gradients: the weights, what was summed up so far, and one more for what is under way.
+# Part of every store key below: raise it when what is stored changes meaning.
+_VERSION = 1
+# Models in memory in addition to the samples' gradients: the weights, the sum so far, and one in the making.
 _MODELS = 3
 
+# (checkpoints' tensor, start, stop) → that range of the flattened tensor's Fisher information, in float64
+Read = Callable[[str, int, int], np.ndarray]
 # Parameter name → gradients of several samples, stacked
 _Stacks = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class FisherInformation:
+    """Every model's diagonal Fisher information at its own task; each as large as the model."""
+
+    kind: ClassVar[str] = "fisher"
+    description: ClassVar[str] = "Fisher information"
+
+    def key(self, subject: Subject, task: str) -> dict[str, Any]:
+        """Return what a model's information depends on: as its gradients."""
+        return {**OwnGradients().key(subject, task), "of": self.kind, "of_version": _VERSION}
+
+    def compute(self, subject: Subject, task: str) -> dict[str, Tensor]:
+        """Compute the roots of one model's information.
+
+        Raises:
+            UserError: it is not finite; names the model.
+        """
+        views = subject.required_views("Fisher information")
+        samples, head, state = views.samples(task), views.head(task), subject.state(task)
+        at_once = min(fitting_samples(state, subject.run.memory), subject.batch_size(state, samples))
+        try:
+            return fisher_roots(subject.encoder, state, head, samples, samples_at_once=at_once)
+        except UserError as error:
+            raise UserError(f"The model of '{task}': {error}") from error
+
+    def combine(self, subject: Subject) -> dict[str, Read]:
+        """Return task → reader of its information."""
+        store, keys = subject.data_store, ensure_entries(self, subject, subject.data_store)
+
+        def reader(task: str) -> Read:
+            read = store.reader(self.kind, keys[task])
+            return lambda name, start, stop: np.square(
+                read(name.removeprefix(PREFIX), start, stop), dtype=np.float64
+            )
+
+        return {task: reader(task) for task in subject.tasks}
 
 
 def fisher_roots(
     encoder: nn.Module,
     state: Mapping[str, Tensor],
     head: Float[Tensor, "classes d"],
-    images: Float[Tensor, "n channels height width"],
-    labels: Int[Tensor, " n"],
+    samples: Inputs,
     *,
     samples_at_once: int = 8,
 ) -> dict[str, Tensor]:
@@ -40,11 +88,10 @@ def fisher_roots(
     root is right down to those of 1e-38. The logits are the normalised features times the frozen head.
 
     Args:
-        encoder: the visual encoder; its own weights are neither used nor changed.
+        encoder: inputs → features; its own weights are neither used nor changed.
         state: the weights to run it with, under the encoder's names.
         head: the task's frozen zero-shot head, with the logit scale in it.
-        images: the task's own preprocessed calibration images.
-        labels: their classes.
+        samples: the task's own preprocessed calibration samples, with their classes.
         samples_at_once: how many gradients, each as large as the model, are held; changes nothing but rounding.
 
     Returns:
@@ -56,18 +103,18 @@ def fisher_roots(
 
     Paper: Matena & Raffel 2022, Merging Models with Fisher-Weighted Averaging, arXiv 2111.09832.
     """
-    _check_samples(head, images, labels)
+    check_samples(head, samples, "the Fisher information")
     owners = parameter_owners(encoder)
     state = {name: value.detach() for name, value in state.items() if owners.get(name, name) == name}
     names = [name for name in state if name in owners]
     roots = {name: torch.zeros_like(state[name]) for name in names}
     with evaluation_mode(encoder):
-        for stacks in _gradients(encoder, state, names, head, images, labels, samples_at_once):
+        for stacks in _gradients(encoder, state, names, head, samples, samples_at_once):
             for name in names:
                 # Neither squares nor their sum ever stand in float32.
                 length = torch.linalg.vector_norm(stacks.pop(name), dim=0, dtype=torch.float64)
                 roots[name] = torch.hypot(roots[name], length.float())
-    found = {name: roots.pop(name).div_(len(images) ** 0.5).cpu() for name in names}
+    found = {name: roots.pop(name).div_(len(samples) ** 0.5).cpu() for name in names}
     _check_finite(found)
     aliases = {
         name: found[owner].clone() for name, owner in owners.items() if owner in found and name != owner
@@ -76,7 +123,7 @@ def fisher_roots(
 
 
 def fitting_samples(state: Mapping[str, Tensor], memory: float | int) -> int:
-    """Return how many gradients as large as the model fit into `memory` bytes beside it; at least 1."""
+    """Return how many gradients as large as the model fit into `memory` bytes in addition to it; at least 1."""
     size = sum(tensor.nbytes for tensor in state.values())
     return max(1, int(memory // max(size, 1)) - _MODELS)
 
@@ -86,59 +133,47 @@ def _gradients(
     state: Mapping[str, Tensor],
     names: list[str],
     head: Tensor,
-    images: Tensor,
-    labels: Tensor,
+    samples: Inputs,
     samples_at_once: int,
 ) -> Iterator[_Stacks]:
-    """Give the samples' own gradients, several samples at a time, or one where the encoder allows no more."""
+    """Yield the samples' own gradients, several samples at a time, or one where the encoder allows no more."""
     at_once = _batched_gradients(encoder, state, names, head)
     device = next(iter(state.values())).device
     together = True
-    for batch, classes in zip(images.split(samples_at_once), labels.split(samples_at_once), strict=True):
+    for batch in samples.batches(samples_at_once):
         if together:
             try:
-                found = at_once(batch.detach().to(device), classes.to(device))
+                found = at_once(batch.to(device))
             except RuntimeError as error:
                 logger.info("One sample at a time, since this encoder takes no more: %s", error)
                 together = False
             else:
                 yield found
                 continue
-        for position in range(len(batch)):
-            one = slice(position, position + 1)
-            gradients = task_gradients(encoder, state, head, batch[one], classes[one], batch_size=1)
+        for one in batch.batches(1):
+            gradients = task_gradients(encoder, state, head, one, batch_size=1)
             yield {name: gradients.encoder[name].to(device)[None] for name in names}
 
 
 def _batched_gradients(
     encoder: nn.Module, state: Mapping[str, Tensor], names: list[str], head: Tensor
-) -> Callable[[Tensor, Tensor], _Stacks]:
+) -> Callable[[Inputs], _Stacks]:
     parameters = {name: state[name] for name in names}
 
-    def loss(weights: Mapping[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
-        features = functional_call(encoder, {**state, **weights}, (image[None],))
-        if isinstance(features, tuple):
-            features = features[0]
-        return functional.cross_entropy(classify(features, head.to(features)), label[None])
+    def loss(weights: dict[str, Tensor], tensors: dict[str, Tensor], label: Tensor) -> Tensor:
+        sample = Inputs({name: tensor[None] for name, tensor in tensors.items()})
+        found = features(encoder, sample, {**state, **weights})
+        return functional.cross_entropy(classify(found, head.to(found)), label[None])
 
     of_each = vmap(grad(loss), in_dims=(None, 0, 0))
 
-    def at_once(images: Tensor, labels: Tensor) -> _Stacks:
-        # The fused kernels know no samples apart.
+    def at_once(batch: Inputs) -> _Stacks:
+        tensors = {name: tensor.detach() for name, tensor in batch.tensors.items()}
+        # The fused kernels do not keep samples apart.
         with sdpa_kernel(SDPBackend.MATH):
-            return of_each(parameters, images, labels)
+            return of_each(parameters, tensors, batch.labels)
 
     return at_once
-
-
-def _check_samples(head: Tensor, images: Tensor, labels: Tensor) -> None:
-    if not len(images):
-        raise UserError("Expected at least one calibration sample for the Fisher information, got none.")
-    if int(labels.min()) < 0 or int(labels.max()) >= len(head):
-        raise UserError(
-            f"Expected labels from 0 to {len(head) - 1}, one per class of the head; "
-            f"got {int(labels.min())} to {int(labels.max())}."
-        )
 
 
 def _check_finite(roots: Mapping[str, Tensor]) -> None:

@@ -1,17 +1,28 @@
-"""The gradients of one model at its own task: towards its weights, and towards its input images."""
+"""The gradients of one model at its own task: with respect to its weights, and to its inputs."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 
+from mergeability.data.inputs import Inputs
 from mergeability.errors import UserError
+from mergeability.models.features import features
 from mergeability.models.zero_shot import classify
-from mergeability.profiles.activations import evaluation_mode
+from mergeability.profiles.encoders import evaluation_mode
+from mergeability.profiles.evidence import ensure_entries, finite_grams
+from mergeability.profiles.layer_grams import LayerVectors, layer_grams
+from mergeability.profiles.subject import Subject
+from mergeability.store import Store
+
+# Part of every store key below: raise it when what is stored changes meaning.
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -20,19 +31,135 @@ class Gradients:
 
     Attributes:
         encoder: parameter name → mean over the samples of ∇θ CE.
-        inputs: per-sample ∇x CE, divided by the number of samples.
+        inputs: per-sample ∇x CE, divided by the number of samples; x the floating-point tensor of the inputs, or
+            the rows of several of them, flattened, one after the other.
     """
 
     encoder: dict[str, Tensor]
-    inputs: Float[Tensor, "n channels height width"]
+    inputs: Float[Tensor, "n *shape"]
+
+
+@dataclass(frozen=True)
+class OwnGradients:
+    """Every model's gradients on its own task's samples; together as large as the models."""
+
+    kind: ClassVar[str] = "gradient"
+    description: ClassVar[str] = "gradients"
+
+    def key(self, subject: Subject, task: str) -> dict[str, Any]:
+        """Return what a model's gradients depend on."""
+        views = subject.required_views("gradient")
+        model = {"model": subject.task_vectors.hashes[task]}
+        return {**model, **views.gradient_key(task), **subject.settings(_VERSION)}
+
+    def compute(self, subject: Subject, task: str) -> dict[str, Tensor]:
+        """Differentiate one model."""
+        gradients = differentiated(subject, task, task)
+        named = {f"encoder.{name}": gradient for name, gradient in gradients.encoder.items()}
+        return {**named, "inputs": gradients.inputs}
+
+    def combine(self, subject: Subject) -> tuple[Store, dict[str, dict[str, Any]]]:
+        """See to it that every model's gradients are in a store; return it, and task → key."""
+        keys = ensure_entries(self, subject, subject.data_store)
+        return subject.data_store, keys
+
+
+@dataclass(frozen=True)
+class EncoderGradientGrams:
+    """One Gram matrix per parameter of the encoder, of the models' gradients."""
+
+    def combine(self, subject: Subject) -> Float64[np.ndarray, "L T T"]:
+        """Compute the inner products of the gradients with respect to the weights."""
+        encoder = subject.required_views("gradient").encoder
+        sizes = {name: value.numel() for name, value in encoder.named_parameters()}
+        layers = _grams(subject, dict(sorted(sizes.items())), "encoder.{}", "encoder gradients")
+        return finite_grams("encoder_gradient", layers, subject.tasks)
+
+
+@dataclass(frozen=True)
+class InputGradientGrams:
+    """The Gram matrix of the models' gradients with respect to their inputs."""
+
+    def combine(self, subject: Subject) -> Float64[np.ndarray, "1 T T"]:
+        """Compute the inner products of the gradients with respect to the inputs.
+
+        Raises:
+            UserError: the tasks' inputs differ in number or size, or are integers.
+        """
+        check_differentiable(subject)
+        views, first = subject.required_views("gradient"), subject.tasks[0]
+        shapes = {task: _gradient_shape(views.samples(task)) for task in subject.tasks}
+        for task, shape in shapes.items():
+            if shape != shapes[first]:
+                raise UserError(
+                    "Input gradients need as many images of one size for every task: "
+                    f"'{first}' has {shapes[first]}, '{task}' has {shape}."
+                )
+        layers = _grams(subject, {"inputs": math.prod(shapes[first])}, "{}", "input gradients")
+        return finite_grams("input_gradient", layers, subject.tasks)
+
+
+def _grams(
+    subject: Subject, sizes: Mapping[str, int], stored_as: str, description: str
+) -> Float64[np.ndarray, "L T T"]:
+    store, keys = OwnGradients().combine(subject)
+    read = {task: store.reader("gradient", key) for task, key in keys.items()}
+    return layer_grams(
+        subject,
+        LayerVectors(
+            sizes=sizes,
+            keys=keys,
+            content=lambda name: {"gradient": name},
+            read=lambda task, name, start, stop: read[task](stored_as.format(name), start, stop),
+            description=description,
+        ),
+    )
+
+
+def data_key(subject: Subject) -> dict[str, Any]:
+    """Return what everything made from the models' own samples and heads depends on besides the models."""
+    views = subject.required_views("data")
+    return {
+        "tasks": [views.gradient_key(task) for task in sorted(subject.tasks)],
+        **subject.settings(_VERSION),
+    }
+
+
+def check_differentiable(subject: Subject) -> None:
+    """Check that there are gradients with respect to every task's inputs.
+
+    Raises:
+        UserError: a task's inputs are all integers, such as tokens.
+    """
+    views = subject.required_views("gradient")
+    for task in subject.tasks:
+        if not any(one.is_floating_point() for one in views.samples(task).tensors.values()):
+            raise UserError(
+                f"Input gradients need floating-point inputs, and those of '{task}' are integers: "
+                "leave the metrics of input gradients out."
+            )
+
+
+def stored_gradients(store: Store, key: Mapping[str, Any]) -> Gradients:
+    """Read the gradients of one model, as `OwnGradients` filed them."""
+    found = store.read("gradient", key)
+    inputs = found.pop("inputs")
+    return Gradients({name.removeprefix("encoder."): tensor for name, tensor in found.items()}, inputs)
+
+
+def differentiated(subject: Subject, task: str, of: str) -> Gradients:
+    """Compute one model's gradients on the samples of a task, with that task's head."""
+    views = subject.required_views("gradient")
+    samples, state = views.samples(of), subject.state(task)
+    batch_size = subject.batch_size(state, samples)
+    return task_gradients(subject.encoder, state, views.head(of), samples, batch_size=batch_size)
 
 
 def task_gradients(
     encoder: nn.Module,
     state: Mapping[str, Tensor],
     head: Float[Tensor, "classes d"],
-    images: Float[Tensor, "n channels height width"],
-    labels: Int[Tensor, " n"],
+    samples: Inputs,
     *,
     batch_size: int = 32,
 ) -> Gradients:
@@ -42,57 +169,71 @@ def task_gradients(
     nothing. The logits are the normalised features times the frozen head.
 
     Args:
-        encoder: the visual encoder; its own weights are neither used nor changed.
+        encoder: inputs → features; its own weights are neither used nor changed.
         state: the weights to run it with, under the encoder's names.
         head: the task's frozen zero-shot head, with the logit scale in it.
-        images: the task's own preprocessed calibration images.
-        labels: their classes.
-        batch_size: images per pass.
+        samples: the task's own preprocessed calibration samples, with their classes.
+        batch_size: samples per pass.
 
     Raises:
         UserError: there is no sample, or a label has no row in the head.
     """
-    if not len(images):
-        raise UserError("Expected at least one calibration sample for the gradients, got none.")
-    if int(labels.min()) < 0 or int(labels.max()) >= len(head):
-        raise UserError(
-            f"Expected labels from 0 to {len(head) - 1}, one per class of the head; "
-            f"got {int(labels.min())} to {int(labels.max())}."
-        )
+    check_samples(head, samples, "the gradients")
     names = [name for name, _ in encoder.named_parameters() if name in state]
     totals = {name: torch.zeros_like(state[name]) for name in names}
     inputs = []
     with evaluation_mode(encoder), torch.enable_grad():
-        for batch, classes in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-            of_encoder, of_images = _summed_gradients(encoder, state, names, head, batch, classes)
-            inputs.append(of_images)
+        for batch in samples.batches(batch_size):
+            of_encoder, of_inputs = _summed_gradients(encoder, state, names, head, batch)
+            inputs.append(of_inputs)
             for name, gradient in zip(names, of_encoder, strict=True):
                 totals[name] += gradient
-    count = len(images)
+    count = len(samples)
     return Gradients(
         encoder={name: (total / count).cpu() for name, total in totals.items()},
         inputs=(torch.cat(inputs) / count).cpu(),
     )
 
 
+def check_samples(head: Float[Tensor, "classes d"], samples: Inputs, purpose: str) -> None:
+    """Check that there are samples whose labels all have a row in the head.
+
+    Raises:
+        UserError: there is no sample, or a label without a row.
+    """
+    if not len(samples) or samples.labels is None:
+        raise UserError(f"Expected at least one calibration sample for {purpose}, got none.")
+    lowest, highest = int(samples.labels.min()), int(samples.labels.max())
+    if lowest < 0 or highest >= len(head):
+        raise UserError(
+            f"Expected labels from 0 to {len(head) - 1}, one per class of the head; got {lowest} to {highest}."
+        )
+
+
 def _summed_gradients(
-    encoder: nn.Module,
-    state: Mapping[str, Tensor],
-    names: list[str],
-    head: Tensor,
-    images: Tensor,
-    labels: Tensor,
+    encoder: nn.Module, state: Mapping[str, Tensor], names: list[str], head: Tensor, batch: Inputs
 ) -> tuple[list[Tensor], Tensor]:
-    """Differentiate the batch's summed loss towards the parameters and the images."""
+    """Differentiate the batch's summed loss with respect to the parameters and the inputs."""
     parameters = {name: state[name].detach().requires_grad_() for name in names}
     device = next(iter(parameters.values())).device
-    images = images.detach().to(device, copy=True).requires_grad_()
-    features = functional_call(encoder, {**state, **parameters}, (images,))
-    if isinstance(features, tuple):
-        features = features[0]
-    logits = classify(features, head.to(device, features.dtype))
-    loss = functional.cross_entropy(logits, labels.to(device), reduction="sum")
-    sources = [*parameters.values(), images]
+    tensors = {name: tensor.detach().to(device, copy=True) for name, tensor in batch.tensors.items()}
+    floating = [tensor.requires_grad_() for tensor in tensors.values() if tensor.is_floating_point()]
+    found = features(encoder, Inputs(tensors), {**state, **parameters})
+    logits = classify(found, head.to(device, found.dtype))
+    # Checked before: there are labels.
+    assert batch.labels is not None
+    loss = functional.cross_entropy(logits, batch.labels.to(device), reduction="sum")
+    sources = [*parameters.values(), *floating]
     # A parameter the features do not depend on has gradient zero.
     gradients = torch.autograd.grad(loss, sources, allow_unused=True, materialize_grads=True)
-    return [*gradients[:-1]], gradients[-1]
+    of_inputs = gradients[len(parameters) :]
+    if len(of_inputs) == 1:
+        return [*gradients[: len(parameters)]], of_inputs[0]
+    flat = [found.new_zeros(len(batch), 0), *(one.flatten(1) for one in of_inputs)]
+    return [*gradients[: len(parameters)]], torch.cat(flat, dim=1)
+
+
+def _gradient_shape(samples: Inputs) -> tuple[int, ...]:
+    """Return the shape of the gradient with respect to the inputs."""
+    shapes = [tuple(one.shape) for one in samples.tensors.values() if one.is_floating_point()]
+    return shapes[0] if len(shapes) == 1 else (len(samples), sum(math.prod(one[1:]) for one in shapes))

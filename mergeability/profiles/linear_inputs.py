@@ -1,4 +1,4 @@
-"""The inputs of each linear layer of one model on its own images, as Gram matrices XᵀX.
+"""The inputs of each linear layer of one model on its own samples, as Gram matrices XᵀX.
 
 What is a linear layer is seen where the encoder computes: wherever one of its weights is the right factor of a
 product. Hooks on modules do not see all of them: attention multiplies by the weights of its projections without
@@ -8,19 +8,27 @@ calling a module, and the last projection of a CLIP is a bare parameter.
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mergeability.data.inputs import Inputs
 from mergeability.errors import UserError
-from mergeability.profiles.activations import evaluation_mode
+from mergeability.models.features import features
+from mergeability.profiles.encoders import evaluation_mode, parameter_owners
+from mergeability.profiles.evidence import ensure_entries
+from mergeability.profiles.gradients import OwnGradients
+from mergeability.profiles.subject import Subject
+from mergeability.weights.checkpoints import PREFIX
 
 logger = logging.getLogger(__name__)
+
+# Part of every store key below: raise it when what is stored changes meaning.
+_VERSION = 1
 
 _OPERATIONS = torch.ops.aten
 # Operation → which of its arguments are the left and the right factor. With gradients off entirely, PyTorch
@@ -60,43 +68,94 @@ class LinearPart:
         return f"{self.weight}[{self.first}:{self.last}]"
 
 
-def parameter_owners(encoder: nn.Module) -> dict[str, str]:
-    """Map each name of a parameter to the first name of the same parameter, which is another one where it is tied.
+# Linear layer → its Gram matrix, in float64
+ReadGram = Callable[[LinearPart], Tensor]
 
-    A tied weight is one variable: under each of its names it would get a second value.
-    """
-    first: dict[int, str] = {}
-    named = encoder.named_parameters(remove_duplicate=False)
-    return {name: first.setdefault(id(parameter), name) for name, parameter in named}
+
+@dataclass(frozen=True)
+class LinearInputs:
+    """The inputs of every model's linear layers on its own task's samples; as much as a model or two each."""
+
+    kind: ClassVar[str] = "linear_inputs"
+    description: ClassVar[str] = "inputs of linear layers"
+
+    def key(self, subject: Subject, task: str) -> dict[str, Any]:
+        """Return what the inputs depend on: as a model's gradients."""
+        return {**OwnGradients().key(subject, task), "of": self.kind, "of_version": _VERSION}
+
+    def compute(self, subject: Subject, task: str) -> dict[str, Tensor]:
+        """Compute the Gram matrices of one model's inputs.
+
+        Raises:
+            UserError: one is not finite; names the model.
+        """
+        samples, state = subject.required_views(self.description).samples(task), subject.state(task)
+        batch_size = subject.batch_size(state, samples)
+        try:
+            found = input_grams(subject.encoder, state, samples, batch_size=batch_size)
+        except UserError as error:
+            raise UserError(f"The model of '{task}': {error}") from error
+        return {part.key: gram for part, gram in found.items()}
+
+    def combine(self, subject: Subject) -> tuple[dict[str, list[LinearPart]], dict[str, ReadGram]]:
+        """Return checkpoints' tensor → its linear layers, and task → reader of a layer's Gram matrix."""
+        store, keys = subject.data_store, ensure_entries(self, subject, subject.data_store)
+
+        def reader(task: str) -> ReadGram:
+            read = store.reader(self.kind, keys[task])
+            return lambda part: (
+                torch.from_numpy(read(part.key, 0, part.width**2)).double().reshape(part.width, part.width)
+            )
+
+        owners = parameter_owners(subject.encoder)
+        of_weight = {name: owners.get(name.removeprefix(PREFIX)) for name in subject.tensors}
+        found = _encoder_parts(subject)
+        parts = {
+            name: [part for part in found if part.weight == weight] for name, weight in of_weight.items()
+        }
+        return parts, {task: reader(task) for task in subject.tasks}
+
+
+def _encoder_parts(subject: Subject) -> list[LinearPart]:
+    """Find the encoder's linear layers, once for all models of its architecture."""
+    views, task = subject.required_views("inputs of linear layers"), subject.tasks[0]
+
+    def compute() -> dict[str, Any]:
+        found = linear_parts(subject.encoder, subject.state(task), views.samples(task)[:1])
+        return {"parts": [asdict(part) for part in found]}
+
+    key = {"encoder": views.gradient_key(task)["encoder"], "version": _VERSION}
+    record = subject.store.record("linear_parts", key, compute)
+    return [LinearPart(**part) for part in record["parts"]]
 
 
 def input_grams(
     encoder: nn.Module,
     state: Mapping[str, Tensor],
-    images: Float[Tensor, "n channels height width"],
+    samples: Inputs,
     *,
     batch_size: int = 32,
 ) -> dict[LinearPart, Float[Tensor, "_ _"]]:
-    """Compute G = XᵀX of every linear layer in eval mode, X one row per token (or place) and image.
+    """Compute G = XᵀX of every linear layer in eval mode, X one row per token (or place) and sample.
 
     Products are summed in float64 and added up in float32, so the batch size changes nothing but rounding.
 
     Args:
-        encoder: the visual encoder; its own weights are neither used nor changed.
+        encoder: inputs → features; its own weights are neither used nor changed.
         state: the weights to run it with, under the encoder's names.
-        images: the task's own preprocessed calibration images.
-        batch_size: images per forward pass.
+        samples: the task's own preprocessed calibration samples.
+        batch_size: samples per forward pass.
 
     Returns:
         Linear layer → Gram matrix in float32, on the CPU. Convolutions, and matrices no input is multiplied
         by, are not among them.
 
     Raises:
-        UserError: there is no image, or an input is not finite.
+        UserError: there is no sample, or an input is not finite.
 
     Paper: Jin et al. 2023, Dataless Knowledge Fusion by Merging Weights of Language Models, arXiv 2212.09849.
     """
-    if not len(images):
+    if not len(samples):
         raise UserError("Expected at least one calibration image for the inputs of linear layers, got none.")
     found: dict[LinearPart, Tensor] = {}
 
@@ -104,7 +163,7 @@ def input_grams(
         gram = _gram(rows)
         found[part] = found[part].add_(gram) if part in found else gram
 
-    _watch(encoder, state, images, batch_size, add)
+    _watch(encoder, state, samples, batch_size, add)
     for part, gram in found.items():
         if not torch.isfinite(gram).all():
             raise UserError(
@@ -114,12 +173,10 @@ def input_grams(
     return {part: gram.cpu() for part, gram in found.items()}
 
 
-def linear_parts(
-    encoder: nn.Module, state: Mapping[str, Tensor], image: Float[Tensor, "1 channels height width"]
-) -> list[LinearPart]:
-    """List the linear layers one image meets on its way through the encoder, whatever its weights."""
+def linear_parts(encoder: nn.Module, state: Mapping[str, Tensor], sample: Inputs) -> list[LinearPart]:
+    """List the linear layers that one sample passes on its way through the encoder, whatever its weights."""
     found: dict[LinearPart, None] = {}
-    _watch(encoder, state, image, 1, lambda part, _rows: found.update({part: None}))
+    _watch(encoder, state, sample, 1, lambda part, _rows: found.update({part: None}))
     missed = _missed(encoder, {part.weight for part in found})
     if missed:
         logger.warning(
@@ -142,7 +199,7 @@ def _missed(encoder: nn.Module, seen: set[str]) -> list[str]:
 def _watch(
     encoder: nn.Module,
     state: Mapping[str, Tensor],
-    images: Tensor,
+    samples: Inputs,
     batch_size: int,
     see: Callable[[LinearPart, Tensor], None],
 ) -> None:
@@ -154,10 +211,10 @@ def _watch(
     weights = {name: used[name] for name in used if name in owners}
     device = next(iter(used.values())).device
     with evaluation_mode(encoder), torch.no_grad(), _separate_attention():
-        for batch in images.split(batch_size):
+        for batch in samples.batches(batch_size):
             batch = batch.to(device)
             with _Products(weights, see):
-                functional_call(encoder, used, (batch,))
+                features(encoder, batch, used)
 
 
 @contextlib.contextmanager

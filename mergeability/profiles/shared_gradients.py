@@ -1,20 +1,26 @@
 """The gradients of two models on the same samples: their own ones, and each other's.
 
-The published gradient metrics compare gradients that were taken on different images, each model's own, so that
-they mix how the models differ with how their data do. Here both models see the union of both tasks' samples,
+The published gradient metrics compare gradients that were taken on different samples, each model's own, so they
+mix differences of the models with differences of their data. Here both models see the union of both tasks' samples,
 and each sample is classified by the head of its own task. That needs the gradient of every model on every
 other task's samples: T(T − 1) passes, so nothing but a few numbers per pair is kept.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
 from mergeability.errors import UserError
+from mergeability.files import digest
 from mergeability.linalg import grams
-from mergeability.profiles.gradients import Gradients
+from mergeability.profiles.evidence import frozen
+from mergeability.profiles.gradients import Gradients, OwnGradients, differentiated, stored_gradients
+from mergeability.profiles.subject import Subject
+from mergeability.store import Store
 
 VIEWS = ("encoder_gradient", "input_gradient")
 
@@ -39,6 +45,52 @@ class Side:
     count: int
     own: Read
     other: Gradients
+
+
+@dataclass(frozen=True)
+class SharedGradientGrams:
+    """Every pair's 2×2 Gram matrices of gradients on the same samples, one entry per pair."""
+
+    def combine(self, subject: Subject) -> dict[str, Float64[np.ndarray, "T T 2 2"]]:
+        """Return view → Gram matrices [[⟨x_a, x_a⟩, ⟨x_a, x_b⟩], [⟨x_b, x_a⟩, ⟨x_b, x_b⟩]] of all pairs."""
+        tasks = subject.tasks
+        keys = {task: OwnGradients().key(subject, task) for task in tasks}
+        # Sorted by content: a pair is one entry, whichever of its models comes first.
+        identities = {task: digest(key) for task, key in keys.items()}
+        pairs = [
+            sorted((a, b), key=lambda task: identities[task])
+            for position, a in enumerate(tasks)
+            for b in tasks[position:]
+        ]
+        # The models' own gradients are needed only where a pair is missing.
+        own = cache(lambda: OwnGradients().combine(subject))
+
+        def find(pair: list[str]) -> dict[str, Any]:
+            key = {"pair": [identities[task] for task in pair]}
+            return subject.store.record("shared_gradient", key, lambda: _compare(subject, *pair, *own()))
+
+        records = subject.run.map(find, pairs, description="shared gradients")
+        found = {view: np.empty((len(tasks), len(tasks), 2, 2)) for view in VIEWS}
+        for (a, b), record in zip(pairs, records, strict=True):
+            i, j = tasks.index(a), tasks.index(b)
+            for view, pair in found.items():
+                pair[j, i] = np.flip(record[view])
+                pair[i, j] = record[view]
+        return {view: frozen(pair) for view, pair in found.items()}
+
+
+def _compare(
+    subject: Subject, a: str, b: str, store: Store, keys: dict[str, dict[str, Any]]
+) -> dict[str, list[list[float]]]:
+    """Compare two models on both tasks' samples: at most their own gradients and each other's are in memory."""
+
+    def side(task: str, other: str) -> Side:
+        samples = len(subject.required_views("gradient").samples(task))
+        # The diagonal: a model compared with itself needs no pass.
+        found = differentiated(subject, task, other) if task != other else stored_gradients(store, keys[task])
+        return Side(task, samples, store.reader("gradient", keys[task]), found)
+
+    return pair_grams(side(a, b), side(b, a))
 
 
 def pair_grams(left: Side, right: Side) -> dict[str, list[list[float]]]:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
-from mergeability.context import work
+from mergeability.context import Run
 from mergeability.linalg import grams
-from mergeability.progress import Progress, no_progress
+from mergeability.profiles.subject import Subject
 from mergeability.task_vectors.magnitudes import blocks, check_density, identity, magnitude_thresholds, place
 from mergeability.task_vectors.vectors import TaskVectors
 
@@ -33,13 +33,23 @@ class SignCounts:
     opposite: Int64[np.ndarray, "T T"]
 
 
-def count_signs(
-    vectors: TaskVectors,
-    density: float | int,
-    *,
-    memory_budget: float | int = 4,
-    progress: Progress = no_progress,
-) -> SignCounts:
+@dataclass(frozen=True)
+class SignConflicts:
+    """Counts of the entries that two models both changed most, and of opposite signs among them.
+
+    Attributes:
+        density: share of entries that a model keeps, in (0, 1].
+    """
+
+    density: float | int = 0.2
+
+    def combine(self, subject: Subject) -> SignCounts:
+        """Count for every pair, one entry per layer, once it is known that the models come from their base."""
+        subject.task_vectors.check_base()
+        return count_signs(subject.task_vectors, self.density, subject.run)
+
+
+def count_signs(vectors: TaskVectors, density: float | int, run: Run | None = None) -> SignCounts:
     """Count, for every pair of models, the entries among the largest of both, and those of opposite sign.
 
     With D entries in all, a model keeps |τ| ≥ its (D − ⌊density·D⌋)-th smallest magnitude, as TIES does over
@@ -48,8 +58,7 @@ def count_signs(
     Args:
         vectors: the models; their store keeps one threshold per model and the counts of every layer.
         density: share of entries kept, in (0, 1].
-        memory_budget: GiB that what is computed may need.
-        progress: wraps the loops.
+        run: memory budget and progress; 4 GiB and none when None.
 
     Raises:
         UserError: the density is out of range, or a delta is not finite.
@@ -59,33 +68,24 @@ def count_signs(
     owners = {identity(vectors, task): task for task in vectors.tasks}
     order = sorted(owners)
     models = [owners[one] for one in order]
-    thresholds = magnitude_thresholds(
-        vectors.select(models), density, memory_budget=memory_budget, progress=progress
-    )
+    run = Run() if run is None else run
+    thresholds = magnitude_thresholds(vectors.select(models), density, run)
     content = [
         {"model": one, "threshold": float(thresholds[task])} for one, task in zip(order, models, strict=True)
     ]
-    counts: dict[str, Int64[np.ndarray, "2 T T"]] = {}
 
-    def compute(name: str) -> None:
+    def find(name: str) -> np.ndarray:
         key = {"models": content, **place(vectors, name), "version": _VERSION}
         found = vectors.store.arrays(
             "sign_count",
             key,
             lambda: {"counts": torch.from_numpy(_layer_counts(vectors, models, thresholds, name))},
         )
-        counts[name] = found["counts"].numpy()
+        return found["counts"].numpy()
 
-    work(
-        list(vectors.names),
-        compute,
-        description="signs of all pairs",
-        memory=_needed(len(models)),
-        memory_budget=memory_budget,
-        progress=progress,
-    )
+    counts = run.map(find, vectors.names, description="signs of all pairs", memory=_needed(len(models)))
     places = [order.index(identity(vectors, task)) for task in vectors.tasks]
-    shared, opposite = sum(counts.values(), np.zeros((2, len(models), len(models)), dtype=np.int64))
+    shared, opposite = sum(counts, np.zeros((2, len(models), len(models)), dtype=np.int64))
     return SignCounts(shared[np.ix_(places, places)], opposite[np.ix_(places, places)])
 
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from mergeability.data.inputs import Inputs
 from mergeability.errors import UserError
 from mergeability.files import digest
-from mergeability.profiles.activations import last_layer
+from mergeability.profiles.encoders import last_layer
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights.checkpoints import tensors_hash
 from mergeability.weights.encoder_state import encoder_state
@@ -21,18 +21,18 @@ class Views:
     """The data that activations and gradients need.
 
     Attributes:
-        encoder: the visual encoder, images → features; only its architecture is used, its weights never.
+        encoder: inputs → features; only its architecture is used, its weights never.
         heads: task → frozen zero-shot head (classes × d), with the logit scale in it.
-        calibration: task → (preprocessed images N×3×H×W in float, labels N).
-        pool: tasks whose images make the pool of the activations; every task of `calibration` when None.
+        calibration: task → preprocessed inputs with their labels.
+        pool: tasks whose inputs make the pool of the activations; every task of `calibration` when None.
         layer: dotted name of the layer whose activations are averaged; found when None.
-        batch_size: images per pass; changes nothing but speed and memory.
+        batch_size: samples per pass; changes nothing but speed and memory.
         configuration: what the encoder was built from, as a JSON-able record: part of the store's keys.
     """
 
     encoder: nn.Module
     heads: Mapping[str, Tensor]
-    calibration: Mapping[str, tuple[Tensor, Tensor]]
+    calibration: Mapping[str, Inputs]
     pool: Sequence[str] | None = None
     layer: str | None = None
     batch_size: int = 32
@@ -48,8 +48,8 @@ class Views:
         state = encoder_state(self.encoder, tensors, f"the model of '{task}'")
         return {name: tensor.to(device) for name, tensor in state.items()}
 
-    def samples(self, task: str) -> tuple[Tensor, Tensor]:
-        """Return a task's calibration images and labels.
+    def samples(self, task: str) -> Inputs:
+        """Return a task's calibration samples.
 
         Raises:
             UserError: there are none for this task.
@@ -71,22 +71,22 @@ class Views:
         return self.heads[task]
 
     @property
-    def pool_images(self) -> Tensor:
-        """The images of all tasks of the pool, in the order of the tasks' names."""
-        return torch.cat([self.samples(task)[0] for task in self._pool_tasks])
+    def pool_inputs(self) -> Inputs:
+        """The inputs of all tasks of the pool, in the order of the tasks' names."""
+        return Inputs.joined([self.samples(task) for task in self._pool_tasks])
 
     def gradient_key(self, task: str) -> dict[str, Any]:
-        """Say what a task's gradients depend on besides the model."""
+        """Return what a task's gradients depend on besides the model."""
         return {
             "encoder": self._architecture,
-            "head": self._hash_head(task),
-            "samples": self._hash_samples(task),
+            "head": tensors_hash({"head": self.head(task)}),
+            "samples": self.samples(task).fingerprint,
         }
 
     @cached_property
     def activation_key(self) -> dict[str, Any]:
-        """What mean activations depend on besides the model."""
-        pool = [tensors_hash({"images": self.samples(task)[0]}) for task in self._pool_tasks]
+        """What activations depend on besides the model."""
+        pool = [self.samples(task).without_labels().fingerprint for task in self._pool_tasks]
         layer = last_layer(self.encoder) if self.layer is None else self.layer
         return {"encoder": self._architecture, "layer": layer, "pool": pool}
 
@@ -98,10 +98,3 @@ class Views:
     def _architecture(self) -> str:
         # The text form names every module, but not all of their options: the number of heads is missing.
         return digest({"encoder": repr(self.encoder), "configuration": dict(self.configuration)})
-
-    def _hash_head(self, task: str) -> str:
-        return tensors_hash({"head": self.head(task)})
-
-    def _hash_samples(self, task: str) -> str:
-        images, labels = self.samples(task)
-        return tensors_hash({"images": images, "labels": labels})

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Int64
 
-from mergeability.context import work
+from mergeability.context import Run
 from mergeability.errors import UserError
 from mergeability.files import digest
 from mergeability.linalg import grams
-from mergeability.progress import Progress, no_progress
 from mergeability.task_vectors.vectors import TaskVectors
 
 # Part of every store key below: raise it when what is stored changes meaning.
@@ -22,11 +21,7 @@ _INFINITE = 0x7F80
 
 
 def magnitude_thresholds(
-    vectors: TaskVectors,
-    density: float | int,
-    *,
-    memory_budget: float | int = 4,
-    progress: Progress = no_progress,
+    vectors: TaskVectors, density: float | int, run: Run | None = None
 ) -> dict[str, np.float32]:
     """Find the smallest magnitude among the entries each model keeps, once per model.
 
@@ -35,8 +30,7 @@ def magnitude_thresholds(
     Args:
         vectors: the models; their store keeps the thresholds.
         density: share of entries kept, in (0, 1].
-        memory_budget: GiB that what is computed may need.
-        progress: wraps the loop over models.
+        run: memory budget and progress; 4 GiB and none when None.
 
     Raises:
         UserError: the density is out of range, or a delta is not finite.
@@ -46,24 +40,17 @@ def magnitude_thresholds(
     # At density 1 the rank would be 0: everything is kept.
     rank = max(1, size - math.floor(density * size))
     places = digest({"parameters": [place(vectors, name) for name in vectors.names]})
-    found: dict[str, np.float32] = {}
 
-    def compute(task: str) -> None:
+    def find(task: str) -> np.float32:
         key = {"model": identity(vectors, task), "parameters": places, "rank": rank, "version": _VERSION}
         record = vectors.store.record(
             "magnitude", key, lambda: {"magnitude": float(_kth_smallest_magnitude(vectors, task, rank))}
         )
-        found[task] = np.float32(record["magnitude"])
+        return np.float32(record["magnitude"])
 
-    work(
-        list(vectors.tasks),
-        compute,
-        description="largest entries",
-        memory=_needed(vectors),
-        memory_budget=memory_budget,
-        progress=progress,
-    )
-    return found
+    run = Run() if run is None else run
+    found = run.map(find, vectors.tasks, description="largest entries", memory=_needed(vectors))
+    return dict(zip(vectors.tasks, found, strict=True))
 
 
 def _kth_smallest_magnitude(vectors: TaskVectors, task: str, rank: int) -> np.float32:
@@ -126,7 +113,7 @@ def identity(vectors: TaskVectors, task: str) -> str:
 
 
 def place(vectors: TaskVectors, name: str) -> dict[str, object]:
-    """Say which numbers of a checkpoint a parameter consists of, in whatever shape."""
+    """Return which numbers of a checkpoint a parameter consists of, in whatever shape."""
     parameter = vectors.parameters[name]
     return {"tensor": parameter.tensor, "start": parameter.start, "size": parameter.size}
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from mergeability.data.inputs import Inputs
 from mergeability.data.tasks import Images
 from mergeability.errors import UserError
 from mergeability.evaluation.evaluator import Judge, pixel_accuracy
@@ -428,7 +429,7 @@ def test_other_cuts_of_the_tensors_are_another_merge(tmp_path, world):
     vectors = TaskVectors.load({"a": paths[1], "b": paths[2]}, paths[0], refuse_above=99)
     evaluation = Evaluation(vectors, world.judge, pd.DataFrame())
     plain = evaluation.trial(("a", "b"), IsoC())
-    cut = dataclasses.replace(evaluation, task_vectors=vectors.arranged(split_qkv=True)).trial(
+    cut = dataclasses.replace(evaluation, task_vectors=vectors.with_layout(split_qkv=True)).trial(
         ("a", "b"), IsoC()
     )
     assert plain.weights(1.0) != cut.weights(1.0)
@@ -470,13 +471,15 @@ def test_batch_norm_statistics_of_a_merge_are_made_anew(tmp_path):
         for task in "ab"
     }
     judge = Judge(Normed(), preprocess, {}, heads, images, Store(tmp_path / "store"))
-    calibration = {task: (preprocess(one.images[:6]), one.labels[:6]) for task, one in images.items()}
+    calibration = {
+        task: Inputs({"images": preprocess(one.images[:6])}, one.labels[:6]) for task, one in images.items()
+    }
     views = Views(judge.encoder, heads, calibration)
     evaluation = Evaluation(vectors, judge, pd.DataFrame(), recalibration=Recalibration(judge, views))
     trial = evaluation.trial(("a", "b"), Average())
     state = trial.state(1.0)
     merged = ((weights[1] + weights[2]) / 2).double().numpy()[:, :, 0, 0]
-    inputs = torch.cat([calibration["a"][0], calibration["b"][0]]).double().numpy()
+    inputs = torch.cat([calibration[task].tensors["images"] for task in "ab"]).double().numpy()
     layer = np.einsum("oc,nchw->nohw", merged, inputs)
     np.testing.assert_allclose(state["visual.norm.running_mean"], layer.mean((0, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(state["visual.norm.running_var"], layer.var((0, 2, 3), ddof=1), rtol=1e-4)

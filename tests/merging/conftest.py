@@ -8,6 +8,7 @@ import torch
 from open_clip import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import nn
 
+from mergeability.data.inputs import Inputs
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
 from mergeability.store import Store
@@ -113,7 +114,7 @@ class Towers:
 
         models = {task: save(task, delta) for task, delta in deltas.items()}
         vectors = TaskVectors.load(models, save("base", {}), store=store, **options)
-        return Profiles(vectors, self.views(deltas), **(arrangement or {}))
+        return Profiles(vectors.with_layout(**(arrangement or {})), self.views(deltas))
 
     def views(self, tasks):
         """Draw images, labels and a head of every task, by its name alone."""
@@ -121,7 +122,8 @@ class Towers:
         for task in tasks:
             generator = torch.Generator().manual_seed(sum(map(ord, task)))
             images = torch.randn(3, 3, 16, 16, generator=generator)
-            calibration[task] = images, torch.randint(0, 4, (3,), generator=generator)
+            labels = torch.randint(0, 4, (3,), generator=generator)
+            calibration[task] = Inputs({"images": images}, labels)
             heads[task] = 4 * torch.randn(4, 8, generator=generator)
         return Views(self.encoder, heads, calibration)
 

@@ -4,6 +4,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from mergeability.data.inputs import Inputs
 from mergeability.errors import UserError
 from mergeability.members import data_free
 from mergeability.merging.fisher import Fisher
@@ -75,14 +76,15 @@ def encoder(request):
 def make(tmp_path, encoder):
     """Make profiles of random models of one base, and their weights."""
 
-    def make(tasks=TASKS, *, store=None, copies=False, **options):
+    def make(tasks=TASKS, *, store=None, copies=False):
         generator = torch.Generator().manual_seed(1)
         base = randomised(encoder, generator, 0.1)
         states, calibration, heads = {}, {}, {}
         for task in sorted(TASKS):
             states[task] = randomised(encoder, generator, 0.02, base)
             images = torch.randn(6, 3, 16, 16, generator=generator)
-            calibration[task] = images, torch.randint(0, 4, (6,), generator=generator)
+            labels = torch.randint(0, 4, (6,), generator=generator)
+            calibration[task] = Inputs({"images": images}, labels)
             heads[task] = 4 * torch.randn(4, 5, generator=generator)
         if copies:
             states = dict.fromkeys(states, states["a"])
@@ -93,15 +95,16 @@ def make(tmp_path, encoder):
                 safetensors.torch.save_file(named, tmp_path / f"{name}.safetensors")
         paths = {task: tmp_path / f"{task}.safetensors" for task in tasks}
         vectors = TaskVectors.load(paths, tmp_path / "base.safetensors", store=store)
-        return Profiles(vectors, Views(encoder, heads, calibration), **options), base, states
+        return Profiles(vectors, Views(encoder, heads, calibration)), base, states
 
     return make
 
 
-def information(encoder, state, head, images, labels):
+def information(encoder, state, head, samples):
     """Write the definition out: plain backward passes, sample by sample, in float64."""
     encoder.load_state_dict(state)
     encoder = encoder.double().eval()
+    images, labels = samples.tensors["images"], samples.labels
     totals = {name: torch.zeros_like(value) for name, value in encoder.named_parameters()}
     for image, label in zip(images.double(), labels, strict=True):
         encoder.zero_grad()
@@ -119,7 +122,7 @@ def test_it_is_the_average_weighted_by_the_information(make, encoder):
     merged = Fisher()(profiles)
     views = profiles.views
     weights = {
-        task: information(encoder, state, views.heads[task], *views.calibration[task])
+        task: information(encoder, state, views.heads[task], views.calibration[task])
         for task, state in states.items()
     }
     floating = [name for name, value in base.items() if value.is_floating_point()]
@@ -185,7 +188,8 @@ def test_each_model_is_looked_at_once_for_all_merges(make, tmp_path):
 def test_another_arrangement_of_the_parameters_gives_the_same_weights(make):
     plain, _, _ = make()
     vectors = plain.task_vectors
-    cut = Profiles(vectors, plain.views, split_qkv="visual.conv1.weight" in vectors.names, matricize="conv")
+    fused = "visual.conv1.weight" in vectors.names
+    cut = Profiles(vectors.with_layout(split_qkv=fused, matricize="conv"), plain.views)
     assert cut.task_vectors.shapes != vectors.shapes
     expected, found = Fisher()(plain), cut.task_vectors.assembled(Fisher()(cut))
     assert found.keys() == expected.keys()
@@ -211,7 +215,7 @@ def test_information_far_below_what_float32_squares_hold_still_weighs(tmp_path):
         change = 1e24 * torch.randn(2, 3, generator=generator)
         states[task] = {"visual.proj.weight": states["base"]["visual.proj.weight"] + change}
         images = 1e-25 * torch.randn(4, 3, 1, 1, generator=generator)
-        calibration[task] = images, torch.tensor([0, 1, 1, 0])
+        calibration[task] = Inputs({"images": images}, torch.tensor([0, 1, 1, 0]))
         heads[task] = torch.randn(2, 2, generator=generator)
     for name, state in states.items():
         safetensors.torch.save_file(state, tmp_path / f"{name}.safetensors")
@@ -223,7 +227,7 @@ def test_information_far_below_what_float32_squares_hold_still_weighs(tmp_path):
     each = np.stack(
         [
             information(
-                encoder, {"proj.weight": states[task]["visual.proj.weight"]}, heads[task], *calibration[task]
+                encoder, {"proj.weight": states[task]["visual.proj.weight"]}, heads[task], calibration[task]
             )["proj.weight"]
             for task in "ab"
         ]

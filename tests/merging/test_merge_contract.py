@@ -168,7 +168,11 @@ def test_inputs_files_and_global_random_state_are_untouched(trio, name):
             [hashlib.sha256(one.path.read_bytes()).hexdigest() for one in files],
             [vectors[key].numpy().tobytes() for key in vectors],
             [tensor.detach().numpy().tobytes() for tensor in views.encoder.state_dict().values()],
-            [tensor.numpy().tobytes() for pair in views.calibration.values() for tensor in pair],
+            [
+                tensor.numpy().tobytes()
+                for one in views.calibration.values()
+                for tensor in (one.tensors["images"], one.labels)
+            ],
             [head.numpy().tobytes() for head in views.heads.values()],
             torch.get_rng_state().tolist(),
             str(np.random.get_state()),  # noqa: NPY002

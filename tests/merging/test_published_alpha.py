@@ -87,4 +87,4 @@ def test_only_isotropic_methods_have_published_scales():
 
 def test_a_tower_is_recognised_in_whatever_arrangement(make_tower):
     vectors = make_tower(768, 16, 12, 8)
-    assert isotropic_alpha(vectors.arranged(matricize="conv")) == (1.4, True)
+    assert isotropic_alpha(vectors.with_layout(matricize="conv")) == (1.4, True)

@@ -4,6 +4,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from mergeability.context import Run
+from mergeability.data.inputs import Inputs
 from mergeability.errors import UserError
 from mergeability.merging.regmean import RegMean
 from mergeability.profiles.profiles import Profiles
@@ -53,7 +55,7 @@ def built(kind):
 def make(tmp_path):
     """Make profiles of random models of one base, and their weights in float64."""
 
-    def make(kind, tasks=TASKS, *, store=None, copies=False, count=6, size=16, **options):
+    def make(kind, tasks=TASKS, *, store=None, copies=False, count=6, size=16, split_qkv=False, **options):
         generator = torch.Generator().manual_seed(1)
         encoder = built(kind)
         base = encoder.state_dict()
@@ -64,7 +66,7 @@ def make(tmp_path):
                 for name, value in base.items()
             }
             images = torch.randn(count + number, 3, size, size, generator=generator)
-            calibration[task] = images, torch.zeros(len(images), dtype=torch.int64)
+            calibration[task] = Inputs({"images": images}, torch.zeros(len(images), dtype=torch.int64))
             heads[task] = torch.randn(4, 5, generator=generator)
         if copies:
             states = dict.fromkeys(states, states["a"])
@@ -79,7 +81,8 @@ def make(tmp_path):
             task: {name: value.double().numpy() for name, value in state.items()}
             for task, state in {"base": base, **states}.items()
         }
-        return Profiles(vectors, Views(encoder, heads, calibration), **options), arrays
+        vectors = vectors.with_layout(split_qkv=split_qkv)
+        return Profiles(vectors, Views(encoder, heads, calibration), Run(**options)), arrays
 
     return make
 
@@ -89,7 +92,7 @@ def toy_inputs(profiles, task, state):
     encoder = built(Encoder).double()
     encoder.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
     with torch.no_grad():
-        rows = encoder.features(profiles.views.calibration[task][0].double()).numpy()
+        rows = encoder.features(profiles.views.calibration[task].tensors["images"].double()).numpy()
     return {"linear.weight": rows, "proj": np.tanh(rows @ state["linear.weight"].T + state["linear.bias"])}
 
 
@@ -112,7 +115,7 @@ def tower_inputs(profiles, task, state):
         block.mlp.gelu.register_forward_hook(keep(f"{name}mlp.c_proj.weight"))
     encoder.ln_post.register_forward_hook(keep("proj"))
     with torch.no_grad():
-        encoder(profiles.views.calibration[task][0].double())
+        encoder(profiles.views.calibration[task].tensors["images"].double())
     inputs["proj"] = inputs["proj"][:, 0]
     for number in range(2):
         name = f"transformer.resblocks.{number}.attn."
@@ -273,12 +276,12 @@ def test_evidence_larger_than_the_memory_budget_goes_to_a_folder(make):
     # One image at a time is another order of the sums.
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
-    profiles._spill.cleanup()
+    profiles.subject.spilled.cleanup()
 
 
 def test_another_arrangement_of_the_parameters_gives_the_same_weights(make):
     plain, _ = make(tower)
-    cut = Profiles(plain.task_vectors, plain.views, split_qkv=True, matricize="conv")
+    cut = Profiles(plain.task_vectors.with_layout(split_qkv=True, matricize="conv"), plain.views)
     assert "visual.transformer.resblocks.0.attn.q_proj_weight" in cut.task_vectors.names
     assert cut.task_vectors.shapes["visual.conv1.weight"] == (16, 192)
     expected, found = RegMean()(plain), cut.task_vectors.assembled(RegMean()(cut))
@@ -307,7 +310,8 @@ def test_outputs_of_one_weight_are_merged_by_their_own_inputs(make, split_qkv):
     merged = profiles.task_vectors.assembled(RegMean()(profiles))["visual.attention.in_proj_weight"].numpy()
     name = "attention.in_proj_weight"
     context = {
-        task: profiles.views.calibration[task][0].flatten(2)[..., :12].double().numpy() for task in TASKS
+        task: profiles.views.calibration[task].tensors["images"].flatten(2)[..., :12].double().numpy()
+        for task in TASKS
     }
     tokens = {task: np.tile(arrays[task]["tokens"], (len(context[task]), 1, 1)) for task in TASKS}
     for outputs, inputs in ((slice(0, 12), tokens), (slice(12, 36), context)):
@@ -336,7 +340,8 @@ def test_models_without_data_and_wrong_options_are_refused(make):
 
 def test_the_model_whose_inputs_are_not_finite_is_named(make):
     profiles, _ = make(Encoder)
-    images, labels = profiles.views.calibration["b"]
-    profiles.views.calibration["b"] = (torch.full_like(images, torch.nan), labels)
+    samples = profiles.views.calibration["b"]
+    nowhere = torch.full_like(samples.tensors["images"], torch.nan)
+    profiles.views.calibration["b"] = Inputs({"images": nowhere}, samples.labels)
     with pytest.raises(UserError, match=r"model of 'b'.*are not finite"):
         RegMean()(profiles)

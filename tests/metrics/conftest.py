@@ -7,6 +7,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from mergeability.data.inputs import Inputs
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
 from mergeability.task_vectors.vectors import TaskVectors
@@ -63,7 +64,8 @@ def make_profiles(tmp_path):
         for task in models:
             generator = torch.Generator().manual_seed(7 if task in alike else sum(map(ord, task)))
             images = torch.randn(5, 3, SIDE, SIDE, generator=generator)
-            calibration[task] = (images, torch.randint(0, CLASSES, (5,), generator=generator))
+            labels = torch.randint(0, CLASSES, (5,), generator=generator)
+            calibration[task] = Inputs({"images": images}, labels)
             heads[task] = 4 * nn.functional.normalize(torch.randn(CLASSES, WIDTH, generator=generator), dim=1)
         return Profiles(vectors, Views(TinyEncoder(), heads, calibration, pool=pool))
 

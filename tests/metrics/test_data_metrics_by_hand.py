@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from mergeability.data.inputs import Inputs
 from mergeability.metrics.catalogue import CATALOGUE, CATEGORIES
 from mergeability.metrics.measure import measure
 from mergeability.profiles.profiles import Profiles
@@ -107,7 +108,10 @@ class Case:
         paths = {task: self.folder / f"{task}.safetensors" for task in ("base", *self.samples)}
         vectors = TaskVectors.load({task: paths[task] for task in self.samples}, paths["base"])
         heads = {task: head.float() for task, head in self.heads.items()}
-        samples = {task: (images.float(), labels) for task, (images, labels) in self.samples.items()}
+        samples = {
+            task: Inputs({"images": images.float()}, labels)
+            for task, (images, labels) in self.samples.items()
+        }
         views = Views(PatchEncoder(), heads, samples, batch_size=batch_size)
         return measure(Profiles(vectors, views), metrics)
 

@@ -11,6 +11,7 @@ from mergeability.members import fixed_set
 from mergeability.metrics import gram, sign, subspace
 from mergeability.metrics.catalogue import CATALOGUE, PAPER
 from mergeability.metrics.measure import measure
+from mergeability.profiles.activations import Activations
 from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
 
@@ -30,7 +31,7 @@ MINIMAL = fixed_set("metric", "minimal")
 def make_profiles_of(tmp_path):
     """Make profiles of models given by name → tensor name → delta from a base of zeros."""
 
-    def make(deltas, **options):
+    def make(deltas):
         paths = {}
         shapes = {name: value.shape for name, value in next(iter(deltas.values())).items()}
         for task, tensors in {
@@ -42,7 +43,7 @@ def make_profiles_of(tmp_path):
             safetensors.torch.save_file(state, paths[task])
         models = {task: paths[task] for task in deltas}
         # Any delta is infinitely longer than a base of zeros.
-        return Profiles(TaskVectors.load(models, paths["base"], refuse_above=float("inf")), **options)
+        return Profiles(TaskVectors.load(models, paths["base"], refuse_above=float("inf")))
 
     return make
 
@@ -156,7 +157,7 @@ def test_random_subspaces_meet_at_the_chance_level_that_is_taken_off():
         assert np.mean(overlaps) == pytest.approx(k / n, abs=4 * np.std(overlaps) / np.sqrt(200))
 
 
-def test_linear_cka_sees_neither_rotation_nor_scale_nor_place(make_profiles, five_models):
+def test_linear_cka_sees_neither_rotation_nor_scale_nor_place(make_profiles, five_models, monkeypatch):
     profiles = make_profiles(five_models)
     generator = np.random.default_rng(6)
     images = generator.normal(size=(9, 12)).astype(np.float32)
@@ -166,7 +167,8 @@ def test_linear_cka_sees_neither_rotation_nor_scale_nor_place(make_profiles, fiv
     # What rounding makes of one point must not count as geometry.
     point[::2] = np.nextafter(point[::2], np.float32(1))
     given = {"a": images, "b": turned, "c": other, "d": point, "e": other[:, :1]}
-    profiles._activations = stored(given)
+    rows = {task: torch.from_numpy(one.astype(np.float32)) for task, one in given.items()}
+    monkeypatch.setattr(Activations, "combine", lambda _self, _subject: rows)
     matrix = gram.linear_cka(profiles)
     assert matrix[0, 1] == pytest.approx(1, abs=1e-6)
     assert matrix[1, 2] == pytest.approx(matrix[0, 2], rel=1e-5)
@@ -182,19 +184,6 @@ def test_both_views_of_the_activations_take_one_forward_pass_per_model(make_prof
     store = profiles.task_vectors.store
     assert store.computed["activation"] == 5
     assert store.computed["gram"] == 1
-
-
-def stored(activations):
-    """Stand in for the models' activations."""
-
-    class Given:
-        def read(self, _kind, key):
-            return {"images": torch.from_numpy(activations[key["task"]].astype(np.float32))}
-
-        def arrays(self, _kind, _key, compute):
-            return compute()
-
-    return lambda: (Given(), {task: {"task": task} for task in activations})
 
 
 def test_what_is_left_of_the_published_metrics_has_no_exact_duplicates(

@@ -224,7 +224,7 @@ def test_cut_in_another_way_overlaps_are_those_of_the_cut_matrices(
     states, rewrite, expected, split, matricize, matrices
 ):
     for layouts in (CHOICES["open_clip"], CHOICES["base in Hugging Face's names"]):
-        profiles = Profiles(task_vectors(rewrite(layouts)), split_qkv=split, matricize=matricize)
+        profiles = Profiles(task_vectors(rewrite(layouts)).with_layout(split_qkv=split, matricize=matricize))
         table = measure(profiles)
         # Layerwise ranks are of the tensors too, all else is of the models as a whole.
         whole = [*CATEGORIES["geometry"], *CATEGORIES["effective rank"][:5]]
@@ -246,7 +246,7 @@ def test_the_fused_projection_scores_other_than_its_thirds(rewrite, expected):
     """The cut is seen: at least one overlap of each pair is another one than the published layout's."""
     paths = rewrite(CHOICES["open_clip"])
     for options in ({"split_qkv": True}, {"matricize": "conv"}):
-        table = measure(Profiles(task_vectors(paths), **options))
+        table = measure(task_vectors(paths).with_layout(**options))
         for pair, values in expected.items():
             row = table.loc[tuple(pair.split("__"))]
             assert any(abs(row[name] / values[name] - 1) > 1e-3 for name in CATEGORIES["subspace"])
@@ -254,7 +254,7 @@ def test_the_fused_projection_scores_other_than_its_thirds(rewrite, expected):
 
 def test_another_way_to_cut_a_kernel_is_refused(rewrite):
     with pytest.raises(UserError, match="matricize to be 'conv' or null, got 'linear'"):
-        Profiles(task_vectors(rewrite(CHOICES["open_clip"])), matricize="linear")
+        task_vectors(rewrite(CHOICES["open_clip"])).with_layout(matricize="linear")
 
 
 def test_a_fused_projection_that_has_no_thirds_loses_no_row(tmp_path):
@@ -270,4 +270,6 @@ def test_a_fused_projection_that_has_no_thirds_loses_no_row(tmp_path):
     rows = np.stack([(states[task] - states["base"]).ravel() for task in "ab"]).astype(np.float64)
     # To refuse would be fine too.
     with contextlib.suppress(UserError):
-        np.testing.assert_allclose(Profiles(vectors, split_qkv=True).gram(), rows @ rows.T, rtol=1e-6)
+        np.testing.assert_allclose(
+            Profiles(vectors.with_layout(split_qkv=True)).gram(), rows @ rows.T, rtol=1e-6
+        )

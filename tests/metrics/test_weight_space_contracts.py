@@ -7,10 +7,11 @@ import pytest
 import safetensors.torch
 import torch
 
+from mergeability.context import Run
 from mergeability.linalg import decompositions, grams
 from mergeability.metrics.catalogue import CATEGORIES, WEIGHT_SPACE
 from mergeability.metrics.measure import measure
-from mergeability.profiles import profiles
+from mergeability.profiles import subspace_overlaps
 from mergeability.profiles.profiles import Profiles
 from mergeability.store import Store
 from mergeability.task_vectors.vectors import TaskVectors
@@ -213,7 +214,7 @@ def reads(monkeypatch):
 )
 def test_groups_of_models_give_the_same_subspaces(load, monkeypatch, reads, group, times):
     whole = measure(load(MODELS))
-    monkeypatch.setattr(profiles, "_GROUP", group)
+    monkeypatch.setattr(subspace_overlaps, "_GROUP", group)
     reads["singular"] = 0
     np.testing.assert_allclose(measure(load(MODELS)), whole, rtol=1e-6)
     assert reads["singular"] == times * len(MATRICES), "the groups met"
@@ -239,7 +240,7 @@ def test_ranges_and_groups_of_vectors_give_the_same_grams(load, monkeypatch, rea
 
 def test_a_small_memory_budget_changes_no_bit(load):
     whole = measure(load(MODELS))
-    frugal = measure(Profiles(load(MODELS), memory_budget=0.02))
+    frugal = measure(Profiles(load(MODELS), run=Run(memory_budget=0.02)))
     np.testing.assert_array_equal(frugal, whole)
 
 

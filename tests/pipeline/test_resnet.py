@@ -11,7 +11,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from mergeability.profiles.activations import mean_activation
+from mergeability.data.inputs import Inputs
+from mergeability.profiles.activations import sample_activations
 from mergeability.weights import checkpoints
 from mergeability.weights.checkpoints import Checkpoint
 
@@ -144,7 +145,8 @@ def test_activations_are_the_last_feature_map_averaged_over_its_places(root):
     with torch.no_grad():
         features = encoder.layer4(encoder.layer3(encoder.layer2(encoder.layer1(encoder.stem(images)))))
     assert features.shape == (5, 256, 3, 3)
-    found = mean_activation(encoder, encoder.state_dict(), images, batch_size=2)
+    rows = sample_activations(encoder, encoder.state_dict(), Inputs({"images": images}), batch_size=2)
+    found = rows.double().mean(0)
     np.testing.assert_allclose(found, features.double().mean((0, 2, 3)), rtol=1e-5, atol=1e-7)
 
 

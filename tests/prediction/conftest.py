@@ -1,12 +1,24 @@
-"""A small pair table whose outcomes follow known metrics, and the published one."""
+"""A small pair table whose outcomes follow known metrics, a study of it, and the published table."""
 
 import os
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.dummy import DummyRegressor
+
+from mergeability.prediction import (
+    Additive,
+    Pearson,
+    PredictionResult,
+    Ridge,
+    StudySettings,
+    study_predictions,
+)
+from mergeability.prediction.study import Known
 
 PUBLISHED = Path(
     os.environ.get(
@@ -18,6 +30,10 @@ PUBLISHED = Path(
 
 @pytest.fixture
 def table() -> pd.DataFrame:
+    return _table()
+
+
+def _table() -> pd.DataFrame:
     """Six tasks, 15 pairs, three metrics; `ties` is 0.8 + 0.1 first - 0.05 second, `average` pure noise."""
     generator = np.random.default_rng(0)
     pairs = list(combinations("abcdef", 2))
@@ -28,6 +44,39 @@ def table() -> pd.DataFrame:
     frame["norm_acc_average"] = generator.uniform(size=len(pairs))
     frame["norm_acc_ties_a"] = 1.0
     return frame
+
+
+@dataclass(frozen=True)
+class Studied:
+    """A study with everything in it, and its ingredients."""
+
+    table: pd.DataFrame
+    metrics: list[str]
+    predictors: dict
+    settings: StudySettings
+    known: Known
+    result: PredictionResult
+
+
+@pytest.fixture(scope="session")
+def studied() -> Studied:
+    """The study of the small table that answers every question; computed once, so leave it unchanged."""
+    table, metrics = _table(), ["first", "second", "third"]
+    predictors = {
+        "mean": DummyRegressor(),
+        "additive": Additive(),
+        "ridge": Ridge(),
+        "pearson": Pearson(max_steps=30),
+    }
+    settings = StudySettings(targets=("norm_acc",), permutations=9, seeds=2)
+    known = Known(
+        categories={"one": ["first"], "rest": ["second", "third"], "none here": ["else"]},
+        sets=pd.DataFrame(
+            {"tasks": ["a+b+c", "b+c+d", "d+e+f"], "arity": 3, "norm_acc_ties": [0.6, 0.7, 0.5]}
+        ),
+    )
+    result = study_predictions(table, metrics, predictors, settings=settings, known=known)
+    return Studied(table, metrics, predictors, settings, known, result)
 
 
 @pytest.fixture(scope="session")

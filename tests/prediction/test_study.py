@@ -1,6 +1,7 @@
 """The whole study on a small table: which questions are answered, and in which words."""
 
 import json
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -11,10 +12,9 @@ from sklearn.linear_model import LinearRegression
 
 from mergeability.errors import UserError
 from mergeability.prediction import (
-    Additive,
     PairTable,
-    Pearson,
     Ridge,
+    Scorer,
     StudySettings,
     evaluate_predictors,
     study_predictions,
@@ -26,29 +26,23 @@ from mergeability.prediction.questions.variance import variance_split
 from mergeability.prediction.study import Known, beyond_task_effects
 from mergeability.prediction.study_cache import to_record
 from mergeability.prediction.validation.intervals import conformal_table
-from mergeability.prediction.validation.permutation import relabel
+from mergeability.prediction.validation.permutation import permutation_test
 
 METRICS = ["first", "second", "third"]
 OUTCOMES = [("norm_acc", "ties"), ("norm_acc", "average")]
-SETTINGS = StudySettings(targets=("norm_acc",), permutations=9, seeds=2)
-PREDICTORS = {
-    "mean": DummyRegressor(),
-    "additive": Additive(),
-    "ridge": Ridge(),
-    "pearson": Pearson(max_steps=30),
-}
+SHORT = StudySettings(("loto",), ("norm_acc",), permutations=0, seeds=0, ablation=False)
+FEW = {"mean": DummyRegressor(), "ridge": Ridge()}
 CATEGORIES = {"one": ["first"], "rest": ["second", "third"], "none here": ["else"]}
-SETS = pd.DataFrame({"tasks": ["a+b+c", "b+c+d", "d+e+f"], "arity": 3, "norm_acc_ties": [0.6, 0.7, 0.5]})
 ALWAYS = {"metric_weights", "stable_metrics", "fingerprints", "variance", "intervals", "method_choice"}
 ALWAYS |= {"relabelling", "single_metrics", "consistency"}
 
 
-def _study(table, settings=SETTINGS, known=None, **options):
-    return study_predictions(table, METRICS, PREDICTORS, settings=settings, known=known, **options)
+def _study(table, settings=SHORT, known=None, **options):
+    return study_predictions(table, METRICS, FEW, settings=settings, known=known, **options)
 
 
-def test_every_question_has_its_table_and_all_of_it_is_json(table):
-    result = _study(table, known=Known(categories=CATEGORIES, sets=SETS))
+def test_every_question_has_its_table_and_all_of_it_is_json(studied):
+    result = studied.result
     assert set(result.tables) == ALWAYS | {"ablation", "seeds", "sets"}
     assert all(len(frame) for frame in result.tables.values())
     json.dumps(to_record(result), allow_nan=False)
@@ -56,17 +50,17 @@ def test_every_question_has_its_table_and_all_of_it_is_json(table):
 
 
 def test_what_is_not_asked_for_or_not_known_is_left_out(table):
-    few = StudySettings(targets=("norm_acc",), permutations=0, seeds=0, ablation=False)
-    assert set(_study(table, few, Known(categories=CATEGORIES)).tables) == ALWAYS
+    assert set(_study(table, SHORT, Known(categories=CATEGORIES)).tables) == ALWAYS
     # One category is all there is: nothing to refit without it.
-    assert "ablation" not in _study(table, known=Known(categories={"all": METRICS})).tables
-    alone = _study(table, few, methods=["ties"]).tables
+    with_ablation = replace(SHORT, ablation=True)
+    assert "ablation" not in _study(table, with_ablation, Known(categories={"all": METRICS})).tables
+    alone = _study(table, SHORT, methods=["ties"]).tables
     assert set(alone) == ALWAYS - {"stable_metrics", "fingerprints", "consistency", "method_choice"}
 
 
-def test_tables_are_those_of_the_parts(table):
-    result = _study(table)
-    plain = evaluate_predictors(table, METRICS, PREDICTORS, targets=["norm_acc"])
+def test_tables_are_those_of_the_parts(studied):
+    table, result = studied.table, studied.result
+    plain = evaluate_predictors(table, METRICS, studied.predictors, targets=["norm_acc"])
     assert result.records == plain.records
     checked = PairTable.validate(table, METRICS, ["norm_acc_ties", "norm_acc_average"])
     own = plain.coefficients[plain.coefficients["protocol"] == "loto"]
@@ -76,8 +70,8 @@ def test_tables_are_those_of_the_parts(table):
         "consistency": method_consistency(table, OUTCOMES),
         "intervals": conformal_table(plain.predictions),
         "method_choice": method_choice(plain.predictions),
-        "relabelling": relabel(checked, OUTCOMES, 9).methods,
-        "single_metrics": relabel(checked, OUTCOMES, 9).single,
+        "relabelling": (tested := permutation_test(checked, OUTCOMES, 9)).methods,
+        "single_metrics": tested.single,
     }
     for name, frame in expected.items():
         pd.testing.assert_frame_equal(result.tables[name], frame)
@@ -88,7 +82,7 @@ def test_tables_are_those_of_the_parts(table):
 def test_known_accuracies_are_a_baseline_beside_the_others(table):
     own = dict(zip("abcdef", np.linspace(0.5, 0.9, 6), strict=True))
     known = table.assign(finetuned_accuracy=(table["task_a"].map(own) + table["task_b"].map(own)) / 2)
-    result = _study(known)
+    result = _study(known, replace(SHORT, protocols=("loto", "l2to")))
     records = [record for record in result.records if record["predictor"] == "finetuned"]
     alone = evaluate_predictors(
         known, ["finetuned_accuracy"], {"ols": LinearRegression()}, targets=["norm_acc"]
@@ -110,7 +104,7 @@ def test_the_baseline_of_known_accuracies_has_the_pairs_of_the_others(table):
 
 def test_complete_rows_are_the_same_pairs_everywhere(table):
     table.loc[2, "norm_acc_ties"] = np.nan
-    settings = StudySettings(targets=("norm_acc",), rows="complete", permutations=0, seeds=0, ablation=False)
+    settings = replace(SHORT, rows="complete")
     result = _study(table.assign(finetuned_accuracy=np.linspace(0, 1, 15)), settings)
     assert {record["n_pairs"] for record in result.records} == {14}
     assert set(result.tables["variance"]["n_pairs"]) == {14}
@@ -121,15 +115,14 @@ def test_complete_rows_are_the_same_pairs_everywhere(table):
 def test_a_metric_without_values_or_a_method_without_outcomes_does_not_stop_the_study(table):
     table["second"] = np.nan
     table["norm_acc_average"] = np.nan
-    result = _study(table, known=Known(categories=CATEGORIES))
+    everything = replace(SHORT, permutations=2, seeds=1, ablation=True)
+    result = _study(table, everything, Known(categories=CATEGORIES))
     assert {record["method"] for record in result.records} == {"ties"}
     assert set(result.tables["single_metrics"]["metric"]) == {"first", "third"}
 
 
 def test_halves_can_be_studied_as_well(table):
-    settings = StudySettings(
-        protocols=("loto", "halves"), targets=("norm_acc",), permutations=0, seeds=0, ablation=True
-    )
+    settings = replace(SHORT, protocols=("loto", "halves"), ablation=True)
     result = _study(table, settings, Known(categories=CATEGORIES))
     assert {record["protocol"] for record in result.records} == {"loto", "halves"}
     assert set(result.tables["ablation"]["protocol"]) == {"loto"}
@@ -170,9 +163,9 @@ def test_whether_metrics_add_to_task_effects_is_said_in_words():
     frame = pd.DataFrame(rows, columns=["target", "method", "gain", "p_beyond"])
     start = "their squared error for a left-out task's pairs changes by"
     assert beyond_task_effects(frame, "acc") == [
-        f"ties: the metrics add to task effects ({start} -12.4 %, p = 0.001 by relabelling tasks).",
-        f"tsv: the metrics add nothing beyond task effects ({start} -20.0 %, p = 0.400 by relabelling tasks).",
-        f"dare: the metrics add nothing beyond task effects ({start} +3.0 %, p = 0.020 by relabelling tasks).",
+        f"ties: the metrics add to task effects ({start} -12.4 %, p = 0.001 by a permutation test over tasks).",
+        f"tsv: the metrics add nothing beyond task effects ({start} -20.0 %, p = 0.400 by a permutation test over tasks).",
+        f"dare: the metrics add nothing beyond task effects ({start} +3.0 %, p = 0.020 by a permutation test over tasks).",
         f"untested: the metrics add to task effects ({start} -10.0 %).",
     ]
 
@@ -187,7 +180,46 @@ def test_metrics_that_say_something_of_the_pair_are_told_from_those_that_do_not(
     common = frame["task_a"].map(own) + frame["task_b"].map(own)
     frame["norm_acc_ties"] = common + frame["first"]
     frame["norm_acc_average"] = common + 0.5 * generator.normal(size=36)
-    result = _study(frame, StudySettings(targets=("norm_acc",), permutations=99, seeds=0))
+    result = _study(frame, replace(SHORT, permutations=39))
     sentences = beyond_task_effects(result.tables["relabelling"], "norm_acc")
     assert sentences[0].startswith("ties: the metrics add to task effects")
     assert sentences[1].startswith("average: the metrics add nothing beyond task effects")
+
+
+@pytest.mark.parametrize("rows", ["per_method", "complete"])
+def test_a_study_with_every_question_checks_its_table_once(table, monkeypatch, rows):
+    validated = []
+    original = PairTable.validate.__func__
+
+    def counted(cls, frame, *arguments):
+        validated.append(frame)
+        return original(cls, frame, *arguments)
+
+    monkeypatch.setattr(PairTable, "validate", classmethod(counted))
+    known = table.assign(finetuned_accuracy=np.linspace(0, 1, 15))
+    settings = StudySettings(protocols=("loto",), targets=("norm_acc",), permutations=1, seeds=1, rows=rows)
+    result = _study(known, settings, Known(categories=CATEGORIES), methods=["ties"])
+    assert "ablation" in result.tables
+    assert "finetuned" in {record["predictor"] for record in result.records}
+    assert len(validated) == 1
+    Scorer.fit(
+        PairTable.of(known, METRICS, ["ties", "average"], ["norm_acc"]), METRICS, ["ties"], [["first"]]
+    )
+    assert len(validated) == 2
+
+
+def test_a_checked_table_gives_the_study_of_its_data_frame(table):
+    table.loc[3, "third"] = np.nan
+    known = table.assign(finetuned_accuracy=np.linspace(0, 1, 15), never=np.nan)
+    metrics = [*METRICS, "never"]
+    checked = PairTable.of(known, metrics, ["ties", "average"], ["norm_acc"], also=["finetuned_accuracy"])
+    of_frame, of_table = (study_predictions(one, metrics, FEW, settings=SHORT) for one in (known, checked))
+    assert to_record(of_frame) == to_record(of_table)
+    assert any("never has no value" in note for note in of_frame.notes)
+    with pytest.raises(UserError, match="no column unknown"):
+        study_predictions(checked, ["unknown"], FEW, settings=SHORT)
+
+
+def test_values_outside_the_range_of_a_metric_are_refused_before_anything_is_fitted(table):
+    with pytest.raises(UserError, match="outside its range"):
+        _study(table, known=Known(ranges={"first": (-0.1, 0.1)}))

@@ -3,14 +3,13 @@ import pytest
 import torch
 from torch import nn
 
+from mergeability.data.inputs import Inputs
 from mergeability.errors import UserError
 from mergeability.profiles.activations import (
     centred_kernel,
-    evaluation_mode,
-    image_activations,
-    last_layer,
-    mean_activation,
+    sample_activations,
 )
+from mergeability.profiles.encoders import evaluation_mode, last_layer
 
 TOKENS = 5
 
@@ -45,6 +44,10 @@ def images(count, seed=0):
     return torch.randn(count, 3, TOKENS, 2, generator=torch.Generator().manual_seed(seed))
 
 
+def mean_activation(encoder, state, pool, **options):
+    return sample_activations(encoder, state, Inputs({"images": pool}), **options).double().mean(0)
+
+
 def random_state(encoder, seed=1):
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -64,7 +67,7 @@ def test_tokens_and_batch_are_told_apart(batch_first, count):
     # The mean of a linear block's outputs is the block's output at the mean.
     expected = tokens.mean(1) @ weight.T + bias
     for batch_size in (1, 2, 32):
-        rows = image_activations(encoder, state, pool, batch_size=batch_size)
+        rows = sample_activations(encoder, state, Inputs({"images": pool}), batch_size=batch_size)
         torch.testing.assert_close(rows, torch.from_numpy(expected), atol=1e-6, rtol=1e-5)
         mean = mean_activation(encoder, state, pool, batch_size=batch_size)
         torch.testing.assert_close(mean, torch.from_numpy(expected).double().mean(0), atol=1e-6, rtol=1e-5)

@@ -4,6 +4,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from mergeability.context import Run
+from mergeability.data.inputs import Inputs
 from mergeability.errors import UserError
 from mergeability.profiles.fisher import fisher_roots, fitting_samples
 from mergeability.profiles.profiles import Profiles
@@ -46,6 +48,10 @@ class TiedEncoder(nn.Module):
 
     def forward(self, images):
         return self.second(torch.tanh(self.first(images.flatten(1))))[:, :WIDTH]
+
+
+def samples_of(images, labels):
+    return Inputs({"images": images}, labels)
 
 
 @pytest.fixture
@@ -97,7 +103,7 @@ def one_by_one(encoder, head, images, labels):
 @pytest.mark.parametrize("kind", [LinearEncoder, BranchingEncoder])
 def test_it_is_the_mean_square_of_the_samples_own_gradients(samples, kind, samples_at_once):
     images, labels, head, state = samples
-    roots = fisher_roots(kind(), state, head, images, labels, samples_at_once=samples_at_once)
+    roots = fisher_roots(kind(), state, head, samples_of(images, labels), samples_at_once=samples_at_once)
     expected = by_hand(images, labels, head, state["project.weight"])
     np.testing.assert_allclose(roots["project.weight"].numpy() ** 2, expected, rtol=1e-4, atol=1e-9)
     assert roots.keys() == {"project.weight", "spare"}
@@ -107,7 +113,7 @@ def test_it_is_the_mean_square_of_the_samples_own_gradients(samples, kind, sampl
 def test_gradients_whose_squares_underflow_are_kept(samples):
     images, labels, head, state = samples
     tiny, weight = images * 1e-30, state["project.weight"] * 1e30
-    roots = fisher_roots(LinearEncoder(), {**state, "project.weight": weight}, head, tiny, labels)
+    roots = fisher_roots(LinearEncoder(), {**state, "project.weight": weight}, head, samples_of(tiny, labels))
     expected = np.sqrt(by_hand(images, labels, head, state["project.weight"])) * 1e-30
     np.testing.assert_allclose(roots["project.weight"].double().numpy(), expected, rtol=1e-3, atol=1e-35)
     assert (roots["project.weight"].square() == 0).all()
@@ -124,7 +130,7 @@ def test_the_visual_encoder_of_open_clip_agrees_with_plain_backward_passes(sampl
         )
         images, labels, head = torch.randn(5, 3, 16, 16), torch.tensor([0, 2, 1, 2, 2]), torch.randn(3, 8)
     state = {name: value.clone() for name, value in encoder.state_dict().items()}
-    roots = fisher_roots(encoder, state, head, images, labels, samples_at_once=samples_at_once)
+    roots = fisher_roots(encoder, state, head, samples_of(images, labels), samples_at_once=samples_at_once)
     expected = one_by_one(encoder, head, images, labels)
     assert roots.keys() == expected.keys()
     for name, root in roots.items():
@@ -138,7 +144,7 @@ def test_a_tied_parameter_has_its_information_under_each_name(samples, kind):
     images, labels, head, _ = samples
     encoder = kind()
     state = {name: value.clone() for name, value in encoder.state_dict().items()}
-    roots = fisher_roots(encoder, state, head, images, labels)
+    roots = fisher_roots(encoder, state, head, samples_of(images, labels))
     expected = one_by_one(encoder, head, images, labels)["first.weight"]
     for name in ("first.weight", "second.weight"):
         np.testing.assert_allclose(roots[name].numpy() ** 2, expected, rtol=1e-3, atol=1e-8)
@@ -156,7 +162,7 @@ def test_a_batch_norm_normalises_by_its_running_statistics():
     encoder.load_state_dict(state)
     images, labels = torch.randn(5, 3, 2, 2, generator=generator), torch.tensor([0, 1, 3, 3, 2])
     head = torch.randn(CLASSES, WIDTH, generator=generator)
-    roots = fisher_roots(encoder, state, head, images, labels, samples_at_once=3)
+    roots = fisher_roots(encoder, state, head, samples_of(images, labels), samples_at_once=3)
     expected = one_by_one(encoder, head, images, labels)
     assert roots.keys() == expected.keys()
     for name, root in roots.items():
@@ -171,7 +177,7 @@ def test_nothing_that_is_given_changes(samples):
     random_state = torch.get_rng_state()
     # Also inside a context that switches gradients off.
     with torch.no_grad():
-        fisher_roots(encoder, state, head, images, labels)
+        fisher_roots(encoder, state, head, samples_of(images, labels))
     assert all(torch.equal(old, new) for old, new in zip(before, given, strict=True))
     assert torch.equal(torch.get_rng_state(), random_state)
     assert encoder.training
@@ -183,11 +189,11 @@ def test_nothing_that_is_given_changes(samples):
 def test_what_has_no_information_is_named(samples):
     images, labels, head, state = samples
     with pytest.raises(UserError, match="labels from 0 to 1"):
-        fisher_roots(LinearEncoder(), state, head[:2], images, labels)
+        fisher_roots(LinearEncoder(), state, head[:2], samples_of(images, labels))
     with pytest.raises(UserError, match="at least one"):
-        fisher_roots(LinearEncoder(), state, head, images[:0], labels[:0])
+        fisher_roots(LinearEncoder(), state, head, samples_of(images[:0], labels[:0]))
     with pytest.raises(UserError, match=r"'project\.weight' is not finite"):
-        fisher_roots(LinearEncoder(), state, head, images * 1e38, labels)
+        fisher_roots(LinearEncoder(), state, head, samples_of(images * 1e38, labels))
 
 
 def test_as_many_samples_at_once_as_models_fit_beside_three():
@@ -212,12 +218,13 @@ def models(tmp_path, samples):
 @pytest.fixture
 def profiles_of(tmp_path, models, samples):
     images, labels, head, _ = samples
-    calibration = {"a": (images, labels), "b": (images[:4] + 1, labels[:4])}
+    calibration = {"a": samples_of(images, labels), "b": samples_of(images[:4] + 1, labels[:4])}
     views = Views(LinearEncoder(), {"a": head, "b": 2 * head}, calibration)
 
-    def make(store, **options):
+    def make(store, matricize=None, **options):
         paths = {task: tmp_path / f"{task}.safetensors" for task in ("a", "b")}
-        return Profiles(TaskVectors.load(paths, tmp_path / "base.safetensors", store=store), views, **options)
+        vectors = TaskVectors.load(paths, tmp_path / "base.safetensors", store=store)
+        return Profiles(vectors.with_layout(matricize=matricize), views, Run(**options))
 
     return make
 
@@ -229,7 +236,8 @@ def test_every_model_is_read_with_its_own_samples_and_head(profiles_of, models, 
     found = profiles.fisher()
     assert profiles.encoder_parameters == {"visual.project.weight", "visual.spare"}
     for task in ("a", "b"):
-        images, labels = profiles.views.samples(task)
+        samples = profiles.views.samples(task)
+        images, labels = samples.tensors["images"], samples.labels
         weight = models[task]["project.weight"]
         expected = by_hand(images, labels, profiles.views.head(task), weight).ravel()
         information = found[task]("visual.project.weight", 10, 50)
@@ -237,7 +245,7 @@ def test_every_model_is_read_with_its_own_samples_and_head(profiles_of, models, 
         np.testing.assert_allclose(information, expected[10:50], rtol=1e-4, atol=1e-9)
     if "memory_budget" in options:
         assert not profiles.task_vectors.store.computed["fisher"]
-        profiles._spill.cleanup()
+        profiles.subject.spilled.cleanup()
 
 
 def test_a_second_run_and_a_selection_compute_nothing(profiles_of, tmp_path):
@@ -253,7 +261,7 @@ def test_a_second_run_and_a_selection_compute_nothing(profiles_of, tmp_path):
 
 def test_the_model_whose_information_is_not_finite_is_named(profiles_of, tmp_path):
     profiles = profiles_of(Store(None))
-    images, labels = profiles.views.calibration["b"]
-    profiles.views.calibration["b"] = (images * 1e38, labels)
+    samples = profiles.views.calibration["b"]
+    profiles.views.calibration["b"] = samples_of(samples.tensors["images"] * 1e38, samples.labels)
     with pytest.raises(UserError, match=r"model of 'b'.*not finite"):
         profiles.fisher()

@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch import nn
 
+from mergeability.data.inputs import Inputs
 from mergeability.errors import UserError
 from mergeability.profiles.gradients import task_gradients
 
@@ -20,6 +21,10 @@ class LinearEncoder(nn.Module):
 
     def forward(self, images):
         return self.project(self.dropout(images.flatten(1)))
+
+
+def samples_of(images, labels):
+    return Inputs({"images": images}, labels)
 
 
 @pytest.fixture
@@ -54,14 +59,16 @@ def test_both_gradients_agree_with_the_chain_rule_at_any_batch_size(samples, bat
     images, labels, head, state = samples
     arrays = [tensor.double().numpy() for tensor in (images, head, state["project.weight"])]
     of_weight, of_inputs = by_hand(arrays[0], labels.numpy(), arrays[1], arrays[2])
-    gradients = task_gradients(LinearEncoder(), state, head, images, labels, batch_size=batch_size)
+    gradients = task_gradients(
+        LinearEncoder(), state, head, samples_of(images, labels), batch_size=batch_size
+    )
     np.testing.assert_allclose(gradients.encoder["project.weight"].numpy(), of_weight, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(gradients.inputs.numpy(), of_inputs, rtol=1e-4, atol=1e-6)
 
 
 def test_weights_that_are_not_used_have_gradient_zero(samples):
     images, labels, head, state = samples
-    assert not task_gradients(LinearEncoder(), state, head, images, labels).encoder["spare"].any()
+    assert not task_gradients(LinearEncoder(), state, head, samples_of(images, labels)).encoder["spare"].any()
 
 
 def test_nothing_that_is_given_changes(samples):
@@ -72,7 +79,7 @@ def test_nothing_that_is_given_changes(samples):
     random_state = torch.get_rng_state()
     # Also inside a context that switches gradients off.
     with torch.no_grad():
-        task_gradients(encoder, state, head, images, labels)
+        task_gradients(encoder, state, head, samples_of(images, labels))
     assert all(torch.equal(old, new) for old, new in zip(before, given, strict=True))
     assert torch.equal(torch.get_rng_state(), random_state)
     assert encoder.training
@@ -84,6 +91,6 @@ def test_nothing_that_is_given_changes(samples):
 def test_what_cannot_be_differentiated_is_named(samples):
     images, labels, head, state = samples
     with pytest.raises(UserError, match="labels from 0 to 1"):
-        task_gradients(LinearEncoder(), state, head[:2], images, labels)
+        task_gradients(LinearEncoder(), state, head[:2], samples_of(images, labels))
     with pytest.raises(UserError, match="at least one"):
-        task_gradients(LinearEncoder(), state, head, images[:0], labels[:0])
+        task_gradients(LinearEncoder(), state, head, samples_of(images[:0], labels[:0]))

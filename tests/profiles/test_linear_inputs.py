@@ -7,6 +7,7 @@ from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import VisionTransformer
 from torch import nn
 
+from mergeability.data.inputs import Inputs
 from mergeability.errors import UserError
 from mergeability.profiles.linear_inputs import LinearPart, input_grams, linear_parts
 
@@ -15,7 +16,8 @@ BLOCK = "transformer.resblocks.{}.{}"
 
 def grams_by_name(encoder, images, **options):
     state = {name: value.clone() for name, value in encoder.state_dict().items()}
-    return {part.key: gram.numpy() for part, gram in input_grams(encoder, state, images, **options).items()}
+    samples = Inputs({"images": images})
+    return {part.key: gram.numpy() for part, gram in input_grams(encoder, state, samples, **options).items()}
 
 
 def gram(rows):
@@ -105,7 +107,9 @@ def test_it_is_the_same_where_gradients_are_off_for_good(tower, images):
 
 
 def test_which_weights_are_stored_inputs_first_is_seen(tower, images):
-    parts = {part.weight: part for part in linear_parts(tower, tower.state_dict(), images[:1])}
+    parts = {
+        part.weight: part for part in linear_parts(tower, tower.state_dict(), Inputs({"images": images[:1]}))
+    }
     assert parts["proj"] == LinearPart("proj", 16, True, 0, 8)
     fused = BLOCK.format(0, "attn.in_proj_weight")
     assert parts[fused] == LinearPart(fused, 16, False, 0, 48)
@@ -135,7 +139,10 @@ class SquareEncoder(nn.Module):
 def test_layouts_are_told_apart_where_shapes_do_not():
     encoder = SquareEncoder()
     images = torch.randn(5, 3, 2, 2, generator=torch.Generator().manual_seed(1))
-    parts = {part.weight: part for part in linear_parts(encoder, encoder.state_dict(), images[:1])}
+    parts = {
+        part.weight: part
+        for part in linear_parts(encoder, encoder.state_dict(), Inputs({"images": images[:1]}))
+    }
     assert parts["linear.weight"] == LinearPart("linear.weight", 12, False, 0, 12)
     assert parts["proj"] == LinearPart("proj", 12, True, 0, 12)
     assert parts["narrow.weight"] == LinearPart("narrow.weight", 12, False, 0, 1)
@@ -247,7 +254,7 @@ def test_nothing_that_is_given_changes(tower, images):
 def test_a_linear_layer_that_does_no_work_is_named(tower, images, caplog):
     tower.idle = nn.Linear(2, 3)
     with caplog.at_level(logging.WARNING):
-        parts = linear_parts(tower, tower.state_dict(), images[:1])
+        parts = linear_parts(tower, tower.state_dict(), Inputs({"images": images[:1]}))
     assert not any(part.weight == "idle.weight" for part in parts)
     assert "1 linear layers such as 'idle'" in caplog.text
 

@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -6,9 +6,12 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from mergeability.context import Run
+from mergeability.data.inputs import Inputs
 from mergeability.errors import UserError
 from mergeability.linalg import grams
-from mergeability.profiles.activations import mean_activation
+from mergeability.profiles.activations import sample_activations
+from mergeability.profiles.evidence import ensure_entries
 from mergeability.profiles.gradients import task_gradients
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
@@ -53,11 +56,17 @@ def files(tmp_path):
     return tmp_path
 
 
+def samples_of(images, labels):
+    return Inputs({"images": images}, labels)
+
+
 @pytest.fixture
 def views():
     generator = torch.Generator().manual_seed(3)
     calibration = {
-        task: (torch.randn(4, 3, 5, 2, generator=generator), torch.randint(0, 3, (4,), generator=generator))
+        task: samples_of(
+            torch.randn(4, 3, 5, 2, generator=generator), torch.randint(0, 3, (4,), generator=generator)
+        )
         for task in TASKS
     }
     heads = {task: torch.randn(3, 4, generator=generator) for task in TASKS}
@@ -101,11 +110,11 @@ def test_grams_of_task_vectors_agree_with_numpy(load, files, monkeypatch):
 
 def test_views_agree_with_one_model_after_the_other(load, files, views):
     profiles = Profiles(load(), views)
-    pool = torch.cat([views.calibration[task][0] for task in TASKS])
-    means = [mean_activation(views.encoder, state(files, task), pool) for task in TASKS]
+    pool = Inputs.joined([views.calibration[task] for task in TASKS])
+    means = [sample_activations(views.encoder, state(files, task), pool).double().mean(0) for task in TASKS]
     np.testing.assert_allclose(profiles.gram("activation"), gram_of(means), rtol=1e-5)
     found = [
-        task_gradients(views.encoder, state(files, task), views.heads[task], *views.calibration[task])
+        task_gradients(views.encoder, state(files, task), views.heads[task], views.calibration[task])
         for task in TASKS
     ]
     of_encoder = [torch.cat([gradient.ravel() for gradient in one.encoder.values()]) for one in found]
@@ -117,8 +126,8 @@ def test_views_agree_with_one_model_after_the_other(load, files, views):
 
 def test_the_pool_can_be_pinned(load, files, views):
     pinned = Profiles(load(), replace(views, pool=("c", "a"))).gram("activation")
-    pool = torch.cat([views.calibration["a"][0], views.calibration["c"][0]])
-    means = [mean_activation(views.encoder, state(files, task), pool) for task in TASKS]
+    pool = Inputs.joined([views.calibration["a"], views.calibration["c"]])
+    means = [sample_activations(views.encoder, state(files, task), pool).double().mean(0) for task in TASKS]
     np.testing.assert_allclose(pinned, gram_of(means), rtol=1e-5)
 
 
@@ -158,10 +167,12 @@ def test_changed_evidence_is_computed_again(load, views, tmp_path):
     profiles = Profiles(load(Store(root)), views)
     profiles.gram("encoder_gradient")
     profiles.gram("activation")
-    images, labels = views.calibration["a"]
-    other_labels = replace(views, calibration={**views.calibration, "a": (images, (labels + 1) % 3)})
+    images, labels = views.calibration["a"].tensors["images"], views.calibration["a"].labels
+    other_labels = replace(
+        views, calibration={**views.calibration, "a": samples_of(images, (labels + 1) % 3)}
+    )
     other_head = replace(views, heads={**views.heads, "b": views.heads["b"] + 1})
-    other_images = replace(views, calibration={**views.calibration, "a": (images + 1, labels)})
+    other_images = replace(views, calibration={**views.calibration, "a": samples_of(images + 1, labels)})
     other_layer = replace(views, layer="proj")
     other_encoder = Encoder()
     other_encoder.act = nn.GELU()
@@ -187,7 +198,7 @@ def test_progress_sees_every_loop(load, views):
         seen[description] = (len(items), total)
         return items
 
-    profiles = Profiles(load(), views, progress=progress)
+    profiles = Profiles(load(), views, Run(progress=progress))
     for view in ALL_VIEWS:
         profiles.gram(view)
     profiles.subspace_overlaps("right", "top", 2)
@@ -203,8 +214,8 @@ def test_progress_sees_every_loop(load, views):
 
 
 def test_what_is_not_finite_is_an_error(load, views):
-    images, labels = views.calibration["b"]
-    broken = replace(views, calibration={**views.calibration, "b": (images * torch.inf, labels)})
+    images, labels = views.calibration["b"].tensors["images"], views.calibration["b"].labels
+    broken = replace(views, calibration={**views.calibration, "b": samples_of(images * torch.inf, labels)})
     with pytest.raises(UserError, match="encoder_gradient of 'b' is not finite"):
         Profiles(load(), broken).gram("encoder_gradient")
 
@@ -212,7 +223,112 @@ def test_what_is_not_finite_is_an_error(load, views):
 @pytest.mark.parametrize("budget", [0, -1, float("inf"), float("nan")])
 def test_a_memory_budget_is_a_positive_number(load, budget):
     with pytest.raises(UserError, match="Expected memory_budget to be a positive number"):
-        Profiles(load(), memory_budget=budget)
+        Profiles(load(), run=Run(memory_budget=budget))
+
+
+@dataclass(frozen=True)
+class LargestEntries:
+    """Evidence that the package does not know: each model's largest change, plus an option."""
+
+    offset: float = 0.0
+
+    kind = "largest"
+    description = "largest entries of a test"
+
+    def key(self, subject, task):
+        return {"model": subject.task_vectors.hashes[task]}
+
+    def compute(self, subject, task):
+        vectors = subject.task_vectors
+        return {"largest": max(vectors.delta(task, name).abs().max() for name in vectors.names)[None]}
+
+    def combine(self, subject):
+        keys = ensure_entries(self, subject, subject.store)
+        found = [float(subject.store.read(self.kind, keys[task])["largest"]) for task in subject.tasks]
+        return np.array(found) + self.offset
+
+
+def test_evidence_from_elsewhere_needs_no_change_of_profiles(load, files, tmp_path):
+    profiles = Profiles(load(Store(tmp_path / "store")))
+    expected = [
+        max(
+            float((state(files, task)[name] - value).abs().max())
+            for name, value in state(files, "base").items()
+        )
+        for task in TASKS
+    ]
+    found = profiles.evidence(LargestEntries())
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert profiles.evidence(LargestEntries()) is found
+    np.testing.assert_allclose(profiles.evidence(LargestEntries(1.0)), 1 + np.array(expected), rtol=1e-6)
+    np.testing.assert_allclose(profiles.select(["c", "a"]).evidence(LargestEntries()), found[[2, 0]])
+    assert profiles.task_vectors.store.computed["largest"] == 3
+
+
+class Words(nn.Module):
+    """An encoder of tokens with a mask: its inputs are two tensors, neither of which is an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Parameter(torch.zeros(7, 6))
+        self.transformer = nn.Module()
+        self.transformer.resblocks = nn.ModuleList([nn.Linear(6, 6)])
+        self.proj = nn.Linear(6, 4)
+
+    def forward(self, tokens, mask):
+        rows = torch.tanh(self.transformer.resblocks[0](self.embedding[tokens])) * mask[..., None]
+        return self.proj(rows.mean(1))
+
+
+@pytest.mark.parametrize("mask_type", [torch.float32, torch.int64])
+def test_inputs_need_not_be_images(tmp_path, mask_type):
+    generator = torch.Generator().manual_seed(4)
+    shapes = {name: value.shape for name, value in Words().state_dict().items()}
+    states = {
+        task: {n: torch.randn(s, generator=generator) for n, s in shapes.items()}
+        for task in ("base", "a", "b")
+    }
+    for task, one in states.items():
+        safetensors.torch.save_file(
+            {f"visual.{n}": v for n, v in one.items()}, tmp_path / f"{task}.safetensors"
+        )
+    calibration = {
+        task: Inputs(
+            {
+                "tokens": torch.randint(0, 7, (5, 3), generator=generator),
+                "mask": torch.ones(5, 3, dtype=mask_type),
+            },
+            torch.randint(0, 3, (5,), generator=generator),
+        )
+        for task in "ab"
+    }
+    heads = {task: torch.randn(3, 4, generator=generator) for task in "ab"}
+    paths = {task: tmp_path / f"{task}.safetensors" for task in "ab"}
+    vectors = TaskVectors.load(paths, tmp_path / "base.safetensors")
+    profiles = Profiles(vectors, Views(Words(), heads, calibration, batch_size=2))
+
+    def gradients(task):
+        encoder, samples = Words(), calibration[task]
+        encoder.load_state_dict(states[task])
+        mask = samples.tensors["mask"].float().requires_grad_()
+        found = nn.functional.normalize(encoder(samples.tensors["tokens"], mask), dim=-1)
+        nn.functional.cross_entropy(found @ heads[task].T, samples.labels).backward()
+        return torch.cat([value.grad.flatten() for value in encoder.parameters()]), mask.grad
+
+    found = {task: gradients(task) for task in "ab"}
+    expected = gram_of([found[task][0] for task in "ab"])
+    np.testing.assert_allclose(profiles.gram("encoder_gradient"), expected, rtol=1e-4)
+    if mask_type.is_floating_point:
+        np.testing.assert_allclose(
+            profiles.gram("input_gradient"), gram_of([found[task][1] for task in "ab"]), rtol=1e-4
+        )
+    else:
+        for ask in (profiles.gram, profiles.shared_grams):
+            with pytest.raises(UserError, match="floating-point inputs, and those of 'a' are integers"):
+                ask("input_gradient")
+    assert np.isfinite(profiles.gram("activation")).all()
+    assert profiles.fisher()["a"]("visual.proj.weight", 0, 24).any()
+    assert profiles.linear_inputs()[0]["visual.proj.weight"]
 
 
 def test_what_is_missing_is_named(load, views):
@@ -229,8 +345,8 @@ def test_what_is_missing_is_named(load, views):
     without_images = replace(views, calibration={"a": views.calibration["a"]})
     with pytest.raises(UserError, match="No calibration images for 'b'"):
         Profiles(vectors, without_images).gram("input_gradient")
-    images, labels = views.calibration["c"]
-    fewer = replace(views, calibration={**views.calibration, "c": (images[:2], labels[:2])})
+    images, labels = views.calibration["c"].tensors["images"], views.calibration["c"].labels
+    fewer = replace(views, calibration={**views.calibration, "c": samples_of(images[:2], labels[:2])})
     with pytest.raises(UserError, match=r"'c' has \(2, 3, 5, 2\)"):
         Profiles(vectors, fewer).gram("input_gradient")
     other = Encoder()

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
+from mergeability.context import Run
+from mergeability.data.inputs import Inputs
 from mergeability.errors import UserError
 from mergeability.linalg import grams
 from mergeability.metrics import same_samples as shared
-from mergeability.profiles import profiles
+from mergeability.profiles import gradients
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
 from mergeability.store import Store
@@ -31,6 +33,10 @@ class Encoder(nn.Module):
         return self.proj(torch.tanh(self.inner(images.flatten(1))))
 
 
+def samples_of(images, labels):
+    return Inputs({"images": images}, labels)
+
+
 @pytest.fixture
 def views():
     generator = torch.Generator().manual_seed(1)
@@ -38,7 +44,7 @@ def views():
     for position, task in enumerate(TASKS):
         count, classes = 3 + position, 2 + position
         labels = torch.randint(0, classes, (count,), generator=generator)
-        calibration[task] = (torch.randn(count, 3, 2, 2, generator=generator), labels)
+        calibration[task] = samples_of(torch.randn(count, 3, 2, 2, generator=generator), labels)
         heads[task] = torch.randn(classes, 4, generator=generator)
     return Views(Encoder(), heads, calibration)
 
@@ -63,13 +69,13 @@ def load(tmp_path):
 def passes(monkeypatch):
     """Count how often a model is differentiated."""
     seen = []
-    whole = profiles.task_gradients
+    whole = gradients.task_gradients
 
-    def counted(encoder, state, head, images, labels, **options):
-        seen.append(len(images))
-        return whole(encoder, state, head, images, labels, **options)
+    def counted(encoder, state, head, samples, **options):
+        seen.append(len(samples))
+        return whole(encoder, state, head, samples, **options)
 
-    monkeypatch.setattr(profiles, "task_gradients", counted)
+    monkeypatch.setattr(gradients, "task_gradients", counted)
     return seen
 
 
@@ -96,11 +102,11 @@ def test_gradients_on_both_tasks_samples_are_autograds(load, views, pair):
             {name.removeprefix("visual."): value for name, value in vectors.model(model).state_dict().items()}
         )
         # In the order of the tasks' names, whichever of the two models it is.
-        images = [views.calibration[task][0].clone().requires_grad_() for task in tasks]
+        images = [views.calibration[task].tensors["images"].clone().requires_grad_() for task in tasks]
         losses = [
             cross_entropy(
                 normalize(encoder(some), dim=-1) @ views.heads[task].T,
-                views.calibration[task][1],
+                views.calibration[task].labels,
                 reduction="sum",
             )
             for task, some in zip(tasks, images, strict=True)
@@ -158,11 +164,11 @@ def test_order_and_company_change_no_pair(load, views, tmp_path, passes):
 
 def test_changed_evidence_is_computed_again(load, views, tmp_path, passes):
     Profiles(load(Store(tmp_path / "store")), views).shared_grams("encoder_gradient")
-    images, labels = views.calibration["a"]
+    images, labels = views.calibration["a"].tensors["images"], views.calibration["a"].labels
     for changed in (
         {"heads": {**views.heads, "a": views.heads["a"] + 1}},
-        {"calibration": {**views.calibration, "a": (images, 1 - labels)}},
-        {"calibration": {**views.calibration, "a": (images + 1, labels)}},
+        {"calibration": {**views.calibration, "a": samples_of(images, 1 - labels)}},
+        {"calibration": {**views.calibration, "a": samples_of(images + 1, labels)}},
     ):
         passes.clear()
         Profiles(load(Store(tmp_path / "store")), replace(views, **changed)).shared_grams("encoder_gradient")
@@ -184,7 +190,9 @@ def test_a_killed_run_goes_on_where_it_stopped(load, views, tmp_path, passes):
             yield item
 
     with pytest.raises(KilledError):
-        Profiles(load(Store(tmp_path / "store")), views, progress=progress).shared_grams("encoder_gradient")
+        Profiles(load(Store(tmp_path / "store")), views, Run(progress=progress)).shared_grams(
+            "encoder_gradient"
+        )
     passes.clear()
     store = Store(tmp_path / "store")
     Profiles(load(store), views).shared_grams("encoder_gradient")
@@ -197,16 +205,16 @@ def test_gradients_live_no_longer_than_their_pair(load, views, monkeypatch):
     import weakref
 
     alive = []
-    whole = profiles.task_gradients
+    whole = gradients.task_gradients
 
     def watched(*arguments, **options):
-        gradients = whole(*arguments, **options)
-        alive.append(weakref.ref(gradients))
+        found = whole(*arguments, **options)
+        alive.append(weakref.ref(found))
         gc.collect()
         assert sum(one() is not None for one in alive) <= 2
-        return gradients
+        return found
 
-    monkeypatch.setattr(profiles, "task_gradients", watched)
+    monkeypatch.setattr(gradients, "task_gradients", watched)
     Profiles(load(), views).shared_grams("encoder_gradient")
     assert len(alive) == 4 * 4
 
@@ -218,8 +226,8 @@ def test_what_cannot_be_computed_is_named(load, views):
         Profiles(load(), views).shared_grams("activation")
     with pytest.raises(UserError, match="need images and heads"):
         Profiles(load()).shared_grams("encoder_gradient")
-    images, labels = views.calibration["b"]
-    broken = replace(views, calibration={**views.calibration, "b": (images * torch.inf, labels)})
+    images, labels = views.calibration["b"].tensors["images"], views.calibration["b"].labels
+    broken = replace(views, calibration={**views.calibration, "b": samples_of(images * torch.inf, labels)})
     with pytest.raises(UserError, match=r"shared encoder_gradient of .*'b'.* is not finite"):
         Profiles(load(), broken).shared_grams("encoder_gradient")
     without = replace(views, heads={"a": views.heads["a"]})

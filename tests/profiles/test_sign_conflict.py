@@ -5,6 +5,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from mergeability.context import Run
 from mergeability.errors import UserError
 from mergeability.linalg import grams
 from mergeability.profiles import sign_conflict
@@ -99,7 +100,7 @@ def test_order_names_and_copies_change_nothing(load, states):
 
 def test_another_layout_counts_the_same(load):
     plain = Profiles(load()).sign_counts(0.2)
-    arranged = Profiles(load(), split_qkv=True, matricize="conv").sign_counts(0.2)
+    arranged = Profiles(load().with_layout(split_qkv=True, matricize="conv")).sign_counts(0.2)
     np.testing.assert_array_equal(plain.shared, arranged.shared)
     np.testing.assert_array_equal(plain.opposite, arranged.opposite)
 
@@ -173,7 +174,7 @@ def test_progress_and_budget(load):
         seen[description] = total
         return items
 
-    Profiles(load(), progress=progress).sign_counts()
+    Profiles(load(), run=Run(progress=progress)).sign_counts()
     assert seen == {"largest entries": 3, "signs of all pairs": 4}
     with pytest.raises(UserError, match=r"memory budget of 0\.0001 GiB is too small"):
-        count_signs(load(), 0.2, memory_budget=0.0001)
+        count_signs(load(), 0.2, Run(memory_budget=0.0001))

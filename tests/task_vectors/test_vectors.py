@@ -217,7 +217,7 @@ def test_a_transformation_sees_whole_tensors_in_every_layout(write):
     vectors = TaskVectors.load({"a": write("a", tuned)}, write("base", state))
     mask = torch.rand(6, 4, generator=torch.Generator().manual_seed(0)) > 0.5
     changed = vectors.transformed(lambda _task, name, delta: delta * mask if "attn" in name else 2 * delta)
-    cut = changed.arranged(split_qkv=True, matricize="conv")
+    cut = changed.with_layout(split_qkv=True, matricize="conv")
     expected = 0.1 * torch.arange(24.0).reshape(6, 4) * mask
     for row, part in enumerate("qkv"):
         name = f"visual.attn.{part}_proj_weight"
@@ -228,7 +228,7 @@ def test_a_transformation_sees_whole_tensors_in_every_layout(write):
 
 
 def test_splitting_without_a_fused_attention_is_said(task_vectors, caplog):
-    assert task_vectors.arranged(split_qkv=True) is task_vectors
+    assert task_vectors.with_layout(split_qkv=True) is task_vectors
     assert "no fused attention to split" in caplog.text
 
 
@@ -280,10 +280,10 @@ def test_parts_are_put_together_as_the_checkpoints_hold_them(write):
         name: value + 1 + torch.arange(value.numel()).reshape(value.shape) for name, value in state.items()
     }
     vectors = TaskVectors.load({"a": write("a", tuned)}, write("base", state))
-    cut = vectors.arranged(split_qkv=True, matricize="conv")
+    cut = vectors.with_layout(split_qkv=True, matricize="conv")
     assert vectors.layout is None
     assert cut.layout is not None
-    assert vectors.arranged(split_qkv=True).layout != cut.layout
+    assert vectors.with_layout(split_qkv=True).layout != cut.layout
     whole = cut.assembled({name: cut[name][0] for name in reversed(cut.names)})
     assert whole.keys() == state.keys()
     for name, value in state.items():

@@ -1,7 +1,7 @@
 """Task effects alone: the baseline that every metric has to beat."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -16,7 +16,7 @@ from mergeability.prediction.predictors.arrays import (
     new_rows,
     training_arrays,
 )
-from mergeability.prediction.predictors.ridge import Ridge
+from mergeability.prediction.predictors.ridge import LinearFit, solve_ridge
 
 STRENGTHS = (0.01, 0.1, 1, 10)
 
@@ -41,23 +41,23 @@ class Additive(RegressorMixin, BaseEstimator):
     def fit(self, X: Rows, y: Values, folds: Sequence[InnerFold] | None = None) -> "Additive":
         """Minimise ‖y - μ - Xu‖² + strength ‖u‖² on incidence columns X."""
         X, y = training_arrays(self, X, y)
-        return self._take(self._ridge().fit(X, y, folds))
+        return self._take(solve_ridge([(X, y, folds)], self._checked_strengths())[0])
 
     def fit_many(self, problems: Sequence[Problem]) -> list["Additive"]:
-        """Fit one regressor a problem; those that share their rows are solved together."""
-        fitted = self._ridge().fit_many(problems)
+        """Fit one regressor per problem; those that share their rows are solved together."""
+        fitted = solve_ridge(problems, self._checked_strengths())
         return [type(self)(**self.get_params())._take(one) for one in fitted]
 
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
         """Add up μ and the effects of the two tasks, in outcome units."""
         return new_rows(self, X) @ self.coef_ + self.intercept_
 
-    def _ridge(self) -> Ridge:
+    def _checked_strengths(self) -> Sequence[float | int]:
         if self.strength is not None and not self.strength > 0:
             raise UserError(f"The strength of additive must be positive, not {self.strength}.")
-        return Ridge(self.strengths if self.strength is None else (self.strength,))
+        return self.strengths if self.strength is None else (self.strength,)
 
-    def _take(self, fitted: Any) -> "Additive":
-        self.n_features_in_ = fitted.n_features_in_
-        self.coef_, self.intercept_, self.strength_ = fitted.coef_, fitted.intercept_, fitted.strength_
+    def _take(self, fitted: LinearFit) -> "Additive":
+        self.n_features_in_ = len(fitted.weights)
+        self.coef_, self.intercept_, self.strength_ = fitted.weights, fitted.intercept, fitted.strength
         return self

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
+from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 Rows = Any
@@ -14,7 +15,7 @@ Values = Any
 """What scikit-learn takes for y: n numbers."""
 
 InnerFold = tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]
-"""Rows of the training fold to fit on, and rows to judge by, as scikit-learn's `cv` yields them."""
+"""Rows of the training fold to fit on, and rows to validate on, as scikit-learn's `cv` yields them."""
 
 Problem = tuple[np.ndarray, np.ndarray, Sequence[InnerFold] | None]
 """What `fit_many` takes of each fit: X, y and inner folds."""
@@ -24,19 +25,19 @@ _validate: Any = validate_data
 
 
 def training_arrays(
-    estimator: Any, X: Rows, y: Values
+    estimator: BaseEstimator, X: Rows, y: Values
 ) -> tuple[Float[np.ndarray, "n m"], Float[np.ndarray, " n"]]:
     """Check and convert what `fit` was given; ValueError for NaN, infinity, text or unequal lengths."""
     X, y = _validate(estimator, X, y, dtype=np.float64, y_numeric=True)
     return X, np.asarray(y, dtype=np.float64)
 
 
-def new_rows(estimator: Any, X: Rows) -> Float[np.ndarray, "n m"]:
+def new_rows(estimator: BaseEstimator, X: Rows) -> Float[np.ndarray, "n m"]:
     """Check and convert what `predict` was given: the estimator is fitted, and to as many columns."""
     check_is_fitted(estimator)
     return _validate(estimator, X, dtype=np.float64, reset=False)
 
 
-def unlabelled_rows(estimator: Any, X: Rows) -> Float[np.ndarray, "n m"]:
+def unlabelled_rows(estimator: BaseEstimator, X: Rows) -> Float[np.ndarray, "n m"]:
     """Check and convert what a transformer's `fit` was given."""
     return _validate(estimator, X, dtype=np.float64)

@@ -17,6 +17,7 @@ from mergeability.prediction.predictors.arrays import (
     training_arrays,
 )
 from mergeability.prediction.predictors.ridge import (
+    LinearFit,
     Moments,
     checked_strengths,
     fit_together,
@@ -52,13 +53,23 @@ class Dyadic(RegressorMixin, BaseEstimator):
         X, y = training_arrays(self, X, y)
         if not 0 <= tasks <= X.shape[1]:
             raise UserError(f"Of {X.shape[1]} columns {tasks} cannot be those of tasks.")
-        fitted = self.fit_many([(X, y, folds)], tasks)[0]
-        self.coef_, self.intercept_ = fitted.coef_, fitted.intercept_
-        self.metric_strength_ = fitted.metric_strength_
-        return self
+        return self._take(self._solve([(X, y, folds)], tasks)[0])
 
     def fit_many(self, problems: Sequence[Problem], tasks: int = 0) -> list["Dyadic"]:
-        """Fit one regressor a problem; those that share their rows are solved together."""
+        """Fit one regressor per problem; those that share their rows are solved together."""
+        return [type(self)(**self.get_params())._take(one) for one in self._solve(problems, tasks)]
+
+    def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
+        """Add up task effects and the contribution of the metrics beyond them, in outcome units."""
+        return new_rows(self, X) @ self.coef_ + self.intercept_
+
+    def _take(self, fitted: LinearFit) -> "Dyadic":
+        self.n_features_in_ = len(fitted.weights)
+        self.coef_, self.intercept_ = fitted.weights, fitted.intercept
+        self.metric_strength_ = fitted.strength
+        return self
+
+    def _solve(self, problems: Sequence[Problem], tasks: int) -> list[LinearFit]:
         if not self.task_strength > 0:
             raise UserError(f"The task_strength of dyadic must be positive, not {self.task_strength}.")
         strengths = checked_strengths(self.strengths, "dyadic")
@@ -66,14 +77,7 @@ class Dyadic(RegressorMixin, BaseEstimator):
         def solve(moments: Moments) -> Float[np.ndarray, "F S q K"]:
             return self._weights(moments, strengths, tasks)
 
-        fitted = fit_together(self, problems, strengths, solve, otherwise=len(strengths) - 1, within=True)
-        for model, strength in fitted:
-            model.metric_strength_ = strength
-        return [model for model, _ in fitted]
-
-    def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
-        """Add up task effects and what the metrics say beyond them, in outcome units."""
-        return new_rows(self, X) @ self.coef_ + self.intercept_
+        return fit_together(problems, strengths, solve, otherwise=len(strengths) - 1, within=True)
 
     def _weights(
         self, moments: Moments, strengths: Float[np.ndarray, " S"], tasks: int

@@ -5,26 +5,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
-from sklearn.base import BaseEstimator, RegressorMixin, clone
+from sklearn.base import BaseEstimator, RegressorMixin
 
 from mergeability.errors import UserError
+from mergeability.prediction.predictors.adam import Adam, Parameters
 from mergeability.prediction.predictors.arrays import Problem, Rows, Values, new_rows, training_arrays
-from mergeability.prediction.questions.importances import permutation_importances
-
-Parameters = dict[str, np.ndarray]
-"""Weights of all runs: `into` (runs, m, h), `into_bias` (runs, 1, h), `out` (runs, h, 1), `out_bias` (runs, 1, 1)."""
-
-_EPSILON = 1e-8
-_DECAYS = (0.9, 0.999)
-"""Adam's: Kingma and Ba, 2015."""
 
 
 class MLP(RegressorMixin, BaseEstimator):
     """Minimise the squared error of b + v'·relu(c + W'x), one hidden layer with dropout, by Adam.
 
     Weight decay is coupled, as in `torch.optim.Adam`: its multiple of the weights joins the gradient. Starts
-    are uniform within 1/√fan-in. There are no coefficients; `importances_` says by how much the training R²
-    falls when a metric is shuffled.
+    are uniform within 1/√fan-in. There are no coefficients: use
+    `sklearn.inspection.permutation_importance` to measure how much a fit relies on each metric.
 
     Whether the published network saw standardised outcomes, and in what batches, is not known. On the
     published table (accuracy, r by leave-one-task-out, mean of five methods and three seeds; published .493),
@@ -61,11 +54,11 @@ class MLP(RegressorMixin, BaseEstimator):
         X, y = training_arrays(self, X, y)
         fitted = self.fit_many([(X, y, None)])[0]
         self.n_features_in_, self.parameters_ = X.shape[1], fitted.parameters_
-        self.level_, self.unit_, self.importances_ = fitted.level_, fitted.unit_, fitted.importances_
+        self.level_, self.unit_ = fitted.level_, fitted.unit_
         return self
 
     def fit_many(self, problems: Sequence[Problem], seeds: Sequence[int] | None = None) -> list["MLP"]:
-        """Fit one regressor a problem (X, y, unused), all of them as a single batched optimisation.
+        """Fit one regressor per problem (X, y, unused), all of them as a single batched optimisation.
 
         `seeds` gives each problem its own random numbers; by default all use `seed`. Either way a problem gets
         what it would get alone.
@@ -80,8 +73,8 @@ class MLP(RegressorMixin, BaseEstimator):
         ]
         parameters = self._train(rows, generators)
         return [
-            self._fitted(problem, scale, {name: stack[run] for name, stack in parameters.items()}, seed)
-            for run, (problem, scale, seed) in enumerate(zip(problems, scales, seeds, strict=True))
+            self._fitted(problem, scale, {name: stack[run] for name, stack in parameters.items()})
+            for run, (problem, scale) in enumerate(zip(problems, scales, strict=True))
         ]
 
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
@@ -101,11 +94,10 @@ class MLP(RegressorMixin, BaseEstimator):
         score, _ = forward({name: part[None] for name, part in self.parameters_.items()}, X[None])
         return score[0].astype(np.float64) * self.unit_ + self.level_
 
-    def _fitted(self, problem: Problem, scale: tuple[Any, Any], parameters: Parameters, seed: int) -> "MLP":
-        fitted: Any = clone(self)
+    def _fitted(self, problem: Problem, scale: tuple[Any, Any], parameters: Parameters) -> "MLP":
+        fitted = type(self)(**self.get_params())
         fitted.n_features_in_, fitted.parameters_ = problem[0].shape[1], parameters
         fitted.level_, fitted.unit_ = map(float, scale)
-        fitted.importances_ = permutation_importances(fitted._evaluate, problem[0], problem[1], seed)
         return fitted
 
     def _start(self, count: int, generator: np.random.Generator) -> Parameters:
@@ -124,6 +116,10 @@ class MLP(RegressorMixin, BaseEstimator):
     def _train(
         self, problems: Sequence[tuple[np.ndarray, np.ndarray]], generators: Sequence[np.random.Generator]
     ) -> Parameters:
+        """Return the weights of all runs.
+
+        These are `into` (runs, m, h), `into_bias` (runs, 1, h), `out` (runs, h, 1) and `out_bias` (runs, 1, 1).
+        """
         starts = [
             self._start(X.shape[1], generator) for (X, _), generator in zip(problems, generators, strict=True)
         ]
@@ -160,36 +156,6 @@ class MLP(RegressorMixin, BaseEstimator):
                 drawn = generator.random((n, self.hidden), dtype=np.float32)
                 masks[run, :n] = (drawn >= self.dropout) / np.float32(1 - self.dropout)
         return order, masks
-
-
-class Adam:
-    """Adam with coupled weight decay, for stacks of independent runs that may sit out a step.
-
-    w ← w - rate · m̂ / (√v̂ + 1e-8), the gradient being that of the loss plus decay · w. Kingma and Ba, 2015.
-    """
-
-    def __init__(self, parameters: Parameters, rate: float | int, decay: float | int) -> None:
-        self.rate, self.decay = rate, np.float32(decay)
-        self.means = {name: np.zeros_like(part) for name, part in parameters.items()}
-        self.squares = {name: np.zeros_like(part) for name, part in parameters.items()}
-        self.steps = np.zeros((len(parameters["into"]), 1, 1), dtype=int)
-
-    def step(self, parameters: Parameters, gradients: Parameters, active: Bool[np.ndarray, " runs"]) -> None:
-        """Move the parameters of the active runs, in place."""
-        self.steps[active] += 1
-        steps = np.maximum(self.steps, 1)
-        rate = (self.rate * active[:, None, None] / (1 - _DECAYS[0] ** steps)).astype(np.float32)
-        correction = (1 / np.sqrt(1 - _DECAYS[1] ** steps)).astype(np.float32)
-        for name, part in parameters.items():
-            gradient = gradients[name] + self.decay * part
-            for moment, decay, value in (
-                (self.means[name], _DECAYS[0], gradient),
-                (self.squares[name], _DECAYS[1], gradient * gradient),
-            ):
-                moment += np.where(active[:, None, None], np.float32(1 - decay) * (value - moment), 0)
-            part -= (
-                rate * self.means[name] / (np.sqrt(self.squares[name]) * correction + np.float32(_EPSILON))
-            )
 
 
 def forward(

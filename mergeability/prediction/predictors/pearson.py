@@ -1,17 +1,14 @@
 """The published predictor: gradient ascent on the correlation of weighted metrics with the outcome."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
-from sklearn.base import BaseEstimator, RegressorMixin, clone
+from sklearn.base import BaseEstimator, RegressorMixin
 
+from mergeability.prediction.predictors.adam import EPSILON, Adam
 from mergeability.prediction.predictors.arrays import Problem, Rows, Values, new_rows, training_arrays
-
-_EPSILON = 1e-8
-_DECAYS = (0.9, 0.999)
-"""Adam's: Kingma and Ba, 2015."""
 
 
 class Pearson(RegressorMixin, BaseEstimator):
@@ -58,7 +55,7 @@ class Pearson(RegressorMixin, BaseEstimator):
         return self
 
     def fit_many(self, problems: Sequence[Problem], seeds: Sequence[int] | None = None) -> list["Pearson"]:
-        """Fit one regressor a problem (X, y, unused), all of them as a single batched optimisation.
+        """Fit one regressor per problem (X, y, unused), all of them as a single batched optimisation.
 
         `seeds` gives each problem a start of its own; by default all share `seed`.
         """
@@ -89,21 +86,17 @@ class Pearson(RegressorMixin, BaseEstimator):
         start: Float32[np.ndarray, "runs m"],
     ) -> tuple[Float32[np.ndarray, "runs m"], Int[np.ndarray, " runs"]]:
         """Take Adam's steps in all runs until the last has stopped; a stopped run keeps its weights."""
-        weights, mean, square = start.copy(), np.zeros_like(start), np.zeros_like(start)
+        weights = start.copy()
+        adam = Adam({"weights": weights}, self.learning_rate)
         best, waited = np.full(len(start), np.inf), np.zeros(len(start), dtype=int)
         steps, running = np.zeros(len(start), dtype=int), np.ones(len(start), dtype=bool)
-        for step in range(1, self.max_steps + 1):
+        for _ in range(self.max_steps):
             if self.sum_to_one:
-                weights[running] /= weights[running].sum(axis=1, keepdims=True) + np.float32(_EPSILON)
+                weights[running] /= weights[running].sum(axis=1, keepdims=True) + np.float32(EPSILON)
             r, slope = correlation_and_slope(covariances, covariations, weights)
             loss = self.penalty * np.abs(weights).sum(axis=1) - r
             gradient = (self.penalty * np.sign(weights) - slope).astype(np.float32)
-            mean = _DECAYS[0] * mean + (1 - _DECAYS[0]) * gradient
-            square = _DECAYS[1] * square + (1 - _DECAYS[1]) * gradient**2
-            direction = (
-                mean / (1 - _DECAYS[0] ** step) / (np.sqrt(square / (1 - _DECAYS[1] ** step)) + _EPSILON)
-            )
-            weights[running] -= (self.learning_rate * direction[running]).astype(np.float32)
+            adam.step({"weights": weights}, {"weights": gradient}, running)
             steps += running
             gained = loss < best - self.tolerance
             best, waited = np.where(gained, loss, best), np.where(gained, 0, waited + 1)
@@ -113,7 +106,7 @@ class Pearson(RegressorMixin, BaseEstimator):
         return weights, steps
 
     def _in_outcome_units(self, X: np.ndarray, y: np.ndarray, weights: np.ndarray, steps: int) -> "Pearson":
-        fitted: Any = clone(self)
+        fitted = type(self)(**self.get_params())
         score = (X - X.mean(axis=0)) @ weights
         power = score @ score
         slope = float(score @ (y - y.mean()) / power) if power > 0 else 0.0
@@ -137,7 +130,7 @@ def correlation_and_slope(
     pull = np.matmul(covariances, weights[:, :, None])[:, :, 0]
     # Rounding can push the variance of collinear metrics below 0.
     spread = np.sqrt(np.maximum((pull * weights).sum(axis=1), 0.0))
-    spread_eps = (spread + _EPSILON)[:, None]
+    spread_eps = (spread + EPSILON)[:, None]
     r = (weights * covariations).sum(axis=1) / spread_eps[:, 0]
     unit = np.divide(pull, spread[:, None], out=np.zeros_like(pull), where=spread[:, None] > 0)
     slope = (covariations - r[:, None] * unit) / spread_eps

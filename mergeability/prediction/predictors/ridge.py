@@ -1,11 +1,12 @@
 """Ridge regression in all folds, for all strengths and all outcomes of the same rows at once."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from sklearn.base import BaseEstimator, RegressorMixin, clone
+from sklearn.base import BaseEstimator, RegressorMixin
 
 from mergeability.errors import UserError
 from mergeability.prediction.predictors.arrays import (
@@ -94,7 +95,7 @@ def training_masks(folds: Sequence[InnerFold], n: int) -> Bool[np.ndarray, "F n"
 def best_strengths(
     validations: Iterator[Validation], count: int, *, within: bool = False
 ) -> Int[np.ndarray, " K"] | None:
-    """Return for each outcome the index of the strength that foresees the inner folds best, of equals the last.
+    """Return for each outcome the index of the strength that predicts the inner folds best, of equals the last.
 
     That is the one with the least squared error over all their validation rows; `within` takes the errors about
     their mean in each fold, so that the level of a fold, which no correlation sees, does not decide.
@@ -154,26 +155,33 @@ def checked_strengths(strengths: Sequence[float | int], owner: str) -> Float[np.
     return found
 
 
+@dataclass(frozen=True)
+class LinearFit:
+    """A solved linear regression: y = intercept + X · weights, and the strength of its penalty."""
+
+    weights: Float[np.ndarray, " m"]
+    intercept: float
+    strength: float
+
+
 def fit_together(
-    owner: Any,
     problems: Sequence[Problem],
     strengths: Float[np.ndarray, " S"],
     solve: Callable[[Moments], Float[np.ndarray, "F S m K"]],
     *,
     otherwise: int,
     within: bool = False,
-) -> list[tuple[Any, float]]:
-    """Fit a copy of a linear regressor to each problem and return it with its strength; shared rows are solved once.
+) -> list[LinearFit]:
+    """Fit a linear regression to each problem; problems that share their rows are solved together.
 
     Args:
-        owner: the regressor; its copies get `coef_`, `intercept_` and `n_features_in_`.
         problems: training rows, outcomes and inner folds.
         strengths: to choose from.
         solve: from the sums of products of some folds to the weights for every strength.
         otherwise: the index of the strength where there is no inner fold.
         within: as in `best_strengths`.
     """
-    fitted: list[Any] = [None] * len(problems)
+    fitted: dict[int, LinearFit] = {}
     for group in with_shared_rows(problems):
         X, _, folds = problems[group[0]]
         Y = np.stack([problems[index][1] for index in group], axis=1)
@@ -182,12 +190,10 @@ def fit_together(
         whole = Moments(X, Y, np.ones((1, len(X)), dtype=bool))
         weights = solve(whole)[0]
         for column, index in enumerate(group):
-            model: Any = clone(owner)
-            model.n_features_in_ = X.shape[1]
-            model.coef_ = weights[chosen[column], :, column]
-            model.intercept_ = float(whole.outcome_means[0, column] - whole.means[0] @ model.coef_)
-            fitted[index] = model, float(strengths[chosen[column]])
-    return fitted
+            own = weights[chosen[column], :, column]
+            intercept = float(whole.outcome_means[0, column] - whole.means[0] @ own)
+            fitted[index] = LinearFit(own, intercept, float(strengths[chosen[column]]))
+    return [fitted[index] for index in range(len(problems))]
 
 
 class Ridge(RegressorMixin, BaseEstimator):
@@ -206,22 +212,31 @@ class Ridge(RegressorMixin, BaseEstimator):
     def fit(self, X: Rows, y: Values, folds: Sequence[InnerFold] | None = None) -> "Ridge":
         """Choose the strength on the inner folds and fit all rows."""
         X, y = training_arrays(self, X, y)
-        fitted = self.fit_many([(X, y, folds)])[0]
-        self.coef_, self.intercept_, self.strength_ = fitted.coef_, fitted.intercept_, fitted.strength_
-        return self
+        return self._take(solve_ridge([(X, y, folds)], self.strengths)[0])
 
     def fit_many(self, problems: Sequence[Problem]) -> list["Ridge"]:
-        """Fit one regressor a problem; those that share their rows are solved together."""
-        strengths = checked_strengths(self.strengths, "ridge")
-
-        def solve(moments: Moments) -> Float[np.ndarray, "F S m K"]:
-            return ridge_weights(moments.gram, moments.cross, strengths)
-
-        fitted = fit_together(self, problems, strengths, solve, otherwise=len(strengths) // 2)
-        for model, strength in fitted:
-            model.strength_ = strength
-        return [model for model, _ in fitted]
+        """Fit one regressor per problem; those that share their rows are solved together."""
+        return [type(self)(**self.get_params())._take(one) for one in solve_ridge(problems, self.strengths)]
 
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
         """Evaluate a + Xw, in outcome units."""
         return new_rows(self, X) @ self.coef_ + self.intercept_
+
+    def _take(self, fitted: LinearFit) -> "Ridge":
+        self.n_features_in_ = len(fitted.weights)
+        self.coef_, self.intercept_, self.strength_ = fitted.weights, fitted.intercept, fitted.strength
+        return self
+
+
+def solve_ridge(problems: Sequence[Problem], strengths: Sequence[float | int]) -> list[LinearFit]:
+    """Fit ridge to each problem, the strength chosen by its inner folds; the middle one without any.
+
+    Raises:
+        UserError: there is no strength, or one is not positive.
+    """
+    checked = checked_strengths(strengths, "ridge")
+
+    def solve(moments: Moments) -> Float[np.ndarray, "F S m K"]:
+        return ridge_weights(moments.gram, moments.cross, checked)
+
+    return fit_together(problems, checked, solve, otherwise=len(checked) // 2)

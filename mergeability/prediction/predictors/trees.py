@@ -1,4 +1,4 @@
-"""Extremely randomised trees, with importances that mean the same as those of other predictors."""
+"""Extremely randomised trees on the metrics of a pair."""
 
 from typing import ClassVar
 
@@ -8,15 +8,13 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.ensemble import ExtraTreesRegressor
 
 from mergeability.prediction.predictors.arrays import Rows, Values, new_rows, training_arrays
-from mergeability.prediction.questions.importances import permutation_importances
 
 
 class Trees(RegressorMixin, BaseEstimator):
     """Average the leaf means of trees whose cuts are drawn at random and chosen by squared error.
 
-    `forest_` is scikit-learn's; `importances_` says by how much the training R² falls when a metric is
-    shuffled once (a forest evaluates slowly, and folds are averaged anyway). Nothing runs in parallel: starting
-    threads takes longer than a forest on a few hundred pairs. Geurts, Ernst and Wehenkel, 2006.
+    `forest_` is scikit-learn's. Nothing runs in parallel: starting threads takes longer than a forest on a few
+    hundred pairs. Geurts, Ernst and Wehenkel, 2006.
     """
 
     inputs: ClassVar[str] = "metrics"
@@ -27,12 +25,11 @@ class Trees(RegressorMixin, BaseEstimator):
         self.seed = seed
 
     def fit(self, X: Rows, y: Values) -> "Trees":
-        """Grow the trees on all training rows, then shuffle each metric to see what it is worth."""
+        """Grow the trees on all training rows."""
         X, y = training_arrays(self, X, y)
         self.forest_ = ExtraTreesRegressor(
             n_estimators=self.trees, min_samples_leaf=self.smallest_leaf, random_state=self.seed
         ).fit(X, y)
-        self.importances_ = permutation_importances(self.forest_.predict, X, y, self.seed, repeats=1)
         return self
 
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:

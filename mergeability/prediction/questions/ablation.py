@@ -1,11 +1,11 @@
 """What each category of metrics is worth: the fit without it, and the fit with nothing else."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 
 from mergeability.prediction.pair_table import PairTable
+from mergeability.prediction.predictors.base import Predictor
 from mergeability.prediction.predictors.ridge import Ridge
 from mergeability.prediction.validation.evaluate import evaluate_predictors
 from mergeability.prediction.validation.protocols import SplitProtocol
@@ -20,9 +20,9 @@ def category_ablation(
     categories: Mapping[str, Sequence[str]],
     outcomes: Sequence[tuple[str, str]],
     protocols: Sequence[SplitProtocol],
-    predictor: Any | None = None,
+    predictor: Predictor | None = None,
 ) -> pd.DataFrame:
-    """Refit without each category of metrics, and with each alone: one row a protocol, outcome and category.
+    """Refit without each category of metrics, and with each alone: one row per protocol, outcome and category.
 
     The score is the mean r over folds, or, where every fold is one pair, r beyond the training mean (`score` says
     which). `delta` is `without` - `whole`: below 0 the category is missed. Scores that are undefined are NaN.
@@ -38,8 +38,11 @@ def category_ablation(
     present = {name: [m for m in metrics if m in table.metrics] for name, metrics in categories.items()}
     present = {name: metrics for name, metrics in present.items() if metrics}
 
+    # The same pairs for every set of metrics: those that have all of them.
+    same_pairs = table.complete_metrics()
+
     def scores(metrics: Sequence[str]) -> dict[tuple[str, str, str], float]:
-        return _scores(table, metrics, outcomes, protocols, predictor) if metrics else {}
+        return _scores(same_pairs, metrics, outcomes, protocols, predictor) if metrics else {}
 
     whole = scores(table.metrics)
     rows = []
@@ -71,14 +74,12 @@ def _scores(
     metrics: Sequence[str],
     outcomes: Sequence[tuple[str, str]],
     protocols: Sequence[SplitProtocol],
-    predictor: Any,
+    predictor: Predictor,
 ) -> dict[tuple[str, str, str], float]:
-    # The same pairs for every set of metrics: those that have all of them.
-    frame = table.frame[table.frame[list(table.metrics)].notna().all(axis=1)]
     found = {}
     for target in dict.fromkeys(target for target, _ in outcomes):
         methods = [method for one, method in outcomes if one == target]
-        result = evaluate_predictors(frame, metrics, {"refitted": predictor}, methods, [target], protocols)
+        result = evaluate_predictors(table, metrics, {"refitted": predictor}, methods, [target], protocols)
         for record in result.records:
             name = _measure(record["protocol"], protocols)
             value = record[name]

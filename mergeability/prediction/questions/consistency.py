@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from mergeability.prediction.pair_table import incidence, task_order
 from mergeability.prediction.questions.variance import residuals
-from mergeability.prediction.validation.protocols import incidence, task_order
 from mergeability.prediction.validation.scores import MIN_PAIRS, interval_over_tasks, spearman_rho
 
 _CORRELATIONS = ("rho", "rho_low", "rho_high", "rho_beyond")

@@ -1,31 +1,28 @@
 """How much a predictor that starts at random depends on its start."""
 
 from collections.abc import Mapping, Sequence
-from inspect import signature
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from mergeability.prediction.validation.folds import Fold, inputs_of
+from mergeability.prediction.predictors.base import BatchPredictor, Predictor, traits
+from mergeability.prediction.validation.folds import Fold
 from mergeability.prediction.validation.scores import pearson_r
 
 
-def starts_at_random(predictor: Any) -> bool:
-    """Say whether a predictor fits many problems at once, each from a start of its own."""
-    return hasattr(predictor, "fit_many") and "seeds" in signature(predictor.fit_many).parameters
-
-
-def seed_spread(predictors: Mapping[str, Any], folds: Sequence[Fold], seeds: Sequence[int]) -> pd.DataFrame:
-    """Fit each fold from every seed: one row a predictor, target, method and seed, `r` the mean over the folds.
+def seed_spread(
+    predictors: Mapping[str, Predictor], folds: Sequence[Fold], seeds: Sequence[int]
+) -> pd.DataFrame:
+    """Fit each fold from every seed: one row per predictor, target, method and seed, `r` the mean over the folds.
 
     Predictors without a random start are passed over; all runs of one are a single batch.
     """
     rows = []
     for name, predictor in predictors.items():
-        if not starts_at_random(predictor):
+        own_traits = traits(predictor)
+        if not isinstance(predictor, BatchPredictor) or not own_traits.random_start:
             continue
-        inputs = inputs_of(predictor)
+        inputs = own_traits.inputs
         problems = [(fold.shared.training_features(inputs), fold.training_outcome, None) for fold in folds]
         fitted = predictor.fit_many(
             [problem for _ in seeds for problem in problems], seeds=[seed for seed in seeds for _ in problems]
@@ -47,7 +44,7 @@ def seed_spread(predictors: Mapping[str, Any], folds: Sequence[Fold], seeds: Seq
 
 
 def seed_table(spread: pd.DataFrame) -> pd.DataFrame:
-    """Summarise over seeds: one row a predictor, target and method with `r_mean`, `r_std`, `r_least`, `r_most`."""
+    """Summarise over seeds: one row per predictor, target and method with `r_mean`, `r_std`, `r_least`, `r_most`."""
     keys = ["predictor", "target", "method"]
     if spread.empty:
         return pd.DataFrame(columns=[*keys, "seeds", "r_mean", "r_std", "r_least", "r_most"])

@@ -1,22 +1,21 @@
-"""Fit every predictor in every fold and score what it foresees."""
+"""Fit every predictor in every fold and score its predictions."""
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.dummy import DummyRegressor
-from sklearn.linear_model import LinearRegression
 from threadpoolctl import threadpool_limits
 
 from mergeability.errors import UserError
 from mergeability.files import atomic_file
-from mergeability.prediction.pair_table import TARGETS, PairTable, outcome_methods, summarise_names
-from mergeability.prediction.validation.folds import Fold, fit_folds, inputs_of, make_folds
+from mergeability.prediction.pair_table import TARGETS, PairTable, chosen_methods, summarise_names
+from mergeability.prediction.predictors.base import Predictor, traits
+from mergeability.prediction.validation.folds import Fold, fit_folds, make_folds
 from mergeability.prediction.validation.protocols import LeaveOneTaskOut, LeaveTwoTasksOut, SplitProtocol
 from mergeability.prediction.validation.scores import (
     interval_over_tasks,
@@ -26,10 +25,11 @@ from mergeability.prediction.validation.scores import (
     r2_over_training_mean,
     spearman_rho,
 )
+from mergeability.progress import Progress, no_progress
 
 DEFAULT_PROTOCOLS: tuple[SplitProtocol, ...] = (LeaveOneTaskOut(), LeaveTwoTasksOut())
 
-Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
+NO_OUTCOMES = "The table has no outcomes, so nothing was predicted."
 
 _LEAST_SPREAD = 1e-2
 """What spreads less than this share of the outcomes around the training mean predicts nothing beyond it."""
@@ -42,7 +42,7 @@ _FOLD_COLUMNS = [*_KEYS, "held_out", "n_training", "n_validation", "r", "rho", "
 
 @dataclass(frozen=True)
 class PredictionResult:
-    """What was foreseen: flat records as in `prediction.json`, and the frames behind them.
+    """Predictions and their scores: flat records as in `prediction.json`, and the frames behind them.
 
     `records` hold one entry a method, target, predictor and protocol, `None` where a score is undefined. `folds`,
     `predictions` and `coefficients` have one row a fold, a validated pair and a fold's coefficient (those of
@@ -83,25 +83,23 @@ class PredictionResult:
 
 
 def evaluate_predictors(
-    table: pd.DataFrame,
+    table: pd.DataFrame | PairTable,
     metrics: Sequence[str],
-    predictors: Mapping[str, Any],
+    predictors: Mapping[str, Predictor],
     methods: Sequence[str] | None = None,
     targets: Sequence[str] = TARGETS,
     protocols: Sequence[SplitProtocol] = DEFAULT_PROTOCOLS,
     rows: str = "per_method",
     ranges: Mapping[str, tuple[float, float]] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> PredictionResult:
     """Fit each predictor on each fold of each method's outcomes, and score it on the pairs left out.
 
-    A predictor is any scikit-learn regressor. Optional traits are recognised: a class attribute `inputs`
-    ("metrics" by default, "tasks" or "both"), a `fit` argument `folds` that takes the inner folds of the training
-    rows (the same protocol once more), `fit_many`, which fits all folds at once, and `closed_form`. Protocols of
-    many folds are for closed forms alone.
+    A predictor is any scikit-learn regressor; `Predictor` lists the optional traits. Inner folds are those of the
+    same protocol on the training rows. Protocols of many folds are for closed forms alone.
 
     Args:
-        table: one row a pair.
+        table: one row per pair; a data frame is checked first.
         metrics: the columns that may be features.
         predictors: name → regressor.
         methods: merge methods; those the table has outcomes of when None.
@@ -119,53 +117,40 @@ def evaluate_predictors(
     """
     if rows not in ("per_method", "complete"):
         raise UserError(f"rows must be per_method or complete, not {rows!r}.")
-    unknown = [target for target in targets if target not in TARGETS]
-    if unknown or not targets:
-        raise UserError(
-            f"A target must be one of {', '.join(TARGETS)}, not {summarise_names(unknown) or 'none'}."
-        )
-    methods = outcome_methods(table, targets) if methods is None else list(methods)
+    methods = chosen_methods(table, methods, targets)
     if not methods:
-        return PredictionResult(notes=["The table has no outcomes, so nothing was predicted."])
-    outcomes = [f"{target}_{method}" for target in targets for method in methods]
-    absent = [outcome for outcome in outcomes if outcome not in table.columns]
-    checked = PairTable.validate(
-        table, metrics, [outcome for outcome in outcomes if outcome not in absent], ranges
-    )
-    notes = list(checked.notes)
+        return PredictionResult(notes=[NO_OUTCOMES])
+    table = PairTable.of(table, metrics, methods, targets, ranges)
+    notes = list(table.notes)
     parts = []
     # Thousands of small problems: threads would wait for each other longer than they compute.
     with threadpool_limits(1, "blas"):
         for protocol in protocols:
-            made = make_folds(checked, methods, targets, protocol, rows == "complete")
-            # What is left out is the same for all protocols; what is constant is said of the first.
+            made = make_folds(table, methods, targets, protocol, rows == "complete")
+            # Pairs left out are the same for all protocols; constant metrics are noted for the first.
             notes += [note for note in made.notes if protocol is protocols[0]]
             chosen = [
                 name
                 for name, one in predictors.items()
-                if made.folds and (not protocol.many or is_closed_form(one))
+                if made.folds and (not protocol.many or traits(one).closed_form)
             ]
-            title = f"predicting, {protocol.situation}"
-            steps = chosen if progress is None else progress(chosen, title, len(chosen))
+            steps = progress(chosen, f"predicting, {protocol.situation}", len(chosen))
             parts += [_evaluate_one(name, predictors[name], made.folds, protocol) for name in steps]
+    outcomes = [f"{target}_{method}" for target in targets for method in methods]
+    absent = [name for name in outcomes if name not in table.frame.columns]
     if absent:
         notes.append(f"{summarise_names(absent)}: no such column, so nothing was predicted.")
     return _combine(parts, notes)
 
 
-def is_closed_form(predictor: Any) -> bool:
-    """Say whether a predictor is solved rather than searched for, so that hundreds of folds cost little."""
-    return getattr(predictor, "closed_form", isinstance(predictor, LinearRegression | DummyRegressor))
-
-
 def _evaluate_one(
-    name: str, predictor: Any, folds: Sequence[Fold], protocol: SplitProtocol
+    name: str, predictor: Predictor, folds: Sequence[Fold], protocol: SplitProtocol
 ) -> PredictionResult:
-    by_outcome: dict[tuple[str, str], list[tuple[Fold, Any]]] = {}
+    by_outcome: dict[tuple[str, str], list[tuple[Fold, Predictor]]] = {}
     for fold, model in zip(folds, fit_folds(predictor, folds), strict=True):
         by_outcome.setdefault((fold.method, fold.target), []).append((fold, model))
     scored = _combine(
-        [_score(name, inputs_of(predictor), protocol, pairs) for pairs in by_outcome.values()], []
+        [_score(name, traits(predictor).inputs, protocol, pairs) for pairs in by_outcome.values()], []
     )
     notes = [] if protocol.many else _undefined_notes(name, scored.folds)
     return PredictionResult(scored.records, scored.folds, scored.predictions, scored.coefficients, notes)
@@ -187,7 +172,7 @@ def _undefined_notes(name: str, folds: pd.DataFrame) -> list[str]:
 
 
 def _score(
-    name: str, inputs: str, protocol: SplitProtocol, fits: Sequence[tuple[Fold, Any]]
+    name: str, inputs: str, protocol: SplitProtocol, fits: Sequence[tuple[Fold, Predictor]]
 ) -> PredictionResult:
     """Score one predictor's folds of one method and target."""
     first = fits[0][0]
@@ -197,8 +182,9 @@ def _score(
         predicted = np.asarray(model.predict(fold.shared.features(inputs)), dtype=np.float64)
         fold_rows.append(_fold_scores(fold, predicted))
         predicted_rows.append(_validated_pairs(fold, predicted))
-        if hasattr(model, "coef_") and not protocol.many:
-            coefficients.append((fold.split.label, np.ravel(model.coef_)))
+        weights = getattr(model, "coef_", None)
+        if weights is not None and not protocol.many:
+            coefficients.append((fold.split.label, np.ravel(weights)))
     columns = {key: np.concatenate([row[key] for row in predicted_rows]) for key in predicted_rows[0]}
     predictions = pd.DataFrame({**own, **columns})[_PREDICTION_COLUMNS]
     folds = pd.DataFrame(fold_rows).assign(**own)[_FOLD_COLUMNS]

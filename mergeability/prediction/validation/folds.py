@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from sklearn.base import clone
-from sklearn.utils.validation import has_fit_parameter
 
 from mergeability.errors import UserError
 from mergeability.prediction.pair_table import PairRows, PairTable, summarise_names
 from mergeability.prediction.predictors.arrays import InnerFold
+from mergeability.prediction.predictors.base import BatchPredictor, Predictor, traits
 from mergeability.prediction.predictors.scaling import RangeScaler
 from mergeability.prediction.validation.protocols import Split, SplitProtocol
 
@@ -145,23 +145,18 @@ def _constant_notes(constant_in: dict[str, set[str]]) -> list[str]:
     ]
 
 
-def fit_folds(predictor: Any, folds: Sequence[Fold]) -> list[Any]:
-    """Fit a predictor on the training rows of every fold; one that can fits them all at once."""
-    inputs = inputs_of(predictor)
+def fit_folds(predictor: Predictor, folds: Sequence[Fold]) -> list[Predictor]:
+    """Fit a predictor on the training rows of every fold, all at once where it can."""
+    own = traits(predictor)
     problems = [
-        (fold.shared.training_features(inputs), fold.training_outcome, fold.shared.inner) for fold in folds
+        (fold.shared.training_features(own.inputs), fold.training_outcome, fold.shared.inner)
+        for fold in folds
     ]
     # Of "both" the last columns are those of tasks.
-    tasks = {"tasks": len(folds[0].shared.rows.tasks)} if inputs == "both" and folds else {}
-    if hasattr(predictor, "fit_many"):
-        return predictor.fit_many(problems, **tasks)
+    tasks = {"tasks": len(folds[0].shared.rows.tasks)} if own.inputs == "both" and folds else {}
+    if isinstance(predictor, BatchPredictor):
+        return list(predictor.fit_many(problems, **tasks))
     copies: list[Any] = [clone(predictor) for _ in folds]
-    nested = has_fit_parameter(predictor, "folds")
     for model, (X, y, inner) in zip(copies, problems, strict=True):
-        model.fit(X, y, **({"folds": inner} if nested else {}), **tasks)
+        model.fit(X, y, **({"folds": inner} if own.nested else {}), **tasks)
     return copies
-
-
-def inputs_of(predictor: Any) -> str:
-    """Say which columns a predictor asks for: "metrics", "tasks" or "both"."""
-    return getattr(predictor, "inputs", "metrics")

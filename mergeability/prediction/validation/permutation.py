@@ -1,12 +1,12 @@
-"""Significance by relabelling tasks: could metrics of any other pairs have done as well?
+"""Permutation test over tasks: could the metrics of any other pairs have predicted as well?
 
 Pairs that share a task are not independent, so the usual p-value of a correlation over pairs is too small. Here the
-tasks of the metric table are renamed at random: pair (a, b) gets the metrics of (π(a), π(b)), which keeps every
-dependence within the metrics and within the outcomes and breaks that between them (the quadratic assignment
+tasks of the metric table are permuted at random: pair (a, b) gets the metrics of (π(a), π(b)), which keeps every
+dependence within the metrics and within the outcomes and breaks the dependence between them (the quadratic assignment
 procedure: Mantel, 1967; Krackhardt, 1988).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,49 +15,50 @@ import pandas as pd
 from jaxtyping import Float, Int
 from scipy.stats import pearsonr
 
-from mergeability.prediction.pair_table import PairTable
+from mergeability.prediction.pair_table import PairRows, PairTable
 from mergeability.prediction.predictors.ridge import Moments, ridge_weights, training_masks
 from mergeability.prediction.predictors.scaling import RangeScaler
 from mergeability.prediction.validation.protocols import LeaveOneTaskOut
 from mergeability.prediction.validation.scores import pearson_r
+from mergeability.progress import Progress, no_progress
 
 METRIC_STRENGTH, TASK_STRENGTH = 3.0, 0.1
-"""Of the ridge fits: fixed, since choosing them anew for every relabelling is not needed for the test to hold."""
-
-Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
+"""Of the ridge fits: fixed, since the test is valid without choosing them again for every permutation."""
 
 
 @dataclass(frozen=True)
-class Relabelling:
-    """What relabelling found.
+class PermutationTest:
+    """The result of a permutation test.
 
-    `methods` has one row a target and method: `r`, the leave-one-task-out correlation of ridge on the metrics, and
-    `gain`, by which share metrics cleared of task effects lower the additive model's squared error in the left-out
-    folds (0 none, below 0 they raise it), with the p-values `p` and `p_beyond` of either. `single` has one row a
-    target, method and metric: `r`, the usual `p_usual`, the relabelled `p`, and `n_pairs`.
+    Attributes:
+        methods: one row per target and method: `r`, the leave-one-task-out correlation of ridge on the metrics, and
+            `gain`, the share by which metrics cleared of task effects lower the additive model's squared error in the
+            left-out folds (0 none, below 0 they raise it), with their p-values `p` and `p_beyond`.
+        single: one row per target, method and metric: `r`, the usual p-value `p_usual`, that of the permutation test
+            `p`, and `n_pairs`.
     """
 
     methods: pd.DataFrame
     single: pd.DataFrame
 
 
-def relabel(
+def permutation_test(
     table: PairTable,
     outcomes: Sequence[tuple[str, str]],
     permutations: int = 999,
     seed: int = 0,
-    progress: Progress | None = None,
-) -> Relabelling:
-    """Test every outcome's metrics against relabelled ones.
+    progress: Progress = no_progress,
+) -> PermutationTest:
+    """Test the metrics of every outcome against those of permuted tasks.
 
-    p = (1 + number of relabellings at least as good) / (1 + permutations); of a single metric |r| is compared. Pairs
-    that a relabelling sends to a pair without metrics are left out of it.
+    p = (1 + number of permutations at least as good) / (1 + permutations); of a single metric |r| is compared. A pair
+    that a permutation maps to a pair without metrics is left out of it.
 
     Args:
         table: the pairs.
         outcomes: (target, method) of each outcome.
-        permutations: how many relabellings; none leaves the p-values undefined.
-        seed: of the relabellings, which are the same for all outcomes.
+        permutations: how many; 0 leaves the p-values undefined.
+        seed: of the permutations, which are the same for all outcomes.
         progress: wraps the loop over them.
     """
     groups: dict[bytes, list[tuple[str, str]]] = {}
@@ -71,46 +72,39 @@ def relabel(
         test = _Test(rows[0], np.stack([one.outcome for one in rows], axis=1))
         found = test.run(permutations, seed, progress)
         methods += [
-            {"target": target, "method": method} | {name: value[k] for name, value in found.methods.items()}
+            {"target": target, "method": method} | {name: value[k] for name, value in found.items()}
             for k, (target, method) in enumerate(members)
         ]
     for target, method in outcomes:
         single += _single_rows(table, target, method, permutations, seed)
     order = {key: position for position, key in enumerate(outcomes)}
     methods.sort(key=lambda row: order[row["target"], row["method"]])
-    return Relabelling(pd.DataFrame(methods), pd.DataFrame(single))
-
-
-@dataclass
-class _Found:
-    methods: dict[str, Float[np.ndarray, " K"]]
+    return PermutationTest(pd.DataFrame(methods), pd.DataFrame(single))
 
 
 class _Test:
     """All outcomes that are known for the same pairs."""
 
-    def __init__(self, rows: Any, Y: Float[np.ndarray, "n K"]) -> None:
+    def __init__(self, rows: PairRows, Y: Float[np.ndarray, "n K"]) -> None:
         self.Y = Y
-        # Ranges do not change under relabelling, so one scaling serves all.
+        # Ranges do not change under permutation, so one scaling serves all.
         self.X = RangeScaler().fit_transform(rows.features)
         self.J = rows.incidence
         self.index = _pair_index(rows.incidence)
         self.ends = np.argsort(-rows.incidence, axis=1, kind="stable")[:, :2]
         self.folds = [(one.training, one.validation) for one in LeaveOneTaskOut().folds(rows.ends)]
 
-    def run(self, permutations: int, seed: int, progress: Progress | None) -> _Found:
+    def run(self, permutations: int, seed: int, progress: Progress) -> dict[str, Float[np.ndarray, " K"]]:
         r, gain = self._statistics(np.arange(len(self.X)))
         as_good = np.zeros((2, self.Y.shape[1]))
         draws = _draws(self.J.shape[1], permutations, seed)
-        if progress is not None:
-            draws = progress(draws, "relabelling tasks", permutations)
-        for drawn in draws:
+        for drawn in progress(draws, "permutation test", permutations):
             other_r, other_gain = self._statistics(self.index[drawn[self.ends[:, 0]], drawn[self.ends[:, 1]]])
             as_good += [other_r >= r, other_gain >= gain]
         p = (1 + as_good) / (1 + permutations) if permutations else np.full(as_good.shape, np.nan)
         undefined = np.isnan(np.stack([r, gain]))
         p = np.where(undefined, np.nan, p)
-        return _Found({"r": r, "p": p[0], "gain": gain, "p_beyond": p[1]})
+        return {"r": r, "p": p[0], "gain": gain, "p_beyond": p[1]}
 
     def _statistics(
         self, taken: Int[np.ndarray, " n"]
@@ -133,10 +127,12 @@ class _Test:
             y = Y[rows] - moments.outcome_means[f]
             correlations.append(_columns_r(x @ metric_weights[f], y))
             # Within the fold: its level belongs to the left-out task, of which nothing is known.
-            additive = _centred(y - j @ u[f, :, m:])
+            additive = y - j @ u[f, :, m:]
+            additive -= additive.mean(axis=0)
             beyond = (x - j @ u[f, :, :m]) @ w[f]
             additive_error = additive_error + (additive**2).sum(axis=0)
-            error = error + (_centred(additive - beyond) ** 2).sum(axis=0)
+            left = additive - beyond
+            error = error + ((left - left.mean(axis=0)) ** 2).sum(axis=0)
         with np.errstate(invalid="ignore", divide="ignore"):
             gain = np.where(additive_error > 0, 1 - error / additive_error, np.nan)
         counted = ~np.isnan(correlations)
@@ -237,15 +233,11 @@ def _pair_index(incidence: Float[np.ndarray, "n T"]) -> Int[np.ndarray, "T T"]:
     return index
 
 
-def _centred(values: Float[np.ndarray, "n K"]) -> Float[np.ndarray, "n K"]:
-    return values - values.mean(axis=0)
-
-
 def _columns_r(first: Float[np.ndarray, "n K"], second: Float[np.ndarray, "n K"]) -> Float[np.ndarray, " K"]:
     """Correlate column by column; NaN for fewer than three rows or a constant column."""
     if len(first) < 3:
         return np.full(first.shape[1], np.nan)
-    a, b = _centred(first), _centred(second)
+    a, b = first - first.mean(axis=0), second - second.mean(axis=0)
     lengths = np.sqrt((a**2).sum(axis=0)), np.sqrt((b**2).sum(axis=0))
     scales = [np.abs(one).max(axis=0) * np.sqrt(len(one)) for one in (first, second)]
     varies = np.logical_and(*(length > 1e-9 * scale for length, scale in zip(lengths, scales, strict=True)))

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from mergeability.errors import UserError
+from mergeability.prediction.pair_table import task_order
 from mergeability.prediction.predictors.arrays import InnerFold
 
 KNOWN_PARTNER, BOTH_NEW = "known partner", "both new"
@@ -167,18 +168,6 @@ def named_protocols(names: Sequence[str]) -> list[SplitProtocol]:
             f"Expected protocols among {', '.join(PROTOCOLS)}, got {', '.join(map(str, unknown)) or 'none'}."
         )
     return [PROTOCOLS[name]() for name in dict.fromkeys(names)]
-
-
-def incidence(groups: Any, tasks: Sequence[str]) -> Float[np.ndarray, "n T"]:
-    """Mark who is in which pair: entry (i, t) is 1 where pair i contains task t, so each row has two ones."""
-    ends = np.asarray(groups, dtype=object).reshape(-1, 2)
-    return (ends[:, :, None] == np.array(tasks, dtype=object)).any(axis=1).astype(np.float64)
-
-
-def task_order(groups: Any) -> tuple[str, ...]:
-    """List the tasks: those of the first column as they appear, then those of the second alone."""
-    ends = np.asarray(groups, dtype=object).reshape(-1, 2)
-    return tuple(dict.fromkeys(ends.T.ravel().tolist()))
 
 
 def _ends(groups: Any) -> tuple[tuple[str, ...], Int[np.ndarray, "n 2"]]:

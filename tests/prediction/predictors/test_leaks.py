@@ -12,9 +12,10 @@ from hydra.utils import instantiate
 
 from mergeability.prediction import DisjointHalves, LeaveOneTaskOut, LeaveTwoTasksOut, study_predictions
 from mergeability.prediction.pair_table import PairTable
+from mergeability.prediction.predictors.base import traits
 from mergeability.prediction.study import StudySettings
-from mergeability.prediction.validation.evaluate import evaluate_predictors, is_closed_form
-from mergeability.prediction.validation.folds import fit_folds, inputs_of, make_folds
+from mergeability.prediction.validation.evaluate import evaluate_predictors
+from mergeability.prediction.validation.folds import fit_folds, make_folds
 from mergeability.prediction.validation.protocols import Split
 
 CONF = Path(__file__).parents[3] / "conf"
@@ -86,10 +87,10 @@ def _state(predictor, frame, protocol, label):
     for fold, model in zip(folds, fit_folds(predictor, folds), strict=True):
         if fold.split.label != label:
             continue
-        width = fold.shared.features(inputs_of(predictor)).shape[1]
+        width = fold.shared.features(traits(predictor).inputs).shape[1]
         probe = np.random.default_rng(2).uniform(-1, 1, size=(9, width))
         found[fold.method, "predictions"] = model.predict(probe)
-        for name in ("coef_", "intercept_", "strength_", "metric_strength_", "selected_", "importances_"):
+        for name in ("coef_", "intercept_", "strength_", "metric_strength_", "selected_"):
             if hasattr(model, name):
                 found[fold.method, name] = np.ravel(getattr(model, name)).astype(float)
     assert len(found) >= 2, "the fold must exist for both outcomes"
@@ -107,7 +108,7 @@ def _differs(first, second):
 
 def test_every_predictor_of_the_configuration_is_looked_at(predictors):
     assert sorted(predictors) == NAMES
-    assert {name for name in NAMES if is_closed_form(predictors[name])} >= set(CLOSED)
+    assert {name for name in NAMES if traits(predictors[name]).closed_form} >= set(CLOSED)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,8 +7,9 @@ from scipy.stats import pearsonr
 from sklearn.base import clone
 
 from mergeability.prediction import MLP, LeaveOneTaskOut, PairTable, Pearson, Ridge, Trees
+from mergeability.prediction.predictors.base import traits
 from mergeability.prediction.predictors.scaling import RangeScaler
-from mergeability.prediction.questions.seed_spread import seed_spread, seed_table, starts_at_random
+from mergeability.prediction.questions.seed_spread import seed_spread, seed_table
 from mergeability.prediction.validation.folds import make_folds
 
 METRICS = ["first", "second", "third"]
@@ -21,7 +22,7 @@ def folds(table):
 
 
 def test_what_starts_at_random_is_known():
-    assert [starts_at_random(one) for one in (Pearson(), MLP(), Ridge(), Trees())] == [
+    assert [traits(one).random_start for one in (Pearson(), MLP(), Ridge(), Trees())] == [
         True,
         True,
         False,

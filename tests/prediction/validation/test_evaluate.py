@@ -30,23 +30,29 @@ LOTO = [LeaveOneTaskOut()]
 FIVE = ["weight_avg", "arithmetic", "tsv", "ties", "dare"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def everything():
     return {
         "mean": DummyRegressor(),
         "additive": Additive(),
         "ols": LinearRegression(),
         "lasso": Lasso(),
-        "pearson": Pearson(),
+        "pearson": Pearson(max_steps=60),
     }
+
+
+@pytest.fixture(scope="module")
+def evaluated(studied, everything):
+    """Everything on the small table; computed once, so leave it unchanged."""
+    return evaluate_predictors(studied.table, METRICS, everything, targets=["norm_acc"])
 
 
 def _record(result, **wanted):
     return next(r for r in result.records if all(r[key] == value for key, value in wanted.items()))
 
 
-def test_records_hold_exactly_what_is_promised_and_are_json(table, everything):
-    result = evaluate_predictors(table, METRICS, everything, targets=["norm_acc"])
+def test_records_hold_exactly_what_is_promised_and_are_json(evaluated):
+    result = evaluated
     # Two outcomes of five predictors, three of which are closed forms and face pairs of new tasks as well.
     assert len(result.records) == 2 * 5 + 2 * 3
     assert all(set(record) == RECORD for record in result.records)
@@ -147,17 +153,17 @@ def test_an_exact_law_is_found_with_its_signs(table):
     assert signs.to_dict() == {"first": 1, "second": -1, "third": 0}
 
 
-def test_nothing_of_a_validation_row_reaches_its_fit(table, everything):
+def test_nothing_of_a_validation_row_reaches_its_fit(table, everything, evaluated):
     """Garbage in the rows of task c must not move any coefficient of the fold that leaves c out."""
     spoiled = table.copy()
     rows = (table["task_a"] == "c") | (table["task_b"] == "c")
     generator = np.random.default_rng(1)
     for column in [*METRICS, "norm_acc_ties", "norm_acc_average"]:
         spoiled.loc[rows, column] = 1e3 * generator.normal(size=int(rows.sum()))
-    clean, dirty = (
-        evaluate_predictors(frame, METRICS, everything, targets=["norm_acc"]).coefficients
-        for frame in (table, spoiled)
-    )
+    clean = evaluated.coefficients
+    dirty = evaluate_predictors(
+        spoiled, METRICS, everything, targets=["norm_acc"], protocols=LOTO
+    ).coefficients
     own = clean["held_out"] == "c"
     assert set(clean.loc[own, "predictor"]) == set(everything) - {"mean"}
     np.testing.assert_allclose(
@@ -170,7 +176,8 @@ def test_nothing_of_a_validation_row_reaches_its_fit(table, everything):
 def test_other_columns_are_never_features(table, everything):
     leaking = table.assign(acc_ties_a=table["norm_acc_ties"], note="x")
     first, second = (
-        evaluate_predictors(frame, METRICS, everything, ["ties"], ["norm_acc"]) for frame in (table, leaking)
+        evaluate_predictors(frame, METRICS, everything, ["ties"], ["norm_acc"], LOTO)
+        for frame in (table, leaking)
     )
     assert first.records == second.records
 
@@ -197,7 +204,7 @@ def test_a_constant_outcome_in_one_fold_is_passed_over(table):
 def test_a_metric_constant_in_a_training_fold_gets_weight_zero_and_a_note(table, everything):
     rows = (table["task_a"] == "b") | (table["task_b"] == "b")
     table.loc[~rows, "third"] = 7.0
-    result = evaluate_predictors(table, METRICS, everything, targets=["norm_acc"])
+    result = evaluate_predictors(table, METRICS, everything, targets=["norm_acc"], protocols=LOTO)
     frozen = result.coefficients.query("metric == 'third' and held_out == 'b'")["coefficient"]
     assert len(frozen) == 2 * 3
     assert (frozen == 0).all()
@@ -237,8 +244,8 @@ def test_four_tasks_are_enough_and_wrong_words_are_refused(table, everything):
         evaluate_predictors(table, METRICS, everything, targets=["f1"])
 
 
-def test_saved_files_can_be_read_back(table, everything, tmp_path):
-    result = evaluate_predictors(table, METRICS, everything, targets=["norm_acc"])
+def test_saved_files_can_be_read_back(evaluated, tmp_path):
+    result = evaluated
     result.save(tmp_path)
     assert json.loads((tmp_path / "prediction.json").read_text()) == result.records
     read = pd.read_csv(tmp_path / "coefficients.csv")

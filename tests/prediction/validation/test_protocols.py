@@ -9,7 +9,8 @@ from sklearn.model_selection import cross_val_predict, cross_val_score
 
 from mergeability.errors import UserError
 from mergeability.prediction import DisjointHalves, LeaveOneTaskOut, LeaveTwoTasksOut
-from mergeability.prediction.validation.protocols import SplitProtocol, incidence, named_protocols, task_order
+from mergeability.prediction.pair_table import incidence, task_order
+from mergeability.prediction.validation.protocols import SplitProtocol, named_protocols
 
 FOUR = list(combinations("abcd", 2))  # ab ac ad bc bd cd
 TWENTY = list(combinations([f"t{i:02}" for i in range(20)], 2))

@@ -1,0 +1,50 @@
+"""Adam, for stacks of independent runs."""
+
+import numpy as np
+from jaxtyping import Bool
+
+Parameters = dict[str, np.ndarray]
+"""Stacks of parameters by name: the first axis of each array is that of the runs."""
+
+EPSILON = 1e-8
+_DECAYS = (0.9, 0.999)
+
+
+class Adam:
+    """Adam with coupled weight decay, for stacks of independent runs, each of which may skip a step.
+
+    w ← w - rate · m̂ / (√v̂ + 1e-8), the gradient being that of the loss plus decay · w. Kingma and Ba, 2015.
+
+    Args:
+        parameters: of all runs, in single precision.
+        rate: the step size.
+        decay: weight decay.
+
+    >>> weights = {"w": np.ones((2, 1), dtype=np.float32)}
+    >>> Adam(weights, 0.1).step(weights, {"w": np.ones((2, 1), np.float32)}, np.array([True, False]))
+    >>> weights["w"].round(3).tolist()
+    [[0.8999999761581421], [1.0]]
+    """
+
+    def __init__(self, parameters: Parameters, rate: float | int, decay: float | int = 0.0) -> None:
+        self.rate, self.decay = rate, np.float32(decay)
+        self.means = {name: np.zeros_like(part) for name, part in parameters.items()}
+        self.squares = {name: np.zeros_like(part) for name, part in parameters.items()}
+        self.steps = np.zeros(len(next(iter(parameters.values()))), dtype=int)
+
+    def step(self, parameters: Parameters, gradients: Parameters, active: Bool[np.ndarray, " runs"]) -> None:
+        """Move the parameters of the active runs, in place."""
+        self.steps[active] += 1
+        steps = np.maximum(self.steps, 1)
+        corrections = [(1 - decay**steps).astype(np.float32) for decay in _DECAYS]
+        for name, part in parameters.items():
+            # One number per run, along the axes of this array.
+            per_run = (-1, *[1] * (part.ndim - 1))
+            moves = active.reshape(per_run)
+            gradient = gradients[name] + self.decay * part
+            moments = (self.means, gradient), (self.squares, gradient**2)
+            for (kept, value), decay in zip(moments, _DECAYS, strict=True):
+                kept[name] = np.where(moves, decay * kept[name] + (1 - decay) * value, kept[name])
+            first, second = (correction.reshape(per_run) for correction in corrections)
+            direction = self.means[name] / first / (np.sqrt(self.squares[name] / second) + EPSILON)
+            part -= np.where(moves, self.rate * direction, 0).astype(part.dtype)

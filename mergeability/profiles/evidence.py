@@ -1,0 +1,89 @@
+"""What a kind of evidence is: entries computed once and filed in a store, combined to arrays over all models.
+
+A kind of evidence is a file of this package with a frozen dataclass that has `combine`. It holds the keys and the
+version of its entries, so a new kind changes no other file: `Profiles.evidence` takes any of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float64
+from torch import Tensor
+
+from mergeability.errors import UserError
+from mergeability.profiles.subject import Subject
+from mergeability.store import Store
+
+Found = TypeVar("Found", covariant=True)
+
+
+@runtime_checkable
+class Evidence(Protocol[Found]):
+    """One kind of evidence on several models, with its options; equal evidence is computed once."""
+
+    def combine(self, subject: Subject) -> Found:
+        """Return what follows from all models together, from entries that are computed where they are missing."""
+        ...
+
+
+@runtime_checkable
+class ModelEntries(Protocol):
+    """Evidence that files one entry of tensors per model.
+
+    Attributes:
+        kind: what the store calls such entries.
+        description: of the work, for the progress.
+    """
+
+    kind: str
+    description: str
+
+    def key(self, subject: Subject, task: str) -> dict[str, Any]:
+        """Return everything that a model's entry depends on, as a JSON-able record."""
+        ...
+
+    def compute(self, subject: Subject, task: str) -> Mapping[str, Tensor]:
+        """Compute a model's entry."""
+        ...
+
+
+def ensure_entries(entries: ModelEntries, subject: Subject, store: Store) -> dict[str, dict[str, Any]]:
+    """Compute the entries that are missing, model by model: each uses all cores or the GPU.
+
+    Returns:
+        Task → key of the model's entry.
+    """
+    keys = {task: entries.key(subject, task) for task in subject.tasks}
+
+    def ensure(task: str) -> None:
+        # Dropped at once: held together, the gradients of 20 large models would fill the memory.
+        store.ensure(entries.kind, keys[task], lambda: entries.compute(subject, task))
+
+    subject.run.map(ensure, subject.tasks, description=entries.description)
+    return keys
+
+
+def finite_grams(
+    view: str, layers: Float64[np.ndarray, "L T T"], tasks: Sequence[str]
+) -> Float64[np.ndarray, "L T T"]:
+    """Check the Gram matrices of a view, and return them read-only.
+
+    Raises:
+        UserError: a model's vector is not finite.
+    """
+    squares = np.diagonal(layers, axis1=1, axis2=2).sum(0)
+    for task, square in zip(tasks, squares, strict=True):
+        if not np.isfinite(square):
+            raise UserError(
+                f"The {view} of '{task}' is not finite: its model or its calibration images overflow. "
+                "Check them, or leave the model out."
+            )
+    return frozen(layers)
+
+
+def frozen(array: np.ndarray) -> np.ndarray:
+    """Return a private, read-only copy: the same matrix is handed to every metric."""
+    copied = np.array(array, dtype=np.float64)
+    copied.setflags(write=False)
+    return copied

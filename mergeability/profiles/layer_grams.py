@@ -1,0 +1,64 @@
+"""Gram matrices of one long vector per model and layer, each computed once for a set of models."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from mergeability.files import digest
+from mergeability.linalg import grams
+from mergeability.profiles.subject import Subject
+
+# Part of every store key below: raise it when what is stored changes meaning.
+_VERSION = 2
+
+
+@dataclass(frozen=True)
+class LayerVectors:
+    """One vector per model and layer, read range by range.
+
+    Attributes:
+        sizes: layer → length of its vectors.
+        keys: task → what its vectors depend on.
+        content: layer → what it consists of.
+        read: (task, layer, start, stop) → that range of the vector.
+        description: of the work, for the progress.
+    """
+
+    sizes: Mapping[str, int]
+    keys: Mapping[str, Mapping[str, Any]]
+    content: Callable[[str], Mapping[str, Any]]
+    read: Callable[[str, str, int, int], np.ndarray]
+    description: str
+
+
+def layer_grams(subject: Subject, vectors: LayerVectors) -> Float64[np.ndarray, "L T T"]:
+    """Compute and file one Gram matrix per layer, accumulated in float64."""
+    # Sorted by content: one set of models is one entry, in whatever order and under whatever names.
+    identities = {task: digest(key) for task, key in vectors.keys.items()}
+    owners = {identity: task for task, identity in identities.items()}
+    order = sorted(owners)
+    places = [order.index(identities[task]) for task in subject.tasks]
+
+    def compute(name: str) -> dict[str, Tensor]:
+        gram = grams.streamed_gram(
+            lambda row, start, stop: vectors.read(owners[order[row]], name, start, stop),
+            len(order),
+            vectors.sizes[name],
+            device=subject.run.device,
+        )
+        return {"gram": torch.from_numpy(gram)}
+
+    def find(name: str) -> np.ndarray:
+        content, size = vectors.content(name), vectors.sizes[name]
+        key = {"models": order, **content, "size": size, **subject.settings(_VERSION)}
+        return subject.store.arrays("gram", key, lambda: compute(name))["gram"].numpy()
+
+    layers = subject.run.map(
+        find, list(vectors.sizes), description=vectors.description, memory=grams.needed(len(order))
+    )
+    return np.stack(layers)[:, places][:, :, places]

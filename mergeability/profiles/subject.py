@@ -1,0 +1,116 @@
+"""The models that evidence is about, with their data and the surroundings of the run."""
+
+import copy
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+from mergeability.context import Run
+from mergeability.data.inputs import Inputs
+from mergeability.errors import UserError
+from mergeability.profiles.batches import fitting_batch_size
+from mergeability.profiles.views import Views
+from mergeability.store import Store
+from mergeability.task_vectors.vectors import TaskVectors
+
+
+class Subject:
+    """Several models, and everything that evidence on them is computed with.
+
+    Attributes:
+        task_vectors: the models' weights; their store keeps the evidence.
+        views: inputs, heads and the encoder; None where there is no data.
+        run: device, memory budget and progress.
+    """
+
+    def __init__(self, task_vectors: TaskVectors, views: Views | None, run: Run) -> None:
+        self.task_vectors, self.views, self.run = task_vectors, views, run
+        self._samples_at_once: int | None = None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the models."""
+        return self.task_vectors.tasks
+
+    @property
+    def store(self) -> Store:
+        """Where evidence is kept."""
+        return self.task_vectors.store
+
+    def select(self, tasks: Iterable[str]) -> "Subject":
+        """Return some of the models, in the order given."""
+        # Decided for all models, so that selections share what they compute.
+        if self.views is not None:
+            _ = self.data_store
+        selected = copy.copy(self)
+        selected.task_vectors = self.task_vectors.select(tasks)
+        return selected
+
+    def settings(self, version: int) -> dict[str, Any]:
+        """Return what every computed number depends on besides its input: part of a store's key.
+
+        Args:
+            version: of the algorithm.
+        """
+        return {"device": self.run.device.partition(":")[0], "version": version}
+
+    def required_views(self, what: str) -> Views:
+        """Return the data, for evidence that cannot do without.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.views is None:
+            raise UserError(
+                f"The {what} metrics need images and heads: give Profiles views, "
+                "or ask for the metrics of weight space only."
+            )
+        return self.views
+
+    def state(self, task: str) -> dict[str, Tensor]:
+        """Read one model's weights under the encoder's names, onto the device."""
+        return self.required_views("activation").state(self.task_vectors, task, self.run.device)
+
+    @cached_property
+    def encoder(self) -> nn.Module:
+        """The encoder on the device; the one that was given stays where it is."""
+        encoder = self.required_views("activation").encoder
+        return encoder if self.run.device == "cpu" else copy.deepcopy(encoder).to(self.run.device)
+
+    def batch_size(self, state: Mapping[str, Tensor], inputs: Inputs) -> int:
+        """Choose how many samples pass through the encoder at a time; the same for all models."""
+        if self._samples_at_once is None:
+            at_most = self.required_views("data").batch_size
+            self._samples_at_once = fitting_batch_size(
+                self.encoder, state, inputs[:1], self.run.memory, at_most
+            )
+        return self._samples_at_once
+
+    @property
+    def tensors(self) -> set[str]:
+        """The checkpoints' tensors, however they are cut into parameters."""
+        return {parameter.tensor for parameter in self.task_vectors.parameters.values()}
+
+    @cached_property
+    def data_store(self) -> Store:
+        """Where entries as large as a model are kept: never all in memory where they exceed the budget."""
+        vectors = self.task_vectors
+        size = 4 * len(self.tasks) * sum(vectors.parameters[name].size for name in vectors.names)
+        if vectors.store.root is not None or size <= self.run.memory:
+            return vectors.store
+        # Removed together with the last selection of these models.
+        self.spilled = _TemporaryFolder()
+        return Store(self.spilled.path)
+
+
+class _TemporaryFolder:
+    """A folder that is removed with the last object that holds it, without a warning."""
+
+    def __init__(self) -> None:
+        self.path = tempfile.mkdtemp(prefix="mergeability-gradients-")
+        self.cleanup = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)

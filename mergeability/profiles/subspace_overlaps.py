@@ -1,0 +1,167 @@
+"""Evidence on singular subspaces: how the outer singular vectors of two models' matrices overlap."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mergeability.profiles import subspaces
+from mergeability.profiles.evidence import frozen
+from mergeability.profiles.subject import Subject
+from mergeability.task_vectors.vectors import TaskVectors
+
+# Part of every store key below: raise it when what is stored changes meaning.
+_VERSION = 2
+SUBSPACE_SIZE = 10
+# Models whose subspaces meet in one product. Fixed, so that sums never depend on the memory budget.
+_GROUP = 64
+# Elements of a delta that are read at a time.
+_PART = 2**20
+_NAMES = tuple(f"{side}_{end}" for side in subspaces.SIDES for end in subspaces.ENDS)
+
+
+@dataclass(frozen=True)
+class SubspaceOverlaps:
+    """Squared overlaps ‖UaᵀUb‖²_F of every matrix's outer singular vectors, and its singular values.
+
+    Attributes:
+        k: singular vectors at either end.
+    """
+
+    k: int = SUBSPACE_SIZE
+
+    def combine(self, subject: Subject) -> dict[str, np.ndarray]:
+        """Return `left_top`, `left_bottom`, `right_top`, `right_bottom`, L×T×T, and `singular_values`, L×T×K."""
+        vectors = subject.task_vectors
+        key = {
+            "base": vectors.base_hash,
+            "models": [vectors.identity(task) for task in subject.tasks],
+            "matrices": [vectors.parameters[name].content for name in vectors.matrices],
+            "k": self.k,
+            **subject.settings(_VERSION),
+        }
+        found = subject.store.arrays("overlap", key, lambda: self._compute(subject))
+        return {name: frozen(array.numpy()) for name, array in found.items()}
+
+    def decompose(self, subject: Subject) -> None:
+        """See to it that the singular values and outer vectors of every model's matrices are in the store."""
+        vectors = subject.task_vectors
+        vectors.check_base()
+        # Two copies of a model are one piece of work.
+        owners = {vectors.identity(task): task for task in subject.tasks}
+        items = [(task, name) for name in vectors.matrices for task in owners.values()]
+        sizes = [subspaces.needed((rows, columns)) for rows, columns in matrix_shapes(vectors).tolist()]
+
+        def ensure(item: tuple[str, str]) -> None:
+            subject.store.ensure(
+                "singular", self._key(subject, *item), lambda: self._decomposed(subject, *item)
+            )
+
+        subject.run.map(ensure, items, description="singular vectors", memory=max(sizes, default=0))
+
+    def _compute(self, subject: Subject) -> dict[str, Tensor]:
+        self.decompose(subject)
+        matrices, count = subject.task_vectors.matrices, len(subject.tasks)
+        shapes = matrix_shapes(subject.task_vectors)
+        found = {
+            name: torch.full((len(matrices), count, count), torch.nan, dtype=torch.float64) for name in _NAMES
+        }
+        longest = int(shapes.min(1).max(initial=0))
+        found["singular_values"] = torch.zeros(len(matrices), count, longest, dtype=torch.float64)
+
+        def compare(layer: int) -> None:
+            for name, values in self._compare(subject, matrices[layer]).items():
+                found[name][layer, ..., : values.shape[-1]] = torch.from_numpy(values)
+
+        # The bases of two groups side by side, and their products.
+        length = int(shapes.sum(1).max(initial=0))
+        largest = 8 * min(_GROUP, count) * self.k * (length + 4 * _GROUP * self.k)
+        subject.run.map(compare, range(len(matrices)), description="subspaces of all pairs", memory=largest)
+        return found
+
+    def _key(self, subject: Subject, task: str, name: str) -> dict[str, Any]:
+        vectors = subject.task_vectors
+        model = {"base": vectors.base_hash, "model": vectors.identity(task)}
+        content = vectors.parameters[name].content
+        return {**model, **content, "k": self.k, **subject.settings(_VERSION)}
+
+    def _decomposed(self, subject: Subject, task: str, name: str) -> dict[str, Tensor]:
+        vectors = subject.task_vectors
+        size = vectors.parameters[name].size
+        delta = np.empty(size, dtype=np.float32)
+        # In parts, so that the base's values and converted ones need not all be in memory next to the delta.
+        for start in range(0, size, _PART):
+            stop = min(start + _PART, size)
+            delta[start:stop] = vectors.read(task, name, start, stop)
+        delta = delta.reshape(vectors.parameters[name].shape)
+        if not np.isfinite(delta).all():
+            raise vectors.not_finite(task, name)
+        return subspaces.decompose(delta, self.k, subject.run.device)
+
+    def _compare(self, subject: Subject, name: str) -> dict[str, np.ndarray]:
+        """Compare one matrix's subspaces between all models."""
+        shape, count = subject.task_vectors.parameters[name].shape, len(subject.tasks)
+        size = min(self.k, *shape)
+        found = {name: np.full((count, count), np.nan) for name in _NAMES}
+        found["singular_values"] = np.zeros((count, min(shape)))
+        for rows, left, columns, right in self._groups(subject, name):
+            if columns == rows:
+                found["singular_values"][rows] = [one["values"] for one in left]
+            for axis, side in enumerate(subspaces.SIDES):
+                for end in subspaces.ENDS:
+                    basis = f"{side}_{end}"
+                    overlaps = subspaces.squared_overlaps(left, right, basis, (shape[axis], size))
+                    found[basis][np.ix_(rows, columns)] = overlaps
+                    found[basis][np.ix_(columns, rows)] = overlaps.T
+        return found
+
+    def _groups(
+        self, subject: Subject, name: str
+    ) -> Iterator[tuple[range, list[dict[str, Tensor]], range, list[dict[str, Tensor]]]]:
+        """Yield every pair of groups of models, with their decompositions; a group with itself first."""
+
+        def read(rows: range) -> list[dict[str, Tensor]]:
+            keys = [self._key(subject, subject.tasks[row], name) for row in rows]
+            return [subject.store.read("singular", key) for key in keys]
+
+        count = len(subject.tasks)
+        groups = [range(first, min(first + _GROUP, count)) for first in range(0, count, _GROUP)]
+        for position, rows in enumerate(groups):
+            left = read(rows)
+            for columns in groups[position:]:
+                yield rows, left, columns, left if columns == rows else read(columns)
+
+
+def matrix_shapes(vectors: TaskVectors) -> np.ndarray:
+    """Return the extents m and n of every matrix, L×2."""
+    shapes = [vectors.parameters[name].shape for name in vectors.matrices]
+    return np.array(shapes, dtype=np.int64).reshape(-1, 2)
+
+
+def undetermined(
+    found: dict[str, np.ndarray], tasks: tuple[str, ...], side: str, end: str, k: int
+) -> list[str]:
+    """Say which changed matrices are left out of overlaps because their outer vectors are not determined.
+
+    Args:
+        found: what `SubspaceOverlaps` gives.
+        tasks: the models.
+        side: left or right.
+        end: top or bottom.
+        k: singular vectors at that end.
+
+    Returns:
+        One sentence per model with such matrices.
+    """
+    changed = found["singular_values"].max(-1, initial=0) > 0
+    missing = changed & np.isnan(np.diagonal(found[f"{side}_{end}"], axis1=1, axis2=2))
+    return [
+        f"the {'first' if end == 'top' else 'last'} {k} {side} singular vectors of '{task}' are not "
+        f"determined in {count} of {len(missing)} matrices, where singular values are zero or equal: "
+        "these are left out of the overlaps of its pairs"
+        for task, count in zip(tasks, missing.sum(0), strict=True)
+        if count
+    ]

@@ -1,0 +1,177 @@
+"""Checks that models belong together: one architecture, and a base from which they were fine-tuned."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mergeability.errors import UserError
+from mergeability.store import Store
+from mergeability.task_vectors.deltas import Deltas
+from mergeability.weights.checkpoints import Checkpoint
+
+logger = logging.getLogger(__name__)
+
+# Part of every store key below: raise it when what is stored changes meaning.
+_VERSION = 2
+# A file this many seconds old will not be written again within the resolution of its time stamps.
+_SETTLED = 2
+# Elements that are read at a time where a whole tensor is not needed.
+_BLOCK = 2**18
+
+
+@dataclass(frozen=True)
+class BaseCheck:
+    """Checks that models come from their base, by the relative norm ‖τ_t‖ / ‖θ_0‖ of their task vectors.
+
+    Attributes:
+        warn_above: relative norm above which a model is suspected to have another base.
+        refuse_above: relative norm above which it is refused.
+        known: hash of a model → its relative norm.
+    """
+
+    warn_above: float | int
+    refuse_above: float | int
+    known: dict[str, float] = field(default_factory=dict)
+
+    def relative_norms(self, deltas: Deltas, norms: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Return task → ‖τ_t‖ / ‖θ_0‖, computed once per model.
+
+        Args:
+            deltas: the models; their store keeps the norms.
+            norms: task → ‖τ_t‖ where it is known already; computed otherwise.
+        """
+        for task in deltas.tasks:
+            if deltas.hashes[task] not in self.known:
+                self.known[deltas.hashes[task]] = _relative_norm(deltas, task, norms)
+        return {task: self.known[deltas.hashes[task]] for task in deltas.tasks}
+
+    def check(self, deltas: Deltas, norms: Mapping[str, float] | None = None) -> None:
+        """Refuse models whose task vectors are too long, and warn about doubtful ones, once.
+
+        Args:
+            deltas: the models.
+            norms: task → ‖τ_t‖ where it is known already; computed otherwise.
+
+        Raises:
+            UserError: a model's task vector is longer than `refuse_above` times the base.
+        """
+        unchecked = [task for task in deltas.tasks if deltas.hashes[task] not in self.known]
+        for task, norm in self.relative_norms(deltas, norms).items():
+            if norm > self.refuse_above:
+                raise UserError(
+                    f"The model of '{task}' was not fine-tuned from this base: its task vector is {norm:.3g} "
+                    f"times as long as the base, at most {self.refuse_above:g} is accepted. "
+                    "Give the checkpoint it was started from."
+                )
+            if norm > self.warn_above and task in unchecked:
+                logger.warning(
+                    "The task vector of '%s' is %.3g times as long as the base (over %g): is this its base?",
+                    task,
+                    norm,
+                    self.warn_above,
+                )
+
+
+def check_same_architecture(task: str, model: Checkpoint, base: Checkpoint) -> None:
+    """Check that a model has the base's floating-point tensors, in the base's shapes.
+
+    Raises:
+        UserError: a tensor is missing, left over, or of another shape.
+    """
+    expected, given = _floating(base), _floating(model)
+    missing, extra = sorted(expected - given), sorted(given - expected)
+    if missing or extra:
+        parts = [f"lacks {len(missing)} such as '{missing[0]}'"] if missing else []
+        parts += [f"has {len(extra)} the base lacks, such as '{extra[0]}'"] if extra else []
+        raise UserError(
+            f"Expected the same floating-point tensors in the model of '{task}' as in the base: "
+            f"it {' and '.join(parts)}. Give state dicts of one architecture under the same names."
+        )
+    for name in sorted(expected):
+        if tuple(model.shapes[name]) != tuple(base.shapes[name]):
+            raise UserError(
+                f"'{name}' has shape {tuple(model.shapes[name])} in the model of '{task}' and "
+                f"{tuple(base.shapes[name])} in the base: another architecture. Give models of one."
+            )
+
+
+def warn_about_copies(hashes: Mapping[str, str]) -> None:
+    """Warn about models whose files are the same."""
+    first: dict[str, str] = {}
+    for task, sha256 in hashes.items():
+        if sha256 in first:
+            logger.warning("'%s' and '%s' are the same file twice.", first[sha256], task)
+        first.setdefault(sha256, task)
+
+
+def file_hash(checkpoint: Checkpoint, store: Store) -> str:
+    """Hash a checkpoint's file, or find the hash again while the file has not been touched since."""
+    status = checkpoint.path.stat()
+    # The change time cannot be set back, unlike the modification time, which copying tools restore.
+    newest = max(status.st_mtime_ns, status.st_ctime_ns)
+    if store.root is None or time.time_ns() - newest < _SETTLED * 10**9:
+        return checkpoint.sha256
+    stamp = {
+        "device": status.st_dev,
+        "file": status.st_ino,
+        "bytes": status.st_size,
+        "modified": status.st_mtime_ns,
+        "changed": status.st_ctime_ns,
+    }
+    # A separate store: the counts of the other one are of results.
+    notes = Store(store.root)
+    return notes.record("file_hash", stamp, lambda: {"sha256": checkpoint.sha256})["sha256"]
+
+
+def _floating(checkpoint: Checkpoint) -> set[str]:
+    return {name for name in checkpoint.names if checkpoint.dtypes[name].is_floating_point}
+
+
+def _relative_norm(deltas: Deltas, task: str, norms: Mapping[str, float] | None) -> float:
+    def compute() -> dict[str, Any]:
+        norm = _norm(deltas, task) if norms is None or task not in norms else norms[task]
+        return {"task_vector": norm, "base": _base_norm(deltas)}
+
+    key = {"base": deltas.base_hash, "model": deltas.hashes[task], "version": _VERSION}
+    record = deltas.store.record("relative_norm", key, compute)
+    return _ratio(record["task_vector"], record["base"])
+
+
+def _norm(deltas: Deltas, task: str) -> float:
+    """Compute ‖τ_t‖ of a model as it is on disk, before any transformation."""
+    plain = deltas.untransformed()
+    square = 0.0
+    for name in plain.names:
+        of_tensor = _square_sum(plain.parameters[name].size, name, lambda *part: plain.read(task, *part))
+        if not np.isfinite(of_tensor):
+            raise plain.not_finite(task, name)
+        square += of_tensor
+    return square**0.5
+
+
+def _base_norm(deltas: Deltas) -> float:
+    def compute() -> dict[str, float]:
+        squares = (_square_sum(deltas.parameters[name].size, name, deltas.read_base) for name in deltas.names)
+        return {"norm": sum(squares) ** 0.5}
+
+    key = {"base": deltas.base_hash, "version": _VERSION}
+    return deltas.store.record("base_norm", key, compute)["norm"]
+
+
+def _square_sum(size: int, name: str, read: Callable[[str, int, int], np.ndarray]) -> float:
+    square = 0.0
+    for start in range(0, size, _BLOCK):
+        block = read(name, start, min(start + _BLOCK, size)).astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            square += float(block @ block)
+    return square
+
+
+def _ratio(length: float, reference: float) -> float:
+    if length == 0:
+        return 0.0
+    return length / reference if reference > 0 else float("inf")

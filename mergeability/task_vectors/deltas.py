@@ -1,0 +1,243 @@
+"""Reading task vectors: the differences between the checkpoints of several models and that of their base."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from mergeability.errors import UserError
+from mergeability.store import Store
+from mergeability.task_vectors.parameters import Parameter, is_running_statistic, layout_digest
+from mergeability.weights.checkpoints import Checkpoint
+
+# (task, tensor, delta) → the delta to use instead
+Transform = Callable[[str, str, Tensor], Tensor]
+
+
+class Deltas(Mapping[str, Tensor]):
+    """The deltas θ_t − θ_0 of several models, as a mapping parameter name → stack, read on demand.
+
+    Attributes:
+        tasks: names of the models.
+        parameters: parameter (and buffer) name → its place in the checkpoints.
+        hashes: task → hash of the model.
+        base_hash: hash of the base.
+        store: where values derived from the deltas are kept.
+    """
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        models: Mapping[str, Checkpoint],
+        hashes: Mapping[str, str],
+        base_hash: str,
+        *,
+        store: Store,
+        keep_below: int,
+    ) -> None:
+        floating = [name for name in base.names if base.dtypes[name].is_floating_point]
+        self.tasks: tuple[str, ...] = tuple(models)
+        self.parameters = {name: Parameter(name, 0, tuple(base.shapes[name])) for name in floating}
+        self.hashes, self.base_hash, self.store = dict(hashes), base_hash, store
+        self._base, self._models = base, dict(models)
+        self._transform: Transform | None = None
+        size = sum(one.size for one in self.parameters.values()) * 4 * len(models)
+        # (hash, parameter) → delta, where all of them are small enough to stay in memory
+        self._kept: dict[tuple[str, str], Tensor] | None = {} if size <= keep_below else None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Floating-point parameters, sorted; integer tensors and running statistics are left out."""
+        return tuple(sorted(name for name in self.parameters if not is_running_statistic(name)))
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """Floating-point running statistics of batch norms, sorted."""
+        return tuple(sorted(name for name in self.parameters if is_running_statistic(name)))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Parameter (and buffer) name → shape."""
+        return {name: one.shape for name, one in self.parameters.items()}
+
+    @property
+    def matrices(self) -> tuple[str, ...]:
+        """The names of the 2-D parameters, sorted; those without elements are left out."""
+        return tuple(
+            name
+            for name in self.names
+            if len(self.parameters[name].shape) == 2 and self.parameters[name].size
+        )
+
+    @property
+    def layout(self) -> str | None:
+        """A digest of how the checkpoints' tensors are cut into parameters; None where they are not cut."""
+        return layout_digest(self.parameters, self._base.shapes)
+
+    @property
+    def is_transformed(self) -> bool:
+        """Whether deltas are changed as they are read: each read then takes a whole tensor."""
+        return self._transform is not None
+
+    @property
+    def base_checkpoint(self) -> Checkpoint:
+        """The open checkpoint of the base model."""
+        return self._base
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.stack(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    # Mapping compares by value, which would read every tensor.
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def model(self, task: str) -> Checkpoint:
+        """Return the open checkpoint of one fine-tuned model."""
+        return self._models[task]
+
+    def identity(self, task: str) -> str:
+        """Return what tells one model's deltas from all others: its hash, with its name once transformed."""
+        return self.hashes[task] if self._transform is None else f"{self.hashes[task]} {task}"
+
+    def base(self, name: str) -> Tensor:
+        """Read one of the base's parameters, in the base's own dtype."""
+        return self._part(self._base, name)
+
+    def stack(self, name: str) -> Float[Tensor, "T *shape"]:
+        """Read one parameter's deltas of all models, in float32; the caller owns the result.
+
+        Raises:
+            UserError: a value is NaN or infinite, naming the model and the tensor.
+        """
+        if self._kept is not None or self._transform is not None:
+            return torch.stack(list(self._read_all(name, self.tasks)))
+        # Straight into the stack: no delta is copied.
+        base = self.base(name).float()
+        stacked = torch.empty((len(self.tasks), *base.shape))
+        for row, task in zip(stacked, self.tasks, strict=True):
+            torch.sub(self._part(self._models[task], name).float(), base, out=row)
+            if not torch.isfinite(row.sum()):
+                self._check_finite(task, name)
+        return stacked
+
+    def delta(self, task: str, name: str) -> Float[Tensor, " *shape"]:
+        """Read one model's delta of one parameter, in float32.
+
+        Raises:
+            UserError: a value is NaN or infinite, naming the model and the tensor.
+        """
+        return next(self._read_all(name, (task,)))
+
+    def read(
+        self, task: str, name: str, start: int = 0, stop: int | None = None
+    ) -> Float32[np.ndarray, " elements"]:
+        """Read a range of one model's flattened delta, in float32: only these bytes of the two files.
+
+        Values that are not finite are returned as they are: summed squares tell, in one pass over the data
+        instead of two.
+        """
+        parameter = self.parameters[name]
+        stop = parameter.size if stop is None else stop
+        if self._transform is not None:
+            return self.delta(task, name).flatten()[start:stop].numpy()
+        first, last = parameter.start + start, parameter.start + stop
+        # Without warnings of ∞ − ∞ and the like: callers look for them.
+        with np.errstate(invalid="ignore", over="ignore"):
+            delta = self._models[task].values(parameter.tensor, first, last)
+            np.subtract(delta, self._base.values(parameter.tensor, first, last), out=delta)
+        return delta
+
+    def read_base(
+        self, name: str, start: int = 0, stop: int | None = None
+    ) -> Float32[np.ndarray, " elements"]:
+        """Read a range of one of the base's flattened parameters, in float32."""
+        parameter = self.parameters[name]
+        stop = parameter.size if stop is None else stop
+        return self._base.values(parameter.tensor, parameter.start + start, parameter.start + stop)
+
+    def not_finite(self, task: str, name: str) -> UserError:
+        """Return the error for a delta that is not finite: it names the model or the base as the cause."""
+        try:
+            self.delta(task, name)
+        except UserError as error:
+            return error
+        return _beyond_range(task, name)
+
+    def untransformed(self) -> "Deltas":
+        """Return the deltas of the models as they are on disk."""
+        plain = copy.copy(self)
+        plain._transform = None
+        return plain
+
+    def _part(self, checkpoint: Checkpoint, name: str) -> Tensor:
+        parameter = self.parameters[name]
+        tensor = checkpoint.tensor(parameter.tensor)
+        if tuple(tensor.shape) == parameter.shape:
+            return tensor
+        return tensor.flatten()[parameter.start : parameter.start + parameter.size].reshape(parameter.shape)
+
+    def _read_all(self, name: str, tasks: Sequence[str]) -> Iterator[Tensor]:
+        """Yield one parameter's deltas, model by model; the base's values are read once."""
+        if self._transform is not None and not is_running_statistic(name):
+            yield from self._transformed(name, tasks, self._transform)
+            return
+        base = None
+        for task in tasks:
+            delta = None if self._kept is None else self._kept.get((self.hashes[task], name))
+            if delta is None:
+                if base is None:
+                    base = self.base(name).float()
+                delta = self._part(self._models[task], name).float() - base
+                # One sum takes a fraction of the time of a test of each number.
+                if not torch.isfinite(delta.sum()):
+                    self._check_finite(task, name)
+                if self._kept is not None:
+                    self._kept[self.hashes[task], name] = delta
+            yield delta
+
+    def _transformed(self, name: str, tasks: Sequence[str], transform: Transform) -> Iterator[Tensor]:
+        """Transform the checkpoints' whole tensor, then cut: the same numbers in every layout."""
+        parameter = self.parameters[name]
+        plain = self.untransformed()
+        shape = tuple(self._base.shapes[parameter.tensor])
+        plain.parameters = {parameter.tensor: Parameter(parameter.tensor, 0, shape)}
+        if shape != parameter.shape and self._kept is not None:
+            plain._kept = {}
+        for task, delta in zip(tasks, plain._read_all(parameter.tensor, tasks), strict=True):
+            changed = transform(task, parameter.tensor, delta).flatten()
+            yield changed[parameter.start : parameter.start + parameter.size].reshape(parameter.shape)
+
+    def _check_finite(self, task: str, name: str) -> None:
+        """Refuse NaN and infinity; a sum of finite numbers may be infinite too."""
+        base = _finite(self.base(name).float(), "base model", name)
+        model = _finite(self._part(self._models[task], name).float(), f"model of '{task}'", name)
+        if not torch.isfinite(model - base).all():
+            raise _beyond_range(task, name)
+
+
+def _finite(tensor: Tensor, owner: str, name: str) -> Tensor:
+    if not torch.isfinite(tensor).all():
+        raise UserError(
+            f"Expected finite weights, but '{name}' of the {owner} holds NaN or infinite values. "
+            "Train or export it anew."
+        )
+    return tensor
+
+
+def _beyond_range(task: str, name: str) -> UserError:
+    return UserError(
+        f"The change of '{name}' in the model of '{task}' is beyond the range of float32. "
+        "Give the base it was trained from."
+    )

@@ -1,0 +1,60 @@
+"""The singular triplets of the models' deltas, computed once per model and matrix."""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mergeability.errors import UserError
+from mergeability.linalg.decompositions import leading_triplets
+from mergeability.task_vectors.deltas import Deltas
+
+# Part of every store key below: raise it when what is stored changes meaning.
+_VERSION = 2
+
+
+def stacked_triplets(
+    deltas: Deltas, name: str, rank: int | None, *, keep: bool
+) -> tuple[Float[Tensor, "T m r"], Float[Tensor, "T r"], Float[Tensor, "T r n"]]:
+    """Return the leading triplets U, S, Vh of every model's delta of one matrix; see `TaskVectors.svd`.
+
+    Args:
+        deltas: the models.
+        name: a 2-D parameter.
+        rank: how many triplets to return; all min(m, n) when None.
+        keep: whether computed triplets are kept in the store.
+
+    Raises:
+        UserError: the parameter is not a matrix.
+    """
+    shape = deltas.parameters[name].shape
+    if len(shape) != 2:
+        raise UserError(f"Expected a matrix, got '{name}' of shape {shape}.")
+    wanted = min(shape) if rank is None else min(rank, *shape)
+    factors = [_factors(deltas, task, name, wanted, keep=keep) for task in deltas.tasks]
+    return (
+        torch.stack([one["U"][:, :wanted] for one in factors]),
+        torch.stack([one["S"][:wanted] for one in factors]),
+        torch.stack([one["Vh"][:wanted] for one in factors]),
+    )
+
+
+def _factors(deltas: Deltas, task: str, name: str, rank: int, *, keep: bool) -> Mapping[str, Tensor]:
+    if not keep:
+        return _triplets(deltas.delta(task, name), rank)
+    smaller = min(deltas.parameters[name].shape)
+    # Half of the triplets serve every merge of two or more models.
+    kept = smaller // 2 if rank <= smaller // 2 else smaller
+    key = {
+        "base": deltas.base_hash,
+        "model": deltas.hashes[task],
+        **deltas.parameters[name].content,
+        "rank": kept,
+        "version": _VERSION,
+    }
+    return deltas.store.arrays("svd", key, lambda: _triplets(deltas.delta(task, name), kept))
+
+
+def _triplets(matrix: Float[Tensor, "m n"], rank: int) -> dict[str, Tensor]:
+    return dict(zip(("U", "S", "Vh"), leading_triplets(matrix, rank), strict=True))

@@ -1,0 +1,181 @@
+"""How the tensors of checkpoints are cut into parameters, and how parameters are assembled into tensors again."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mergeability.errors import UserError
+from mergeability.files import digest
+from mergeability.weights.checkpoints import Checkpoint
+
+# Elements that tell most tensors apart.
+_GLANCE = 16
+_RUNNING_STATISTICS = ("running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter as the metrics see it: a range of a flattened tensor of the checkpoints, in some shape.
+
+    Attributes:
+        tensor: the checkpoints' tensor.
+        start: the first of its elements.
+        shape: the parameter's shape.
+    """
+
+    tensor: str
+    start: int
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """Which numbers of a checkpoint the parameter consists of: part of a store's key."""
+        return {"tensor": self.tensor, "start": self.start, "shape": list(self.shape)}
+
+
+def is_running_statistic(name: str) -> bool:
+    """Return whether a tensor is a batch norm's running mean or variance: state, not a parameter."""
+    return name.rsplit(".", 1)[-1] in _RUNNING_STATISTICS
+
+
+def cut(
+    parameters: Mapping[str, Parameter], *, split_qkv: bool = False, matricize: str | None = None
+) -> dict[str, Parameter]:
+    """Cut parameters into smaller ones, or give them other shapes; the numbers stay the same.
+
+    Args:
+        parameters: name → parameter.
+        split_qkv: make one parameter each of the queries, keys and values of an attention, which open_clip
+            stores one below the other in `in_proj_weight` and `in_proj_bias`.
+        matricize: "conv" makes a convolution's kernel the matrix out × (in·height·width).
+
+    Raises:
+        UserError: `matricize` is something else.
+    """
+    if matricize not in (None, "conv"):
+        raise UserError(f"Expected matricize to be 'conv' or null, got {matricize!r}.")
+    found = {}
+    for name, whole in parameters.items():
+        parts = _split(name, whole) if split_qkv else {name: whole}
+        for part, parameter in parts.items():
+            found[part] = _as_matrix(parameter) if matricize == "conv" else parameter
+    return found
+
+
+def layout_digest(parameters: Mapping[str, Parameter], shapes: Mapping[str, Sequence[int]]) -> str | None:
+    """Return a digest of how tensors are cut into parameters; None where each tensor is one parameter.
+
+    Args:
+        parameters: name → parameter.
+        shapes: the checkpoints' tensor → its shape.
+    """
+    natural = all(
+        name in shapes and one.tensor == name and one.shape == tuple(shapes[name])
+        for name, one in parameters.items()
+    )
+    return None if natural else digest({name: one.content for name, one in parameters.items()})
+
+
+def assembled(
+    merged: Mapping[str, Tensor],
+    parameters: Mapping[str, Parameter],
+    shapes: Mapping[str, Sequence[int]],
+) -> dict[str, Tensor]:
+    """Put tensors named as the parameters are together again, as the checkpoints hold them.
+
+    Args:
+        merged: parameter name → tensor of the parameter's shape, for all parameters of a tensor or none.
+        parameters: name → parameter.
+        shapes: the checkpoints' tensor → its shape.
+
+    Raises:
+        UserError: a name is unknown, or a part of a tensor is missing.
+    """
+    parts: dict[str, list[str]] = {}
+    for name in merged:
+        if name not in parameters:
+            raise UserError(f"'{name}' is none of the models' parameters.")
+        parts.setdefault(parameters[name].tensor, []).append(name)
+    whole = {}
+    for tensor, names in parts.items():
+        names.sort(key=lambda name: parameters[name].start)
+        shape = tuple(shapes[tensor])
+        pieces = [merged[name].flatten() for name in names]
+        if sum(len(piece) for piece in pieces) != math.prod(shape):
+            raise UserError(f"Parts of '{tensor}' are missing: there are only {', '.join(names)}.")
+        whole[tensor] = (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).reshape(shape)
+    return whole
+
+
+def tied_names(parameters: Mapping[str, Parameter], checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
+    """Find the parameters that hold the values of another one in every checkpoint.
+
+    A file has no two names for one tensor, so tied weights are found by their values. The first elements tell
+    most parameters apart, and only those that share them are compared as a whole.
+
+    Args:
+        parameters: name → parameter, in the order in which the first of several equal ones is the owner.
+        checkpoints: the checkpoints to compare in; the first one decides what is compared at all.
+
+    Returns:
+        Name → the other parameter's name.
+    """
+    first, found = checkpoints[0], {}
+    alike: dict[Any, list[str]] = {}
+    for name, one in parameters.items():
+        glance = tuple(_values(first, one, min(_GLANCE, one.size)).tolist())
+        alike.setdefault((one.shape, glance), []).append(name)
+    for names in alike.values():
+        for position, name in enumerate(names):
+            owner = next(
+                (one for one in names[:position] if _equal(parameters[one], parameters[name], checkpoints)),
+                None,
+            )
+            if owner is not None:
+                found[name] = found.get(owner, owner)
+    return found
+
+
+def _equal(a: Parameter, b: Parameter, checkpoints: Sequence[Checkpoint]) -> bool:
+    """Return whether two parameters of one shape hold the same values in every checkpoint."""
+    return all(
+        np.array_equal(_values(one, a, stop), _values(one, b, stop))
+        for stop in (min(_GLANCE, a.size), a.size)
+        for one in checkpoints
+    )
+
+
+def _values(checkpoint: Checkpoint, parameter: Parameter, stop: int) -> np.ndarray:
+    return checkpoint.values(parameter.tensor, parameter.start, parameter.start + stop)
+
+
+def _split(name: str, whole: Parameter) -> dict[str, Parameter]:
+    """Cut a fused attention projection into its queries, keys and values."""
+    stem, _, last = name.rpartition(".")
+    if last not in ("in_proj_weight", "in_proj_bias") or whole.shape[0] % 3:
+        return {name: whole}
+    shape = (whole.shape[0] // 3, *whole.shape[1:])
+    kind = last.removeprefix("in_proj_")
+    return {
+        f"{stem}.{part}_proj_{kind}": Parameter(
+            whole.tensor, whole.start + position * math.prod(shape), shape
+        )
+        for position, part in enumerate("qkv")
+    }
+
+
+def _as_matrix(parameter: Parameter) -> Parameter:
+    if len(parameter.shape) != 4:
+        return parameter
+    rows = parameter.shape[0]
+    return Parameter(parameter.tensor, parameter.start, (rows, math.prod(parameter.shape[1:])))
