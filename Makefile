@@ -36,9 +36,10 @@ demo: setup  ## images to a mergeability report: ten tasks, six merge methods, n
 	fi
 	@$(PYTHON) analyze.py suite=mini model=clip_mini merge=paper logger=csv hydra.run.dir=outputs/demo
 
-# One process a core with one thread each: two threads in each of two processes wait for each other.
+# One process per core with one thread each: two threads in each of two processes wait for each other. Whole files, which
+# share fixtures, in the order of tests/conftest.py: long ones first, so that no process is left with one at the end.
 test: setup  ## the test suite, in minutes
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup  ## real sizes and whole trainings
 	$(PYTHON) -m pytest -m slow

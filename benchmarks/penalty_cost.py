@@ -30,7 +30,7 @@ from mergeability.commands.train import quiet_lightning
 from mergeability.files import write_text
 from mergeability.finetuning.data import TaskDataModule
 from mergeability.finetuning.module import FineTuningModule, TrainingSettings
-from mergeability.finetuning.objective import Penalty
+from mergeability.finetuning.penalties.base import Penalty
 from mergeability.finetuning.penalties.grad_magnitude import GradMagnitude
 from mergeability.finetuning.penalties.l2_to_init import L2ToInit
 from mergeability.finetuning.penalties.singular_alignment import SingularAlignment

@@ -1,9 +1,18 @@
-"""What tests of several groups share: commands run inside this process, and one small trained suite."""
+"""Shared by several groups of tests: commands run inside this process, and one small trained suite."""
 
 import contextlib
+import copy
+import fcntl
+import functools
+import gc
 import io
 import logging
+import multiprocessing
+import os
 import runpy
+import shutil
+import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,6 +31,79 @@ SMOKE_SIZES = (
     "task.source.test=64",
     "training.epochs=1",
 )
+
+# Files that take longest, longest first. Workers take files in this order, so none is left alone with a long one.
+LONGEST = (
+    "commands/test_ablation_commands.py",
+    "commands/test_prediction_commands.py",
+    "test_readme.py",
+    "pipeline/test_pipeline.py",
+    "commands/test_commands.py",
+    "commands/test_configs.py",
+    "pipeline/test_importing.py",
+    "pipeline/test_resnet.py",
+    "commands/test_merge_commands.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first; the order within a file stays as it is."""
+    order = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what is imported by now from garbage collection, each pass of which would look at all of it."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _configurations_read_once() -> Iterator[None]:
+    """Let Hydra read each YAML file once, and compose once, not twice, to learn whether a command is a sweep.
+
+    A file that changes is read again. A command composes its whole configuration
+    for the field `hydra.mode` alone before it composes it again to run: that field depends on the options without a dot
+    (a suite, an experiment) and on those of Hydra, so it is kept for these.
+    """
+    from hydra._internal.config_repository import ConfigRepository
+    from hydra._internal.hydra import Hydra
+    from hydra.core.object_type import ObjectType
+
+    read, mode = ConfigRepository.load_config, Hydra.get_mode
+    kept: dict[tuple, object] = {}
+    modes: dict[tuple, object] = {}
+
+    @functools.wraps(read)
+    def load_config(self: ConfigRepository, config_path: str) -> object:
+        source = self._find_object_source(config_path, ObjectType.CONFIG)
+        if source is None or source.scheme() != "file":
+            return read(self, config_path)
+        path = Path(source.path, source._normalize_file_name(config_path))
+        status = path.stat()
+        key = (source.provider, str(path), status.st_ino, status.st_mtime_ns, status.st_size)
+        if key not in kept:
+            kept[key] = read(self, config_path)
+        found = kept[key]
+        # Hydra copies a member of a group into its package; what has no package becomes part of the composition.
+        shared = "/" in config_path and found.header.get("package") != "_global_"
+        return found if shared else copy.deepcopy(found)
+
+    @functools.wraps(mode)
+    def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> object:
+        def decides(override: str) -> bool:
+            name = override.split("=")[0]
+            return "." not in name or (name.startswith("hydra.") and not name.endswith(".dir"))
+
+        key = (config_name, *filter(decides, overrides))
+        if key not in modes:
+            modes[key] = mode(self, config_name, overrides)
+        return modes[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigRepository, "load_config", load_config)
+        patch.setattr(Hydra, "get_mode", get_mode)
+        yield
 
 
 @dataclass(frozen=True)
@@ -72,10 +154,103 @@ def command() -> Callable[..., Ended]:
     return run_command
 
 
+def in_a_fork(function: Callable[..., None], output: Path, *arguments: object) -> multiprocessing.Process:
+    """Call a function in a child of this process, which has everything heavy imported; its output goes to a file.
+
+    It is a real process, with its own signals and exit code. Not for machines with a GPU: PyTorch cannot
+    differentiate in a child of a process that has used one.
+    """
+    process = multiprocessing.get_context("fork").Process(
+        target=_forked, args=(function, output, arguments), daemon=True
+    )
+    with warnings.catch_warnings():
+        # Newer Pythons warn of any fork of a process with threads; here none of them holds a lock that is needed.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process.start()
+    return process
+
+
+def _forked(function: Callable[..., None], output: Path, arguments: tuple) -> None:
+    import torch
+
+    # More threads than one would wait for those of the parent, which a fork does not copy.
+    torch.set_num_threads(1)
+    # Whoever runs the tests in the background has SIGINT ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with output.open("w", buffering=1) as stream:
+        for own in (1, 2):
+            os.dup2(stream.fileno(), own)
+        sys.stdout = sys.stderr = stream
+        function(*arguments)
+
+
+def run_script(script: str, *arguments: str) -> None:
+    """Run a command line as Python does; for a child process, since nothing is put back afterwards."""
+    sys.argv = [f"{script}.py", *arguments]
+    os.environ.pop("HYDRA_FULL_ERROR", None)
+    runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
+
+
+class FreshProcess:
+    """A process that imports everything itself, which takes 6 to 20 s; with the members of `in_a_fork`'s."""
+
+    def __init__(self, output: Path, script: Path, *arguments: object):
+        with output.open("w") as stream:
+            self._process = subprocess.Popen(
+                [sys.executable, str(script), *map(str, arguments)],
+                cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            )
+        self.pid, self.kill = self._process.pid, self._process.kill
+
+    @property
+    def exitcode(self) -> int | None:
+        return self._process.poll()
+
+    def join(self, timeout: float | None = None) -> None:
+        self._process.wait(timeout)
+
+
 @pytest.fixture(scope="session")
-def smoke_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An `outputs` folder with a barely trained base model and four barely fine-tuned ones."""
-    root = tmp_path_factory.mktemp("outputs")
+def fresh() -> type[FreshProcess]:
+    """Start a Python script in a process of its own: the file of its output, the script, its arguments."""
+    return FreshProcess
+
+
+@pytest.fixture(scope="module")
+def forked() -> Iterator[Callable[..., multiprocessing.Process]]:
+    """Start functions in children of this process; none outlives the module."""
+    started = []
+
+    def start(function: Callable[..., None], output: Path, *arguments: object) -> multiprocessing.Process:
+        started.append(in_a_fork(function, output, *arguments))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
+
+
+@pytest.fixture(params=["forked", pytest.param("fresh", marks=pytest.mark.slow)])
+def command_process(
+    request: pytest.FixtureRequest, forked: Callable[..., multiprocessing.Process]
+) -> Callable[..., multiprocessing.Process | FreshProcess]:
+    """Start `train.py` or `analyze.py` in another process: the file of its output, the script, its arguments."""
+    import torch
+
+    if request.param == "fresh":
+        return lambda output, script, *arguments: FreshProcess(output, ROOT / f"{script}.py", *arguments)
+    if torch.cuda.is_available():
+        pytest.skip("no gradients in a fork of a process that has used a GPU")
+    return lambda output, script, *arguments: forked(run_script, output, script, *arguments)
+
+
+def train_smoke_models(root: Path) -> None:
+    """Barely train a base model, and four models from it."""
     where = (f"paths.root={root}", "logger=csv", "progress=null")
     few = ("pretraining.steps=25", "pretraining.images_per_subject=40", "pretraining.batch_size=32")
     ended = run_command("train", "experiment=pretrain_mini", *few, *where)
@@ -83,4 +258,24 @@ def smoke_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tasks = f"task={','.join(SMOKE_TASKS)}"
     ended = run_command("train", "-m", "model=clip_mini", tasks, *SMOKE_SIZES, *where)
     assert ended.code == 0, ended.output
-    return root
+
+
+@pytest.fixture(scope="session")
+def smoke_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An `outputs` folder with a barely trained base model and four barely fine-tuned ones.
+
+    One worker trains them; each has a copy that no other writes into.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        root = tmp_path_factory.mktemp("outputs")
+        train_smoke_models(root)
+        return root
+    shared, done = base.parent / "smoke", base.parent / "smoke_is_trained"
+    with (base.parent / "smoke.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(shared, ignore_errors=True)
+            train_smoke_models(shared)
+            done.touch()
+    return Path(shutil.copytree(shared, base / "outputs"))

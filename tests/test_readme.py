@@ -37,6 +37,11 @@ ABLATIONS = {
 }
 
 
+# The study of all thirteen predictors is run on these models by tests/pipeline/test_pipeline.py, and here in the slow tier.
+QUICK = ["prediction.permutations=9", "prediction.seeds=0"]
+FEW_PREDICTORS = "predictor=[mean,additive,ridge]"
+
+
 def words(command: str) -> list[str]:
     """Split a command line as a shell does."""
     import shlex
@@ -51,8 +56,33 @@ def test_the_readme_shows_the_commands_this_file_knows():
     assert all(f"\n{command.split()[1]}:" in makefile for command in COMMANDS[:2])
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("python")])
-def test_every_command_runs(line, smoke_root, command, tmp_path, monkeypatch):
+PYTHON = [line for line in COMMANDS if line.startswith("python")]
+
+
+@pytest.fixture(scope="module")
+def store(smoke_root, tmp_path_factory) -> Path:
+    """What these commands compute of the same models, so that one finds what another computed."""
+    return Path(shutil.copytree(smoke_root / "store", tmp_path_factory.mktemp("readme") / "store"))
+
+
+@pytest.mark.parametrize("line", PYTHON)
+def test_every_command_runs(line, smoke_root, store, command, tmp_path, monkeypatch):
+    few = [] if "predictor=" in line else [FEW_PREDICTORS]
+    if "alpha=both" in line or "alpha=tuned" in line:
+        few.append("alpha_grid=[0.3,1.0]")
+    run_as_typed(line, smoke_root, command, tmp_path, monkeypatch, [*few, f"paths.store={store}"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line for line in PYTHON if "analyze.py" in line])
+def test_every_analysis_runs_with_all_predictors_on_a_fresh_store(
+    line, smoke_root, command, tmp_path, monkeypatch
+):
+    run_as_typed(line, smoke_root, command, tmp_path, monkeypatch, ["prediction.seeds=2"])
+
+
+def run_as_typed(line, smoke_root, command, tmp_path, monkeypatch, quicker):
+    """Run a line of the README in an empty folder, on four models where it names the ten."""
     monkeypatch.chdir(tmp_path)
     for ours, theirs in (("base", "base"), ("a", "task0"), ("b", "task1")):
         shutil.copy(ROOT / f"tests/golden/{theirs}.safetensors", tmp_path / f"{ours}.safetensors")
@@ -80,8 +110,7 @@ def test_every_command_runs(line, smoke_root, command, tmp_path, monkeypatch):
         shutil.rmtree(root / "checkpoints/clip_mini" / ("base" if "pretrain" in line else "none-0"))
     if script == "analyze.py":
         # Of a study, what takes long is done less often.
-        small = ["prediction.permutations=9", "prediction.seeds=2"]
-        small += next((few for name, few in ABLATIONS.items() if name in arguments), [])
+        small = [*QUICK, *quicker, *next((few for name, few in ABLATIONS.items() if name in arguments), [])]
     ended = command(script.removesuffix(".py"), *arguments, *small, f"paths.root={root}", "logger=csv")
     assert ended.code == 0, ended.output
     if script == "analyze.py":

@@ -9,24 +9,23 @@ from mergeability.random import seeded_generator
 
 
 def calibration_sample(
-    task: Task, n: int = 10, seed: int = 42, *, held_out: Images | None = None, fewer: bool = False
+    task: Task, n: int = 10, seed: int = 42, *, held_out: Images, fewer: bool = False
 ) -> Images:
     """Draw n images without replacement from the task's validation split.
 
-    Validation images are held out from training, and the test split stays untouched. The draw depends on the
-    task's name and the seed alone: the tasks beside it, and the order they come in, change nothing.
+    Validation images are held out from training, and the test split stays untouched. The draw depends only on the
+    task's name, the seed and the size of the split, never on the other tasks or their order.
 
     Args:
         task: what to draw from.
         n: how many images.
         seed: of the draw.
-        held_out: the task's validation images, where they are at hand.
+        held_out: the task's validation images, from `image_cache.prepared`.
         fewer: take all images where there are fewer than n.
 
     Raises:
         UserError: n is not between 1 and the size of the validation split.
     """
-    held_out = task.split("validation") if held_out is None else held_out
     if fewer and n > len(held_out):
         return held_out
     if not 1 <= n <= len(held_out):

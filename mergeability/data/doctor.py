@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from mergeability.data.contact_sheet import Cell, contact_sheet
+from mergeability.data.image_cache import originals
 from mergeability.data.inputs import SPLITS, Split
-from mergeability.data.real.decoding import Decoded
 from mergeability.data.real.source import ImageSource
 from mergeability.data.tasks import Task
 from mergeability.errors import UserError
@@ -98,14 +98,13 @@ def examine(task: Task, folder: Path) -> Findings:
 
 def _examine_split(task: Task, split: Split, findings: Findings) -> dict[bytes, str]:
     """Decode a split; return what its images are called, by their content."""
-    labels, look = _opened(task, split)
-    if len(labels) == 0:
-        raise task.empty(split)
+    images = originals(task, split)
+    labels = images.labels
     broken: list[str] = []
     digests: dict[bytes, str] = {}
     sizes: Counter[tuple[int, int]] = Counter()
     repeated = 0
-    for image in track(look(_glance, None), f"{task.name}, {split} images", len(labels)):
+    for image in track(images.each(_glance), f"{task.name}, {split} images", len(labels)):
         if image.value is None:
             broken.append(f"{image.name} ({image.error})")
             continue
@@ -182,20 +181,6 @@ def _glance(pixels: UInt8[Tensor, "3 H W"]) -> _Glance:
     return _Glance(data.digest(), height, width)
 
 
-def _opened(task: Task, split: Split) -> tuple[Int64[np.ndarray, "N"], Any]:
-    """Return the labels of a split, and a function that applies work to all of its images, or to some."""
-    source = task.source
-    if isinstance(source, ImageSource):
-        return source.labels(split), lambda work, chosen: source.decoded(split, work, chosen)
-    images = task.split(split)
-
-    def look(work: Callable[[Tensor], Any], chosen: Sequence[int] | None) -> Iterator[Decoded[Any]]:
-        for row in range(len(images)) if chosen is None else chosen:
-            yield Decoded(f"{split} image {row}", int(images.labels[row]), work(images.images[row]))
-
-    return images.labels.numpy(), look
-
-
 def _write(task: Task, findings: Findings, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / REPORT, json.dumps(asdict(findings), indent=1, ensure_ascii=False))
@@ -209,15 +194,15 @@ def _write(task: Task, findings: Findings, folder: Path) -> None:
 
 def _cells(task: Task, split: Split) -> list[Cell]:
     """Choose the first images of each class."""
-    labels, look = _opened(task, split)
+    images = originals(task, split)
     of_each = min(max(_CELLS // len(task.class_names), 1), _MOST_OF_A_CLASS)
     chosen = [
         int(row)
         for label in range(len(task.class_names))
-        for row in np.flatnonzero(labels == label)[:of_each]
+        for row in np.flatnonzero(images.labels == label)[:of_each]
     ]
     return [
         Cell(image.value, f"{image.label}: {task.class_names[image.label]}")
-        for image in look(torch.clone, chosen)
+        for image in images.each(torch.clone, chosen)
         if image.value is not None
     ]

@@ -1,23 +1,32 @@
-"""Images prepared once: resized to what a model takes, kept in the store, and mapped into memory afterwards."""
+"""The one door to images: everything that looks at a task's images gets them here, and nowhere else.
+
+`prepared` resizes them to what a model takes, once, keeps them in the store and maps them into memory afterwards.
+`originals` shows each image as it is stored, to check a dataset.
+"""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
-from mergeability.data.inputs import Images, Split, Streamed, check_split
+from mergeability.data.inputs import Images, Source, Split, Streamed, check_split
+from mergeability.data.real.decoding import Decoded
+from mergeability.data.real.source import ImageSource
 from mergeability.data.tasks import Task
 from mergeability.progress import track
 from mergeability.store import Store
 from mergeability.weights.safetensors_file import TensorFile, write_rows
 
 Resize = Callable[[Tensor], Tensor]
+T = TypeVar("T")
 
 # Part of the store's key: raise it when what is stored changes meaning.
 _VERSION = 1
@@ -50,7 +59,7 @@ def prepared(task: Task, split: Split, resize: Resize, image_size: int, store: S
         return _in_memory(task, split, resize, image_size)
     describe = getattr(task.source, "identity", None)
     if describe is None:
-        loaded = task.split(split)
+        loaded = _loaded(task, split)
         content: dict[str, Any] = {"content": loaded.fingerprint}
     else:
         loaded, content = None, describe(split)
@@ -58,7 +67,7 @@ def prepared(task: Task, split: Split, resize: Resize, image_size: int, store: S
     made: list[Images] = []
 
     def tensors() -> dict[str, Tensor]:
-        made.append(_resized(task.split(split) if loaded is None else loaded, resize, image_size))
+        made.append(_resized(_loaded(task, split) if loaded is None else loaded, resize, image_size))
         return {"images": made[0].images, "labels": made[0].labels}
 
     if isinstance(task.source, Streamed):
@@ -75,9 +84,73 @@ def prepared(task: Task, split: Split, resize: Resize, image_size: int, store: S
     return task.checked(Images(images, labels, record["sha256"]), split)
 
 
+@dataclass(frozen=True)
+class Originals:
+    """A split's images as they are stored, of any sizes.
+
+    Attributes:
+        labels: of each image, of those too that turn out not to decode.
+        each: applies `work` to every image in order, or to the chosen ones, and yields what became of it.
+    """
+
+    labels: Int64[np.ndarray, "N"]
+    each: "_Each"
+
+
+class _Each(Protocol):
+    def __call__(
+        self, work: Callable[[Tensor], T], chosen: Sequence[int] | None = None
+    ) -> Iterator[Decoded[T]]: ...
+
+
+def originals(task: Task, split: Split) -> Originals:
+    """Open a split to look at its images as they are stored, decoded one by one and never resized.
+
+    Raises:
+        UserError: the split is empty or unknown, or a label has no class name.
+    """
+    check_split(split)
+    source = task.source
+    if isinstance(source, ImageSource):
+        labels = source.labels(split)
+        task.check_labels(labels, split)
+        return Originals(labels, lambda work, chosen=None: source.decoded(split, work, chosen))
+    if isinstance(source, Streamed):
+        labels = source.labels(split)
+        task.check_labels(labels, split)
+        return Originals(
+            labels, lambda work, chosen=None: _numbered(source.stream(split, work), split, chosen)
+        )
+    images = _loaded(task, split)
+
+    def each(work: Callable[[Tensor], T], chosen: Sequence[int] | None = None) -> Iterator[Decoded[T]]:
+        for row in range(len(images)) if chosen is None else chosen:
+            yield Decoded(_called(split, row), int(images.labels[row]), work(images.images[row]))
+
+    return Originals(images.labels.numpy(), each)
+
+
+def _numbered(
+    stream: Iterator[tuple[T, int]], split: Split, chosen: Sequence[int] | None
+) -> Iterator[Decoded[T]]:
+    wanted = None if chosen is None else set(chosen)
+    for row, (value, label) in enumerate(stream):
+        if wanted is None or row in wanted:
+            yield Decoded(_called(split, row), label, value)
+
+
+def _called(split: Split, row: int) -> str:
+    return f"{split} image {row}"
+
+
+def _loaded(task: Task, split: Split) -> Images:
+    """Ask a source that has all of its images at once, of one size."""
+    return task.checked(cast("Source", task.source).load(split), split)
+
+
 def _in_memory(task: Task, split: Split, resize: Resize, size: int) -> Images:
     if not isinstance(task.source, Streamed):
-        return _resized(task.split(split), resize, size)
+        return _resized(_loaded(task, split), resize, size)
     labels: list[int] = []
     images = torch.empty(len(_labels(task, split)), 3, size, size, dtype=torch.uint8)
     for image in _streamed(task, split, resize, size, labels):

@@ -140,8 +140,8 @@ class Inputs:
 class Source(Protocol):
     """Anything that can hand over the images of one split; the same ones every time it is asked.
 
-    One that also has `identity(split)`, a JSON-able record of everything that determines those images, is not
-    asked again for what was prepared once (see `image_cache`).
+    Only `image_cache` asks a source for images. One that also has `identity(split)`, a JSON-able record of everything
+    that determines those images, is not asked again for what was prepared once.
     """
 
     def load(self, split: Split) -> Images:
@@ -151,7 +151,10 @@ class Source(Protocol):
 
 @runtime_checkable
 class Streamed(Protocol):
-    """A source of images of any sizes, too many for the memory: they come one by one, each already worked on."""
+    """A source of images of any sizes, too many for the memory: they come one by one, each already worked on.
+
+    Only `image_cache` asks a source for images.
+    """
 
     def identity(self, split: Split) -> dict[str, Any]:
         """Return a JSON-able record of everything that determines the images of one split."""

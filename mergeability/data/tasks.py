@@ -1,10 +1,16 @@
-"""A task is data: a source of images, the names of its classes and the sentences that describe them."""
+"""A task is data: a source of images, the names of its classes and the sentences that describe them.
+
+A task hands out no images itself: they come through `image_cache`, resized to what a model takes.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mergeability.data.inputs import SPLITS, Images, Source, Split, check_split
+import numpy as np
+from torch import Tensor
+
+from mergeability.data.inputs import SPLITS, Images, Source, Split, Streamed
 from mergeability.errors import UserError
 
 __all__ = ["SPLITS", "Images", "Source", "Split", "Task"]
@@ -23,7 +29,7 @@ class Task:
     """
 
     name: str
-    source: Source
+    source: Source | Streamed
     class_names: Sequence[str]
     templates: Sequence[str]
     epochs: int
@@ -41,37 +47,36 @@ class Task:
                 "Divide percentages by 100."
             )
 
-    def split(self, split: Split) -> Images:
-        """Return one split of the source, its labels checked against the class names.
-
-        Raises:
-            UserError: an unknown or empty split, or a label without a class name.
-        """
-        check_split(split)
-        return self.checked(self.source.load(split), split)
-
     def checked(self, images: Images, split: Split) -> Images:
         """Check that images can be this task's, and return them.
 
         Raises:
             UserError: there are none, or a label has no class name.
         """
-        if len(images) == 0:
+        self.check_labels(images.labels, split)
+        return images
+
+    def check_labels(self, labels: Tensor | np.ndarray, split: Split) -> None:
+        """Check that a split has images and that every label has a class name.
+
+        Raises:
+            UserError: there are no images, or a label has no class name.
+        """
+        if len(labels) == 0:
             raise self.empty(split)
-        lowest, highest = int(images.labels.min()), int(images.labels.max())
+        lowest, highest = int(labels.min()), int(labels.max())
         if lowest < 0 or highest >= len(self.class_names):
             raise UserError(
                 f"Task {self.name!r}: expected labels in 0..{len(self.class_names) - 1}, one a class name, but "
                 f"its {split} split has labels in {lowest}..{highest}. Check class_names and the label column."
             )
-        return images
 
     def empty(self, split: Split) -> UserError:
         """Return the error that a split has no images."""
         return UserError(f"Task {self.name!r}: its {split} split is empty. Ask its source for images.")
 
     def _check_source(self) -> None:
-        if not hasattr(self.source, "load"):
+        if not hasattr(self.source, "load") and not isinstance(self.source, Streamed):
             raise UserError(
                 f"Task {self.name!r}: expected a source of images, got {self.source!r}. Its images are made by "
                 "options of task.source; only tasks of real images take task.source=disk and task.path."

@@ -1,3 +1,3 @@
-from .evaluator import Judge as Judge
+from .evaluator import Evaluator as Evaluator
 from .evaluator import pixel_accuracy as pixel_accuracy
 from .merges import evaluate_models as evaluate_models

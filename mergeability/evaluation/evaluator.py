@@ -31,7 +31,7 @@ _PIXEL_PENALTIES = (1000.0, 100.0)
 
 
 @dataclass(frozen=True)
-class Judge:
+class Evaluator:
     """Measure accuracies, with one encoder into which weights are swapped.
 
     Attributes:

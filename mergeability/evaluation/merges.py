@@ -10,21 +10,21 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from mergeability.context import Run
 from mergeability.data.inputs import Inputs
 from mergeability.errors import UserError
-from mergeability.evaluation.evaluator import Judge
-from mergeability.evaluation.intervals import accuracy_variance, mean_interval, ratio_variance
+from mergeability.evaluation.evaluator import Evaluator
+from mergeability.evaluation.intervals import accuracy_variance, ratio_variance
 from mergeability.evaluation.scales import ScaleChoice, tune
 from mergeability.merging.application import apply, fixed_alpha
 from mergeability.merging.method import MergeMethod
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
-from mergeability.progress import Progress
 from mergeability.provenance import class_name
 from mergeability.task_vectors.vectors import TaskVectors
 
 TUNED_FROM = "tuned on the tasks' validation images"
-Save = Callable[["Trial", str, float, str, pd.DataFrame], None]
+Save = Callable[["Merge", str, float, str, pd.DataFrame], None]
 
 
 def describe(merger: object) -> Any:
@@ -39,7 +39,7 @@ def describe(merger: object) -> Any:
     )
 
 
-def evaluate_models(task_vectors: TaskVectors, judge: Judge) -> pd.DataFrame:
+def evaluate_models(task_vectors: TaskVectors, evaluator: Evaluator) -> pd.DataFrame:
     """Measure every fine-tuned model, and the base model, on the model's own task.
 
     Returns:
@@ -48,9 +48,9 @@ def evaluate_models(task_vectors: TaskVectors, judge: Judge) -> pd.DataFrame:
     base = task_vectors.base_hash
     rows = {}
     for task in task_vectors.tasks:
-        zero_shot = judge.accuracies({"file": base}, lambda: _state_of_base(task_vectors), (task,))
-        tuned = judge.accuracies(*_tuned(task_vectors, task), (task,))
-        classes = len(judge.heads[task])
+        zero_shot = evaluator.accuracies({"file": base}, lambda: _state_of_base(task_vectors), (task,))
+        tuned = evaluator.accuracies(*_tuned(task_vectors, task), (task,))
+        classes = len(evaluator.heads[task])
         rows[task] = {
             "classes": classes,
             "chance": 1 / classes,
@@ -65,17 +65,17 @@ class Recalibration:
     """Batch-norm statistics of merged weights, on the calibration images of the merged tasks.
 
     Attributes:
-        judge: holds the encoder.
+        evaluator: holds the encoder.
         views: hold the images.
     """
 
-    judge: Judge
+    evaluator: Evaluator
     views: Views
 
     def make(self, state: Mapping[str, Tensor], tasks: Sequence[str]) -> dict[str, Tensor]:
         """Return the state dict with new statistics."""
         samples = Inputs.joined([self.views.samples(task) for task in sorted(tasks)])
-        return self.judge.recalibrated(state, samples.tensors["images"], tasks)
+        return self.evaluator.recalibrated(state, samples.tensors["images"], tasks)
 
     def key(self, tasks: Sequence[str]) -> list[str]:
         """Say which images the statistics depend on."""
@@ -83,7 +83,7 @@ class Recalibration:
 
 
 @dataclass
-class Trial:
+class Merge:
     """One set of models merged by one method: the merged direction is computed when it is first needed, once.
 
     Attributes:
@@ -159,17 +159,17 @@ class Evaluation:
 
     Attributes:
         task_vectors: all models.
-        judge: measures accuracies.
+        evaluator: measures accuracies.
         models: the table of `evaluate_models`.
         scales: at which scales.
         profiles: evidence of all models, for methods that need data.
         recalibration: makes batch-norm statistics anew; None for an encoder without batch norms.
-        save: is given each merge that was evaluated: the trial, the method's name, the scale, how that was
+        save: is given each merge that was evaluated: the merge, the method's name, the scale, how that was
             chosen, and the rows of its tasks.
     """
 
     task_vectors: TaskVectors
-    judge: Judge
+    evaluator: Evaluator
     models: pd.DataFrame
     scales: ScaleChoice = field(default_factory=ScaleChoice)
     profiles: Profiles | None = None
@@ -177,26 +177,27 @@ class Evaluation:
     save: Save | None = None
 
     def sets(
-        self, methods: Mapping[str, MergeMethod], sets: Sequence[tuple[str, ...]], progress: Progress
+        self, methods: Mapping[str, MergeMethod], sets: Sequence[tuple[str, ...]], run: Run | None = None
     ) -> Outcomes:
         """Merge every set by every method and measure the merge on each of the set's tasks.
 
         Args:
             methods: name → merge method.
             sets: names of the models of each set.
-            progress: wraps the loop over merges: (items, description, total) → the items.
+            run: the surroundings.
         """
-        rows: list[pd.DataFrame] = []
-        curves: list[pd.DataFrame] = []
-        merges = [(chosen, name) for chosen in sets for name in methods]
-        for chosen, name in progress(merges, "merging and evaluating", len(merges)):
-            trial = self.trial(chosen, methods[name])
-            for column, alpha, alpha_from, curve in self._scaled(trial, name):
-                measured = self._measure(trial, column, alpha)
-                rows.append(measured)
-                curves += [curve] if curve is not None else []
-                if self.save is not None:
-                    self.save(trial, column, alpha, alpha_from, measured)
+
+        def measure(item: tuple[tuple[str, ...], str]) -> list[tuple[pd.DataFrame, pd.DataFrame | None]]:
+            chosen, name = item
+            return self._measured(self.merge(chosen, methods[name]), name)
+
+        found = (run or Run()).map(
+            measure,
+            [(chosen, name) for chosen in sets for name in methods],
+            description="merging and evaluating",
+        )
+        rows = [measured for one in found for measured, _ in one]
+        curves = [curve for one in found for _, curve in one if curve is not None]
         columns = [column for name in methods for column in self.scales.columns(name, methods[name])]
         return Outcomes(
             pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(),
@@ -205,46 +206,58 @@ class Evaluation:
             self._notes(methods, sets, curves),
         )
 
-    def trial(self, tasks: Sequence[str], method: MergeMethod) -> Trial:
-        """Prepare the merge of some models."""
-        profiles = self.profiles.select(tasks) if self.profiles is not None and method.needs_data else None
-        return Trial(self.task_vectors.select(tasks), method, profiles, self.recalibration)
-
-    def _scaled(self, trial: Trial, name: str) -> list[tuple[str, float, str, pd.DataFrame | None]]:
-        """List the outcomes of a merge: its column, the scale, how that was chosen, and the curve if it was tuned."""
+    def _measured(self, merge: Merge, name: str) -> list[tuple[pd.DataFrame, pd.DataFrame | None]]:
+        """Measure a merge at each of its scales; return the rows of its tasks, and the curve if it was tuned."""
         found = []
-        for column, alpha in self.scales.columns(name, trial.method).items():
-            if alpha is None:
-                chosen, curve = tune(self._validate(trial), trial.tasks, self.scales.grid)
-                found.append((column, chosen, TUNED_FROM, _labelled(curve, trial, column)))
-            else:
-                found.append((column, *given_alpha(alpha, trial), None))
+        for column, alpha, alpha_from, curve in self._scaled(merge, name):
+            measured = self._measure(merge, column, alpha)
+            found.append((measured, curve))
+            if self.save is not None:
+                self.save(merge, column, alpha, alpha_from, measured)
         return found
 
-    def _validate(self, trial: Trial) -> Callable[[float], dict[str, float]]:
+    def merge(self, tasks: Sequence[str], method: MergeMethod) -> Merge:
+        """Prepare the merge of some models."""
+        profiles = self.profiles.select(tasks) if self.profiles is not None and method.needs_data else None
+        return Merge(self.task_vectors.select(tasks), method, profiles, self.recalibration)
+
+    def _scaled(self, merge: Merge, name: str) -> list[tuple[str, float, str, pd.DataFrame | None]]:
+        """List the outcomes of a merge: its column, the scale, how that was chosen, and the curve if it was tuned."""
+        found = []
+        for column, alpha in self.scales.columns(name, merge.method).items():
+            if alpha is None:
+                chosen, curve = tune(self._validate(merge), merge.tasks, self.scales.grid)
+                found.append((column, chosen, TUNED_FROM, _labelled(curve, merge, column)))
+            else:
+                found.append((column, *given_alpha(alpha, merge), None))
+        return found
+
+    def _validate(self, merge: Merge) -> Callable[[float], dict[str, float]]:
         """Return a function from a scale to the tasks' normalised accuracies on validation images."""
         tuned = {
-            task: self.judge.accuracies(*_tuned(self.task_vectors, task), (task,), split="validation")[task]
-            for task in trial.tasks
+            task: self.evaluator.accuracies(*_tuned(self.task_vectors, task), (task,), split="validation")[
+                task
+            ]
+            for task in merge.tasks
         }
 
         def measure(alpha: float) -> dict[str, float]:
-            merged = self.judge.accuracies(
-                trial.weights(alpha), lambda: trial.state(alpha), trial.tasks, split="validation"
+            merged = self.evaluator.accuracies(
+                merge.weights(alpha), lambda: merge.state(alpha), merge.tasks, split="validation"
             )
-            return {task: _ratio(merged[task], tuned[task]) for task in trial.tasks}
+            return {task: _ratio(merged[task], tuned[task]) for task in merge.tasks}
 
         return measure
 
-    def _measure(self, trial: Trial, column: str, alpha: float) -> pd.DataFrame:
-        found = self.judge.accuracies(trial.weights(alpha), lambda: trial.state(alpha), trial.tasks)
-        known = self.models.loc[list(trial.tasks)]
+    def _measure(self, merge: Merge, column: str, alpha: float) -> pd.DataFrame:
+        found = self.evaluator.accuracies(merge.weights(alpha), lambda: merge.state(alpha), merge.tasks)
+        known = self.models.loc[list(merge.tasks)]
         base, tuned = known["base_accuracy"].to_numpy(), known["finetuned_accuracy"].to_numpy()
-        merged = np.array([found[task] for task in trial.tasks])
+        merged = np.array([found[task] for task in merge.tasks])
         table = pd.DataFrame(
             {
                 "alpha": alpha,
-                "task": list(trial.tasks),
+                "task": list(merge.tasks),
                 "accuracy": merged,
                 "base_accuracy": base,
                 "finetuned_accuracy": tuned,
@@ -252,19 +265,19 @@ class Evaluation:
                 "kept_gain": _ratios(merged - base, tuned - base),
             }
         )
-        if self.judge.subset is not None:
-            table = table.assign(**self._variances(trial, alpha))
-        return _labelled(table, trial, column)
+        if self.evaluator.subset is not None:
+            table = table.assign(**self._variances(merge, alpha))
+        return _labelled(table, merge, column)
 
-    def _variances(self, trial: Trial, alpha: float) -> dict[str, list[float]]:
+    def _variances(self, merge: Merge, alpha: float) -> dict[str, list[float]]:
         """Estimate how far accuracies on part of the images may be off."""
-        merged = self.judge.hits(trial.weights(alpha), lambda: trial.state(alpha), trial.tasks)
+        merged = self.evaluator.hits(merge.weights(alpha), lambda: merge.state(alpha), merge.tasks)
         tuned = {
-            task: self.judge.hits(*_tuned(self.task_vectors, task), (task,))[task] for task in trial.tasks
+            task: self.evaluator.hits(*_tuned(self.task_vectors, task), (task,))[task] for task in merge.tasks
         }
         return {
-            "accuracy_variance": [accuracy_variance(merged[task]) for task in trial.tasks],
-            "norm_accuracy_variance": [ratio_variance(merged[task], tuned[task]) for task in trial.tasks],
+            "accuracy_variance": [accuracy_variance(merged[task]) for task in merge.tasks],
+            "norm_accuracy_variance": [ratio_variance(merged[task], tuned[task]) for task in merge.tasks],
         }
 
     def _notes(
@@ -278,69 +291,15 @@ class Evaluation:
         return self.scales.notes(methods, examples) + _edge_notes(curves, self.scales.grid)
 
 
-def given_alpha(alpha: float | str, trial: Trial) -> tuple[float, str]:
+def given_alpha(alpha: float | str, merge: Merge) -> tuple[float, str]:
     """Turn a scale that needs no tuning, a number or "own", into a number; and say where it comes from."""
     if isinstance(alpha, str):
-        return fixed_alpha(trial.method, trial.task_vectors), "the method's own"
+        return fixed_alpha(merge.method, merge.task_vectors), "the method's own"
     return float(alpha), "given for all methods"
 
 
-def pair_table(accuracies: pd.DataFrame) -> pd.DataFrame:
-    """Arrange the outcomes of pairs as one row a pair.
-
-    Columns, for each method m: `acc_m` and `norm_acc_m` (merged accuracy over the fine-tuned model's own), the
-    means over the pair's two tasks; `kept_gain_m`, the mean of (merged − base)/(fine-tuned − base), how much of
-    what fine-tuning gained survives (NaN where it gained nothing); `alpha_m`, the scale; each task's own
-    accuracies with `_a` and `_b`; and, where only part of the images was looked at, the 95 % confidence intervals
-    `low_acc_m`, `high_acc_m`, `low_norm_acc_m` and `high_norm_acc_m`.
-
-    Returns:
-        A table indexed by (task_a, task_b).
-    """
-    rows: dict[tuple[str, ...], dict[str, Any]] = {}
-    for (_, method), group in accuracies.groupby(["tasks", "method"], sort=False):
-        row = rows.setdefault(tuple(group["task"]), {})
-        row[f"acc_{method}"] = group["accuracy"].mean()
-        row[f"norm_acc_{method}"] = group["norm_accuracy"].mean(skipna=False)
-        row[f"kept_gain_{method}"] = group["kept_gain"].mean(skipna=False)
-        for side, (_, of_task) in zip("ab", group.iterrows(), strict=True):
-            row[f"acc_{method}_{side}"] = of_task["accuracy"]
-            row[f"norm_acc_{method}_{side}"] = of_task["norm_accuracy"]
-        row |= _intervals(group, str(method))
-        row[f"alpha_{method}"] = group["alpha"].iloc[0]
-    index = pd.MultiIndex.from_tuples(list(rows), names=["task_a", "task_b"])
-    return pd.DataFrame(list(rows.values()), index=index)
-
-
-def set_table(accuracies: pd.DataFrame) -> pd.DataFrame:
-    """Arrange outcomes as one row a set: `tasks`, `arity`, and for each method m the means over its tasks
-    `acc_m`, `norm_acc_m` and `kept_gain_m`, the normalised accuracy of its worst task `worst_norm_acc_m`, and
-    `alpha_m`.
-    """  # noqa: D205
-    rows: dict[str, dict[str, Any]] = {}
-    for (tasks, method), group in accuracies.groupby(["tasks", "method"], sort=False):
-        row = rows.setdefault(str(tasks), {"tasks": tasks, "arity": len(group)})
-        row[f"acc_{method}"] = group["accuracy"].mean()
-        row[f"norm_acc_{method}"] = group["norm_accuracy"].mean(skipna=False)
-        row[f"worst_norm_acc_{method}"] = group["norm_accuracy"].min()
-        row[f"kept_gain_{method}"] = group["kept_gain"].mean(skipna=False)
-        row |= _intervals(group, str(method))
-        row[f"alpha_{method}"] = group["alpha"].iloc[0]
-    return pd.DataFrame(list(rows.values()))
-
-
-def _intervals(group: pd.DataFrame, method: str) -> dict[str, float]:
-    """Return the confidence intervals of a merge's means, where only part of the images was looked at."""
-    found = {}
-    for target, name in (("acc", "accuracy"), ("norm_acc", "norm_accuracy")):
-        if f"{name}_variance" in group and group[f"{name}_variance"].notna().all():
-            low, high = mean_interval(group[name].tolist(), group[f"{name}_variance"].tolist())
-            found |= {f"low_{target}_{method}": low, f"high_{target}_{method}": high}
-    return found
-
-
-def _labelled(table: pd.DataFrame, trial: Trial, column: str) -> pd.DataFrame:
-    labels = {"tasks": "+".join(trial.tasks), "arity": len(trial.tasks), "method": column}
+def _labelled(table: pd.DataFrame, merge: Merge, column: str) -> pd.DataFrame:
+    labels = {"tasks": "+".join(merge.tasks), "arity": len(merge.tasks), "method": column}
     return pd.DataFrame({**dict.fromkeys(labels), **table.to_dict("series")}).assign(**labels)
 
 

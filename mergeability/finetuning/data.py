@@ -1,4 +1,4 @@
-"""Batches of one task's images for Lightning."""
+"""Batches of one task's images for Lightning, on one device or dealt to several."""
 
 from collections.abc import Iterator
 
@@ -35,6 +35,29 @@ class EpochShuffle(Sampler[list[int]]):
         return -(-self.size // self.batch_size)
 
 
+class Shard(Sampler[list[int]]):
+    """Every `count`-th batch of a sampler, from the `index`-th on.
+
+    The order is the sampler's own, so it depends on seed and epoch as with one device. Where the batches do not divide
+    evenly, the first ones are taken once more: every device takes the same number of steps.
+    """
+
+    def __init__(self, sampler: EpochShuffle, index: int, count: int) -> None:
+        self.sampler, self.index, self.count = sampler, index, count
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.sampler.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = list(self.sampler)
+        for step in range(len(self)):
+            yield batches[(step * self.count + self.index) % len(batches)]
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.count)
+
+
 class _Batches(Dataset):
     """Whole batches by index list: for images in memory, far cheaper than collating single items."""
 
@@ -49,19 +72,25 @@ class _Batches(Dataset):
 
 
 class TaskDataModule(pl.LightningDataModule):
-    """Serve uint8 images and labels; the model normalises them on its own device."""
+    """Serve uint8 images and labels; the model normalises them on its own device.
+
+    On several devices each trains on whole batches of its own, and validates on all images. Lightning's own way wraps
+    the sampler and does not pass the epoch on, so that every epoch has the same batches.
+    """
 
     def __init__(self, train: Images, validation: Images, batch_size: int, seed: int = 0) -> None:
         super().__init__()
         self.train, self.validation, self.batch_size, self.seed = train, validation, batch_size, seed
 
     def train_dataloader(self) -> DataLoader:
-        """Serve the training split, shuffled anew each epoch."""
-        order = EpochShuffle(len(self.train), self.batch_size, self.seed)
+        """Serve the training split, shuffled anew each epoch: this device's batches of it."""
+        order: EpochShuffle | Shard = EpochShuffle(len(self.train), self.batch_size, self.seed)
+        if self.trainer is not None and self.trainer.world_size > 1:
+            order = Shard(order, self.trainer.global_rank, self.trainer.world_size)
         return DataLoader(_Batches(self.train), sampler=order, batch_size=None)
 
     def val_dataloader(self) -> DataLoader:
-        """Serve the validation split in its own order."""
+        """Serve the validation split in its own order, the same to every device."""
         batches = torch.arange(len(self.validation)).split(256)
         order = [batch.tolist() for batch in batches]
         return DataLoader(_Batches(self.validation), sampler=order, batch_size=None)

@@ -14,7 +14,8 @@ from torch.nn.utils import get_total_norm
 from torchmetrics.classification import MulticlassAccuracy
 
 from mergeability.errors import UserError
-from mergeability.finetuning.objective import Penalty, Step, cross_entropy
+from mergeability.finetuning.objective import Step, cross_entropy
+from mergeability.finetuning.penalties.base import Penalty
 
 OPTIMIZERS = ("adamw", "sgd")
 

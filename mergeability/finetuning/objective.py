@@ -1,16 +1,13 @@
 """What fine-tuning minimises: cross-entropy through a frozen head, plus an optional penalty."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mergeability.errors import UserError
 from mergeability.models.zero_shot import classify
 
 
@@ -65,39 +62,6 @@ class Step:
         return tuple(gradient.detach() for gradient in self.known_gradients)
 
 
-@runtime_checkable
-class Penalty(Protocol):
-    """A term strength · R(θ) beside the task loss.
-
-    `gradients` returns ∇(L + strength · R) for every parameter, and R itself for the log. Being asked for
-    gradients rather than for a scalar lets a penalty correct the gradient where R has no cheap graph.
-
-    A penalty is a frozen dataclass and holds no state: what it derives from θ0 (`constants`) lies with the module,
-    which moves it between devices and hands it back in every `Step`.
-
-    Attributes:
-        name: of the penalty, in logs and messages.
-        strength: λ ≥ 0; with 0 the penalty is never called, so training is plain, bit for bit.
-        second_order: whether it differentiates the loss twice, which fused attention kernels cannot do.
-    """
-
-    # Read-only, as in a frozen dataclass.
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def strength(self) -> float | int: ...  # noqa: D102
-    @property
-    def second_order(self) -> bool: ...  # noqa: D102
-
-    def constants(self, initial: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Compute, once before training, what depends on θ0 alone; names without dots."""
-        ...
-
-    def gradients(self, step: Step) -> tuple[tuple[Tensor, ...], Float[Tensor, ""]]:
-        """Return ∇(L + strength · R) for every parameter, and R."""
-        ...
-
-
 def loss_gradients(loss: Tensor, parameters: Sequence[nn.Parameter], create_graph: bool = False) -> tuple:
     """Differentiate a loss by `torch.autograd.grad`, which unlike `.grad` does not accumulate.
 
@@ -118,15 +82,3 @@ def squared_norm(tensors: Sequence[Tensor]) -> Float[Tensor, ""]:
             for tensor in tensors
         ]
     ).sum()
-
-
-def check_strength(name: str, strength: float | int) -> None:
-    """Refuse a λ that is negative, infinite or not a number.
-
-    Raises:
-        UserError: it is.
-    """
-    if not (math.isfinite(strength) and strength >= 0):
-        raise UserError(
-            f"reg.lambda of {name}, or its weight in a sum, must be a finite number ≥ 0, not {strength}."
-        )

@@ -24,8 +24,7 @@ from mergeability.errors import UserError
 from mergeability.files import digest, write_text
 from mergeability.finetuning.data import TaskDataModule
 from mergeability.finetuning.module import FineTuningModule, TrainingSettings
-from mergeability.finetuning.objective import Penalty
-from mergeability.finetuning.sharding import SharedData
+from mergeability.finetuning.penalties.base import Penalty
 from mergeability.models.base import WEIGHTS, load_base
 from mergeability.models.classify import accuracy
 from mergeability.models.clip import ClipModel
@@ -188,7 +187,7 @@ def _fit(
         **options,
     )
     try:
-        trainer.fit(module, datamodule=SharedData(data), ckpt_path=resume, weights_only=True)
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     except SystemExit as error:
         # Lightning turns Ctrl-C into an exit; the commands have their own way to end on it.
         raise KeyboardInterrupt from error

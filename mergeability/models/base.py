@@ -14,6 +14,8 @@ from mergeability.weights import checkpoints
 from mergeability.weights.hub import find_weights
 
 if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.loggers import Logger
     from open_clip import CLIP
 
 logger = logging.getLogger(__name__)
@@ -117,8 +119,8 @@ def pretrain_base(
     model: ClipModel,
     pretrain: Callable[..., "CLIP"],
     *,
-    loggers: Sequence[Any] = (),
-    callbacks: Sequence[Any] = (),
+    loggers: Sequence["Logger"] = (),
+    callbacks: Sequence["Callback | None"] = (),
     accelerator: str = "auto",
     record: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 
 from mergeability.errors import UserError
+from mergeability.models.published import check_plain, check_tag
 from mergeability.weights.whole_clip import SUFFIXES, clip_weights
 
 # The published normalisation of OpenAI's CLIP, which every model derived from it keeps.
@@ -30,7 +31,8 @@ class ClipModel:
     fine-tuning this model. base_command: what makes the base model where it is not fetched.
 
     Raises:
-        UserError: an unknown architecture or tag, or a tag for a configuration of one's own.
+        UserError: an architecture that is unknown or no plain CLIP; an unknown tag, one for a configuration of one's
+            own, or one whose weights were trained with another activation or preprocessing than configured.
     """
 
     name: str
@@ -43,8 +45,9 @@ class ClipModel:
     base_command: str | None = None
 
     def __post_init__(self) -> None:
+        check_plain(self.name, self.architecture)
         if isinstance(self.architecture, str):
-            self._check_published()
+            self._check_tag(self.architecture)
         elif self.pretrained is not None and not self.is_from_file:
             raise UserError(
                 f"Model {self.name!r}: open_clip has no weights {self.pretrained!r} for an architecture of "
@@ -64,14 +67,14 @@ class ClipModel:
     def configuration(self) -> dict[str, Any]:
         """Return open_clip's configuration of the architecture."""
         if isinstance(self.architecture, str):
-            # Known to open_clip since `_check_published`.
+            # Known to open_clip since `check_plain`.
             return cast("dict[str, Any]", open_clip.get_model_config(self.architecture))
         return dict(self.architecture)
 
     @property
     def image_size(self) -> int:
         """Return the side, in pixels, of the square images the visual encoder takes."""
-        return int(self.configuration["vision_cfg"]["image_size"])
+        return int(self.configuration["vision_cfg"].get("image_size", 224))
 
     @property
     def context_length(self) -> int:
@@ -125,18 +128,16 @@ class ClipModel:
     def _quick_gelu(self) -> bool:
         return bool(self.configuration.get("quick_gelu"))
 
-    def _check_published(self) -> None:
-        if self.architecture not in open_clip.list_models():
-            raise UserError(
-                f"Model {self.name!r}: open_clip has no architecture {self.architecture!r}. "
-                "`open_clip.list_models()` names those it has."
-            )
-        tags = _tags(str(self.architecture))
-        if self.pretrained is not None and self.pretrained not in tags and not self.is_from_file:
+    def _check_tag(self, architecture: str) -> None:
+        if self.pretrained is None or self.is_from_file:
+            return
+        tags = _tags(architecture)
+        if self.pretrained not in tags:
             raise UserError(
                 f"Model {self.name!r}: expected pretrained weights among {', '.join(tags) or 'none'}, or a file or "
                 f"folder, got {self.pretrained!r}. Set model.pretrained=null to build from a seed."
             )
+        check_tag(self.name, architecture, self.pretrained, self.mean, self.std)
 
 
 @cache

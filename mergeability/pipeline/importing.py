@@ -4,13 +4,15 @@ The result is a folder like that of a training here, with `card.json`, so an ana
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from mergeability.data.image_cache import prepared
+from mergeability.data.inputs import Images
 from mergeability.data.tasks import Task
 from mergeability.errors import UserError
 from mergeability.files import digest
@@ -20,6 +22,7 @@ from mergeability.models.clip import ClipModel
 from mergeability.models.zero_shot import zero_shot_head
 from mergeability.pipeline.saving import save_merge
 from mergeability.provenance import provenance
+from mergeability.store import Store
 from mergeability.weights import checkpoints
 from mergeability.weights.checkpoints import PREFIX, PROJECTION, Checkpoint
 from mergeability.weights.encoder_state import encoder_state
@@ -27,6 +30,9 @@ from mergeability.weights.hub import find_weights, read_tensors, revision
 from mergeability.weights.names import layout_name
 from mergeability.weights.torch_file import SUFFIXES
 from mergeability.weights.whole_clip import check_same
+
+if TYPE_CHECKING:
+    from open_clip import CLIP
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +46,10 @@ def import_checkpoint(
     base_folder: str | Path | None = None,
     export: str | None = None,
     evaluate: bool = False,
+    store: Path | str | None = None,
     warn_above: float | int = 0.5,
     refuse_above: float | int = 2.0,
-    loggers: Any = (),
+    loggers: Sequence[object] = (),
     record: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Import a fine-tuned visual encoder; return the card.
@@ -60,15 +67,21 @@ def import_checkpoint(
         base_folder: the base it was fine-tuned from; a projection that is missing is this one's.
         export: "hf" writes Hugging Face's names and their two configuration files.
         evaluate: whether to measure the test accuracy of the model and of the base; needs the task's images.
+        store: folder where these are kept, resized to what the model takes; in memory when None.
         warn_above: ‖τ‖/‖θ0‖ above which another base is suspected.
         refuse_above: ‖τ‖/‖θ0‖ above which the model is refused.
         loggers: not used; every run is given them.
         record: settings for the card.
 
     Raises:
-        UserError: the file cannot be found or read or holds more than tensors; names are left over or missing, or of
-            other shapes (lists them); it is not from this base.
+        UserError: evaluation without a task; the file cannot be found or read or holds more than tensors; names are
+            left over or missing, or of other shapes (lists them); it is not from this base.
     """
+    if evaluate and task is None:
+        raise UserError(
+            "evaluate=True measures the accuracy on a task's test images, but no task is given. Give a task, or leave "
+            "out evaluate."
+        )
     folder, path = Path(folder), find_weights(source)
     tensors = read_tensors(path)
     state = Checkpoint.canonical(tensors, path)
@@ -79,6 +92,7 @@ def import_checkpoint(
     # Counts of batches say nothing about a model, and old files lack them.
     counts = frozenset(name for name in own if name.endswith("num_batches_tracked"))
     check_same(own, state, str(path), model.name, optional=counts)
+    state = {**{name: own[name] for name in counts if name not in state}, **state}
     card: dict[str, Any] = {
         "task": None if task is None else task.name,
         "model": model.name,
@@ -99,11 +113,12 @@ def import_checkpoint(
         card["head_sha256"] = checkpoints.file_hash(saved)
         card["expected_accuracy"] = task.expected_accuracy
         if evaluate:
-            card |= _accuracies(clip, state, head, model, task)
+            test = prepared(task, "test", model.resize, model.image_size, Store(store))
+            card |= _accuracies(clip, state, head, model, test)
     configuration = model.configuration
     save_merge(
         folder,
-        {**{name: own[name] for name in counts if name not in state}, **state},
+        state,
         {**card, **provenance()},
         export=export,
         configuration=configuration,
@@ -141,11 +156,10 @@ def _relative_norm(
 
 @torch.no_grad()
 def _accuracies(
-    clip: Any, state: Mapping[str, Tensor], head: Tensor, model: ClipModel, task: Task
+    clip: "CLIP", state: Mapping[str, Tensor], head: Tensor, model: ClipModel, test: Images
 ) -> dict[str, dict[str, float]]:
-    """Measure the base and then the model on the task's test images; the encoder is left with the model's weights."""
-    test = task.split("test")
+    """Measure the base and then the model on test images; the encoder keeps the model's weights."""
     before = accuracy(clip.visual, head, model.preprocess, test)
-    clip.visual.load_state_dict(encoder_state(clip.visual, state, task.name), strict=False)
+    clip.visual.load_state_dict(encoder_state(clip.visual, state, model.name), strict=False)
     after = accuracy(clip.visual, head, model.preprocess, test)
     return {"accuracy": {"test": after}, "base_accuracy": {"test": before}}

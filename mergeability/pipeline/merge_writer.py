@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mergeability.evaluation.merges import Trial, describe
+from mergeability.evaluation.merges import Merge, describe
 from mergeability.files import digest
 from mergeability.models.clip import ClipModel
 from mergeability.pipeline.saving import (
@@ -47,11 +47,11 @@ class MergeWriter:
         check_export(self.task_vectors.base_checkpoint, self.export, configuration)
         check_space(self.folder, self.expected, encoder_bytes(self.task_vectors.base_checkpoint))
 
-    def __call__(self, trial: Trial, column: str, alpha: float, alpha_from: str, rows: pd.DataFrame) -> None:
+    def __call__(self, merge: Merge, column: str, alpha: float, alpha_from: str, rows: pd.DataFrame) -> None:
         """Write one merge.
 
         Args:
-            trial: the merge.
+            merge: the merge.
             column: the method's name.
             alpha: the scale.
             alpha_from: how it was chosen.
@@ -60,14 +60,14 @@ class MergeWriter:
         Raises:
             UserError: the disk is full, or the encoder cannot be written in the names asked for.
         """
-        place = self.folder / column / merge_folder_name(trial.tasks)
-        identity = digest({"weights": trial.weights(alpha), "export": self.export})
+        place = self.folder / column / merge_folder_name(merge.tasks)
+        identity = digest({"weights": merge.weights(alpha), "export": self.export})
         card = checkpoints.read_card(place)
         if card is not None and card.get("merge_sha256") == identity:
             return
         described = merge_card(
-            trial.task_vectors,
-            describe(trial.method),
+            merge.task_vectors,
+            describe(merge.method),
             alpha,
             task_accuracies(rows),
             alpha_from=alpha_from,
@@ -76,7 +76,7 @@ class MergeWriter:
         normalisation = {} if self.model is None else {"mean": self.model.mean, "std": self.model.std}
         save_merge(
             place,
-            trial.state(alpha),
+            merge.state(alpha),
             described,
             export=self.export,
             configuration=None if self.model is None else self.model.configuration,

@@ -14,6 +14,8 @@ SIZES = ("task.source.train=128", "task.source.validation=32", "task.source.test
 ABLATION = "regularisation/smoke-clip_mini"
 SEARCH = "regularisation_sweep/smoke-clip_mini"
 FEW = ("merge=average", "metric=[task_vector_l2_distance]", "predictor=none", "device=cpu")
+# One pair, so that two models are trained for each setting and seed, and not four.
+PAIR = "pairs=[[digits,letters]]"
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def root(smoke_root, tmp_path_factory) -> Path:
 def ablated(root, command):
     return command(
         "analyze", "experiment=regularisation", "suite=smoke", f"paths.root={root}", "seed=0,1", "reg=l2_to_init",
-        "reg.lambda=0,0.1", *FEW,
+        "reg.lambda=0,0.1", PAIR, *FEW,
     )  # fmt: skip
 
 
@@ -87,7 +89,7 @@ def test_a_second_run_trains_nothing_and_says_the_same(root, ablated, command):
     before, table = models(root), (root / ABLATION / "ablation_merges.csv").read_bytes()
     ended = command(
         "analyze", "experiment=regularisation", "suite=smoke", f"paths.root={root}", "seed=1", "reg=l2_to_init",
-        "reg.lambda=0.1", *FEW, "hydra.callbacks.ledger.beside=${paths.root}/" + ABLATION,
+        "reg.lambda=0.1", PAIR, *FEW, "hydra.callbacks.ledger.beside=${paths.root}/" + ABLATION,
     )  # fmt: skip
     assert ended.code == 0, ended.output
     assert models(root) == before
@@ -113,7 +115,7 @@ def test_only_models_of_the_chosen_pairs_are_trained(root, ablated, command, tmp
 def test_settings_of_training_are_passed_on_and_a_changed_one_is_refused(root, ablated, command, tmp_path):
     assert ablated.code == 0
     ended = command(
-        "analyze", "suite=smoke", f"paths.root={root}", "reg=l2_to_init", "reg.lambda=0.1", "train.missing=true",
+        "analyze", "suite=smoke", f"paths.root={root}", "reg=l2_to_init", "reg.lambda=0.1", "train.missing=true", PAIR,
         'train.settings=["training.learning_rate=0.5","progress=null"]', *FEW, "logger=csv", f"hydra.run.dir={tmp_path}",
     )  # fmt: skip
     assert ended.code == 1
@@ -124,7 +126,7 @@ def test_settings_of_training_are_passed_on_and_a_changed_one_is_refused(root, a
 def test_a_failed_setting_is_named_and_the_others_are_compared(root, ablated, command):
     ended = command(
         "analyze", "experiment=regularisation", "suite=smoke", f"paths.root={root}", "seed=0", "reg=l2_to_init,subspace",
-        "reg.lambda=0,-1", *FEW, "hydra.sweep.dir=${paths.root}/failing",
+        "reg.lambda=0,-1", PAIR, *FEW, "hydra.sweep.dir=${paths.root}/failing",
     )  # fmt: skip
     assert ended.code == 1
     assert "2 of 4 jobs failed" in ended.output
@@ -169,7 +171,7 @@ def test_a_search_tries_strengths_and_is_compared_with_what_was_there(root, abla
     assert ablated.code == 0
     words = (
         "analyze", "experiment=regularisation_sweep", "suite=smoke", f"paths.root={root}", "reg=l2_to_init",
-        "hydra.sweeper.n_trials=2", *FEW,
+        "hydra.sweeper.n_trials=2", PAIR, *FEW,
     )  # fmt: skip
     first = command(*words)
     assert first.code == 0, first.output
@@ -194,7 +196,7 @@ def test_a_search_survives_a_strength_that_fails_and_leaves_out_what_is_not_comp
     assert ablated.code == 0
     ended = command(
         "analyze", "experiment=regularisation_sweep", "suite=smoke", f"paths.root={root}", "reg=l2_to_init",
-        "reg.lambda=choice(-1,0.1)", "hydra.sweeper.n_trials=5", "hydra.sweep.dir=${paths.root}/failing_search", *FEW,
+        "reg.lambda=choice(-1,0.1)", "hydra.sweeper.n_trials=5", "hydra.sweep.dir=${paths.root}/failing_search", PAIR, *FEW,
         "alpha=0.5",
     )  # fmt: skip
     assert ended.code == 1

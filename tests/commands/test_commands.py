@@ -215,7 +215,7 @@ def test_a_ready_table_is_predicted(command, root, tmp_path):
     folder = tmp_path / "run"
     ended = command(
         "analyze", "suite=table", f"suite.table={tmp_path / 'pairs.csv'}", "predictor=ols",
-        f"hydra.run.dir={folder}", *root,
+        "prediction.permutations=9", f"hydra.run.dir={folder}", *root,
     )  # fmt: skip
     assert ended.code == 0, ended.output
     records = json.loads((folder / "prediction.json").read_text())
@@ -235,6 +235,7 @@ def test_a_failed_job_of_a_sweep_is_named_and_the_rest_is_kept(command, smoke_ro
         "logger=csv",
         "suite=smoke",
         "predictor=ols",
+        "prediction.permutations=9",
     )
     ended = command("analyze", "-m", "merge=average", "profile.samples=10,1000", *where)
     refused(ended, "1 of 2 jobs failed", "profile.samples=1000", "1 to 32 calibration images")
@@ -266,47 +267,42 @@ def test_importing_the_package_leaves_torch_out():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_ctrl_c_ends_with_130_and_a_second_start_continues(smoke_root, tmp_path):
+def test_ctrl_c_ends_with_130_and_a_second_start_continues(smoke_root, command_process, tmp_path):
     """A real process, a real SIGINT in the middle of a training of many epochs."""
     for part in ("checkpoints/clip_mini/base",):
         shutil.copytree(smoke_root / part, tmp_path / part)
-    arguments = [
-        sys.executable, "train.py", "task=digits", "task.source.train=256", "task.source.validation=32",
+    arguments = (
+        "train", "task=digits", "task.source.train=256", "task.source.validation=32",
         "task.source.test=64", "training.epochs=12", f"paths.root={tmp_path}", "logger=csv", "progress=null",
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    )  # fmt: skip
     folder = tmp_path / "checkpoints/clip_mini/none-0/seed-0/digits"
-    process = subprocess.Popen(
-        arguments,
-        cwd=ROOT,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Whoever runs the tests in the background has SIGINT ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    process = command_process(first, *arguments)
     deadline = time.monotonic() + 240
     while not (folder / "unfinished/last.ckpt").exists():
-        assert process.poll() is None, process.stderr.read()
+        assert process.exitcode is None, first.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
-    assert "Interrupted" in errors
-    assert "Traceback" not in errors
+    os.kill(process.pid, signal.SIGINT)
+    process.join(120)
+    output = first.read_text()
+    assert process.exitcode == 130, output
+    assert "Interrupted" in output
+    assert "Traceback" not in output
     assert not (folder / "card.json").exists()
     assert not (folder / "model.safetensors").exists()
-    ended = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-    assert ended.returncode == 0, ended.stderr
-    assert "Continuing the unfinished training" in ended.stdout
+    process = command_process(second, *arguments)
+    process.join(240)
+    assert process.exitcode == 0, second.read_text()
+    assert "Continuing the unfinished training" in second.read_text()
     assert (folder / "card.json").exists()
 
 
 @pytest.fixture
 def spoilt(smoke_root, tmp_path) -> Path:
-    """A copy of the small suite that a test may spoil."""
+    """A copy of the small suite, and of what is known of it, that a test may spoil."""
     shutil.copytree(smoke_root / "checkpoints", tmp_path / "outputs/checkpoints")
+    shutil.copytree(smoke_root / "store", tmp_path / "outputs/store")
     return tmp_path / "outputs"
 
 
@@ -390,7 +386,8 @@ def test_a_table_with_unlike_outcomes_predicts_what_it_has_and_names_the_rest(co
     frame.to_csv(tmp_path / "pairs.csv", index=False)
     folder = tmp_path / "run"
     table = f"suite.table={tmp_path / 'pairs.csv'}"
-    ended = command("analyze", "suite=table", table, "predictor=ols", f"hydra.run.dir={folder}", *root)
+    few = ("predictor=ols", "prediction.permutations=9")
+    ended = command("analyze", "suite=table", table, *few, f"hydra.run.dir={folder}", *root)
     assert ended.code == 0, ended.output
     records = json.loads((folder / "prediction.json").read_text())
     assert {(record["method"], record["target"]) for record in records} == {

@@ -1,6 +1,7 @@
 """Every configuration composes and can be instantiated; none of version 0.1.0 is lost."""
 
 import functools
+import gc
 import json
 import re
 import sys
@@ -53,21 +54,41 @@ def members(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml") if "\n_target_:" in path.read_text())
 
 
+# Groups of which a command takes several members: those that are no sets are composed together.
+SEVERAL = ("merge", "metric", "predictor")
+TOGETHER = [(group, name) for group in SEVERAL for name in members(group)]
 EVERY = [(group, name) for group in GROUPS for name in options(group)]
+ALONE = [pytest.param(*member, marks=pytest.mark.slow) if member in TOGETHER else member for member in EVERY]
 
 
 @functools.cache
 def composed(primary: str, *overrides: str) -> DictConfig:
     """Compose once, since that takes a second; who changes what this returns changes it for the others."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(primary, list(overrides))
+        found = compose(primary, list(overrides))
+    # A composition has thousands of nodes, which every later garbage collection would look at.
+    gc.freeze()
+    return found
+
+
+def together(group: str) -> DictConfig:
+    """Compose every member of a group that is no set, in one configuration."""
+    return composed("analyze", f"{group}=[{','.join(members(group))}]")
 
 
 def without_runtime(node: DictConfig) -> DictConfig:
     """Replace what only exists inside a job."""
-    plain = OmegaConf.to_container(node, resolve=False)
-    text = re.sub(r"\$\{hydra:[^}]*\}", "RUN_FOLDER", OmegaConf.to_yaml(plain))
-    return OmegaConf.create(re.sub(r"\$\{now:[^}]*\}", "now", text))
+
+    def replaced(value):
+        if isinstance(value, dict):
+            return {key: replaced(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [replaced(one) for one in value]
+        if isinstance(value, str) and "${" in value:
+            return re.sub(r"\$\{now:[^}]*\}", "now", re.sub(r"\$\{hydra:[^}]*\}", "RUN_FOLDER", value))
+        return value
+
+    return OmegaConf.create(replaced(OmegaConf.to_container(node, resolve=False)))
 
 
 def test_no_published_option_is_lost():
@@ -78,7 +99,41 @@ def test_no_published_option_is_lost():
     assert sum(map(len, PUBLISHED["options"].values())) == 147
 
 
-@pytest.mark.parametrize(("group", "name"), EVERY, ids=lambda value: value)
+def test_what_was_composed_before_changes_nothing():
+    """The session keeps the files that Hydra reads: no override of one composition may stay in the next."""
+    changes = {
+        "analyze": ["suite=smoke", "seed=5", "alpha_grid=[1]", "suite.tasks.digits.source.train=3", "profile.samples=3",
+                    "merge=ties", "merge.ties.density=0.7", "~suite.tasks.letters", "prediction.protocols=[halves]"],
+        "train": ["task=cars", "seed=4", "training.epochs=9", "reg=mergeability", "reg.lambda=2",
+                  "reg.penalty.terms.subspace.strength=3"],
+    }  # fmt: skip
+    plain = {"analyze": ["suite=smoke", "merge=ties"], "train": ["task=cars", "reg=mergeability"]}
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for primary, overrides in changes.items():
+            before = compose(primary, plain[primary], return_hydra_config=True)
+            changed = compose(primary, overrides, return_hydra_config=True)
+            after = compose(primary, plain[primary], return_hydra_config=True)
+            assert OmegaConf.to_container(after) == OmegaConf.to_container(before)
+            assert changed != before
+
+
+@pytest.mark.parametrize("group", SEVERAL)
+def test_members_compose_together_with_everything_resolved(group):
+    cfg = without_runtime(together(group))
+    found = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert list(found[group]) == members(group)
+
+
+@pytest.mark.parametrize(("group", "name"), TOGETHER, ids=lambda value: value)
+def test_every_member_resolves_and_defines_nothing_but_itself(group, name):
+    text = (CONF / group / f"{name}.yaml").read_text()
+    assert text.startswith(f"# @package {group}.{name}\n")
+    assert "defaults:" not in text
+    found = OmegaConf.to_container(without_runtime(together(group)[group]), throw_on_missing=True)
+    assert found[name]
+
+
+@pytest.mark.parametrize(("group", "name"), ALONE, ids=lambda value: value)
 def test_every_member_composes_with_everything_resolved(group, name):
     primaries = [
         p for p in ("train", "analyze") if group not in (TRAIN_ONLY if p == "analyze" else ANALYZE_ONLY)
@@ -262,17 +317,13 @@ def test_every_trainer_option_is_one_of_lightnings(name):
 def test_every_metric_is_under_its_own_name_and_the_packages_own(name):
     from mergeability.metrics.catalogue import CATALOGUE
 
-    cfg = composed("analyze", f"metric={name}")
-    assert list(cfg.metric) == [name]
-    made, own = instantiate(cfg.metric, _convert_="all")[name], CATALOGUE[name].metric
+    made, own = instantiate(together("metric").metric[name], _convert_="all"), CATALOGUE[name].metric
     assert (made.func, made.args, made.keywords) == (own.func, own.args, own.keywords)
 
 
 @pytest.mark.parametrize("name", members("merge"))
 def test_every_merge_method_is_under_its_own_name(name):
-    cfg = composed("analyze", f"merge={name}")
-    assert list(cfg.merge) == [name]
-    alpha = instantiate(cfg.merge, _convert_="all")[name].alpha
+    alpha = instantiate(together("merge").merge[name], _convert_="all").alpha
     words = {"published", "tuned"} if name not in PUBLISHED["options"]["merge"] else {"published"}
     assert isinstance(alpha, int | float) or alpha in words
     assert (alpha == "published") == name.startswith("iso") or name not in PUBLISHED["options"]["merge"]
@@ -280,9 +331,7 @@ def test_every_merge_method_is_under_its_own_name(name):
 
 @pytest.mark.parametrize("name", members("predictor"))
 def test_every_predictor_is_under_its_own_name(name):
-    cfg = composed("analyze", f"predictor={name}")
-    assert list(cfg.predictor) == [name]
-    assert hasattr(instantiate(cfg.predictor, _convert_="all")[name], "fit")
+    assert hasattr(instantiate(together("predictor").predictor[name], _convert_="all"), "fit")
 
 
 DERIVED = [(group, name) for group, sets in derived_sets().items() for name in sets]

@@ -11,8 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from mergeability.pipeline import run as analysis
 from mergeability.pipeline import saving
+from mergeability.pipeline import tasks as task_analysis
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 NAMES = ("task0", "task1", "task2")
@@ -130,15 +130,15 @@ def test_both_scales_of_every_kind_of_method_and_a_second_run_that_computes_noth
 
 
 def test_scales_are_tuned_on_validation_images_and_judged_on_test_images(smoke, monkeypatch):
-    seen, judge = {}, analysis.Judge
+    seen, evaluator = {}, task_analysis.Evaluator
 
     def watched(*arguments, **options):
-        made = judge(*arguments, **options)
+        made = evaluator(*arguments, **options)
         for split in ("tests", "validation"):
             seen[split] = {task: len(images) for task, images in getattr(made, split).items()}
         return made
 
-    monkeypatch.setattr(analysis, "Judge", watched)
+    monkeypatch.setattr(task_analysis, "Evaluator", watched)
     ended, _ = smoke("merge=average", "alpha=tuned", "alpha_grid=[1.0]", "pairs=[[digits, letters]]")
     assert ended.code == 0, ended.output
     assert seen["validation"] == {"digits": 32, "letters": 32}

@@ -13,8 +13,7 @@ TASKS = "abcdefg"
 METRICS = ("stable_rank", "task_vector_cosine_similarity", "activation_dot_product")
 
 
-@pytest.fixture
-def pairs() -> pd.DataFrame:
+def table() -> pd.DataFrame:
     """Seven tasks, 21 pairs; `ties` follows the rank, `ta` who is in the pair."""
     generator = np.random.default_rng(3)
     frame = pd.DataFrame(list(combinations(TASKS, 2)), columns=["task_a", "task_b"])
@@ -30,18 +29,37 @@ def pairs() -> pd.DataFrame:
 
 
 @pytest.fixture
+def pairs() -> pd.DataFrame:
+    return table()
+
+
+# The whole study with the quick predictors; and next to none of it, where something else is tested.
+STUDY = ("predictor=[mean,additive,ridge,ols]", "prediction.permutations=19")
+LITTLE = ("predictor=[mean,ols]", "prediction.permutations=0", "prediction.ablation=false")
+
+
+def run_analysis(command, root, frame, *arguments, name="run", study=LITTLE):
+    path = root / f"{name}.csv"
+    frame.to_csv(path, index=False)
+    folder = root / name
+    where = (f"paths.root={root}/outputs", f"hydra.run.dir={folder}", "logger=csv")
+    return command("analyze", "suite=table", f"suite.table={path}", *study, *where, *arguments), folder
+
+
+@pytest.fixture
 def analyse(command, tmp_path, pairs):
-    """Analyse a table with the quick predictors."""
+    """Analyse a table in the folder of the test."""
 
     def run(frame=None, *arguments, name="run"):
-        path = tmp_path / f"{name}.csv"
-        (pairs if frame is None else frame).to_csv(path, index=False)
-        folder = tmp_path / name
-        quick = ("predictor=[mean,additive,ridge,ols]", "prediction.permutations=19", "logger=csv")
-        where = (f"paths.root={tmp_path}/outputs", f"hydra.run.dir={folder}")
-        return command("analyze", "suite=table", f"suite.table={path}", *quick, *where, *arguments), folder
+        return run_analysis(command, tmp_path, pairs if frame is None else frame, *arguments, name=name)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def studied(command, tmp_path_factory):
+    """The whole study of the table: how it ended, and its folder."""
+    return run_analysis(command, tmp_path_factory.mktemp("studied"), table(), study=STUDY)
 
 
 def refused(ended, *parts):
@@ -51,8 +69,8 @@ def refused(ended, *parts):
         assert part in ended.output, ended.output
 
 
-def test_a_table_alone_gets_the_whole_study(analyse):
-    ended, folder = analyse()
+def test_a_table_alone_gets_the_whole_study(studied):
+    ended, folder = studied
     assert ended.code == 0, ended.output
     records = json.loads((folder / "prediction.json").read_text())
     r = {
@@ -73,10 +91,12 @@ def test_a_table_alone_gets_the_whole_study(analyse):
     assert "The metrics add to task effects for ties" in text
 
 
-def test_a_second_run_finds_the_study_and_other_options_do_not(analyse):
-    first, folder = analyse()
-    second, again = analyse(None, name="again")
-    third, _ = analyse(None, "prediction.permutations=9", name="third")
+def test_a_second_run_finds_the_study_and_other_options_do_not(studied, command):
+    first, folder = studied
+    second, again = run_analysis(command, folder.parent, table(), name="again", study=STUDY)
+    third, _ = run_analysis(
+        command, folder.parent, table(), "prediction.permutations=9", name="third", study=STUDY
+    )
     assert [one.code for one in (first, second, third)] == [0, 0, 0]
     counts = [json.loads((one / "run.json").read_text()) for one in (folder, again, folder.parent / "third")]
     assert [count["computed"].get("study", 0) for count in counts] == [1, 0, 1]
@@ -135,8 +155,8 @@ def test_a_fitted_predictor_scores_bare_checkpoints_and_abstains_outside_its_ran
     assert "Will these models merge well?" in (tmp_path / "wide/report.html").read_text()
 
 
-def test_a_fitted_predictor_meets_the_outcomes_of_another_table(analyse, pairs):
-    _, folder = analyse()
+def test_a_fitted_predictor_meets_the_outcomes_of_another_table(studied, analyse, pairs):
+    _, folder = studied
     shifted = pairs.assign(norm_acc_ties=pairs["norm_acc_ties"] - 0.05)
     ended, other = analyse(shifted, f"fitted={folder}/fitted.json", "predictor=none", name="other")
     assert ended.code == 0, ended.output

@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from mergeability.data.image_cache import prepared
 from mergeability.data.tasks import Images, Task
 from mergeability.errors import UserError
+from mergeability.store import Store
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,12 @@ def task(labels: list[int]) -> Task:
     return Task("fruit", FixedSource(four_images(labels)), ["apple", "pear"], ["a {}"], epochs=1)
 
 
-def test_a_task_hands_over_its_sources_images():
-    images = task([0, 1, 1, 0]).split("test")
+def load(task: Task, split: str = "test") -> Images:
+    return prepared(task, split, lambda images: images, 2, Store())
+
+
+def test_a_tasks_images_are_its_sources():
+    images = load(task([0, 1, 1, 0]))
     assert len(images) == 4
     assert images.labels.tolist() == [0, 1, 1, 0]
 
@@ -37,18 +43,18 @@ def test_a_task_hands_over_its_sources_images():
 @pytest.mark.parametrize("labels", [[0, 1, 2, 0], [0, -1, 1, 0]])
 def test_a_label_without_a_class_name_is_an_error_that_names_the_range(labels):
     with pytest.raises(UserError, match=r"expected labels in 0\.\.1.*labels in"):
-        task(labels).split("train")
+        load(task(labels), "train")
 
 
 def test_an_unknown_split_is_an_error_that_lists_the_splits():
     with pytest.raises(UserError, match="train, validation, test, got 'valid'"):
-        task([0, 1, 1, 0]).split("valid")
+        load(task([0, 1, 1, 0]), "valid")
 
 
 def test_an_empty_split_is_an_error():
     empty = Images(torch.zeros(0, 3, 2, 2, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
     with pytest.raises(UserError, match="test split is empty"):
-        replace(task([0, 1, 1, 0]), source=FixedSource(empty)).split("test")
+        load(replace(task([0, 1, 1, 0]), source=FixedSource(empty)))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The judge against NumPy: batches, precision, devices, subsets, splits, and what is never computed twice."""
+"""The evaluator against NumPy: batches, precision, devices, subsets, splits, and what is never computed twice."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ from torch import nn
 
 from mergeability.data.tasks import Images
 from mergeability.errors import UserError
-from mergeability.evaluation.evaluator import Judge
+from mergeability.evaluation.evaluator import Evaluator
 from mergeability.files import digest
 from mergeability.models.classify import accuracy, correct
 from mergeability.store import Store
@@ -88,29 +88,29 @@ def never() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def make(tmp_path) -> Callable[..., Judge]:
+def make(tmp_path) -> Callable[..., Evaluator]:
     """Return a function that makes judges of one store on disk, with any of their fields changed."""
 
-    def made(**changes) -> Judge:
+    def made(**changes) -> Evaluator:
         fields = {
             "heads": HEADS,
             "tests": TESTS,
             "validation": VALIDATION,
             "store": Store(tmp_path / "store"),
         }
-        return Judge(
+        return Evaluator(
             **{"encoder": Encoder(), "preprocess": preprocess, "configuration": SCALE} | fields | changes
         )
 
     return made
 
 
-def judged(judge: Judge, seed: int = 0, tasks=TASKS, split: str = "test") -> dict[str, float]:
-    return judge.accuracies({"file": str(seed)}, lambda: weights(seed), tasks, split)
+def judged(evaluator: Evaluator, seed: int = 0, tasks=TASKS, split: str = "test") -> dict[str, float]:
+    return evaluator.accuracies({"file": str(seed)}, lambda: weights(seed), tasks, split)
 
 
-def records(judge: Judge) -> list[dict]:
-    return [json.loads(path.read_text())["value"] for path in judge.store.root.rglob("accuracy/*/*.json")]
+def records(evaluator: Evaluator) -> list[dict]:
+    return [json.loads(path.read_text())["value"] for path in evaluator.store.root.rglob("accuracy/*/*.json")]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -123,15 +123,15 @@ def test_accuracies_are_shares_counted_by_hand(make, seed, split):
 
 
 def test_a_record_says_how_many_of_how_many(make):
-    judge = make()
-    judged(judge, tasks=("red",))
+    evaluator = make()
+    judged(evaluator, tasks=("red",))
     right = int(hits_by_hand(weights(), TESTS["red"], HEADS["red"]).sum())
-    assert records(judge) == [{"accuracy": right / COUNT, "images": COUNT, "correct": right}]
+    assert records(evaluator) == [{"accuracy": right / COUNT, "images": COUNT, "correct": right}]
 
 
 def test_accuracies_of_older_stores_are_found_and_read(make):
     """What an accuracy was filed under before there were devices, precisions and subsets, with what was said then."""
-    judge = make()
+    evaluator = make()
     key = {
         "weights": {"file": "old"},
         "head": tensors_hash({"head": HEADS["red"]}),
@@ -139,9 +139,9 @@ def test_accuracies_of_older_stores_are_found_and_read(make):
         "encoder": digest({"encoder": repr(Encoder()), "configuration": SCALE}),
         "version": "1",
     }
-    judge.store.record("accuracy", key, lambda: {"accuracy": 0.25, "images": 4})
+    evaluator.store.record("accuracy", key, lambda: {"accuracy": 0.25, "images": 4})
     for same in (
-        judge,
+        evaluator,
         make(batch_size=3),
         make(device="cpu:0"),
         make(subset_seed=8),
@@ -152,26 +152,26 @@ def test_accuracies_of_older_stores_are_found_and_read(make):
 
 @pytest.mark.parametrize("batch_size", [1, 7, 60, 61, 256])
 def test_the_batch_size_changes_no_hit(make, batch_size):
-    judge = make(batch_size=batch_size, subset=COUNT)
-    found = judge.hits({"file": "0"}, weights, TASKS)
-    assert max(map(len, judge.encoder.batches)) == min(batch_size, COUNT)
+    evaluator = make(batch_size=batch_size, subset=COUNT)
+    found = evaluator.hits({"file": "0"}, weights, TASKS)
+    assert max(map(len, evaluator.encoder.batches)) == min(batch_size, COUNT)
     for task in TASKS:
         np.testing.assert_array_equal(found[task], hits_by_hand(weights(), TESTS[task], HEADS[task]))
 
 
 def test_both_tasks_are_measured_in_one_swap_of_the_weights(make):
-    judge = make()
-    judged(judge)
-    assert judge.encoder.loads == 1
-    judge.accuracies({"file": "0"}, never, TASKS)
-    assert judge.encoder.loads == 1
+    evaluator = make()
+    judged(evaluator)
+    assert evaluator.encoder.loads == 1
+    evaluator.accuracies({"file": "0"}, never, TASKS)
+    assert evaluator.encoder.loads == 1
 
 
 def test_weights_are_swapped_again_where_another_models_came_between(make):
-    judge = make(subset=50)
-    judged(judge, 0, tasks=("red",))
-    judged(judge, 1)
-    found = judge.hits({"file": "0"}, weights, ("green",))["green"]
+    evaluator = make(subset=50)
+    judged(evaluator, 0, tasks=("red",))
+    judged(evaluator, 1)
+    found = evaluator.hits({"file": "0"}, weights, ("green",))["green"]
     alone = make(subset=50, store=Store(None)).hits({"file": "0"}, weights, ("green",))["green"]
     np.testing.assert_array_equal(found, alone)
 
@@ -211,31 +211,31 @@ def test_another_device_has_an_encoder_of_its_own_and_the_same_results(make):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="compares a GPU with the CPU: there is no GPU here")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_gpu_agrees_with_the_cpu_but_for_a_few_images(make, precision):
-    judge = make(tests=agreed_images(), device="cuda", precision=precision)
-    assert all(share >= 0.98 for share in judged(judge).values())
+    evaluator = make(tests=agreed_images(), device="cuda", precision=precision)
+    assert all(share >= 0.98 for share in judged(evaluator).values())
 
 
-def seen(judge: Judge, task: str, seed: int = 0) -> list[int]:
-    """Say which test images a judge looks at."""
+def seen(evaluator: Evaluator, task: str, seed: int = 0) -> list[int]:
+    """Say which test images a evaluator looks at."""
     position = {preprocess(image).numpy().tobytes(): place for place, image in enumerate(TESTS[task].images)}
-    judge.encoder.batches.clear()
-    judged(judge, seed, tasks=(task,))
-    return [position[image.numpy().tobytes()] for batch in judge.encoder.batches for image in batch]
+    evaluator.encoder.batches.clear()
+    judged(evaluator, seed, tasks=(task,))
+    return [position[image.numpy().tobytes()] for batch in evaluator.encoder.batches for image in batch]
 
 
 def test_a_subset_is_drawn_without_replacement_and_measured(make):
-    judge = make(subset=20)
-    places = seen(judge, "red")
+    evaluator = make(subset=20)
+    places = seen(evaluator, "red")
     assert len(set(places)) == len(places) == 20
     assert places != list(range(20))
     expected = hits_by_hand(weights(), TESTS["red"], HEADS["red"])[places]
-    assert judged(judge, tasks=("red",)) == {"red": expected.sum() / 20}
-    np.testing.assert_array_equal(judge.hits({"file": "0"}, never, ("red",))["red"], expected)
+    assert judged(evaluator, tasks=("red",)) == {"red": expected.sum() / 20}
+    np.testing.assert_array_equal(evaluator.hits({"file": "0"}, never, ("red",))["red"], expected)
 
 
 def test_a_subset_depends_on_the_task_the_split_and_the_seed_alone(make):
-    judge, state = make(subset=20), torch.random.get_rng_state()
-    first = seen(judge, "red")
+    evaluator, state = make(subset=20), torch.random.get_rng_state()
+    first = seen(evaluator, "red")
     assert torch.equal(torch.random.get_rng_state(), state)
     torch.rand(3)
     alone = {"tests": {"red": TESTS["red"]}, "heads": {"red": HEADS["red"]}, "validation": {}}
@@ -243,38 +243,38 @@ def test_a_subset_depends_on_the_task_the_split_and_the_seed_alone(make):
     assert seen(make(subset=20, subset_seed=1), "red") != first
     same_images = {"red": TESTS["red"], "rouge": TESTS["red"]}
     heads = {"red": HEADS["red"], "rouge": HEADS["red"]}
-    judge = make(subset=20, tests=same_images, heads=heads, store=Store(None))
-    assert seen(judge, "red") == first
-    judge.encoder.batches.clear()
-    judged(judge, tasks=("rouge",))
-    assert not torch.equal(torch.cat(judge.encoder.batches), preprocess(TESTS["red"].images[first]))
+    evaluator = make(subset=20, tests=same_images, heads=heads, store=Store(None))
+    assert seen(evaluator, "red") == first
+    evaluator.encoder.batches.clear()
+    judged(evaluator, tasks=("rouge",))
+    assert not torch.equal(torch.cat(evaluator.encoder.batches), preprocess(TESTS["red"].images[first]))
 
 
 def test_a_subset_of_more_images_than_there_are_is_all_of_them(make):
-    judge = make(subset=COUNT + 1)
-    assert seen(judge, "red") == list(range(COUNT))
+    evaluator = make(subset=COUNT + 1)
+    assert seen(evaluator, "red") == list(range(COUNT))
     expected = hits_by_hand(weights(), TESTS["red"], HEADS["red"])
-    np.testing.assert_array_equal(judge.hits({"file": "0"}, never, ("red",))["red"], expected)
+    np.testing.assert_array_equal(evaluator.hits({"file": "0"}, never, ("red",))["red"], expected)
 
 
 def test_tests_and_validation_have_subsets_of_their_own(make):
-    judge = make(subset=20, validation_subset=15)
-    judged(judge, split="validation")
-    assert sum(map(len, judge.encoder.batches)) == 2 * 15
-    assert all(record["images"] == 15 and "hits" not in record for record in records(judge))
+    evaluator = make(subset=20, validation_subset=15)
+    judged(evaluator, split="validation")
+    assert sum(map(len, evaluator.encoder.batches)) == 2 * 15
+    assert all(record["images"] == 15 and "hits" not in record for record in records(evaluator))
     plain = make(subset=20)
     judged(plain, split="validation")
     assert sum(map(len, plain.encoder.batches)) == 2 * 40
 
 
 def test_hits_are_kept_only_where_part_of_the_images_is_looked_at(make):
-    judge = make()
-    assert judge.hits({"file": "0"}, weights, TASKS) == {}
-    assert all("hits" not in record for record in records(judge))
+    evaluator = make()
+    assert evaluator.hits({"file": "0"}, weights, TASKS) == {}
+    assert all("hits" not in record for record in records(evaluator))
     chosen = make(subset=20)
     assert set(chosen.hits({"file": "0"}, weights, TASKS)) == set(TASKS)
     # 20 bits are 3 bytes, and those are 4 letters.
-    assert sorted(len(record.get("hits", "")) for record in records(judge)) == [0, 0, 4, 4]
+    assert sorted(len(record.get("hits", "")) for record in records(evaluator)) == [0, 0, 4, 4]
 
 
 @pytest.mark.parametrize(
@@ -293,21 +293,21 @@ def test_hits_are_kept_only_where_part_of_the_images_is_looked_at(make):
 def test_what_changes_numbers_is_a_new_result_and_found_again(make, changes):
     for other in ({}, {"subset": 20, "subset_seed": 2}):
         judged(make(**other), tasks=("red",))
-    judge = make(**changes)
-    judged(judge, tasks=("red",))
-    assert judge.store.computed["accuracy"] == 1
+    evaluator = make(**changes)
+    judged(evaluator, tasks=("red",))
+    assert evaluator.store.computed["accuracy"] == 1
     again = make(**changes)
-    assert again.accuracies({"file": "0"}, never, ("red",)) == judged(judge, tasks=("red",))
+    assert again.accuracies({"file": "0"}, never, ("red",)) == judged(evaluator, tasks=("red",))
 
 
 def test_weights_that_overflow_are_an_error_and_no_accuracy_by_chance(make):
-    judge, huge = make(), weights(scale=1e30)
+    evaluator, huge = make(), weights(scale=1e30)
     assert all(torch.isfinite(tensor).all() for tensor in huge.values())
     with pytest.raises(
         UserError, match=r"The model to be tested on red, green: Expected finite logits, got NaN or Inf"
     ):
-        judge.accuracies({"file": "huge"}, lambda: huge, TASKS)
-    assert records(judge) == []
+        evaluator.accuracies({"file": "huge"}, lambda: huge, TASKS)
+    assert records(evaluator) == []
     with pytest.raises(UserError, match="tested on red: Expected finite logits"):
         judged(make(heads={"red": torch.full((CLASSES, 8), torch.nan)}), tasks=("red",))
 

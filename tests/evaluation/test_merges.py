@@ -11,19 +11,19 @@ import pytest
 import torch
 from torch import nn
 
+from mergeability.context import Run
 from mergeability.data.inputs import Inputs
 from mergeability.data.tasks import Images
 from mergeability.errors import UserError
-from mergeability.evaluation.evaluator import Judge, pixel_accuracy
+from mergeability.evaluation.evaluator import Evaluator, pixel_accuracy
 from mergeability.evaluation.intervals import accuracy_variance, ratio_variance
 from mergeability.evaluation.merges import (
     Evaluation,
     Recalibration,
     describe,
     evaluate_models,
-    pair_table,
-    set_table,
 )
+from mergeability.evaluation.outcome_tables import pair_table, set_table
 from mergeability.evaluation.scales import ScaleChoice
 from mergeability.merging import Average, Dare, IsoC, TaskArithmetic, Ties
 from mergeability.profiles.views import Views
@@ -54,7 +54,7 @@ class World:
     """Three models of a linear encoder, their heads and images, on disk and as arrays."""
 
     vectors: TaskVectors
-    judge: Judge
+    evaluator: Evaluator
     base: np.ndarray
     tuned: dict[str, np.ndarray]
     heads: dict[str, np.ndarray] = field(default_factory=dict)
@@ -88,11 +88,11 @@ def world(tmp_path) -> World:
     for task in TASKS:
         pixels = torch.randint(0, 256, (60, 3, 2, 2), generator=generator, dtype=torch.uint8)
         images[task] = Images(pixels, torch.randint(0, 5, (60,), generator=generator))
-    judge = Judge(Encoder(), preprocess, {"scale": 255}, heads, images, store)
+    evaluator = Evaluator(Encoder(), preprocess, {"scale": 255}, heads, images, store)
     arrays = {task: head.double().numpy() for task, head in heads.items()}
     return World(
         vectors,
-        judge,
+        evaluator,
         base.double().numpy(),
         {t: w.double().numpy() for t, w in tuned.items()},
         arrays,
@@ -104,14 +104,14 @@ def no_progress(items, _description, _total):
     return items
 
 
-def evaluate_pairs(vectors, methods, judge, models, progress=no_progress, **options) -> pd.DataFrame:
+def evaluate_pairs(vectors, methods, evaluator, models, progress=no_progress, **options) -> pd.DataFrame:
     pairs = list(itertools.combinations(vectors.tasks, 2))
-    outcomes = Evaluation(vectors, judge, models, **options).sets(methods, pairs, progress)
+    outcomes = Evaluation(vectors, evaluator, models, **options).sets(methods, pairs, Run(progress=progress))
     return pair_table(outcomes.accuracies)
 
 
 def test_models_and_base_are_measured_on_each_models_own_task(world):
-    models = evaluate_models(world.vectors, world.judge)
+    models = evaluate_models(world.vectors, world.evaluator)
     assert list(models.index) == list(TASKS)
     for task in TASKS:
         assert models.loc[task, "base_accuracy"] == world.accuracy(world.base, task)
@@ -122,8 +122,8 @@ def test_models_and_base_are_measured_on_each_models_own_task(world):
 
 def test_outcomes_of_pairs_by_hand(world):
     methods = {"average": Average(), "ta": TaskArithmetic()}
-    models = evaluate_models(world.vectors, world.judge)
-    table = evaluate_pairs(world.vectors, methods, world.judge, models, no_progress)
+    models = evaluate_models(world.vectors, world.evaluator)
+    table = evaluate_pairs(world.vectors, methods, world.evaluator, models)
     assert list(table.index) == [("red", "green"), ("red", "blue"), ("green", "blue")]
     for a, b in table.index:
         row, change = table.loc[(a, b)], (world.tuned[a] - world.base) + (world.tuned[b] - world.base)
@@ -142,22 +142,22 @@ def test_outcomes_of_pairs_by_hand(world):
 
 
 def test_a_second_evaluation_merges_nothing_and_runs_no_image(world, monkeypatch):
-    models = evaluate_models(world.vectors, world.judge)
-    first = evaluate_pairs(world.vectors, {"ties": Ties()}, world.judge, models, no_progress)
+    models = evaluate_models(world.vectors, world.evaluator)
+    first = evaluate_pairs(world.vectors, {"ties": Ties()}, world.evaluator, models)
     monkeypatch.setattr(Encoder, "forward", lambda *_: pytest.fail("a forward pass"))
     monkeypatch.setattr(Ties, "__call__", lambda *_: pytest.fail("a merge"))
-    pd.testing.assert_frame_equal(evaluate_models(world.vectors, world.judge), models)
-    again = evaluate_pairs(world.vectors, {"ties": Ties()}, world.judge, models, no_progress)
+    pd.testing.assert_frame_equal(evaluate_models(world.vectors, world.evaluator), models)
+    again = evaluate_pairs(world.vectors, {"ties": Ties()}, world.evaluator, models)
     pd.testing.assert_frame_equal(again, first)
 
 
 def test_the_order_of_the_models_reuses_the_merge(world):
-    models = evaluate_models(world.vectors, world.judge)
-    there = evaluate_pairs(world.vectors, {"m": Average()}, world.judge, models, no_progress)
-    computed = world.judge.store.computed["accuracy"]
+    models = evaluate_models(world.vectors, world.evaluator)
+    there = evaluate_pairs(world.vectors, {"m": Average()}, world.evaluator, models)
+    computed = world.evaluator.store.computed["accuracy"]
     turned = world.vectors.select(TASKS[::-1])
-    back = evaluate_pairs(turned, {"m": Average()}, world.judge, models, no_progress)
-    assert world.judge.store.computed["accuracy"] == computed
+    back = evaluate_pairs(turned, {"m": Average()}, world.evaluator, models)
+    assert world.evaluator.store.computed["accuracy"] == computed
     assert back.loc[("blue", "red"), "acc_m_a"] == there.loc[("red", "blue"), "acc_m_b"]
 
 
@@ -173,42 +173,42 @@ def test_the_order_of_the_models_reuses_the_merge(world):
     ],
 )
 def test_another_option_is_another_result(world, other):
-    models = evaluate_models(world.vectors, world.judge)
+    models = evaluate_models(world.vectors, world.evaluator)
     known = {"ta": TaskArithmetic(), "ties": Ties(), "dare": Dare(), "average": Average()}
-    evaluate_pairs(world.vectors, known, world.judge, models, no_progress)
-    before = world.judge.store.computed["accuracy"]
-    evaluate_pairs(world.vectors, {"other": other}, world.judge, models, no_progress)
-    computed = world.judge.store.computed["accuracy"] - before
+    evaluate_pairs(world.vectors, known, world.evaluator, models)
+    before = world.evaluator.store.computed["accuracy"]
+    evaluate_pairs(world.vectors, {"other": other}, world.evaluator, models)
+    computed = world.evaluator.store.computed["accuracy"] - before
     assert computed == (0 if other in (TaskArithmetic(), Ties()) else 6), "two tasks of three pairs"
 
 
 def test_other_images_or_another_head_are_another_result(world):
-    models = evaluate_models(world.vectors, world.judge)
+    models = evaluate_models(world.vectors, world.evaluator)
     flipped = {t: Images(i.images.flip(0), i.labels) for t, i in world.images.items()}
-    for change in ({"tests": flipped}, {"heads": {t: h.flip(0) for t, h in world.judge.heads.items()}}):
-        parts = {"heads": world.judge.heads, "tests": world.images, **change}
-        judge = Judge(Encoder(), preprocess, {"scale": 255}, store=world.judge.store, **parts)
-        assert not evaluate_models(world.vectors, judge).equals(models)
+    for change in ({"tests": flipped}, {"heads": {t: h.flip(0) for t, h in world.evaluator.heads.items()}}):
+        parts = {"heads": world.evaluator.heads, "tests": world.images, **change}
+        evaluator = Evaluator(Encoder(), preprocess, {"scale": 255}, store=world.evaluator.store, **parts)
+        assert not evaluate_models(world.vectors, evaluator).equals(models)
 
 
 def test_the_same_weights_under_another_name_are_another_merge_where_masks_depend_on_names(world, tmp_path):
-    models = evaluate_models(world.vectors, world.judge)
-    evaluate_pairs(world.vectors, {"dare": Dare()}, world.judge, models, no_progress)
+    models = evaluate_models(world.vectors, world.evaluator)
+    evaluate_pairs(world.vectors, {"dare": Dare()}, world.evaluator, models)
     paths = {{"red": "rouge"}.get(task, task): world.vectors.model(task).path for task in TASKS}
-    renamed = TaskVectors.load(paths, base=world.vectors.base_checkpoint, store=world.judge.store)
-    judge = Judge(
-        Encoder(), preprocess, {"scale": 255}, {**world.judge.heads, "rouge": world.judge.heads["red"]},
-        {**world.images, "rouge": world.images["red"]}, world.judge.store,
+    renamed = TaskVectors.load(paths, base=world.vectors.base_checkpoint, store=world.evaluator.store)
+    evaluator = Evaluator(
+        Encoder(), preprocess, {"scale": 255}, {**world.evaluator.heads, "rouge": world.evaluator.heads["red"]},
+        {**world.images, "rouge": world.images["red"]}, world.evaluator.store,
     )  # fmt: skip
-    computed = world.judge.store.computed["accuracy"]
+    computed = world.evaluator.store.computed["accuracy"]
     table = models.rename(index={"red": "rouge"})
-    evaluate_pairs(renamed.select(["rouge", "green"]), {"dare": Dare()}, judge, table, no_progress)
-    assert world.judge.store.computed["accuracy"] - computed == 2
+    evaluate_pairs(renamed.select(["rouge", "green"]), {"dare": Dare()}, evaluator, table)
+    assert world.evaluator.store.computed["accuracy"] - computed == 2
 
 
 def test_an_interrupted_evaluation_continues_where_it_stopped(world):
-    models = evaluate_models(world.vectors, world.judge)
-    before = world.judge.store.computed["accuracy"]
+    models = evaluate_models(world.vectors, world.evaluator)
+    before = world.evaluator.store.computed["accuracy"]
 
     def interrupted(items, _description, _total):
         for position, item in enumerate(items):
@@ -217,9 +217,9 @@ def test_an_interrupted_evaluation_continues_where_it_stopped(world):
             yield item
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate_pairs(world.vectors, {"m": Average()}, world.judge, models, interrupted)
-    evaluate_pairs(world.vectors, {"m": Average()}, world.judge, models, no_progress)
-    assert world.judge.store.computed["accuracy"] - before == 6, "two tasks of three pairs, each once"
+        evaluate_pairs(world.vectors, {"m": Average()}, world.evaluator, models, interrupted)
+    evaluate_pairs(world.vectors, {"m": Average()}, world.evaluator, models)
+    assert world.evaluator.store.computed["accuracy"] - before == 6, "two tasks of three pairs, each once"
 
 
 def test_a_method_is_described_with_all_its_options_and_those_inside():
@@ -239,25 +239,27 @@ def test_weights_of_another_architecture_are_refused(world):
         ({"visual.proj": torch.full((4, 3), torch.nan)}, "'proj' of .* holds NaN or Inf"),
     ):
         with pytest.raises(UserError, match=parts):
-            world.judge.accuracies({"file": "x"}, lambda wrong=wrong: wrong, ("red",))
+            world.evaluator.accuracies({"file": "x"}, lambda wrong=wrong: wrong, ("red",))
 
 
 def test_a_damaged_record_is_measured_again_with_its_own_weights(world):
-    truth = evaluate_models(world.vectors, world.judge)
-    path = max(world.judge.store.root.rglob("accuracy/*/*.json"), key=lambda path: path.stat().st_mtime)
-    for record in world.judge.store.root.rglob("accuracy/*/*.json"):
+    truth = evaluate_models(world.vectors, world.evaluator)
+    path = max(world.evaluator.store.root.rglob("accuracy/*/*.json"), key=lambda path: path.stat().st_mtime)
+    for record in world.evaluator.store.root.rglob("accuracy/*/*.json"):
         whole = record.read_bytes()
         record.write_bytes(whole[: len(whole) // 2])
-        pd.testing.assert_frame_equal(evaluate_models(world.vectors, world.judge), truth)
+        pd.testing.assert_frame_equal(evaluate_models(world.vectors, world.evaluator), truth)
     assert path.exists()
 
 
 def test_the_configuration_of_the_encoder_is_part_of_the_key(world):
-    evaluate_models(world.vectors, world.judge)
-    before = world.judge.store.computed["accuracy"]
-    other = Judge(Encoder(), preprocess, {"scale": 1}, world.judge.heads, world.images, world.judge.store)
+    evaluate_models(world.vectors, world.evaluator)
+    before = world.evaluator.store.computed["accuracy"]
+    other = Evaluator(
+        Encoder(), preprocess, {"scale": 1}, world.evaluator.heads, world.images, world.evaluator.store
+    )
     evaluate_models(world.vectors, other)
-    assert world.judge.store.computed["accuracy"] == 2 * before
+    assert world.evaluator.store.computed["accuracy"] == 2 * before
 
 
 def test_pixel_baseline_learns_what_pixels_tell_and_is_kept(tmp_path):
@@ -287,38 +289,38 @@ def test_pixel_baseline_learns_what_pixels_tell_and_is_kept(tmp_path):
 
 def test_one_direction_serves_every_scale(world):
     """By hand: the merged weights are base + α·mean(τ), whichever way α was asked for."""
-    models = evaluate_models(world.vectors, world.judge)
+    models = evaluate_models(world.vectors, world.evaluator)
     computed = {}
     for alpha in (0.3, 0.9):
         table = evaluate_pairs(
-            world.vectors, {"m": Average()}, world.judge, models, scales=ScaleChoice(alpha)
+            world.vectors, {"m": Average()}, world.evaluator, models, scales=ScaleChoice(alpha)
         )
         computed[alpha] = table
         for a, b in table.index:
             change = (world.tuned[a] - world.base) + (world.tuned[b] - world.base)
             assert table.loc[(a, b), "acc_m_a"] == world.accuracy(world.base + alpha * change / 2, a)
             assert table.loc[(a, b), "alpha_m"] == alpha
-    before = world.judge.store.computed["accuracy"]
+    before = world.evaluator.store.computed["accuracy"]
     # Another method object whose own scale is one that was tried.
-    again = evaluate_pairs(world.vectors, {"m": Average(alpha=0.9)}, world.judge, models)
-    assert world.judge.store.computed["accuracy"] == before
+    again = evaluate_pairs(world.vectors, {"m": Average(alpha=0.9)}, world.evaluator, models)
+    assert world.evaluator.store.computed["accuracy"] == before
     pd.testing.assert_frame_equal(again, computed[0.9])
 
 
-def tuning_judge(world) -> Judge:
+def tuning_judge(world) -> Evaluator:
     validation = {t: Images(i.images[:30], i.labels[:30].flip(0)) for t, i in world.images.items()}
-    return dataclasses.replace(world.judge, validation=validation)
+    return dataclasses.replace(world.evaluator, validation=validation)
 
 
 def test_the_tuned_scale_is_the_best_on_validation_images_by_hand(world):
-    judge, grid = tuning_judge(world), (0.2, 0.6, 1.0, 1.6)
-    models = evaluate_models(world.vectors, judge)
+    evaluator, grid = tuning_judge(world), (0.2, 0.6, 1.0, 1.6)
+    models = evaluate_models(world.vectors, evaluator)
     pairs = list(itertools.combinations(TASKS, 2))
-    evaluation = Evaluation(world.vectors, judge, models, ScaleChoice("both", grid))
-    outcomes = evaluation.sets({"m": TaskArithmetic()}, pairs, no_progress)
+    evaluation = Evaluation(world.vectors, evaluator, models, ScaleChoice("both", grid))
+    outcomes = evaluation.sets({"m": TaskArithmetic()}, pairs)
     assert outcomes.methods == ["m", "m_tuned"]
     table = pair_table(outcomes.accuracies)
-    world.images = judge.validation
+    world.images = evaluator.validation
     chosen = {}
     for pair in pairs:
         change = sum(world.tuned[task] - world.base for task in pair)
@@ -339,7 +341,7 @@ def test_the_tuned_scale_is_the_best_on_validation_images_by_hand(world):
     assert table["alpha_m_tuned"].to_dict() == chosen
     assert len(set(chosen.values())) > 1, "else this test shows little"
     assert (table["alpha_m"] == 0.3).all()
-    world.images = judge.tests
+    world.images = evaluator.tests
     for pair in pairs:
         change = sum(world.tuned[task] - world.base for task in pair)
         measured = world.accuracy(world.base + chosen[pair] * change, pair[0])
@@ -347,36 +349,38 @@ def test_the_tuned_scale_is_the_best_on_validation_images_by_hand(world):
 
 
 def test_each_merge_is_made_once_whatever_the_number_of_scales(world, monkeypatch):
-    judge, calls = tuning_judge(world), []
-    models = evaluate_models(world.vectors, judge)
+    evaluator, calls = tuning_judge(world), []
+    models = evaluate_models(world.vectors, evaluator)
     merge = TaskArithmetic.__call__
     monkeypatch.setattr(TaskArithmetic, "__call__", lambda self, v: calls.append(v.tasks) or merge(self, v))
-    evaluation = Evaluation(world.vectors, judge, models, ScaleChoice("both", (0.5, 1.0)))
-    first = evaluation.sets({"m": TaskArithmetic()}, [("red", "green"), TASKS], no_progress)
+    evaluation = Evaluation(world.vectors, evaluator, models, ScaleChoice("both", (0.5, 1.0)))
+    first = evaluation.sets({"m": TaskArithmetic()}, [("red", "green"), TASKS])
     assert calls == [("red", "green"), TASKS]
-    again = evaluation.sets({"m": TaskArithmetic()}, [("red", "green"), TASKS], no_progress)
+    again = evaluation.sets({"m": TaskArithmetic()}, [("red", "green"), TASKS])
     assert len(calls) == 2, "everything was found in the store"
     pd.testing.assert_frame_equal(first.accuracies, again.accuracies)
-    wider = Evaluation(world.vectors, judge, models, ScaleChoice("both", (0.5, 1.0, 1.5)))
-    before = judge.store.computed["accuracy"]
-    wider.sets({"m": TaskArithmetic()}, [("red", "green")], no_progress)
-    assert judge.store.computed["accuracy"] - before in (2, 4), "one more scale on two tasks, and its test"
+    wider = Evaluation(world.vectors, evaluator, models, ScaleChoice("both", (0.5, 1.0, 1.5)))
+    before = evaluator.store.computed["accuracy"]
+    wider.sets({"m": TaskArithmetic()}, [("red", "green")])
+    assert evaluator.store.computed["accuracy"] - before in (2, 4), (
+        "one more scale on two tasks, and its test"
+    )
 
 
 def test_a_tuned_method_that_prefers_an_end_of_the_grid_is_named(world):
-    judge = tuning_judge(world)
-    models = evaluate_models(world.vectors, judge)
-    evaluation = Evaluation(world.vectors, judge, models, ScaleChoice("tuned", (0.1,)))
-    outcomes = evaluation.sets({"m": Average()}, [("red", "green")], no_progress)
+    evaluator = tuning_judge(world)
+    models = evaluate_models(world.vectors, evaluator)
+    evaluation = Evaluation(world.vectors, evaluator, models, ScaleChoice("tuned", (0.1,)))
+    outcomes = evaluation.sets({"m": Average()}, [("red", "green")])
     assert outcomes.notes == [
         "m: the best α was an end of the grid for 1 of 1 merges; a wider alpha_grid may do better."
     ]
 
 
 def test_outcomes_of_larger_sets_by_hand(world):
-    models = evaluate_models(world.vectors, world.judge)
-    evaluation = Evaluation(world.vectors, world.judge, models)
-    outcomes = evaluation.sets({"m": Average()}, [TASKS, ("red", "blue")], no_progress)
+    models = evaluate_models(world.vectors, world.evaluator)
+    evaluation = Evaluation(world.vectors, world.evaluator, models)
+    outcomes = evaluation.sets({"m": Average()}, [TASKS, ("red", "blue")])
     table = set_table(outcomes.accuracies)
     assert table["tasks"].tolist() == ["red+green+blue", "red+blue"]
     assert table["arity"].tolist() == [3, 2]
@@ -390,18 +394,18 @@ def test_outcomes_of_larger_sets_by_hand(world):
 
 
 def test_intervals_where_only_part_of_the_images_is_looked_at(world):
-    judge = dataclasses.replace(world.judge, subset=40)
-    models = evaluate_models(world.vectors, judge)
-    table = evaluate_pairs(world.vectors, {"m": Average()}, judge, models)
+    evaluator = dataclasses.replace(world.evaluator, subset=40)
+    models = evaluate_models(world.vectors, evaluator)
+    table = evaluate_pairs(world.vectors, {"m": Average()}, evaluator, models)
     whole = evaluate_pairs(
-        world.vectors, {"m": Average()}, world.judge, evaluate_models(world.vectors, world.judge)
+        world.vectors, {"m": Average()}, world.evaluator, evaluate_models(world.vectors, world.evaluator)
     )
     assert not any(column.startswith(("low", "high")) for column in whole.columns)
     for pair in table.index:
-        trial = Evaluation(world.vectors, judge, models).trial(pair, Average())
-        merged = judge.hits(trial.weights(1.0), lambda trial=trial: trial.state(1.0), pair)
+        merge = Evaluation(world.vectors, evaluator, models).merge(pair, Average())
+        merged = evaluator.hits(merge.weights(1.0), lambda merge=merge: merge.state(1.0), pair)
         tuned = {
-            t: judge.hits(
+            t: evaluator.hits(
                 {"file": world.vectors.hashes[t]}, lambda t=t: world.vectors.model(t).state_dict(), (t,)
             )[t]
             for t in pair
@@ -427,9 +431,9 @@ def test_other_cuts_of_the_tensors_are_another_merge(tmp_path, world):
     ]
     paths = [checkpoints.save(tmp_path / f"{index}.safetensors", state) for index, state in enumerate(states)]
     vectors = TaskVectors.load({"a": paths[1], "b": paths[2]}, paths[0], refuse_above=99)
-    evaluation = Evaluation(vectors, world.judge, pd.DataFrame())
-    plain = evaluation.trial(("a", "b"), IsoC())
-    cut = dataclasses.replace(evaluation, task_vectors=vectors.with_layout(split_qkv=True)).trial(
+    evaluation = Evaluation(vectors, world.evaluator, pd.DataFrame())
+    plain = evaluation.merge(("a", "b"), IsoC())
+    cut = dataclasses.replace(evaluation, task_vectors=vectors.with_layout(split_qkv=True)).merge(
         ("a", "b"), IsoC()
     )
     assert plain.weights(1.0) != cut.weights(1.0)
@@ -470,34 +474,34 @@ def test_batch_norm_statistics_of_a_merge_are_made_anew(tmp_path):
         )
         for task in "ab"
     }
-    judge = Judge(Normed(), preprocess, {}, heads, images, Store(tmp_path / "store"))
+    evaluator = Evaluator(Normed(), preprocess, {}, heads, images, Store(tmp_path / "store"))
     calibration = {
         task: Inputs({"images": preprocess(one.images[:6])}, one.labels[:6]) for task, one in images.items()
     }
-    views = Views(judge.encoder, heads, calibration)
-    evaluation = Evaluation(vectors, judge, pd.DataFrame(), recalibration=Recalibration(judge, views))
-    trial = evaluation.trial(("a", "b"), Average())
-    state = trial.state(1.0)
+    views = Views(evaluator.encoder, heads, calibration)
+    evaluation = Evaluation(vectors, evaluator, pd.DataFrame(), recalibration=Recalibration(evaluator, views))
+    merge = evaluation.merge(("a", "b"), Average())
+    state = merge.state(1.0)
     merged = ((weights[1] + weights[2]) / 2).double().numpy()[:, :, 0, 0]
     inputs = torch.cat([calibration[task].tensors["images"] for task in "ab"]).double().numpy()
     layer = np.einsum("oc,nchw->nohw", merged, inputs)
     np.testing.assert_allclose(state["visual.norm.running_mean"], layer.mean((0, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(state["visual.norm.running_var"], layer.var((0, 2, 3), ddof=1), rtol=1e-4)
     assert torch.equal(state["visual.norm.num_batches_tracked"], torch.tensor(0))
-    plain = Evaluation(vectors, judge, pd.DataFrame()).trial(("a", "b"), Average())
-    assert plain.weights(1.0) != trial.weights(1.0)
+    plain = Evaluation(vectors, evaluator, pd.DataFrame()).merge(("a", "b"), Average())
+    assert plain.weights(1.0) != merge.weights(1.0)
     assert not torch.allclose(plain.state(1.0)["visual.norm.running_mean"], state["visual.norm.running_mean"])
 
 
 def test_merges_are_handed_on_to_be_saved(world):
-    models = evaluate_models(world.vectors, world.judge)
+    models = evaluate_models(world.vectors, world.evaluator)
     kept = []
 
     def save(*arguments):
         kept.append(arguments)
 
-    evaluation = Evaluation(world.vectors, world.judge, models, save=save)
-    outcomes = evaluation.sets({"m": Average()}, [("red", "green")], no_progress)
-    ((trial, column, alpha, alpha_from, rows),) = kept
-    assert (trial.tasks, column, alpha, alpha_from) == (("red", "green"), "m", 1.0, "the method's own")
+    evaluation = Evaluation(world.vectors, world.evaluator, models, save=save)
+    outcomes = evaluation.sets({"m": Average()}, [("red", "green")])
+    ((merge, column, alpha, alpha_from, rows),) = kept
+    assert (merge.tasks, column, alpha, alpha_from) == (("red", "green"), "m", 1.0, "the method's own")
     pd.testing.assert_frame_equal(rows, outcomes.accuracies)

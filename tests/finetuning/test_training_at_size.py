@@ -16,10 +16,9 @@ from torch import nn
 from mergeability.commands import record
 from mergeability.data.tasks import Images
 from mergeability.errors import UserError
-from mergeability.finetuning.data import EpochShuffle, TaskDataModule
+from mergeability.finetuning.data import EpochShuffle, Shard, TaskDataModule
 from mergeability.finetuning.module import FineTuningModule, TrainingSettings, _optimizer
 from mergeability.finetuning.penalties.grad_magnitude import GradMagnitude
-from mergeability.finetuning.sharding import Shard, SharedData
 from mergeability.weights import checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -175,7 +174,7 @@ def test_devices_take_whole_batches_of_one_order_and_as_many_each():
 
 def test_each_device_loads_its_own_batches_with_what_the_loader_was_given():
     def loader(rank: int, devices: int):
-        data = SharedData(TaskDataModule(images(20), images(4), 4, seed=3))
+        data = TaskDataModule(images(20), images(4), 4, seed=3)
         data.trainer = SimpleNamespace(world_size=devices, global_rank=rank)
         return data.train_dataloader()
 

@@ -1,9 +1,7 @@
 """Measurements that are killed, and started twice, on one store: real processes, real signals, the same bytes."""
 
 import json
-import os
 import random
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -14,28 +12,28 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-NAMES = "abcdefgh"
-LAYERS = 12
-PATIENCE = 240
-
-# What a person runs, but for a stop after the imports: it says that it is ready, and waits for a file.
-SCRIPT = """
-import json, sys, time
-from pathlib import Path
 from mergeability.metrics.measure import measure
 from mergeability.profiles.profiles import Profiles
 from mergeability.store import Store
 from mergeability.task_vectors.vectors import TaskVectors
 
-models, folder, begin, table = map(Path, sys.argv[1:])
-store = Store(folder)
-paths = {path.stem: path for path in sorted(models.glob("?.safetensors"))}
-print("ready", flush=True)
-while not begin.exists():
-    time.sleep(0.005)
-measure(Profiles(TaskVectors.load(paths, models / "base.safetensors", store=store))).to_csv(table)
-print(json.dumps({"computed": dict(store.computed), "found": dict(store.found)}))
-"""
+NAMES = "abcdefgh"
+LAYERS = 12
+PATIENCE = 240
+
+
+def measure_when_told(models: Path, folder: Path, process: Path) -> None:
+    """Do what a person does, but for a stop after the imports: say that it is ready, and wait for a file."""
+    store = Store(folder)
+    paths = {path.stem: path for path in sorted(models.glob("?.safetensors"))}
+    (process / "ready").touch()
+    while not (process / "begin").exists():
+        time.sleep(0.005)
+    vectors = TaskVectors.load(paths, models / "base.safetensors", store=store)
+    measure(Profiles(vectors)).to_csv(process / "table.csv")
+    (process / "counters.json").write_text(
+        json.dumps({"computed": dict(store.computed), "found": dict(store.found)})
+    )
 
 
 @dataclass(frozen=True)
@@ -50,36 +48,34 @@ class Ended:
 class Measurement:
     """A process that measures the models of a folder, on a store, once it is told to begin."""
 
-    def __init__(self, models: Path, store: Path, folder: Path):
-        folder.mkdir()
-        self.store = store
-        self._begin, self._table = folder / "begin", folder / "table.csv"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, *map(str, (models, store, self._begin, self._table))],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def __init__(self, process, store: Path, folder: Path):
+        self.process, self.store, self._folder = process, store, folder
 
     def wait_until_ready(self) -> None:
-        """Wait for the imports, which take longer than the work."""
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline() == "ready\n", self.process.communicate()[1]
+        """Wait for the start, and the imports of a fresh process."""
+        deadline = time.monotonic() + PATIENCE
+        while not (self._folder / "ready").exists():
+            assert self.process.exitcode is None, self.output
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+
+    @property
+    def output(self) -> str:
+        return (self._folder / "output.txt").read_text()
 
     def begin(self) -> None:
-        self._begin.touch()
+        (self._folder / "begin").touch()
 
     def end(self) -> Ended:
         self.begin()
-        output, errors = self.process.communicate(timeout=PATIENCE)
-        assert self.process.returncode == 0, errors
-        counters = json.loads(output.splitlines()[-1])
-        return Ended(self._table.read_bytes(), counters["computed"], counters["found"])
+        self.process.join(PATIENCE)
+        assert self.process.exitcode == 0, self.output
+        counters = json.loads((self._folder / "counters.json").read_text())
+        return Ended((self._folder / "table.csv").read_bytes(), counters["computed"], counters["found"])
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.communicate(timeout=PATIENCE)
+        self.process.join(PATIENCE)
 
     def kill_at_work(self, new_entries: int, delay: float) -> bool:
         """Kill it some time after it has filed so many entries; say whether it was still at work."""
@@ -89,28 +85,27 @@ class Measurement:
         self.begin()
         while (
             len(entries(self.store, "gram", "singular")) < before + new_entries
-            and self.process.poll() is None
+            and self.process.exitcode is None
         ):
             assert time.monotonic() < deadline
             time.sleep(0.002)
         time.sleep(delay)
-        working = self.process.poll() is None
+        working = self.process.exitcode is None
         self.kill()
         return working
 
 
-@pytest.fixture
-def start(tmp_path):
-    """Start measurements; none outlives the test."""
-    started = []
+@pytest.fixture(scope="module")
+def started(forked, fresh, tmp_path_factory):
+    """Start measurements, in children of this process or in processes that import everything themselves."""
 
-    def start_one(models, store):
-        started.append(Measurement(models, store, tmp_path / f"process{len(started)}"))
-        return started[-1]
+    def start_one(models: Path, store: Path, imports: bool = False) -> Measurement:
+        folder = tmp_path_factory.mktemp("process")
+        output, places = folder / "output.txt", (models, store, folder)
+        process = fresh(output, __file__, *places) if imports else forked(measure_when_told, output, *places)
+        return Measurement(process, store, folder)
 
-    yield start_one
-    for one in started:
-        one.kill()
+    return start_one
 
 
 def write_models(folder: Path, size: int) -> Path:
@@ -131,14 +126,14 @@ def write_models(folder: Path, size: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(started, tmp_path_factory):
     """The models, what one measurement on a store of its own gives, and the entries it leaves."""
 
     @cache
     def measured(size):
         folder = tmp_path_factory.mktemp("undisturbed")
         models = write_models(folder / "models", size)
-        ended = Measurement(models, folder / "store", folder / "process").end()
+        ended = started(models, folder / "store").end()
         return models, ended, entries(folder / "store")
 
     return measured
@@ -152,23 +147,25 @@ def entries(store: Path, *kinds: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("kills", "size", "most_entries"),
+    ("kills", "size", "most_entries", "imports"),
     # In entries, not in seconds: however fast the machine is, the work outlasts the kills.
-    [(3, 256, 25), pytest.param(10, 512, 9, marks=pytest.mark.slow)],
+    [(3, 256, 25, False), pytest.param(10, 512, 9, True, marks=pytest.mark.slow)],
 )
 def test_a_measurement_killed_again_and_again_ends_with_the_same_bytes(
-    start, undisturbed, tmp_path, kills, size, most_entries
+    started, undisturbed, tmp_path, kills, size, most_entries, imports
 ):
     models, alone, expected_entries = undisturbed(size)
     store, moments = tmp_path / "store", random.Random(20)
     killed = [
-        start(models, store).kill_at_work(moments.randint(1, most_entries), moments.uniform(0, 0.05))
+        started(models, store, imports).kill_at_work(
+            moments.randint(1, most_entries), moments.uniform(0, 0.05)
+        )
         for _ in range(kills)
     ]
     assert all(killed), "killed at work, not after it"
     survived = {kind: len(entries(store, kind)) for kind in ("gram", "singular")}
     assert entries(store) < expected_entries
-    continued = start(models, store).end()
+    continued = started(models, store, imports).end()
     assert continued.table == alone.table
     assert alone.table.count(b"\n") == 1 + len(NAMES) * (len(NAMES) - 1) // 2
     assert entries(store) == expected_entries
@@ -179,10 +176,10 @@ def test_a_measurement_killed_again_and_again_ends_with_the_same_bytes(
         assert continued.computed.get(kind, 0) == alone.computed[kind] - count, kind
 
 
-def test_two_measurements_on_one_store_share_the_work(start, undisturbed, tmp_path):
+def test_two_measurements_on_one_store_share_the_work(started, undisturbed, tmp_path):
     models, alone, expected_entries = undisturbed(256)
     store = tmp_path / "store"
-    together = [start(models, store) for _ in range(2)]
+    together = [started(models, store) for _ in range(2)]
     for one in together:
         one.wait_until_ready()
     for one in together:
@@ -194,3 +191,7 @@ def test_two_measurements_on_one_store_share_the_work(start, undisturbed, tmp_pa
     assert second.computed, "both had something to do"
     computed = sum((*first.computed.values(), *second.computed.values()))
     assert len(expected_entries) <= computed <= 1.3 * len(expected_entries)
+
+
+if __name__ == "__main__":
+    measure_when_told(*map(Path, sys.argv[1:]))

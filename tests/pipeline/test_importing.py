@@ -3,15 +3,20 @@
 import json
 import pickle
 import shutil
+from pathlib import Path
 
 import huggingface_hub.constants
 import huggingface_hub.errors
+import numpy as np
 import pandas as pd
 import pytest
 import safetensors.torch
 import torch
+from omegaconf import OmegaConf
+from PIL import Image
 
 from mergeability.errors import UserError
+from mergeability.models.clip import ClipModel
 from mergeability.store import Store
 from mergeability.weights import checkpoints, hub, hugging_face
 from mergeability.weights.checkpoints import Checkpoint
@@ -19,6 +24,7 @@ from mergeability.weights.torch_file import load_state_dict
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 TASKS = ("digits", "letters")
+MINI = Path(__file__).parents[2] / "conf/model/clip_mini.yaml"
 
 
 # --- PyTorch's own files ---
@@ -297,6 +303,79 @@ def test_imported_models_are_analysed_as_trained_ones_are(command, outputs, tmp_
         assert ended.code == 0, ended.output
         tables.append(pd.read_csv(run / "pairs.csv"))
     pd.testing.assert_frame_equal(*tables)
+
+
+def written(tree, kind, count=24) -> list[tuple[np.ndarray, int]]:
+    """Write test images of several sizes, and return them in the order in which they are read."""
+    generator = np.random.default_rng(0)
+    images = [
+        (generator.integers(0, 256, (40 + 9 * (row % 4), 60 - 7 * (row % 3), 3), dtype=np.uint8), row % 10)
+        for row in range(count)
+    ]
+    if kind == "disk":
+        datasets = pytest.importorskip("datasets")
+        columns = {
+            "image": [Image.fromarray(pixels) for pixels, _ in images],
+            "label": [label for _, label in images],
+        }
+        types = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+        table = datasets.Dataset.from_dict(columns, features=types)
+        datasets.DatasetDict({"train": table, "test": table}).save_to_disk(tree)
+        return images
+    for row, (pixels, label) in enumerate(images):
+        place = tree / "test" / str(label)
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place / f"{row:03}.png")
+    return sorted(images, key=lambda image: image[1])
+
+
+@pytest.fixture(scope="module")
+def untrained() -> tuple[ClipModel, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The mini model, the visual tower of its base, made from a seed, and one a little away from it."""
+    model = ClipModel("clip_mini", OmegaConf.to_container(OmegaConf.load(MINI).architecture), 1e-3, 8)
+    base = {f"visual.{name}": value for name, value in model.build().visual.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    noise = {name: torch.randn(value.shape, generator=generator) for name, value in base.items()}
+    return model, base, {name: value + 0.3 * value.std() * noise[name] for name, value in base.items()}
+
+
+def import_untrained(command, tmp_path, state, *arguments):
+    source = checkpoints.save(tmp_path / "m.safetensors", state)
+    # Without a command that makes it, the base is made from a seed.
+    base = ("model=clip_mini", "model.base_command=null")
+    return imported(command, tmp_path / "outputs", source, *base, *arguments)
+
+
+@pytest.mark.parametrize("kind", ["folder", "disk"])
+def test_accuracy_is_measured_on_images_of_several_sizes(command, tmp_path, untrained, kind):
+    model, base, state = untrained
+    images = written(tmp_path / "tree", kind)
+    where = ("task=svhn", f"task.source={kind}", f"task.path={tmp_path / 'tree'}", "evaluate=true")
+    ended = import_untrained(command, tmp_path, state, *where)
+    assert ended.code == 0, ended.output
+    place = tmp_path / "outputs/checkpoints/clip_mini/none-0+imported/seed-0/svhn"
+    card = json.loads((place / "card.json").read_text())
+    encoder, head = model.build().visual, safetensors.torch.load_file(place / "head.safetensors")["head"]
+    for weights, name in ((base, "base_accuracy"), (state, "accuracy")):
+        encoder.load_state_dict({key.removeprefix("visual."): value for key, value in weights.items()})
+        logits = [
+            encoder(model.preprocess(torch.from_numpy(pixels).permute(2, 0, 1)[None])) @ head.T
+            for pixels, _ in images
+        ]
+        right = [int(found.argmax()) == label for found, (_, label) in zip(logits, images, strict=True)]
+        assert card[name]["test"] == pytest.approx(sum(right) / len(images))
+        assert 0 < sum(right) < len(images)
+    assert list((tmp_path / "outputs/store").rglob("images/*/*.safetensors")), "kept for the analysis"
+
+
+def test_accuracy_without_a_task_is_refused(command, tmp_path, untrained):
+    *_, state = untrained
+    ended = import_untrained(
+        command, tmp_path, state, "~task", f"folder={tmp_path / 'f'}", "evaluate=true", "base=null"
+    )
+    assert ended.code == 1
+    assert "no task is given" in ended.output
+    assert not (tmp_path / "f").exists()
 
 
 def test_an_import_is_done_once_and_a_changed_source_is_noticed(command, outputs, tmp_path, clip_state):

@@ -23,6 +23,8 @@ KNOWN_PREDICTORS = {
     "mean", "additive", "dyadic", "ols", "ridge", "lasso", "elastic_net", "backward_elimination",
     "forward_selection", "pearson", "pearson_l1", "mlp", "trees",
 }  # fmt: skip
+# Of the study, what takes long is done less often.
+QUICK = ("prediction.permutations=9", "prediction.seeds=0")
 CLOSED_FORMS = {"mean", "additive", "dyadic", "ols", "ridge"}
 RECORD_FIELDS = {
     "method", "predictor", "protocol", "situation", "target", "r_mean", "r_std", "rho_mean", "train_r_mean",
@@ -35,7 +37,7 @@ RECORD_FIELDS = {
 def analysed(smoke_root, command) -> Path:
     folder = smoke_root / "runs" / "first"
     where = (f"paths.root={smoke_root}", f"hydra.run.dir={folder}", "logger=csv")
-    ended = command("analyze", "suite=smoke", "model=clip_mini", "merge=paper", *where)
+    ended = command("analyze", "suite=smoke", "model=clip_mini", "merge=paper", *QUICK, *where)
     assert ended.code == 0, ended.output
     (folder / "output.txt").write_text(ended.output)
     return folder
@@ -187,7 +189,7 @@ def test_a_second_run_computes_nothing_and_gives_the_same_bytes(analysed, smoke_
     monkeypatch.setattr(accuracy, "correct", lambda *_: pytest.fail("a forward pass"))
     folder = smoke_root / "runs" / "second"
     where = (f"paths.root={smoke_root}", f"hydra.run.dir={folder}", "logger=csv")
-    ended = command("analyze", "suite=smoke", "merge=paper", *where)
+    ended = command("analyze", "suite=smoke", "merge=paper", *QUICK, *where)
     assert ended.code == 0, ended.output
     run = json.loads((folder / "run.json").read_text())
     assert run["computed"] == {}
@@ -199,7 +201,8 @@ def test_a_second_run_computes_nothing_and_gives_the_same_bytes(analysed, smoke_
 def test_a_sweep_over_methods_writes_one_summary(analysed, smoke_root, command):
     sweep = smoke_root / "runs" / "sweep"
     where = (f"paths.root={smoke_root}", f"hydra.sweep.dir={sweep}", "logger=csv")
-    ended = command("analyze", "-m", "suite=smoke", "model=clip_mini", "merge=ties,ta", *where)
+    few = ("predictor=[additive,ridge]", *QUICK)
+    ended = command("analyze", "-m", "suite=smoke", "model=clip_mini", "merge=ties,ta", *few, *where)
     assert ended.code == 0, ended.output
     assert f"Summary of the sweep: {sweep / 'summary.html'}" in ended.output
     summary = pd.read_csv(sweep / "summary.csv")
@@ -242,12 +245,13 @@ def test_weights_and_biases_is_offline_without_an_account_and_never_prompts(
     for variable in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    sizes = ("task.source.train=128", "task.source.validation=32", "task.source.test=64", "training.epochs=1")
+    sizes = ("task.source.train=32", "task.source.validation=32", "task.source.test=32", "training.epochs=1")
     runs = tmp_path / "runs"
     where = (f"paths.root={smoke_root}", f"paths.runs={runs}", "logger=[csv,wandb]")
     ended = command("train", "-m", "task=digits,letters", "reg.lambda=2", *sizes, "progress=null", *where)
     assert ended.code == 0, ended.output
     assert len(list(runs.rglob("*.wandb"))) == 2, "one W&B run a job"
-    ended = command("analyze", "suite=smoke", "merge=average", "predictor=additive", *where)
+    few = ("metric=[task_vector_l2_distance]", *QUICK)
+    ended = command("analyze", "suite=smoke", "merge=average", "predictor=additive", *few, *where)
     assert ended.code == 0, ended.output
     assert len(list(runs.rglob("*.wandb"))) == 3

@@ -11,8 +11,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from mergeability.data.image_cache import prepared
 from mergeability.data.inputs import Inputs
 from mergeability.profiles.activations import sample_activations
+from mergeability.store import Store
 from mergeability.weights import checkpoints
 from mergeability.weights.checkpoints import Checkpoint
 
@@ -51,7 +53,9 @@ def analysed(command, root, folder, model, *more):
 def merged(root, command, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     methods = "merge=[average,ties,tsv,iso_c,regmean,fisher]"
-    table = analysed(command, root, folder, TINY, methods, "profile.matricize=conv", "save=true")
+    # How predictors fare does not depend on the architecture; two of them, and a short study.
+    few = ("predictor=[additive,ridge]", "prediction.permutations=9", "prediction.ablation=false")
+    table = analysed(command, root, folder, TINY, methods, "profile.matricize=conv", "save=true", *few)
     return folder, table
 
 
@@ -121,9 +125,9 @@ def test_running_statistics_of_a_saved_merge_are_those_of_the_tasks_images(root,
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfgs = [compose("train", [f"task={task}", *TINY, *SIZES]) for task in ("digits", "letters")]
     model = instantiate(cfgs[0].model, _convert_="all")
-    images = torch.cat(
-        [model.preprocess(instantiate(c.task, _convert_="all").split("validation").images) for c in cfgs]
-    )
+    tasks = [instantiate(cfg.task, _convert_="all") for cfg in cfgs]
+    held_out = [prepared(task, "validation", model.resize, model.image_size, Store()) for task in tasks]
+    images = torch.cat([model.preprocess(found.images) for found in held_out])
     outputs = torch.nn.functional.conv2d(images, state["visual.conv1.weight"], stride=2, padding=1).double()
     np.testing.assert_allclose(
         state["visual.bn1.running_mean"], outputs.mean((0, 2, 3)), rtol=1e-3, atol=1e-4

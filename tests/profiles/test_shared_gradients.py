@@ -215,6 +215,8 @@ def test_gradients_live_no_longer_than_their_pair(load, views, monkeypatch):
         return found
 
     monkeypatch.setattr(gradients, "task_gradients", watched)
+    # Collections look at this test's objects alone, not at everything that other tests and imports left.
+    gc.freeze()
     Profiles(load(), views).shared_grams("encoder_gradient")
     assert len(alive) == 4 * 4
 

@@ -1,7 +1,7 @@
 """Towers as they are published: from transformers and from open_clip, one model whichever way it comes.
 
-The shapes are those of ViT-B/32, ViT-B/16 and ViT-L/14, with one block instead of twelve or twenty-four; ViT-B/16 whole in
-the slow tier.
+The patches are those of ViT-B/32, ViT-B/16 and ViT-L/14, with narrow towers of two blocks; in the slow tier the widths are
+theirs too, with one block instead of twelve or twenty-four, and ViT-B/16 is whole.
 """
 
 import dataclasses
@@ -23,11 +23,15 @@ from mergeability.weights.encoder_state import encoder_state
 
 # Name → open_clip's architecture, width, patch, blocks, heads, embedding.
 SIZES = {
+    "narrow_b32": ("ViT-B-32-quickgelu", 64, 32, 2, 2, 32),
+    "narrow_b16": ("ViT-B-16-quickgelu", 64, 16, 2, 2, 32),
+    "narrow_l14": ("ViT-L-14-quickgelu", 96, 14, 2, 4, 48),
     "vit_b32": ("ViT-B-32-quickgelu", 768, 32, 12, 12, 512),
     "vit_b16": ("ViT-B-16-quickgelu", 768, 16, 12, 12, 512),
     "vit_l14": ("ViT-L-14-quickgelu", 1024, 14, 24, 16, 768),
 }
-CASES = [(size, 1) for size in SIZES]
+CASES = [(size, 2) for size in SIZES if size.startswith("narrow")]
+CASES += [pytest.param((size, 1), marks=pytest.mark.slow) for size in SIZES if not size.startswith("narrow")]
 # One of them whole: all would write tens of gigabytes.
 CASES += [pytest.param(("vit_b16", SIZES["vit_b16"][3]), marks=pytest.mark.slow)]
 
@@ -64,8 +68,9 @@ def fine_tuned(tower, seed, projection=True):
 
 
 def open_clip_tower(size, blocks):
-    settings = open_clip.get_model_config(SIZES[size][0])
-    vision = settings["vision_cfg"] | {"layers": blocks}
+    architecture, width, _, _, heads, embedding = SIZES[size]
+    settings = open_clip.get_model_config(architecture) | {"embed_dim": embedding}
+    vision = settings["vision_cfg"] | {"layers": blocks, "width": width, "head_width": width // heads}
     text = settings["text_cfg"] | {"layers": 1, "width": 64, "heads": 1, "vocab_size": 10}
     with torch.random.fork_rng(devices=[]):
         return open_clip.CLIP(**settings | {"vision_cfg": vision, "text_cfg": text}).visual.eval()

@@ -12,7 +12,7 @@ class Layout:
     """Where a task's images and labels are in a dataset.
 
     Attributes:
-        id: of the dataset on the Hugging Face Hub.
+        id: of the dataset on the Hugging Face Hub; a copy on disk or a folder of images needs none.
         config: its configuration there, where it has several.
         revision: of its repository: a commit or a tag; the newest when None.
         image: the column of images; of several names the first that exists.
@@ -31,7 +31,7 @@ class Layout:
         UserError: a share outside [0, 1], or fewer than one held-out image.
     """
 
-    id: str
+    id: str | None = None
     config: str | None = None
     revision: str | None = None
     image: str | Sequence[str] = "image"
@@ -47,14 +47,15 @@ class Layout:
     max_corrupt: float | int = 0.001
 
     def __post_init__(self) -> None:
+        called = f"Dataset {self.id}" if self.id else "A dataset"
         for name in ("validation_share", "max_corrupt"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(
-                    f"Dataset {self.id}: expected {name} to be a share in [0, 1], got {getattr(self, name)}."
+                    f"{called}: expected {name} to be a share in [0, 1], got {getattr(self, name)}."
                 )
         if self.validation_most < 1:
             raise UserError(
-                f"Dataset {self.id}: expected validation_most to be at least 1, got {self.validation_most}."
+                f"{called}: expected validation_most to be at least 1, got {self.validation_most}."
             )
 
     def splits(self, split: Split) -> list[str]:

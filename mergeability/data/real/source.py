@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from mergeability.data.inputs import Images, Split, check_split
+from mergeability.data.inputs import Split, check_split
 from mergeability.data.real.class_names import ClassNames
 from mergeability.data.real.decoding import Decoded, Encoded, decoded
 from mergeability.data.real.layouts import Layout
@@ -41,7 +41,7 @@ class ImageSource:
     classes: the task's.
 
     Raises:
-        UserError: an unknown kind, or a copy without a path.
+        UserError: an unknown kind, a copy without a path, or the Hub without a dataset's id.
     """
 
     kind: Kind
@@ -54,6 +54,11 @@ class ImageSource:
             raise UserError(
                 f"Task {self.classes.task!r}: expected task.source to be {', '.join(get_args(Kind))}, got "
                 f"{self.kind!r}."
+            )
+        if self.kind == "hub" and not self.layout.id:
+            raise UserError(
+                f"Task {self.classes.task!r}: task.source=hub needs task.dataset.id=<the dataset's id on the Hugging "
+                "Face Hub>; for a copy, set task.source=disk or task.source=folder and task.path=<its folder>."
             )
         if self.kind != "hub" and self.path is None:
             raise UserError(
@@ -73,25 +78,6 @@ class ImageSource:
         if self.kind == "disk":
             return open_disk(path, self.layout, self.classes)
         return open_folder(path, self.classes)
-
-    def load(self, split: Split) -> Images:
-        """Return a split whose images all have one size, undecodable ones left out.
-
-        Raises:
-            UserError: their sizes differ, too many do not decode, or the dataset is not as configured.
-        """
-        found = list(self.stream(split, lambda pixels: pixels))
-        if not found:
-            return Images(torch.empty(0, 3, 1, 1, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
-        sizes = {tuple(pixels.shape) for pixels, _ in found}
-        if len(sizes) > 1:
-            raise UserError(
-                f"Task {self.classes.task!r}: the images of its {split} split have {len(sizes)} different sizes, so "
-                "they only fit together once resized. Take them from image_cache.prepared."
-            )
-        return Images(
-            torch.stack([pixels for pixels, _ in found]), torch.tensor([label for _, label in found])
-        )
 
     def identity(self, split: Split) -> dict[str, Any]:
         """Say what determines the images of one split: the files, which of their rows, and how they are decoded."""
@@ -248,7 +234,7 @@ def image_task(
         expected_accuracy: of a plain fine-tuned model on the test split, in [0, 1].
 
     Raises:
-        UserError: an unknown source, a copy without a path, or settings that no task can have.
+        UserError: an unknown source, a copy without a path, the Hub without an id, or settings that no task can have.
     """
     classes = ClassNames(name, class_names, dataset.spellings)
     images = ImageSource(source, path, dataset, classes)

@@ -286,6 +286,7 @@ def open_hub(layout: Layout, classes: ClassNames) -> ArrowTables:
     Raises:
         UserError: the library is missing, there is no network, no such dataset, or it needs code to be run.
     """
+    assert layout.id is not None, "`ImageSource` refuses the Hub without an id"
     with _explained(layout, classes):
         opened = _datasets(classes.task).load_dataset(layout.id, layout.config, revision=layout.revision)
     return ArrowTables(_by_split(opened, layout.id, classes), layout, classes, layout.id)

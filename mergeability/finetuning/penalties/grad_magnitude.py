@@ -1,7 +1,6 @@
 """Prefer flat places: λ‖∇θ L‖², the squared norm of the loss's own gradient."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,11 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergeability.errors import UserError
-from mergeability.finetuning.objective import Step, check_strength, loss_gradients, squared_norm
+from mergeability.finetuning.objective import Step, loss_gradients, squared_norm
+from mergeability.finetuning.penalties.base import Penalty, check_strength
 
 
 @dataclass(frozen=True)
-class GradMagnitude:
+class GradMagnitude(Penalty):
     """Penalise the squared gradient norm of the micro-batch loss: R = ‖g‖², g = ∇θ L.
 
     ∇R = 2Hg, H the Hessian. Two estimators:
@@ -50,10 +50,6 @@ class GradMagnitude:
     def second_order(self) -> bool:
         """Say whether the loss is differentiated twice."""
         return self.estimator == "exact"
-
-    def constants(self, initial: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return nothing: where training began does not matter."""
-        return {}
 
     def gradients(self, step: Step) -> tuple[tuple[Tensor, ...], Float[Tensor, ""]]:
         """Return g + 2λHg for every parameter, and R = ‖g‖²."""

@@ -1,17 +1,17 @@
 """Stay near the base model: λ‖θ − θ0‖²."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mergeability.finetuning.objective import Step, check_strength, squared_norm
+from mergeability.finetuning.objective import Step, squared_norm
+from mergeability.finetuning.penalties.base import Penalty, check_strength
 
 
 @dataclass(frozen=True)
-class L2ToInit:
+class L2ToInit(Penalty):
     """Penalise the squared distance from the base: R = ‖θ − θ0‖², so ∇R = 2(θ − θ0), in closed form.
 
     Known as L2-SP (Li et al., ICML 2018).
@@ -22,14 +22,9 @@ class L2ToInit:
 
     strength: float | int = 0.0
     name: str = "l2_to_init"
-    second_order: bool = False
 
     def __post_init__(self) -> None:
         check_strength(self.name, self.strength)
-
-    def constants(self, initial: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return nothing: every step has θ0 itself."""
-        return {}
 
     def gradients(self, step: Step) -> tuple[tuple[Tensor, ...], Float[Tensor, ""]]:
         """Return ∇L + 2λ(θ − θ0) for every parameter, and R."""

@@ -8,11 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergeability.finetuning.leading_vectors import check_count, leading_vectors, matrix_changes
-from mergeability.finetuning.objective import Step, check_strength, squared_norm
+from mergeability.finetuning.objective import Step, squared_norm
+from mergeability.finetuning.penalties.base import Penalty, check_strength
 
 
 @dataclass(frozen=True)
-class SingularAlignment:
+class SingularAlignment(Penalty):
     """Penalise what turns the base matrix's leading singular vectors: R = Σ (‖U_kᵀ τ‖²_F + ‖τ V_k‖²_F) / Σ_{i≤k} σᵢ².
 
     τ = W − W0; U_k, V_k and σ₁ … σ_k are the k leading singular triplets of W0. If U_kᵀ τ and τ V_k vanish, W has
@@ -31,7 +32,6 @@ class SingularAlignment:
     strength: float | int = 0.0
     k: int = 10
     name: str = "singular_alignment"
-    second_order: bool = False
 
     def __post_init__(self) -> None:
         check_strength(self.name, self.strength)

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from mergeability.errors import UserError
 from mergeability.finetuning.leading_vectors import check_count, leading_vectors, matrix_changes
-from mergeability.finetuning.objective import Step, check_strength, squared_norm
+from mergeability.finetuning.objective import Step, squared_norm
+from mergeability.finetuning.penalties.base import Penalty, check_strength
 
 SIDES = ("u", "v", "uv")
 
 
 @dataclass(frozen=True)
-class Subspace:
+class Subspace(Penalty):
     """Penalise the part of an update outside the base matrix's leading subspace: R = Σ ‖τ − P_U τ P_V‖²_F.
 
     τ = W − W0, P_U = U_k U_kᵀ and P_V = V_k V_kᵀ, U_k and V_k the k leading singular vectors of W0. With `side`
@@ -36,7 +37,6 @@ class Subspace:
     k: int = 10
     side: str = "uv"
     name: str = "subspace"
-    second_order: bool = False
 
     def __post_init__(self) -> None:
         check_strength(self.name, self.strength)

@@ -2,18 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mergeability.errors import UserError
-from mergeability.finetuning.objective import Penalty, Step, check_strength
+from mergeability.finetuning.objective import Step
+from mergeability.finetuning.penalties.base import Penalty, check_strength
 
 
 @dataclass(frozen=True)
-class WeightedSum:
+class WeightedSum(Penalty):
     """Penalise a weighted sum of signals of mergeability: R = Σ wᵢ Rᵢ.
 
     Every term is a penalty, and its own strength is its weight wᵢ ≥ 0; one of weight 0 is never called. The value
@@ -76,7 +76,7 @@ class WeightedSum:
 
     def _scaled(self, term: Penalty) -> Penalty:
         # Scaled before and not after, where λ would scale the rounding of ∇L too.
-        return replace(cast("Any", term), strength=self.strength * term.strength)
+        return replace(term, strength=self.strength * term.strength)
 
 
 def _part(step: Step, key: str) -> Step:

@@ -364,18 +364,6 @@ def test_a_tree_without_the_split(real, tmp_path):
         read(task)
 
 
-def test_images_of_different_sizes_only_fit_together_resized(real, copied):
-    task = copied("cars")
-    with pytest.raises(UserError, match=r"3 different sizes.*image_cache\.prepared"):
-        task.split("test")
-
-
-def test_images_of_one_size_are_loaded_as_they_are(real, copied):
-    found = copied("cifar10").split("test")
-    expected = np.stack([real.pixels("cifar10", "test", row) for row in range(9)])
-    np.testing.assert_array_equal(found.images, expected.transpose(0, 3, 1, 2))
-
-
 def test_a_rendered_task_has_no_copy(real):
     with pytest.raises(Exception, match=r"'digits': expected a source of images, got 'disk'"):
         real.configured("digits", "task.source=disk")

@@ -1,0 +1,61 @@
+"""Outcomes of merges arranged in tables: one row per pair, or per set of models."""
+
+from typing import Any
+
+import pandas as pd
+
+from mergeability.evaluation.intervals import mean_interval
+
+
+def pair_table(accuracies: pd.DataFrame) -> pd.DataFrame:
+    """Arrange the outcomes of pairs as one row a pair.
+
+    Columns, for each method m: `acc_m` and `norm_acc_m` (merged accuracy over the fine-tuned model's own), the
+    means over the pair's two tasks; `kept_gain_m`, the mean of (merged − base)/(fine-tuned − base), how much of
+    what fine-tuning gained survives (NaN where it gained nothing); `alpha_m`, the scale; each task's own
+    accuracies with `_a` and `_b`; and, where only part of the images was looked at, the 95 % confidence intervals
+    `low_acc_m`, `high_acc_m`, `low_norm_acc_m` and `high_norm_acc_m`.
+
+    Returns:
+        A table indexed by (task_a, task_b).
+    """
+    rows: dict[tuple[str, ...], dict[str, Any]] = {}
+    for (_, method), group in accuracies.groupby(["tasks", "method"], sort=False):
+        row = rows.setdefault(tuple(group["task"]), {})
+        row[f"acc_{method}"] = group["accuracy"].mean()
+        row[f"norm_acc_{method}"] = group["norm_accuracy"].mean(skipna=False)
+        row[f"kept_gain_{method}"] = group["kept_gain"].mean(skipna=False)
+        for side, (_, of_task) in zip("ab", group.iterrows(), strict=True):
+            row[f"acc_{method}_{side}"] = of_task["accuracy"]
+            row[f"norm_acc_{method}_{side}"] = of_task["norm_accuracy"]
+        row |= _intervals(group, str(method))
+        row[f"alpha_{method}"] = group["alpha"].iloc[0]
+    index = pd.MultiIndex.from_tuples(list(rows), names=["task_a", "task_b"])
+    return pd.DataFrame(list(rows.values()), index=index)
+
+
+def set_table(accuracies: pd.DataFrame) -> pd.DataFrame:
+    """Arrange outcomes as one row a set: `tasks`, `arity`, and for each method m the means over its tasks
+    `acc_m`, `norm_acc_m` and `kept_gain_m`, the normalised accuracy of its worst task `worst_norm_acc_m`, and
+    `alpha_m`.
+    """  # noqa: D205
+    rows: dict[str, dict[str, Any]] = {}
+    for (tasks, method), group in accuracies.groupby(["tasks", "method"], sort=False):
+        row = rows.setdefault(str(tasks), {"tasks": tasks, "arity": len(group)})
+        row[f"acc_{method}"] = group["accuracy"].mean()
+        row[f"norm_acc_{method}"] = group["norm_accuracy"].mean(skipna=False)
+        row[f"worst_norm_acc_{method}"] = group["norm_accuracy"].min()
+        row[f"kept_gain_{method}"] = group["kept_gain"].mean(skipna=False)
+        row |= _intervals(group, str(method))
+        row[f"alpha_{method}"] = group["alpha"].iloc[0]
+    return pd.DataFrame(list(rows.values()))
+
+
+def _intervals(group: pd.DataFrame, method: str) -> dict[str, float]:
+    """Return the confidence intervals of a merge's means, where only part of the images was looked at."""
+    found = {}
+    for target, name in (("acc", "accuracy"), ("norm_acc", "norm_accuracy")):
+        if f"{name}_variance" in group and group[f"{name}_variance"].notna().all():
+            low, high = mean_interval(group[name].tolist(), group[f"{name}_variance"].tolist())
+            found |= {f"low_{target}_{method}": low, f"high_{target}_{method}": high}
+    return found

@@ -1,0 +1,64 @@
+"""What a penalty offers: a strength, a name, and a gradient; everything else has a default."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import Field
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mergeability.errors import UserError
+from mergeability.finetuning.objective import Step
+
+
+@runtime_checkable
+class Penalty(Protocol):
+    """A term strength · R(θ) added to the task loss.
+
+    A penalty is a frozen dataclass that inherits from this class, with fields `strength` and `name`, and defines
+    `gradients`. It holds no state: what it derives from θ0 (`constants`) lies with the module, which moves it between
+    devices and hands it back in every `Step`.
+
+    `gradients` is asked for, and not a scalar, so that a penalty can correct the gradient where R has no cheap graph.
+    A test compares it with central differences of L + strength · R for every penalty in `conf/reg`.
+
+    Attributes:
+        name: of the penalty, in logs and messages.
+        strength: λ ≥ 0; with 0 the penalty is never called, so training is plain, bit for bit.
+        second_order: whether it differentiates the loss twice, which fused attention kernels cannot do.
+    """
+
+    # So that type checkers let `dataclasses.replace` change the strength of any penalty.
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    # Read-only, as in a frozen dataclass.
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def strength(self) -> float | int: ...  # noqa: D102
+
+    @property
+    def second_order(self) -> bool:
+        """Return whether the loss is differentiated twice; by default it is not."""
+        return False
+
+    def constants(self, initial: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Compute, once before training, what depends on θ0 alone, under names without dots; by default nothing."""
+        return {}
+
+    def gradients(self, step: Step) -> tuple[tuple[Tensor, ...], Float[Tensor, ""]]:
+        """Return ∇(L + strength · R) for every parameter, and R."""
+        ...
+
+
+def check_strength(name: str, strength: float | int) -> None:
+    """Refuse a λ that is negative, infinite or not a number.
+
+    Raises:
+        UserError: it is.
+    """
+    if not (math.isfinite(strength) and strength >= 0):
+        raise UserError(
+            f"reg.lambda of {name}, or its weight in a sum, must be a finite number ≥ 0, not {strength}."
+        )

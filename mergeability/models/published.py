@@ -1,0 +1,161 @@
+"""What this package can read: plain CLIP architectures, and published weights that match their configuration."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import open_clip
+import open_clip.pretrained
+
+from mergeability.errors import UserError
+
+# `open_clip.CLIP` takes more arguments than these, but they make other models of it: a logit bias is SigLIP's.
+_PARTS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale")
+_REQUIRED = _PARTS[:3]
+_TOWERS = {"vision_cfg": open_clip.CLIPVisionCfg, "text_cfg": open_clip.CLIPTextCfg}
+# Settings, unless they are off, under which a tower is another library's, reads other tokens or returns other outputs.
+_FOREIGN = {
+    "vision_cfg": ("timm_model_name", "output_tokens"),
+    "text_cfg": ("hf_model_name", "hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs", "embed_cls"),
+}
+# How `ClipModel.resize` works.
+_RESIZING = {"interpolation": "bicubic", "resize_mode": "shortest", "mode": "RGB"}
+_SUFFIX = "-quickgelu"
+
+
+def check_plain(model: str, architecture: Any) -> None:
+    """Refuse an architecture that is no plain CLIP: open_clip's own two towers, read by its own tokenizer.
+
+    Args:
+        model: the model's name, for the message.
+        architecture: the name of an open_clip model, or its configuration.
+
+    Raises:
+        UserError: open_clip has no such architecture; parts are missing or unknown; a tower is another library's; the
+            text tower has another tokenizer; images are not square.
+    """
+    if isinstance(architecture, str):
+        if architecture not in open_clip.list_models():
+            raise UserError(
+                f"Model {model!r}: open_clip has no architecture {architecture!r}. "
+                "`open_clip.list_models()` names those it has."
+            )
+        configuration, called = open_clip.get_model_config(architecture), architecture
+    else:
+        configuration, called = architecture, "model.architecture"
+    if wrong := _not_plain(configuration):
+        raise UserError(
+            f"Model {model!r}: expected a plain CLIP, both towers and the tokenizer open_clip's own, but {called} "
+            f"{' and '.join(wrong)}. Choose an architecture such as ViT-B-16-quickgelu, or give embed_dim, vision_cfg "
+            "and text_cfg of one."
+        )
+
+
+def _not_plain(configuration: Any) -> list[str]:
+    """Return what tells a configuration from a plain CLIP's, as parts of a sentence."""
+    if not isinstance(configuration, Mapping):
+        return [f"is {configuration!r}"]
+    missing = [name for name in _REQUIRED if not configuration.get(name)]
+    sets = [name for name in configuration if name not in _PARTS]
+    for part, kind in _TOWERS.items():
+        tower = configuration.get(part) or {}
+        if not isinstance(tower, Mapping):
+            return [f"has {part}={tower!r}"]
+        known = {field.name for field in fields(kind)}
+        sets += [
+            f"{part}.{name}"
+            for name, value in tower.items()
+            if name not in known or (name in _FOREIGN[part] and value)
+        ]
+    found = [f"lacks {', '.join(missing)}"] if missing else []
+    found += [f"sets {', '.join(map(str, sets))}"] if sets else []
+    size = (configuration.get("vision_cfg") or {}).get("image_size", 224)
+    return found + ([] if isinstance(size, int) else [f"has vision_cfg.image_size={size}, not one number"])
+
+
+def check_tag(model: str, architecture: str, tag: str, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuse published weights that were trained with another activation or other preprocessing than configured.
+
+    Args:
+        model: the model's name, for the message.
+        architecture: the name of an open_clip model.
+        tag: of its published weights.
+        mean: of each colour, that images are normalised by.
+        std: their standard deviations.
+
+    Raises:
+        UserError: something differs; says what was expected, what is configured and what to set.
+    """
+    differing = _differences(architecture, tag, mean, std)
+    if not differing:
+        return
+    told = ", ".join(f"{name}={expected} (got {got})" for name, (expected, got) in differing.items())
+    raise UserError(
+        f"Model {model!r}: the weights {tag!r} of {architecture} expect {told}. "
+        f"{_advice(architecture, tag, differing, mean, std)}"
+    )
+
+
+def _differences(
+    architecture: str, tag: str, mean: Sequence[float], std: Sequence[float]
+) -> dict[str, tuple[Any, Any]]:
+    """Return what weights expect and what they would get, by the name of each setting that differs."""
+    published = open_clip.pretrained.get_pretrained_cfg(architecture, tag)
+    configuration: Mapping[str, Any] = open_clip.get_model_config(architecture) or {}
+    got: dict[str, Any] = {
+        "quick_gelu": bool(configuration.get("quick_gelu")),
+        "mean": [float(value) for value in mean],
+        "std": [float(value) for value in std],
+        "image_size": configuration["vision_cfg"].get("image_size", 224),
+        **_RESIZING,
+    }
+    expected = {
+        **got,
+        "mean": list(open_clip.OPENAI_DATASET_MEAN),
+        "std": list(open_clip.OPENAI_DATASET_STD),
+        **{name: published[name] for name in ("interpolation", "resize_mode", "mode") if published.get(name)},
+        **{name: _per_colour(published[name]) for name in ("mean", "std") if published.get(name) is not None},
+        "quick_gelu": bool(published.get("quick_gelu")),
+        "image_size": _side(published.get("size") or got["image_size"]),
+    }
+    return {name: (expected[name], got[name]) for name in got if expected[name] != got[name]}
+
+
+def _per_colour(values: float | Sequence[float]) -> list[float]:
+    return [float(values)] * 3 if isinstance(values, int | float) else [float(value) for value in values]
+
+
+def _side(size: Any) -> Any:
+    """Return the side of a square given as one number, or as (height, width) or (channels, height, width)."""
+    if isinstance(size, int):
+        return size
+    height, width = size[-2:]
+    return height if height == width else (height, width)
+
+
+def _advice(
+    architecture: str,
+    tag: str,
+    differing: Mapping[str, tuple[Any, Any]],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> str:
+    settings = [
+        f"model.{name}={differing[name][0]}".replace(" ", "") for name in ("mean", "std") if name in differing
+    ]
+    if "quick_gelu" in differing:
+        base = architecture.removesuffix(_SUFFIX)
+        other = base if architecture != base else f"{base}{_SUFFIX}"
+        has_tag = tag in open_clip.list_pretrained_tags_by_model(other)
+        settings.append(f"model.architecture={other}" if has_tag else "")
+    if not {*differing} - {"mean", "std", "quick_gelu"} and all(settings):
+        return f"Set {' '.join(settings)}."
+    # How images are resized, and their size, follow from the architecture and this package.
+    fitting = [
+        one
+        for one in open_clip.list_pretrained_tags_by_model(architecture)
+        if not _differences(architecture, one, mean, std)
+    ]
+    if fitting:
+        return f"These cannot be set: choose model.pretrained among {', '.join(fitting)}."
+    return "These cannot all be set: choose another model.architecture or another model.pretrained."

@@ -1,0 +1,77 @@
+"""The analysis of bare checkpoints: metrics of weight space, and merges that need no data."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from mergeability.context import Run
+from mergeability.errors import UserError
+from mergeability.evaluation.merges import Merge, given_alpha
+from mergeability.members import data_free
+from mergeability.metrics.measure import measure
+from mergeability.pipeline.merges import chosen_sets, merge_writer, recorded, without_value
+from mergeability.pipeline.request import Request
+from mergeability.pipeline.result import Analysis
+from mergeability.pipeline.suites import CheckpointSuite
+from mergeability.profiles.profiles import Profiles
+from mergeability.task_vectors.vectors import TaskVectors
+
+
+def analyse_checkpoints(suite: CheckpointSuite, request: Request, run: Run) -> Analysis:
+    """Measure every pair, and write the merges asked for.
+
+    Raises:
+        UserError: fewer than two models, a merge that needs data, or merges that would not be kept.
+    """
+    if len(suite.models) < 2:
+        raise UserError(f"Comparing needs at least two models; suite.models names {len(suite.models)}.")
+    sets = chosen_sets(request, tuple(map(str, suite.models)))
+    if request.merges:
+        _check_merges(request)
+    with run.clock.stage("measuring metrics"):
+        vectors = suite.load(run.store, request.profile.layout)
+        table = measure(Profiles(vectors, None, run), request.metrics, on_error=request.on_error)
+    if request.merges:
+        with run.clock.stage("merging"):
+            _merge(vectors, request, sets, run)
+    return Analysis(
+        title=f"Mergeability of {suite.name}",
+        pairs=table.reset_index(),
+        metrics=list(request.metrics),
+        missing=[
+            *without_value(table),
+            "No merge was evaluated and nothing predicted: suite=checkpoints has no images.",
+        ],
+        run=recorded(vectors, request),
+    )
+
+
+def _check_merges(request: Request) -> None:
+    demanding = [name for name, method in request.merges.items() if method.needs_data]
+    if demanding:
+        raise UserError(
+            f"{', '.join(demanding)} requires calibration images, but suite=checkpoints has none. "
+            f"Without data merge by {', '.join(data_free())}."
+        )
+    if not request.merging.keeps:
+        raise UserError(
+            "suite=checkpoints has no images to evaluate merges on: add save=true to write them, or leave out merge=."
+        )
+    if request.merging.scales.tunes(request.merges):
+        raise UserError(
+            "Tuning alpha needs validation images, but suite=checkpoints has none: give a number."
+        )
+
+
+def _merge(vectors: TaskVectors, request: Request, sets: Sequence[tuple[str, ...]], run: Run) -> None:
+    write = merge_writer(vectors, request, sets, None)
+    assert write is not None
+
+    def merge(item: tuple[tuple[str, ...], str]) -> None:
+        chosen, name = item
+        one = Merge(vectors.select(chosen), request.merges[name])
+        (alpha,) = request.merging.scales.columns(name, one.method).values()
+        assert alpha is not None
+        write(one, name, *given_alpha(alpha, one), pd.DataFrame())
+
+    run.map(merge, [(chosen, name) for chosen in sets for name in request.merges], description="merging")

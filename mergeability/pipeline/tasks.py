@@ -1,0 +1,232 @@
+"""The analysis of a suite of tasks: metrics of every pair, merges evaluated on test images, prediction."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+from torch import Tensor, nn
+
+from mergeability.context import Run
+from mergeability.data.calibration import calibration_sample
+from mergeability.data.image_cache import prepared
+from mergeability.data.inputs import Inputs
+from mergeability.data.tasks import Images, Split, Task
+from mergeability.errors import UserError
+from mergeability.evaluation.batchnorm import has_batchnorm
+from mergeability.evaluation.evaluator import Evaluator, pixel_accuracy
+from mergeability.evaluation.merges import (
+    Evaluation,
+    Outcomes,
+    Recalibration,
+    evaluate_models,
+)
+from mergeability.evaluation.outcome_tables import pair_table, set_table
+from mergeability.metrics.measure import measure
+from mergeability.pipeline.merges import chosen_sets, merge_writer, recorded, without_value
+from mergeability.pipeline.predict import (
+    FEWEST_FOR_PREDICTION,
+    PairOutcomes,
+    predict_pairs,
+    with_own_accuracies,
+)
+from mergeability.pipeline.request import Request
+from mergeability.pipeline.result import Analysis
+from mergeability.pipeline.suites import TaskSuite
+from mergeability.profiles.profiles import Profiles
+from mergeability.profiles.views import Views
+from mergeability.task_vectors.vectors import TaskVectors
+
+
+def analyse_tasks(suite: TaskSuite, request: Request, run: Run) -> Analysis:
+    """Measure, merge, evaluate and predict.
+
+    Raises:
+        UserError: too few tasks, a missing model, or images or models that do not fit together.
+    """
+    _require_tasks(suite, request)
+    sets = chosen_sets(request, tuple(suite.tasks))
+    # Models that no chosen pair has need not be there; the images of all tasks stay the pool of the activations.
+    everything, merged = (
+        _Material(suite, request, run),
+        _Material(_of_sets(suite, request, sets), request, run),
+    )
+    with run.clock.stage("loading models and images"):
+        vectors = merged.suite.load(run.store, request.profile.layout)
+        views, evaluator = everything.views(merged.heads), merged.evaluator
+    with run.clock.stage("measuring metrics"):
+        table = measure(Profiles(vectors, views, run), request.metrics, on_error=request.on_error)
+    with run.clock.stage("evaluating models"):
+        models = evaluate_models(vectors, evaluator)
+        if suite.pixel_baseline:
+            models["pixel_accuracy"] = merged.pixel_accuracies()
+    with run.clock.stage("merging and evaluating"):
+        outcomes = _evaluation(vectors, merged, models, sets).sets(request.merges, sets, run)
+    pairs = with_own_accuracies(_with_outcomes(table, request, sets, outcomes), models)
+    methods = outcomes.methods if any(len(one) == 2 for one in sets) else []
+    merged_sets = _larger_sets(outcomes)
+    predicted = predict_pairs(
+        PairOutcomes(pairs, list(request.metrics), methods, merged_sets), sets, request, run
+    )
+    return Analysis(
+        title=f"Mergeability of {suite.name}",
+        pairs=pairs,
+        metrics=list(request.metrics),
+        methods=outcomes.methods,
+        models=models,
+        alphas=_alphas(outcomes),
+        prediction=predicted.study,
+        missing=[*without_value(table), *outcomes.notes, *predicted.notes],
+        run=recorded(vectors, request),
+        sets=merged_sets,
+        accuracies=outcomes.accuracies,
+        curves=outcomes.curves,
+        fitted=predicted.fitted,
+    )
+
+
+@dataclass(frozen=True)
+class _Material:
+    """The images, heads and encoder of a suite, each read or prepared when it is first asked for."""
+
+    suite: TaskSuite
+    request: Request
+    run: Run
+
+    @cached_property
+    def encoder(self) -> nn.Module:
+        return self.suite.model.architecture_only().visual
+
+    @cached_property
+    def heads(self) -> dict[str, Tensor]:
+        return self.suite.heads()
+
+    def images(self, task: Task, split: Split) -> Images:
+        model = self.suite.model
+        return prepared(task, split, model.resize, model.image_size, self.run.store)
+
+    def split(self, split: Split) -> dict[str, Images]:
+        return {name: self.images(task, split) for name, task in self.suite.tasks.items()}
+
+    def views(self, heads: dict[str, Tensor], *, for_merging: bool = False) -> Views:
+        """Draw the calibration samples: those of the metrics, or the more numerous ones of merge methods."""
+        model, profile = self.suite.model, self.request.profile
+        samples = {
+            name: calibration_sample(
+                task,
+                profile.merge_samples if for_merging else profile.samples,
+                profile.seed,
+                held_out=self.images(task, "validation"),
+                fewer=for_merging,
+            )
+            for name, task in self.suite.tasks.items()
+        }
+        calibration = {
+            name: Inputs({"images": model.preprocess(one.images)}, one.labels)
+            for name, one in samples.items()
+        }
+        return Views(
+            encoder=self.encoder,
+            heads=heads,
+            calibration=calibration,
+            pool=profile.pool,
+            layer=profile.layer,
+            configuration=model.configuration,
+        )
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        model, merging, device = self.suite.model, self.request.merging, self.run.device
+        tunes = merging.scales.tunes(self.request.merges)
+        return Evaluator(
+            self.encoder,
+            model.preprocess,
+            {"model": model.configuration, "mean": list(model.mean), "std": list(model.std)},
+            self.heads,
+            self.split("test"),
+            self.run.store,
+            validation=self.split("validation") if tunes else {},
+            device=device,
+            precision="bfloat16" if device.startswith("cuda") else "float32",
+            subset=merging.test_images,
+            validation_subset=merging.validation_images,
+            subset_seed=merging.seed,
+        )
+
+    def pixel_accuracies(self) -> dict[str, float]:
+        """Fit logistic regression on the raw pixels of every task."""
+
+        def fit(item: tuple[str, Task]) -> tuple[str, float]:
+            name, task = item
+            train, validation = self.images(task, "train"), self.images(task, "validation")
+            return name, pixel_accuracy(train, validation, self.images(task, "test"), self.run.store)
+
+        return dict(self.run.map(fit, list(self.suite.tasks.items()), description="pixel baseline"))
+
+
+def _evaluation(
+    vectors: TaskVectors, material: _Material, models: pd.DataFrame, sets: Sequence[tuple[str, ...]]
+) -> Evaluation:
+    request, evaluator = material.request, material.evaluator
+    demanding = any(method.needs_data for method in request.merges.values())
+    renews = has_batchnorm(material.encoder)
+    views = material.views(material.heads, for_merging=True) if demanding or renews else None
+    return Evaluation(
+        vectors,
+        evaluator,
+        models,
+        request.merging.scales,
+        profiles=Profiles(vectors, views, material.run) if demanding else None,
+        recalibration=Recalibration(evaluator, views) if renews and views is not None else None,
+        save=merge_writer(vectors, request, sets, material.suite.model),
+    )
+
+
+def _require_tasks(suite: TaskSuite, request: Request) -> None:
+    count = len(suite.tasks)
+    if count < 2:
+        raise UserError(f"Merging needs at least two models; the suite has {count}.")
+    if request.merges and request.predictors and count < FEWEST_FOR_PREDICTION:
+        raise UserError(
+            f"Prediction needs at least {FEWEST_FOR_PREDICTION} tasks, the suite has {count}. "
+            "Add tasks, or leave prediction out with predictor=none."
+        )
+
+
+def _of_sets(suite: TaskSuite, request: Request, sets: Sequence[tuple[str, ...]]) -> TaskSuite:
+    """Keep the tasks of the chosen pairs; all of them where none were chosen."""
+    if request.merging.pairs is None:
+        return suite
+    named = {task for one in sets for task in one}
+    return replace(suite, tasks={name: task for name, task in suite.tasks.items() if name in named})
+
+
+def _with_outcomes(
+    table: pd.DataFrame, request: Request, sets: Sequence[tuple[str, ...]], outcomes: Outcomes
+) -> pd.DataFrame:
+    """Join the outcomes of pairs to their metrics; only the chosen pairs where some were chosen."""
+    if request.merging.pairs is not None:
+        table = table.loc[list(sets)]
+    of_pairs = outcomes.accuracies
+    if len(of_pairs):
+        of_pairs = of_pairs[of_pairs["arity"] == 2]
+    if len(of_pairs):
+        table = table.join(pair_table(of_pairs))
+    return table.reset_index()
+
+
+def _larger_sets(outcomes: Outcomes) -> pd.DataFrame:
+    accuracies = outcomes.accuracies
+    return set_table(accuracies[accuracies["arity"] > 2]) if len(accuracies) else pd.DataFrame()
+
+
+def _alphas(outcomes: Outcomes) -> dict[str, Any]:
+    """Return the scale of each method's merges; the median and the range where it was tuned merge by merge."""
+    if not len(outcomes.accuracies):
+        return {}
+    found: dict[str, Any] = {}
+    for method, values in outcomes.accuracies.groupby("method", sort=False)["alpha"]:
+        low, high = float(values.min()), float(values.max())
+        found[str(method)] = low if low == high else f"{values.median():g} ({low:g} to {high:g})"
+    return found
