@@ -5,7 +5,7 @@ version of its entries, so a new kind changes no other file: `Profiles.evidence`
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64
@@ -36,8 +36,8 @@ class ModelEntries(Protocol):
         description: of the work, for the progress.
     """
 
-    kind: str
-    description: str
+    kind: ClassVar[str]
+    description: ClassVar[str]
 
     def key(self, subject: Subject, task: str) -> dict[str, Any]:
         """Return everything that a model's entry depends on, as a JSON-able record."""

@@ -168,6 +168,8 @@ def _batched_gradients(
     of_each = vmap(grad(loss), in_dims=(None, 0, 0))
 
     def at_once(batch: Inputs) -> _Stacks:
+        # Checked before: there are labels.
+        assert batch.labels is not None
         tensors = {name: tensor.detach() for name, tensor in batch.tensors.items()}
         # The fused kernels do not keep samples apart.
         with sdpa_kernel(SDPBackend.MATH):

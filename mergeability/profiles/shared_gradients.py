@@ -66,8 +66,9 @@ class SharedGradientGrams:
         own = cache(lambda: OwnGradients().combine(subject))
 
         def find(pair: list[str]) -> dict[str, Any]:
-            key = {"pair": [identities[task] for task in pair]}
-            return subject.store.record("shared_gradient", key, lambda: _compare(subject, *pair, *own()))
+            a, b = pair
+            key = {"pair": [identities[a], identities[b]]}
+            return subject.store.record("shared_gradient", key, lambda: _compare(subject, a, b, *own()))
 
         records = subject.run.map(find, pairs, description="shared gradients")
         found = {view: np.empty((len(tasks), len(tasks), 2, 2)) for view in VIEWS}
