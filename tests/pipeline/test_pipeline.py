@@ -11,7 +11,7 @@ import torch
 
 from mergeability.data.rendered.source import Rendered
 from mergeability.evaluation import evaluator as accuracy
-from mergeability.evaluation.evaluator import Judge
+from mergeability.evaluation.evaluator import Evaluator
 from mergeability.members import members
 from mergeability.profiles import subspaces
 
@@ -185,7 +185,7 @@ def test_a_second_run_computes_nothing_and_gives_the_same_bytes(analysed, smoke_
     monkeypatch.setattr(Rendered, "load", lambda *_: pytest.fail("an image was drawn"))
     monkeypatch.setattr(torch.linalg, "svd", lambda *_, **__: pytest.fail("an SVD"))
     monkeypatch.setattr(subspaces, "decompose", lambda *_: pytest.fail("a decomposition"))
-    monkeypatch.setattr(Judge, "_swap_in", lambda *_: pytest.fail("a merge was evaluated"))
+    monkeypatch.setattr(Evaluator, "_swap_in", lambda *_: pytest.fail("a merge was evaluated"))
     monkeypatch.setattr(accuracy, "correct", lambda *_: pytest.fail("a forward pass"))
     folder = smoke_root / "runs" / "second"
     where = (f"paths.root={smoke_root}", f"hydra.run.dir={folder}", "logger=csv")
