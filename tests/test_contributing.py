@@ -17,7 +17,7 @@ TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 KINDS = {
     "A metric": ("metric", ["tests/metrics/test_metric_contract.py"]),
     "A merge method": ("merge", ["tests/merging/test_merge_contract.py"]),
-    "A penalty": ("reg", ["tests/finetuning/test_penalties.py"]),
+    "A penalty": ("reg", ["tests/finetuning/test_penalty_contract.py", "tests/finetuning/test_penalties.py"]),
     "A predictor": ("predictor", ["tests/prediction/predictors/test_leaks.py"]),
     "A task": ("task", []),
     "A model": ("model", []),
@@ -111,10 +111,10 @@ def test_an_example_passes_the_contract_of_its_kind(outcomes, kind):
     assert [name for name, passed in seen.items() if not passed] == []
     # It composes and can be instantiated, and its kind's contract was really asked.
     of_configs = [name for name in seen if "test_configs" in name]
-    assert any("composes" in name for name in of_configs)
+    assert any("resolve" in name for name in of_configs)
     assert len(of_configs) >= 2
     assert len(seen) - len(of_configs) >= FEWEST[group], sorted(seen)
-    assert all(any(Path(file).stem in name for name in seen) for file in files)
+    assert all(any(f"{Path(file).stem}::" in name for name in seen) for file in files)
 
 
 def test_the_sets_take_the_examples_in(outcomes):
