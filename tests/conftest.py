@@ -131,11 +131,8 @@ def logging_restored() -> Iterator[None]:
 
 def run_command(script: str, *arguments: str) -> Ended:
     """Run a command line in this process, where everything heavy is imported already."""
-    from mergeability.commands import sweep
-
     written = io.StringIO()
-    sweep.Ledger.jobs.clear()
-    sweep.Ledger.summary_failed, sweep.Ledger.summary_page = False, None
+    forget_jobs()
     code: int | str | None = 0
     with pytest.MonkeyPatch.context() as patch, logging_restored(), warnings.catch_warnings():
         patch.setattr(sys, "argv", [f"{script}.py", *arguments])
@@ -184,8 +181,17 @@ def _forked(function: Callable[..., None], output: Path, arguments: tuple) -> No
         function(*arguments)
 
 
+def forget_jobs() -> None:
+    """Empty the ledger of a sweep's jobs, which is one per process."""
+    from mergeability.commands import sweep
+
+    sweep.Ledger.jobs.clear()
+    sweep.Ledger.summary_failed, sweep.Ledger.summary_page = False, None
+
+
 def run_script(script: str, *arguments: str) -> None:
     """Run a command line as Python does; for a child process, since nothing is put back afterwards."""
+    forget_jobs()
     sys.argv = [f"{script}.py", *arguments]
     os.environ.pop("HYDRA_FULL_ERROR", None)
     runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")

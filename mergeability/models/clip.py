@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 
 from mergeability.errors import UserError
-from mergeability.models.published import check_plain, check_tag
+from mergeability.models.published import check_plain, check_tag, side
 from mergeability.weights.whole_clip import SUFFIXES, clip_weights
 
 # The published normalisation of OpenAI's CLIP, which every model derived from it keeps.
@@ -74,7 +74,9 @@ class ClipModel:
     @property
     def image_size(self) -> int:
         """Return the side, in pixels, of the square images the visual encoder takes."""
-        return int(self.configuration["vision_cfg"].get("image_size", 224))
+        size = self.configuration["vision_cfg"].get("image_size", 224)
+        # Checked when the model was made: a number, or an equal pair.
+        return side(size) or int(size)
 
     @property
     def context_length(self) -> int:

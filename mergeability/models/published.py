@@ -7,6 +7,7 @@ from typing import Any
 import open_clip
 import open_clip.pretrained
 
+from mergeability.checks import is_count
 from mergeability.errors import UserError
 
 # `open_clip.CLIP` takes more arguments than these, but they make other models of it: a logit bias is SigLIP's.
@@ -70,7 +71,14 @@ def _not_plain(configuration: Any) -> list[str]:
     found = [f"lacks {', '.join(missing)}"] if missing else []
     found += [f"sets {', '.join(map(str, sets))}"] if sets else []
     size = (configuration.get("vision_cfg") or {}).get("image_size", 224)
-    return found + ([] if isinstance(size, int) else [f"has vision_cfg.image_size={size}, not one number"])
+    return found + ([] if side(size) else [f"has vision_cfg.image_size={size}, not one number"])
+
+
+def side(size: Any) -> int | None:
+    """Return the side of square images from a number or an equal pair of numbers; None for anything else."""
+    if isinstance(size, list | tuple) and len(size) == 2 and size[0] == size[1]:
+        size = size[0]
+    return size if is_count(size, least=1) else None
 
 
 def check_tag(model: str, architecture: str, tag: str, mean: Sequence[float], std: Sequence[float]) -> None:

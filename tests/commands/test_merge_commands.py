@@ -194,7 +194,7 @@ def test_an_evaluated_merge_is_saved_with_its_accuracies_and_loads_in_transforme
 
 def test_methods_that_need_data_name_those_that_do_not(bare):
     ended, folder = bare("merge=[fisher,ties]", "save=true")
-    refused(ended, "fisher needs calibration images, which suite=checkpoints has not", "average, ta, ties")
+    refused(ended, "fisher requires calibration images, but suite=checkpoints has none", "average, ta, ties")
     assert not (folder / "merged").exists()
 
 

@@ -11,6 +11,7 @@ from open_clip import pretrained as tables
 
 from mergeability.errors import UserError
 from mergeability.models.clip import ClipModel
+from mergeability.models.published import side
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 # Families by name: towers of timm or Hugging Face, captioning models, sigmoid losses, and other tokenizers.
@@ -57,6 +58,7 @@ def test_both_kinds_of_architecture_are_there():
         ({"vision_cfg.output_tokens": True}, "sets vision_cfg.output_tokens"),
         ({"vision_cfg.patchsize": 16}, "sets vision_cfg.patchsize"),
         ({"vision_cfg.image_size": [32, 48]}, r"has vision_cfg.image_size=[32, 48], not one number"),
+        ({"vision_cfg.image_size": 0}, "has vision_cfg.image_size=0, not one number"),
         ({"text_cfg.hf_model_name": "roberta-base"}, "sets text_cfg.hf_model_name"),
         ({"text_cfg.hf_tokenizer_name": "bert-base-uncased"}, "sets text_cfg.hf_tokenizer_name"),
         ({"text_cfg.embed_cls": True}, "sets text_cfg.embed_cls"),
@@ -168,3 +170,20 @@ def test_another_mean_than_the_weights_is_refused_and_none_without_weights():
     ):
         model("ViT-B-16-quickgelu", "openai", mean=[0.5, 0.5, 0.5])
     assert model("ViT-B-16-quickgelu", mean=[0.5, 0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (224, 224),
+        ([24, 24], 24),
+        ((24, 24), 24),
+        ([24, 32], None),
+        (0, None),
+        (True, None),
+        ("224", None),
+        ([24], None),
+    ],
+)
+def test_images_are_squares_of_one_side(size, expected):
+    assert side(size) == expected

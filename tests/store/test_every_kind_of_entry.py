@@ -77,8 +77,10 @@ def kinds_in_the_source() -> set[str]:
     asked = (
         r"(?:store|notes)\.(?:arrays|ensure|ensure_written|record)\(\s*\"(\w+)\"|self\._ensure\(\s*\"(\w+)\""
     )
+    declared = r"kind: ClassVar\[str\] = \"(\w+)\""
     text = "\n".join(path.read_text() for path in (ROOT / "mergeability").rglob("*.py"))
-    return {kind for pair in re.findall(asked, text) for kind in pair if kind}
+    kinds = {kind for pair in re.findall(asked, text) for kind in pair if kind}
+    return kinds | set(re.findall(declared, text))
 
 
 def new_process() -> None:
