@@ -1,8 +1,8 @@
 """How many threads PyTorch computes with: as many as there are idle cores, decided before torch is imported.
 
-OpenMP's threads wait for each other by spinning. Where another program holds a core, the thread that runs burns its own
-core while the other one waits for its turn, thousands of times a second. One thread takes its share of the machine and no
-more: `docs/decisions/0017-threads.md` has the measurements.
+OpenMP's threads wait for each other by spinning. Where another program holds a core, the thread that runs burns its
+own core while the other one waits for its turn, thousands of times a second. One thread takes its share of the machine
+and no more: `docs/decisions/0017-threads.md` has the measurements.
 """
 
 import logging
