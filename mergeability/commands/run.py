@@ -56,7 +56,7 @@ def prepare() -> None:
 
 
 def _raised_by_hydra(error: BaseException) -> bool:
-    """Say whether Hydra itself refused something, such as `predictor=null`, rather than a job."""
+    """Return whether Hydra itself refused something, such as `predictor=null`, rather than a job."""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next

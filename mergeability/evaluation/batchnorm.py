@@ -22,7 +22,7 @@ class _ReachedError(Exception):
 
 
 def has_batchnorm(encoder: nn.Module) -> bool:
-    """Say whether an encoder has batch norms with running statistics."""
+    """Return whether an encoder has batch norms with running statistics."""
     return bool(_norms(encoder))
 
 

@@ -16,52 +16,6 @@ from mergeability.errors import UserError
 _DEVIATIONS = 1.959963984540054
 
 
-def accuracy_interval(correct: int, images: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of an accuracy: Wilson's score interval, within [0, 1].
-
-    With p = correct/N and z = 1.96: (p + z²/2N ± z·√(p(1 − p)/N + z²/4N²))/(1 + z²/N).
-
-    Args:
-        correct: how many images were classified right.
-        images: how many were looked at, N.
-
-    Raises:
-        UserError: there are no images, or not 0 ≤ correct ≤ images.
-
-    Paper: Wilson 1927, Probable inference, the law of succession, and statistical inference.
-    """
-    if images < 1 or not 0 <= correct <= images:
-        raise UserError(f"Expected 0 <= correct <= images and an image at least, got {correct} of {images}.")
-    share, square = correct / images, _DEVIATIONS**2
-    middle = (share + square / (2 * images)) / (1 + square / images)
-    margin = _DEVIATIONS * math.sqrt(share * (1 - share) / images + square / (4 * images**2))
-    margin /= 1 + square / images
-    # Exactly 0 and 1 there, but for rounding.
-    low = 0.0 if correct == 0 else middle - margin
-    high = 1.0 if correct == images else middle + margin
-    return low, high
-
-
-def ratio_interval(merged: Bool[np.ndarray, " N"], tuned: Bool[np.ndarray, " N"]) -> tuple[float, float]:
-    """Return the 95 % confidence interval of the normalised accuracy r = Σx/Σy on the same images, from 0 on.
-
-    r ± 1.96·√(Var r), cut off at 0, with the variance of `ratio_variance`. (NaN, NaN) where the second model is
-    never right.
-
-    Args:
-        merged: of each image, whether the merged model is right, x.
-        tuned: and whether the task's own model is, y.
-
-    Raises:
-        UserError: the two are not of the same images: their numbers differ, or there are none.
-    """
-    variance = ratio_variance(merged, tuned)
-    if math.isnan(variance):
-        return math.nan, math.nan
-    low, high = mean_interval([float(merged.sum() / tuned.sum())], [variance])
-    return max(low, 0.0), high
-
-
 def accuracy_variance(hits: Bool[np.ndarray, " N"]) -> float:
     """Estimate the variance of the share of images that are right: p̃(1 − p̃)/(N + 4).
 

@@ -8,7 +8,7 @@ from mergeability.evaluation.intervals import mean_interval
 
 
 def pair_table(accuracies: pd.DataFrame) -> pd.DataFrame:
-    """Arrange the outcomes of pairs as one row a pair.
+    """Arrange the outcomes of pairs as one row per pair.
 
     Columns, for each method m: `acc_m` and `norm_acc_m` (merged accuracy over the fine-tuned model's own), the
     means over the pair's two tasks; `kept_gain_m`, the mean of (merged − base)/(fine-tuned − base), how much of
@@ -35,7 +35,7 @@ def pair_table(accuracies: pd.DataFrame) -> pd.DataFrame:
 
 
 def set_table(accuracies: pd.DataFrame) -> pd.DataFrame:
-    """Arrange outcomes as one row a set: `tasks`, `arity`, and for each method m the means over its tasks
+    """Arrange outcomes as one row per set: `tasks`, `arity`, and for each method m the means over its tasks
     `acc_m`, `norm_acc_m` and `kept_gain_m`, the normalised accuracy of its worst task `worst_norm_acc_m`, and
     `alpha_m`.
     """  # noqa: D205

@@ -52,7 +52,7 @@ class ScaleChoice:
         return {name: "own"} if self.alpha is None else {name: float(self.alpha)}
 
     def tunes(self, methods: Mapping[str, MergeMethod]) -> bool:
-        """Say whether any of the methods needs validation images."""
+        """Return whether any of the methods needs validation images."""
         return any(None in self.columns(name, method).values() for name, method in methods.items())
 
     def notes(self, methods: Mapping[str, MergeMethod], sets: Sequence[TaskVectors]) -> list[str]:

@@ -63,7 +63,7 @@ def import_checkpoint(
             tensors in it. A text tower beside it is left out.
         folder: where the model goes.
         model: the architecture it must be.
-        task: what it was fine-tuned on: makes the zero-shot head.
+        task: what it was fine-tuned on: makes the zero-shot head, with the base's text tower.
         base_folder: the base it was fine-tuned from; a projection that is missing is this one's.
         export: "hf" writes Hugging Face's names and their two configuration files.
         evaluate: whether to measure the test accuracy of the model and of the base; needs the task's images.
@@ -74,13 +74,18 @@ def import_checkpoint(
         record: settings for the card.
 
     Raises:
-        UserError: evaluation without a task; the file cannot be found or read or holds more than tensors; names are
+        UserError: evaluation without a task, or a task without a base; the file cannot be found or read or holds more than tensors; names are
             left over or missing, or of other shapes (lists them); it is not from this base.
     """
     if evaluate and task is None:
         raise UserError(
             "evaluate=True measures the accuracy on a task's test images, but no task is given. Give a task, or leave "
             "out evaluate."
+        )
+    if task is not None and base_folder is None:
+        raise UserError(
+            f"The zero-shot head of '{task.name}' is made by the base's text tower, but no base is given. Give the "
+            "base that the model was fine-tuned from, or leave out the task."
         )
     folder, path = Path(folder), find_weights(source)
     tensors = read_tensors(path)

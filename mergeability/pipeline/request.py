@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mergeability.checks import is_count
 from mergeability.errors import UserError
@@ -12,6 +11,7 @@ from mergeability.evaluation.scales import GRID, ScaleChoice
 from mergeability.merging.method import MergeMethod
 from mergeability.metrics.catalogue import Metric
 from mergeability.pipeline.suites import CheckpointSuite, Layout, TableSuite, TaskSuite
+from mergeability.prediction.predictors.base import Predictor
 from mergeability.prediction.scorer import MARGIN
 from mergeability.prediction.study import StudySettings
 
@@ -130,7 +130,7 @@ class Request:
     suite: TaskSuite | CheckpointSuite | TableSuite
     metrics: Mapping[str, Metric]
     merges: Mapping[str, MergeMethod] = field(default_factory=dict)
-    predictors: Mapping[str, Any] = field(default_factory=dict)
+    predictors: Mapping[str, Predictor] = field(default_factory=dict)
     prediction: StudySettings = field(default_factory=StudySettings)
     fitted: str | None = None
     margin: float | int = MARGIN

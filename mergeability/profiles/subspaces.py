@@ -161,7 +161,7 @@ def _determined(squares: Float64[np.ndarray, " r"], rows: int, k: int) -> dict[s
 
 
 def _gap(squares: Float64[np.ndarray, " r"], rows: int, after: int) -> bool:
-    """Say whether a gap follows the first so many singular values; zeros follow the last one."""
+    """Return whether a gap follows the first so many singular values; zeros follow the last one."""
     following = squares[after] if after < len(squares) else 0.0
     smallest = max(rows, len(squares)) * np.finfo(np.float64).eps * squares[0]
     return bool(squares[after - 1] - following > smallest)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,6 +16,10 @@ from mergeability.weights.checkpoints import Checkpoint
 
 # (task, tensor, delta) → the delta to use instead
 Transform = Callable[[str, str, Tensor], Tensor]
+
+
+# What follows from the models and from how their tensors are cut, and is computed once.
+_DERIVED = ("names", "buffers", "matrices", "layout", "tied")
 
 
 class Deltas(Mapping[str, Tensor]):
@@ -48,12 +53,12 @@ class Deltas(Mapping[str, Tensor]):
         # (hash, parameter) → delta, where all of them are small enough to stay in memory
         self._kept: dict[tuple[str, str], Tensor] | None = {} if size <= keep_below else None
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Floating-point parameters, sorted; integer tensors and running statistics are left out."""
         return tuple(sorted(name for name in self.parameters if not is_running_statistic(name)))
 
-    @property
+    @cached_property
     def buffers(self) -> tuple[str, ...]:
         """Floating-point running statistics of batch norms, sorted."""
         return tuple(sorted(name for name in self.parameters if is_running_statistic(name)))
@@ -63,7 +68,7 @@ class Deltas(Mapping[str, Tensor]):
         """Parameter (and buffer) name → shape."""
         return {name: one.shape for name, one in self.parameters.items()}
 
-    @property
+    @cached_property
     def matrices(self) -> tuple[str, ...]:
         """The names of the 2-D parameters, sorted; those without elements are left out."""
         return tuple(
@@ -72,7 +77,7 @@ class Deltas(Mapping[str, Tensor]):
             if len(self.parameters[name].shape) == 2 and self.parameters[name].size
         )
 
-    @property
+    @cached_property
     def layout(self) -> str | None:
         """A digest of how the checkpoints' tensors are cut into parameters; None where they are not cut."""
         return layout_digest(self.parameters, self._base.shapes)
@@ -181,6 +186,11 @@ class Deltas(Mapping[str, Tensor]):
         plain._transform = None
         return plain
 
+    def _forget_derived(self) -> None:
+        """Let a copy be given other models or parameters."""
+        for name in _DERIVED:
+            self.__dict__.pop(name, None)
+
     def _part(self, checkpoint: Checkpoint, name: str) -> Tensor:
         parameter = self.parameters[name]
         tensor = checkpoint.tensor(parameter.tensor)
@@ -211,6 +221,7 @@ class Deltas(Mapping[str, Tensor]):
         """Transform the checkpoints' whole tensor, then cut: the same numbers in every layout."""
         parameter = self.parameters[name]
         plain = self.untransformed()
+        plain._forget_derived()
         shape = tuple(self._base.shapes[parameter.tensor])
         plain.parameters = {parameter.tensor: Parameter(parameter.tensor, 0, shape)}
         if shape != parameter.shape and self._kept is not None:

@@ -222,8 +222,7 @@ class TaskVectors(Deltas):
 
     def _copy(self) -> "TaskVectors":
         copied = copy.copy(self)
-        # Ties depend on the models and on how their tensors are cut.
-        copied.__dict__.pop("tied", None)
+        copied._forget_derived()
         return copied
 
 

@@ -378,6 +378,17 @@ def test_accuracy_without_a_task_is_refused(command, tmp_path, untrained):
     assert not (tmp_path / "f").exists()
 
 
+def test_a_task_without_a_base_is_refused_since_its_head_would_be_of_a_random_text_tower(
+    command, tmp_path, untrained
+):
+    *_, state = untrained
+    ended = import_untrained(command, tmp_path, state, "task=digits", "base=null")
+    assert ended.code == 1
+    assert "head of 'digits'" in ended.output
+    assert "no base is given" in ended.output
+    assert not list((tmp_path / "outputs").rglob("head.safetensors"))
+
+
 def test_an_import_is_done_once_and_a_changed_source_is_noticed(command, outputs, tmp_path, clip_state):
     checkpoints.save(tmp_path / "m.safetensors", clip_state)
     for said in ("Imported", "Already finished"):

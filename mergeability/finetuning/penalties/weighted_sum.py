@@ -50,7 +50,7 @@ class WeightedSum(Penalty):
 
     @property
     def second_order(self) -> bool:
-        """Say whether any term differentiates the loss twice."""
+        """Return whether any term differentiates the loss twice."""
         return any(term.second_order for term in self._used.values())
 
     def constants(self, initial: Sequence[Tensor]) -> dict[str, Tensor]:
