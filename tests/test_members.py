@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 
 from mergeability import members
 from mergeability.errors import UserError
@@ -33,6 +34,15 @@ def test_members_are_the_files_with_a_target_in_the_order_of_tables(conf):
     assert list(found) == ["average", "ta", "breadcrumbs", "fisher", "regmean", "median", "zebra"]
     assert found["median"] == {"_target_": "a.B", "alpha": 1.0}
     assert members.fixed_set("merge", "paper") == ("average", "ta")
+
+
+@pytest.mark.parametrize("number", ["1e-3", "1E5", "-2e+4", "1.5e-3", "1.", "7", "1e", "e5", "1e-3x", "'1e-3'"])
+def test_a_number_is_what_hydra_reads_it_as(conf, number):
+    text = f"_target_: a.B\noption: {number}\n"
+    write(conf / "merge", paper="defaults: []\n", median=text)
+    option = members.members("merge")["median"]["option"]
+    expected = OmegaConf.create(text).option
+    assert (option, type(option)) == (expected, type(expected))
 
 
 def test_a_group_without_published_order_is_sorted_by_name(conf):

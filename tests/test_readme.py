@@ -38,7 +38,7 @@ ABLATIONS = {
 
 
 # The study of all thirteen predictors is run on these models by tests/pipeline/test_pipeline.py, and here in the slow tier.
-QUICK = ["prediction.permutations=9", "prediction.seeds=0"]
+QUICK = ["prediction.permutations=9", "prediction.seeds=0", "prediction.ablation=false"]
 FEW_PREDICTORS = "predictor=[mean,additive,ridge]"
 
 

@@ -71,9 +71,13 @@ def composed(primary: str, *overrides: str) -> DictConfig:
     return found
 
 
+# The smallest suite, where a test is not about suites: the classes of twenty tasks take most of a composition's time.
+SMALL = "suite=smoke"
+
+
 def together(group: str) -> DictConfig:
     """Compose every member of a group that is no set, in one configuration."""
-    return composed("analyze", f"{group}=[{','.join(members(group))}]")
+    return composed("analyze", f"{group}=[{','.join(members(group))}]", SMALL)
 
 
 def without_runtime(node: DictConfig) -> DictConfig:
@@ -142,7 +146,8 @@ def test_every_member_composes_with_everything_resolved(group, name):
         primaries = ["analyze"]
     for primary in primaries:
         choice = f"+{group}={name}" if group == "experiment" else f"{group}={name}"
-        needed = NEEDED.get(name, []) if group in ("suite", "experiment") else []
+        of_suites = primary == "train" or group in ("suite", "experiment")
+        needed = NEEDED.get(name, []) if of_suites else [SMALL]
         if group == "run" and name in ("pretrain", "import"):
             continue  # Composed by experiment=pretrain_mini and experiment=import.
         cfg = composed(primary, choice.removeprefix("+"), *needed)
@@ -347,7 +352,7 @@ def test_a_derived_set_keeps_the_published_order_and_adds_what_is_new(group, nam
     assert set(new) <= set(members(group)) - known
     # No file shadows it, and Hydra composes exactly these members, each under its own name.
     assert not (CONF / group / f"{name}.yaml").exists()
-    assert list(composed("analyze", f"{group}={name}")[group]) == found
+    assert list(composed("analyze", f"{group}={name}", SMALL)[group]) == found
 
 
 @pytest.mark.parametrize("group", ["merge", "metric", "predictor"])
@@ -359,15 +364,15 @@ def test_every_member_is_in_the_sets_it_belongs_to(group):
 
 def test_fixed_sets_are_the_published_ones():
     for group, name in (("metric", "paper"), ("metric", "minimal"), ("merge", "paper")):
-        assert list(composed("analyze", f"{group}={name}")[group]) == PUBLISHED["sets"][group][name]
+        assert list(composed("analyze", f"{group}={name}", SMALL)[group]) == PUBLISHED["sets"][group][name]
 
 
 def test_the_metric_sets_have_their_sizes():
     sets = derived_sets()["metric"]
-    assert len(composed("analyze", "metric=paper").metric) == 28
-    assert len(composed("analyze", "metric=minimal").metric) == 25
+    assert len(composed("analyze", "metric=paper", SMALL).metric) == 28
+    assert len(composed("analyze", "metric=minimal", SMALL).metric) == 25
     both = [*sets["all"], *sets["shared"]]
-    assert list(composed("analyze", "metric=[all,shared]").metric) == both
+    assert list(composed("analyze", "metric=[all,shared]", SMALL).metric) == both
     bare = ["suite=checkpoints", *NEEDED["checkpoints"]]
     assert list(composed("analyze", *bare).metric) == sets["weights"]
     more = [*sets["weights"], "sign_conflict"]
@@ -376,7 +381,7 @@ def test_the_metric_sets_have_their_sizes():
 
 def test_members_combine_and_their_options_can_be_set():
     cfg = composed(
-        "analyze", "merge=[ties,ta]", "merge.ties.scope=tensor", "metric=[stable_rank,subspace_overlap]"
+        "analyze", "merge=[ties,ta]", "merge.ties.scope=tensor", "metric=[stable_rank,subspace_overlap]", SMALL
     )
     assert list(cfg.merge) == ["ties", "ta"]
     assert cfg.merge.ties.scope == "tensor"

@@ -25,6 +25,7 @@ KNOWN_PREDICTORS = {
 }  # fmt: skip
 # Of the study, what takes long is done less often.
 QUICK = ("prediction.permutations=9", "prediction.seeds=0")
+WHOLE = (*QUICK, "predictor.trees.trees=5")
 CLOSED_FORMS = {"mean", "additive", "dyadic", "ols", "ridge"}
 RECORD_FIELDS = {
     "method", "predictor", "protocol", "situation", "target", "r_mean", "r_std", "rho_mean", "train_r_mean",
@@ -37,7 +38,7 @@ RECORD_FIELDS = {
 def analysed(smoke_root, command) -> Path:
     folder = smoke_root / "runs" / "first"
     where = (f"paths.root={smoke_root}", f"hydra.run.dir={folder}", "logger=csv")
-    ended = command("analyze", "suite=smoke", "model=clip_mini", "merge=paper", *QUICK, *where)
+    ended = command("analyze", "suite=smoke", "model=clip_mini", "merge=paper", *WHOLE, *where)
     assert ended.code == 0, ended.output
     (folder / "output.txt").write_text(ended.output)
     return folder
@@ -189,7 +190,7 @@ def test_a_second_run_computes_nothing_and_gives_the_same_bytes(analysed, smoke_
     monkeypatch.setattr(accuracy, "correct", lambda *_: pytest.fail("a forward pass"))
     folder = smoke_root / "runs" / "second"
     where = (f"paths.root={smoke_root}", f"hydra.run.dir={folder}", "logger=csv")
-    ended = command("analyze", "suite=smoke", "merge=paper", *QUICK, *where)
+    ended = command("analyze", "suite=smoke", "merge=paper", *WHOLE, *where)
     assert ended.code == 0, ended.output
     run = json.loads((folder / "run.json").read_text())
     assert run["computed"] == {}
@@ -201,7 +202,7 @@ def test_a_second_run_computes_nothing_and_gives_the_same_bytes(analysed, smoke_
 def test_a_sweep_over_methods_writes_one_summary(analysed, smoke_root, command):
     sweep = smoke_root / "runs" / "sweep"
     where = (f"paths.root={smoke_root}", f"hydra.sweep.dir={sweep}", "logger=csv")
-    few = ("predictor=[additive,ridge]", *QUICK)
+    few = ("predictor=[additive,ridge]", "prediction.ablation=false", *QUICK)
     ended = command("analyze", "-m", "suite=smoke", "model=clip_mini", "merge=ties,ta", *few, *where)
     assert ended.code == 0, ended.output
     assert f"Summary of the sweep: {sweep / 'summary.html'}" in ended.output

@@ -27,6 +27,9 @@ from mergeability.prediction.validation.scores import (
 )
 from mergeability.progress import Progress, no_progress
 
+# Column → one value per row.
+Columns = dict[str, np.ndarray]
+
 DEFAULT_PROTOCOLS: tuple[SplitProtocol, ...] = (LeaveOneTaskOut(), LeaveTwoTasksOut())
 
 NO_OUTCOMES = "The table has no outcomes, so nothing was predicted."
@@ -149,11 +152,16 @@ def _evaluate_one(
     by_outcome: dict[tuple[str, str], list[tuple[Fold, Predictor]]] = {}
     for fold, model in zip(folds, fit_folds(predictor, folds), strict=True):
         by_outcome.setdefault((fold.method, fold.target), []).append((fold, model))
-    scored = _combine(
-        [_score(name, traits(predictor).inputs, protocol, pairs) for pairs in by_outcome.values()], []
+    scored = [_score(name, traits(predictor).inputs, protocol, fits) for fits in by_outcome.values()]
+    # One frame for all outcomes: to make one for each takes longer than all the scores.
+    of_folds = _stacked([one.folds for one in scored], _FOLD_COLUMNS)
+    return PredictionResult(
+        [one.record for one in scored],
+        of_folds,
+        _stacked([one.predictions for one in scored], _PREDICTION_COLUMNS),
+        _stacked([one.coefficients for one in scored], _COEFFICIENT_COLUMNS),
+        [] if protocol.many else _undefined_notes(name, of_folds),
     )
-    notes = [] if protocol.many else _undefined_notes(name, scored.folds)
-    return PredictionResult(scored.records, scored.folds, scored.predictions, scored.coefficients, notes)
 
 
 def _undefined_notes(name: str, folds: pd.DataFrame) -> list[str]:
@@ -171,9 +179,19 @@ def _undefined_notes(name: str, folds: pd.DataFrame) -> list[str]:
     ]
 
 
+@dataclass(frozen=True)
+class _Scored:
+    """One predictor's scores for one method and target: its record, and columns of the frames."""
+
+    record: dict[str, Any]
+    folds: Columns
+    predictions: Columns
+    coefficients: Columns
+
+
 def _score(
     name: str, inputs: str, protocol: SplitProtocol, fits: Sequence[tuple[Fold, Predictor]]
-) -> PredictionResult:
+) -> _Scored:
     """Score one predictor's folds of one method and target."""
     first = fits[0][0]
     own = {"protocol": protocol.name, "method": first.method, "target": first.target, "predictor": name}
@@ -185,15 +203,26 @@ def _score(
         weights = getattr(model, "coef_", None)
         if weights is not None and not protocol.many:
             coefficients.append((fold.split.label, np.ravel(weights)))
-    columns = {key: np.concatenate([row[key] for row in predicted_rows]) for key in predicted_rows[0]}
-    predictions = pd.DataFrame({**own, **columns})[_PREDICTION_COLUMNS]
-    folds = pd.DataFrame(fold_rows).assign(**own)[_FOLD_COLUMNS]
-    return PredictionResult(
-        [_record(own, protocol, len(first.outcome), folds, predictions)],
-        folds,
-        predictions,
-        _coefficient_frame(own, first.feature_names(inputs), coefficients),
+    folds = {key: np.array([row[key] for row in fold_rows]) for key in fold_rows[0]}
+    predictions = {key: np.concatenate([row[key] for row in predicted_rows]) for key in predicted_rows[0]}
+    return _Scored(
+        _record(own, protocol, len(first.outcome), folds, predictions),
+        _labelled(own, folds),
+        _labelled(own, predictions),
+        _labelled(own, _coefficient_columns(first.feature_names(inputs), coefficients)),
     )
+
+
+def _labelled(own: Mapping[str, str], columns: Columns) -> Columns:
+    """Put what all rows have in common beside their columns."""
+    count = len(next(iter(columns.values())))
+    return {**{key: np.full(count, value, dtype=object) for key, value in own.items()}, **columns}
+
+
+def _stacked(parts: Sequence[Columns], names: Sequence[str]) -> pd.DataFrame:
+    """Put the columns of all outcomes below each other; an empty frame where there is no row."""
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
+    return pd.DataFrame(columns) if len(columns[names[0]]) else pd.DataFrame(columns=list(names))
 
 
 def _fold_scores(fold: Fold, predicted: np.ndarray) -> dict[str, Any]:
@@ -222,29 +251,31 @@ def _validated_pairs(fold: Fold, predicted: np.ndarray) -> dict[str, np.ndarray]
     }
 
 
-def _coefficient_frame(
-    own: Mapping[str, str], names: Sequence[str], coefficients: Sequence[tuple[str, np.ndarray]]
-) -> pd.DataFrame:
+def _coefficient_columns(
+    names: Sequence[str], coefficients: Sequence[tuple[str, np.ndarray]]
+) -> Columns:
     if not coefficients:
-        return pd.DataFrame(columns=_COEFFICIENT_COLUMNS)
-    labels = np.repeat(np.array([label for label, _ in coefficients], dtype=object), len(names))
-    values = np.concatenate([values for _, values in coefficients])
-    columns = {"held_out": labels, "metric": list(names) * len(coefficients), "coefficient": values}
-    return pd.DataFrame({**own, **columns})[_COEFFICIENT_COLUMNS]
+        return {name: np.empty(0, dtype=object) for name in ("held_out", "metric", "coefficient")}
+    labels = np.array([label for label, _ in coefficients], dtype=object)
+    return {
+        "held_out": np.repeat(labels, len(names)),
+        "metric": np.array(list(names) * len(coefficients), dtype=object),
+        "coefficient": np.concatenate([values for _, values in coefficients]),
+    }
 
 
 def _record(
     own: Mapping[str, str],
     protocol: SplitProtocol,
     n_pairs: int,
-    folds: pd.DataFrame,
-    predictions: pd.DataFrame,
+    folds: Columns,
+    predictions: Columns,
 ) -> dict[str, Any]:
     measured, predicted, training_mean = (
-        predictions[column].to_numpy() for column in ("measured", "predicted", "training_mean")
+        predictions[column] for column in ("measured", "predicted", "training_mean")
     )
-    r_mean, r_std = mean_and_std(folds["r"].to_numpy())
-    ends = predictions[["task_a", "task_b"]].to_numpy(dtype=object)
+    r_mean, r_std = mean_and_std(folds["r"])
+    ends = np.stack([predictions["task_a"], predictions["task_b"]], axis=1)
     low, high = interval_over_tasks(predicted, measured, ends)
     beyond, measured_beyond = predicted - training_mean, measured - training_mean
     if beyond.std() < _LEAST_SPREAD * measured_beyond.std():
@@ -253,8 +284,8 @@ def _record(
     scores = {
         "r_mean": r_mean,
         "r_std": r_std,
-        "rho_mean": mean_and_std(folds["rho"].to_numpy())[0],
-        "train_r_mean": mean_and_std(folds["train_r"].to_numpy())[0],
+        "rho_mean": mean_and_std(folds["rho"])[0],
+        "train_r_mean": mean_and_std(folds["train_r"])[0],
         "pooled_r": pearson_r(predicted, measured),
         "pooled_r_low": low,
         "pooled_r_high": high,
@@ -271,9 +302,9 @@ def _record(
         "situation": protocol.situation,
         "target": own["target"],
         **{name: None if math.isnan(value) else value for name, value in scores.items()},
-        "n_folds": len(folds),
+        "n_folds": len(folds["r"]),
         "n_pairs": n_pairs,
-        "n_undefined": int(folds["r"].isna().sum()),
+        "n_undefined": int(np.isnan(folds["r"]).sum()),
     }
 
 
