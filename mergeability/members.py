@@ -26,7 +26,9 @@ class _Loader(_Base):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
 )
 # The members of version 0.1.0 beyond the set `paper`, which come right after it: the order of columns in tables is part
 # of what is published. Later members follow, sorted by name, so nothing is to be added here.

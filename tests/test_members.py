@@ -36,7 +36,9 @@ def test_members_are_the_files_with_a_target_in_the_order_of_tables(conf):
     assert members.fixed_set("merge", "paper") == ("average", "ta")
 
 
-@pytest.mark.parametrize("number", ["1e-3", "1E5", "-2e+4", "1.5e-3", "1.", "7", "1e", "e5", "1e-3x", "'1e-3'"])
+@pytest.mark.parametrize(
+    "number", ["1e-3", "1E5", "-2e+4", "1.5e-3", "1.", "7", "1e", "e5", "1e-3x", "'1e-3'"]
+)
 def test_a_number_is_what_hydra_reads_it_as(conf, number):
     text = f"_target_: a.B\noption: {number}\n"
     write(conf / "merge", paper="defaults: []\n", median=text)

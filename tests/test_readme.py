@@ -30,6 +30,8 @@ SMALL = {
 
 # Hours of an ablation, cut to one job or two.
 FEW = ["suite=smoke", "reg=l2_to_init", "merge=average", "metric=[task_vector_l2_distance]", "predictor=none"]
+# Two models for each setting, and not four.
+FEW += ["pairs=[[digits,letters]]"]
 ABLATIONS = {
     "experiment=regularisation": [*FEW, "seed=0", "reg.lambda=0,0.1"],
     "experiment=regularisation_sweep": [*FEW, "hydra.sweeper.n_trials=1"],

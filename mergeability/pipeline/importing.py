@@ -74,8 +74,8 @@ def import_checkpoint(
         record: settings for the card.
 
     Raises:
-        UserError: evaluation without a task, or a task without a base; the file cannot be found or read or holds more than tensors; names are
-            left over or missing, or of other shapes (lists them); it is not from this base.
+        UserError: evaluation without a task, or a task without a base; the file cannot be found or read or holds more
+            than tensors; names are left over or missing, or of other shapes (lists them); it is not from this base.
     """
     if evaluate and task is None:
         raise UserError(

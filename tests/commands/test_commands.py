@@ -273,7 +273,7 @@ def test_ctrl_c_ends_with_130_and_a_second_start_continues(smoke_root, command_p
         shutil.copytree(smoke_root / part, tmp_path / part)
     arguments = (
         "train", "task=digits", "task.source.train=256", "task.source.validation=32",
-        "task.source.test=64", "training.epochs=12", f"paths.root={tmp_path}", "logger=csv", "progress=null",
+        "task.source.test=64", "training.epochs=6", f"paths.root={tmp_path}", "logger=csv", "progress=null",
     )  # fmt: skip
     folder = tmp_path / "checkpoints/clip_mini/none-0/seed-0/digits"
     first, second = tmp_path / "first.txt", tmp_path / "second.txt"

@@ -381,7 +381,11 @@ def test_the_metric_sets_have_their_sizes():
 
 def test_members_combine_and_their_options_can_be_set():
     cfg = composed(
-        "analyze", "merge=[ties,ta]", "merge.ties.scope=tensor", "metric=[stable_rank,subspace_overlap]", SMALL
+        "analyze",
+        "merge=[ties,ta]",
+        "merge.ties.scope=tensor",
+        "metric=[stable_rank,subspace_overlap]",
+        SMALL,
     )
     assert list(cfg.merge) == ["ties", "ta"]
     assert cfg.merge.ties.scope == "tensor"

@@ -251,9 +251,7 @@ def _validated_pairs(fold: Fold, predicted: np.ndarray) -> dict[str, np.ndarray]
     }
 
 
-def _coefficient_columns(
-    names: Sequence[str], coefficients: Sequence[tuple[str, np.ndarray]]
-) -> Columns:
+def _coefficient_columns(names: Sequence[str], coefficients: Sequence[tuple[str, np.ndarray]]) -> Columns:
     if not coefficients:
         return {name: np.empty(0, dtype=object) for name in ("held_out", "metric", "coefficient")}
     labels = np.array([label for label, _ in coefficients], dtype=object)
