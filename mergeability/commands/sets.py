@@ -25,6 +25,8 @@ def derived_sets() -> dict[str, dict[str, list[str]]]:
             "weights": [name for name, one in metrics.items() if not (one.needs_data or one.on_request)],
             # Gradients of both models on the same samples, the union of both tasks': two passes per pair.
             "shared": [name for name, one in metrics.items() if one.per_pair],
+            # What models answer on unlabelled images of their tasks.
+            "functional": [name for name, one in metrics.items() if one.category == "functional"],
         },
         # The two baselines come first: every other predictor is compared with them.
         "predictor": {"all": list(members("predictor"))},

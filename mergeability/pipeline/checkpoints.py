@@ -1,6 +1,6 @@
 """The analysis of bare checkpoints: metrics of weight space, and merges that need no data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -8,7 +8,9 @@ from mergeability.context import Run
 from mergeability.errors import UserError
 from mergeability.evaluation.merges import Merge, given_alpha
 from mergeability.members import data_free
+from mergeability.metrics.catalogue import CATALOGUE, Metric
 from mergeability.metrics.measure import measure
+from mergeability.metrics.traits import traits_of
 from mergeability.pipeline.merges import chosen_sets, merge_writer, recorded, without_value
 from mergeability.pipeline.request import Request
 from mergeability.pipeline.result import Analysis
@@ -28,22 +30,34 @@ def analyse_checkpoints(suite: CheckpointSuite, request: Request, run: Run) -> A
     sets = chosen_sets(request, tuple(map(str, suite.models)))
     if request.merges:
         _check_merges(request)
+    metrics, without_data = _measurable(request.metrics)
     with run.clock.stage("measuring metrics"):
         vectors = suite.load(run.store, request.profile.layout)
-        table = measure(Profiles(vectors, None, run), request.metrics, on_error=request.on_error)
+        table = measure(Profiles(vectors, None, run), metrics, on_error=request.on_error)
     if request.merges:
         with run.clock.stage("merging"):
             _merge(vectors, request, sets, run)
     return Analysis(
         title=f"Mergeability of {suite.name}",
         pairs=table.reset_index(),
-        metrics=list(request.metrics),
+        metrics=list(metrics),
         missing=[
             *without_value(table),
+            *without_data,
             "No merge was evaluated and nothing predicted: suite=checkpoints has no images.",
         ],
         run=recorded(vectors, request),
     )
+
+
+def _measurable(metrics: Mapping[str, Metric]) -> tuple[dict[str, Metric], list[str]]:
+    """Of all metrics there are, keep those that need no data and name the rest; what was chosen by name stays."""
+    everything = {name for name, entry in CATALOGUE.items() if not entry.traits.per_pair}
+    if not everything <= metrics.keys():
+        return dict(metrics), []
+    left_out = [name for name, metric in metrics.items() if traits_of(metric).needs_data]
+    kept = {name: metric for name, metric in metrics.items() if name not in left_out}
+    return kept, [f"Left out, since they need images: {', '.join(left_out)}."]
 
 
 def _check_merges(request: Request) -> None:

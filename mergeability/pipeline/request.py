@@ -15,6 +15,9 @@ from mergeability.prediction.predictors.base import Predictor
 from mergeability.prediction.scorer import MARGIN
 from mergeability.prediction.study import StudySettings
 
+FEWEST_UNLABELLED = 8
+UNLABELLED_SPLITS = ("validation", "train")
+
 
 @dataclass(frozen=True)
 class ProfileSettings:
@@ -30,10 +33,14 @@ class ProfileSettings:
         memory_budget: GiB that what is computed may take at a time.
         merge_samples: calibration images of each task for the merge methods that need data; all validation
             images where there are fewer.
+        unlabelled: images of each task for functional evidence, whose labels are not read; all where there are fewer.
+        unlabelled_from: the split they are drawn from, `validation` or `train`.
     """
 
     samples: int = 10
     merge_samples: int = 256
+    unlabelled: int = 64
+    unlabelled_from: str = "validation"
     seed: int = 42
     layer: str | None = None
     pool: Sequence[str] | None = None
@@ -45,6 +52,16 @@ class ProfileSettings:
         if self.merge_samples < 1:
             raise UserError(
                 f"Expected at least one calibration image, got merge_samples={self.merge_samples}."
+            )
+        if not is_count(self.unlabelled, least=FEWEST_UNLABELLED):
+            raise UserError(
+                f"Expected profile.unlabelled to be a number of at least {FEWEST_UNLABELLED} images, got "
+                f"{self.unlabelled!r}: of fewer, answers say next to nothing."
+            )
+        if self.unlabelled_from not in UNLABELLED_SPLITS:
+            raise UserError(
+                f"Expected profile.unlabelled_from to be {' or '.join(UNLABELLED_SPLITS)}, got "
+                f"{self.unlabelled_from!r}: test images are for evaluation alone."
             )
 
     @property

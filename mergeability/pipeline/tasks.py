@@ -23,6 +23,7 @@ from mergeability.evaluation.merges import (
     evaluate_models,
 )
 from mergeability.evaluation.outcome_tables import pair_table, set_table
+from mergeability.metrics.functional import functional_names, set_values
 from mergeability.metrics.measure import measure
 from mergeability.pipeline.merges import chosen_sets, merge_writer, recorded, without_value
 from mergeability.pipeline.predict import (
@@ -56,7 +57,8 @@ def analyse_tasks(suite: TaskSuite, request: Request, run: Run) -> Analysis:
         vectors = merged.suite.load(run.store, request.profile.layout)
         views, evaluator = everything.views(merged.heads), merged.evaluator
     with run.clock.stage("measuring metrics"):
-        table = measure(Profiles(vectors, views, run), request.metrics, on_error=request.on_error)
+        profiles = Profiles(vectors, views, run)
+        table = measure(profiles, request.metrics, on_error=request.on_error)
     with run.clock.stage("evaluating models"):
         models = evaluate_models(vectors, evaluator)
         if suite.pixel_baseline:
@@ -65,7 +67,7 @@ def analyse_tasks(suite: TaskSuite, request: Request, run: Run) -> Analysis:
         outcomes = _evaluation(vectors, merged, models, sets).sets(request.merges, sets, run)
     pairs = with_own_accuracies(_with_outcomes(table, request, sets, outcomes), models)
     methods = outcomes.methods if any(len(one) == 2 for one in sets) else []
-    merged_sets = _larger_sets(outcomes)
+    merged_sets = _larger_sets(outcomes, profiles, request)
     predicted = predict_pairs(
         PairOutcomes(pairs, list(request.metrics), methods, merged_sets), sets, request, run
     )
@@ -77,7 +79,7 @@ def analyse_tasks(suite: TaskSuite, request: Request, run: Run) -> Analysis:
         models=models,
         alphas=_alphas(outcomes),
         prediction=predicted.study,
-        missing=[*without_value(table), *outcomes.notes, *predicted.notes],
+        missing=[*without_value(table), *everything.fewer, *outcomes.notes, *predicted.notes],
         run=recorded(vectors, request),
         sets=merged_sets,
         accuracies=outcomes.accuracies,
@@ -126,6 +128,7 @@ class _Material:
             name: Inputs({"images": model.preprocess(one.images)}, one.labels)
             for name, one in samples.items()
         }
+        unlabelled = {} if for_merging or not functional_names(self.request.metrics) else self.unlabelled
         return Views(
             encoder=self.encoder,
             heads=heads,
@@ -133,7 +136,30 @@ class _Material:
             pool=profile.pool,
             layer=profile.layer,
             configuration=model.configuration,
+            unlabelled=unlabelled,
         )
+
+    @cached_property
+    def unlabelled(self) -> dict[str, Inputs]:
+        """Images of each task whose labels are not read."""
+        model, profile = self.suite.model, self.request.profile
+        split: Split = "train" if profile.unlabelled_from == "train" else "validation"
+        drawn = {
+            name: calibration_sample(
+                task, profile.unlabelled, profile.seed, held_out=self.images(task, split), fewer=True
+            )
+            for name, task in self.suite.tasks.items()
+        }
+        return {name: Inputs({"images": model.preprocess(one.images)}) for name, one in drawn.items()}
+
+    @property
+    def fewer(self) -> list[str]:
+        """Say which tasks have fewer unlabelled images than were asked for."""
+        if not functional_names(self.request.metrics):
+            return []
+        asked = self.request.profile.unlabelled
+        few = [f"{name} ({len(one)})" for name, one in self.unlabelled.items() if len(one) < asked]
+        return [f"Fewer than {asked} unlabelled images: {', '.join(few)}."] if few else []
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -216,9 +242,16 @@ def _with_outcomes(
     return table.reset_index()
 
 
-def _larger_sets(outcomes: Outcomes) -> pd.DataFrame:
+def _larger_sets(outcomes: Outcomes, profiles: Profiles, request: Request) -> pd.DataFrame:
+    """Arrange the outcomes of sets of more than two models, with the functional metrics of each set."""
     accuracies = outcomes.accuracies
-    return set_table(accuracies[accuracies["arity"] > 2]) if len(accuracies) else pd.DataFrame()
+    table = set_table(accuracies[accuracies["arity"] > 2]) if len(accuracies) else pd.DataFrame()
+    names = functional_names(request.metrics)
+    if not names or table.empty:
+        return table
+    members = {str(tasks): list(dict.fromkeys(rows["task"])) for tasks, rows in accuracies.groupby("tasks")}
+    values = [set_values(profiles, names, members[tasks]) for tasks in table["tasks"]]
+    return pd.concat([table, pd.DataFrame(values, index=table.index)], axis=1)
 
 
 def _alphas(outcomes: Outcomes) -> dict[str, Any]:

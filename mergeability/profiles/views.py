@@ -28,6 +28,10 @@ class Views:
         layer: dotted name of the layer whose activations are averaged; found when None.
         batch_size: samples per pass; changes nothing but speed and memory.
         configuration: what the encoder was built from, as a JSON-able record: part of the store's keys.
+        unlabelled: task → preprocessed inputs without labels, for functional evidence.
+
+    Raises:
+        UserError: unlabelled inputs have labels.
     """
 
     encoder: nn.Module
@@ -37,6 +41,15 @@ class Views:
     layer: str | None = None
     batch_size: int = 32
     configuration: Mapping[str, Any] = field(default_factory=dict)
+    unlabelled: Mapping[str, Inputs] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        labelled = [task for task, inputs in self.unlabelled.items() if inputs.labels is not None]
+        if labelled:
+            raise UserError(
+                f"Expected unlabelled inputs without labels, got some for {', '.join(labelled)}: pass "
+                "`inputs.without_labels()`."
+            )
 
     def state(self, task_vectors: TaskVectors, task: str, device: str = "cpu") -> dict[str, Tensor]:
         """Read one fine-tuned model's weights under the encoder's names, in float32, onto a device.
@@ -78,7 +91,7 @@ class Views:
     def gradient_key(self, task: str) -> dict[str, Any]:
         """Return what a task's gradients depend on besides the model."""
         return {
-            "encoder": self._architecture,
+            "encoder": self.architecture,
             "head": tensors_hash({"head": self.head(task)}),
             "samples": self.samples(task).fingerprint,
         }
@@ -88,13 +101,14 @@ class Views:
         """What activations depend on besides the model."""
         pool = [self.samples(task).without_labels().fingerprint for task in self._pool_tasks]
         layer = last_layer(self.encoder) if self.layer is None else self.layer
-        return {"encoder": self._architecture, "layer": layer, "pool": pool}
+        return {"encoder": self.architecture, "layer": layer, "pool": pool}
 
     @property
     def _pool_tasks(self) -> list[str]:
         return sorted(self.calibration if self.pool is None else self.pool)
 
     @cached_property
-    def _architecture(self) -> str:
+    def architecture(self) -> str:
+        """A digest of the encoder's architecture: part of the store's keys."""
         # The text form names every module, but not all of their options: the number of heads is missing.
         return digest({"encoder": repr(self.encoder), "configuration": dict(self.configuration)})

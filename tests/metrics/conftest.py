@@ -67,7 +67,8 @@ def make_profiles(tmp_path):
             labels = torch.randint(0, CLASSES, (5,), generator=generator)
             calibration[task] = Inputs({"images": images}, labels)
             heads[task] = 4 * nn.functional.normalize(torch.randn(CLASSES, WIDTH, generator=generator), dim=1)
-        return Profiles(vectors, Views(TinyEncoder(), heads, calibration, pool=pool))
+        unlabelled = {task: one.without_labels() for task, one in calibration.items()}
+        return Profiles(vectors, Views(TinyEncoder(), heads, calibration, pool=pool, unlabelled=unlabelled))
 
     return make
 

@@ -1,0 +1,134 @@
+"""What models answer on a few unlabelled images of their tasks: evidence on a merge without merging.
+
+With v(m, t) the comparison of what model m answers on the images of task t, by t's frozen head, with what t's own
+fine-tuned model answers, each metric of a pair is the mean of its values on both tasks' images.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Float64
+
+from mergeability.errors import UserError
+from mergeability.metrics.traits import metric
+from mergeability.profiles.functional import FunctionalEvidence, FunctionalValues, SetAnswers
+from mergeability.profiles.profiles import Profiles
+
+
+@metric(category="functional", low=0, high=1, needs_data=True)
+def base_agreement(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
+    """Compute the share of images that the base classifies as the fine-tuned model does, in [0, 1].
+
+    ½ (v(base, a) + v(base, b)), v the agreement of the highest logits. How well the base already knows both tasks;
+    arXiv 2601.06672 finds this the main cause of mergeability.
+    """
+    return _of_both(_values(profiles).base["agreement"])
+
+
+@metric(category="functional", low=0, high=1, needs_data=True)
+def base_overlap(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
+    """Compute the overlap Σ_y min(p, q) of the base's class probabilities with the fine-tuned model's, in [0, 1].
+
+    ½ (v(base, a) + v(base, b)), v the mean over images.
+    """
+    return _of_both(_values(profiles).base["overlap"])
+
+
+@metric(category="functional", low=0, high=1, equal=1, needs_data=True)
+def ensemble_overlap(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
+    """Compute the overlap of what the mean of both models' features answers with each task's own model, in [0, 1].
+
+    The features are z = (z_a + z_b)/‖z_a + z_b‖ of L2-normalised z_a and z_b: the merge without merging. NaN where
+    ‖z_a + z_b‖ < 1e-6.
+    """
+    return _mean_of_sides(_values(profiles).ensemble["overlap"])
+
+
+@metric(category="functional", low=0, high=1, needs_data=True)
+def ensemble_confidence(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
+    """Compute the probability that the mean of both models' features gives the class of each task's model, in [0, 1].
+
+    As `ensemble_overlap`, with the mean over images of P(ŷ), ŷ the class that the task's own model names.
+    """
+    return _mean_of_sides(_values(profiles).ensemble["confidence"])
+
+
+@metric(category="functional", low=0, high=1, equal=1, needs_data=True)
+def partner_agreement(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
+    """Compute the share of images on which each model answers as the other task's own model does, in [0, 1].
+
+    ½ (v(b, a) + v(a, b)): each model on the other task's images, by that task's head.
+    """
+    return _mean_of_sides(_values(profiles).partner["agreement"])
+
+
+@metric(category="functional", low=0, needs_data=True)
+def partner_retention(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
+    """Compute how much of the base's agreement with a task's model the other model keeps, at least 0.
+
+    ½ (v(b, a)/v(base, a) + v(a, b)/v(base, b)), v the agreement. NaN where the base agrees on no image of a task.
+    """
+    return _mean_of_sides(_retention(_values(profiles)))
+
+
+def functional_names(metrics: Iterable[str]) -> list[str]:
+    """Keep the names of functional metrics."""
+    return [name for name in metrics if name in _KNOWN]
+
+
+def set_values(profiles: Profiles, names: Sequence[str], chosen: Sequence[str]) -> dict[str, float]:
+    """Compute functional metrics of a set of models, of which a pair is one.
+
+    `base_*` are means over the set's tasks; `ensemble_*` take the mean of all the set's features, and then the mean
+    over its tasks; `partner_*` are means over ordered pairs.
+
+    Args:
+        profiles: the models.
+        names: of functional metrics.
+        chosen: names of the set's models.
+
+    Raises:
+        UserError: a name is none of the functional metrics.
+    """
+    unknown = [name for name in names if name not in _KNOWN]
+    if unknown:
+        raise UserError(f"Expected functional metrics among {', '.join(_KNOWN)}, got {', '.join(unknown)}.")
+    values, places = _values(profiles), [profiles.tasks.index(task) for task in chosen]
+    found = {}
+    for name in names:
+        kind, _, measure = name.partition("_")
+        if kind == "base":
+            found[name] = float(values.base[measure][places].mean())
+        elif kind == "ensemble":
+            found[name] = profiles.evidence(SetAnswers())(chosen, measure)
+        else:
+            matrix = _OF_PARTNERS[name](values)[np.ix_(places, places)]
+            found[name] = float(matrix[~np.eye(len(places), dtype=bool)].mean())
+    return found
+
+
+def _values(profiles: Profiles) -> FunctionalValues:
+    values = profiles.evidence(FunctionalEvidence())
+    profiles.remarks += [remark for remark in values.remarks if remark not in profiles.remarks]
+    return values
+
+
+def _retention(values: FunctionalValues) -> Float64[np.ndarray, "T T"]:
+    base = values.base["agreement"]
+    kept = np.full_like(values.partner["agreement"], np.nan)
+    return np.divide(values.partner["agreement"], base[None, :], out=kept, where=base[None, :] > 0)
+
+
+def _of_both(values: Float64[np.ndarray, "T"]) -> Float64[np.ndarray, "T T"]:
+    return (values[:, None] + values[None, :]) / 2
+
+
+def _mean_of_sides(values: Float64[np.ndarray, "T T"]) -> Float64[np.ndarray, "T T"]:
+    return (values + values.T) / 2
+
+
+_OF_PARTNERS: dict[str, Callable[[FunctionalValues], np.ndarray]] = {
+    "partner_agreement": lambda values: values.partner["agreement"],
+    "partner_retention": _retention,
+}
+_KNOWN = ("base_agreement", "base_overlap", "ensemble_overlap", "ensemble_confidence", *_OF_PARTNERS)

@@ -1,0 +1,223 @@
+"""Functional evidence: what the base, the partner and the mean of features answer on unlabelled inputs, unmerged.
+
+Every model runs once over every task's inputs, and its features are kept: (T + 1)·T entries of n×d float32. All else
+is arithmetic on them. Labels are neither needed nor read.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from mergeability.errors import UserError
+from mergeability.models.features import features
+from mergeability.profiles.answers import (
+    MEASURES,
+    chance_agreement,
+    normalised,
+    probabilities,
+)
+from mergeability.profiles.encoders import evaluation_mode
+from mergeability.profiles.subject import Subject
+from mergeability.profiles.views import Views
+from mergeability.weights.encoder_state import encoder_state
+
+# Part of every store key below: raise it when what is stored changes meaning.
+_VERSION = 1
+# Below this many times the agreement by chance, the images may be of another task.
+_NEAR_CHANCE = 1.5
+
+# Model (None: the base) and task → the model's normalised features of the task's inputs.
+ReadFeatures = Callable[[str | None, str], Float64[np.ndarray, "n d"]]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of each task's unlabelled inputs by the base model and by every fine-tuned one."""
+
+    kind: ClassVar[str] = "features"
+    description: ClassVar[str] = "features of unlabelled inputs"
+
+    def key(self, subject: Subject, model: str | None, task: str) -> dict[str, Any]:
+        """Return what a model's features depend on; None is the base."""
+        views = subject.required_views("functional")
+        hashes = subject.task_vectors.hashes
+        return {
+            "model": subject.task_vectors.base_hash if model is None else hashes[model],
+            "encoder": views.architecture,
+            "samples": views.unlabelled[task].fingerprint,
+            **subject.settings(_VERSION),
+        }
+
+    def combine(self, subject: Subject) -> ReadFeatures:
+        """Return a reader of features, those that are missing computed first, model by model."""
+        views = subject.required_views("functional")
+        tasks = answerable(views, subject.tasks)
+
+        def ensure(model: str | None) -> None:
+            passes = _Passes(subject, model)
+            for task in tasks:
+                subject.store.ensure(
+                    self.kind, self.key(subject, model, task), lambda task=task: passes.features(task)
+                )
+
+        subject.run.map(ensure, [None, *subject.tasks], description=self.description)
+
+        def read(model: str | None, task: str) -> Float64[np.ndarray, "n d"]:
+            rows = subject.store.read(self.kind, self.key(subject, model, task))["features"].numpy()
+            return normalised(rows)
+
+        return read
+
+
+class _Passes:
+    """One model's passes over inputs; its weights are read when the first of them is needed."""
+
+    def __init__(self, subject: Subject, model: str | None) -> None:
+        self._subject, self._model = subject, model
+        self._state: dict[str, Tensor] | None = None
+
+    @torch.no_grad()
+    def features(self, task: str) -> dict[str, Tensor]:
+        """Run the model on a task's inputs: n×d features in float32."""
+        subject = self._subject
+        if self._state is None:
+            self._state = _weights(subject, self._model)
+        inputs = subject.required_views("functional").unlabelled[task]
+        size = subject.batch_size(self._state, inputs)
+        with evaluation_mode(subject.encoder):
+            rows = [
+                features(subject.encoder, batch.to(subject.run.device), self._state).float().cpu()
+                for batch in inputs.batches(size)
+            ]
+        found = torch.cat(rows)
+        if not torch.isfinite(found).all():
+            owner = "base model" if self._model is None else f"model of '{self._model}'"
+            raise UserError(
+                f"The {owner} gives features of '{task}' that are not finite: its weights overflow on these inputs. "
+                "Check them, or leave the model out."
+            )
+        return {"features": found}
+
+
+def _weights(subject: Subject, model: str | None) -> dict[str, Tensor]:
+    if model is not None:
+        return subject.state(model)
+    views = subject.required_views("functional")
+    tensors = subject.task_vectors.base_checkpoint.state_dict()
+    state = encoder_state(views.encoder, tensors, "the base model")
+    return {name: tensor.to(subject.run.device) for name, tensor in state.items()}
+
+
+def answerable(views: Views, tasks: Iterable[str]) -> tuple[str, ...]:
+    """Return the tasks that have both unlabelled inputs and a head."""
+    return tuple(task for task in tasks if task in views.unlabelled and task in views.heads)
+
+
+@dataclass(frozen=True)
+class FunctionalValues:
+    """Every comparison v(m, t) of answers on a task's inputs with those of its own model.
+
+    Attributes:
+        tasks: the order of rows and columns.
+        base: measure → v(base, t) of each task t.
+        partner: measure → v(m, t), model m in row m and task t in column t.
+        ensemble: measure → v of the mean of the features of models m and t.
+        images: how many inputs of each task were looked at; 0 where a task has none, or no head.
+        chance: the agreement of the base with each task's model that would come about by chance.
+
+    Values of a task without inputs or head are NaN.
+    """
+
+    tasks: tuple[str, ...]
+    base: dict[str, Float64[np.ndarray, "T"]]
+    partner: dict[str, Float64[np.ndarray, "T T"]]
+    ensemble: dict[str, Float64[np.ndarray, "T T"]]
+    images: np.ndarray
+    chance: Float64[np.ndarray, "T"]
+
+    @property
+    def remarks(self) -> list[str]:
+        """Sentences on tasks without inputs, and on those whose inputs may be of another task."""
+        found = []
+        missing = [task for task, count in zip(self.tasks, self.images, strict=True) if not count]
+        if missing:
+            found.append(
+                f"Functional metrics have no value for pairs of {', '.join(missing)}: no unlabelled images, or no head."
+            )
+        for place, task in enumerate(self.tasks):
+            agreement, chance = self.base["agreement"][place], self.chance[place]
+            if agreement < _NEAR_CHANCE * chance:
+                found.append(
+                    f"The base agrees with the model of '{task}' on {agreement:.0%} of {self.images[place]} images, "
+                    f"near the {chance:.0%} of chance: it does not know this task, or the images are of another one."
+                )
+        return found
+
+
+@dataclass(frozen=True)
+class FunctionalEvidence:
+    """The comparisons of all models' answers, and those of sets of models."""
+
+    def combine(self, subject: Subject) -> FunctionalValues:
+        """Compare answers task by task: the features of all models on one task's inputs are in memory at a time."""
+        read, views, tasks = Features().combine(subject), subject.required_views("functional"), subject.tasks
+        known = answerable(views, tasks)
+        if not known:
+            raise UserError(
+                "The functional metrics need unlabelled images and heads, and no task has both. "
+                "Ask for others, such as metric=paper."
+            )
+        count = len(tasks)
+        base = {name: np.full(count, np.nan) for name in MEASURES}
+        partner = {name: np.full((count, count), np.nan) for name in MEASURES}
+        ensemble = {name: np.full((count, count), np.nan) for name in MEASURES}
+        images, chance = np.zeros(count, dtype=int), np.full(count, np.nan)
+        for column, task in enumerate(tasks):
+            if task not in known:
+                continue
+            head = head_of(views, task)
+            rows = [read(model, task) for model in tasks]
+            own = probabilities(rows[column], head)
+            of_base = probabilities(read(None, task), head)
+            images[column], chance[column] = len(own), chance_agreement(of_base, own)
+            for name, measure in MEASURES.items():
+                base[name][column] = measure(of_base, own)
+            for row in range(count):
+                of_partner = probabilities(rows[row], head)
+                of_both = probabilities(normalised(rows[row] + rows[column]), head)
+                for name, measure in MEASURES.items():
+                    partner[name][row, column] = measure(of_partner, own)
+                    ensemble[name][row, column] = measure(of_both, own)
+        return FunctionalValues(tasks, base, partner, ensemble, images, chance)
+
+
+@dataclass(frozen=True)
+class SetAnswers:
+    """What the mean of the features of several models answers, for sets of any size."""
+
+    def combine(self, subject: Subject) -> Callable[[Sequence[str], str], float]:
+        """Return a function from a set and a measure to the mean of its value over the set's tasks; NaN if unknown."""
+        read, views = Features().combine(subject), subject.required_views("functional")
+
+        def value(chosen: Sequence[str], measure: str) -> float:
+            if len(answerable(views, chosen)) < len(chosen):
+                return float("nan")
+            return float(np.mean([_of_ensemble(read, views, chosen, task, measure) for task in chosen]))
+
+        return value
+
+
+def _of_ensemble(read: ReadFeatures, views: Views, chosen: Sequence[str], task: str, measure: str) -> float:
+    head = head_of(views, task)
+    mean = normalised(np.sum([read(model, task) for model in chosen], axis=0))
+    return MEASURES[measure](probabilities(mean, head), probabilities(read(task, task), head))
+
+
+def head_of(views: Views, task: str) -> Float64[np.ndarray, "classes d"]:
+    """Return a task's head as an array in float64."""
+    return views.head(task).detach().cpu().double().numpy()
