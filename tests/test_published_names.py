@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 
 from mergeability import merging
 from mergeability.commands import record
-from mergeability.evaluation.merges import describe
+from mergeability.evaluation.merge import describe
 from mergeability.files import digest
 from mergeability.provenance import MOVED, current_name, published_name, with_published_names
 

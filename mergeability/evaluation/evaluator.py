@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float32
 from torch import Tensor, nn
 
+from mergeability.data.inputs import Inputs
 from mergeability.data.tasks import Images
 from mergeability.errors import UserError
 from mergeability.evaluation.batchnorm import recalibrate_batchnorm
 from mergeability.files import digest
-from mergeability.models.classify import correct
+from mergeability.models.classify import correct, encoded
 from mergeability.random import seeded_generator
 from mergeability.store import Store
 from mergeability.weights.checkpoints import PREFIX, tensors_hash
@@ -103,6 +104,40 @@ class Evaluator:
         """Say of each test image whether it was classified right; known only where `subset` is set."""
         records = self._records(weights, state, tasks, "test")
         return {task: _unpacked(one["hits"], one["images"]) for task, one in records.items() if "hits" in one}
+
+    def features(
+        self, state: Mapping[str, Tensor], inputs: Mapping[str, Inputs]
+    ) -> dict[str, Float32[Tensor, "n d"]]:
+        """Return one set of weights' features of some tasks' inputs; labels are not looked at.
+
+        Raises:
+            UserError: the tensors are not the encoder's, or a feature is not finite.
+        """
+        tasks = tuple(inputs)
+        self._swap_in(state, tasks)
+        found = {
+            task: encoded(self._encoder, one, self.batch_size, _PRECISIONS[self.precision])
+            for task, one in inputs.items()
+        }
+        wrong = [task for task, rows in found.items() if not torch.isfinite(rows).all()]
+        if wrong:
+            raise UserError(
+                f"Expected finite features, got NaN or Inf from {_owner(tasks)} on {', '.join(wrong)}: the weights "
+                "overflow on these images. Merge at a smaller alpha, or train at a lower learning rate."
+            )
+        return found
+
+    def key(self, task: str) -> dict[str, Any]:
+        """Return what a value depends on besides weights and images: head, encoder, device and precision."""
+        found: dict[str, Any] = {
+            "head": tensors_hash({"head": self.heads[task]}),
+            "encoder": self._architecture,
+        }
+        if not self.device.startswith("cpu"):
+            found["device"] = self.device.partition(":")[0]
+        if self.precision != "float32":
+            found["precision"] = self.precision
+        return found
 
     def recalibrated(
         self, state: Mapping[str, Tensor], images: Tensor, tasks: Sequence[str]
@@ -196,15 +231,10 @@ class Evaluator:
         """Say what an accuracy depends on besides the weights; what is as it always was goes unsaid."""
         if (task, split) not in self._keys:
             key: dict[str, Any] = {
-                "head": tensors_hash({"head": self.heads[task]}),
+                **self.key(task),
                 "images": self._images(task, split).fingerprint,
-                "encoder": self._architecture,
                 "version": str(_VERSION),
             }
-            if not self.device.startswith("cpu"):
-                key["device"] = self.device.partition(":")[0]
-            if self.precision != "float32":
-                key["precision"] = self.precision
             if split == "test" and self.subset is not None:
                 key["hits"] = True
             self._keys[task, split] = key

@@ -1,5 +1,6 @@
 """Outcomes of merges arranged in tables: one row per pair, or per set of models."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -7,14 +8,15 @@ import pandas as pd
 from mergeability.evaluation.intervals import mean_interval
 
 
-def pair_table(accuracies: pd.DataFrame) -> pd.DataFrame:
+def pair_table(accuracies: pd.DataFrame, probes: pd.DataFrame | None = None) -> pd.DataFrame:
     """Arrange the outcomes of pairs as one row per pair.
 
     Columns, for each method m: `acc_m` and `norm_acc_m` (merged accuracy over the fine-tuned model's own), the
     means over the pair's two tasks; `kept_gain_m`, the mean of (merged − base)/(fine-tuned − base), how much of
     what fine-tuning gained survives (NaN where it gained nothing); `alpha_m`, the scale; each task's own
     accuracies with `_a` and `_b`; and, where only part of the images was looked at, the 95 % confidence intervals
-    `low_acc_m`, `high_acc_m`, `low_norm_acc_m` and `high_norm_acc_m`.
+    `low_acc_m`, `high_acc_m`, `low_norm_acc_m` and `high_norm_acc_m`. Where merges were probed, `probe_overlap_m` and
+    `probe_confidence_m`, means over the two tasks' unlabelled images, of the plain average too.
 
     Returns:
         A table indexed by (task_a, task_b).
@@ -30,14 +32,16 @@ def pair_table(accuracies: pd.DataFrame) -> pd.DataFrame:
             row[f"norm_acc_{method}_{side}"] = of_task["norm_accuracy"]
         row |= _intervals(group, str(method))
         row[f"alpha_{method}"] = group["alpha"].iloc[0]
+    for (_, method), group in _by_merge(probes):
+        rows.setdefault(tuple(group["task"]), {}).update(_probed(group, method))
     index = pd.MultiIndex.from_tuples(list(rows), names=["task_a", "task_b"])
     return pd.DataFrame(list(rows.values()), index=index)
 
 
-def set_table(accuracies: pd.DataFrame) -> pd.DataFrame:
+def set_table(accuracies: pd.DataFrame, probes: pd.DataFrame | None = None) -> pd.DataFrame:
     """Arrange outcomes as one row per set: `tasks`, `arity`, and for each method m the means over its tasks
     `acc_m`, `norm_acc_m` and `kept_gain_m`, the normalised accuracy of its worst task `worst_norm_acc_m`, and
-    `alpha_m`.
+    `alpha_m`; and the columns of probes, as pairs have them.
     """  # noqa: D205
     rows: dict[str, dict[str, Any]] = {}
     for (tasks, method), group in accuracies.groupby(["tasks", "method"], sort=False):
@@ -48,7 +52,19 @@ def set_table(accuracies: pd.DataFrame) -> pd.DataFrame:
         row[f"kept_gain_{method}"] = group["kept_gain"].mean(skipna=False)
         row |= _intervals(group, str(method))
         row[f"alpha_{method}"] = group["alpha"].iloc[0]
+    for (tasks, method), group in _by_merge(probes):
+        rows.setdefault(tasks, {"tasks": tasks, "arity": len(group)}).update(_probed(group, method))
     return pd.DataFrame(list(rows.values()))
+
+
+def _by_merge(probes: pd.DataFrame | None) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
+    if probes is not None and len(probes):
+        for (tasks, method), group in probes.groupby(["tasks", "method"], sort=False):
+            yield (str(tasks), str(method)), group
+
+
+def _probed(group: pd.DataFrame, method: str) -> dict[str, float]:
+    return {f"{name}_{method}": float(group[name].mean()) for name in ("probe_overlap", "probe_confidence")}
 
 
 def _intervals(group: pd.DataFrame, method: str) -> dict[str, float]:

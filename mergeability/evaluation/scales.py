@@ -1,4 +1,4 @@
-"""The scale α of a merge: the method's own, one number, or the best of a grid on validation images."""
+"""The scale α of a merge: the method's own, one number, or the best of a grid, with labels or without."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,9 @@ from mergeability.merging.application import published_alpha, scaled_by
 from mergeability.merging.method import PUBLISHED, TUNED, MergeMethod
 from mergeability.task_vectors.vectors import TaskVectors
 
-BOTH = "both"
+OWN, UNLABELLED, BOTH = "own", "unlabelled", "both"
+# Behind a method's name where several scales stand side by side.
+_SUFFIXES = {OWN: "", TUNED: "_tuned", UNLABELLED: "_unlabelled"}
 # From half of plain averaging of a few models to twice their average.
 GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
 
@@ -23,37 +25,51 @@ class ScaleChoice:
     """At which scales a merge is evaluated.
 
     Attributes:
-        alpha: None for each method's own, a number for all methods, "tuned", or "both": the method's own, and
-            beside it the tuned one as `<method>_tuned`.
+        alpha: None for each method's own, a number for all methods, "tuned" (the best of the grid on labelled
+            validation images) or "unlabelled" (the best of the grid without labels); or a list of "own", "tuned" and
+            "unlabelled", whose outcomes stand side by side as `<method>`, `<method>_tuned` and
+            `<method>_unlabelled`; "both" is [own, tuned].
         grid: the scales that tuning tries, ascending.
 
     Raises:
         UserError: alpha is something else, or the grid is not ascending numbers.
     """
 
-    alpha: float | int | str | None = None
+    alpha: float | int | str | Sequence[str] | None = None
     grid: Sequence[float | int] = GRID
 
     def __post_init__(self) -> None:
-        is_word = self.alpha in (TUNED, BOTH)
-        if self.alpha is not None and not is_word and not _is_number(self.alpha):
-            raise UserError(f"Expected alpha to be a finite number, tuned or both; got {self.alpha!r}.")
+        if not (self.alpha is None or _is_number(self.alpha) or _are_words(self.alpha)):
+            raise UserError(
+                f"Expected alpha to be a finite number, {', '.join(_SUFFIXES)}, both, or a list of these words; "
+                f"got {self.alpha!r}."
+            )
         if isinstance(self.grid, str) or not self.grid or not all(map(_is_number, self.grid)):
             raise UserError(f"Expected alpha_grid to be a list of numbers, got {self.grid!r}.")
         if any(a >= b for a, b in zip(self.grid, self.grid[1:])):
             raise UserError(f"Expected alpha_grid to be ascending, got {list(self.grid)}.")
 
-    def columns(self, name: str, method: MergeMethod) -> dict[str, float | str | None]:
-        """Say which outcomes a method has: column → a number, "own", or None for the tuned scale."""
-        if self.alpha == BOTH:
-            return {name: "own", f"{name}_tuned": None}
-        if self.alpha == TUNED or (self.alpha is None and method.alpha == TUNED):
-            return {name: None}
-        return {name: "own"} if self.alpha is None else {name: float(self.alpha)}
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The kinds of scale that were asked for by name, each once; none where it is a number or each method's own."""
+        if self.alpha is None or isinstance(self.alpha, int | float):
+            return ()
+        asked = [self.alpha] if isinstance(self.alpha, str) else self.alpha
+        each = [word for one in asked for word in ((OWN, TUNED) if one == BOTH else (one,))]
+        return tuple(dict.fromkeys(each))
 
-    def tunes(self, methods: Mapping[str, MergeMethod]) -> bool:
-        """Return whether any of the methods needs validation images."""
-        return any(None in self.columns(name, method).values() for name, method in methods.items())
+    def columns(self, name: str, method: MergeMethod) -> dict[str, float | str]:
+        """Return which outcomes a method has: column → a number, "own", "tuned" or "unlabelled"."""
+        if self.alpha is None:
+            return {name: TUNED if method.alpha == TUNED else OWN}
+        words = self.words
+        if not words:
+            return {name: float(self.alpha)}  # type: ignore[arg-type]
+        return {name: words[0]} if len(words) == 1 else {f"{name}{_SUFFIXES[word]}": word for word in words}
+
+    def tunes(self, methods: Mapping[str, MergeMethod], by: str = TUNED) -> bool:
+        """Return whether any of the methods is tuned on labelled validation images, or, `by` that, without labels."""
+        return any(by in self.columns(name, method).values() for name, method in methods.items())
 
     def notes(self, methods: Mapping[str, MergeMethod], sets: Sequence[TaskVectors]) -> list[str]:
         """Say where a scale should have come from a publication that has none for these models.
@@ -77,27 +93,31 @@ class ScaleChoice:
 
 
 def tune(
-    measure: Callable[[float], Mapping[str, float]], tasks: Sequence[str], grid: Sequence[float | int]
+    measure: Callable[[float], Mapping[str, float]],
+    tasks: Sequence[str],
+    grid: Sequence[float | int],
+    value: str = "norm_accuracy",
 ) -> tuple[float, pd.DataFrame]:
-    """Choose the scale with the highest mean over tasks of the normalised validation accuracy.
+    """Choose the scale with the highest mean over tasks of what is measured.
 
-    Of equals the smallest wins. A task whose fine-tuned model is never right has no normalised accuracy and no
-    say; where no task has one, the first scale of the grid is returned.
+    Of equals the smallest wins. A task without a value (a fine-tuned model that is never right has no normalised
+    accuracy) has no say; where no task has one, the first scale of the grid is returned.
 
     Args:
-        measure: scale → task → normalised accuracy.
+        measure: scale → task → value, such as the normalised accuracy on validation images.
         tasks: their names.
         grid: the scales, ascending.
+        value: what the curve calls it.
 
     Returns:
-        The scale, and the curve: `alpha`, `task`, `norm_accuracy`, and `chosen` in the rows of the scale.
+        The scale, and the curve: `alpha`, `task`, the value, and `chosen` in the rows of the scale.
     """
     rows, means = [], []
     for alpha in map(float, grid):
         found = measure(alpha)
         known = [found[task] for task in tasks if not math.isnan(found[task])]
         means.append(sum(known) / len(known) if known else -math.inf)
-        rows += [{"alpha": alpha, "task": task, "norm_accuracy": found[task]} for task in tasks]
+        rows += [{"alpha": alpha, "task": task, value: found[task]} for task in tasks]
     best = float(grid[int(np.argmax(means))])
     curve = pd.DataFrame(rows)
     return best, curve.assign(chosen=curve["alpha"] == best)
@@ -105,3 +125,9 @@ def tune(
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_words(value: Any) -> bool:
+    words = [value] if isinstance(value, str) else value
+    is_list = isinstance(words, list | tuple) and len(words) > 0
+    return is_list and all(isinstance(word, str) and (word in _SUFFIXES or word == BOTH) for word in words)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float32
 from torch import Tensor, nn
 
 from mergeability.data.inputs import Images, Inputs
@@ -58,6 +58,35 @@ def correct(
     finally:
         encoder.train(was_training)
     return torch.cat(right).numpy()
+
+
+@torch.inference_mode()
+def encoded(
+    encoder: nn.Module, inputs: Inputs, batch_size: int = 256, precision: torch.dtype = torch.float32
+) -> Float32[Tensor, "n d"]:
+    """Return the features of preprocessed inputs, on the CPU.
+
+    The encoder is put into evaluation mode, and back into its own afterwards.
+
+    Args:
+        encoder: inputs → features.
+        inputs: samples; labels are not looked at.
+        batch_size: samples per pass.
+        precision: float32, or a shorter type for the products inside the encoder.
+    """
+    device = next(encoder.parameters()).device
+    was_training = encoder.training
+    encoder.eval()
+    shorter = torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)
+    try:
+        with shorter:
+            rows = [
+                features(encoder, batch.to(device)).float().cpu()
+                for batch in inputs.without_labels().batches(batch_size)
+            ]
+    finally:
+        encoder.train(was_training)
+    return torch.cat(rows)
 
 
 def accuracy(

@@ -6,8 +6,10 @@ import pandas as pd
 
 from mergeability.context import Run
 from mergeability.errors import UserError
-from mergeability.evaluation.merges import Merge, given_alpha
+from mergeability.evaluation.merge import Merge, given_alpha
+from mergeability.evaluation.scales import UNLABELLED
 from mergeability.members import data_free
+from mergeability.merging.method import TUNED
 from mergeability.metrics.catalogue import CATALOGUE, Metric
 from mergeability.metrics.measure import measure
 from mergeability.metrics.traits import traits_of
@@ -71,7 +73,7 @@ def _check_merges(request: Request) -> None:
         raise UserError(
             "suite=checkpoints has no images to evaluate merges on: add save=true to write them, or leave out merge=."
         )
-    if request.merging.scales.tunes(request.merges):
+    if any(request.merging.scales.tunes(request.merges, by) for by in (TUNED, UNLABELLED)):
         raise UserError(
             "Tuning alpha needs validation images, but suite=checkpoints has none: give a number."
         )
@@ -85,7 +87,6 @@ def _merge(vectors: TaskVectors, request: Request, sets: Sequence[tuple[str, ...
         chosen, name = item
         one = Merge(vectors.select(chosen), request.merges[name])
         (alpha,) = request.merging.scales.columns(name, one.method).values()
-        assert alpha is not None
         write(one, name, *given_alpha(alpha, one), pd.DataFrame())
 
     run.map(merge, [(chosen, name) for chosen in sets for name in request.merges], description="merging")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mergeability.evaluation.merges import Merge, describe
+from mergeability.evaluation.merge import Merge, describe
 from mergeability.files import digest
 from mergeability.models.clip import ClipModel
 from mergeability.pipeline.saving import (

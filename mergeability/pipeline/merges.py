@@ -6,7 +6,8 @@ from typing import Any
 import pandas as pd
 
 from mergeability.errors import UserError
-from mergeability.evaluation.merges import Save, describe
+from mergeability.evaluation.merge import describe
+from mergeability.evaluation.merges import Save
 from mergeability.models.clip import ClipModel
 from mergeability.pipeline.merge_writer import MergeWriter
 from mergeability.pipeline.request import Request

@@ -79,9 +79,10 @@ class MergeSettings:
         arity: models that are merged together: a number, "all", or several of these.
         sets: how many sets of that many to draw; every one when None.
         seed: of the draw.
-        alpha: None for each method's own scale, a number, "tuned" or "both".
+        alpha: None for each method's own scale, a number, "tuned", "unlabelled", "both", or a list of words.
         alpha_grid: the scales that tuning tries.
         validation_images: how many of each task tuning looks at.
+        probe: how many unlabelled images of each task are passed through each merge before it is evaluated; None: none.
         test_images: how many of each task's test images to evaluate on; all when None.
         save: whether to write the merged encoders.
         export: "hf" writes them in Hugging Face's names.
@@ -91,9 +92,10 @@ class MergeSettings:
     arity: int | str | Sequence[int | str] = 2
     sets: int | None = None
     seed: int = 0
-    alpha: float | int | str | None = None
+    alpha: float | int | str | Sequence[str] | None = None
     alpha_grid: Sequence[float | int] = GRID
     validation_images: int = 1000
+    probe: int | None = None
     test_images: int | None = None
     save: bool = False
     export: str | None = None
@@ -103,6 +105,10 @@ class MergeSettings:
             count = getattr(self, name)
             if count is not None and not is_count(count, least=1):
                 raise UserError(f"Expected {name} to be a positive number of images, got {count!r}.")
+        if self.probe is not None and not is_count(self.probe, least=FEWEST_UNLABELLED):
+            raise UserError(
+                f"Expected probe to be a number of at least {FEWEST_UNLABELLED} images or null, got {self.probe!r}."
+            )
         if self.export not in (None, "hf"):
             raise UserError(f"Expected export to be hf or null, got {self.export!r}.")
         # Made to be checked: what is wrong would else be found after minutes.

@@ -1,6 +1,6 @@
 """The analysis of a suite of tasks: metrics of every pair, merges evaluated on test images, prediction."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -16,13 +16,11 @@ from mergeability.data.tasks import Images, Split, Task
 from mergeability.errors import UserError
 from mergeability.evaluation.batchnorm import has_batchnorm
 from mergeability.evaluation.evaluator import Evaluator, pixel_accuracy
-from mergeability.evaluation.merges import (
-    Evaluation,
-    Outcomes,
-    Recalibration,
-    evaluate_models,
-)
+from mergeability.evaluation.merge import Recalibration, own_weights
+from mergeability.evaluation.merges import Evaluation, Outcomes, evaluate_models
 from mergeability.evaluation.outcome_tables import pair_table, set_table
+from mergeability.evaluation.probes import Probe
+from mergeability.evaluation.scales import UNLABELLED
 from mergeability.metrics.functional import functional_names, set_values
 from mergeability.metrics.measure import measure
 from mergeability.pipeline.merges import chosen_sets, merge_writer, recorded, without_value
@@ -141,13 +139,15 @@ class _Material:
 
     @cached_property
     def unlabelled(self) -> dict[str, Inputs]:
-        """Images of each task whose labels are not read."""
+        """Images of each task for functional evidence."""
+        return self.drawn(self.request.profile.unlabelled)
+
+    def drawn(self, count: int) -> dict[str, Inputs]:
+        """Draw images of each task whose labels are not read; of fewer images, the first of the same draw."""
         model, profile = self.suite.model, self.request.profile
         split: Split = "train" if profile.unlabelled_from == "train" else "validation"
         drawn = {
-            name: calibration_sample(
-                task, profile.unlabelled, profile.seed, held_out=self.images(task, split), fewer=True
-            )
+            name: calibration_sample(task, count, profile.seed, held_out=self.images(task, split), fewer=True)
             for name, task in self.suite.tasks.items()
         }
         return {name: Inputs({"images": model.preprocess(one.images)}) for name, one in drawn.items()}
@@ -155,11 +155,16 @@ class _Material:
     @property
     def fewer(self) -> list[str]:
         """Say which tasks have fewer unlabelled images than were asked for."""
-        if not functional_names(self.request.metrics):
-            return []
-        asked = self.request.profile.unlabelled
-        few = [f"{name} ({len(one)})" for name, one in self.unlabelled.items() if len(one) < asked]
-        return [f"Fewer than {asked} unlabelled images: {', '.join(few)}."] if few else []
+        merging, found = self.request.merging, []
+        uses = {self.request.profile.unlabelled: bool(functional_names(self.request.metrics))}
+        if self.request.merges:
+            tunes = merging.scales.tunes(self.request.merges, UNLABELLED)
+            asked = merging.probe or self.request.profile.unlabelled
+            uses[asked] = uses.get(asked, False) or merging.probe is not None or tunes
+        for asked in (count for count, used in uses.items() if used):
+            few = [f"{name} ({len(one)})" for name, one in self.drawn(asked).items() if len(one) < asked]
+            found += [f"Fewer than {asked} unlabelled images: {', '.join(few)}."] if few else []
+        return found
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -198,15 +203,37 @@ def _evaluation(
     demanding = any(method.needs_data for method in request.merges.values())
     renews = has_batchnorm(material.encoder)
     views = material.views(material.heads, for_merging=True) if demanding or renews else None
+    probe, unlabelled = _probes(vectors, material)
     return Evaluation(
         vectors,
         evaluator,
         models,
         request.merging.scales,
+        probe=probe,
+        unlabelled=unlabelled,
         profiles=Profiles(vectors, views, material.run) if demanding else None,
         recalibration=Recalibration(evaluator, views) if renews and views is not None else None,
         save=merge_writer(vectors, request, sets, material.suite.model),
     )
+
+
+def _probes(vectors: TaskVectors, material: _Material) -> tuple[Probe | None, Probe | None]:
+    """Return what looks at merges, and what looks at the scales tried without labels, on images of their own."""
+    merging, evaluator = material.request.merging, material.evaluator
+    tunes = merging.scales.tunes(material.request.merges, UNLABELLED)
+    if merging.probe is None and not tunes:
+        return None, None
+    inputs = material.drawn(merging.probe or material.request.profile.unlabelled)
+
+    def probe(part: Callable[[Inputs], Inputs]) -> Probe:
+        chosen = {task: part(one) for task, one in inputs.items()}
+        return Probe(evaluator, chosen, lambda task: own_weights(vectors, task))
+
+    # What chose a scale would flatter it: the first half chooses, the second looks at what was chosen.
+    tuning = probe(lambda one: one[: len(one) // 2]) if tunes else None
+    if merging.probe is None:
+        return None, tuning
+    return probe(lambda one: one[len(one) // 2 :] if tunes else one), tuning
 
 
 def _require_tasks(suite: TaskSuite, request: Request) -> None:
@@ -238,14 +265,16 @@ def _with_outcomes(
     if len(of_pairs):
         of_pairs = of_pairs[of_pairs["arity"] == 2]
     if len(of_pairs):
-        table = table.join(pair_table(of_pairs))
+        probes = outcomes.probes
+        table = table.join(pair_table(of_pairs, probes[probes["arity"] == 2] if len(probes) else None))
     return table.reset_index()
 
 
 def _larger_sets(outcomes: Outcomes, profiles: Profiles, request: Request) -> pd.DataFrame:
     """Arrange the outcomes of sets of more than two models, with the functional metrics of each set."""
     accuracies = outcomes.accuracies
-    table = set_table(accuracies[accuracies["arity"] > 2]) if len(accuracies) else pd.DataFrame()
+    probes = outcomes.probes[outcomes.probes["arity"] > 2] if len(outcomes.probes) else None
+    table = set_table(accuracies[accuracies["arity"] > 2], probes) if len(accuracies) else pd.DataFrame()
     names = functional_names(request.metrics)
     if not names or table.empty:
         return table

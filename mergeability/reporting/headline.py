@@ -10,8 +10,8 @@ from mergeability.pipeline.result import Analysis
 from mergeability.prediction.study import SIGNIFICANT
 from mergeability.prediction.validation.protocols import BOTH_NEW
 from mergeability.reporting.summaries import (
+    SCALE_SUFFIXES,
     TARGET_NAMES,
-    TUNED_SUFFIX,
     WITH_TASK_EFFECTS,
     best_predictor,
     method_table,
@@ -46,7 +46,7 @@ def _what_was_compared(analysis: Analysis) -> str:
         _counted(len(analysis.metrics), "metric"),
     ]
     if analysis.methods:
-        own = {method.removesuffix(TUNED_SUFFIX) for method in analysis.methods}
+        own = {_plain(method) for method in analysis.methods}
         parts.append(_counted(len(own), "merge method"))
     return f"This run compares {', '.join(parts[:-1])} and {parts[-1]}."
 
@@ -213,3 +213,8 @@ def _beyond_sentences(tested: pd.DataFrame, target: str) -> list[str]:
 def _beside_mean(table: pd.DataFrame) -> str:
     error = table["mae"].get("mean", float("nan"))
     return "" if np.isnan(error) else f", against {error:.3f} for always saying the training mean"
+
+
+def _plain(method: str) -> str:
+    """Return a method's name without the suffix of its scale."""
+    return next((method.removesuffix(one) for one in SCALE_SUFFIXES if one and method.endswith(one)), method)

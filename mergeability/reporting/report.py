@@ -47,6 +47,9 @@ _SCALE_COLUMNS = {
     "tuned_alpha": "tuned α",
     "tuned_mean": "tuned mean",
     "tuned_worst": "tuned worst pair",
+    "unlabelled_alpha": "α without labels",
+    "unlabelled_mean": "mean without labels",
+    "unlabelled_worst": "worst pair without labels",
 }
 _SET_COLUMNS = {
     "arity": "models",
@@ -144,16 +147,16 @@ def _scales(analysis: Analysis) -> Section | None:
     curves = curve_table(analysis.curves)
     body = paragraphs(
         "The merged weights are θ₀ + α·M. Tuning computes M once per merge, tries a grid of α on the tasks' validation"
-        " images and keeps the one with the best mean normalised accuracy; what stands in the tables is measured on"
+        " images and keeps the one with the best mean normalised accuracy; without labels, the one whose answers on"
+        " unlabelled images overlap most with those of the tasks' own models. What stands in the tables is measured on"
         " the test images. Methods compared at an α that suits only one of them are not compared at all.",
         note=True,
     )
     both = scale_table(analysis)
     if len(both):
-        body += paragraphs(
-            "Normalised accuracy over pairs, each method at its own and at the tuned α:", note=True
-        )
-        body += table(both, _SCALE_COLUMNS, "method")
+        body += paragraphs("Normalised accuracy over pairs, each method at each kind of α:", note=True)
+        columns = {name: title for name, title in _SCALE_COLUMNS.items() if name in both}
+        body += table(both, columns, "method")
     body += figure_block("scales", {"": [figures.scale_curves(curves), figures.chosen_scales(curves)]})
     return Section("scales", "How far to go: the scale α", body)
 

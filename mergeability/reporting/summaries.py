@@ -22,7 +22,8 @@ WITH_TASK_EFFECTS = ("dyadic",)
 """Predictors that use metrics beside task effects: neither a baseline nor what metrics reach on their own."""
 
 
-TUNED_SUFFIX = "_tuned"
+# Of a method's names, where outcomes at several scales stand side by side: its own, tuned with labels and without.
+SCALE_SUFFIXES = ("", "_tuned", "_unlabelled")
 """Behind a method's name: its outcome at the scale that was tuned beside its own."""
 
 
@@ -76,31 +77,34 @@ def method_table(pairs: pd.DataFrame, methods: Sequence[str], alphas: Mapping[st
 def scale_table(analysis: Analysis) -> pd.DataFrame:
     """Put each method's own scale beside the tuned one: one row a method that has both, best tuned mean first.
 
-    Columns: `alpha`, `mean`, `worst` at the method's own scale, and `tuned_alpha`, `tuned_mean`, `tuned_worst`;
-    mean and worst over pairs, of normalised accuracy.
+    Columns: `alpha`, `mean`, `worst` at the method's own scale, `tuned_alpha`, `tuned_mean`, `tuned_worst`, and
+    `unlabelled_alpha`, … where the scale was chosen without labels; mean and worst over pairs, of normalised
+    accuracy.
     """
     summary = method_table(analysis.pairs, analysis.methods, analysis.alphas)
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for method in analysis.methods:
-        tuned = f"{method}{TUNED_SUFFIX}"
-        if tuned in summary.index:
-            own, best = summary.loc[method], summary.loc[tuned]
-            rows[method] = {
-                "alpha": own["alpha"],
-                "mean": own["mean_norm_acc"],
-                "worst": own["worst_norm_acc"],
-                "tuned_alpha": best["alpha"],
-                "tuned_mean": best["mean_norm_acc"],
-                "tuned_worst": best["worst_norm_acc"],
-            }
+        for suffix in SCALE_SUFFIXES:
+            if f"{method}{suffix}" in summary.index:
+                found, kind = summary.loc[f"{method}{suffix}"], suffix.removeprefix("_")
+                names = [f"{kind}_{name}".removeprefix("_") for name in ("alpha", "mean", "worst")]
+                values = [found[name] for name in ("alpha", "mean_norm_acc", "worst_norm_acc")]
+                rows.setdefault(method, {}).update(zip(names, values, strict=True))
+    rows = {method: row for method, row in rows.items() if len(row) > 3}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
-    return table.sort_values("tuned_mean", ascending=False, kind="stable") if len(table) else table
+    best = next((name for name in ("tuned_mean", "unlabelled_mean") if name in table), None)
+    return table if best is None else table.sort_values(best, ascending=False, kind="stable")
 
 
 def curve_table(curves: pd.DataFrame) -> pd.DataFrame:
-    """Average the validation curves over merges: `method`, `alpha`, `norm_accuracy`, and the share of merges
-    that `chosen` each scale.
+    """Average the curves over merges: `method`, `alpha`, `norm_accuracy`, and the share of merges that `chosen` each
+    scale. Where scales were tried without labels, the overlap stands for the normalised accuracy, which it estimates.
     """  # noqa: D205
+    if "overlap" in curves:
+        known = (
+            curves["norm_accuracy"] if "norm_accuracy" in curves else pd.Series(float("nan"), curves.index)
+        )
+        curves = curves.assign(norm_accuracy=known.fillna(curves["overlap"]))
     of_merges = curves.groupby(["method", "tasks", "alpha"], sort=False)[["norm_accuracy", "chosen"]].mean()
     return of_merges.groupby(["method", "alpha"], sort=False).mean().reset_index()
 

@@ -17,12 +17,8 @@ from mergeability.data.tasks import Images
 from mergeability.errors import UserError
 from mergeability.evaluation.evaluator import Evaluator, pixel_accuracy
 from mergeability.evaluation.intervals import accuracy_variance, ratio_variance
-from mergeability.evaluation.merges import (
-    Evaluation,
-    Recalibration,
-    describe,
-    evaluate_models,
-)
+from mergeability.evaluation.merge import Recalibration, describe
+from mergeability.evaluation.merges import Evaluation, evaluate_models
 from mergeability.evaluation.outcome_tables import pair_table, set_table
 from mergeability.evaluation.scales import ScaleChoice
 from mergeability.merging import Average, Dare, IsoC, TaskArithmetic, Ties

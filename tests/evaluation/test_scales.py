@@ -33,19 +33,35 @@ def test_a_task_without_a_normalised_accuracy_has_no_say():
 def test_which_outcomes_a_choice_gives():
     plain, tuned = TaskArithmetic(), Ties(alpha="tuned")
     assert ScaleChoice().columns("ta", plain) == {"ta": "own"}
-    assert ScaleChoice().columns("ties", tuned) == {"ties": None}
-    assert ScaleChoice("tuned").columns("ta", plain) == {"ta": None}
+    assert ScaleChoice().columns("ties", tuned) == {"ties": "tuned"}
+    assert ScaleChoice("tuned").columns("ta", plain) == {"ta": "tuned"}
     assert ScaleChoice(0.7).columns("ties", tuned) == {"ties": 0.7}
-    assert ScaleChoice("both").columns("ties", tuned) == {"ties": "own", "ties_tuned": None}
+    assert ScaleChoice("both").columns("ties", tuned) == {"ties": "own", "ties_tuned": "tuned"}
+    assert ScaleChoice("unlabelled").columns("ta", plain) == {"ta": "unlabelled"}
+    assert ScaleChoice(["own", "tuned", "unlabelled"]).columns("ta", plain) == {
+        "ta": "own", "ta_tuned": "tuned", "ta_unlabelled": "unlabelled",
+    }  # fmt: skip
+    assert ScaleChoice(["both", "own"]).columns("ta", plain) == ScaleChoice("both").columns("ta", plain)
+    assert ScaleChoice(["unlabelled", "tuned"]).columns("ta", plain) == {
+        "ta_unlabelled": "unlabelled", "ta_tuned": "tuned",
+    }  # fmt: skip
+    assert ScaleChoice(["tuned"]).columns("ta", plain) == {"ta": "tuned"}
+    assert ScaleChoice("unlabelled").tunes({"ta": plain}, "unlabelled")
+    assert not ScaleChoice("unlabelled").tunes({"ta": plain})
+    assert not ScaleChoice("both").tunes({"ta": plain}, "unlabelled")
     assert not ScaleChoice(0.7).tunes({"ties": tuned})
     assert not ScaleChoice().tunes({"ta": plain})
     assert ScaleChoice().tunes({"ta": plain, "ties": tuned})
     assert ScaleChoice("both").tunes({"ta": plain})
 
 
-@pytest.mark.parametrize("alpha", ["best", math.nan, math.inf, True, [1.0]])
+@pytest.mark.parametrize(
+    "alpha", ["best", math.nan, math.inf, True, [1.0], [], ["own", "best"], [["own"]], {"own": 1}]
+)
 def test_a_scale_that_is_none_is_refused(alpha):
-    with pytest.raises(UserError, match="alpha to be a finite number, tuned or both"):
+    with pytest.raises(
+        UserError, match="alpha to be a finite number, own, tuned, unlabelled, both, or a list"
+    ):
         ScaleChoice(alpha)
 
 

@@ -134,9 +134,54 @@ def test_training_images_can_be_looked_at_instead(analyse):
     assert "Fewer than" not in (other / "report.html").read_text(), "there are 128 of each task"
 
 
+def test_probes_and_scales_without_labels_stand_beside_the_others(analyse):
+    words = ("merge=[average,ties]", "probe=16", "alpha=[own,tuned,unlabelled]", "alpha_grid=[0.3,1.0]")
+    ended, folder = analyse(*words, "pairs=[[digits,letters],[shapes,orientation]]")
+    assert ended.code == 0, ended.output
+    pairs = pd.read_csv(folder / "pairs.csv")
+    for method in ("average", "ties"):
+        for suffix in ("", "_tuned", "_unlabelled"):
+            assert pairs[f"probe_overlap_{method}{suffix}"].between(0, 1).all()
+            assert pairs[f"probe_confidence_{method}{suffix}"].between(0, 1).all()
+            assert pairs[f"norm_acc_{method}{suffix}"].notna().all()
+        assert pairs[f"alpha_{method}_unlabelled"].isin([0.3, 1.0]).all()
+    curves = pd.read_csv(folder / "alpha_curves.csv")
+    assert len(curves) == 2 * 2 * 2 * 2 * 2, "pairs, tasks, methods, scales, with labels and without"
+    assert curves["overlap"].notna().sum() == curves["norm_accuracy"].notna().sum() == len(curves) / 2
+    report = (folder / "report.html").read_text()
+    assert "α without labels" in report
+    again, second = analyse(*words, "pairs=[[digits,letters],[shapes,orientation]]", name="again")
+    assert again.code == 0
+    assert counted(second) == {}
+    assert (second / "pairs.csv").read_bytes() == (folder / "pairs.csv").read_bytes()
+
+
+def test_a_probe_alone_adds_the_plain_average_and_changes_no_outcome(analyse):
+    _, plain = analyse("merge=ties", "pairs=[[digits,letters]]", "metric=[task_vector_l2_distance]")
+    ended, probed = analyse(
+        "merge=ties",
+        "pairs=[[digits,letters]]",
+        "metric=[task_vector_l2_distance]",
+        "probe=64",
+        name="probed",
+    )
+    assert ended.code == 0, ended.output
+    first, second = (pd.read_csv(folder / "pairs.csv") for folder in (plain, probed))
+    more = [name for name in second.columns if name not in first.columns]
+    assert sorted(more) == [
+        "probe_confidence_average", "probe_confidence_ties", "probe_overlap_average", "probe_overlap_ties",
+    ]  # fmt: skip
+    assert second[first.columns].equals(first)
+    assert "Fewer than 64 unlabelled images" in (probed / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("option", "parts"),
     [
+        ("probe=7", ["probe", "at least 8", "got 7"]),
+        ("probe=true", ["probe", "got True"]),
+        ("alpha=[own,best]", ["own, tuned, unlabelled, both", "best"]),
+        ("alpha=[]", ["own, tuned, unlabelled, both"]),
         ("profile.unlabelled=7", ["profile.unlabelled", "at least 8", "got 7"]),
         ("profile.unlabelled=0", ["profile.unlabelled", "got 0"]),
         ("profile.unlabelled=true", ["profile.unlabelled", "got True"]),

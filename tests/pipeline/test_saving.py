@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from mergeability.errors import UserError
-from mergeability.evaluation.merges import describe
+from mergeability.evaluation.merge import describe
 from mergeability.merging.application import apply
 from mergeability.models.clip import ClipModel
 from mergeability.pipeline import saving

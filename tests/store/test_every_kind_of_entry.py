@@ -32,6 +32,9 @@ CONSUMERS = {
     "magnitude": ("sign_count",),
     "sign_count": (),
     "shared_gradient": (),
+    "features": (),
+    "probe_features": ("probe",),
+    "probe": (),
     "svd": ("accuracy",),
     "fisher": ("accuracy",),
     "linear_parts": ("accuracy",),
@@ -47,12 +50,14 @@ TABLES = ("pairs.csv", "prediction.json")
 METRICS = (
     "task_vector_cosine_similarity", "activation_cosine_similarity", "encoder_gradient_cosine_similarity",
     "subspace_overlap", "sign_conflict", "shared_encoder_gradient_cosine_similarity",
+    "base_agreement",
 )  # fmt: skip
 SUITE = (
     "suite=smoke", "model=clip_mini", "logger=csv", "pairs=[[digits,letters],[letters,shapes],[shapes,orientation]]",
 )  # fmt: skip
 REQUEST = (
     *SUITE, f"metric=[{','.join(METRICS)}]", "merge=[tsv,fisher,regmean]", "profile.merge_samples=8",
+    "probe=8",
     "predictor=mean", "prediction.permutations=0", "prediction.seeds=0", "prediction.protocols=[loto]",
     "prediction.targets=[acc]", "prediction.ablation=false",
 )  # fmt: skip
@@ -69,7 +74,10 @@ TOGETHER_REQUEST = (
     "merge=average",
     "predictor=none",
 )
-LEFT_OUT = {"activation", "gradient", "shared_gradient", "fisher", "linear_parts", "linear_inputs", "study"}
+LEFT_OUT = {
+    "activation", "gradient", "shared_gradient", "fisher", "linear_parts", "linear_inputs", "study", "features", "probe",
+    "probe_features",
+}  # fmt: skip
 
 
 def kinds_in_the_source() -> set[str]:

@@ -1,0 +1,135 @@
+"""One set of models, merged by one method: its direction, its weights at a scale, and what determines them."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from mergeability.data.inputs import Inputs
+from mergeability.errors import UserError
+from mergeability.evaluation.evaluator import Evaluator
+from mergeability.merging.application import apply, fixed_alpha
+from mergeability.merging.method import MergeMethod
+from mergeability.profiles.profiles import Profiles
+from mergeability.profiles.views import Views
+from mergeability.provenance import class_name
+from mergeability.task_vectors.vectors import TaskVectors
+
+# What determines weights, as a JSON-able record, and what makes them.
+Weights = tuple[Mapping[str, Any], Callable[[], Mapping[str, Tensor]]]
+
+
+def describe(merger: object) -> Any:
+    """Turn a merge method into a JSON-able record of its class and every option, nested methods included."""
+    if dataclasses.is_dataclass(merger) and not isinstance(merger, type):
+        options = {field.name: describe(getattr(merger, field.name)) for field in dataclasses.fields(merger)}
+        return {"method": class_name(merger), **options}
+    if merger is None or isinstance(merger, bool | int | float | str):
+        return merger
+    raise UserError(
+        f"A merge method's options must be numbers, text or methods, not {type(merger).__name__}."
+    )
+
+
+@dataclass(frozen=True)
+class Recalibration:
+    """Batch-norm statistics of merged weights, on the calibration images of the merged tasks.
+
+    Attributes:
+        evaluator: holds the encoder.
+        views: hold the images.
+    """
+
+    evaluator: Evaluator
+    views: Views
+
+    def make(self, state: Mapping[str, Tensor], tasks: Sequence[str]) -> dict[str, Tensor]:
+        """Return the state dict with new statistics."""
+        samples = Inputs.joined([self.views.samples(task) for task in sorted(tasks)])
+        return self.evaluator.recalibrated(state, samples.tensors["images"], tasks)
+
+    def key(self, tasks: Sequence[str]) -> list[str]:
+        """Say which images the statistics depend on."""
+        return [self.views.samples(task).without_labels().fingerprint for task in sorted(tasks)]
+
+
+@dataclass
+class Merge:
+    """One set of models merged by one method: the merged direction is computed when it is first needed, once.
+
+    Attributes:
+        task_vectors: the models of the set.
+        method: the merge method.
+        profiles: the models' evidence, for a method that needs data.
+        recalibrate: makes batch-norm statistics anew for merged weights; None where there are none.
+    """
+
+    task_vectors: TaskVectors
+    method: MergeMethod
+    profiles: Profiles | None = None
+    recalibrate: "Recalibration | None" = None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the models."""
+        return self.task_vectors.tasks
+
+    @cached_property
+    def direction(self) -> dict[str, Tensor]:
+        """The merged task vector, under the checkpoints' names."""
+        given = self.profiles if self.method.needs_data else None
+        models = self.task_vectors if given is None else given
+        return self.task_vectors.assembled(self.method(models))
+
+    def state(self, alpha: float) -> dict[str, Tensor]:
+        """Make the merged weights at a scale."""
+        state = apply(self.task_vectors.base_checkpoint.state_dict(), self.direction, alpha)
+        return state if self.recalibrate is None else self.recalibrate.make(state, self.tasks)
+
+    def weights(self, alpha: float) -> dict[str, Any]:
+        """Say what determines the merged weights, as a JSON-able record."""
+        record = {
+            "base": self.task_vectors.base_hash,
+            # With their names: masks depend on them, and so does the order of every sum.
+            "models": sorted(self.task_vectors.hashes.items()),
+            "merge": _without_alpha(describe(self.method)),
+            "alpha": alpha,
+        }
+        if self.method.needs_data and self.profiles is not None:
+            record["data"] = self.profiles.data_key
+        if self.task_vectors.layout:
+            record["layout"] = self.task_vectors.layout
+        if self.recalibrate is not None:
+            record["recalibrated"] = self.recalibrate.key(self.tasks)
+        return record
+
+    def weights_at(self, alpha: float) -> Weights:
+        """Return both: what determines the weights at a scale, and what makes them."""
+        return self.weights(alpha), lambda: self.state(alpha)
+
+
+def given_alpha(alpha: float | str, merge: Merge) -> tuple[float, str]:
+    """Turn a scale that needs no tuning, a number or "own", into a number; and say where it comes from."""
+    if isinstance(alpha, str):
+        return fixed_alpha(merge.method, merge.task_vectors), "the method's own"
+    return float(alpha), "given for all methods"
+
+
+def own_weights(task_vectors: TaskVectors, task: str) -> Weights:
+    """Return what determines the weights of a task's own fine-tuned model, and what makes them."""
+    return {"file": task_vectors.hashes[task]}, lambda: task_vectors.model(task).state_dict()
+
+
+def base_weights(task_vectors: TaskVectors) -> Weights:
+    """Return what determines the weights of the base model, and what makes them."""
+    return {"file": task_vectors.base_hash}, lambda: task_vectors.base_checkpoint.state_dict()
+
+
+def _without_alpha(described: Any) -> Any:
+    """Drop the scales from a method's record: the direction does not depend on them."""
+    if not isinstance(described, dict):
+        return described
+    return {name: _without_alpha(value) for name, value in described.items() if name != "alpha"}

@@ -1,0 +1,101 @@
+"""Probes: a few unlabelled images of each task, passed through a merge, beside what the task's own model answers.
+
+A small evaluation without labels, not a forecast: the merge has to be made. Read directly, the overlap estimates the
+merge's normalised accuracy, and the confidence its accuracy.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from mergeability.data.inputs import Inputs
+from mergeability.errors import UserError
+from mergeability.evaluation.evaluator import Evaluator
+from mergeability.evaluation.merge import Weights
+from mergeability.profiles.answers import (
+    MEASURES,
+    Probabilities,
+    normalised,
+    probabilities,
+)
+
+# Part of every store key below: raise it when what is stored changes meaning.
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Compare what merges answer on unlabelled inputs with what each task's own model answers.
+
+    Attributes:
+        evaluator: holds the encoder, the heads and the store.
+        inputs: task → preprocessed inputs; their labels, if any, are not read.
+        own: task → the weights of its own fine-tuned model.
+    """
+
+    evaluator: Evaluator
+    inputs: Mapping[str, Inputs]
+    own: Callable[[str], Weights]
+    _answers: dict[str, Probabilities] = field(default_factory=dict, repr=False)
+
+    def values(self, weights: Weights, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Measure `overlap`, `agreement` and `confidence` of one set of weights on some tasks' inputs.
+
+        Raises:
+            UserError: there are no inputs for a task, or what the weights compute is not finite.
+        """
+        missing = [task for task in tasks if task not in self.inputs]
+        if missing:
+            raise UserError(f"No unlabelled images to probe merges of {', '.join(missing)} with.")
+        described, state = weights
+        passed: list[dict[str, Tensor]] = []
+
+        def measure(task: str) -> dict[str, Any]:
+            # One swap of the weights for all tasks, and only where a value is computed.
+            if not passed:
+                passed.append(self.evaluator.features(state(), {one: self.inputs[one] for one in tasks}))
+            answers = self._answered(passed[0][task], task)
+            own = self._own_answers(task)
+            found = {name: compare(answers, own) for name, compare in MEASURES.items()}
+            return {**found, "images": len(own)}
+
+        return {
+            task: self.evaluator.store.record(
+                "probe", self._key(described, task), lambda task=task: measure(task)
+            )
+            for task in tasks
+        }
+
+    def _key(self, weights: Mapping[str, Any], task: str) -> dict[str, Any]:
+        return {
+            "weights": dict(weights),
+            "own": dict(self.own(task)[0]),
+            "samples": self.inputs[task].without_labels().fingerprint,
+            **self.evaluator.key(task),
+            "version": _VERSION,
+        }
+
+    def _own_answers(self, task: str) -> Probabilities:
+        if task not in self._answers:
+            described, state = self.own(task)
+            key = {**self._key(described, task), "of": "own"}
+            found = self.evaluator.store.arrays(
+                "probe_features",
+                key,
+                lambda: {"features": self.evaluator.features(state(), {task: self.inputs[task]})[task]},
+            )
+            self._answers[task] = self._answered(found["features"], task)
+        return self._answers[task]
+
+    def _answered(self, features: Tensor, task: str) -> Probabilities:
+        head = self.evaluator.heads[task].detach().cpu().double().numpy()
+        answers = probabilities(normalised(features.numpy()), head)
+        if np.isnan(answers).any():
+            raise UserError(
+                f"Features of images of '{task}' have length 0, which have no direction and no class: the weights are "
+                "ruined. Merge at a smaller alpha."
+            )
+        return answers
