@@ -11,7 +11,9 @@ from mergeability.metrics.catalogue import CATEGORIES, WEIGHT_SPACE
 from mergeability.metrics.traits import documented_range
 from mergeability.pipeline.request import Request
 from mergeability.prediction import PairTable, PredictionResult, Scorer, StudySettings, study_predictions
+from mergeability.prediction.evidence import evidence_columns, with_own_evidence
 from mergeability.prediction.pair_table import FINETUNED, with_finetuned_accuracy
+from mergeability.prediction.predictors.own_evidence import ZERO_SHOT_RATIO
 from mergeability.prediction.scorer import fitted_target, transfer_table
 from mergeability.prediction.study import Known
 from mergeability.prediction.study_cache import from_record, study_key, to_record
@@ -70,7 +72,9 @@ class Scored:
 
 
 def with_own_accuracies(pairs: pd.DataFrame, models: pd.DataFrame) -> pd.DataFrame:
-    """Add the mean of the two models' own accuracies, fine-tuned and base: known before any merge."""
+    """Add what is known before any merge: the means of both models' own accuracies, fine-tuned and base, and of their
+    ratio, base over fine-tuned (NaN where a fine-tuned model is never right).
+    """  # noqa: D205
     own = {
         column: (
             pairs["task_a"].map(models[column]).to_numpy() + pairs["task_b"].map(models[column]).to_numpy()
@@ -78,7 +82,10 @@ def with_own_accuracies(pairs: pd.DataFrame, models: pd.DataFrame) -> pd.DataFra
         / 2
         for column in (FINETUNED, "base_accuracy")
     }
-    return pairs.assign(**own)
+    tuned = models[FINETUNED].where(models[FINETUNED] > 0)
+    ratios = models["base_accuracy"] / tuned
+    of_pairs = (pairs["task_a"].map(ratios).to_numpy() + pairs["task_b"].map(ratios).to_numpy()) / 2
+    return pairs.assign(**own, **{ZERO_SHOT_RATIO: of_pairs})
 
 
 def predict_pairs(
@@ -123,7 +130,9 @@ def _predict(outcomes: PairOutcomes, request: Request, settings: StudySettings, 
     known = Known(ranges, CATEGORIES, outcomes.merged_sets)
     with run.clock.stage("predicting"):
         targets = list(dict.fromkeys([*settings.targets, fitted_target(list(pairs.columns), methods)]))
-        table = PairTable.of(pairs, metrics, methods, targets, ranges, also=[FINETUNED])
+        own, _ = with_own_evidence(request.predictors)
+        also = [FINETUNED, *evidence_columns(own.values(), targets, methods)]
+        table = PairTable.of(pairs, metrics, methods, targets, ranges, also=also)
         record = run.store.record(
             "study",
             study_key(pairs, metrics, request.predictors, methods, settings, known),

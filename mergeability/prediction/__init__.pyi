@@ -6,6 +6,10 @@ from .predictors.elastic_net import ElasticNet as ElasticNet
 from .predictors.forward_selection import ForwardSelection as ForwardSelection
 from .predictors.lasso import Lasso as Lasso
 from .predictors.mlp import MLP as MLP
+from .predictors.own_evidence import AdditiveProbe as AdditiveProbe
+from .predictors.own_evidence import Functional as Functional
+from .predictors.own_evidence import Known as Known
+from .predictors.own_evidence import Probe as Probe
 from .predictors.pearson import Pearson as Pearson
 from .predictors.ridge import Ridge as Ridge
 from .predictors.trees import Trees as Trees

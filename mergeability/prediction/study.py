@@ -10,6 +10,12 @@ from sklearn.linear_model import LinearRegression
 from threadpoolctl import threadpool_limits
 
 from mergeability.errors import UserError
+from mergeability.prediction.evidence import (
+    evidence_columns,
+    joined,
+    study_own_evidence,
+    with_own_evidence,
+)
 from mergeability.prediction.pair_table import FINETUNED, TARGETS, PairTable, chosen_methods
 from mergeability.prediction.predictors.base import Predictor
 from mergeability.prediction.questions.ablation import category_ablation
@@ -113,13 +119,17 @@ def study_predictions(
     methods = chosen_methods(table, methods, settings.targets)
     if not methods:
         return PredictionResult(notes=[NO_OUTCOMES])
-    table = PairTable.of(table, metrics, methods, settings.targets, known.ranges, also=[FINETUNED])
+    own, others = with_own_evidence(predictors)
+    also = [FINETUNED, *evidence_columns(own.values(), settings.targets, methods)]
+    table = PairTable.of(table, metrics, methods, settings.targets, known.ranges, also=also)
     design = _Design(methods, settings)
-    result = design.evaluate(table, table.metrics, dict(predictors), progress)
+    result = design.evaluate(table, table.metrics, others, progress)
     result = replace(result, notes=[*table.notes, *result.notes])
     if not result.records:
         return result
     result = _with_known_accuracies(result, table, design)
+    by_own = study_own_evidence(own, table, methods, settings)
+    result = joined(result, by_own.result)
     outcomes = [
         (target, method)
         for target in settings.targets
@@ -132,7 +142,8 @@ def study_predictions(
         whole = studied.frame.notna().all(axis=1)
         studied = replace(studied, frame=studied.frame[whole].reset_index(drop=True))
     with threadpool_limits(1, "blas"):
-        tables = _tables(result, studied, outcomes, predictors, settings, known, progress)
+        tables = _tables(result, studied, outcomes, others, settings, known, progress)
+        tables["evidence"] = by_own.tested
     if len(known.sets):
         tables["sets"] = set_score_table(known.sets, table.frame, result.predictions)
     return replace(result, tables={name: one for name, one in tables.items() if len(one)})
@@ -174,13 +185,7 @@ def _with_known_accuracies(result: PredictionResult, table: PairTable, design: _
     if same_pairs.frame[FINETUNED].isna().all():
         return result
     more = design.evaluate(same_pairs, [FINETUNED], {"finetuned": LinearRegression()})
-    return PredictionResult(
-        [*result.records, *more.records],
-        pd.concat([result.folds, more.folds], ignore_index=True),
-        pd.concat([result.predictions, more.predictions], ignore_index=True),
-        result.coefficients,
-        result.notes,
-    )
+    return joined(result, replace(more, coefficients=more.coefficients.iloc[:0], notes=[]))
 
 
 def _tables(

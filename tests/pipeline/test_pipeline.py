@@ -141,7 +141,10 @@ def test_predictions_have_one_record_a_method_target_predictor_and_protocol(anal
     assert all(set(record) == RECORD_FIELDS for record in records)
     assert {record["method"] for record in records} == set(METHODS)
     by_protocol = {name: [r for r in records if r["protocol"] == name] for name in ("loto", "l2to")}
-    assert {r["predictor"] for r in by_protocol["loto"]} == PREDICTORS | {"finetuned"}
+    # Those that need functional metrics or probes have none here, and the report says so.
+    without = {"functional", "probe", "additive_probe"}
+    assert {r["predictor"] for r in by_protocol["loto"]} == (PREDICTORS - without) | {"finetuned"}
+    assert "functional, probe, additive_probe predicted nothing" in (analysed / "report.html").read_text()
     assert PREDICTORS >= KNOWN_PREDICTORS
     later = PREDICTORS - KNOWN_PREDICTORS
     assert {r["predictor"] for r in by_protocol["l2to"]} - later == CLOSED_FORMS | {"finetuned"}

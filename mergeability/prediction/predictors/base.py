@@ -18,7 +18,9 @@ class Predictor(Protocol):
 
     Optional attributes, none of which scikit-learn's own regressors have to declare; `traits` reads them:
 
-    - `inputs`, the columns that `fit` is given: "metrics" (the default), "tasks" (incidence columns) or "both".
+    - `inputs`, the columns that `fit` is given: "metrics" (the default, scaled by their ranges), "raw" (the metrics in
+      their own units), "tasks" (incidence columns) or "both".
+    - `columns(target, method)`, alternatives of columns of the table that it looks at instead of the metrics.
       With "both" the last columns are those of the tasks, and `fit` takes their number as `tasks`.
     - `closed_form`, whether the fit is solved rather than searched for, so that hundreds of folds cost little.
     - a `fit` argument `folds`, for which the inner folds of the training rows are passed.
@@ -58,7 +60,7 @@ class Traits:
     """Optional abilities of a predictor.
 
     Attributes:
-        inputs: the columns that it is given: "metrics", "tasks" or "both".
+        inputs: the columns that it is given: "metrics", "raw", "tasks" or "both".
         closed_form: whether it is solved rather than searched for.
         nested: whether `fit` takes inner folds.
         random_start: whether it fits many problems at once, each from a random start.

@@ -40,6 +40,7 @@ class FoldRows:
         """Give all rows' columns that a predictor asks for: metrics, tasks (incidence columns), or both."""
         choices = {
             "metrics": [self.scaled],
+            "raw": [self.rows.features],
             "tasks": [self.rows.incidence],
             "both": [self.scaled, self.rows.incidence],
         }
@@ -77,7 +78,8 @@ class Fold:
         """Name the columns of the features."""
         rows = self.shared.rows
         tasks = [f"{TASK_PREFIX}{task}" for task in rows.tasks]
-        return {"metrics": list(rows.metrics), "tasks": tasks, "both": [*rows.metrics, *tasks]}[inputs]
+        metrics = list(rows.metrics)
+        return {"metrics": metrics, "raw": metrics, "tasks": tasks, "both": [*metrics, *tasks]}[inputs]
 
 
 @dataclass

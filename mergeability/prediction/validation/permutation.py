@@ -48,6 +48,7 @@ def permutation_test(
     permutations: int = 999,
     seed: int = 0,
     progress: Progress = no_progress,
+    strength: float = METRIC_STRENGTH,
 ) -> PermutationTest:
     """Test the metrics of every outcome against those of permuted tasks.
 
@@ -60,6 +61,7 @@ def permutation_test(
         permutations: how many; 0 leaves the p-values undefined.
         seed: of the permutations, which are the same for all outcomes.
         progress: wraps the loop over them.
+        strength: of ridge on the metrics; ten times as much on metrics cleared of task effects.
     """
     groups: dict[bytes, list[tuple[str, str]]] = {}
     for target, method in outcomes:
@@ -69,7 +71,7 @@ def permutation_test(
         rows = [table.rows(f"{target}_{method}")[0] for target, method in members]
         if len(rows[0].outcome) < 3:
             continue
-        test = _Test(rows[0], np.stack([one.outcome for one in rows], axis=1))
+        test = _Test(rows[0], np.stack([one.outcome for one in rows], axis=1), strength)
         found = test.run(permutations, seed, progress)
         methods += [
             {"target": target, "method": method} | {name: value[k] for name, value in found.items()}
@@ -85,8 +87,10 @@ def permutation_test(
 class _Test:
     """All outcomes that are known for the same pairs."""
 
-    def __init__(self, rows: PairRows, Y: Float[np.ndarray, "n K"]) -> None:
-        self.Y = Y
+    def __init__(
+        self, rows: PairRows, Y: Float[np.ndarray, "n K"], strength: float = METRIC_STRENGTH
+    ) -> None:
+        self.Y, self.strength = Y, strength
         # Ranges do not change under permutation, so one scaling serves all.
         self.X = RangeScaler().fit_transform(rows.features)
         self.J = rows.incidence
@@ -118,9 +122,9 @@ class _Test:
         moments = Moments(np.hstack([X, J]), Y, training_masks(folds, len(X)))
         m, tasks = X.shape[1], J.shape[1]
         metric_weights = ridge_weights(
-            moments.gram[:, :m, :m], moments.cross[:, :m], np.array([METRIC_STRENGTH])
+            moments.gram[:, :m, :m], moments.cross[:, :m], np.array([self.strength])
         )[:, 0]
-        u, w = _two_stages(moments, m, tasks)
+        u, w = _two_stages(moments, m, tasks, self.strength)
         correlations, error, additive_error = [], 0.0, 0.0
         for f, (_, rows) in enumerate(folds):
             x, j = X[rows] - moments.means[f, :m], J[rows] - moments.means[f, m:]
@@ -142,7 +146,7 @@ class _Test:
 
 
 def _two_stages(
-    moments: Moments, m: int, tasks: int
+    moments: Moments, m: int, tasks: int, strength: float
 ) -> tuple[Float[np.ndarray, "F T q"], Float[np.ndarray, "F m K"]]:
     """Fit task effects of metrics and outcomes, and ridge of what they leave: as `Dyadic`, at one strength."""
     jj = moments.gram[:, m:, m:] + TASK_STRENGTH * np.eye(tasks)
@@ -152,7 +156,7 @@ def _two_stages(
     inner = moments.gram[:, m:, m:]
     left = moments.gram[:, :m, :m] - xj @ a - a.mT @ xj.mT + a.mT @ inner @ a
     cross = moments.cross[:, :m] - xj @ b - a.mT @ jy + a.mT @ inner @ b
-    w = np.linalg.solve(left + 10 * METRIC_STRENGTH * np.eye(m), cross)
+    w = np.linalg.solve(left + 10 * strength * np.eye(m), cross)
     return u, w
 
 

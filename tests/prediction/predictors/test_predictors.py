@@ -13,10 +13,13 @@ from mergeability.errors import UserError
 from mergeability.prediction import (
     MLP,
     Additive,
+    AdditiveProbe,
     BackwardElimination,
     Dyadic,
     ElasticNet,
     ForwardSelection,
+    Functional,
+    Known,
     Lasso,
     Pearson,
     Trees,
@@ -40,10 +43,13 @@ PUBLISHED_L1 = {
 @parametrize_with_checks(
     [
         Additive(),
+        AdditiveProbe(),
         BackwardElimination(),
         Dyadic(strengths=(1,)),  # of several, one fit without inner folds takes the largest
         ElasticNet(strengths=4),
         ForwardSelection(),
+        Functional(strengths=(1,)),
+        Known(strengths=(1,)),
         Lasso(strengths=4),
         MLP(hidden=4, epochs=20, learning_rate=0.03, dropout=0.1),
         Pearson(max_steps=40, learning_rate=0.1),
