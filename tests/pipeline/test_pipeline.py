@@ -98,7 +98,7 @@ def test_the_pair_table_has_every_pair_metric_and_outcome(analysed):
         np.testing.assert_allclose(pairs[f"acc_{method}"], (a + b) / 2)
         assert pairs[[f"acc_{method}_a", f"acc_{method}_b"]].stack().between(0, 1).all()
     outcomes = ("acc_", "norm_acc_", "kept_gain_", "alpha_")
-    known = ("task_a", "task_b", "finetuned_accuracy", "base_accuracy")
+    known = ("task_a", "task_b", "finetuned_accuracy", "base_accuracy", "zero_shot_ratio")
     metrics = [c for c in pairs.columns if not c.startswith(outcomes) and c not in known]
     assert len(metrics) == 28
 
@@ -144,7 +144,7 @@ def test_predictions_have_one_record_a_method_target_predictor_and_protocol(anal
     # Those that need functional metrics or probes have none here, and the report says so.
     without = {"functional", "probe", "additive_probe"}
     assert {r["predictor"] for r in by_protocol["loto"]} == (PREDICTORS - without) | {"finetuned"}
-    assert "functional, probe, additive_probe predicted nothing" in (analysed / "report.html").read_text()
+    assert "additive_probe, functional, probe predicted nothing" in (analysed / "report.html").read_text()
     assert PREDICTORS >= KNOWN_PREDICTORS
     later = PREDICTORS - KNOWN_PREDICTORS
     assert {r["predictor"] for r in by_protocol["l2to"]} - later == CLOSED_FORMS | {"finetuned"}
