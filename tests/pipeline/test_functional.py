@@ -156,6 +156,22 @@ def test_probes_and_scales_without_labels_stand_beside_the_others(analyse):
     assert (second / "pairs.csv").read_bytes() == (folder / "pairs.csv").read_bytes()
 
 
+def test_the_images_that_choose_a_scale_do_not_judge_it(analyse, monkeypatch):
+    made = []
+
+    class Recorded(tasks.Probe):
+        def __init__(self, evaluator, inputs, own):
+            super().__init__(evaluator, inputs, own)
+            made.append(inputs["digits"])
+
+    monkeypatch.setattr(tasks, "Probe", Recorded)
+    ended, _ = analyse("merge=average", "pairs=[[digits,letters]]", "probe=16", "alpha=unlabelled", "alpha_grid=[1.0]")
+    assert ended.code == 0, ended.output
+    images = {tuple(image.flatten().tolist()) for one in made for image in one.tensors["images"]}
+    assert [len(one) for one in made] == [8, 8]
+    assert len(images) == 16
+
+
 def test_a_probe_alone_adds_the_plain_average_and_changes_no_outcome(analyse):
     _, plain = analyse("merge=ties", "pairs=[[digits,letters]]", "metric=[task_vector_l2_distance]")
     ended, probed = analyse(
