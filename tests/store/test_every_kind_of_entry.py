@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 CONSUMERS = {
     "images": (),
     "image_fingerprint": (),
-    "base_norm": (),
+    "base_norm": ("relative_norm",),
     "relative_norm": (),
     "activation": ("gram",),
     "gradient": ("gram",),
