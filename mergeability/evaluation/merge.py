@@ -52,7 +52,7 @@ class Recalibration:
         return self.evaluator.recalibrated(state, samples.tensors["images"], tasks)
 
     def key(self, tasks: Sequence[str]) -> list[str]:
-        """Say which images the statistics depend on."""
+        """Return the fingerprints of the images that the statistics depend on."""
         return [self.views.samples(task).without_labels().fingerprint for task in sorted(tasks)]
 
 
@@ -64,7 +64,7 @@ class Merge:
         task_vectors: the models of the set.
         method: the merge method.
         profiles: the models' evidence, for a method that needs data.
-        recalibrate: makes batch-norm statistics anew for merged weights; None where there are none.
+        recalibrate: re-estimates the batch-norm statistics of merged weights; None for an encoder without batch norms.
     """
 
     task_vectors: TaskVectors
@@ -90,7 +90,7 @@ class Merge:
         return state if self.recalibrate is None else self.recalibrate.make(state, self.tasks)
 
     def weights(self, alpha: float) -> dict[str, Any]:
-        """Say what determines the merged weights, as a JSON-able record."""
+        """Return what determines the merged weights, as a JSON-able record."""
         record = {
             "base": self.task_vectors.base_hash,
             # With their names: masks depend on them, and so does the order of every sum.

@@ -47,6 +47,6 @@ def finished_card(
 
 
 def _is_whole(folder: Path, card: Mapping[str, Any]) -> bool:
-    """Return whether what the card speaks of is there: somebody may have deleted the weights beside it."""
+    """Return whether the files that the card names exist: the weights beside it may have been deleted."""
     names = ["model.safetensors", *(["head.safetensors"] if "head_sha256" in card else [])]
     return all((folder / name).is_file() for name in names)

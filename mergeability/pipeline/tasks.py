@@ -145,16 +145,27 @@ class _Material:
     def drawn(self, count: int) -> dict[str, Inputs]:
         """Draw images of each task whose labels are not read; of fewer images, the first of the same draw."""
         model, profile = self.suite.model, self.request.profile
-        split: Split = "train" if profile.unlabelled_from == "train" else "validation"
         drawn = {
-            name: calibration_sample(task, count, profile.seed, held_out=self.images(task, split), fewer=True)
+            name: calibration_sample(
+                task, count, profile.seed, held_out=self.images(task, self.pool), fewer=True
+            )
             for name, task in self.suite.tasks.items()
         }
         return {name: Inputs({"images": model.preprocess(one.images)}) for name, one in drawn.items()}
 
     @property
+    def pool(self) -> Split:
+        """The split that unlabelled images are drawn from."""
+        return "train" if self.request.profile.unlabelled_from == "train" else "validation"
+
+    @property
+    def available(self) -> dict[str, int]:
+        """Task → number of images that unlabelled ones can be drawn from."""
+        return {name: len(self.images(task, self.pool)) for name, task in self.suite.tasks.items()}
+
+    @property
     def fewer(self) -> list[str]:
-        """Say which tasks have fewer unlabelled images than were asked for."""
+        """Name the tasks with fewer unlabelled images than were asked for."""
         merging, found = self.request.merging, []
         uses = {self.request.profile.unlabelled: bool(functional_names(self.request.metrics))}
         if self.request.merges:
@@ -162,7 +173,7 @@ class _Material:
             asked = merging.probe or self.request.profile.unlabelled
             uses[asked] = uses.get(asked, False) or merging.probe is not None or tunes
         for asked in (count for count, used in uses.items() if used):
-            few = [f"{name} ({len(one)})" for name, one in self.drawn(asked).items() if len(one) < asked]
+            few = [f"{name} ({count})" for name, count in self.available.items() if count < asked]
             found += [f"Fewer than {asked} unlabelled images: {', '.join(few)}."] if few else []
         return found
 

@@ -149,7 +149,7 @@ def _asked(
 
 
 def _said(name: str, chosen: tuple[str, ...], there: Sequence[tuple[str, ...]], rows: pd.DataFrame) -> str:
-    """Say which of several alternatives was taken, and why not the one before it."""
+    """Name the columns that were chosen, and the number of pairs that have those preferred to them."""
     sentence = f"{name} looks at {', '.join(chosen)}."
     for columns in there[: there.index(chosen)]:
         count = int(rows[list(columns)].notna().all(axis=1).sum())

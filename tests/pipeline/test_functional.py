@@ -165,7 +165,9 @@ def test_the_images_that_choose_a_scale_do_not_judge_it(analyse, monkeypatch):
             made.append(inputs["digits"])
 
     monkeypatch.setattr(tasks, "Probe", Recorded)
-    ended, _ = analyse("merge=average", "pairs=[[digits,letters]]", "probe=16", "alpha=unlabelled", "alpha_grid=[1.0]")
+    ended, _ = analyse(
+        "merge=average", "pairs=[[digits,letters]]", "probe=16", "alpha=unlabelled", "alpha_grid=[1.0]"
+    )
     assert ended.code == 0, ended.output
     images = {tuple(image.flatten().tolist()) for one in made for image in one.tensors["images"]}
     assert [len(one) for one in made] == [8, 8]
