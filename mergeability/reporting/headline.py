@@ -100,7 +100,7 @@ def _set_sentences(analysis: Analysis) -> list[str]:
 
 def _scale_sentences(analysis: Analysis) -> list[str]:
     table = scale_table(analysis)
-    if table.empty:
+    if not {"mean", "tuned_mean"} <= set(table.columns):
         return []
     gain = table["tuned_mean"] - table["mean"]
     most = table.index[int(gain.argmax())]

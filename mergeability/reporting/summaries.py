@@ -19,6 +19,8 @@ BASELINES = ("mean", "additive", "finetuned")
 
 
 WITH_TASK_EFFECTS = ("dyadic",)
+# Look at columns of their own, some of which need the merge: none of them is a predictor from metrics.
+OWN_EVIDENCE = ("known", "functional", "probe", "additive_probe")
 """Predictors that use metrics beside task effects: neither a baseline nor what metrics reach on their own."""
 
 
@@ -174,7 +176,7 @@ def best_predictor(
 
     One that has an r in every fold goes before any that lacks some: a mean over chosen folds is no rival.
     """
-    apart = (*BASELINES, *WITH_TASK_EFFECTS)
+    apart = (*BASELINES, *WITH_TASK_EFFECTS, *OWN_EVIDENCE)
     kept = [r for r in records if r["predictor"] not in apart and (method is None or r["method"] == method)]
     table = predictor_table(kept, target)
     if table.empty or table["r_mean"].isna().all():
