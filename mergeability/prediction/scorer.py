@@ -17,7 +17,7 @@ from mergeability.files import atomic_file
 from mergeability.prediction.pair_table import TARGETS, PairTable, summarise_names
 from mergeability.prediction.predictors.ridge import Ridge
 from mergeability.prediction.validation.evaluate import evaluate_predictors
-from mergeability.prediction.validation.intervals import half_width, task_scores
+from mergeability.prediction.validation.intervals import half_width, residuals_of
 from mergeability.prediction.validation.protocols import LeaveTwoTasksOut
 from mergeability.prediction.validation.scores import pearson_r
 
@@ -35,7 +35,7 @@ class MethodFit:
     Attributes:
         weights: one a metric, for metrics scaled to [-1, 1] by the ranges they were fitted on.
         intercept: in outcome units.
-        half_width: of the interval that holds 90 % of a new task's pairs, at `level`.
+        half_width: of the interval that is meant to hold a share `level` of the pairs of new tasks.
         level: of the interval.
         r_beyond_mean: correlation with outcomes of pairs of two unseen tasks, beyond the training mean; None where
             nothing is predicted.
@@ -262,7 +262,7 @@ def _evidence(table: PairTable, methods: Sequence[str], target: str) -> Evidence
         folds = [(fold.training, fold.validation) for fold in protocol.folds(rows.ends)]
         model = Ridge().fit(scaled, rows.outcome, folds)
         predictions = result.predictions[result.predictions["method"] == method]
-        width, level = half_width(task_scores(predictions))
+        width, level = half_width(residuals_of(predictions))
         fits[method] = MethodFit(
             [float(weight) for weight in model.coef_],
             float(model.intercept_),

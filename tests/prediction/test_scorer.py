@@ -13,7 +13,7 @@ from sklearn.linear_model import Ridge as SklearnRidge
 from mergeability.errors import UserError
 from mergeability.prediction import LeaveTwoTasksOut, Ridge, Scorer, evaluate_predictors
 from mergeability.prediction.scorer import FILE, Evidence, MethodFit, transfer_table
-from mergeability.prediction.validation.intervals import half_width, task_scores
+from mergeability.prediction.validation.intervals import half_width, residuals_of
 
 TASKS = "abcdefgh"
 PAIRS = list(combinations(TASKS, 2))
@@ -71,10 +71,10 @@ def test_the_interval_and_the_worth_of_a_fit_come_from_leaving_two_tasks_out(pai
     result = evaluate_predictors(
         pairs, METRICS, {"ridge": Ridge()}, ["ties"], ["norm_acc"], [LeaveTwoTasksOut()]
     )
-    width, level = half_width(task_scores(result.predictions))
+    width, level = half_width(residuals_of(result.predictions))
     fit = scorer.evidence[0].methods["ties"]
     assert (fit.half_width, fit.level) == pytest.approx((width, level))
-    assert level == pytest.approx(8 / 9), "no more can be promised from eight tasks"
+    assert level == 0.9
     assert fit.r_beyond_mean == pytest.approx(result.records[0]["r_beyond_mean"])
     assert fit.r_low == pytest.approx(result.records[0]["r_beyond_mean_low"])
     found = scorer.score(pairs)

@@ -1,4 +1,4 @@
-"""How far a prediction may be off: split-conformal intervals over tasks, and whether they hold."""
+"""How far a prediction may be off: conformal intervals for pairs of new tasks, and the share of pairs they cover."""
 
 import math
 
@@ -7,26 +7,30 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 SHARE = 0.9
-"""Of a new task's pairs that an interval is meant to hold."""
+"""Of the pairs of new tasks that an interval is meant to hold."""
 
 
-def task_scores(predictions: pd.DataFrame, share: float | int = SHARE) -> Float[np.ndarray, " T"]:
-    """Score each task by how far its own pairs were predicted off: the `share` quantile of |measured - predicted|.
+def half_width(residuals: Float[np.ndarray, " n"], level: float | int = SHARE) -> tuple[float, float]:
+    """Return the half-width q of an interval, and the level that it has.
 
-    A task's pairs are those of the fold that left it out; of folds with two tasks left out, all with that task.
+    q is the ⌈(n + 1)·level⌉-th smallest of the absolute residuals |measured - predicted| of held-out pairs, so that
+    the interval predicted ± q holds a new pair with probability `level` (split conformal prediction, Vovk et al.,
+    2005). Pairs that share a task are not exchangeable, so the level is an expectation rather than a guarantee:
+    `conformal_table` measures the share that is covered on tasks that did not choose q.
+
+    Args:
+        residuals: of held-out pairs, at least 0; NaN is not allowed.
+        level: the share of pairs to hold, in (0, 1).
+
+    Returns:
+        q in units of the outcome, and its level. n residuals promise no more than n/(n + 1): where more is asked for, q
+        is the largest residual and the level returned is n/(n + 1). Both are NaN where there are no residuals.
+
+    Examples:
+        >>> half_width(np.array([0.3, 0.1, 0.2, 0.4]), 0.6)
+        (0.3, 0.6)
     """
-    off = (predictions["measured"] - predictions["predicted"]).abs().to_numpy(dtype=float)
-    return np.array([_quantile(off[rows], share) for rows in _rows_by_task(predictions).values()])
-
-
-def half_width(scores: Float[np.ndarray, " T"], level: float | int = SHARE) -> tuple[float, float]:
-    """Return q, and the level that it has: for a new task, `share` of its pairs lie within ±q at that level.
-
-    q is the ⌈(T + 1)·level⌉-th smallest score. No more than T/(T + 1) can be promised from T tasks: where more is
-    asked for, q is the largest score and the level returned is that. Vovk et al., 2005; tasks take the place of
-    exchangeable observations, since pairs are not.
-    """
-    ordered, count = np.sort(scores), len(scores)
+    ordered, count = np.sort(residuals), len(residuals)
     if count == 0:
         return float("nan"), float("nan")
     rank = math.ceil((count + 1) * level - 1e-9)
@@ -35,34 +39,49 @@ def half_width(scores: Float[np.ndarray, " T"], level: float | int = SHARE) -> t
     return float(ordered[rank - 1]), float(level)
 
 
-def conformal_table(predictions: pd.DataFrame, level: float | int = SHARE) -> pd.DataFrame:
-    """Calibrate every predictor and outcome, and measure what the intervals cover.
+def residuals_of(predictions: pd.DataFrame) -> Float[np.ndarray, " n"]:
+    """Return the absolute residuals of validated pairs, in the order of the rows.
 
-    One row a protocol, target, method and predictor: `half_width` and its `level`, `spread`, the standard deviation of
-    the outcome for comparison, `tasks`; and, with the half-width from all tasks but one, of the pairs of that one:
-    `coverage`, the mean share inside, and `tasks_covered`, the share of tasks with at least 90 % of them inside.
+    Args:
+        predictions: rows with the columns `measured` and `predicted`.
+    """
+    return (predictions["measured"] - predictions["predicted"]).abs().to_numpy(dtype=float)
+
+
+def conformal_table(predictions: pd.DataFrame, level: float | int = SHARE) -> pd.DataFrame:
+    """Calibrate intervals for every predictor and outcome, and measure the share of pairs that they cover.
+
+    Args:
+        predictions: validated pairs, one row per fold and pair.
+        level: the share of pairs of new tasks that an interval is meant to hold, in (0, 1).
+
+    Returns:
+        One row per protocol, target, method and predictor: `half_width` and its `level`, `spread`, the standard
+        deviation of the outcome for comparison, `tasks`; and, where each task's pairs are judged by the half-width of
+        the pairs without that task: `coverage`, the mean over tasks of the share inside, and `tasks_covered`, the share
+        of tasks with at least `level` of their pairs inside. Both are NaN where no pair is without the task.
     """
     rows = []
     keys = ["protocol", "target", "method", "predictor"]
     for key, group in predictions.groupby(keys, sort=False):
-        by_task = _rows_by_task(group)
-        off = (group["measured"] - group["predicted"]).abs().to_numpy(dtype=float)
-        scores = np.array([_quantile(off[rows], SHARE) for rows in by_task.values()])
-        width, reached = half_width(scores, level)
+        off, by_task = residuals_of(group), _rows_by_task(group)
+        ends = group[["task_a", "task_b"]].to_numpy()
+        width, reached = half_width(off, level)
         inside = []
-        for index, own in enumerate(by_task.values()):
-            other, _ = half_width(np.delete(scores, index), level)
-            inside.append(float(np.mean(off[own] <= other)))
+        for task, own in by_task.items():
+            other, _ = half_width(off[(ends != task).all(axis=1)], level)
+            inside.append(float("nan") if math.isnan(other) else float(np.mean(off[own] <= other)))
+        shares = np.array(inside)
         measured = group.drop_duplicates(["task_a", "task_b"])["measured"]
         rows.append(
             dict(zip(keys, key, strict=True))
             | {
-                "tasks": len(scores),
+                "tasks": len(by_task),
                 "level": reached,
                 "half_width": width,
                 "spread": float(measured.std(ddof=0)),
-                "coverage": float(np.mean(inside)),
-                "tasks_covered": float(np.mean(np.array(inside) >= SHARE)),
+                "coverage": float(np.mean(shares)),
+                "tasks_covered": float("nan") if np.isnan(shares).any() else float(np.mean(shares >= level)),
             }
         )
     return pd.DataFrame(rows)
@@ -73,12 +92,7 @@ def _rows_by_task(predictions: pd.DataFrame) -> dict[str, Int[np.ndarray, " rows
     found: dict[str, list[int]] = {}
     columns = predictions[["held_out", "task_a", "task_b"]].itertuples(index=False, name=None)
     for row, (held_out, a, b) in enumerate(columns):
-        # Either one of the two was left out, beside its known partner, or both were.
+        # Leaving one task out, the partner is known; leaving two out, both tasks of the pair are held out.
         for task in (held_out,) if held_out in (a, b) else (a, b):
             found.setdefault(task, []).append(row)
     return {task: np.array(rows) for task, rows in found.items()}
-
-
-def _quantile(values: Float[np.ndarray, " n"], share: float | int) -> float:
-    """Return the smallest value that `share` of them do not exceed."""
-    return float(np.sort(values)[math.ceil(share * len(values) - 1e-9) - 1])

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mergeability.prediction import DisjointHalves, LeaveOneTaskOut, LeaveTwoTasksOut
-from mergeability.prediction.validation.intervals import conformal_table, half_width, task_scores
+from mergeability.prediction.validation.intervals import conformal_table, half_width
 
 TASKS = "abcdef"
 PAIRS = list(combinations(TASKS, 2))
@@ -36,13 +36,13 @@ def test_half_width_by_hand():
     assert half_width(nine, 0.05) == (1.0, 0.05)
     # Rank 10 of nine: no more than 9/10 can be promised.
     assert half_width(nine, 0.95) == (9.0, 0.9)
-    # Of nineteen tasks ⌈20 · 0.9⌉ = 18.
+    # Of nineteen residuals ⌈20 · 0.9⌉ = 18.
     assert half_width(np.arange(1.0, 20), 0.9) == (18.0, 0.9)
     assert half_width(np.array([3.0, 2, 1]), 0.9) == (3.0, 0.75)
     assert all(np.isnan(half_width(np.array([]))))
 
 
-def test_the_level_that_a_half_width_has_holds_for_exchangeable_tasks():
+def test_the_level_that_a_half_width_has_holds_for_exchangeable_pairs():
     """Of T + 1 exchangeable scores the last is at most q with the level's probability."""
     generator = np.random.default_rng(0)
     draws = generator.exponential(size=(4000, 10))
@@ -50,58 +50,43 @@ def test_the_level_that_a_half_width_has_holds_for_exchangeable_tasks():
     assert covered == pytest.approx(0.8, abs=0.02)
 
 
-def test_a_tasks_score_is_the_quantile_of_its_own_residuals_with_one_task_left_out():
-    predictions = _predictions(LeaveOneTaskOut())
-    expected = []
-    for task in TASKS:
-        own = predictions[predictions["held_out"] == task]
-        off = sorted(abs(own["measured"] - own["predicted"]))
-        assert len(off) == 5
-        expected.append(off[2])  # ⌈0.6 · 5⌉ = 3
-    np.testing.assert_allclose(task_scores(predictions, 0.6), expected)
-    # ⌈0.9 · 5⌉ = 5: the largest.
-    largest = [
-        (g["measured"] - g["predicted"]).abs().max() for _, g in predictions.groupby("held_out", sort=False)
-    ]
-    np.testing.assert_allclose(task_scores(predictions), largest)
-
-
-def test_a_tasks_score_is_that_of_all_its_pairs_with_two_tasks_left_out():
-    predictions = _predictions(LeaveTwoTasksOut())
-    assert len(predictions) == 15
-    expected = []
-    for task in TASKS:
-        own = predictions[(predictions["task_a"] == task) | (predictions["task_b"] == task)]
-        expected.append(sorted(abs(own["measured"] - own["predicted"]))[1])  # ⌈0.4 · 5⌉ = 2
-    np.testing.assert_allclose(task_scores(predictions, 0.4), expected)
-
-
 @pytest.mark.parametrize("protocol", [LeaveOneTaskOut(), LeaveTwoTasksOut()], ids=["loto", "l2to"])
 @pytest.mark.parametrize("level", [0.5, 0.9])
 def test_coverage_is_that_of_a_plain_loop(protocol, level):
     pairs = [pair for pair in PAIRS if pair != ("b", "d")]
     predictions = _predictions(protocol, 5, pairs)
-    residuals = {}
-    for row in predictions.itertuples():
-        tasks = [row.held_out] if protocol.name == "loto" else [row.task_a, row.task_b]
-        for task in tasks:
-            residuals.setdefault(task, []).append(abs(row.measured - row.predicted))
-    scores = {task: sorted(off)[int(np.ceil(0.9 * len(off))) - 1] for task, off in residuals.items()}
     inside = []
-    for task, off in residuals.items():
-        others = sorted(score for other, score in scores.items() if other != task)
-        rank = min(int(np.ceil(6 * level)), 5)
-        inside.append(np.mean([one <= others[rank - 1] for one in off]))
+    for task in TASKS:
+        own, others = [], []
+        for row in predictions.itertuples():
+            off = abs(row.measured - row.predicted)
+            held_out = [row.held_out] if protocol.name == "loto" else [row.task_a, row.task_b]
+            if task in held_out:
+                own.append(off)
+            if task not in (row.task_a, row.task_b):
+                others.append(off)
+        others.sort()
+        rank = min(int(np.ceil((len(others) + 1) * level)), len(others))
+        inside.append(np.mean([off <= others[rank - 1] for off in own]))
     row = conformal_table(predictions, level).iloc[0]
     assert row["tasks"] == 6
     assert row["coverage"] == pytest.approx(np.mean(inside))
-    assert row["tasks_covered"] == pytest.approx(np.mean([share >= 0.9 for share in inside]))
-    ordered = sorted(scores.values())
-    rank = int(np.ceil(7 * level))
-    assert row["half_width"] == pytest.approx(ordered[min(rank, 6) - 1])
-    assert row["level"] == pytest.approx(level if rank <= 6 else 6 / 7)
+    assert row["tasks_covered"] == pytest.approx(np.mean([share >= level for share in inside]))
+    ordered = sorted((predictions["measured"] - predictions["predicted"]).abs())
+    rank = int(np.ceil((len(ordered) + 1) * level))
+    assert row["half_width"] == pytest.approx(ordered[min(rank, len(ordered)) - 1])
+    assert row["level"] == pytest.approx(level if rank <= len(ordered) else len(ordered) / (len(ordered) + 1))
     measured = dict(zip(zip(predictions["task_a"], predictions["task_b"]), predictions["measured"]))
     assert row["spread"] == pytest.approx(np.std(list(measured.values())))
+
+
+def test_without_a_pair_that_lacks_the_task_the_coverage_is_unknown():
+    predictions = _predictions(LeaveTwoTasksOut())
+    star = predictions[predictions["task_a"] == "a"]
+    row = conformal_table(star).iloc[0]
+    assert row["half_width"] > 0
+    assert np.isnan(row["coverage"])
+    assert np.isnan(row["tasks_covered"])
 
 
 def test_the_spread_counts_each_pair_once_however_often_it_was_validated():
