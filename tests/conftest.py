@@ -2,8 +2,8 @@
 
 import contextlib
 import copy
+import dataclasses
 import fcntl
-import functools
 import gc
 import io
 import logging
@@ -52,6 +52,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
+# Whole commands, whose parts have tests of their own, run without the check of every call's shapes and types, which takes
+# a quarter of their time; those of one file keep it.
+WHOLE_COMMANDS = ("commands", "pipeline", "reporting", "store", "test_readme.py")
+CHECKED = ROOT / "tests/pipeline/test_pipeline.py"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Check shapes and types in the tests of parts, and in one file of whole commands."""
+    import jaxtyping
+
+    place = item.path.relative_to(ROOT / "tests").parts[0] if item.path.is_relative_to(ROOT / "tests") else ""
+    unchecked = place in WHOLE_COMMANDS and item.path != CHECKED
+    if unchecked:
+        jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        return (yield)
+    finally:
+        if unchecked:
+            jaxtyping.config.update("jaxtyping_disable", False)
+
+
 def pytest_collection_finish() -> None:
     """Exempt what is imported by now from garbage collection, each pass of which would look at all of it."""
     gc.collect()
@@ -59,50 +81,45 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _configurations_read_once() -> Iterator[None]:
-    """Let Hydra read each YAML file once, and compose once, not twice, to learn whether a command is a sweep.
+def _configurations_composed_once() -> Iterator[None]:
+    """Let Hydra compose the files of each choice of options once; values are overridden anew every time.
 
-    A file that changes is read again. A command composes its whole configuration
-    for the field `hydra.mode` alone before it composes it again to run: that field depends on the options without a dot
-    (a suite, an experiment) and on those of Hydra, so it is kept for these.
+    A command composes twice or three times: to learn whether it is a sweep, and to run. What the files of `conf` give
+    for options of groups (`suite=mini`) is kept, and each composition overrides values (`seed=3`) in a copy of its own.
+    Other search paths, whose files a test may change, are composed as always.
     """
-    from hydra._internal.config_repository import ConfigRepository
-    from hydra._internal.hydra import Hydra
-    from hydra.core.object_type import ObjectType
+    from hydra._internal import config_loader_impl
+    from hydra._internal.defaults_list import DefaultsList, Overrides
 
-    read, mode = ConfigRepository.load_config, Hydra.get_mode
-    kept: dict[tuple, object] = {}
-    modes: dict[tuple, object] = {}
+    loader = config_loader_impl.ConfigLoaderImpl
+    listed, composed = config_loader_impl.create_defaults_list, loader._compose_config_from_defaults_list
+    lists: dict[tuple, DefaultsList] = {}
+    configurations: dict[int, object] = {}
 
-    @functools.wraps(read)
-    def load_config(self: ConfigRepository, config_path: str) -> object:
-        source = self._find_object_source(config_path, ObjectType.CONFIG)
-        if source is None or source.scheme() != "file":
-            return read(self, config_path)
-        path = Path(source.path, source._normalize_file_name(config_path))
-        status = path.stat()
-        key = (source.provider, str(path), status.st_ino, status.st_mtime_ns, status.st_size)
-        if key not in kept:
-            kept[key] = read(self, config_path)
-        found = kept[key]
-        # Hydra copies a member of a group into its package; what has no package becomes part of the composition.
-        shared = "/" in config_path and found.header.get("package") != "_global_"
-        return found if shared else copy.deepcopy(found)
+    def create_defaults_list(
+        repo: object, config_name: str | None, overrides_list: list, prepend_hydra: bool, skip_missing: bool
+    ) -> DefaultsList:
+        files = [source.path for source in repo.get_sources() if source.scheme() == "file"]
+        if files != [str(ROOT / "conf")]:
+            return listed(repo, config_name, overrides_list, prepend_hydra, skip_missing)
+        values = Overrides(repo=repo, overrides_list=overrides_list).config_overrides
+        groups = [one.input_line for one in overrides_list if not any(one is value for value in values)]
+        key = (config_name, prepend_hydra, skip_missing, *groups)
+        if key not in lists:
+            lists[key] = listed(repo, config_name, overrides_list, prepend_hydra, skip_missing)
+        kept = lists[key]
+        return dataclasses.replace(kept, config_overrides=values)
 
-    @functools.wraps(mode)
-    def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> object:
-        def decides(override: str) -> bool:
-            name = override.split("=")[0]
-            return "." not in name or (name.startswith("hydra.") and not name.endswith(".dir"))
-
-        key = (config_name, *filter(decides, overrides))
-        if key not in modes:
-            modes[key] = mode(self, config_name, overrides)
-        return modes[key]
+    def compose_config(self: object, defaults: list, repo: object) -> object:
+        if not any(defaults is kept.defaults for kept in lists.values()):
+            return composed(self, defaults, repo)
+        if id(defaults) not in configurations:
+            configurations[id(defaults)] = composed(self, defaults, repo)
+        return copy.deepcopy(configurations[id(defaults)])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ConfigRepository, "load_config", load_config)
-        patch.setattr(Hydra, "get_mode", get_mode)
+        patch.setattr(config_loader_impl, "create_defaults_list", create_defaults_list)
+        patch.setattr(loader, "_compose_config_from_defaults_list", compose_config)
         yield
 
 

@@ -37,7 +37,13 @@ def analyse(command, smoke_root, tmp_path):
             f"hydra.run.dir={folder}",
             "logger=csv",
         )
-        plain = ("suite=smoke", "model=clip_mini", "metric=functional", "predictor=none")
+        plain = (
+            "suite=smoke",
+            "model=clip_mini",
+            "metric=functional",
+            "predictor=none",
+            "suite.pixel_baseline=false",
+        )
         ended = command("analyze", *plain, *where, *arguments)
         return ended, folder
 
