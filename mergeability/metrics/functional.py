@@ -107,6 +107,23 @@ def set_values(profiles: Profiles, names: Sequence[str], chosen: Sequence[str]) 
     return found
 
 
+def of_models(profiles: Profiles, metrics: Iterable[str]) -> dict[str, np.ndarray]:
+    """Return what functional metrics know of each model alone, in the order of the models.
+
+    Args:
+        profiles: the models.
+        metrics: names of the metrics that are measured; without a functional one, nothing is returned.
+
+    Returns:
+        `base_agreement`: share of a task's unlabelled images that the base classifies as the fine-tuned model does,
+        in [0, 1]; `unlabelled_images`: how many there are.
+    """
+    if not functional_names(metrics):
+        return {}
+    values = _values(profiles)
+    return {"base_agreement": values.base["agreement"], "unlabelled_images": values.images}
+
+
 def _values(profiles: Profiles) -> FunctionalValues:
     values = profiles.evidence(FunctionalEvidence())
     profiles.remarks += [remark for remark in values.remarks if remark not in profiles.remarks]

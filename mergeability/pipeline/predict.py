@@ -1,19 +1,21 @@
 """The last stage of an analysis: predictors are studied, one is fitted for later runs, and an earlier one scores."""
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
 from mergeability.context import Run
 from mergeability.metrics.catalogue import CATEGORIES, WEIGHT_SPACE
+from mergeability.metrics.functional import functional_names
 from mergeability.metrics.traits import documented_range
 from mergeability.pipeline.request import Request
 from mergeability.prediction import PairTable, PredictionResult, Scorer, StudySettings, study_predictions
 from mergeability.prediction.evidence import evidence_columns, with_own_evidence
 from mergeability.prediction.pair_table import FINETUNED, with_finetuned_accuracy
-from mergeability.prediction.predictors.own_evidence import ZERO_SHOT_RATIO
+from mergeability.prediction.predictors.own_evidence import ZERO_SHOT_RATIO, Functional
 from mergeability.prediction.scorer import fitted_target, transfer_table
 from mergeability.prediction.study import Known
 from mergeability.prediction.study_cache import from_record, study_key, to_record
@@ -127,7 +129,10 @@ def _predict(outcomes: PairOutcomes, request: Request, settings: StudySettings, 
     """Study the predictors, once per table and choice of options, and fit the one that scores other pairs."""
     pairs, metrics, methods = outcomes.pairs, list(outcomes.metrics), list(outcomes.methods)
     ranges = {name: documented_range(metric) for name, metric in request.metrics.items()}
-    known = Known(ranges, CATEGORIES, outcomes.merged_sets)
+    functional = functional_names(metrics)
+    # The key of a stored study holds the categories: one is added only where it is measured.
+    categories = {**CATEGORIES, **({"functional": tuple(functional)} if functional else {})}
+    known = Known(ranges, categories, outcomes.merged_sets)
     with run.clock.stage("predicting"):
         targets = list(dict.fromkeys([*settings.targets, fitted_target(list(pairs.columns), methods)]))
         own, _ = with_own_evidence(request.predictors)
@@ -140,8 +145,31 @@ def _predict(outcomes: PairOutcomes, request: Request, settings: StudySettings, 
                 study_predictions(table, metrics, request.predictors, methods, settings, known, run.progress)
             ),
         )
-        fitted = Scorer.fit(table, metrics, methods, [list(WEIGHT_SPACE)])
+        fitted = Scorer.fit(table, metrics, methods, tiers_of_evidence(metrics, ranges, targets[-1]))
     return Predicted(pairs, from_record(record), fitted)
+
+
+def tiers_of_evidence(
+    metrics: Sequence[str], ranges: Mapping[str, tuple[float, float]], target: str
+) -> dict[str, list[str]]:
+    """Name the sets of columns that a predictor for later runs is fitted on, besides all metrics.
+
+    Metrics of bounded range (cosines, ratios, normalised ranks, overlaps) do not grow with a model, so that a fit on
+    one architecture applies to another; those of weight space need no data either.
+    """
+    functional = list(Functional().columns(target, "")[0])
+    free = [name for name in metrics if all(map(math.isfinite, ranges.get(name, (-math.inf, math.inf))))]
+    free = [name for name in free if name not in functional_names(free)]
+    tiers = {
+        "functional and size-free metrics": [*functional, *free],
+        "functional": functional,
+        "size-free metrics": free,
+        "size-free weight metrics": [name for name in free if name in WEIGHT_SPACE],
+        "weight metrics": [name for name in metrics if name in WEIGHT_SPACE],
+    }
+    if not set(functional) <= set(metrics):
+        tiers = {name: columns for name, columns in tiers.items() if not name.startswith("functional")}
+    return tiers
 
 
 def scored(scorer: Scorer, pairs: pd.DataFrame, request: Request) -> Scored:

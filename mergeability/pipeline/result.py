@@ -21,6 +21,7 @@ OBJECTIVES = (*TARGETS, "finetuned_accuracy")
 class Analysis:
     """Everything one report shows; any part may be empty.
 
+    `methods` are the merge methods with measured outcomes, `merged` those whose merges were probed without labels.
     `sets` has one row a set of more than two models, `accuracies` one row a merge and task, `curves` one row a
     merge, tried scale and task. `models` is indexed by task with the accuracies `chance`, `pixel_accuracy`,
     `base_accuracy` and `finetuned_accuracy` (whichever are known), in [0, 1]. `pairs` has one row a pair:
@@ -45,6 +46,7 @@ class Analysis:
     scorer: "Scorer | None" = None
     scores: pd.DataFrame = field(default_factory=pd.DataFrame)
     transfer: pd.DataFrame = field(default_factory=pd.DataFrame)
+    merged: list[str] = field(default_factory=list)
 
     @property
     def tasks(self) -> list[str]:

@@ -21,7 +21,7 @@ from mergeability.evaluation.merges import Evaluation, Outcomes, evaluate_models
 from mergeability.evaluation.outcome_tables import pair_table, set_table
 from mergeability.evaluation.probes import Probe
 from mergeability.evaluation.scales import UNLABELLED
-from mergeability.metrics.functional import functional_names, set_values
+from mergeability.metrics.functional import functional_names, of_models, set_values
 from mergeability.metrics.measure import measure
 from mergeability.pipeline.merges import chosen_sets, merge_writer, recorded, without_value
 from mergeability.pipeline.predict import (
@@ -64,6 +64,7 @@ def analyse_tasks(suite: TaskSuite, request: Request, run: Run) -> Analysis:
     with run.clock.stage("merging and evaluating"):
         outcomes = _evaluation(vectors, merged, models, sets).sets(request.merges, sets, run)
     pairs = with_own_accuracies(_with_outcomes(table, request, sets, outcomes), models)
+    models = models.assign(**of_models(profiles, request.metrics))
     methods = outcomes.methods if any(len(one) == 2 for one in sets) else []
     merged_sets = _larger_sets(outcomes, profiles, request)
     predicted = predict_pairs(
@@ -82,7 +83,7 @@ def analyse_tasks(suite: TaskSuite, request: Request, run: Run) -> Analysis:
         sets=merged_sets,
         accuracies=outcomes.accuracies,
         curves=outcomes.curves,
-        fitted=predicted.fitted,
+        fitted=None if predicted.fitted is None else predicted.fitted.with_models(vectors.hashes),
     )
 
 

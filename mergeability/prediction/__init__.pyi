@@ -1,3 +1,5 @@
+from .answers import Forecast as Forecast
+from .answers import Verdict as Verdict
 from .pair_table import PairTable as PairTable
 from .predictors.additive import Additive as Additive
 from .predictors.backward_elimination import BackwardElimination as BackwardElimination

@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 
+from mergeability.prediction.questions.evidence_costs import evidence_costs
 from mergeability.prediction.study import beyond_task_effects
 from mergeability.prediction.validation.protocols import BOTH_NEW, KNOWN_PARTNER
 from mergeability.reporting import figures
@@ -65,6 +66,18 @@ _NEW_COLUMNS = {
     "mae": "error",
     "pooled_r": "pooled r",
     "n_pairs": "pairs",
+}
+
+
+_COST_COLUMNS = {
+    "cost": "cost",
+    "rests_on": "rests on",
+    "r": "r beyond mean",
+    "r_low": "95 % from",
+    "r_high": "to",
+    "half_width": "± interval",
+    "coverage": "coverage",
+    "regret": "regret of choice",
 }
 
 
@@ -210,6 +223,14 @@ def _both_new(analysis: Analysis) -> Section | None:
         note=True,
     )
     first = str(frame["target"].iloc[0])
+    worth = evidence_costs(records, analysis.prediction.tables if analysis.prediction else {}, first)
+    if len(worth) > 1:
+        body += paragraphs(
+            f"What each kind of evidence is worth, {TARGET_NAMES.get(first, first)}, means over methods. No merge: the"
+            " models are only looked at. A probe: the pair is merged, and the merge answers unlabelled images.",
+            note=True,
+        )
+        body += table(worth, _COST_COLUMNS, "predictor", ["cost", "rests_on"], ["mean"])
     for target, rows in frame.groupby("target", sort=False):
         own = rows.sort_values(["method", "predictor"], key=in_order(rows), kind="stable").set_index(
             "predictor"

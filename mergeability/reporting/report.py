@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path
 
 from mergeability.files import atomic_file
+from mergeability.pipeline.verdicts import verdict
 from mergeability.reporting import figures
 from mergeability.reporting import prediction_sections as foresight
 from mergeability.reporting.headline import headline
@@ -75,6 +76,7 @@ def write_report(analysis: Analysis, path: Path | str) -> None:
     sections = [
         section
         for section in (
+            Section("found", "What this run found", bullet_list(headline(analysis), lead=True)),
             _models(analysis),
             _merges(analysis),
             _scales(analysis),
@@ -86,7 +88,7 @@ def write_report(analysis: Analysis, path: Path | str) -> None:
         )
         if section is not None
     ]
-    document = page(analysis.title, bullet_list(headline(analysis), lead=True), sections)
+    document = page(analysis.title, verdict(analysis).html(), sections)
     with atomic_file(Path(path)) as temporary:
         temporary.write_text(document, encoding="utf-8")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mergeability.files import write_text
 from mergeability.pipeline.result import Analysis
+from mergeability.pipeline.verdicts import verdict
 from mergeability.prediction import PredictionResult
 from mergeability.prediction.scorer import FILE as FITTED
 from mergeability.reporting.report import write_report
@@ -22,14 +23,16 @@ RESULTS = (
     "coefficients.csv",
     "prediction",
     "scores.csv",
+    "transfer.csv",
     FITTED,
     "run.json",
+    "verdict.txt",
     "report.html",
 )
 
 
 def save(analysis: Analysis, folder: Path) -> Path:
-    """Write the tables, `prediction.json`, `run.json` and `report.html`; return the report's path.
+    """Write the tables, `prediction.json`, `run.json`, `verdict.txt` and `report.html`; return the report's path.
 
     All of them or none: they are written beside the folder's other files first and moved there together, in
     the place of an earlier run's.
@@ -46,12 +49,14 @@ def save(analysis: Analysis, folder: Path) -> Path:
             ("accuracies.csv", analysis.accuracies),
             ("alpha_curves.csv", analysis.curves),
             ("scores.csv", analysis.scores),
+            ("transfer.csv", analysis.transfer),
         ):
             if not table.empty:
                 write_text(staging / name, table.to_csv(index=False))
         (analysis.prediction or PredictionResult()).save(staging)
         if analysis.fitted is not None:
             analysis.fitted.save(staging / FITTED)
+        write_text(staging / "verdict.txt", f"{verdict(analysis)}\n")
         write_text(staging / "run.json", json.dumps(analysis.run, indent=1, default=str) + "\n")
         for result in RESULTS:
             _remove(folder / result)

@@ -1,12 +1,14 @@
-"""The closing table of an analysis in the terminal."""
+"""The end of an analysis in the terminal: its verdict and a short table."""
 
 from rich.console import Console
 
+from mergeability.pipeline.verdicts import verdict
 from mergeability.reporting.summaries import Analysis, summary_table
 
 
 def show(analysis: Analysis) -> None:
-    """Write an analysis's short table to the terminal; where nothing was merged, how much was measured."""
+    """Write an analysis's verdict and its short table to the terminal; without merges, how much was measured."""
+    Console().print(str(verdict(analysis)), markup=False, highlight=False, end="\n\n")
     if analysis.methods:
         Console().print(summary_table(analysis))
     else:

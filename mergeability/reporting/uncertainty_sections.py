@@ -20,8 +20,8 @@ def prediction_intervals(analysis: Analysis) -> Section | None:
         return None
     tasks, level = int(intervals["tasks"].max()), float(intervals["level"].max())
     body = paragraphs(
-        f"How far a prediction may be off: {level:.0%} of the pairs of new tasks are meant to lie within ± the half-width."
-        " Coverage is measured: on each of"
+        f"How far a prediction may be off: {level:.0%} of the pairs of new tasks are meant to lie within ± the"
+        " half-width. Coverage is measured: on each of"
         f" the {tasks} tasks, with the half-width from the pairs without that task. A half-width beyond the spread of"
         " outcomes (their standard deviation) says little.",
         note=True,

@@ -12,12 +12,14 @@ from sklearn.linear_model import Ridge as SklearnRidge
 
 from mergeability.errors import UserError
 from mergeability.prediction import LeaveTwoTasksOut, Ridge, Scorer, evaluate_predictors
-from mergeability.prediction.scorer import FILE, Evidence, MethodFit, transfer_table
+from mergeability.prediction.fits import Evidence, MethodFit
+from mergeability.prediction.scorer import FILE, transfer_table
 from mergeability.prediction.validation.intervals import half_width, residuals_of
 
 TASKS = "abcdefgh"
 PAIRS = list(combinations(TASKS, 2))
 METRICS = ["cosine", "norm", "images"]
+TIERS = {"weights": ["cosine", "norm"], "again": ["cosine", "norm"], "none": ["unknown"]}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def pairs():
 
 @pytest.fixture(scope="module")
 def scorer(pairs):
-    return Scorer.fit(pairs, METRICS, ["ties", "tsv"], [["cosine", "norm"], ["cosine", "norm"], ["unknown"]])
+    return Scorer.fit(pairs, METRICS, ["ties", "tsv"], TIERS)
 
 
 def _scaled(frame, metrics, whole):
@@ -78,6 +80,9 @@ def test_the_interval_and_the_worth_of_a_fit_come_from_leaving_two_tasks_out(pai
     assert fit.r_beyond_mean == pytest.approx(result.records[0]["r_beyond_mean"])
     assert fit.r_low == pytest.approx(result.records[0]["r_beyond_mean_low"])
     found = scorer.score(pairs)
+    # One pair lacks a metric of the first tier, and is scored by the other.
+    found = found[found["evidence"] == "metrics"]
+    assert len(found) == 27
     for side, sign in (("low", -1), ("high", 1)):
         np.testing.assert_allclose(found[f"score_{side}_ties"], found["score_ties"] + sign * width)
 
@@ -107,7 +112,12 @@ def simple():
         ["size", "angle", "flat"], [0.0, -1.0, 4.0], [10.0, 1.0, 4.0], [0.5, -0.5, 0.0], methods
     )
     fewer = Evidence(
-        ["angle"], [-1.0], [1.0], [0.0], {"ties": MethodFit([1.0], 0.0, 0.1, 0.9, None, None, 28)}
+        ["angle"],
+        [-1.0],
+        [1.0],
+        [0.0],
+        {"ties": MethodFit([1.0], 0.0, 0.1, 0.9, None, None, 28)},
+        "angle alone",
     )
     return Scorer("acc", list("abcd"), [largest, fewer])
 
@@ -138,6 +148,7 @@ def test_score_bounds_recommendation_and_drivers_by_hand(simple):
 
 
 def test_it_abstains_beyond_the_range_and_the_margin_and_says_where(simple):
+    simple = replace(simple, evidence=simple.evidence[:1])
     rows = _rows((10.99, 0.0, 4.0), (11.01, 0.0, 4.0), (-1.01, -1.21, 4.0), (-0.99, 1.19, 4.0))
     found = simple.score(rows, margin=0.1)
     assert found["abstains"].tolist() == ["", "size", "size, angle", ""]
@@ -152,7 +163,94 @@ def test_it_abstains_beyond_the_range_and_the_margin_and_says_where(simple):
             simple.score(rows, margin=nonsense)
 
 
+def test_a_pair_that_the_best_tier_does_not_know_is_scored_by_the_next(simple):
+    found = simple.score(_rows((10.0, 0.5, 4.0), (99.0, 0.5, 4.0), (99.0, 9.0, 4.0)))
+    assert found["evidence"].tolist() == ["metrics", "angle alone", ""]
+    np.testing.assert_allclose(found["score_ties"], [0.75, 0.5, np.nan])
+    np.testing.assert_allclose(found["score_high_ties"] - found["score_ties"], [0.05, 0.1, np.nan])
+    np.testing.assert_allclose(found["score_tsv"], [0.85, np.nan, np.nan])
+    assert found["abstains"].tolist() == ["", "", "size, angle"]
+    # No correlation of the second tier is known to lie above 0: its best mean, and no drivers.
+    assert found["recommended"].tolist() == ["ties", "ties", ""]
+    assert found["driven_by"].tolist()[1:] == ["", ""]
+
+
+def test_without_a_correlation_above_0_the_best_mean_is_recommended_for_every_pair(simple):
+    largest = simple.evidence[0]
+    fits = {
+        "ties": replace(largest.methods["ties"], r_low=-0.1, mean=0.5),
+        "tsv": replace(largest.methods["tsv"], mean=0.6),
+    }
+    blind = replace(simple, evidence=[replace(largest, methods=fits)])
+    found = blind.score(_rows((10.0, 0.5, 4.0), (5.0, -1.0, 4.0), (99.0, 1.0, 4.0)))
+    assert found["recommended"].tolist() == ["tsv", "tsv", ""]
+    assert found["driven_by"].tolist() == [""] * 3
+    np.testing.assert_allclose(found["score_ties"], [0.75, 0.7, np.nan])
+
+
+def test_pairs_may_be_named_by_columns_or_by_the_index(simple):
+    rows = _rows((10.0, 0.5, 4.0), (5.0, -1.0, 4.0)).assign(acc_ties=[0.7, 0.8])
+    by_index = rows.set_index(["task_a", "task_b"])
+    pd.testing.assert_frame_equal(simple.score(by_index), simple.score(rows))
+    scores = simple.score(rows)
+    pd.testing.assert_frame_equal(
+        transfer_table(simple, by_index, scores), transfer_table(simple, rows, scores)
+    )
+    with pytest.raises(UserError, match="task_a and task_b as columns or as its index"):
+        simple.score(by_index.reset_index(drop=True))
+
+
+def test_tiers_are_in_the_order_of_their_worth_on_new_pairs(pairs, scorer):
+    assert [one.name for one in scorer.evidence] == sorted(
+        ("metrics", "weights"), key=lambda name: -next(one.r for one in scorer.evidence if one.name == name)
+    )
+    noise = pairs.assign(noise=np.random.default_rng(3).normal(size=len(pairs)))
+    found = Scorer.fit(noise, ["noise"], ["ties"], {"good": ["cosine", "norm"]})
+    assert [one.name for one in found.evidence] == ["good", "metrics"]
+    assert found.evidence[0].informative
+    assert not found.evidence[1].informative
+
+
+def test_probes_are_a_tier_whose_scores_are_the_probes(pairs):
+    generator = np.random.default_rng(4)
+    probed = pairs.assign(
+        **{
+            f"probe_overlap_{method}": np.clip(
+                pairs[f"norm_acc_{method}"] + 0.01 * generator.normal(size=28), 0, 1
+            )
+            for method in ("ties", "tsv")
+        }
+    )
+    found = Scorer.fit(probed, METRICS, ["ties", "tsv"])
+    first = found.evidence[0]
+    assert (first.name, first.lowest, first.highest) == ("probe", [0.0, 0.0], [1.0, 1.0])
+    scores = found.score(probed)
+    known = probed["probe_overlap_tsv"].notna()
+    for method in ("ties", "tsv"):
+        np.testing.assert_allclose(
+            scores.loc[known, f"score_{method}"], probed.loc[known, f"probe_overlap_{method}"]
+        )
+    off = (probed["norm_acc_ties"] - probed["probe_overlap_ties"]).abs()
+    # Every pair is held out once, and nothing is fitted: ⌈29 · 0.9⌉ = 27.
+    assert first.methods["ties"].half_width == pytest.approx(sorted(off)[26])
+    # By hand: the regret of taking the method with the larger probe.
+    whole = probed[known]
+    measured = whole[["norm_acc_ties", "norm_acc_tsv"]].to_numpy()
+    taken = whole[["probe_overlap_ties", "probe_overlap_tsv"]].to_numpy().argmax(axis=1)
+    assert first.regret == pytest.approx(np.mean(measured.max(axis=1) - measured[range(len(whole)), taken]))
+    # The other metrics still score pairs without probes.
+    assert set(found.score(pairs)["evidence"]) <= {"metrics", ""}
+
+
+def test_models_of_the_fit_are_kept_by_their_hashes(scorer, tmp_path):
+    known = scorer.with_models({"a": "1f", "b": "2e", "elsewhere": "3d"})
+    assert known.models == {"a": "1f", "b": "2e"}
+    known.save(tmp_path / FILE)
+    assert Scorer.load(tmp_path).models == {"a": "1f", "b": "2e"}
+
+
 def test_it_abstains_where_a_metric_that_weighs_is_undefined(simple):
+    simple = replace(simple, evidence=simple.evidence[:1])
     found = simple.score(_rows((np.nan, 0.0, 4.0), (5.0, 0.0, np.nan), (5.0, 0.0, 9.0)))
     # A metric without spread weighs nothing, whatever it is.
     assert found["abstains"].tolist() == ["size", "", ""]
@@ -199,9 +297,9 @@ def test_a_file_of_another_format_or_none_is_refused(scorer, tmp_path):
     with pytest.raises(UserError, match="No fitted predictor at"):
         Scorer.load(tmp_path)
     scorer.save(tmp_path / "other.json")
-    text = (tmp_path / "other.json").read_text().replace('"format": 1', '"format": 99')
+    text = (tmp_path / "other.json").read_text().replace('"format": 2', '"format": 99')
     (tmp_path / "other.json").write_text(text)
-    with pytest.raises(UserError, match="of format 99, and this version reads 1"):
+    with pytest.raises(UserError, match="of format 99, and this version reads 1 and 2"):
         Scorer.load(tmp_path / "other.json")
 
 
@@ -233,6 +331,7 @@ def test_tables_that_allow_no_fit_are_refused(pairs):
 
 
 def test_transfer_by_hand(simple):
+    simple = replace(simple, evidence=simple.evidence[:1])
     table = _rows((10.0, 0.5, 4.0), (5.0, -1.0, 4.0), (5.0, 1.0, 4.0), (99.0, 0.0, 4.0), (99.0, 0.0, 4.0))
     # The last pair has neither score nor outcome. Scores of ties are .75, .7, .5 and none, within 0.05; of tsv .85, .4, 1 and none, within 0.2.
     table["acc_ties"] = [0.79, 0.60, 0.46, 0.9, np.nan]
@@ -244,6 +343,7 @@ def test_transfer_by_hand(simple):
     mean = (0.79 + 0.60 + 0.46) / 3
     assert ties["mae_of_mean"] == pytest.approx((abs(0.79 - mean) + abs(0.60 - mean) + abs(0.46 - mean)) / 3)
     assert ties["covered"] == pytest.approx(2 / 3)
+    assert (ties["half_width"], ties["level"], ties["evidence"]) == (pytest.approx(0.05), 0.9, "metrics")
     assert (ties["n_pairs"], ties["n_abstained"]) == (3, 1)
     tsv = found.loc["tsv"]
     assert np.isnan(tsv["r"]), "two pairs have no correlation"
@@ -254,6 +354,7 @@ def test_transfer_by_hand(simple):
 
 
 def test_transfer_without_outcomes_or_without_any_score(simple):
+    simple = replace(simple, evidence=simple.evidence[:1])
     table = _rows((99.0, 0.0, 4.0))
     assert len(transfer_table(simple, table, simple.score(table))) == 0
     row = transfer_table(simple, table.assign(acc_ties=0.5), simple.score(table)).iloc[0]

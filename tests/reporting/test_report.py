@@ -13,7 +13,7 @@ from sklearn.dummy import DummyRegressor
 from sklearn.linear_model import LinearRegression
 
 from mergeability.errors import UserError
-from mergeability.pipeline import Analysis
+from mergeability.pipeline import Analysis, verdict
 from mergeability.prediction import Additive, Pearson, Ridge, Scorer, StudySettings, study_predictions
 from mergeability.prediction.scorer import transfer_table
 from mergeability.prediction.study import Known
@@ -21,7 +21,7 @@ from mergeability.reporting import write_report
 from mergeability.reporting.figures import cell_texts, matrix_heat_map, pair_matrix
 
 SECTIONS = [
-    "models", "merges", "metrics", "predictors", "both-new", "beyond", "predictions", "single", "ablation",
+    "found", "models", "merges", "metrics", "predictors", "both-new", "beyond", "predictions", "single", "ablation",
     "coefficients", "fingerprints", "consistency", "stable", "intervals", "choice", "seeds", "set-scores",
     "missing", "run",
 ]  # fmt: skip
@@ -111,6 +111,12 @@ def test_it_is_one_file_that_loads_nothing(page):
 def test_it_has_every_section_and_the_contents_lead_there(page):
     assert [anchor for anchor in page.ids if not anchor.endswith("-figures")] == SECTIONS
     assert [link.removeprefix("#") for link in page.loads] == SECTIONS
+
+
+def test_the_verdict_comes_before_every_section(analysis, page):
+    answer = verdict(analysis).answer
+    assert answer.startswith("Merge by ")
+    assert page.text.index(answer) < page.text.index("What this run found", page.text.index("Merge by"))
 
 
 def test_every_choice_of_the_drop_downs_has_its_figures(page):
@@ -233,7 +239,12 @@ def test_weights_only_reports_say_how_models_relate(analysis, tmp_path):
     bare = analysis.pairs[["task_a", "task_b", "second"]]
     write_report(Analysis("Weights", bare, ["second"]), tmp_path / "r.html")
     page = _read(tmp_path / "r.html")
-    assert [anchor for anchor in page.ids if not anchor.endswith("-figures")] == ["metrics", "missing", "run"]
+    assert [anchor for anchor in page.ids if not anchor.endswith("-figures")] == [
+        "found",
+        "metrics",
+        "missing",
+        "run",
+    ]
     assert "No merge was evaluated" in page.text
 
 
@@ -251,7 +262,9 @@ def test_a_table_suite_has_no_models_section(analysis, tmp_path):
     )
     write_report(own, tmp_path / "r.html")
     anchors = [a for a in _read(tmp_path / "r.html").ids if not a.endswith("-figures")]
-    assert anchors == SECTIONS[1:]  # The study's table of sets is enough for their section.
+    assert anchors == [
+        one for one in SECTIONS if one != "models"
+    ]  # The study's table of sets is enough for their section.
 
 
 def test_a_folder_that_cannot_be_written_is_the_users_to_mend(analysis, tmp_path):

@@ -1,0 +1,353 @@
+"""From what an analysis found to its verdict: on one pair or set, or on new pairs of models like its own."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from mergeability.errors import UserError
+from mergeability.pipeline.result import Analysis
+from mergeability.pipeline.verdict_reasons import (
+    known_models,
+    next_steps,
+    of_base,
+    of_pairs_like_these,
+    readings_of_probes,
+    unusual_images,
+)
+from mergeability.prediction.answers import TARGET_WORDS, Forecast, Verdict
+from mergeability.prediction.fits import Evidence
+from mergeability.prediction.pair_table import TARGETS
+from mergeability.prediction.predictors.own_evidence import probe_columns
+from mergeability.prediction.questions.evidence_costs import evidence_costs
+
+# The outcomes of 90 % of 270 merges of rendered tasks lay within this of their probe's reading on 64 images.
+PROBE_HALF_WIDTH = 0.08
+_NAN = float("nan")
+_WORDS = {
+    "measured": "test images with labels",
+    "probe": "a probe of the merge on unlabelled images",
+    "mean": "the mean of these merges",
+}
+
+
+def verdict(analysis: Analysis, models: Sequence[str] | None = None) -> Verdict:
+    """Answer whether models merge well, by which method, how sure that is, and why.
+
+    What was measured goes before what is predicted; of predictions, those of a predictor fitted on earlier merges go
+    before a probe's own reading.
+
+    Args:
+        analysis: what was found.
+        models: names of two or more models of the analysis. By default the only pair or set that it is about, and
+            otherwise new pairs of models like its own.
+
+    Raises:
+        UserError: the analysis has no such pair or set.
+    """
+    if models is not None:
+        return _of_one(analysis, *_row(analysis, list(models)))
+    sets = analysis.sets
+    if len(analysis.pairs) == 1 and sets.empty:
+        pair = analysis.pairs.iloc[0]
+        return _of_one(analysis, pair, [str(pair["task_a"]), str(pair["task_b"])])
+    if len(sets) == 1 and not _has_outcomes(analysis, analysis.pairs):
+        return _of_one(analysis, sets.iloc[0], str(sets["tasks"].iloc[0]).split("+"))
+    if _has_outcomes(analysis, analysis.pairs):
+        return _of_new_pairs(analysis)
+    return _of_all_pairs(analysis)
+
+
+def _row(analysis: Analysis, models: list[str]) -> tuple[pd.Series, list[str]]:
+    """Find the row of a pair or set."""
+    wanted = set(models)
+    for _, pair in analysis.pairs.iterrows():
+        if {str(pair["task_a"]), str(pair["task_b"])} == wanted:
+            return pair, models
+    for _, one in analysis.sets.iterrows():
+        if set(str(one["tasks"]).split("+")) == wanted:
+            return one, models
+    raise UserError(
+        f"This analysis has no merge of {', '.join(models)}. Its models: {', '.join(analysis.tasks)}."
+    )
+
+
+def _has_outcomes(analysis: Analysis, table: pd.DataFrame) -> bool:
+    columns = [f"{t}_{m}" for t in TARGETS for m in analysis.methods if f"{t}_{m}" in table.columns]
+    return bool(columns) and bool(table[columns].notna().any(axis=None))
+
+
+def _of_one(analysis: Analysis, row: pd.Series, models: list[str]) -> Verdict:
+    """Answer for one pair or set."""
+    subject = f"Merging {' + '.join(models)}"
+    measured = _measured(analysis, row)
+    if measured is not None:
+        return _from_measured(analysis, subject, models, *measured)
+    scores = _scores_of(analysis, models)
+    if scores is not None and scores["recommended"]:
+        return _from_scores(analysis, subject, models, scores)
+    probed = _probed(analysis, row)
+    if probed:
+        return _from_probe(analysis, subject, models, probed)
+    cautions = [*known_models(analysis, models), *unusual_images(analysis, models)]
+    if scores is not None:
+        cautions.insert(0, f"Outside the range of the fitted predictor: {scores['abstains']}.")
+    return Verdict(
+        subject,
+        TARGETS[0],
+        "No prediction: these models were compared, but neither merged nor scored by a fitted predictor.",
+        reasons=tuple(of_base(analysis, models)),
+        next_steps=tuple(next_steps(analysis)),
+        cautions=tuple(cautions),
+    )
+
+
+def _measured(analysis: Analysis, row: pd.Series) -> tuple[str, list[Forecast]] | None:
+    """Return the target and the outcomes of a row, best first; None where none was measured."""
+    for target in TARGETS:
+        found = [
+            Forecast(
+                method,
+                float(row[f"{target}_{method}"]),
+                float(row.get(f"low_{target}_{method}", _NAN)),
+                float(row.get(f"high_{target}_{method}", _NAN)),
+                _WORDS["measured"],
+            )
+            for method in analysis.methods
+            if pd.notna(row.get(f"{target}_{method}", _NAN))
+        ]
+        if found:
+            return target, sorted(found, key=lambda one: -one.expected)
+    return None
+
+
+def _from_measured(
+    analysis: Analysis, subject: str, models: list[str], target: str, forecasts: list[Forecast]
+) -> Verdict:
+    best = forecasts[0]
+    return Verdict(
+        subject,
+        target,
+        f"Merge by {best.method}: it keeps {best.expected:.1%} {TARGET_WORDS[target]} on the test images.",
+        tuple(forecasts),
+        choice=tuple(_distance(forecasts)),
+        sureness=("Measured on labelled test images of each task, not predicted.",),
+        reasons=tuple(of_base(analysis, models)),
+        cautions=tuple(unusual_images(analysis, models)),
+    )
+
+
+def _scores_of(analysis: Analysis, models: list[str]) -> pd.Series | None:
+    """Find the scores of a pair by the fitted predictor."""
+    for _, row in analysis.scores.iterrows():
+        if {str(row["task_a"]), str(row["task_b"])} == set(models) and len(models) == 2:
+            return row
+    return None
+
+
+def _from_scores(analysis: Analysis, subject: str, models: list[str], scores: pd.Series) -> Verdict:
+    assert analysis.scorer is not None
+    scorer = analysis.scorer
+    tier = next(one for one in scorer.evidence if one.name == scores["evidence"])
+    forecasts = [
+        Forecast(
+            method,
+            float(scores[f"score_{method}"]),
+            float(scores[f"score_low_{method}"]),
+            float(scores[f"score_high_{method}"]),
+            f"{tier.name}, fitted on {tier.methods[method].n_pairs} pairs",
+        )
+        for method in tier.methods
+    ]
+    best = str(scores["recommended"])
+    forecasts.sort(key=lambda one: (one.method != best, -one.expected))
+    first = forecasts[0]
+    answer = (
+        f"Merge by {best}: expect {first.expected:.1%} {TARGET_WORDS[scorer.target]}, between {first.interval} for"
+        f" {tier.methods[best].level:.0%} of such pairs."
+    )
+    reasons = of_base(analysis, models)
+    if scores["driven_by"]:
+        reasons.append(
+            f"What moves this prediction away from the mean of earlier merges: {scores['driven_by']}."
+        )
+    return Verdict(
+        subject,
+        scorer.target,
+        answer.replace("between", "from"),
+        tuple(forecasts),
+        tier.methods[best].level,
+        tuple(_choice_by(tier)),
+        tuple(_worth(tier, scorer.tasks)),
+        tuple(reasons),
+        tuple(next_steps(analysis)),
+        (*known_models(analysis, models), *unusual_images(analysis, models)),
+    )
+
+
+def _choice_by(tier: Evidence) -> list[str]:
+    """Say what the choice of the method by a tier costs."""
+    if not tier.informative:
+        return [
+            "This evidence predicts no method's outcome beyond its mean, so the method with the best mean is taken for"
+            " every pair."
+        ]
+    if tier.regret is None or tier.fixed_regret is None:
+        return []
+    return [
+        f"Chosen by {tier.name}, the method lost {100 * tier.regret:.2f} points against each pair's best one on pairs"
+        f" the fit had not seen; always taking the best on average lost {100 * tier.fixed_regret:.2f}."
+    ]
+
+
+def _worth(tier: Evidence, tasks: Sequence[str]) -> list[str]:
+    """Say how a tier did on pairs that the fit had not seen."""
+    if not tier.informative:
+        found = [
+            f"Fitted on merges of {len(tasks)} tasks. On pairs of two tasks that it had not seen, {tier.name} predicted"
+            " nothing beyond the mean outcome of each method."
+        ]
+    else:
+        above = sum((fit.r_low or 0) > 0 for fit in tier.methods.values())
+        found = [
+            f"Fitted on merges of {len(tasks)} tasks. On pairs of two tasks that it had not seen, {tier.name}"
+            f" correlated with the outcome by r = {tier.r:.2f} beyond the mean (95 % intervals above 0:"
+            f" {above} of {len(tier.methods)} methods)."
+        ]
+    covered = [fit.coverage for fit in tier.methods.values() if fit.coverage is not None]
+    if covered:
+        width = np.mean([fit.half_width for fit in tier.methods.values()])
+        found.append(f"Its intervals (± {width:.3f}) held {np.mean(covered):.0%} of these pairs.")
+    return found
+
+
+def _probed(analysis: Analysis, row: pd.Series) -> list[Forecast]:
+    """Read the probes of a row as estimates of the normalised accuracy, best first."""
+    found = []
+    names = dict.fromkeys([*analysis.methods, *analysis.merged])
+    for method in names:
+        value = row.get(probe_columns("norm_acc", method)[0], _NAN)
+        if pd.notna(value):
+            ends = (float(value) - PROBE_HALF_WIDTH, float(value) + PROBE_HALF_WIDTH)
+            found.append(Forecast(method, float(value), *ends, _WORDS["probe"]))
+    return sorted(found, key=lambda one: -one.expected)
+
+
+def _from_probe(analysis: Analysis, subject: str, models: list[str], forecasts: list[Forecast]) -> Verdict:
+    best = forecasts[0]
+    return Verdict(
+        subject,
+        "norm_acc",
+        f"Merge by {best.method}: expect {best.expected:.1%} {TARGET_WORDS['norm_acc']}, from {best.interval} for"
+        " 90 % of such merges.",
+        tuple(forecasts),
+        0.9,
+        tuple(_distance(forecasts)),
+        tuple(readings_of_probes(PROBE_HALF_WIDTH)),
+        tuple(of_base(analysis, models)),
+        tuple(next_steps(analysis)),
+        tuple(unusual_images(analysis, models)),
+    )
+
+
+def _distance(forecasts: Sequence[Forecast]) -> list[str]:
+    """Say how far the second best method is behind the best one, and the worst."""
+    if len(forecasts) < 2:
+        return ["Only one method was tried."]
+    best, second, last = forecasts[0], forecasts[1], forecasts[-1]
+    sentence = f"{second.method} comes second, {100 * (best.expected - second.expected):.1f} points lower"
+    if last is not second:
+        sentence += f"; {last.method} is last, {100 * (best.expected - last.expected):.1f} points lower"
+    return [f"{sentence}."]
+
+
+def _of_new_pairs(analysis: Analysis) -> Verdict:
+    """Answer for new pairs of models like those whose merges this analysis evaluated."""
+    target = analysis.targets[0]
+    records = analysis.prediction.records if analysis.prediction is not None else []
+    tables = analysis.prediction.tables if analysis.prediction is not None else {}
+    worth = evidence_costs(records, tables, target)
+    widths, level = _spread(tables.get("intervals", pd.DataFrame()), target)
+    forecasts = []
+    for method in analysis.methods:
+        outcome = analysis.pairs.get(f"{target}_{method}", pd.Series(dtype=float)).dropna()
+        if outcome.empty:
+            continue
+        width = float(widths.get(method, _NAN))
+        mean = float(outcome.mean())
+        forecasts.append(Forecast(method, mean, mean - width, mean + width, f"mean of {len(outcome)} pairs"))
+    forecasts.sort(key=lambda one: -one.expected)
+    best = forecasts[0]
+    spread = f", from {best.interval} for {level:.0%} of pairs" if best.interval else ""
+    choice = _distance(forecasts)
+    fixed = _NAN if "mean" not in worth.index else float(worth["fixed_regret"]["mean"])
+    if pd.notna(fixed):
+        choice.append(
+            f"Always taking {best.method} loses {100 * fixed:.2f} points on average against"
+            " each pair's own best method."
+        )
+    return Verdict(
+        f"Two new models like these {len(analysis.tasks)}",
+        target,
+        f"Merge by {best.method}: expect {best.expected:.1%} {TARGET_WORDS[target]}{spread}.",
+        tuple(forecasts),
+        level,
+        tuple(choice),
+        *of_pairs_like_these(analysis, worth),
+    )
+
+
+def _spread(intervals: pd.DataFrame, target: str) -> tuple[dict[str, float], float]:
+    """Return each method's half-width around its mean outcome for pairs of two new tasks, and the level."""
+    if len(intervals):
+        intervals = intervals[(intervals["target"] == target) & (intervals["predictor"] == "mean")]
+    if not len(intervals):
+        return {}, _NAN
+    own = intervals[intervals["protocol"] == intervals["protocol"].iloc[-1]]
+    return dict(zip(own["method"].astype(str), own["half_width"].astype(float), strict=True)), float(
+        own["level"].max()
+    )
+
+
+def _of_all_pairs(analysis: Analysis) -> Verdict:
+    """Summarise pairs without outcomes: scored by a fitted predictor, probed, or only compared."""
+    rows: list[tuple[str, Verdict]] = []
+    for _, pair in analysis.pairs.iterrows():
+        names = [str(pair["task_a"]), str(pair["task_b"])]
+        rows.append((" + ".join(names), _of_one(analysis, pair, names)))
+    answered = [(name, one) for name, one in rows if one.forecasts]
+    subject = f"{len(analysis.pairs)} pairs of {len(analysis.tasks)} models"
+    if not answered:
+        return Verdict(
+            subject,
+            TARGETS[0],
+            "No prediction: these models were compared, but neither merged nor scored by a fitted predictor.",
+            next_steps=tuple(next_steps(analysis)),
+            cautions=tuple(unusual_images(analysis, analysis.tasks)),
+        )
+    answered.sort(key=lambda item: -item[1].forecasts[0].expected)
+    (good, best), (bad, worst) = answered[0], answered[-1]
+    taken = pd.Series([one.recommended for _, one in answered]).value_counts()
+    words = TARGET_WORDS[best.target]
+    choice = [
+        f"{method} is recommended for {count} of {len(answered)} pairs." for method, count in taken.items()
+    ]
+    if len(answered) < len(rows):
+        choice.append(f"{len(rows) - len(answered)} pairs are not predicted: see the table of scores.")
+    return Verdict(
+        subject,
+        best.target,
+        f"{good} should merge best, by {best.recommended} (expect {best.forecasts[0].expected:.1%} {words}); {bad}"
+        f" worst, by {worst.recommended} ({worst.forecasts[0].expected:.1%}).",
+        best.forecasts,
+        best.level,
+        tuple(choice),
+        best.sureness,
+        tuple(of_base(analysis, analysis.tasks)),
+        best.next_steps,
+        tuple(
+            dict.fromkeys(
+                [*known_models(analysis, analysis.tasks), *unusual_images(analysis, analysis.tasks)]
+            )
+        ),
+    )

@@ -1,0 +1,192 @@
+"""Linear fits of outcomes on one set of columns, for every merge method: what a fitted predictor is made of."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from mergeability.errors import UserError
+from mergeability.prediction.pair_table import PairTable
+from mergeability.prediction.predictors.own_evidence import Probe, probe_columns
+from mergeability.prediction.predictors.ridge import Ridge
+from mergeability.prediction.questions.method_choice import method_choice
+from mergeability.prediction.validation.evaluate import PredictionResult, evaluate_predictors
+from mergeability.prediction.validation.intervals import conformal_table, half_width, residuals_of
+from mergeability.prediction.validation.protocols import LeaveTwoTasksOut
+
+PROBE = "probe"
+"""The name of the evidence that is the outcome's own estimate, so that nothing is fitted."""
+
+
+@dataclass(frozen=True)
+class MethodFit:
+    """The linear predictor of one merge method: outcome = intercept + weights · scaled metrics.
+
+    Attributes:
+        weights: one per metric, for metrics scaled to [-1, 1] by the ranges they were fitted on.
+        intercept: in outcome units.
+        half_width: of the interval that is meant to hold a share `level` of the pairs of new tasks.
+        level: of the interval.
+        r_beyond_mean: correlation with outcomes of pairs of two unseen tasks, beyond the training mean; None where
+            nothing is predicted.
+        r_low: lower end of its 95 % interval.
+        n_pairs: number of pairs that it was fitted on.
+        mean: mean outcome of these pairs; None in files that do not hold it.
+        coverage: share of held-out tasks' pairs inside the interval of the other tasks; None where it is unknown.
+    """
+
+    weights: list[float]
+    intercept: float
+    half_width: float
+    level: float
+    r_beyond_mean: float | None
+    r_low: float | None
+    n_pairs: int
+    mean: float | None = None
+    coverage: float | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One tier of evidence: the fits on one set of metrics.
+
+    Attributes:
+        metrics: names of the columns.
+        lowest: lowest value of each in the pairs of the fit.
+        highest: highest value of each.
+        means: mean of each over these pairs, scaled to [-1, 1].
+        methods: merge method → fit.
+        name: of the tier, such as `functional`.
+        regret: mean loss against each pair's best method when the method is chosen by this evidence, on pairs of two
+            unseen tasks, in outcome units; None with a single method.
+        fixed_regret: the same for always taking the method that is best on average.
+    """
+
+    metrics: list[str]
+    lowest: list[float]
+    highest: list[float]
+    means: list[float]
+    methods: dict[str, MethodFit]
+    name: str = "metrics"
+    regret: float | None = None
+    fixed_regret: float | None = None
+
+    @property
+    def r(self) -> float:
+        """Mean over methods of the correlation beyond the mean; a method without one counts as 0."""
+        return float(np.mean([fit.r_beyond_mean or 0.0 for fit in self.methods.values()]))
+
+    @property
+    def informative(self) -> bool:
+        """Whether the interval of the correlation lies above 0 for at least one method."""
+        return any((fit.r_low or 0.0) > 0 for fit in self.methods.values())
+
+    def scaled(self, values: np.ndarray) -> np.ndarray:
+        """Scale columns (N, metrics) to [-1, 1] by the ranges of the fit; 0 where a column never varied."""
+        lowest, highest = np.array(self.lowest), np.array(self.highest)
+        varies = highest > lowest
+        scaled = np.where(varies, 2 * (values - lowest) / np.where(varies, highest - lowest, 1.0) - 1, 0.0)
+        # A column that never varied says nothing, whatever it is now; but what is undefined stays so.
+        return np.where(np.isnan(values), np.nan, scaled)
+
+
+def ridge_evidence(name: str, table: PairTable, methods: Sequence[str], target: str) -> Evidence:
+    """Fit ridge for every method on the metrics of a table; the ranges are those of all pairs that have them.
+
+    Raises:
+        UserError: no pair has all of the metrics, or there are too few pairs to leave two tasks out.
+    """
+    metrics = list(table.metrics)
+    whole = table.frame[metrics]
+    whole = whole[whole.notna().all(axis=1)].to_numpy(dtype=float)
+    if not len(whole):
+        raise UserError(
+            "No pair has all of the metrics asked for, so no predictor can be fitted: leave out those with empty cells."
+        )
+    protocol = LeaveTwoTasksOut()
+    result = evaluate_predictors(table, metrics, {"ridge": Ridge()}, methods, [target], [protocol])
+    tier = Evidence(metrics, whole.min(axis=0).tolist(), whole.max(axis=0).tolist(), [], {}, name)
+
+    def linear(method: str) -> tuple[np.ndarray, float, np.ndarray]:
+        rows, _ = table.rows(f"{target}_{method}")
+        folds = [(fold.training, fold.validation) for fold in protocol.folds(rows.ends)]
+        model = Ridge().fit(tier.scaled(rows.features), rows.outcome, folds)
+        return model.coef_, float(model.intercept_), rows.outcome
+
+    return _described(tier, result, linear, tier.scaled(whole).mean(axis=0))
+
+
+def probe_evidence(table: PairTable, methods: Sequence[str], target: str) -> Evidence | None:
+    """Take each method's probe as the estimate of its outcome; None where the table has no probes.
+
+    The columns are shares in [0, 1], and that is their range: nothing is extrapolated.
+    """
+    columns = {method: probe_columns(target, method)[0] for method in methods}
+    known = [m for m in methods if columns[m] in table.frame and table.frame[columns[m]].notna().any()]
+    if not known:
+        return None
+    results = []
+    for method in known:
+        own = table.select([columns[method]], [f"{target}_{method}"])
+        results.append(
+            evaluate_predictors(
+                own, [columns[method]], {PROBE: Probe()}, [method], [target], [LeaveTwoTasksOut()]
+            )
+        )
+    predictions = [one.predictions for one in results if len(one.predictions)]
+    if not predictions:
+        return None
+    result = PredictionResult(
+        [record for one in results for record in one.records],
+        predictions=pd.concat(predictions, ignore_index=True),
+    )
+    names = [columns[method] for method in known]
+    tier = Evidence(names, [0.0] * len(names), [1.0] * len(names), [], {}, PROBE)
+
+    def identity(method: str) -> tuple[np.ndarray, float, np.ndarray]:
+        rows, _ = table.select([columns[method]], [f"{target}_{method}"]).rows(f"{target}_{method}")
+        return 0.5 * (np.array(names) == columns[method]), 0.5, rows.outcome
+
+    return _described(tier, result, identity, tier.scaled(table.frame[names].mean().to_numpy()))
+
+
+def _described(
+    tier: Evidence,
+    result: PredictionResult,
+    linear: Callable[[str], tuple[np.ndarray, float, np.ndarray]],
+    means: np.ndarray,
+) -> Evidence:
+    """Fill a tier with the fit of each method and its worth on pairs of two unseen tasks."""
+    fits = {}
+    for record in result.records:
+        method = record["method"]
+        predictions = result.predictions[result.predictions["method"] == method]
+        weights, intercept, outcome = linear(method)
+        width, level = half_width(residuals_of(predictions))
+        covered = float(conformal_table(predictions)["coverage"].iloc[0])
+        fits[method] = MethodFit(
+            [float(weight) for weight in weights],
+            intercept,
+            width,
+            level,
+            record["r_beyond_mean"],
+            record["r_beyond_mean_low"],
+            len(outcome),
+            float(outcome.mean()),
+            None if np.isnan(covered) else covered,
+        )
+    if not fits:
+        raise UserError("Too few pairs to leave two tasks out: no predictor can be fitted.")
+    choice = method_choice(result.predictions)
+    regret, fixed = (
+        float(choice[name].iloc[0]) if len(choice) else None for name in ("regret", "fixed_regret")
+    )
+    return Evidence(
+        tier.metrics, tier.lowest, tier.highest, [float(one) for one in means], fits, tier.name, regret, fixed
+    )
+
+
+def in_order_of_merit(tiers: Mapping[str, Evidence]) -> list[Evidence]:
+    """Put the tier that predicts pairs of unseen tasks best first; of equal ones, the one that was named first."""
+    return sorted(tiers.values(), key=lambda one: -one.r)
