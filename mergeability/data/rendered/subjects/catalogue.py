@@ -1,12 +1,15 @@
-"""The twelve subjects a rendered task can have: what each class looks like, and what it is called.
+"""The twenty subjects a rendered task can have: what each class looks like, and what it is called.
 
 Every drawing function takes the labels wanted, a generator for everything else, and the split (which only the
 handwritten digits need), and returns ink. None of them knows colours or noise: `canvas.paint` adds those.
+
+The images of a subject depend on its name, the stream, the seed and the number of images, and on no other subject.
 """
 
 from mergeability.data.rendered.canvas import HUES
 from mergeability.data.rendered.glyphs import LETTERS
 from mergeability.data.rendered.subjects.characters import draw_digits, draw_letters
+from mergeability.data.rendered.subjects.fields import NOISES, SYMMETRIES, draw_mirrors, draw_noise
 from mergeability.data.rendered.subjects.outlines import (
     POLYGONS,
     SHAPES,
@@ -24,6 +27,18 @@ from mergeability.data.rendered.subjects.patterns import (
     draw_orientation,
     draw_textures,
 )
+from mergeability.data.rendered.subjects.relations import (
+    COLOURS,
+    COVERS,
+    HOLES,
+    RINGS,
+    SIZES,
+    draw_buttons,
+    draw_covers,
+    draw_loops,
+    draw_palette,
+    draw_sizes,
+)
 from mergeability.data.rendered.subjects.scenes import (
     DIRECTIONS,
     HOURS,
@@ -33,6 +48,7 @@ from mergeability.data.rendered.subjects.scenes import (
     draw_dots,
     draw_positions,
 )
+from mergeability.data.rendered.subjects.strokes import STROKES, draw_strokes
 from mergeability.data.rendered.subjects.subject import NUMBERS, Subject
 
 SUBJECTS = {
@@ -48,4 +64,12 @@ SUBJECTS = {
     "clocks": Subject(HOURS, draw_clocks, "a clock at {}", "a clock"),
     "polygons": Subject(tuple(POLYGONS), draw_polygons, "a polygon, a {}", "a polygon"),
     "positions": Subject(RELATIONS, draw_positions, "a circle {} a square", "a circle and a square"),
+    "buttons": Subject(HOLES, draw_buttons, "a button with {}", "a button"),
+    "covers": Subject(COVERS, draw_covers, "a {}", "one shape covering another"),
+    "loops": Subject(RINGS, draw_loops, "two {} rings", "two rings"),
+    "mirrors": Subject(SYMMETRIES, draw_mirrors, "a mosaic mirrored {}", "a mosaic"),
+    "noise": Subject(NOISES, draw_noise, "noise like {}", "noise"),
+    "palette": Subject(COLOURS, draw_palette, "spots in {}", "coloured spots"),
+    "sizes": Subject(tuple(SIZES), draw_sizes, "a left thing {} the right one", "two things"),
+    "strokes": Subject(STROKES, draw_strokes, "a scribbled {}", "a scribble"),
 }

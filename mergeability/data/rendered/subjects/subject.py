@@ -10,7 +10,8 @@ from torch import Generator, Tensor
 from mergeability.data.rendered.canvas import Frame
 
 Labels = Int64[Tensor, "N"]
-Ink = Float[Tensor, "N 32 32"]
+# One layer, or one for each colour: the second is painted a quarter of the colour wheel from the first, and so on.
+Ink = Float[Tensor, "N 32 32"] | Float[Tensor, "N colours 32 32"]
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
