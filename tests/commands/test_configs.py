@@ -216,6 +216,57 @@ def test_the_ablation_is_of_every_penalty_at_the_asked_strengths_with_three_seed
                 assert params.seed == "0,1,2"
 
 
+def test_mini20_is_the_ten_of_mini_and_ten_more():
+    small, large = (composed("analyze", f"suite={name}") for name in ("mini", "mini20"))
+    first, tasks = list(small.suite.tasks), list(large.suite.tasks)
+    assert len(tasks) == 20
+    assert tasks[:10] == first
+    assert [large.suite.tasks[name] for name in first] == [small.suite.tasks[name] for name in first]
+    assert (small.model.name, large.model.name) == ("clip_mini", "clip_mini20")
+    assert large.suite.trained == "none-0/seed-0"
+    named = OmegaConf.to_container(large.model, resolve=True)
+    others = {"name": "clip_mini", "base_command": "python train.py experiment=pretrain_mini"}
+    assert named | others == OmegaConf.to_container(small.model, resolve=True)
+
+
+def test_the_base_of_mini20_has_seen_what_was_drawn_for_it():
+    """The rule of docs/decisions/0020-mini20.md, once more."""
+    import torch
+
+    from mergeability.data.rendered import SUBJECTS
+    from mergeability.random import seeded_generator
+
+    old, new = (composed("train", f"experiment={name}") for name in ("pretrain_mini", "pretrain_mini20"))
+    twelve = list(old.pretraining.subjects)
+    later = sorted(set(SUBJECTS) - set(twelve))
+    generator = seeded_generator("subjects that the base of mini20 has seen", 0)
+    drawn = [later[position] for position in torch.randperm(len(later), generator=generator)[:6].tolist()]
+    assert len(twelve) == 12
+    assert list(new.pretraining.subjects) == twelve + sorted(drawn)
+    recipes = [OmegaConf.to_container(cfg.pretraining, resolve=True) for cfg in (old, new)]
+    assert recipes[1] == recipes[0] | {"subjects": twelve + sorted(drawn), "steps": 700 * 18 // 12}
+    assert new.folder.endswith("clip_mini20/base")
+
+
+def test_the_trainings_of_mini20_are_of_all_its_tasks_with_three_seeds():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", ["experiment=train_mini20"], return_hydra_config=True)
+    assert cfg.hydra.mode.name == "MULTIRUN", "no -m is needed"
+    params = cfg.hydra.sweeper.params
+    suite = composed("analyze", "suite=mini20").suite
+    assert list(params) == ["seed", "task"], "all tasks of one seed first"
+    assert [name.strip() for name in params.task.split(",")] == list(suite.tasks)
+    assert params.seed == "0,1,2"
+    # What the experiment trains is what an analysis of the suite would train.
+    one, plain = (
+        composed("train", *words, "task=covers", "seed=1")
+        for words in (["experiment=train_mini20"], ["model=clip_mini20"])
+    )
+    assert record.settings(one) == record.settings(plain)
+    assert one.folder == plain.folder
+    assert one.folder.endswith("clip_mini20/none-0/seed-1/covers")
+
+
 @pytest.mark.parametrize("name", sorted({path.stem for path in (CONF / "experiment").glob("*.yaml")}))
 def test_every_experiment_begins_with_the_command_that_runs_it(name):
     script = "analyze" if name in ANALYZE_EXPERIMENTS else "train"

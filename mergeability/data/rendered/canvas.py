@@ -120,14 +120,15 @@ def hsl_to_rgb(
 
 
 def paint(
-    ink: Float[Tensor, "N 32 32"],
+    ink: Float[Tensor, "N 32 32"] | Float[Tensor, "N colours 32 32"],
     generator: Generator,
     clutter: float,
     hues: Int64[Tensor, "N"],
 ) -> UInt8[Tensor, "N 3 32 32"]:
     """Colour the ink, put it on an uneven background with stray lines, and add sensor noise.
 
-    hues: position in `HUES` of each subject's colour; the background's hue is free. clutter: in [0, 1], how
+    ink: one layer, or one for each colour of a subject, which lie a quarter of the colour wheel apart. hues: position
+    in `HUES` of each subject's (first) colour; the background's hue is free. clutter: in [0, 1], how
     weak the contrast, how uneven the background, how frequent negatives (dark ink on a light background) and
     stray lines, and how strong the noise are.
     """
@@ -138,11 +139,14 @@ def paint(
     background = torch.where(negative, 1 - background, background)
     lightness = torch.where(negative, 1 - lightness, lightness)
     hue = torch.tensor(list(HUES.values()))[hues] + uniform(generator, -0.02, 0.02, count)
-    subject = hsl_to_rgb(hue, uniform(generator, 0.7, 1, count), lightness.clamp(0.25, 0.75))
+    saturation = uniform(generator, 0.7, 1, count)
     ground = hsl_to_rgb(uniform(generator, 0, 1, count), uniform(generator, 0, 0.8, count), background)
     canvas = ground + clutter * _unevenness(count, generator)
     canvas = _with_stray_lines(canvas, generator, clutter)
-    canvas = torch.lerp(canvas, subject.expand_as(canvas), ink[:, None])
+    layers = ink[:, None] if ink.ndim == 3 else ink
+    for number, layer in enumerate(layers.unbind(1)):
+        subject = hsl_to_rgb(hue + number / 4, saturation, lightness.clamp(0.25, 0.75))
+        canvas = torch.lerp(canvas, subject.expand_as(canvas), layer[:, None])
     noise = uniform(generator, 0.01, 0.02 + 0.03 * clutter, count, 1, 1, 1)
     canvas = canvas + noise * torch.randn(canvas.shape, generator=generator)
     return (canvas.clamp(0, 1) * 255).round().to(torch.uint8)

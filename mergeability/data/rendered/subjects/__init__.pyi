@@ -1,0 +1,2 @@
+from .catalogue import SUBJECTS as SUBJECTS
+from .subject import Subject as Subject
