@@ -77,7 +77,7 @@ class Evaluation:
     Attributes:
         task_vectors: all models.
         evaluator: measures accuracies.
-        models: the table of `evaluate_models`.
+        models: the table of `evaluate_models`; None where there are no labels, so that merges are only probed.
         scales: at which scales.
         profiles: evidence of all models, for methods that need data.
         recalibration: makes batch-norm statistics anew; None for an encoder without batch norms.
@@ -89,7 +89,7 @@ class Evaluation:
 
     task_vectors: TaskVectors
     evaluator: Evaluator
-    models: pd.DataFrame
+    models: pd.DataFrame | None
     scales: ScaleChoice = field(default_factory=ScaleChoice)
     profiles: Profiles | None = None
     recalibration: Recalibration | None = None
@@ -132,7 +132,7 @@ class Evaluation:
             probes += run.map(probe, list(sets), description="probing averages")
         curves = [one.curve for one in found if one.curve is not None]
         return Outcomes(
-            _concatenated([one.rows for one in found]),
+            _concatenated([one.rows for one in found if len(one.rows)]),
             _concatenated(curves),
             columns,
             self._notes(methods, sets, curves),
@@ -144,7 +144,9 @@ class Evaluation:
         found = []
         for column, alpha, alpha_from, curve in self._scaled(merge, name):
             probes = self._probed(merge, column, alpha)
-            measured = self._measure(merge, column, alpha)
+            measured = (
+                pd.DataFrame() if self.models is None else self._measure(merge, column, alpha, self.models)
+            )
             found.append(_Measured(measured, curve, probes))
             if self.save is not None:
                 self.save(merge, column, alpha, alpha_from, measured)
@@ -213,9 +215,9 @@ class Evaluation:
 
         return measure
 
-    def _measure(self, merge: Merge, column: str, alpha: float) -> pd.DataFrame:
+    def _measure(self, merge: Merge, column: str, alpha: float, models: pd.DataFrame) -> pd.DataFrame:
         found = self.evaluator.accuracies(*merge.weights_at(alpha), merge.tasks)
-        known = self.models.loc[list(merge.tasks)]
+        known = models.loc[list(merge.tasks)]
         base, tuned = known["base_accuracy"].to_numpy(), known["finetuned_accuracy"].to_numpy()
         merged = np.array([found[task] for task in merge.tasks])
         table = pd.DataFrame(

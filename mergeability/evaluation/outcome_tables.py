@@ -22,7 +22,7 @@ def pair_table(accuracies: pd.DataFrame, probes: pd.DataFrame | None = None) -> 
         A table indexed by (task_a, task_b).
     """
     rows: dict[tuple[str, ...], dict[str, Any]] = {}
-    for (_, method), group in accuracies.groupby(["tasks", "method"], sort=False):
+    for (_, method), group in _by_merge(accuracies):
         row = rows.setdefault(tuple(group["task"]), {})
         row[f"acc_{method}"] = group["accuracy"].mean()
         row[f"norm_acc_{method}"] = group["norm_accuracy"].mean(skipna=False)
@@ -30,7 +30,7 @@ def pair_table(accuracies: pd.DataFrame, probes: pd.DataFrame | None = None) -> 
         for side, (_, of_task) in zip("ab", group.iterrows(), strict=True):
             row[f"acc_{method}_{side}"] = of_task["accuracy"]
             row[f"norm_acc_{method}_{side}"] = of_task["norm_accuracy"]
-        row |= _intervals(group, str(method))
+        row |= _intervals(group, method)
         row[f"alpha_{method}"] = group["alpha"].iloc[0]
     for (_, method), group in _by_merge(probes):
         rows.setdefault(tuple(group["task"]), {}).update(_probed(group, method))
@@ -44,22 +44,22 @@ def set_table(accuracies: pd.DataFrame, probes: pd.DataFrame | None = None) -> p
     `alpha_m`; and the columns of probes, as pairs have them.
     """  # noqa: D205
     rows: dict[str, dict[str, Any]] = {}
-    for (tasks, method), group in accuracies.groupby(["tasks", "method"], sort=False):
-        row = rows.setdefault(str(tasks), {"tasks": tasks, "arity": len(group)})
+    for (tasks, method), group in _by_merge(accuracies):
+        row = rows.setdefault(tasks, {"tasks": tasks, "arity": len(group)})
         row[f"acc_{method}"] = group["accuracy"].mean()
         row[f"norm_acc_{method}"] = group["norm_accuracy"].mean(skipna=False)
         row[f"worst_norm_acc_{method}"] = group["norm_accuracy"].min()
         row[f"kept_gain_{method}"] = group["kept_gain"].mean(skipna=False)
-        row |= _intervals(group, str(method))
+        row |= _intervals(group, method)
         row[f"alpha_{method}"] = group["alpha"].iloc[0]
     for (tasks, method), group in _by_merge(probes):
         rows.setdefault(tasks, {"tasks": tasks, "arity": len(group)}).update(_probed(group, method))
     return pd.DataFrame(list(rows.values()))
 
 
-def _by_merge(probes: pd.DataFrame | None) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
-    if probes is not None and len(probes):
-        for (tasks, method), group in probes.groupby(["tasks", "method"], sort=False):
+def _by_merge(table: pd.DataFrame | None) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
+    if table is not None and len(table):
+        for (tasks, method), group in table.groupby(["tasks", "method"], sort=False):
             yield (str(tasks), str(method)), group
 
 

@@ -10,6 +10,7 @@ from mergeability.evaluation.model_sets import MergeSets
 from mergeability.evaluation.scales import GRID, ScaleChoice
 from mergeability.merging.method import MergeMethod
 from mergeability.metrics.catalogue import Metric
+from mergeability.pipeline.own_models import ModelSuite
 from mergeability.pipeline.suites import CheckpointSuite, Layout, TableSuite, TaskSuite
 from mergeability.prediction.predictors.base import Predictor
 from mergeability.prediction.scorer import MARGIN
@@ -150,7 +151,7 @@ class Request:
         folder: where merged encoders are written, in `merged/`.
     """
 
-    suite: TaskSuite | CheckpointSuite | TableSuite
+    suite: TaskSuite | ModelSuite | CheckpointSuite | TableSuite
     metrics: Mapping[str, Metric]
     merges: Mapping[str, MergeMethod] = field(default_factory=dict)
     predictors: Mapping[str, Predictor] = field(default_factory=dict)

@@ -10,12 +10,14 @@ from typing import Any
 
 from mergeability.context import Run
 from mergeability.pipeline.checkpoints import analyse_checkpoints
+from mergeability.pipeline.own_models import ModelSuite
 from mergeability.pipeline.predict import scored
 from mergeability.pipeline.request import Request
 from mergeability.pipeline.result import Analysis
 from mergeability.pipeline.suites import CheckpointSuite, TableSuite, TaskSuite
 from mergeability.pipeline.table import analyse_table
 from mergeability.pipeline.tasks import analyse_tasks
+from mergeability.pipeline.unlabelled import analyse_models
 from mergeability.prediction import Scorer
 from mergeability.progress import Progress
 from mergeability.provenance import provenance
@@ -39,6 +41,8 @@ def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | Non
     match request.suite:
         case TaskSuite() as suite:
             found = analyse_tasks(suite, request, run)
+        case ModelSuite() as suite:
+            found = analyse_models(suite, request, run)
         case CheckpointSuite() as suite:
             found = analyse_checkpoints(suite, request, run)
         case TableSuite() as suite:

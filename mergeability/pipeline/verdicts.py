@@ -239,7 +239,7 @@ def _from_probe(analysis: Analysis, subject: str, models: list[str], forecasts: 
         subject,
         "norm_acc",
         f"Merge by {best.method}: expect {best.expected:.1%} {TARGET_WORDS['norm_acc']}, from {best.interval} for"
-        " 90 % of such merges.",
+        " 90% of such merges.",
         tuple(forecasts),
         0.9,
         tuple(_distance(forecasts)),

@@ -41,17 +41,18 @@ def headline(analysis: Analysis) -> list[str]:
 
 def _what_was_compared(analysis: Analysis) -> str:
     parts = [
-        _counted(len(analysis.tasks), "task"),
-        _counted(len(analysis.pairs), "pair"),
-        _counted(len(analysis.metrics), "metric"),
+        counted(len(analysis.tasks), "task"),
+        counted(len(analysis.pairs), "pair"),
+        counted(len(analysis.metrics), "metric"),
     ]
     if analysis.methods:
         own = {_plain(method) for method in analysis.methods}
-        parts.append(_counted(len(own), "merge method"))
+        parts.append(counted(len(own), "merge method"))
     return f"This run compares {', '.join(parts[:-1])} and {parts[-1]}."
 
 
-def _counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
+    """Write a number with its noun."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
@@ -93,7 +94,7 @@ def _set_sentences(analysis: Analysis) -> list[str]:
         best = group.iloc[0]
         sentences.append(
             f"Of {arity} models together, {best['method']} merges best: mean normalised accuracy {best['mean']:.1%}"
-            f" over {_counted(int(best['sets']), 'set')}."
+            f" over {counted(int(best['sets']), 'set')}."
         )
     return sentences
 

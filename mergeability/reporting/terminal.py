@@ -3,6 +3,7 @@
 from rich.console import Console
 
 from mergeability.pipeline.verdicts import verdict
+from mergeability.reporting.headline import counted
 from mergeability.reporting.summaries import Analysis, summary_table
 
 
@@ -12,4 +13,6 @@ def show(analysis: Analysis) -> None:
     if analysis.methods:
         Console().print(summary_table(analysis))
     else:
-        Console().print(f"{len(analysis.pairs)} pairs, {len(analysis.metrics)} metrics each.")
+        Console().print(
+            f"{counted(len(analysis.pairs), 'pair')}, {counted(len(analysis.metrics), 'metric')} each."
+        )

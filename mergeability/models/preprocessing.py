@@ -1,0 +1,66 @@
+"""What a model's own files say about how it reads images: Hugging Face's `preprocessor_config.json`."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mergeability.errors import UserError
+from mergeability.models.clip import ClipModel
+
+FILE = "preprocessor_config.json"
+
+
+def check_preprocessing(weights: Path, model: ClipModel) -> None:
+    """Compare the preprocessing that a file beside the weights describes with the model's.
+
+    Where there is no such file, the model's preprocessing is taken as it is.
+
+    Args:
+        weights: the file of the weights.
+        model: the architecture with its image size, mean and standard deviation.
+
+    Raises:
+        UserError: the file is not valid, or describes another size, mean or standard deviation.
+    """
+    path = weights.parent / FILE
+    if not path.is_file():
+        return
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}). Download it again, or remove it.") from error
+    if not isinstance(described, dict):
+        raise UserError(f"{path} is not a description of preprocessing. Download it again, or remove it.")
+    size = _size(described)
+    if size is not None and size != model.image_size:
+        raise UserError(
+            f"{path} says images of {size} pixels, but model={model.name} takes {model.image_size}. Choose the model= "
+            "that it is."
+        )
+    for key, own, option in (("image_mean", model.mean, "mean"), ("image_std", model.std, "std")):
+        given = described.get(key)
+        if given is None:
+            continue
+        same = len(given) == len(own) and all(
+            math.isclose(a, b, abs_tol=1e-4) for a, b in zip(given, own, strict=True)
+        )
+        if not same:
+            raise UserError(
+                f"{path} says {key}={given}, but model={model.name} normalises with {list(own)}. Set "
+                f"model.{option}='{given}'."
+            )
+
+
+def _size(described: Mapping[str, Any]) -> int | None:
+    """Return the side of the square that is cropped or resized to; None where nothing is said."""
+    for key in ("crop_size", "size"):
+        value = described.get(key)
+        if isinstance(value, int):
+            return value
+        if isinstance(value, dict):
+            found = value.get("height", value.get("shortest_edge"))
+            if isinstance(found, int):
+                return found
+    return None

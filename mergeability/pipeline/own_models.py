@@ -1,0 +1,241 @@
+"""Models of one's own: two or more CLIP encoders, unlabelled images of their tasks, and heads; no labels."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from torch import Tensor
+
+from mergeability.errors import UserError
+from mergeability.models.clip import ClipModel
+from mergeability.models.preprocessing import check_preprocessing
+from mergeability.models.zero_shot import zero_shot_head
+from mergeability.pipeline.suites import Layout
+from mergeability.store import Store
+from mergeability.task_vectors.vectors import TaskVectors
+from mergeability.weights.hub import find_weights, open_checkpoint, read_tensors
+from mergeability.weights.whole_clip import clip_weights
+
+if TYPE_CHECKING:
+    from open_clip import CLIP
+
+TEMPLATE = "a photo of a {}."
+_AS_STORED = Layout()
+_PATHS = ("weights", "images", "classes", "head")
+
+
+@dataclass(frozen=True)
+class OwnModel:
+    """One fine-tuned model, and what it was fine-tuned for.
+
+    Attributes:
+        weights: its state dict: a file, a folder, or an id on the Hugging Face hub.
+        images: folder of unlabelled images of its task.
+        classes: names of its classes in the order of the head's rows, or a text file with one per line.
+        templates: sentences around the names, for a head that the base's text tower makes.
+        head: safetensors file with the saved head, one tensor of shape (classes, d) with the logit scale in it.
+    """
+
+    weights: str
+    images: str
+    classes: Sequence[str] | str | None = None
+    templates: Sequence[str] = (TEMPLATE,)
+    head: str | None = None
+
+    @classmethod
+    def of(cls, name: str, options: Any) -> "OwnModel":
+        """Read one model from a configuration.
+
+        Raises:
+            UserError: an option is missing, unknown or of another kind.
+        """
+        known = ("weights", "images", "classes", "templates", "head")
+        if not isinstance(options, Mapping):
+            raise UserError(
+                f"Expected suite.models.{name} to name {', '.join(known)}, got {options!r}. For example "
+                f"{name}: {{weights: {name}.safetensors, images: photos, classes: [cat, dog]}}."
+            )
+        unknown = [str(one) for one in options if one not in known]
+        missing = [one for one in ("weights", "images") if not options.get(one)]
+        if unknown or missing:
+            faults = ([f"no {one}" for one in missing]) + [f"unknown {one}" for one in unknown]
+            raise UserError(f"suite.models.{name} has {', '.join(faults)}. Its options: {', '.join(known)}.")
+        if not options.get("classes") and not options.get("head"):
+            raise UserError(
+                f"suite.models.{name} needs a head: give classes (with the base's text tower), or head=<a saved one>."
+            )
+        given = {key: value for key, value in options.items() if value is not None}
+        if isinstance(given.get("templates"), str):
+            given["templates"] = [given["templates"]]
+        wrong = [one for one in given.get("templates", ()) if "{}" not in str(one)]
+        if wrong:
+            raise UserError(
+                f"suite.models.{name}: the template {wrong[0]!r} has no {{}} for the name of a class."
+            )
+        return cls(**given)
+
+    def class_names(self, name: str) -> list[str]:
+        """Return the names of the classes; none where only a head is given.
+
+        Raises:
+            UserError: there is no file of the names, a name is empty or there twice, or there are fewer than two.
+        """
+        if self.classes is None:
+            return []
+        if isinstance(self.classes, str):
+            path = Path(self.classes).expanduser()
+            if not path.is_file():
+                raise UserError(
+                    f"No file of class names at {path} for '{name}'. Give one name per line, or a list."
+                )
+            names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        else:
+            names = [str(one).strip() for one in self.classes]
+        repeated = sorted({one for one in names if names.count(one) > 1})
+        if len(names) < 2 or repeated or "" in names:
+            fault = f"{', '.join(repeated)} twice" if repeated else f"{len(names)} names"
+            raise UserError(f"Expected at least two different class names for '{name}', got {fault}.")
+        return names
+
+
+@dataclass(frozen=True)
+class ModelSuite:
+    """CLIP models of one's own, with unlabelled images of their tasks.
+
+    Attributes:
+        name: of the suite.
+        model: the architecture of all of them, with its preprocessing.
+        base: the base's state dict: a file, a folder, or an id on the Hugging Face hub; of both towers where a head is
+            made from class names. None where the file of the models names it.
+        models: name → options of `OwnModel`; or a YAML file with `models`, and perhaps `base`, whose paths start from
+            the file's folder.
+        warn_above: length of a task vector, as a share of the base's, above which another base is suspected.
+        refuse_above: the length above which a model is refused.
+    """
+
+    name: str
+    model: ClipModel
+    base: str | None
+    models: Mapping[str, Any] | str
+    warn_above: float | int = 0.5
+    refuse_above: float | int = 2.0
+    members: dict[str, OwnModel] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        models = self.models
+        if isinstance(models, str):
+            base, models = _described(Path(models).expanduser())
+            object.__setattr__(self, "base", self.base or base)
+        if not isinstance(models, Mapping) or len(models) < 2:
+            raise UserError(
+                "suite.models names two models or more: a YAML file, or "
+                "'suite.models={a: {weights: …, images: …, classes: […]}, b: …}'."
+            )
+        if not self.base:
+            raise UserError("The base that the models were fine-tuned from is missing: set suite.base=…")
+        self.members.update({str(name): OwnModel.of(str(name), one) for name, one in models.items()})
+
+    def load(self, store: Store, layout: Layout = _AS_STORED) -> TaskVectors:
+        """Open the task vectors, cut in a layout.
+
+        Raises:
+            UserError: a model cannot be found or read, was made from another base, or reads images in another way.
+        """
+        for source in (str(self.base), *(one.weights for one in self.members.values())):
+            check_preprocessing(find_weights(source), self.model)
+        vectors = TaskVectors.load(
+            {name: open_checkpoint(one.weights, store) for name, one in self.members.items()},
+            base=open_checkpoint(str(self.base), store),
+            store=store,
+            warn_above=self.warn_above,
+            refuse_above=self.refuse_above,
+        )
+        return layout.of(vectors)
+
+    def heads(self) -> dict[str, Tensor]:
+        """Read the saved heads, and make the others from class names.
+
+        Raises:
+            UserError: a head is no single matrix, has other classes than are named or another width than the encoder,
+                or the base has no text tower to make one.
+        """
+        return {name: self._head(name, one) for name, one in self.members.items()}
+
+    def _head(self, name: str, one: OwnModel) -> Tensor:
+        names = one.class_names(name)
+        if one.head is None:
+            return (
+                zero_shot_head(self._whole_base, self.model.tokenize, names, one.templates).detach().clone()
+            )
+        path = find_weights(one.head)
+        tensors = read_tensors(path)
+        matrices = [value for value in tensors.values() if value.ndim == 2]
+        if len(tensors) != 1 or len(matrices) != 1:
+            raise UserError(
+                f"Expected one tensor of shape (classes, d) in the head {path} of '{name}', got "
+                f"{', '.join(f'{key} {tuple(value.shape)}' for key, value in tensors.items()) or 'none'}."
+            )
+        head, width = matrices[0].float(), int(self.model.configuration["embed_dim"])
+        if head.shape[1] != width:
+            raise UserError(
+                f"The head {path} of '{name}' takes features of {head.shape[1]} numbers, but model={self.model.name} "
+                f"gives {width}. Choose the model= that it is."
+            )
+        if names and len(names) != len(head):
+            raise UserError(
+                f"The head {path} of '{name}' has {len(head)} classes, but {len(names)} class names are given. Leave "
+                "out classes=, or give those of the head."
+            )
+        return head
+
+    @cached_property
+    def _whole_base(self) -> "CLIP":
+        """The base with its text tower."""
+        clip = self.model.architecture_only()
+        quick = bool(self.model.configuration.get("quick_gelu"))
+        try:
+            clip.load_state_dict(clip_weights(clip, str(self.base), self.model.name, quick))
+        except UserError as error:
+            raise UserError(
+                f"Heads are made from class names by the base's text tower. {error} Or give each model a saved head."
+            ) from error
+        return clip
+
+
+def _described(path: Path) -> tuple[str | None, Any]:
+    """Read the base and the models from a YAML file; relative paths start from its folder.
+
+    Raises:
+        UserError: there is no such file, or it is not such a description.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"No file {path} that describes models. Give a YAML file with base and models, as conf/suite/models.yaml "
+            "shows."
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, Mapping) or not isinstance(content.get("models"), Mapping):
+        raise UserError(
+            f"{path} has no models: expected base: … and models: {{name: {{weights: …, images: …}}}}."
+        )
+    unknown = sorted(str(key) for key in content.keys() - {"base", "models"})
+    if unknown:
+        raise UserError(f"{path} has unknown {', '.join(unknown)}: expected base and models.")
+
+    def found(value: Any) -> Any:
+        beside = path.parent / str(value)
+        return str(beside) if isinstance(value, str) and beside.exists() else value
+
+    def placed(options: Any) -> Any:
+        if not isinstance(options, Mapping):
+            return options
+        return {key: found(value) if key in _PATHS else value for key, value in options.items()}
+
+    models = {name: placed(options) for name, options in content["models"].items()}
+    return found(content.get("base")), models

@@ -1,0 +1,233 @@
+"""The analysis of models of one's own: metrics of every pair, and merges probed on unlabelled images."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from torch import Tensor, nn
+
+from mergeability.context import Run
+from mergeability.data.inputs import Inputs
+from mergeability.data.unlabelled import Drawn, draw_images, remarks
+from mergeability.errors import UserError
+from mergeability.evaluation.batchnorm import has_batchnorm
+from mergeability.evaluation.evaluator import Evaluator
+from mergeability.evaluation.merge import Recalibration, own_weights
+from mergeability.evaluation.merges import Evaluation, Outcomes
+from mergeability.evaluation.outcome_tables import pair_table, set_table
+from mergeability.evaluation.probes import Probe
+from mergeability.evaluation.scales import UNLABELLED
+from mergeability.members import data_free
+from mergeability.merging.method import TUNED
+from mergeability.metrics.catalogue import CATALOGUE, Metric
+from mergeability.metrics.functional import functional_names, of_models, set_values
+from mergeability.metrics.measure import measure
+from mergeability.metrics.traits import traits_of
+from mergeability.pipeline.merges import chosen_sets, merge_writer, recorded, without_value
+from mergeability.pipeline.own_models import ModelSuite
+from mergeability.pipeline.request import FEWEST_UNLABELLED, Request
+from mergeability.pipeline.result import Analysis
+from mergeability.profiles.profiles import Profiles
+from mergeability.profiles.views import Views
+from mergeability.task_vectors.vectors import TaskVectors
+
+
+def analyse_models(suite: ModelSuite, request: Request, run: Run) -> Analysis:
+    """Measure every pair, and probe the merges asked for.
+
+    Raises:
+        UserError: images, heads or models that do not fit together, or something that needs labels.
+    """
+    sets = chosen_sets(request, tuple(suite.members))
+    metrics, left_out = _measurable(request.metrics)
+    _check_merges(request)
+    material = _Material(suite, request, run)
+    with run.clock.stage("loading models and images"):
+        vectors = suite.load(run.store, request.profile.layout)
+        views = material.views
+    with run.clock.stage("measuring metrics"):
+        profiles = Profiles(vectors, views, run)
+        table = measure(profiles, metrics, on_error=request.on_error)
+        models = pd.DataFrame(index=pd.Index(vectors.tasks, name="task")).assign(
+            **of_models(profiles, metrics)
+        )
+    with run.clock.stage("merging and probing"):
+        outcomes = _probed(vectors, material, sets)
+    if request.merging.pairs is not None:
+        table = table.loc[list(sets)]
+    probes = outcomes.probes
+    of_pairs = probes[probes["arity"] == 2] if len(probes) else probes
+    if len(of_pairs):
+        table = table.join(pair_table(pd.DataFrame(), of_pairs))
+    return Analysis(
+        title=f"Mergeability of {suite.name}",
+        pairs=table.reset_index(),
+        metrics=list(metrics),
+        models=models,
+        missing=[*material.remarks, *without_value(table), *left_out, *outcomes.notes],
+        run=recorded(vectors, request),
+        sets=_larger_sets(probes, profiles, metrics),
+        curves=outcomes.curves,
+        merged=outcomes.methods if sets and request.merging.probe is not None else [],
+    )
+
+
+@dataclass(frozen=True)
+class _Material:
+    """The images, heads and encoder of a suite, each read when it is first asked for."""
+
+    suite: ModelSuite
+    request: Request
+    run: Run
+
+    @property
+    def asked(self) -> int:
+        """How many images of each task are looked at, at most."""
+        profile, merging = self.request.profile, self.request.merging
+        return max(profile.unlabelled, profile.samples, merging.probe or 0)
+
+    @cached_property
+    def drawn(self) -> dict[str, Drawn]:
+        """Images of each task, the first of which serve where fewer are asked for."""
+        seed, resize = self.request.profile.seed, self.suite.model.resize
+        found = {
+            name: draw_images(one.images, self.asked, name, seed, resize)
+            for name, one in self.suite.members.items()
+        }
+        few = [
+            f"{name} ({len(one.images)})"
+            for name, one in found.items()
+            if len(one.images) < FEWEST_UNLABELLED
+        ]
+        if few:
+            raise UserError(
+                f"Expected at least {FEWEST_UNLABELLED} images that can be read of each task, got fewer of "
+                f"{', '.join(few)}: of fewer, answers say next to nothing."
+            )
+        return found
+
+    @property
+    def remarks(self) -> list[str]:
+        return [sentence for name, one in self.drawn.items() for sentence in remarks(one, self.asked, name)]
+
+    @cached_property
+    def heads(self) -> dict[str, Tensor]:
+        return self.suite.heads()
+
+    @cached_property
+    def encoder(self) -> nn.Module:
+        return self.suite.model.architecture_only().visual
+
+    def inputs(self, count: int) -> dict[str, Inputs]:
+        model = self.suite.model
+        return {
+            name: Inputs({"images": model.preprocess(one.images[:count])}) for name, one in self.drawn.items()
+        }
+
+    @cached_property
+    def views(self) -> Views:
+        profile = self.request.profile
+        return Views(
+            encoder=self.encoder,
+            heads=self.heads,
+            calibration=self.inputs(profile.samples),
+            pool=profile.pool,
+            layer=profile.layer,
+            configuration=self.suite.model.configuration,
+            unlabelled=self.inputs(profile.unlabelled),
+        )
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        model, device = self.suite.model, self.run.device
+        return Evaluator(
+            self.encoder,
+            model.preprocess,
+            {"model": model.configuration, "mean": list(model.mean), "std": list(model.std)},
+            self.heads,
+            {},
+            self.run.store,
+            device=device,
+            precision="bfloat16" if device.startswith("cuda") else "float32",
+        )
+
+
+def _probed(vectors: TaskVectors, material: _Material, sets: Sequence[tuple[str, ...]]) -> Outcomes:
+    """Merge every set by every method, and compare what the merges answer with what the models do."""
+    request = material.request
+    if not request.merges or not sets:
+        return Outcomes(pd.DataFrame(), pd.DataFrame())
+    merging = request.merging
+    tunes = merging.scales.tunes(request.merges, UNLABELLED)
+    inputs = material.inputs(merging.probe or request.profile.unlabelled)
+
+    def probe(part: Callable[[Inputs], Inputs]) -> Probe:
+        chosen = {task: part(one) for task, one in inputs.items()}
+        return Probe(material.evaluator, chosen, lambda task: own_weights(vectors, task))
+
+    tuning = probe(lambda one: one[: len(one) // 2]) if tunes else None
+    probing = None
+    if merging.probe is not None:
+        probing = probe(lambda one: one[len(one) // 2 :] if tunes else one)
+    renews = has_batchnorm(material.encoder)
+    return Evaluation(
+        vectors,
+        material.evaluator,
+        None,
+        merging.scales,
+        recalibration=Recalibration(material.evaluator, material.views) if renews else None,
+        probe=probing,
+        unlabelled=tuning,
+        save=merge_writer(vectors, request, sets, material.suite.model),
+    ).sets(request.merges, sets, material.run)
+
+
+def _measurable(metrics: Mapping[str, Metric]) -> tuple[dict[str, Metric], list[str]]:
+    """Of all metrics there are, keep those that need no labels and name the rest.
+
+    Raises:
+        UserError: a metric chosen by name needs labels.
+    """
+    labelled = [name for name, one in metrics.items() if traits_of(one).category == "gradient"]
+    if not labelled:
+        return dict(metrics), []
+    everything = {name for name, entry in CATALOGUE.items() if not entry.traits.per_pair}
+    if not everything <= metrics.keys():
+        raise UserError(
+            f"{', '.join(labelled)} need labelled images, and suite=models has none. Ask for others, such as "
+            "metric=[weights,functional]."
+        )
+    kept = {name: one for name, one in metrics.items() if name not in labelled}
+    return kept, [f"Left out, since they need labels: {', '.join(labelled)}."]
+
+
+def _check_merges(request: Request) -> None:
+    demanding = [name for name, method in request.merges.items() if method.needs_data]
+    if demanding:
+        raise UserError(
+            f"{', '.join(demanding)} requires labelled calibration images, but suite=models has none. Without them "
+            f"merge by {', '.join(data_free())}."
+        )
+    merging = request.merging
+    if merging.scales.tunes(request.merges, TUNED):
+        raise UserError(
+            "alpha=tuned needs labelled validation images, but suite=models has none: give alpha=unlabelled, or a"
+            " number."
+        )
+    if request.merges and merging.probe is None and not merging.keeps:
+        raise UserError(
+            "Merges are made to be probed or written: set probe=64 or save=true, or leave out merge=."
+        )
+
+
+def _larger_sets(probes: pd.DataFrame, profiles: Profiles, metrics: Mapping[str, Metric]) -> pd.DataFrame:
+    """Arrange the probes of sets of more than two models, with the functional metrics of each set."""
+    larger = probes[probes["arity"] > 2] if len(probes) else probes
+    if larger.empty:
+        return pd.DataFrame()
+    table = set_table(pd.DataFrame(), larger)
+    names = functional_names(metrics)
+    values = [set_values(profiles, names, str(tasks).split("+")) for tasks in table["tasks"]]
+    return pd.concat([table, pd.DataFrame(values, index=table.index)], axis=1).replace({None: np.nan})
