@@ -18,7 +18,7 @@ from mergeability.prediction.pair_table import TARGETS, PairTable, summarise_nam
 from mergeability.prediction.predictors.ridge import Ridge
 from mergeability.prediction.validation.evaluate import evaluate_predictors
 from mergeability.prediction.validation.intervals import half_width, task_scores
-from mergeability.prediction.validation.protocols import LeaveTwoTasksOut
+from mergeability.prediction.validation.protocols import LeaveTwoTasksOut, inner_folds
 from mergeability.prediction.validation.scores import pearson_r
 
 FILE = "fitted.json"
@@ -259,8 +259,7 @@ def _evidence(table: PairTable, methods: Sequence[str], target: str) -> Evidence
             continue
         spread = np.where(highest > lowest, highest - lowest, 1.0)
         scaled = np.where(highest > lowest, 2 * (rows.features - lowest) / spread - 1, 0.0)
-        folds = [(fold.training, fold.validation) for fold in protocol.folds(rows.ends)]
-        model = Ridge().fit(scaled, rows.outcome, folds)
+        model = Ridge().fit(scaled, rows.outcome, inner_folds(protocol, rows.ends))
         predictions = result.predictions[result.predictions["method"] == method]
         width, level = half_width(task_scores(predictions))
         fits[method] = MethodFit(
