@@ -13,7 +13,7 @@ from mergeability.prediction.predictors.ridge import Ridge
 from mergeability.prediction.questions.method_choice import method_choice
 from mergeability.prediction.validation.evaluate import PredictionResult, evaluate_predictors
 from mergeability.prediction.validation.intervals import conformal_table, half_width, residuals_of
-from mergeability.prediction.validation.protocols import LeaveTwoTasksOut
+from mergeability.prediction.validation.protocols import LeaveTwoTasksOut, inner_folds
 
 PROBE = "probe"
 """The name of the evidence that is the outcome's own estimate, so that nothing is fitted."""
@@ -110,8 +110,7 @@ def ridge_evidence(name: str, table: PairTable, methods: Sequence[str], target: 
 
     def linear(method: str) -> tuple[np.ndarray, float, np.ndarray]:
         rows, _ = table.rows(f"{target}_{method}")
-        folds = [(fold.training, fold.validation) for fold in protocol.folds(rows.ends)]
-        model = Ridge().fit(tier.scaled(rows.features), rows.outcome, folds)
+        model = Ridge().fit(tier.scaled(rows.features), rows.outcome, inner_folds(protocol, rows.ends))
         return model.coef_, float(model.intercept_), rows.outcome
 
     return _described(tier, result, linear, tier.scaled(whole).mean(axis=0))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from benchmarks import agreement, finetune_throughput, models, opponents, penalty_cost
+from benchmarks import agreement, finetune_throughput, models, opponents, penalty_cost, study_cost
 from benchmarks.__main__ import main
 
 
@@ -67,3 +67,20 @@ def test_the_cost_of_penalties_is_measured_at_a_tiny_size(tmp_path, capsys, monk
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert penalty_cost.main(["--device", "cuda"]) == 1
     assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_the_cost_of_a_study_is_measured_and_compared_with_plain_code(capsys):
+    assert study_cost.main(["--alone", "7"]) == 0
+    own = json.loads(capsys.readouterr().out)
+    assert own["folds"] == 21
+    assert own["cpu_seconds"] > 0
+    compared = study_cost.against_plain(8, 1)
+    assert compared.keys() == {"fold", "permutation"}
+    for one in compared.values():
+        assert one["ratio"] > 0
+        # Both sides compute the same numbers.
+        assert one["difference"] < 1e-10
+    shown = study_cost.table({"7": {"study": own, **compared, "bytes_of_all_folds_at_once": 2**30}})
+    assert "1.000" in shown.splitlines()[1]
+    with pytest.raises(SystemExit):
+        study_cost.main(["--tasks", "3"])

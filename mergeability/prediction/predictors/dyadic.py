@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator, RegressorMixin
 
 from mergeability.errors import UserError
@@ -16,12 +16,14 @@ from mergeability.prediction.predictors.arrays import (
     new_rows,
     training_arrays,
 )
+from mergeability.prediction.predictors.moments import Sums
 from mergeability.prediction.predictors.ridge import (
     LinearFit,
-    Moments,
+    best_strengths,
     checked_strengths,
     fit_together,
     ridge_weights,
+    validated,
 )
 
 STRENGTHS = (10, 30, 100, 300, 1000, float("inf"))
@@ -74,13 +76,18 @@ class Dyadic(RegressorMixin, BaseEstimator):
             raise UserError(f"The task_strength of dyadic must be positive, not {self.task_strength}.")
         strengths = checked_strengths(self.strengths, "dyadic")
 
-        def solve(moments: Moments) -> Float[np.ndarray, "F S q K"]:
+        def solve(moments: Sums) -> Float[np.ndarray, "F S q K"]:
             return self._weights(moments, strengths, tasks)
 
-        return fit_together(problems, strengths, solve, otherwise=len(strengths) - 1, within=True)
+        def choose(
+            X: Float[np.ndarray, "n q"], Y: Float[np.ndarray, "n K"], folds: Sequence[InnerFold]
+        ) -> Int[np.ndarray, " K"] | None:
+            return best_strengths(validated(X, Y, folds, solve), len(strengths), within=True)
+
+        return fit_together(problems, strengths, solve, choose, otherwise=len(strengths) - 1)
 
     def _weights(
-        self, moments: Moments, strengths: Float[np.ndarray, " S"], tasks: int
+        self, moments: Sums, strengths: Float[np.ndarray, " S"], tasks: int
     ) -> Float[np.ndarray, "F S q K"]:
         """Solve both stages from the sums of products alone.
 

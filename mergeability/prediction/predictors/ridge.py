@@ -17,43 +17,18 @@ from mergeability.prediction.predictors.arrays import (
     new_rows,
     training_arrays,
 )
+from mergeability.prediction.predictors.moments import Moments, Sums
+from mergeability.prediction.predictors.pair_folds import PairFolds
+from mergeability.prediction.predictors.pair_ridge import applies, predicted_pairs
 
 Validation = tuple[np.ndarray, np.ndarray]
 """Of one inner fold: predictions (S, v, K) and measurements (v, K), both beyond the fold's training mean."""
 
+Choice = Callable[[np.ndarray, np.ndarray, Sequence[InnerFold]], np.ndarray | None]
+"""Chooses strengths: from rows (n, m), outcomes (n, K) and inner folds to K indices, or None without a fold."""
+
 _BATCH = 64
 """Folds that are solved together: more would take memory, fewer time."""
-
-
-class Moments:
-    """What a least-squares fit depends on, in each of F folds: centred sums over its training rows.
-
-    Attributes:
-        means: of the columns, (F, m).
-        outcome_means: (F, K).
-        gram: ΣXᵀX about the means, (F, m, m).
-        cross: ΣXᵀY about the means, (F, m, K).
-    """
-
-    def __init__(
-        self,
-        X: Float[np.ndarray, "n m"],
-        Y: Float[np.ndarray, "n K"],
-        training: Bool[np.ndarray, "F n"],
-    ) -> None:
-        # About the means of all rows first: sums about a far-off origin would cancel.
-        centre, outcome_centre = X.mean(axis=0), Y.mean(axis=0)
-        X, Y, weights = X - centre, Y - outcome_centre, training.astype(np.float64)
-        count = weights.sum(axis=1)[:, None]
-        n, m = X.shape
-        mean, outcome_mean = weights @ X / count, weights @ Y / count
-        squares = (X[:, :, None] * X[:, None, :]).reshape(n, m * m)
-        products = (X[:, :, None] * Y[:, None, :]).reshape(n, m * Y.shape[1])
-        self.gram = (weights @ squares).reshape(-1, m, m) - count[:, None] * mean[:, :, None] * mean[:, None]
-        self.cross = (weights @ products).reshape(-1, m, Y.shape[1]) - (
-            count[:, None] * mean[:, :, None] * outcome_mean[:, None]
-        )
-        self.means, self.outcome_means = mean + centre, outcome_mean + outcome_centre
 
 
 def ridge_weights(
@@ -73,7 +48,7 @@ def validated(
     X: Float[np.ndarray, "n m"],
     Y: Float[np.ndarray, "n K"],
     folds: Sequence[InnerFold],
-    weights: Callable[[Moments], Float[np.ndarray, "F S m K"]],
+    weights: Callable[[Sums], Float[np.ndarray, "F S m K"]],
 ) -> Iterator[Validation]:
     """Fit every fold for every strength, and yield what is predicted for its validation rows."""
     for start in range(0, len(folds), _BATCH):
@@ -111,9 +86,7 @@ def best_strengths(
         return None
     if all(len(measured) == 1 for _, measured in kept):
         predicted = np.concatenate([one for one, _ in kept], axis=1)
-        scores = _correlations(predicted, np.concatenate([one for _, one in kept]))
-        scores = np.where(np.isnan(scores), -np.inf, scores)
-        return count - 1 - np.argmax(scores[::-1], axis=0)
+        return most_correlated(predicted, np.concatenate([one for _, one in kept]))
     total: Any = 0.0
     for predicted, measured in kept:
         errors = predicted - measured
@@ -121,6 +94,15 @@ def best_strengths(
             errors = errors - errors.mean(axis=1, keepdims=True)
         total = total + (errors**2).sum(axis=1)
     return count - 1 - np.argmin(total[::-1], axis=0)
+
+
+def most_correlated(
+    predicted: Float[np.ndarray, "S F K"], measured: Float[np.ndarray, "F K"]
+) -> Int[np.ndarray, " K"]:
+    """Return for each outcome the index of the strength with the largest correlation, of equals the last."""
+    scores = _correlations(predicted, measured)
+    scores = np.where(np.isnan(scores), -np.inf, scores)
+    return len(scores) - 1 - np.argmax(scores[::-1], axis=0)
 
 
 def _correlations(
@@ -167,10 +149,9 @@ class LinearFit:
 def fit_together(
     problems: Sequence[Problem],
     strengths: Float[np.ndarray, " S"],
-    solve: Callable[[Moments], Float[np.ndarray, "F S m K"]],
-    *,
+    solve: Callable[[Sums], Float[np.ndarray, "F S m K"]],
+    choose: Choice,
     otherwise: int,
-    within: bool = False,
 ) -> list[LinearFit]:
     """Fit a linear regression to each problem; problems that share their rows are solved together.
 
@@ -178,14 +159,14 @@ def fit_together(
         problems: training rows, outcomes and inner folds.
         strengths: to choose from.
         solve: from the sums of products of some folds to the weights for every strength.
+        choose: from rows, outcomes and inner folds to the index of each outcome's strength; None without a fold.
         otherwise: the index of the strength where there is no inner fold.
-        within: as in `best_strengths`.
     """
     fitted: dict[int, LinearFit] = {}
     for group in with_shared_rows(problems):
         X, _, folds = problems[group[0]]
         Y = np.stack([problems[index][1] for index in group], axis=1)
-        chosen = best_strengths(validated(X, Y, folds or (), solve), len(strengths), within=within)
+        chosen = choose(X, Y, folds or ())
         chosen = np.full(len(group), otherwise) if chosen is None else chosen
         whole = Moments(X, Y, np.ones((1, len(X)), dtype=bool))
         weights = solve(whole)[0]
@@ -212,11 +193,12 @@ class Ridge(RegressorMixin, BaseEstimator):
     def fit(self, X: Rows, y: Values, folds: Sequence[InnerFold] | None = None) -> "Ridge":
         """Choose the strength on the inner folds and fit all rows."""
         X, y = training_arrays(self, X, y)
-        return self._take(solve_ridge([(X, y, folds)], self.strengths)[0])
+        return self._take(solve_ridge([(X, y, folds)], self.strengths, subtract=True)[0])
 
     def fit_many(self, problems: Sequence[Problem]) -> list["Ridge"]:
         """Fit one regressor per problem; those that share their rows are solved together."""
-        return [type(self)(**self.get_params())._take(one) for one in solve_ridge(problems, self.strengths)]
+        fitted = solve_ridge(problems, self.strengths, subtract=True)
+        return [type(self)(**self.get_params())._take(one) for one in fitted]
 
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
         """Evaluate a + Xw, in outcome units."""
@@ -228,15 +210,30 @@ class Ridge(RegressorMixin, BaseEstimator):
         return self
 
 
-def solve_ridge(problems: Sequence[Problem], strengths: Sequence[float | int]) -> list[LinearFit]:
+def solve_ridge(
+    problems: Sequence[Problem], strengths: Sequence[float | int], *, subtract: bool = False
+) -> list[LinearFit]:
     """Fit ridge to each problem, the strength chosen by its inner folds; the middle one without any.
+
+    Args:
+        problems: training rows, outcomes and inner folds.
+        strengths: to choose from.
+        subtract: whether inner folds that leave two tasks out are solved by `predicted_pairs`. The strengths of task
+            effects predict pairs of new tasks alike but for a factor, so that rounding would choose another there.
 
     Raises:
         UserError: there is no strength, or one is not positive.
     """
     checked = checked_strengths(strengths, "ridge")
 
-    def solve(moments: Moments) -> Float[np.ndarray, "F S m K"]:
+    def solve(moments: Sums) -> Float[np.ndarray, "F S m K"]:
         return ridge_weights(moments.gram, moments.cross, checked)
 
-    return fit_together(problems, checked, solve, otherwise=len(checked) // 2)
+    def choose(
+        X: Float[np.ndarray, "n m"], Y: Float[np.ndarray, "n K"], folds: Sequence[InnerFold]
+    ) -> Int[np.ndarray, " K"] | None:
+        if subtract and isinstance(folds, PairFolds) and applies(X, folds, checked):
+            return most_correlated(*predicted_pairs(X, Y, folds, checked))
+        return best_strengths(validated(X, Y, folds, solve), len(checked))
+
+    return fit_together(problems, checked, solve, choose, otherwise=len(checked) // 2)

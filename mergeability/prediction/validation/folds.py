@@ -1,8 +1,7 @@
 """The folds of every outcome, ready to fit: rows chosen, metrics scaled by what each fit may see."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,48 +10,52 @@ from sklearn.base import clone
 
 from mergeability.errors import UserError
 from mergeability.prediction.pair_table import PairRows, PairTable, summarise_names
-from mergeability.prediction.predictors.arrays import InnerFold
-from mergeability.prediction.predictors.base import BatchPredictor, Predictor, traits
+from mergeability.prediction.predictors.arrays import InnerFold, Problem
+from mergeability.prediction.predictors.base import BatchPredictor, Predictor, Traits, traits
 from mergeability.prediction.predictors.scaling import RangeScaler
-from mergeability.prediction.validation.protocols import Split, SplitProtocol
+from mergeability.prediction.validation.protocols import Split, SplitProtocol, inner_folds
 
 TASK_PREFIX = "task="
 """Coefficients of task effects carry this prefix, so that no metric's name can collide with a task's."""
 
 
 class FoldRows:
-    """The rows of one fold, whatever the outcome: metrics are scaled by the ranges of its training rows."""
+    """The rows of one fold, whatever the outcome: metrics are scaled by the ranges of its training rows.
+
+    Rows and inner folds are computed when they are asked for. Kept for all folds at once, those of leaving two of T
+    tasks out would take memory in proportion to T⁶.
+    """
 
     def __init__(self, rows: PairRows, split: Split, protocol: SplitProtocol) -> None:
         self.rows, self.split, self.protocol = rows, split, protocol
-        scaler = RangeScaler().fit(rows.features[split.training])
-        self.scaled = scaler.transform(rows.features)
-        self.constant = tuple(name for name, flat in zip(rows.metrics, scaler.constant_, strict=True) if flat)
-        self._training: dict[str, np.ndarray] = {}
+        self._scaler = RangeScaler().fit(rows.features[split.training])
+        self.constant = tuple(
+            name for name, flat in zip(rows.metrics, self._scaler.constant_, strict=True) if flat
+        )
 
-    @cached_property
-    def inner(self) -> list[InnerFold]:
+    @property
+    def inner(self) -> Sequence[InnerFold]:
         """The same protocol once more, on the training rows alone."""
-        ends = self.rows.ends[self.split.training]
-        return [(one.training, one.validation) for one in self.protocol.folds(ends)]
+        return inner_folds(self.protocol, self.rows.ends[self.split.training])
 
     def features(self, inputs: str) -> Float[np.ndarray, "n q"]:
         """Give all rows' columns that a predictor asks for: metrics, tasks (incidence columns), or both."""
-        choices = {
-            "metrics": [self.scaled],
-            "raw": [self.rows.features],
-            "tasks": [self.rows.incidence],
-            "both": [self.scaled, self.rows.incidence],
+        choices: dict[str, Callable[[], list[np.ndarray]]] = {
+            "metrics": lambda: [self._scaled()],
+            "raw": lambda: [self.rows.features],
+            "tasks": lambda: [self.rows.incidence],
+            "both": lambda: [self._scaled(), self.rows.incidence],
         }
         if inputs not in choices:
             raise UserError(f"A predictor's inputs must be one of {', '.join(choices)}, not {inputs!r}.")
-        return np.hstack(choices[inputs])
+        return np.hstack(choices[inputs]())
 
     def training_features(self, inputs: str) -> Float[np.ndarray, "training q"]:
-        """Give the training rows of `features`; the same array each time, which tells that rows are shared."""
-        if inputs not in self._training:
-            self._training[inputs] = self.features(inputs)[self.split.training]
-        return self._training[inputs]
+        """Give the training rows of `features`."""
+        return self.features(inputs)[self.split.training]
+
+    def _scaled(self) -> Float[np.ndarray, "n m"]:
+        return self._scaler.transform(self.rows.features)
 
 
 @dataclass(frozen=True)
@@ -148,17 +151,47 @@ def _constant_notes(constant_in: dict[str, set[str]]) -> list[str]:
 
 
 def fit_folds(predictor: Predictor, folds: Sequence[Fold]) -> list[Predictor]:
-    """Fit a predictor on the training rows of every fold, all at once where it can."""
+    """Fit a predictor on the training rows of every fold.
+
+    A search that fits all folds at once is given all of them. Any other predictor is given one set of training rows at
+    a time, with every outcome that is known for them, so that only one such set is in memory.
+    """
     own = traits(predictor)
-    problems = [
-        (fold.shared.training_features(own.inputs), fold.training_outcome, fold.shared.inner)
-        for fold in folds
-    ]
-    # Of "both" the last columns are those of tasks.
-    tasks = {"tasks": len(folds[0].shared.rows.tasks)} if own.inputs == "both" and folds else {}
-    if isinstance(predictor, BatchPredictor):
-        return list(predictor.fit_many(problems, **tasks))
-    copies: list[Any] = [clone(predictor) for _ in folds]
-    for model, (X, y, inner) in zip(copies, problems, strict=True):
-        model.fit(X, y, **({"folds": inner} if own.nested else {}), **tasks)
-    return copies
+    batched = isinstance(predictor, BatchPredictor)
+    groups = [list(range(len(folds)))] if batched and not own.closed_form else _with_the_same_rows(folds)
+    fitted: dict[int, Predictor] = {}
+    for group in groups:
+        members = [folds[index] for index in group]
+        problems = _problems(members, own)
+        # Of "both" the last columns are those of tasks.
+        tasks = {"tasks": len(members[0].shared.rows.tasks)} if own.inputs == "both" else {}
+        if isinstance(predictor, BatchPredictor):
+            models = predictor.fit_many(problems, **tasks)
+        else:
+            models = [_fit_one(predictor, problem, own, tasks) for problem in problems]
+        fitted.update(zip(group, models, strict=True))
+    return [fitted[index] for index in range(len(folds))]
+
+
+def _with_the_same_rows(folds: Sequence[Fold]) -> list[list[int]]:
+    """Group the indices of folds that differ in their outcomes only."""
+    groups: dict[int, list[int]] = {}
+    for index, fold in enumerate(folds):
+        groups.setdefault(id(fold.shared), []).append(index)
+    return list(groups.values())
+
+
+def _problems(folds: Sequence[Fold], own: Traits) -> list[Problem]:
+    """Take the training rows of folds; those of the same rows share one array and one list of inner folds."""
+    rows: dict[int, tuple[np.ndarray, Sequence[InnerFold] | None]] = {}
+    for fold in folds:
+        shared = fold.shared
+        if id(shared) not in rows:
+            rows[id(shared)] = shared.training_features(own.inputs), shared.inner if own.nested else None
+    return [(rows[id(fold.shared)][0], fold.training_outcome, rows[id(fold.shared)][1]) for fold in folds]
+
+
+def _fit_one(predictor: Predictor, problem: Problem, own: Traits, tasks: dict[str, int]) -> Predictor:
+    X, y, inner = problem
+    model: Any = clone(predictor)  # type: ignore[arg-type]
+    return model.fit(X, y, **({"folds": inner} if own.nested else {}), **tasks)

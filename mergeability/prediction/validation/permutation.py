@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from scipy.stats import pearsonr
 
 from mergeability.prediction.pair_table import PairRows, PairTable
-from mergeability.prediction.predictors.ridge import Moments, ridge_weights, training_masks
+from mergeability.prediction.predictors.moments import Sums, TaskSums
+from mergeability.prediction.predictors.ridge import ridge_weights
 from mergeability.prediction.predictors.scaling import RangeScaler
-from mergeability.prediction.validation.protocols import LeaveOneTaskOut
 from mergeability.prediction.validation.scores import pearson_r
 from mergeability.progress import Progress, no_progress
 
@@ -96,7 +96,6 @@ class _Test:
         self.J = rows.incidence
         self.index = _pair_index(rows.incidence)
         self.ends = np.argsort(-rows.incidence, axis=1, kind="stable")[:, :2]
-        self.folds = [(one.training, one.validation) for one in LeaveOneTaskOut().folds(rows.ends)]
 
     def run(self, permutations: int, seed: int, progress: Progress) -> dict[str, Float[np.ndarray, " K"]]:
         r, gain = self._statistics(np.arange(len(self.X)))
@@ -115,18 +114,19 @@ class _Test:
     ) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, " K"]]:
         """Score the outcomes by the metrics of the rows `taken`; -1 leaves a pair out."""
         known = taken >= 0
-        X, J, Y = self.X[taken[known]], self.J[known], self.Y[known]
-        place = np.cumsum(known) - 1
-        folds = [(place[t[known[t]]], place[v[known[v]]]) for t, v in self.folds]
-        folds = [(t, v) for t, v in folds if len(t) and len(v)]
-        moments = Moments(np.hstack([X, J]), Y, training_masks(folds, len(X)))
+        X, J, Y, ends = self.X[taken[known]], self.J[known], self.Y[known], self.ends[known]
         m, tasks = X.shape[1], J.shape[1]
+        count = np.bincount(ends.ravel(), minlength=tasks)
+        # A fold for each task that has pairs and leaves some.
+        held_out = np.flatnonzero((count > 0) & (count < len(ends)))
+        moments = TaskSums(np.hstack([X, J]), Y, ends, tasks).without_one(held_out)
         metric_weights = ridge_weights(
             moments.gram[:, :m, :m], moments.cross[:, :m], np.array([self.strength])
         )[:, 0]
         u, w = _two_stages(moments, m, tasks, self.strength)
         correlations, error, additive_error = [], 0.0, 0.0
-        for f, (_, rows) in enumerate(folds):
+        for f, task in enumerate(held_out):
+            rows = np.flatnonzero((ends[:, 0] == task) | (ends[:, 1] == task))
             x, j = X[rows] - moments.means[f, :m], J[rows] - moments.means[f, m:]
             y = Y[rows] - moments.outcome_means[f]
             correlations.append(_columns_r(x @ metric_weights[f], y))
@@ -146,7 +146,7 @@ class _Test:
 
 
 def _two_stages(
-    moments: Moments, m: int, tasks: int, strength: float
+    moments: Sums, m: int, tasks: int, strength: float
 ) -> tuple[Float[np.ndarray, "F T q"], Float[np.ndarray, "F m K"]]:
     """Fit task effects of metrics and outcomes, and ridge of what they leave: as `Dyadic`, at one strength."""
     jj = moments.gram[:, m:, m:] + TASK_STRENGTH * np.eye(tasks)

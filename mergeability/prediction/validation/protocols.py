@@ -22,6 +22,7 @@ from jaxtyping import Int
 from mergeability.errors import UserError
 from mergeability.prediction.pair_table import task_order
 from mergeability.prediction.predictors.arrays import InnerFold
+from mergeability.prediction.predictors.pair_folds import PairFolds
 
 KNOWN_PARTNER, BOTH_NEW = "known partner", "both new"
 """What a validated pair's tasks are to the fit: one of them was merged with others before, or neither was."""
@@ -115,10 +116,9 @@ class LeaveTwoTasksOut(_Splitter):
     def folds(self, groups: Any) -> Iterator[Split]:
         """Yield a fold for each pair in table order."""
         tasks, ends = _ends(groups)
-        for row, (a, b) in enumerate(ends):
-            training = np.flatnonzero(~((ends == a) | (ends == b)).any(axis=1))
-            if len(training):
-                yield Split((tasks[a], tasks[b]), training, np.array([row]))
+        for training, validation in PairFolds(ends):
+            a, b = ends[validation[0]]
+            yield Split((tasks[a], tasks[b]), training, validation)
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,17 @@ class DisjointHalves(_Splitter):
 PROTOCOLS: dict[str, type[LeaveOneTaskOut] | type[LeaveTwoTasksOut] | type[DisjointHalves]] = {
     protocol.name: protocol for protocol in (LeaveOneTaskOut, LeaveTwoTasksOut, DisjointHalves)
 }
+
+
+def inner_folds(protocol: SplitProtocol, groups: Any) -> Sequence[InnerFold]:
+    """Return the folds of a protocol as training and validation rows.
+
+    Those of leaving two tasks out are made one at a time: their rows together take memory in proportion to T⁴ for T
+    tasks.
+    """
+    if isinstance(protocol, LeaveTwoTasksOut):
+        return PairFolds(_ends(groups)[1])
+    return [(fold.training, fold.validation) for fold in protocol.folds(groups)]
 
 
 def named_protocols(names: Sequence[str]) -> list[SplitProtocol]:
