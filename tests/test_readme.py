@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from mergeability.prediction import Scorer
 
@@ -52,7 +53,7 @@ def words(command: str) -> list[str]:
 
 
 def test_the_readme_shows_the_commands_this_file_knows():
-    assert len(COMMANDS) == 22
+    assert len(COMMANDS) == 23
     assert COMMANDS[:2] == ["make demo", "make test"]
     makefile = (ROOT / "Makefile").read_text()
     assert all(f"\n{command.split()[1]}:" in makefile for command in COMMANDS[:2])
@@ -101,6 +102,8 @@ def run_as_typed(line, smoke_root, command, tmp_path, monkeypatch, quicker):
         )
         scorer.save(root / "demo" / "fitted.json")
     shutil.copytree(smoke_root / "checkpoints", root / "checkpoints")
+    if "suite.models=mine.yaml" in line:
+        as_described(smoke_root / "checkpoints/clip_mini", tmp_path)
     # The folder of what a penalised training leaves.
     expected = (
         f"{'l2_to_init' if 'l2_to_init' in line else 'grad_magnitude'}-0.01"
@@ -125,6 +128,19 @@ def run_as_typed(line, smoke_root, command, tmp_path, monkeypatch, quicker):
         assert (root / "checkpoints/clip_mini/base/card.json").exists()
     if expected:
         assert (root / f"checkpoints/clip_mini/{expected}/seed-0/digits/card.json").exists()
+
+
+def as_described(trained, folder):
+    """Lay out what the README's mine.yaml describes, with `shapes` in the place of `colours`."""
+    (described,) = re.findall(r"```yaml\n(base: .*?)```", README, re.DOTALL)
+    (folder / "mine.yaml").write_text(described)
+    shutil.copy(trained / "base/model.safetensors", folder / "base.safetensors")
+    for name, model in (("digits", "digits"), ("colours", "shapes")):
+        shutil.copy(trained / f"none-0/seed-0/{model}/model.safetensors", folder / f"{name}.safetensors")
+        shutil.copy(trained / f"none-0/seed-0/{model}/head.safetensors", folder / f"{name}_head.safetensors")
+        (folder / "photos" / name).mkdir(parents=True)
+        for index in range(8):
+            Image.new("RGB", (32, 32), (31 * index, 90, 0)).save(folder / "photos" / name / f"{index}.png")
 
 
 def test_the_notebook_example_runs(tmp_path, monkeypatch):

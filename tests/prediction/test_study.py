@@ -203,7 +203,10 @@ def test_a_study_with_every_question_checks_its_table_once(table, monkeypatch, r
     assert "finetuned" in {record["predictor"] for record in result.records}
     assert len(validated) == 1
     Scorer.fit(
-        PairTable.of(known, METRICS, ["ties", "average"], ["norm_acc"]), METRICS, ["ties"], [["first"]]
+        PairTable.of(known, METRICS, ["ties", "average"], ["norm_acc"]),
+        METRICS,
+        ["ties"],
+        {"one": ["first"]},
     )
     assert len(validated) == 2
 
