@@ -28,6 +28,16 @@ def of_base(analysis: Analysis, models: Sequence[str]) -> list[str]:
     return []
 
 
+def of_mean_features(row: pd.Series) -> list[str]:
+    """Say how far the mean of the models' features still answers as the models themselves do."""
+    value = row.get("ensemble_overlap")
+    if value is None or value != value:
+        return []
+    return [
+        f"The mean of the models' features answers as each task's own model does to {value:.0%} (ensemble_overlap)."
+    ]
+
+
 def _extremes(values: pd.Series, models: Sequence[str], sentence: str) -> list[str]:
     """Name every model of a pair, or the lowest and the highest of many."""
     values = values.sort_values()

@@ -11,6 +11,7 @@ from mergeability.pipeline.verdict_reasons import (
     known_models,
     next_steps,
     of_base,
+    of_mean_features,
     of_pairs_like_these,
     readings_of_probes,
     unusual_images,
@@ -88,7 +89,7 @@ def _of_one(analysis: Analysis, row: pd.Series, models: list[str]) -> Verdict:
         return _from_scores(analysis, subject, models, scores)
     probed = _probed(analysis, row)
     if probed:
-        return _from_probe(analysis, subject, models, probed)
+        return _from_probe(analysis, subject, models, row, probed)
     cautions = [*known_models(analysis, models), *unusual_images(analysis, models)]
     if scores is not None:
         cautions.insert(0, f"Outside the range of the fitted predictor: {scores['abstains']}.")
@@ -233,7 +234,9 @@ def _probed(analysis: Analysis, row: pd.Series) -> list[Forecast]:
     return sorted(found, key=lambda one: -one.expected)
 
 
-def _from_probe(analysis: Analysis, subject: str, models: list[str], forecasts: list[Forecast]) -> Verdict:
+def _from_probe(
+    analysis: Analysis, subject: str, models: list[str], row: pd.Series, forecasts: list[Forecast]
+) -> Verdict:
     best = forecasts[0]
     return Verdict(
         subject,
@@ -244,7 +247,7 @@ def _from_probe(analysis: Analysis, subject: str, models: list[str], forecasts: 
         0.9,
         tuple(_distance(forecasts)),
         tuple(readings_of_probes(PROBE_HALF_WIDTH)),
-        tuple(of_base(analysis, models)),
+        (*of_base(analysis, models), *of_mean_features(row)),
         tuple(next_steps(analysis)),
         tuple(unusual_images(analysis, models)),
     )

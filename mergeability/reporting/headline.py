@@ -30,6 +30,12 @@ def headline(analysis: Analysis) -> list[str]:
     sentences += _set_sentences(analysis)
     if analysis.prediction is not None and analysis.prediction.records:
         sentences += _prediction_sentences(analysis)
+    elif analysis.merged:
+        count = len(analysis.pairs) if len(analysis.pairs) else len(analysis.sets)
+        sentences.append(
+            f"Merges of {counted(count, 'pair or set', 'pairs or sets')} by {', '.join(analysis.merged)} were probed on"
+            " unlabelled images; none was evaluated with labels."
+        )
     elif analysis.targets or len(analysis.sets):
         sentences.append("Prediction was not part of this run.")
     else:
@@ -51,9 +57,9 @@ def _what_was_compared(analysis: Analysis) -> str:
     return f"This run compares {', '.join(parts[:-1])} and {parts[-1]}."
 
 
-def counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str, plural: str | None = None) -> str:
     """Write a number with its noun."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def _merging_sentences(analysis: Analysis) -> list[str]:

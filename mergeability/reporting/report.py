@@ -79,6 +79,7 @@ def write_report(analysis: Analysis, path: Path | str) -> None:
             Section("found", "What this run found", bullet_list(headline(analysis), lead=True)),
             _models(analysis),
             _merges(analysis),
+            _probes(analysis),
             _scales(analysis),
             _sets(analysis),
             _metrics(analysis),
@@ -141,6 +142,29 @@ def _merges(analysis: Analysis) -> Section | None:
     ]
     body += figure_block("merges", plots, choices, square=True)
     return Section("merges", "How well the pairs merge", body)
+
+
+def _probes(analysis: Analysis) -> Section | None:
+    """Show the probes of merges that were not evaluated with labels."""
+    names = {f"probe_overlap_{method}": method for method in analysis.merged}
+    tables = []
+    for frame, title in ((analysis.pairs, "pair"), (analysis.sets, "set")):
+        known = [name for name in names if name in frame.columns]
+        if not known or frame.empty:
+            continue
+        if title == "pair":
+            rows = [f"{a} + {b}" for a, b in zip(frame["task_a"], frame["task_b"], strict=True)]
+        else:
+            rows = [str(tasks).replace("+", " + ") for tasks in frame["tasks"]]
+        tables.append(table(frame[known].set_axis(rows), {name: names[name] for name in known}, title))
+    if not tables:
+        return None
+    body = paragraphs(
+        "Each merge answered unlabelled images of its tasks. The overlap with the answers of the task's own model estimates"
+        " the normalised accuracy; mean over the tasks of a pair or set.",
+        note=True,
+    )
+    return Section("probes", "What the merges answer", body + "".join(tables))
 
 
 def _scales(analysis: Analysis) -> Section | None:
