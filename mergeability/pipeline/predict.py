@@ -14,7 +14,8 @@ from mergeability.metrics.traits import documented_range
 from mergeability.pipeline.request import Request
 from mergeability.prediction import PairTable, PredictionResult, Scorer, StudySettings, study_predictions
 from mergeability.prediction.evidence import evidence_columns, with_own_evidence
-from mergeability.prediction.pair_table import FINETUNED, with_finetuned_accuracy
+from mergeability.prediction.own_accuracies import with_finetuned_accuracy
+from mergeability.prediction.pair_table import FINETUNED
 from mergeability.prediction.predictors.own_evidence import ZERO_SHOT_RATIO, Functional
 from mergeability.prediction.scorer import fitted_target, transfer_table
 from mergeability.prediction.study import Known
@@ -107,7 +108,7 @@ def predict_pairs(
 
 
 def predict_table(outcomes: PairOutcomes, rows: str, request: Request, run: Run) -> Predicted:
-    """Predict the outcomes of a ready table, with the models' own accuracies where its outcomes imply them.
+    """Predict the outcomes of a ready table, with the models' own accuracies where it has or implies them.
 
     Args:
         outcomes: the table.

@@ -164,6 +164,7 @@ class TableSuite:
         name: of the suite.
         table: a CSV or Parquet file with `task_a`, `task_b`, metric and outcome columns.
         metrics: the columns that are metrics; those chosen by `metric=` that the table has, when None.
+        extra_metrics: further columns that are metrics, in addition to these.
         methods: merge methods whose outcomes are predicted; all that have some when None.
         rows: `per_method`, or `complete`: only pairs with an outcome for every one of these methods.
     """
@@ -173,6 +174,7 @@ class TableSuite:
     metrics: Sequence[str] | None = None
     methods: Sequence[str] | None = None
     rows: str = "per_method"
+    extra_metrics: Sequence[str] | None = None
 
     def read(self) -> pd.DataFrame:
         """Read the table.
@@ -189,7 +191,7 @@ class TableSuite:
             raise UserError(f"{path} cannot be read as a table: {error}") from error
         except ImportError as error:
             raise UserError("Parquet needs pyarrow: install the extra 'data', or give a CSV file.") from error
-        absent = [name for name in ("task_a", "task_b", *(self.metrics or ())) if name not in table.columns]
+        absent = [name for name in ("task_a", "task_b") if name not in table.columns]
         if absent:
             raise UserError(f"{path} has no column {', '.join(absent)}. It has: {', '.join(table.columns)}.")
         return table

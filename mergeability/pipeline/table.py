@@ -1,12 +1,18 @@
 """The analysis of a ready table of pairs: prediction only."""
 
+from collections.abc import Sequence
+
+import pandas as pd
+
 from mergeability.context import Run
 from mergeability.errors import UserError
 from mergeability.pipeline.predict import PairOutcomes, predict_table
 from mergeability.pipeline.request import Request
 from mergeability.pipeline.result import Analysis
 from mergeability.pipeline.suites import TableSuite
+from mergeability.prediction.own_accuracies import with_zero_shot_ratio
 from mergeability.prediction.pair_table import outcome_methods
+from mergeability.prediction.predictors.own_evidence import ZERO_SHOT_RATIO
 
 
 def analyse_table(suite: TableSuite, request: Request, run: Run) -> Analysis:
@@ -15,12 +21,8 @@ def analyse_table(suite: TableSuite, request: Request, run: Run) -> Analysis:
     Raises:
         UserError: the table lacks the metrics or the methods asked for, or cannot be predicted from.
     """
-    pairs = suite.read()
-    names = list(suite.metrics or [name for name in request.metrics if name in pairs.columns])
-    if not names:
-        raise UserError(
-            f"{suite.table} has none of the metrics asked for. Name its columns in suite.metrics=[…]."
-        )
+    pairs, notes = with_zero_shot_ratio(suite.read())
+    names = _metric_columns(suite, request, pairs, notes)
     found = outcome_methods(pairs)
     absent = [method for method in suite.methods or () if method not in found]
     if absent:
@@ -35,5 +37,30 @@ def analyse_table(suite: TableSuite, request: Request, run: Run) -> Analysis:
         metrics=names,
         methods=methods,
         prediction=predicted.study,
+        missing=notes,
         fitted=predicted.fitted,
     )
+
+
+def _metric_columns(
+    suite: TableSuite, request: Request, pairs: pd.DataFrame, notes: Sequence[str]
+) -> list[str]:
+    """Return the columns that are metrics, each once."""
+    chosen = suite.metrics or [name for name in request.metrics if name in pairs.columns]
+    names = list(dict.fromkeys([*chosen, *(suite.extra_metrics or ())]))
+    if not names:
+        raise UserError(
+            f"{suite.table} has none of the metrics asked for. Name its columns in suite.metrics=[…]."
+        )
+    absent = [name for name in names if name not in pairs.columns]
+    if ZERO_SHOT_RATIO in absent:
+        reason = " ".join(notes) or f"{suite.table} has no columns base_accuracy_a and base_accuracy_b."
+        raise UserError(
+            f"Expected accuracies that give {ZERO_SHOT_RATIO}. {reason} Add base_accuracy_a and base_accuracy_b, and "
+            "finetuned_accuracy_a and finetuned_accuracy_b where the outcomes do not imply them."
+        )
+    if absent:
+        raise UserError(
+            f"{suite.table} has no column {', '.join(absent)}. It has: {', '.join(pairs.columns)}."
+        )
+    return names

@@ -34,7 +34,7 @@ def of_mean_features(row: pd.Series) -> list[str]:
     if value is None or value != value:
         return []
     return [
-        f"The mean of the models' features answers as each task's own model does to {value:.0%} (ensemble_overlap)."
+        f"The mean of the models' features agrees with each task's own model to {value:.0%} (ensemble_overlap)."
     ]
 
 

@@ -76,7 +76,7 @@ class PairTable:
         """
         _check_columns(frame, metrics, outcomes)
         tasks = _check_pairs(frame)
-        numbers = {name: _numbers(frame, name) for name in (*metrics, *outcomes)}
+        numbers = {name: numbers_in(frame, name) for name in (*metrics, *outcomes)}
         for name in metrics:
             _check_range(frame, name, numbers[name], (ranges or {}).get(name))
         columns = {"task_a": frame["task_a"].to_numpy(), "task_b": frame["task_b"].to_numpy(), **numbers}
@@ -168,40 +168,6 @@ class PairTable:
 
 FINETUNED = "finetuned_accuracy"
 """The column with the mean of the two fine-tuned models' own accuracies: the baseline that looks at no pair."""
-
-
-def with_finetuned_accuracy(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add the column `finetuned_accuracy` where the outcomes imply it, and return the table.
-
-    `norm_acc` is the mean of acc_a/f_a and acc_b/f_b, linear in 1/f, so all pairs of a method together determine the
-    tasks' own accuracies f. They are added only where every pair agrees with them to six digits.
-    """
-    ends = frame.get(["task_a", "task_b"])
-    if FINETUNED in frame.columns or ends is None or ends.isna().any(axis=None):
-        # Missing tasks are refused, with their place, when the table is validated.
-        return frame
-    for method in outcome_methods(frame):
-        columns = [f"acc_{method}_a", f"acc_{method}_b", f"norm_acc_{method}"]
-        if not set(columns) <= set(frame.columns):
-            continue
-        ends = frame[["task_a", "task_b"]].to_numpy(dtype=object)
-        tasks = task_order(ends)
-        values = frame[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
-        known = np.isfinite(values).all(axis=1)
-        place = {task: i for i, task in enumerate(tasks)}
-        halves = np.zeros((len(frame), len(tasks)))
-        for row, (a, b) in enumerate(ends):
-            halves[row, place[a]] += values[row, 0] / 2
-            halves[row, place[b]] += values[row, 1] / 2
-        if known.sum() <= len(tasks) or not (halves[known] != 0).any(axis=0).all():
-            continue
-        inverse, _, rank, _ = np.linalg.lstsq(halves[known], values[known, 2], rcond=None)
-        agrees = np.abs(halves[known] @ inverse - values[known, 2]).max() < 1e-6
-        if rank == len(tasks) and agrees and (inverse > 0).all():
-            own = dict(zip(tasks, 1 / inverse, strict=True))
-            means = [(own[a] + own[b]) / 2 for a, b in ends]
-            return frame.assign(**{FINETUNED: means})
-    return frame
 
 
 def chosen_methods(
@@ -318,7 +284,12 @@ def _check_count(tasks: Sequence[str]) -> None:
         )
 
 
-def _numbers(frame: pd.DataFrame, name: str) -> Float[np.ndarray, " n"]:
+def numbers_in(frame: pd.DataFrame, name: str) -> Float[np.ndarray, " n"]:
+    """Read a column as numbers, NaN for an empty cell.
+
+    Raises:
+        UserError: a cell holds text or infinity.
+    """
     column = frame[name]
     numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
     text = np.flatnonzero(np.isnan(numbers) & column.notna().to_numpy())

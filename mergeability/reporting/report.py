@@ -160,8 +160,8 @@ def _probes(analysis: Analysis) -> Section | None:
     if not tables:
         return None
     body = paragraphs(
-        "Each merge answered unlabelled images of its tasks. The overlap with the answers of the task's own model estimates"
-        " the normalised accuracy; mean over the tasks of a pair or set.",
+        "Each merge answered unlabelled images of its tasks. The overlap with the answers of the task's own model"
+        " estimates the normalised accuracy; mean over the tasks of a pair or set.",
         note=True,
     )
     return Section("probes", "What the merges answer", body + "".join(tables))

@@ -87,3 +87,15 @@ def published() -> pd.DataFrame:
             f"the published pair table is not at {PUBLISHED}; set MERGEABILITY_PUBLISHED_TABLE to its path"
         )
     return pd.read_csv(PUBLISHED)
+
+
+@pytest.fixture(scope="session")
+def joined(published):
+    """The published table with the zero-shot accuracies of ViT-B/16 from the file next to it."""
+    path = PUBLISHED.parent / "zero_shot.csv"
+    if not path.is_file():
+        pytest.skip(f"the zero-shot accuracies are not at {path}")
+    zero_shot = pd.read_csv(path).set_index("task")["vit_b16"]
+    return published.assign(
+        **{f"base_accuracy_{end}": published[f"task_{end}"].map(zero_shot) for end in "ab"}
+    )

@@ -5,12 +5,7 @@ import pandas as pd
 import pytest
 
 from mergeability.errors import UserError
-from mergeability.prediction.pair_table import (
-    FINETUNED,
-    PairTable,
-    outcome_methods,
-    with_finetuned_accuracy,
-)
+from mergeability.prediction.pair_table import PairTable, outcome_methods
 from mergeability.prediction.predictors.scaling import RangeScaler
 
 METRICS = ["first", "second", "third"]
@@ -144,68 +139,3 @@ def test_a_pair_is_given_twice_in_either_order(table):
     for again in (table.iloc[[4]], table.iloc[[4]].rename(columns={"task_a": "task_b", "task_b": "task_a"})):
         with pytest.raises(UserError, match="is in the table more than once"):
             PairTable.validate(pd.concat([table, again], ignore_index=True), METRICS, [OUTCOME])
-
-
-def _with_halves(table, own, noise=0.0):
-    """Outcomes of `ties` from planted accuracies: norm_acc is the mean of what is kept of either."""
-    generator = np.random.default_rng(9)
-    frame = table[["task_a", "task_b", *METRICS]].copy()
-    f_a, f_b = frame["task_a"].map(own), frame["task_b"].map(own)
-    frame["acc_ties_a"], frame["acc_ties_b"] = (f * generator.uniform(0.5, 1, size=15) for f in (f_a, f_b))
-    frame["norm_acc_ties"] = (frame["acc_ties_a"] / f_a + frame["acc_ties_b"] / f_b) / 2
-    frame["norm_acc_ties"] += noise * generator.normal(size=15)
-    return frame, ((f_a + f_b) / 2).to_numpy()
-
-
-OWN = {"a": 0.9, "b": 0.75, "c": 0.99, "d": 0.5, "e": 0.8, "f": 0.6}
-
-
-def test_planted_accuracies_are_recovered_from_the_outcomes(table):
-    frame, expected = _with_halves(table, OWN)
-    frame.loc[7, "acc_ties_a"] = np.nan  # of an empty cell the others tell
-    found = with_finetuned_accuracy(frame)
-    np.testing.assert_allclose(found[FINETUNED], expected, rtol=1e-9)
-    assert FINETUNED not in frame.columns, "the input is left alone"
-    pd.testing.assert_frame_equal(found.drop(columns=FINETUNED), frame)
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda t: t.assign(norm_acc_ties=t["norm_acc_ties"] + np.linspace(0, 1e-3, 15)),
-        lambda t: t.assign(norm_acc_ties=t["norm_acc_ties"].where(t.index != 3, 0.5)),
-        lambda t: t.assign(norm_acc_ties=-t["norm_acc_ties"]),
-        lambda t: t.drop(columns="acc_ties_b"),
-        lambda t: t.assign(acc_ties_a=np.nan),
-        lambda t: t.head(6),
-    ],
-    ids=["drift", "one pair", "negative", "a column missing", "no halves", "as many pairs as tasks"],
-)
-def test_accuracies_are_not_made_up_where_outcomes_do_not_imply_them(table, spoil):
-    frame = spoil(_with_halves(table, OWN)[0])
-    assert FINETUNED not in with_finetuned_accuracy(frame).columns
-
-
-def test_accuracies_come_from_the_first_method_that_agrees_and_never_replace_given_ones(table):
-    frame, expected = _with_halves(table, OWN)
-    other = frame.rename(columns=lambda name: name.replace("ties", "tsv"))
-    frame = frame.assign(norm_acc_ties=0.5, **other[["norm_acc_tsv", "acc_tsv_a", "acc_tsv_b"]])
-    np.testing.assert_allclose(with_finetuned_accuracy(frame)[FINETUNED], expected, rtol=1e-9)
-    given = frame.assign(**{FINETUNED: 0.1})
-    pd.testing.assert_frame_equal(with_finetuned_accuracy(given), given)
-
-
-def test_the_published_outcomes_imply_the_models_own_accuracies(published):
-    means = with_finetuned_accuracy(published)[FINETUNED].to_numpy()
-    ends = published[["task_a", "task_b"]].to_numpy()
-    tasks = sorted(set(ends.ravel()))
-    marks = np.array([[0.5 * (task in pair) for task in tasks] for pair in ends])
-    own = dict(zip(tasks, np.linalg.lstsq(marks, means, rcond=None)[0], strict=True))
-    assert 0.5 < min(own.values()) < max(own.values()) <= 1
-    f_a, f_b = (published[side].map(own) for side in ("task_a", "task_b"))
-    # They come from one method, and every other agrees.
-    for method in ("weight_avg", "arithmetic", "tsv", "ties", "dare", "isotropic"):
-        implied = (published[f"acc_{method}_a"] / f_a + published[f"acc_{method}_b"] / f_b) / 2
-        off = (implied - published[f"norm_acc_{method}"]).abs()
-        assert off.notna().sum() > 180
-        assert off.max() < 1e-5

@@ -1,0 +1,194 @@
+"""What the models of a pair table reach on their own: known before any merge, and the same in all rows of a model."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from mergeability.errors import UserError
+from mergeability.prediction.pair_table import (
+    FINETUNED,
+    numbers_in,
+    outcome_methods,
+    summarise_names,
+    task_order,
+)
+from mergeability.prediction.predictors.own_evidence import ZERO_SHOT_RATIO
+
+BASE = "base_accuracy"
+"""With the endings `_a` and `_b`, as for `FINETUNED`: the columns with each model's own accuracy."""
+
+# Accuracies that went through float32 are still those of one model.
+_SAME = 1e-6
+
+
+def with_finetuned_accuracy(frame: pd.DataFrame) -> pd.DataFrame:
+    """Add the column `finetuned_accuracy`, the mean of the two models' own accuracies, where they are known.
+
+    They are the columns `finetuned_accuracy_a` and `finetuned_accuracy_b`; what these leave open follows from the
+    outcomes where possible (`implied_accuracies`). A column that is there already is kept.
+
+    Raises:
+        UserError: as `given_accuracies` does.
+    """
+    ends = frame.get(["task_a", "task_b"])
+    if FINETUNED in frame.columns or ends is None or ends.isna().any(axis=None):
+        # Missing tasks are refused, with their place, when the table is validated.
+        return frame
+    own = finetuned_accuracies(frame)
+    return frame.assign(**{FINETUNED: _means(frame, own)}) if own else frame
+
+
+def with_zero_shot_ratio(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Add the column `zero_shot_ratio`, the mean over a pair's models of base accuracy over fine-tuned accuracy.
+
+    Base accuracies are the columns `base_accuracy_a` and `base_accuracy_b`; fine-tuned accuracies are those of
+    `with_finetuned_accuracy`. Where only some models have both, the other pairs have an empty cell. Values of a column
+    that is there already are kept.
+
+    >>> pairs = pd.DataFrame({"task_a": ["cars", "cars"], "task_b": ["dtd", "svhn"]})
+    >>> pairs[["base_accuracy_a", "base_accuracy_b"]] = [[0.6, 0.4], [0.6, 0.5]]
+    >>> pairs[["finetuned_accuracy_a", "finetuned_accuracy_b"]] = [[0.8, 0.8], [0.8, 1.0]]
+    >>> with_zero_shot_ratio(pairs)[0]["zero_shot_ratio"].tolist()
+    [0.625, 0.625]
+
+    Args:
+        frame: one row per pair, with `task_a` and `task_b`.
+
+    Returns:
+        The table, and sentences that count and name the models without a ratio.
+
+    Raises:
+        UserError: as `given_accuracies` does, or the column that is there contradicts the accuracies.
+    """
+    base = given_accuracies(frame, BASE)
+    if f"{BASE}_a" not in frame.columns:
+        return frame, []
+    tuned = finetuned_accuracies(frame)
+    tasks = [task for task in task_order(frame[["task_a", "task_b"]]) if not pd.isna(task)]
+    ratios = {task: base[task] / tuned[task] for task in tasks if task in base and tuned.get(task, 0) > 0}
+    values = _means(frame, ratios)
+    if ZERO_SHOT_RATIO in frame.columns:
+        values = _filled(frame, values)
+    notes = _unknown(tasks, base, tuned, values)
+    return (frame if np.isnan(values).all() else frame.assign(**{ZERO_SHOT_RATIO: values})), notes
+
+
+def finetuned_accuracies(frame: pd.DataFrame) -> dict[str, float]:
+    """Return task → fine-tuned accuracy: given by columns, or implied by the outcomes for tasks without a value.
+
+    Raises:
+        UserError: as `given_accuracies` does.
+    """
+    given = given_accuracies(frame, FINETUNED)
+    return {**implied_accuracies(frame), **given}
+
+
+def given_accuracies(frame: pd.DataFrame, kind: str) -> dict[str, float]:
+    """Return task → accuracy from the columns `<kind>_a` and `<kind>_b`, of which a model needs one value in any row.
+
+    Args:
+        frame: one row per pair.
+        kind: `base_accuracy` or `finetuned_accuracy`.
+
+    Raises:
+        UserError: only one of the columns is there, a value is no number in [0, 1], or two rows contradict each other.
+    """
+    columns = {f"{kind}_a": "task_a", f"{kind}_b": "task_b"}
+    there = [name for name in columns if name in frame.columns]
+    if len(there) == 1:
+        (absent,) = columns.keys() - there
+        raise UserError(
+            f"Expected {kind}_a and {kind}_b, one for each task of a pair, got {there[0]} alone: add {absent}, "
+            f"or drop {there[0]}."
+        )
+    found: dict[str, tuple[float, str]] = {}
+    for name in there:
+        tasks, values = frame[columns[name]], numbers_in(frame, name)
+        for row in np.flatnonzero(~np.isnan(values) & tasks.notna().to_numpy()):
+            task, value = tasks.iloc[row], float(values[row])
+            if not 0 <= value <= 1:
+                raise UserError(
+                    f"Expected accuracies in [0, 1] in column {name}, got {value:g} for {task} (row {row + 1}): "
+                    "give shares, 0.65 for 65 %."
+                )
+            first, place = found.setdefault(task, (value, f"row {row + 1}, {name}"))
+            if abs(first - value) > _SAME:
+                raise UserError(
+                    f"Expected one {kind} per model, got {first:g} ({place}) and {value:g} (row {row + 1}, {name}) "
+                    f"for {task}: correct one of them."
+                )
+    return {task: value for task, (value, _) in found.items()}
+
+
+def implied_accuracies(frame: pd.DataFrame) -> dict[str, float]:
+    """Return task → the fine-tuned model's own accuracy that the outcomes imply; nothing where they do not.
+
+    `norm_acc` is the mean of acc_a/f_a and acc_b/f_b, linear in 1/f, so all pairs of a method together determine the
+    tasks' own accuracies f. They count only where every pair agrees with them to six digits.
+    """
+    ends = frame[["task_a", "task_b"]]
+    if ends.isna().any(axis=None):
+        return {}
+    for method in outcome_methods(frame):
+        columns = [f"acc_{method}_a", f"acc_{method}_b", f"norm_acc_{method}"]
+        if not set(columns) <= set(frame.columns):
+            continue
+        tasks = task_order(ends.to_numpy(dtype=object))
+        values = frame[columns].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
+        known = np.isfinite(values).all(axis=1)
+        place = {task: i for i, task in enumerate(tasks)}
+        halves = np.zeros((len(frame), len(tasks)))
+        for row, (a, b) in enumerate(ends.itertuples(index=False, name=None)):
+            halves[row, place[a]] += values[row, 0] / 2
+            halves[row, place[b]] += values[row, 1] / 2
+        if known.sum() <= len(tasks) or not (halves[known] != 0).any(axis=0).all():
+            continue
+        inverse, _, rank, _ = np.linalg.lstsq(halves[known], values[known, 2], rcond=None)
+        agrees = np.abs(halves[known] @ inverse - values[known, 2]).max() < 1e-6
+        if rank == len(tasks) and agrees and (inverse > 0).all():
+            return dict(zip(tasks, (1 / inverse).tolist(), strict=True))
+    return {}
+
+
+def _means(frame: pd.DataFrame, of_models: Mapping[str, float]) -> np.ndarray:
+    """Average a number of each model over the pairs; NaN where one is unknown."""
+    known = dict(of_models)
+    first, second = (
+        np.array([known.get(task, np.nan) for task in frame[end]], dtype=np.float64)
+        for end in ("task_a", "task_b")
+    )
+    return (first + second) / 2
+
+
+def _filled(frame: pd.DataFrame, values: np.ndarray) -> np.ndarray:
+    """Keep the ratios that the table has, and take the computed ones for its empty cells."""
+    given = numbers_in(frame, ZERO_SHOT_RATIO)
+    differs = np.flatnonzero(np.abs(given - values) > _SAME)
+    if len(differs):
+        row = differs[0]
+        raise UserError(
+            f"Expected the column {ZERO_SHOT_RATIO} to agree with the accuracies of the models, got {given[row]:g} "
+            f"in place of {values[row]:g} in row {row + 1}: drop the column, or correct the accuracies."
+        )
+    return np.where(np.isnan(given), values, given)
+
+
+def _unknown(
+    tasks: Sequence[str], base: Mapping[str, float], tuned: Mapping[str, float], values: np.ndarray
+) -> list[str]:
+    """Count the pairs without a ratio, and name the models that are the reason."""
+    count = int(np.isnan(values).sum())
+    if not count:
+        return []
+    lacking = {
+        "no base accuracy": [task for task in tasks if task not in base],
+        "no fine-tuned accuracy": [task for task in tasks if task not in tuned],
+        "a fine-tuned accuracy of 0": [task for task in tasks if tuned.get(task) == 0],
+    }
+    reasons = [
+        f"{what} for {summarise_names(names)} ({len(names)} of {len(tasks)} models)"
+        for what, names in lacking.items()
+        if names
+    ]
+    return [f"{ZERO_SHOT_RATIO} is unknown for {count} of {len(values)} pairs: {'; '.join(reasons)}."]
