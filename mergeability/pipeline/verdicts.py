@@ -52,11 +52,20 @@ def verdict(analysis: Analysis, models: Sequence[str] | None = None) -> Verdict:
     if len(analysis.pairs) == 1 and sets.empty:
         pair = analysis.pairs.iloc[0]
         return _of_one(analysis, pair, [str(pair["task_a"]), str(pair["task_b"])])
-    if len(sets) == 1 and not _has_outcomes(analysis, analysis.pairs):
-        return _of_one(analysis, sets.iloc[0], str(sets["tasks"].iloc[0]).split("+"))
     if _has_outcomes(analysis, analysis.pairs):
         return _of_new_pairs(analysis)
-    return _of_all_pairs(analysis)
+    if (
+        len(sets)
+        and analysis.scores.empty
+        and not any(_probed(analysis, row) for _, row in analysis.pairs.iterrows())
+    ):
+        rows = [(str(row["tasks"]).split("+"), row) for _, row in sets.iterrows()]
+        answers = [(" + ".join(models), _of_one(analysis, row, models)) for models, row in rows]
+        return answers[0][1] if len(answers) == 1 else _of_many(analysis, answers, "set")
+    pairs = [([str(row["task_a"]), str(row["task_b"])], row) for _, row in analysis.pairs.iterrows()]
+    return _of_many(
+        analysis, [(" + ".join(models), _of_one(analysis, row, models)) for models, row in pairs], "pair"
+    )
 
 
 def _row(analysis: Analysis, models: list[str]) -> tuple[pd.Series, list[str]]:
@@ -312,14 +321,10 @@ def _spread(intervals: pd.DataFrame, target: str) -> tuple[dict[str, float], flo
     )
 
 
-def _of_all_pairs(analysis: Analysis) -> Verdict:
-    """Summarise pairs without outcomes: scored by a fitted predictor, probed, or only compared."""
-    rows: list[tuple[str, Verdict]] = []
-    for _, pair in analysis.pairs.iterrows():
-        names = [str(pair["task_a"]), str(pair["task_b"])]
-        rows.append((" + ".join(names), _of_one(analysis, pair, names)))
-    answered = [(name, one) for name, one in rows if one.forecasts]
-    subject = f"{len(analysis.pairs)} pairs of {len(analysis.tasks)} models"
+def _of_many(analysis: Analysis, answers: Sequence[tuple[str, Verdict]], noun: str) -> Verdict:
+    """Summarise the verdicts on pairs, or on sets, of models: which merges best, which worst, by which method."""
+    answered = [(name, one) for name, one in answers if one.forecasts]
+    subject = f"{len(answers)} {noun}s of {len(analysis.tasks)} models"
     if not answered:
         return Verdict(
             subject,
@@ -330,27 +335,43 @@ def _of_all_pairs(analysis: Analysis) -> Verdict:
         )
     answered.sort(key=lambda item: -item[1].forecasts[0].expected)
     (good, best), (bad, worst) = answered[0], answered[-1]
+    words, verb = (
+        TARGET_WORDS[best.target],
+        "merges" if _WORDS["measured"] in best.forecasts[0].source else "should merge",
+    )
+    answer = f"{good} {verb} best, by {best.recommended} ({best.forecasts[0].expected:.1%} {words})"
+    if len(answered) > 1:
+        answer += f"; {bad} worst, by {worst.recommended} ({worst.forecasts[0].expected:.1%})"
     taken = pd.Series([one.recommended for _, one in answered]).value_counts()
-    words = TARGET_WORDS[best.target]
     choice = [
-        f"{method} is recommended for {count} of {len(answered)} pairs." for method, count in taken.items()
+        f"{method} is recommended for {count} of {len(answered)} {noun}s." for method, count in taken.items()
     ]
-    if len(answered) < len(rows):
-        choice.append(f"{len(rows) - len(answered)} pairs are not predicted: see the table of scores.")
+    if len(answered) < len(answers):
+        choice.append(f"Not predicted: {len(answers) - len(answered)} of {len(answers)} {noun}s.")
+    cautions = [*known_models(analysis, analysis.tasks), *unusual_images(analysis, analysis.tasks)]
     return Verdict(
         subject,
         best.target,
-        f"{good} should merge best, by {best.recommended} (expect {best.forecasts[0].expected:.1%} {words}); {bad}"
-        f" worst, by {worst.recommended} ({worst.forecasts[0].expected:.1%}).",
-        best.forecasts,
-        best.level,
+        f"{answer}.",
+        # One for each method: its mean over the pairs or sets, so that the table is about all of them.
+        tuple(_mean_forecasts([one for _, one in answered])),
+        float("nan"),
         tuple(choice),
         best.sureness,
         tuple(of_base(analysis, analysis.tasks)),
-        best.next_steps,
-        tuple(
-            dict.fromkeys(
-                [*known_models(analysis, analysis.tasks), *unusual_images(analysis, analysis.tasks)]
-            )
-        ),
+        tuple(next_steps(analysis)),
+        tuple(cautions),
     )
+
+
+def _mean_forecasts(verdicts: Sequence[Verdict]) -> list[Forecast]:
+    """Average every method's forecasts over pairs or sets, the best mean first."""
+    found: dict[str, list[Forecast]] = {}
+    for one in verdicts:
+        for forecast in one.forecasts:
+            found.setdefault(forecast.method, []).append(forecast)
+    means = [
+        Forecast(method, float(np.mean([one.expected for one in own])), _NAN, _NAN, f"mean of {len(own)}")
+        for method, own in found.items()
+    ]
+    return sorted(means, key=lambda one: -one.expected)

@@ -191,9 +191,38 @@ def test_many_scored_pairs_are_summarised_and_those_outside_counted():
         [("a", "b", 0.4), ("a", "c", 0.9), ("b", "c", 9.0)], columns=["task_a", "task_b", "base_agreement"]
     )
     found = verdict(_scored(_scorer(), pairs))
-    assert "a + c should merge best, by ties (expect 78.0%" in found.answer
+    # The base's agreement of 0.9 is scaled to 0.8: ties 0.78 ± 0.05, whose lower end is above that of tsv.
+    assert "a + c should merge best, by ties (78.0%" in found.answer
     assert "a + b worst, by ties (68.0%)" in found.answer
-    assert "1 pairs are not predicted" in " ".join(found.choice)
+    assert found.choice == ("ties is recommended for 2 of 2 pairs.", "Not predicted: 1 of 3 pairs.")
+    assert {one.method: one.expected for one in found.forecasts} == pytest.approx({"tsv": 0.8, "ties": 0.73})
+
+
+def test_sets_without_merged_pairs_are_what_the_verdict_is_about():
+    sets = pd.DataFrame(
+        [
+            {"tasks": "a+b+c", "arity": 3, "norm_acc_ties": 0.6, "norm_acc_tsv": 0.7},
+            {"tasks": "a+b+d", "arity": 3, "norm_acc_ties": 0.9, "norm_acc_tsv": 0.5},
+        ]
+    )
+    analysis = replace(_suite(), sets=sets, pairs=_suite().pairs[["task_a", "task_b"]])
+    found = verdict(analysis)
+    assert found.subject == "2 sets of 4 models"
+    assert found.answer == (
+        "a + b + d merges best, by ties (90.0% of the fine-tuned accuracy); a + b + c worst, by tsv (70.0%)."
+    )
+    assert {one.method: one.expected for one in found.forecasts} == pytest.approx({"ties": 0.75, "tsv": 0.6})
+
+
+def test_probed_pairs_come_before_the_set_of_all():
+    pairs = pd.DataFrame(
+        [("a", "b", 0.7), ("a", "c", 0.6), ("b", "c", 0.5)],
+        columns=["task_a", "task_b", "probe_overlap_ties"],
+    )
+    sets = pd.DataFrame([{"tasks": "a+b+c", "arity": 3, "probe_overlap_ties": 0.4}])
+    found = verdict(_analysis(pairs, sets=sets, merged=["ties"]))
+    assert found.answer.startswith("a + b should merge best, by ties (70.0%")
+    assert verdict(_analysis(pairs, sets=sets, merged=["ties"]), ["c", "a", "b"]).forecasts[0].expected == 0.4
 
 
 def test_text_and_notebook_display_hold_every_sentence_and_escape_names():
