@@ -37,6 +37,14 @@ ABLATIONS = {
     "experiment=regularisation": [*FEW, "seed=0", "reg.lambda=0,0.1"],
     "experiment=regularisation_sweep": [*FEW, "hydra.sweeper.n_trials=1"],
     "train.missing=true": FEW[2:],
+    "experiment=evidence": [
+        "suite=smoke",
+        "model=clip_mini",
+        "merge=average",
+        "metric=[functional,task_vector_l2_distance]",
+        "seed=0",
+        "images=[8,2]",
+    ],
 }
 
 
@@ -53,7 +61,7 @@ def words(command: str) -> list[str]:
 
 
 def test_the_readme_shows_the_commands_this_file_knows():
-    assert len(COMMANDS) == 23
+    assert len(COMMANDS) == 24
     assert COMMANDS[:2] == ["make demo", "make test"]
     makefile = (ROOT / "Makefile").read_text()
     assert all(f"\n{command.split()[1]}:" in makefile for command in COMMANDS[:2])
@@ -124,6 +132,8 @@ def run_as_typed(line, smoke_root, command, tmp_path, monkeypatch, quicker):
         assert list((root / "runs").rglob("merged/*/*/card.json"))
     if "experiment=regularisation" in line:
         assert list(root.rglob("ablation.html"))
+    if "experiment=evidence" in line:
+        assert list(root.rglob("evidence.html"))
     if "pretrain" in line:
         assert (root / "checkpoints/clip_mini/base/card.json").exists()
     if expected:

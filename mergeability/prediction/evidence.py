@@ -93,7 +93,7 @@ def study_own_evidence(
         known = table.frame[[name for name in outcomes if name in table.frame.columns]].notna().all(axis=1)
         table = replace(table, frame=table.frame[known])
     for name, predictor in predictors.items():
-        asked, notes = _asked(name, predictor, table, methods, settings.targets)
+        asked, notes = asked_columns(name, predictor, table, methods, settings.targets)
         if not asked:
             columns = evidence_columns([predictor], settings.targets, methods)
             lacking[name] = columns
@@ -122,10 +122,14 @@ def study_own_evidence(
     return OwnEvidence(result, pd.concat(tested, ignore_index=True) if tested else pd.DataFrame())
 
 
-def _asked(
+def asked_columns(
     name: str, predictor: Predictor, table: PairTable, methods: Sequence[str], targets: Sequence[str]
 ) -> tuple[dict[tuple[str, tuple[str, ...]], list[str]], list[str]]:
-    """Group the methods of each target by the columns that the predictor looks at."""
+    """Group the methods of each target by the columns that the predictor looks at.
+
+    Returns:
+        (target, columns) → methods, without those whose columns the table lacks; and sentences on what was chosen.
+    """
     found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     notes: list[str] = []
     for target in targets:

@@ -29,8 +29,8 @@ def study_key(
 ) -> dict[str, Any]:
     """Return what determines a study: the numbers, every option, a version of the code and its libraries."""
     return {
-        "table": _hash(table),
-        "sets": _hash(known.sets),
+        "table": table_hash(table),
+        "sets": table_hash(known.sets),
         "ranges": {name: [str(bound) for bound in bounds] for name, bounds in known.ranges.items()},
         "categories": {name: list(members) for name, members in known.categories.items()},
         "metrics": list(metrics),
@@ -39,8 +39,13 @@ def study_key(
         "order": list(predictors),
         "settings": {name: str(value) for name, value in asdict(settings).items()},
         "version": _VERSION,
-        "libraries": {library: version(library) for library in _LIBRARIES},
+        "libraries": libraries(),
     }
+
+
+def libraries() -> dict[str, str]:
+    """Return the versions of the libraries that fits depend on."""
+    return {library: version(library) for library in _LIBRARIES}
 
 
 def to_record(result: PredictionResult) -> dict[str, Any]:
@@ -49,26 +54,28 @@ def to_record(result: PredictionResult) -> dict[str, Any]:
     return {
         "records": result.records,
         "notes": result.notes,
-        "frames": {name: _columns(frame) for name, frame in frames.items()},
-        "tables": {name: _columns(frame) for name, frame in result.tables.items()},
+        "frames": {name: to_columns(frame) for name, frame in frames.items()},
+        "tables": {name: to_columns(frame) for name, frame in result.tables.items()},
     }
 
 
 def from_record(record: Mapping[str, Any]) -> PredictionResult:
     """Read what `to_record` wrote."""
-    frames = {name: _frame(columns) for name, columns in record["frames"].items()}
-    tables = {name: _frame(columns) for name, columns in record["tables"].items()}
+    frames = {name: from_columns(columns) for name, columns in record["frames"].items()}
+    tables = {name: from_columns(columns) for name, columns in record["tables"].items()}
     return PredictionResult(records=record["records"], notes=record["notes"], tables=tables, **frames)
 
 
-def _columns(frame: pd.DataFrame) -> list[list[Any]]:
+def to_columns(frame: pd.DataFrame) -> list[list[Any]]:
+    """Write a table as JSON-able lists: name, type and values of each column."""
     return [
         [str(name), str(frame[name].dtype), [_plain(value) for value in frame[name].tolist()]]
         for name in frame.columns
     ]
 
 
-def _frame(columns: Sequence[Sequence[Any]]) -> pd.DataFrame:
+def from_columns(columns: Sequence[Sequence[Any]]) -> pd.DataFrame:
+    """Read what `to_columns` wrote."""
     return pd.DataFrame({name: pd.Series(values, dtype=kind) for name, kind, values in columns})
 
 
@@ -76,7 +83,8 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _hash(table: pd.DataFrame) -> str:
+def table_hash(table: pd.DataFrame) -> str:
+    """Hash the numbers of a table, its names and its order."""
     return hashlib.sha256(table.to_csv(index=False, float_format=None).encode()).hexdigest()
 
 

@@ -30,7 +30,7 @@ REAL = [
 ]
 TRAIN_ONLY = {"task", "trainer", "run", "experiment"}
 # Experiments belong to one of the two scripts each.
-ANALYZE_EXPERIMENTS = {"paper_v1", "paper_icml", "regularisation", "regularisation_sweep"}
+ANALYZE_EXPERIMENTS = {"evidence", "paper_v1", "paper_icml", "regularisation", "regularisation_sweep"}
 ANALYZE_ONLY = {"suite", "merge", "metric", "predictor", "profile"}
 # What a suite needs to be named on the command line.
 NEEDED = {
@@ -214,6 +214,20 @@ def test_the_ablation_is_of_every_penalty_at_the_asked_strengths_with_three_seed
                 assert set(params.reg.split(",")) == set(PUBLISHED["options"]["reg"]) - {"none"}
                 assert params["reg.lambda"] == "0,0.01,0.1,1,10"
                 assert params.seed == "0,1,2"
+
+
+def test_evidence_is_compared_on_old_and_new_tasks_from_several_numbers_of_images():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("analyze", ["experiment=evidence", "images=[32,20]"], return_hydra_config=True)
+    assert cfg.hydra.mode.name == "MULTIRUN", "no -m is needed"
+    assert list(cfg.hydra.sweeper.params) == ["images", "seed"], "all seeds of the default numbers first"
+    assert cfg.hydra.sweeper.params["images"].startswith("[64,10],")
+    assert cfg.hydra.callbacks.ledger.summary == "mergeability.reporting.evidence.summary.write_summary"
+    assert (cfg.profile.unlabelled, cfg.probe, cfg.profile.samples) == (32, 32, 20)
+    assert (cfg.suite.name, cfg.model.name, cfg.suite.trained) == ("mini20", "clip_mini20", "none-0/seed-0")
+    assert [*cfg.task_groups.old, *cfg.task_groups.new] == list(cfg.suite.tasks)
+    assert list(cfg.task_groups.old) == list(composed("analyze", "suite=mini").suite.tasks)
+    assert list(cfg.merge) == list(composed("analyze", "merge=paper", SMALL).merge)
 
 
 def test_mini20_is_the_ten_of_mini_and_ten_more():

@@ -11,8 +11,9 @@ import pytest
 from scipy import stats
 
 from mergeability.errors import UserError
+from mergeability.prediction.validation.intervals import student_interval
 from mergeability.reporting import figures
-from mergeability.reporting.ablation.comparison import ALL_METHODS, compare, interval, winners
+from mergeability.reporting.ablation.comparison import ALL_METHODS, compare, winners
 from mergeability.reporting.ablation.page import headline, trade_off_table
 from mergeability.reporting.ablation.summary import write_summary
 
@@ -439,4 +440,4 @@ def test_the_page_and_its_tables_are_written(tmp_path, folders):
 
 
 def test_the_interval_of_one_value_is_unknown():
-    assert np.isnan(interval(np.array([1.0]))).all()
+    assert np.isnan(student_interval(np.array([1.0]))).all()

@@ -18,6 +18,7 @@ from mergeability.prediction.predictors.base import Predictor, traits
 from mergeability.prediction.validation.folds import Fold, fit_folds, make_folds
 from mergeability.prediction.validation.protocols import LeaveOneTaskOut, LeaveTwoTasksOut, SplitProtocol
 from mergeability.prediction.validation.scores import (
+    beyond_training_mean,
     interval_over_tasks,
     mean_absolute_error,
     mean_and_std,
@@ -33,9 +34,6 @@ Columns = dict[str, np.ndarray]
 DEFAULT_PROTOCOLS: tuple[SplitProtocol, ...] = (LeaveOneTaskOut(), LeaveTwoTasksOut())
 
 NO_OUTCOMES = "The table has no outcomes, so nothing was predicted."
-
-_LEAST_SPREAD = 1e-2
-"""What spreads less than this share of the outcomes around the training mean predicts nothing beyond it."""
 
 _KEYS = ["protocol", "method", "target", "predictor"]
 _PREDICTION_COLUMNS = [*_KEYS, "held_out", "task_a", "task_b", "measured", "predicted", "training_mean"]
@@ -275,9 +273,7 @@ def _record(
     r_mean, r_std = mean_and_std(folds["r"])
     ends = np.stack([predictions["task_a"], predictions["task_b"]], axis=1)
     low, high = interval_over_tasks(predicted, measured, ends)
-    beyond, measured_beyond = predicted - training_mean, measured - training_mean
-    if beyond.std() < _LEAST_SPREAD * measured_beyond.std():
-        beyond = np.zeros_like(beyond)
+    beyond, measured_beyond = beyond_training_mean(predicted, measured, training_mean)
     beyond_low, beyond_high = interval_over_tasks(beyond, measured_beyond, ends)
     scores = {
         "r_mean": r_mean,

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
+from scipy import stats
 
 SHARE = 0.9
 """Of the pairs of new tasks that an interval is meant to hold."""
@@ -37,6 +38,58 @@ def half_width(residuals: Float[np.ndarray, " n"], level: float | int = SHARE) -
     if rank > count:
         return float(ordered[-1]), count / (count + 1)
     return float(ordered[rank - 1]), float(level)
+
+
+def student_interval(values: Float[np.ndarray, " n"], level: float | int = 0.95) -> tuple[float, float]:
+    """Return the confidence interval of the mean of independent values, such as seeds, by Student's t.
+
+    NaN for fewer than two values.
+
+    Examples:
+        >>> low, high = student_interval(np.array([0.0, 1.0, 2.0]))
+        >>> round(low, 3), round(high, 3)
+        (-1.484, 3.484)
+    """
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def transferred_intervals(
+    calibration: pd.DataFrame, predictions: pd.DataFrame, level: float | int = SHARE
+) -> pd.DataFrame:
+    """Calibrate intervals on held-out pairs of some tasks, and measure the share of other tasks' pairs they cover.
+
+    Args:
+        calibration: validated pairs of the tasks that a fit has seen.
+        predictions: validated pairs of the others.
+        level: as in `conformal_table`.
+
+    Returns:
+        One row per protocol of `predictions`, target, method and predictor, with the columns of `conformal_table`:
+        `half_width` and `level` are those of `calibration`, the rest is of `predictions`.
+    """
+    rows = []
+    keys = ["target", "method", "predictor"]
+    known = {key: residuals_of(group) for key, group in calibration.groupby(keys, sort=False)}
+    for (protocol, *key), group in predictions.groupby(["protocol", *keys], sort=False):
+        width, reached = half_width(known.get(tuple(key), np.empty(0)), level)
+        inside = residuals_of(group) <= width
+        shares = np.array([inside[own].mean() for own in _rows_by_task(group).values()])
+        rows.append(
+            {"protocol": protocol}
+            | dict(zip(keys, key, strict=True))
+            | {
+                "tasks": len(shares),
+                "level": reached,
+                "half_width": width,
+                "spread": float(group["measured"].std(ddof=0)),
+                "coverage": float("nan") if np.isnan(width) else float(shares.mean()),
+                "tasks_covered": float("nan") if np.isnan(width) else float(np.mean(shares >= level)),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def residuals_of(predictions: pd.DataFrame) -> Float[np.ndarray, " n"]:

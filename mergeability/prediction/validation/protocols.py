@@ -151,6 +151,49 @@ class DisjointHalves(_Splitter):
                 yield Split(held_out, training, validation)
 
 
+@dataclass(frozen=True)
+class AcrossGroups(_Splitter):
+    """Fit on the pairs within one group of tasks and validate on those within another: a single fold.
+
+    Pairs across the groups are left out. Where no pair is within the other group, as in the training rows of that
+    fold, the folds are those of `LeaveTwoTasksOut` among the pairs within the first, so that strengths are chosen as
+    they are there. Not one of `PROTOCOLS`, as it needs to know the groups.
+
+    Attributes:
+        fitted: the tasks whose pairs are fitted.
+        validated: the tasks whose pairs are predicted, none of them among those fitted.
+
+    Examples:
+        >>> pairs = [("a", "b"), ("a", "c"), ("b", "c"), ("c", "x"), ("x", "y")]
+        >>> [(fold.training.tolist(), fold.validation.tolist()) for fold in AcrossGroups("abc", "xy").folds(pairs)]
+        [([0, 1, 2], [4])]
+    """
+
+    fitted: Sequence[str]
+    validated: Sequence[str]
+    name: ClassVar[str] = "across"
+    situation: ClassVar[str] = BOTH_NEW
+    many: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        shared = sorted(set(self.fitted) & set(self.validated))
+        if shared:
+            raise UserError(
+                f"Tasks that are fitted cannot be new ones: {', '.join(shared)} is in both groups."
+            )
+
+    def folds(self, groups: Any) -> Iterator[Split]:
+        """Yield the fold from one group to the other, or those within the first where there is no other."""
+        ends = np.asarray(groups, dtype=object).reshape(-1, 2)
+        training, validation = (
+            np.flatnonzero(np.isin(ends, list(tasks)).all(axis=1)) for tasks in (self.fitted, self.validated)
+        )
+        if len(training) and len(validation):
+            yield Split(tuple(self.validated), training, validation)
+        elif len(training) == len(ends):
+            yield from LeaveTwoTasksOut().folds(groups)
+
+
 PROTOCOLS: dict[str, type[LeaveOneTaskOut] | type[LeaveTwoTasksOut] | type[DisjointHalves]] = {
     protocol.name: protocol for protocol in (LeaveOneTaskOut, LeaveTwoTasksOut, DisjointHalves)
 }

@@ -9,6 +9,9 @@ from scipy.stats import rankdata
 MIN_PAIRS = 3
 """Two points always correlate perfectly: a correlation needs a third."""
 
+_LEAST_SPREAD = 1e-2
+"""What spreads less than this share of the outcomes around the training mean predicts nothing beyond it."""
+
 _ALMOST_ONE = 1 - 1e-12
 _NORMAL_95 = 1.959964
 _RELATIVE_SPREAD = 1e-9
@@ -56,16 +59,43 @@ def interval_over_tasks(
     where any of these r is undefined.
     """
     tasks = list(dict.fromkeys(ends.ravel().tolist()))
-    whole = correlate(predicted, measured)
     kept = [~(ends == task).any(axis=1) for task in tasks]
+    without = np.array([correlate(predicted[one], measured[one]) for one in kept])
+    return jackknife_interval(correlate(predicted, measured), without)
+
+
+def jackknife_interval(whole: float, without: Float[np.ndarray, " T"]) -> tuple[float, float]:
+    """Return the 95 % interval over tasks of a correlation, or of a mean of correlations, in [-1, 1].
+
+    Args:
+        whole: the correlation over all pairs.
+        without: the same without the pairs of each task in turn.
+
+    Examples:
+        >>> jackknife_interval(0.0, np.zeros(5))
+        (0.0, 0.0)
+    """
+    count = len(without)
     # At r = ±1 z is infinite.
-    without = np.arctanh(
-        np.clip([correlate(predicted[one], measured[one]) for one in kept], -_ALMOST_ONE, _ALMOST_ONE)
-    )
-    count = len(tasks)
-    error = np.sqrt((count - 2) / (2 * count) * ((without - without.mean()) ** 2).sum())
+    each = np.arctanh(np.clip(without, -_ALMOST_ONE, _ALMOST_ONE))
+    error = np.sqrt((count - 2) / (2 * count) * ((each - each.mean()) ** 2).sum())
     z = np.arctanh(np.clip(whole, -_ALMOST_ONE, _ALMOST_ONE))
     return float(np.tanh(z - _NORMAL_95 * error)), float(np.tanh(z + _NORMAL_95 * error))
+
+
+def beyond_training_mean(
+    predicted: Float[np.ndarray, " n"],
+    measured: Float[np.ndarray, " n"],
+    training_mean: Float[np.ndarray, " n"],
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Subtract from either side the mean of the fold that predicted it: the two sides of "r beyond the mean".
+
+    Predictions that spread less than 1 % of the outcomes around that mean predict nothing beyond it: they become 0.
+    """
+    beyond, measured_beyond = predicted - training_mean, measured - training_mean
+    if beyond.std() < _LEAST_SPREAD * measured_beyond.std():
+        beyond = np.zeros_like(beyond)
+    return beyond, measured_beyond
 
 
 def mean_absolute_error(predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray, " n"]) -> float:

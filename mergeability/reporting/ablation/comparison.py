@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from mergeability.errors import UserError
 from mergeability.prediction.pair_table import TARGETS, outcome_methods
+from mergeability.prediction.validation.intervals import student_interval
 from mergeability.reporting.ablation.runs import Run, described_difference, differences, read_runs
 
 PLAIN = "none-0"
@@ -20,7 +20,6 @@ PLAIN = "none-0"
 ALL_METHODS = "all methods"
 """The mean over merge methods, beside each method."""
 
-LEVEL = 0.95
 # More unfinished settings than these are counted, not listed.
 _NAMED = 5
 _SETTING = ["setting", "penalty", "strength"]
@@ -158,8 +157,8 @@ def _changes(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     tasks, _ = _against_plain(by_task)
     tasks = tasks.T.groupby(level="task").mean().T
     known = changes.notna().any(axis=1).to_numpy() & (order["setting"] != PLAIN).to_numpy()
-    over_seeds = np.array([interval(row[~np.isnan(row)]) for row in changes.to_numpy()])
-    over_tasks = np.array([interval(row[~np.isnan(row)]) for row in tasks.to_numpy()])
+    over_seeds = np.array([student_interval(row[~np.isnan(row)]) for row in changes.to_numpy()])
+    over_tasks = np.array([student_interval(row[~np.isnan(row)]) for row in tasks.to_numpy()])
     found = {
         "plain": plain.where(changes.notna()).mean(axis=1).to_numpy(),
         "change": changes.mean(axis=1).to_numpy(),
@@ -187,14 +186,6 @@ def _keys(wide: pd.DataFrame) -> list[Any]:
     return [tuple(label[len(_SETTING) :]) for label in wide.index]
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % confidence interval of the mean of independent values by Student's t; NaN for fewer than two."""
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
-
-
 def _metric_changes(runs: Sequence[Run]) -> pd.DataFrame:
     """Say how far each metric moved, in standard deviations of plain's pairs, the mean over seeds."""
     plain = {run.seed: run for run in runs if run.setting == PLAIN}
@@ -208,7 +199,7 @@ def _metric_changes(runs: Sequence[Run]) -> pd.DataFrame:
                 continue
             both = [(run.pairs[metric], plain[run.seed].pairs[metric]) for run in own]
             moved = np.array([_standardised(now, then) for now, then in both])
-            low, high = interval(moved)
+            low, high = student_interval(moved)
             rows.append(
                 {
                     "setting": setting,
@@ -278,7 +269,7 @@ def _choices(merges: pd.DataFrame, models: pd.DataFrame) -> pd.DataFrame:
                 [one[name] - plain.loc[seed, name] for one, seed in zip(picked, seeds, strict=True)]
             )
             row[name] = float(changes.mean())
-            row[f"{name}_low"], row[f"{name}_high"] = interval(changes)
+            row[f"{name}_low"], row[f"{name}_high"] = student_interval(changes)
         rows.append(row)
     return pd.DataFrame(rows, columns=columns)
 

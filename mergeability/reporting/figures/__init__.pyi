@@ -1,5 +1,6 @@
 from .ablation import changes_by_strength as changes_by_strength
 from .ablation import trade_off as trade_off
+from .evidence import r_by_images as r_by_images
 from .heat_maps import labelled_heat_map as labelled_heat_map
 from .heat_maps import matrix_heat_map as matrix_heat_map
 from .heat_maps import pair_matrix as pair_matrix

@@ -10,7 +10,7 @@ from sklearn.model_selection import cross_val_predict, cross_val_score
 from mergeability.errors import UserError
 from mergeability.prediction import DisjointHalves, LeaveOneTaskOut, LeaveTwoTasksOut
 from mergeability.prediction.pair_table import incidence, task_order
-from mergeability.prediction.validation.protocols import SplitProtocol, named_protocols
+from mergeability.prediction.validation.protocols import AcrossGroups, SplitProtocol, named_protocols
 
 FOUR = list(combinations("abcd", 2))  # ab ac ad bc bd cd
 TWENTY = list(combinations([f"t{i:02}" for i in range(20)], 2))
@@ -160,3 +160,21 @@ def test_incidence_and_order_by_hand():
     pairs = [("b", "a"), ("b", "c"), ("a", "d")]
     assert task_order(pairs) == ("b", "a", "c", "d")
     np.testing.assert_array_equal(incidence(pairs, ("a", "b", "c")), [[1, 1, 0], [0, 1, 1], [1, 0, 0]])
+
+
+def test_across_groups_is_one_fold_without_the_pairs_across():
+    pairs = list(combinations("abcxyz", 2))
+    (fold,) = AcrossGroups("abc", "xyz").folds(pairs)
+    assert [pairs[row] for row in fold.training] == list(combinations("abc", 2))
+    assert [pairs[row] for row in fold.validation] == list(combinations("xyz", 2))
+    assert fold.held_out == ("x", "y", "z")
+
+
+def test_across_groups_chooses_among_the_fitted_by_leaving_two_tasks_out():
+    assert _folds(AcrossGroups("abcd", "xyz"), FOUR) == _folds(LeaveTwoTasksOut(), FOUR)
+    assert _folds(AcrossGroups("abc", "xyz"), FOUR) == [], "neither a pair to validate nor only pairs to fit"
+
+
+def test_a_task_of_both_groups_is_refused():
+    with pytest.raises(UserError, match="c is in both groups"):
+        AcrossGroups("abc", "cxy")
