@@ -36,6 +36,11 @@ ANALYZE_ONLY = {"suite", "merge", "metric", "predictor", "profile"}
 NEEDED = {
     "checkpoints": ["suite.base=base.safetensors", "suite.models={a: a.safetensors, b: b.safetensors}"],
     "table": ["suite.table=pairs.csv"],
+    "models": [
+        "suite.base=base.safetensors",
+        "suite.models={a: {weights: a.safetensors, images: a, classes: [x, y]}, "
+        "b: {weights: b.safetensors, images: b, head: b_head.safetensors}}",
+    ],
     "import": ["source=model.safetensors"],
 }
 
