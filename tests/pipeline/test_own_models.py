@@ -216,11 +216,11 @@ def test_images_of_another_task_are_reported(analyse, place):
     describe(place / "noise.yaml", models)
     ended, folder = analyse("merge=none", file="noise.yaml")
     assert ended.code == 0, ended.output
-    agreement = pd.read_csv(folder / "models.csv", index_col="task").loc["digits", "base_agreement"]
-    said = "or the images are of another one" in (folder / "verdict.txt").read_text()
-    # Noise makes both answer one class: what counts is that agreement near chance is said, and nothing else is.
-    assert said == ("or the images are of another one" in (folder / "report.html").read_text())
-    assert 0 <= agreement <= 1
+    # On noise both models answer nearly the same classes whatever they see: agreement is what chance gives.
+    for file in ("verdict.txt", "report.html"):
+        text = (folder / file).read_text()
+        assert "or the images are of another one" in text
+        assert "digits" in text.split("or the images are of another one")[0][-200:]
 
 
 def test_all_metrics_are_those_that_need_no_labels(analyse):
