@@ -42,6 +42,7 @@ ABLATIONS = {
         "model=clip_mini",
         "merge=average",
         "metric=[functional,task_vector_l2_distance]",
+        "predictor=none",
         "seed=0",
         "images=[8,2]",
     ],
