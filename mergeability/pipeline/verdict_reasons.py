@@ -119,9 +119,9 @@ def readings_of_probes(half_width: float) -> list[str]:
     return [
         "No earlier merges are used: the merge itself answers unlabelled images of each task, and the overlap with the"
         " answers of the task's own model estimates its normalised accuracy: a small evaluation without labels.",
-        "On three sets of ten rendered tasks, 64 images each, 90 % of the outcomes lay within .08, .10 and .12 of such an"
-        f" estimate, which was .02 to .04 too low on average; ± {half_width:.2f} is given here, and on other data it may be"
-        " off by more.",
+        "On three sets of ten rendered tasks, 64 images each, 90 % of the outcomes lay within .08, .10 and .12 of such"
+        f" an estimate, which was .02 to .04 too low on average; ± {half_width:.2f} is given here, and on other data it"
+        " may be off by more.",
     ]
 
 

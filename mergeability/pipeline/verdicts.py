@@ -22,8 +22,8 @@ from mergeability.prediction.pair_table import TARGETS
 from mergeability.prediction.predictors.own_evidence import probe_columns
 from mergeability.prediction.questions.evidence_costs import evidence_costs
 
-# The outcomes of 90 % of the merges lay within .08, .10 and .12 of their probe's reading on 64 images, on three sets of ten
-# rendered tasks (docs/decisions/0022-evidence.md): the largest is taken, since other data may be harder still.
+# 90 % of the outcomes lay within .08, .10 and .12 of their probe's reading on 64 images, on three sets of ten rendered
+# tasks (docs/decisions/0022-evidence.md): the largest is taken, since other data may be harder still.
 PROBE_HALF_WIDTH = 0.12
 _NAN = float("nan")
 _WORDS = {
