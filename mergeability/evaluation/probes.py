@@ -99,3 +99,32 @@ class Probe:
                 "ruined. Merge at a smaller alpha."
             )
         return answers
+
+
+def probes_on(
+    evaluator: Evaluator,
+    inputs: Mapping[str, Inputs],
+    own: Callable[[str], Weights],
+    *,
+    looks: bool,
+    tunes: bool,
+) -> tuple[Probe | None, Probe | None]:
+    """Return the probe that looks at merges, and the one that chooses scales, on inputs of their own.
+
+    The inputs that chose a scale would flatter it. So where scales are chosen, the first half of each task's inputs is
+    used for the choice, and the second half for the probe.
+
+    Args:
+        evaluator: holds the encoder, the heads and the store.
+        inputs: task → preprocessed inputs without labels.
+        own: task → the weights of its own fine-tuned model.
+        looks: whether merges are probed; without it, the first probe is None.
+        tunes: whether scales are chosen; without it, the second probe is None.
+    """
+
+    def probe(part: Callable[[Inputs], Inputs]) -> Probe:
+        return Probe(evaluator, {task: part(one) for task, one in inputs.items()}, own)
+
+    tuning = probe(lambda one: one[: len(one) // 2]) if tunes else None
+    looking = probe(lambda one: one[len(one) // 2 :] if tunes else one) if looks else None
+    return looking, tuning

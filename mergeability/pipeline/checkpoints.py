@@ -8,12 +8,18 @@ from mergeability.context import Run
 from mergeability.errors import UserError
 from mergeability.evaluation.merge import Merge, given_alpha
 from mergeability.evaluation.scales import UNLABELLED
-from mergeability.members import data_free
 from mergeability.merging.method import TUNED
-from mergeability.metrics.catalogue import CATALOGUE, Metric
+from mergeability.metrics.catalogue import Metric
 from mergeability.metrics.measure import measure
 from mergeability.metrics.traits import traits_of
-from mergeability.pipeline.merges import chosen_sets, merge_writer, recorded, without_value
+from mergeability.pipeline.merges import (
+    asks_for_all,
+    chosen_sets,
+    merge_writer,
+    recorded,
+    refuse_methods_with_data,
+    without_value,
+)
 from mergeability.pipeline.request import Request
 from mergeability.pipeline.result import Analysis
 from mergeability.pipeline.suites import CheckpointSuite
@@ -54,8 +60,7 @@ def analyse_checkpoints(suite: CheckpointSuite, request: Request, run: Run) -> A
 
 def _measurable(metrics: Mapping[str, Metric]) -> tuple[dict[str, Metric], list[str]]:
     """Of all metrics there are, keep those that need no data and name the rest; what was chosen by name stays."""
-    everything = {name for name, entry in CATALOGUE.items() if not entry.traits.per_pair}
-    if not everything <= metrics.keys():
+    if not asks_for_all(metrics):
         return dict(metrics), []
     left_out = [name for name, metric in metrics.items() if traits_of(metric).needs_data]
     kept = {name: metric for name, metric in metrics.items() if name not in left_out}
@@ -63,12 +68,7 @@ def _measurable(metrics: Mapping[str, Metric]) -> tuple[dict[str, Metric], list[
 
 
 def _check_merges(request: Request) -> None:
-    demanding = [name for name, method in request.merges.items() if method.needs_data]
-    if demanding:
-        raise UserError(
-            f"{', '.join(demanding)} requires calibration images, but suite=checkpoints has none. "
-            f"Without data merge by {', '.join(data_free())}."
-        )
+    refuse_methods_with_data(request, "checkpoints", "calibration images", "Without data")
     if not request.merging.keeps:
         raise UserError(
             "suite=checkpoints has no images to evaluate merges on: add save=true to write them, or leave out merge=."

@@ -1,6 +1,6 @@
 """What every suite shares about its merges: which are made, where they are kept, what is recorded of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -8,9 +8,13 @@ import pandas as pd
 from mergeability.errors import UserError
 from mergeability.evaluation.merge import describe
 from mergeability.evaluation.merges import Save
+from mergeability.members import data_free
+from mergeability.metrics.catalogue import CATALOGUE, Metric
+from mergeability.metrics.functional import functional_names, set_values
 from mergeability.models.clip import ClipModel
 from mergeability.pipeline.merge_writer import MergeWriter
 from mergeability.pipeline.request import Request
+from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
 
 
@@ -30,6 +34,50 @@ def chosen_sets(request: Request, tasks: tuple[str, ...]) -> list[tuple[str, ...
                 f"Leave {name} out of merge=, or set arity={count}."
             )
     return sets if request.merges or request.merging.pairs is not None else []
+
+
+def refuse_methods_with_data(request: Request, suite: str, needed: str, without: str) -> None:
+    """Refuse merge methods that need data where a suite has none, and name those that need none.
+
+    Args:
+        request: what is asked for.
+        suite: name of the kind of suite.
+        needed: what the methods need, in words.
+        without: how to refer to its absence, in words.
+
+    Raises:
+        UserError: a method needs data.
+    """
+    demanding = [name for name, method in request.merges.items() if method.needs_data]
+    if demanding:
+        raise UserError(
+            f"{', '.join(demanding)} requires {needed}, but suite={suite} has none. {without} merge by "
+            f"{', '.join(data_free())}."
+        )
+
+
+def asks_for_all(metrics: Mapping[str, Metric]) -> bool:
+    """Return whether every metric of `metric=all` is asked for, rather than some by name."""
+    return all(name in metrics for name, entry in CATALOGUE.items() if not entry.traits.per_pair)
+
+
+def with_functional_metrics(
+    table: pd.DataFrame, rows: pd.DataFrame, profiles: Profiles, metrics: Iterable[str]
+) -> pd.DataFrame:
+    """Add the functional metrics of each set to the table of sets.
+
+    Args:
+        table: one row per set, with its name in `tasks`.
+        rows: one row per set and task, with both names.
+        profiles: the models.
+        metrics: names of the metrics that are measured.
+    """
+    names = functional_names(metrics)
+    if not names or table.empty:
+        return table
+    members = {str(tasks): list(dict.fromkeys(own["task"])) for tasks, own in rows.groupby("tasks")}
+    values = [set_values(profiles, names, members[tasks]) for tasks in table["tasks"]]
+    return pd.concat([table, pd.DataFrame(values, index=table.index)], axis=1)
 
 
 def merge_writer(

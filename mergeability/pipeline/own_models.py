@@ -209,7 +209,7 @@ def _described(path: Path) -> tuple[str | None, Any]:
     """Read the base and the models from a YAML file; relative paths start from its folder.
 
     Raises:
-        UserError: there is no such file, or it is not such a description.
+        UserError: the file does not exist, or does not describe models.
     """
     if not path.is_file():
         raise UserError(

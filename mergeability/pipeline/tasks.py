@@ -1,6 +1,6 @@
 """The analysis of a suite of tasks: metrics of every pair, merges evaluated on test images, prediction."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -19,11 +19,17 @@ from mergeability.evaluation.evaluator import Evaluator, pixel_accuracy
 from mergeability.evaluation.merge import Recalibration, own_weights
 from mergeability.evaluation.merges import Evaluation, Outcomes, evaluate_models
 from mergeability.evaluation.outcome_tables import pair_table, set_table
-from mergeability.evaluation.probes import Probe
+from mergeability.evaluation.probes import Probe, probes_on
 from mergeability.evaluation.scales import UNLABELLED
-from mergeability.metrics.functional import functional_names, of_models, set_values
+from mergeability.metrics.functional import functional_names, of_models
 from mergeability.metrics.measure import measure
-from mergeability.pipeline.merges import chosen_sets, merge_writer, recorded, without_value
+from mergeability.pipeline.merges import (
+    chosen_sets,
+    merge_writer,
+    recorded,
+    with_functional_metrics,
+    without_value,
+)
 from mergeability.pipeline.predict import (
     FEWEST_FOR_PREDICTION,
     PairOutcomes,
@@ -235,17 +241,13 @@ def _probes(vectors: TaskVectors, material: _Material) -> tuple[Probe | None, Pr
     tunes = merging.scales.tunes(material.request.merges, UNLABELLED)
     if merging.probe is None and not tunes:
         return None, None
-    inputs = material.drawn(merging.probe or material.request.profile.unlabelled)
-
-    def probe(part: Callable[[Inputs], Inputs]) -> Probe:
-        chosen = {task: part(one) for task, one in inputs.items()}
-        return Probe(evaluator, chosen, lambda task: own_weights(vectors, task))
-
-    # What chose a scale would flatter it: the first half chooses, the second looks at what was chosen.
-    tuning = probe(lambda one: one[: len(one) // 2]) if tunes else None
-    if merging.probe is None:
-        return None, tuning
-    return probe(lambda one: one[len(one) // 2 :] if tunes else one), tuning
+    return probes_on(
+        evaluator,
+        material.drawn(merging.probe or material.request.profile.unlabelled),
+        lambda task: own_weights(vectors, task),
+        looks=merging.probe is not None,
+        tunes=tunes,
+    )
 
 
 def _require_tasks(suite: TaskSuite, request: Request) -> None:
@@ -287,12 +289,7 @@ def _larger_sets(outcomes: Outcomes, profiles: Profiles, request: Request) -> pd
     accuracies = outcomes.accuracies
     probes = outcomes.probes[outcomes.probes["arity"] > 2] if len(outcomes.probes) else None
     table = set_table(accuracies[accuracies["arity"] > 2], probes) if len(accuracies) else pd.DataFrame()
-    names = functional_names(request.metrics)
-    if not names or table.empty:
-        return table
-    members = {str(tasks): list(dict.fromkeys(rows["task"])) for tasks, rows in accuracies.groupby("tasks")}
-    values = [set_values(profiles, names, members[tasks]) for tasks in table["tasks"]]
-    return pd.concat([table, pd.DataFrame(values, index=table.index)], axis=1)
+    return with_functional_metrics(table, accuracies, profiles, request.metrics)
 
 
 def _alphas(outcomes: Outcomes) -> dict[str, Any]:

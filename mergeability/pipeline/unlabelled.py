@@ -1,10 +1,9 @@
 """The analysis of models of one's own: metrics of every pair, and merges probed on unlabelled images."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
@@ -17,15 +16,22 @@ from mergeability.evaluation.evaluator import Evaluator
 from mergeability.evaluation.merge import Recalibration, own_weights
 from mergeability.evaluation.merges import Evaluation, Outcomes
 from mergeability.evaluation.outcome_tables import pair_table, set_table
-from mergeability.evaluation.probes import Probe
+from mergeability.evaluation.probes import probes_on
 from mergeability.evaluation.scales import UNLABELLED
-from mergeability.members import data_free
 from mergeability.merging.method import TUNED
-from mergeability.metrics.catalogue import CATALOGUE, Metric
-from mergeability.metrics.functional import functional_names, of_models, set_values
+from mergeability.metrics.catalogue import Metric
+from mergeability.metrics.functional import of_models
 from mergeability.metrics.measure import measure
 from mergeability.metrics.traits import traits_of
-from mergeability.pipeline.merges import chosen_sets, merge_writer, recorded, without_value
+from mergeability.pipeline.merges import (
+    asks_for_all,
+    chosen_sets,
+    merge_writer,
+    recorded,
+    refuse_methods_with_data,
+    with_functional_metrics,
+    without_value,
+)
 from mergeability.pipeline.own_models import ModelSuite
 from mergeability.pipeline.request import FEWEST_UNLABELLED, Request
 from mergeability.pipeline.result import Analysis
@@ -162,15 +168,13 @@ def _probed(vectors: TaskVectors, material: _Material, sets: Sequence[tuple[str,
     merging = request.merging
     tunes = merging.scales.tunes(request.merges, UNLABELLED)
     inputs = material.inputs(merging.probe or request.profile.unlabelled)
-
-    def probe(part: Callable[[Inputs], Inputs]) -> Probe:
-        chosen = {task: part(one) for task, one in inputs.items()}
-        return Probe(material.evaluator, chosen, lambda task: own_weights(vectors, task))
-
-    tuning = probe(lambda one: one[: len(one) // 2]) if tunes else None
-    probing = None
-    if merging.probe is not None:
-        probing = probe(lambda one: one[len(one) // 2 :] if tunes else one)
+    probing, tuning = probes_on(
+        material.evaluator,
+        inputs,
+        lambda task: own_weights(vectors, task),
+        looks=merging.probe is not None,
+        tunes=tunes,
+    )
     renews = has_batchnorm(material.encoder)
     return Evaluation(
         vectors,
@@ -193,8 +197,7 @@ def _measurable(metrics: Mapping[str, Metric]) -> tuple[dict[str, Metric], list[
     labelled = [name for name, one in metrics.items() if traits_of(one).category == "gradient"]
     if not labelled:
         return dict(metrics), []
-    everything = {name for name, entry in CATALOGUE.items() if not entry.traits.per_pair}
-    if not everything <= metrics.keys():
+    if not asks_for_all(metrics):
         raise UserError(
             f"{', '.join(labelled)} need labelled images, and suite=models has none. Ask for others, such as "
             "metric=[weights,functional]."
@@ -204,12 +207,7 @@ def _measurable(metrics: Mapping[str, Metric]) -> tuple[dict[str, Metric], list[
 
 
 def _check_merges(request: Request) -> None:
-    demanding = [name for name, method in request.merges.items() if method.needs_data]
-    if demanding:
-        raise UserError(
-            f"{', '.join(demanding)} requires labelled calibration images, but suite=models has none. Without them "
-            f"merge by {', '.join(data_free())}."
-        )
+    refuse_methods_with_data(request, "models", "labelled calibration images", "Without them")
     merging = request.merging
     if merging.scales.tunes(request.merges, TUNED):
         raise UserError(
@@ -225,9 +223,4 @@ def _check_merges(request: Request) -> None:
 def _larger_sets(probes: pd.DataFrame, profiles: Profiles, metrics: Mapping[str, Metric]) -> pd.DataFrame:
     """Arrange the probes of sets of more than two models, with the functional metrics of each set."""
     larger = probes[probes["arity"] > 2] if len(probes) else probes
-    if larger.empty:
-        return pd.DataFrame()
-    table = set_table(pd.DataFrame(), larger)
-    names = functional_names(metrics)
-    values = [set_values(profiles, names, str(tasks).split("+")) for tasks in table["tasks"]]
-    return pd.concat([table, pd.DataFrame(values, index=table.index)], axis=1).replace({None: np.nan})
+    return with_functional_metrics(set_table(pd.DataFrame(), larger), larger, profiles, metrics)

@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 
 from mergeability.data.image_cache import prepared
 from mergeability.data.inputs import Images
+from mergeability.evaluation import probes
 from mergeability.members import members
 from mergeability.pipeline import tasks
 from mergeability.random import seeded_generator
@@ -165,12 +166,12 @@ def test_probes_and_scales_without_labels_stand_beside_the_others(analyse):
 def test_the_images_that_choose_a_scale_do_not_judge_it(analyse, monkeypatch):
     made = []
 
-    class Recorded(tasks.Probe):
+    class Recorded(probes.Probe):
         def __init__(self, evaluator, inputs, own):
             super().__init__(evaluator, inputs, own)
             made.append(inputs["digits"])
 
-    monkeypatch.setattr(tasks, "Probe", Recorded)
+    monkeypatch.setattr(probes, "Probe", Recorded)
     ended, _ = analyse(
         "merge=average", "pairs=[[digits,letters]]", "probe=16", "alpha=unlabelled", "alpha_grid=[1.0]"
     )

@@ -24,7 +24,7 @@ COLUMNS = [
 def evidence_costs(
     records: Sequence[Mapping[str, Any]], tables: Mapping[str, pd.DataFrame], target: str
 ) -> pd.DataFrame:
-    """Compare the kinds of evidence on pairs of two tasks that the fit has not seen.
+    """Compare the kinds of evidence on pairs whose two tasks were both left out of the fit.
 
     Args:
         records: scores of predictors, as in `prediction.json`.
