@@ -81,9 +81,7 @@ def of_pairs_like_these(
     useful = worth[(worth["informative"] > 0)] if len(worth) else worth
     reasons = []
     if {"functional", "known"} & set(useful.index):
-        reasons.append(
-            "Models merge better where the base already agrees with them: this is what predictions rest on."
-        )
+        reasons += _direction(analysis)
         reasons += of_base(analysis, analysis.tasks)
     steps = (
         [_of_probe(float(worth["regret"]["probe"]), float(worth["fixed_regret"]["probe"]))]
@@ -102,6 +100,25 @@ def of_pairs_like_these(
         tuple(steps),
         (*cautions, *unusual_images(analysis, analysis.tasks)),
     )
+
+
+def _direction(analysis: Analysis) -> list[str]:
+    """Say whether pairs merge better or worse where the base is nearer to the models, by the pairs themselves."""
+    pairs, target = analysis.pairs, analysis.targets[0]
+    words = {
+        "base_agreement": "the base already agrees with them",
+        "zero_shot_ratio": "the base is already nearly as accurate as they are",
+    }
+    column = next((name for name in words if name in pairs.columns), None)
+    outcomes = [f"{target}_{method}" for method in analysis.methods if f"{target}_{method}" in pairs.columns]
+    if column is None:
+        return []
+    r = float(pairs[column].corr(pairs[outcomes].mean(axis=1)))
+    if r != r or r == 0:
+        return []
+    return [
+        f"Here models merge {'better' if r > 0 else 'worse'} where {words[column]}, and predictions rest on that."
+    ]
 
 
 def _of_probe(regret: float, fixed_regret: float) -> str:

@@ -166,6 +166,16 @@ def test_a_suite_answers_for_new_pairs_by_the_best_mean_and_agrees_with_its_head
     assert "rests on 4 tasks" in found.cautions[0]
 
 
+@pytest.mark.parametrize(("sign", "word"), [(1, "better"), (-1, "worse")])
+def test_the_direction_is_that_of_the_pairs(sign, word):
+    analysis = _suite([_record("known", "tsv", 0.7, 0.4, 0.9)], {"intervals": INTERVALS})
+    pairs = analysis.pairs.assign(zero_shot_ratio=sign * analysis.pairs["norm_acc_tsv"])
+    found = verdict(replace(analysis, pairs=pairs))
+    assert found.reasons[0].startswith(
+        f"Here models merge {word} where the base is already nearly as accurate"
+    )
+
+
 def test_evidence_that_predicts_nothing_gives_no_reasons():
     found = verdict(_suite([_record("functional", "tsv", 0.3, -0.1, 0.6)], {"intervals": INTERVALS}))
     assert found.reasons == ()
