@@ -1,10 +1,13 @@
 """Shared by several groups of tests: commands run inside this process, and one small trained suite."""
 
+import collections
 import contextlib
 import copy
 import dataclasses
 import fcntl
+import functools
 import gc
+import inspect
 import io
 import logging
 import multiprocessing
@@ -14,14 +17,52 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import jaxtyping
 import pytest
 
-import mergeability.commands  # noqa: F401  (registers the sets of members that tests compose)
+# Of each function, so many calls have their shapes and types checked: in each test, or in each file of tests of whole
+# commands. A study calls some functions ten thousand times with arguments of one kind, and checking all of these took a
+# quarter of the time of the tests.
+CHECKED_CALLS = 20
+WHOLE_COMMANDS = ("commands", "pipeline", "reporting", "store", "test_readme.py")
+_calls: collections.Counter[types.CodeType] = collections.Counter()
+_jaxtyped = jaxtyping.jaxtyped
+_last: list[Path | None] = [None]  # the file of the last test
+
+
+def _sampled(*, typechecker: object) -> Callable[[Any], Any]:
+    """Decorate as `jaxtyping.jaxtyped` does, but check the first calls only."""
+    decorate = _jaxtyped(typechecker=typechecker)
+
+    def decorated(function: Any) -> Any:
+        # Code, and not the function: one that is defined inside another is a new function each time.
+        if not inspect.isfunction(function) or _calls[function.__code__] >= CHECKED_CALLS:
+            return decorate(function) if inspect.isclass(function) else function
+        checked = decorate(function)
+
+        @functools.wraps(function)
+        def call(*arguments: object, **options: object) -> object:
+            if _calls[function.__code__] >= CHECKED_CALLS:
+                return function(*arguments, **options)
+            _calls[function.__code__] += 1
+            return checked(*arguments, **options)
+
+        return call
+
+    return decorated
+
+
+# The import hook of pytest's option --jaxtyping-packages looks it up there when a module is imported.
+jaxtyping.jaxtyped = _sampled
+
+import mergeability.commands  # noqa: E402, F401  (registers the sets of members that tests compose)
 
 ROOT = Path(__file__).parent.parent
 SMOKE_TASKS = ("digits", "letters", "shapes", "orientation")
@@ -52,26 +93,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
-# Whole commands, whose parts have tests of their own, run without the check of every call's shapes and types, which takes
-# a quarter of their time; those of one file keep it.
-WHOLE_COMMANDS = ("commands", "pipeline", "reporting", "store", "test_readme.py")
-CHECKED = ROOT / "tests/pipeline/test_pipeline.py"
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Check shapes and types in the tests of parts, and in one file of whole commands."""
-    import jaxtyping
-
-    place = item.path.relative_to(ROOT / "tests").parts[0] if item.path.is_relative_to(ROOT / "tests") else ""
-    unchecked = place in WHOLE_COMMANDS and item.path != CHECKED
-    if unchecked:
-        jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        return (yield)
-    finally:
-        if unchecked:
-            jaxtyping.config.update("jaxtyping_disable", False)
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Check the first calls of each test anew, and of each file where tests run whole commands."""
+    parts = item.path.relative_to(ROOT / "tests").parts if item.path.is_relative_to(ROOT / "tests") else ("",)
+    if parts[0] not in WHOLE_COMMANDS or item.path != _last[0]:
+        _calls.clear()
+    _last[0] = item.path
 
 
 def pytest_collection_finish() -> None:
