@@ -1,15 +1,25 @@
-"""Files that are there whole or not at all, and the one form of JSON that is hashed."""
+"""Files and folders that are there whole or not at all, locks, and the one form of JSON that is hashed."""
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
+import shutil
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mergeability.errors import UserError
+
+if sys.platform != "win32":
+    import fcntl
+
+# Seconds after which temporary files and folders that no process holds are left over.
+LEFT_OVER = 24 * 60 * 60
 
 
 def canonical_json(value: Any) -> str:
@@ -91,3 +101,155 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f"{path} is not valid JSON ({error}). Delete it and run again what made it."
         ) from error
+
+
+def lock(file: int, *, wait: bool) -> bool | None:
+    """Lock an open file or folder until it is closed.
+
+    Args:
+        file: its descriptor.
+        wait: whether to wait for another process that holds the lock.
+
+    Returns:
+        True if this process holds the lock, False if another one does, None if the system has no such lock.
+    """
+    if sys.platform == "win32":
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+@contextlib.contextmanager
+def temporary_folder(beside: Path) -> Iterator[Path]:
+    """Yield an empty, locked folder next to `beside`, on the same disk; remove what is left of it afterwards.
+
+    Raises:
+        OSError: it cannot be made there.
+    """
+    folder = Path(tempfile.mkdtemp(dir=beside.parent, prefix=f".{beside.name}.", suffix=".partial"))
+    try:
+        # mkdtemp makes folders that only their owner reads; results are meant to be shared.
+        folder.chmod(0o755)
+        with contextlib.ExitStack() as held:
+            hold_folder(folder, held)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def hold_folder(folder: Path, held: contextlib.ExitStack) -> bool:
+    """Lock a folder until `held` is closed; return False if another process holds it.
+
+    On a system whose folders cannot be locked it counts as held.
+    """
+    if sys.platform == "win32":
+        return True
+    descriptor = os.open(folder, os.O_RDONLY)
+    if lock(descriptor, wait=False) is False:
+        os.close(descriptor)
+        return False
+    held.callback(os.close, descriptor)
+    return True
+
+
+def sweep_folders(beside: Path) -> list[Path]:
+    """Remove temporary folders of `beside` that killed processes left: old ones that no process holds.
+
+    A folder that was moved away by `replace_folder`, and nothing put in its place, is moved back.
+
+    Returns:
+        The folders that were removed.
+    """
+    removed = []
+    # A name may hold characters with a meaning in patterns.
+    for path in list(beside.parent.iterdir()) if beside.parent.is_dir() else ():
+        if not path.name.startswith(f".{beside.name}.") or not path.is_dir():
+            continue
+        if path.name.endswith(".partial.old") and not beside.exists():
+            path.rename(beside)
+        elif path.name.endswith((".partial", ".partial.old")):
+            with contextlib.ExitStack() as held, contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > LEFT_OVER and hold_folder(path, held):
+                    shutil.rmtree(path)
+                    removed.append(path)
+    return removed
+
+
+def can_be_replaced(folder: Path) -> bool:
+    """Return whether another folder can take the place of this one.
+
+    It cannot if a disk is mounted there, if it is or holds the working folder of this process, if nothing can be made
+    next to it, and on Windows, which does not move folders with open files.
+    """
+    folder = folder.resolve()
+    return (
+        sys.platform != "win32"
+        and not os.path.ismount(folder)
+        and not Path.cwd().is_relative_to(folder)
+        and os.access(folder.parent, os.W_OK | os.X_OK)
+    )
+
+
+def replace_folder(new: Path, folder: Path, *, keep: Callable[[str], bool]) -> None:
+    """Put a finished folder in the place of another in one step, so that no reader sees parts of both.
+
+    Files of the old folder that the new one lacks are linked into it first, where `keep` says so. Linux and macOS
+    exchange two folders at once. Elsewhere, and on file systems that cannot, the old one is moved away first: a
+    process that is killed then leaves `folder` missing and the old one next to it.
+
+    Args:
+        new: the finished folder, on the disk of `folder`. Afterwards the old one lies there, if there was one.
+        folder: the place; need not exist.
+        keep: whether a file or folder of the old one, by its name, is kept.
+
+    Raises:
+        OSError: the folder cannot be moved: another disk is mounted there, or its parent cannot be written.
+    """
+    if not folder.exists():
+        new.rename(folder)
+        return
+    for path in folder.iterdir():
+        if keep(path.name):
+            link_tree(path, new / path.name, move=True)
+    if not _exchanged(new, folder):
+        aside = new.with_name(f"{new.name}.old")
+        folder.rename(aside)
+        new.rename(folder)
+        aside.rename(new)
+
+
+def link_tree(source: Path, target: Path, *, move: bool = False) -> None:
+    """Give the files of a folder a second name in another one; files that are there already stay.
+
+    Args:
+        source: a file or folder.
+        target: its other name, on the same disk.
+        move: whether to move a file on a file system without hard links; if not, it is left out there.
+    """
+    if source.is_dir() and not source.is_symlink():
+        target.mkdir(exist_ok=True)
+        for path in source.iterdir():
+            link_tree(path, target / path.name, move=move)
+    elif not os.path.lexists(target):
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except OSError:
+            if move:
+                source.rename(target)
+
+
+def _exchanged(first: Path, second: Path) -> bool:
+    """Exchange two folders in one step; return False where the system or the file system cannot."""
+    # renameat2(…, RENAME_EXCHANGE) and renamex_np(…, RENAME_SWAP): both flags are 2.
+    names, here = (os.fsencode(first), os.fsencode(second)), -100  # AT_FDCWD on Linux
+    libc = None if sys.platform == "win32" else ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2"):
+        return libc.renameat2(here, names[0], here, names[1], ctypes.c_uint(2)) == 0
+    if hasattr(libc, "renamex_np"):
+        return libc.renamex_np(*names, ctypes.c_uint(2)) == 0
+    return False

@@ -7,7 +7,7 @@ from typing import Any
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
-from mergeability.commands.naming import run_folder, shown_path
+from mergeability.commands.folders import forget_merges, run_folder, shown_path
 from mergeability.commands.record import plain
 from mergeability.commands.train import fine_tune
 from mergeability.errors import UserError
@@ -31,6 +31,8 @@ def analyse(cfg: DictConfig) -> float | tuple[float, ...] | None:
     from mergeability.reporting.terminal import show
 
     request = instantiate(cfg.analysis, _convert_="all", folder=run_folder())
+    if not (request.merging.keeps and request.merges):
+        forget_merges()
     found = run_analysis(request, track, facts={"seed": cfg.seed, "config": plain(cfg)})
     report = save(found, run_folder())
     _track(cfg, found, report)

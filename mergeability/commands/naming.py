@@ -1,8 +1,5 @@
-"""Names of folders and commands: a checkpoint's folder, the command that trains it, paths as a person types them."""
+"""Names of folders and commands: a checkpoint's folder, the command that trains it."""
 
-from pathlib import Path
-
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 
@@ -28,16 +25,6 @@ def train_command(
     words += [f"variant={variant}"] if variant else []
     words += [f"paths.root={root}"] if root != "outputs" else []
     return f"python train.py -m {' '.join(words)}"
-
-
-def run_folder() -> Path:
-    """Return the folder of the present job."""
-    return Path(HydraConfig.get().runtime.output_dir)
-
-
-def shown_path(path: Path) -> str:
-    """Return a path as a person types it: relative to where they are, if it lies below."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 OmegaConf.register_new_resolver("penalty_folder", penalty_folder, replace=True)

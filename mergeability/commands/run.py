@@ -10,6 +10,7 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from mergeability.commands.folders import claimed_folders
 from mergeability.commands.sweep import Ledger, close_sweep, user_error
 from mergeability.context import cores
 from mergeability.errors import UserError
@@ -30,7 +31,8 @@ def run(main: Callable[[], Any]) -> None:
     logging.captureWarnings(True)
     code = 0
     try:
-        main()
+        with claimed_folders():
+            main()
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. What is finished is kept: start the same command again.\n")
         code = 130

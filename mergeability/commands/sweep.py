@@ -17,7 +17,7 @@ from hydra.utils import get_method
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from mergeability.commands.naming import shown_path
+from mergeability.commands.folders import shown_path
 from mergeability.errors import UserError
 
 logger = logging.getLogger(__name__)

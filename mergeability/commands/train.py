@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from mergeability.commands.naming import run_folder
+from mergeability.commands.folders import run_folder
 from mergeability.commands.record import settings
 from mergeability.errors import UserError
 from mergeability.files import read_json

@@ -1,5 +1,7 @@
 """Keep the merges of a run: one folder a method and set of models, with weights and a card."""
 
+import shutil
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +21,21 @@ from mergeability.pipeline.saving import (
 )
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights import checkpoints
+
+
+def keep_only(folder: Path, wanted: Collection[tuple[str, str]]) -> None:
+    """Remove the merges of an earlier run that this one does not make.
+
+    Args:
+        folder: of all merges.
+        wanted: method and folder name of each merge to come.
+    """
+    for place in folder.glob("*/*"):
+        if (place.parent.name, place.name) not in wanted and (place / "card.json").exists():
+            shutil.rmtree(place)
+    for method in folder.glob("*"):
+        if method.is_dir() and not any(method.iterdir()):
+            method.rmdir()
 
 
 @dataclass(frozen=True)

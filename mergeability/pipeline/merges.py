@@ -12,8 +12,9 @@ from mergeability.members import data_free
 from mergeability.metrics.catalogue import CATALOGUE, Metric
 from mergeability.metrics.functional import functional_names, set_values
 from mergeability.models.clip import ClipModel
-from mergeability.pipeline.merge_writer import MergeWriter
+from mergeability.pipeline.merge_writer import MergeWriter, keep_only
 from mergeability.pipeline.request import Request
+from mergeability.pipeline.saving import merge_folder_name
 from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
 
@@ -88,9 +89,9 @@ def merge_writer(
         return None
     scales = request.merging.scales
     columns = [column for name, one in request.merges.items() for column in scales.columns(name, one)]
-    return MergeWriter(
-        request.folder / "merged", vectors, request.merging.export, model, expected=len(columns) * len(sets)
-    )
+    folder = request.folder / "merged"
+    keep_only(folder, {(column, merge_folder_name(members)) for column in columns for members in sets})
+    return MergeWriter(folder, vectors, request.merging.export, model, expected=len(columns) * len(sets))
 
 
 def recorded(vectors: TaskVectors, request: Request) -> dict[str, Any]:

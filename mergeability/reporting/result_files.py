@@ -2,10 +2,9 @@
 
 import json
 import shutil
-import tempfile
 from pathlib import Path
 
-from mergeability.files import write_text
+from mergeability.files import can_be_replaced, replace_folder, sweep_folders, temporary_folder, write_text
 from mergeability.pipeline.result import Analysis
 from mergeability.pipeline.verdicts import verdict
 from mergeability.prediction import PredictionResult
@@ -34,35 +33,44 @@ RESULTS = (
 def save(analysis: Analysis, folder: Path) -> Path:
     """Write the tables, `prediction.json`, `run.json`, `verdict.txt` and `report.html`; return the report's path.
 
-    All of them or none: they are written beside the folder's other files first and moved there together, in
-    the place of an earlier run's.
+    All of them or none, in one step: they are written into a new folder, which then takes the place of `folder` with
+    what else is in it. Only where a folder cannot be replaced (`mergeability.files.can_be_replaced`) they are moved one
+    after another.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".results-") as name:
-        staging = Path(name)
-        write_report(analysis, staging / "report.html")
-        write_text(staging / "pairs.csv", analysis.pairs.to_csv(index=False))
-        if not analysis.models.empty:
-            write_text(staging / "models.csv", analysis.models.to_csv())
-        for name, table in (
-            ("sets.csv", analysis.sets),
-            ("accuracies.csv", analysis.accuracies),
-            ("alpha_curves.csv", analysis.curves),
-            ("scores.csv", analysis.scores),
-            ("transfer.csv", analysis.transfer),
-        ):
-            if not table.empty:
-                write_text(staging / name, table.to_csv(index=False))
-        (analysis.prediction or PredictionResult()).save(staging)
-        if analysis.fitted is not None:
-            analysis.fitted.save(staging / FITTED)
-        write_text(staging / "verdict.txt", f"{verdict(analysis)}\n")
-        write_text(staging / "run.json", json.dumps(analysis.run, indent=1, default=str) + "\n")
-        for result in RESULTS:
-            _remove(folder / result)
-            if (staging / result).exists():
-                (staging / result).replace(folder / result)
+    sweep_folders(folder.resolve())
+    whole = can_be_replaced(folder)
+    with temporary_folder(folder.resolve() if whole else folder / "results") as staging:
+        _write(analysis, staging)
+        if whole:
+            replace_folder(staging, folder.resolve(), keep=lambda name: name not in RESULTS)
+        else:
+            for result in RESULTS:
+                _remove(folder / result)
+                if (staging / result).exists():
+                    (staging / result).replace(folder / result)
     return folder / "report.html"
+
+
+def _write(analysis: Analysis, folder: Path) -> None:
+    write_report(analysis, folder / "report.html")
+    write_text(folder / "pairs.csv", analysis.pairs.to_csv(index=False))
+    if not analysis.models.empty:
+        write_text(folder / "models.csv", analysis.models.to_csv())
+    for name, table in (
+        ("sets.csv", analysis.sets),
+        ("accuracies.csv", analysis.accuracies),
+        ("alpha_curves.csv", analysis.curves),
+        ("scores.csv", analysis.scores),
+        ("transfer.csv", analysis.transfer),
+    ):
+        if not table.empty:
+            write_text(folder / name, table.to_csv(index=False))
+    (analysis.prediction or PredictionResult()).save(folder)
+    if analysis.fitted is not None:
+        analysis.fitted.save(folder / FITTED)
+    write_text(folder / "verdict.txt", f"{verdict(analysis)}\n")
+    write_text(folder / "run.json", json.dumps(analysis.run, indent=1, default=str) + "\n")
 
 
 def _remove(path: Path) -> None:

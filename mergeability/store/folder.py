@@ -6,7 +6,6 @@ A process that is killed leaves a temporary file, and nothing else: locks are th
 import contextlib
 import logging
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,17 +13,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mergeability.errors import UserError
-from mergeability.files import saying_what_cannot_be_written
+from mergeability.files import LEFT_OVER, lock, saying_what_cannot_be_written
 from mergeability.store.entries import DamagedError, checked_json, sealed_json
-
-if sys.platform != "win32":
-    import fcntl
 
 logger = logging.getLogger(__name__)
 
 _FORMAT = 2
-# Seconds after which a temporary file that nobody holds is left over.
-_LEFT_OVER = 24 * 60 * 60
 # Folders that this process has swept.
 _SWEPT: set[Path] = set()
 
@@ -66,7 +60,7 @@ class StoreFolder:
             temporary = Path(name)
             with open(handle, "rb") as file:  # noqa: PTH123
                 try:
-                    if not _lock(file, wait=False):
+                    if not lock(file.fileno(), wait=False):
                         # Without locks the system may not remove or rename a file that is open.
                         file.close()
                     yield temporary
@@ -177,19 +171,8 @@ class StoreFolder:
         with contextlib.ExitStack() as stack:
             # Where there is no lock, the write itself says what is wrong, if anything is.
             with contextlib.suppress(OSError):
-                _lock(stack.enter_context(_opened(self.root / ".lock")), wait=True)
+                lock(stack.enter_context(_opened(self.root / ".lock")).fileno(), wait=True)
             yield
-
-
-def _lock(file: BinaryIO, *, wait: bool) -> bool:
-    """Lock an open file until it is closed; say whether that succeeded."""
-    if sys.platform == "win32":
-        return False
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        return False
-    return True
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -213,5 +196,5 @@ def _remove_left_over(path: Path) -> None:
     """Remove a temporary file that is old and that no process holds."""
     with contextlib.suppress(OSError), path.open("r+b") as file:
         age = time.time() - os.fstat(file.fileno()).st_mtime
-        if age > _LEFT_OVER and _lock(file, wait=False):
+        if age > LEFT_OVER and lock(file.fileno(), wait=False):
             path.unlink()

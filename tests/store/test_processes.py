@@ -157,7 +157,7 @@ def test_a_damaged_entry_that_two_find_is_repaired_by_one(tmp_path, caplog):
 
 
 def test_without_locks_entries_are_filed_all_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_folder, "_lock", lambda *_arguments, **_options: False)
+    monkeypatch.setattr(store_folder, "lock", lambda *_arguments, **_options: None)
     monkeypatch.setattr(store_folder, "_linked", lambda *_arguments: False)
     store = Store(tmp_path)
     store.ensure("t", {}, lambda: {"x": torch.zeros(2)})
