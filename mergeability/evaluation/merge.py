@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mergeability.data.inputs import Inputs
 from mergeability.errors import UserError
 from mergeability.evaluation.evaluator import Evaluator
-from mergeability.merging.application import apply, fixed_alpha
+from mergeability.merging.application import Rounding, apply, fixed_alpha
 from mergeability.merging.method import MergeMethod
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
@@ -84,9 +85,12 @@ class Merge:
         models = self.task_vectors if given is None else given
         return self.task_vectors.assembled(self.method(models))
 
-    def state(self, alpha: float) -> dict[str, Tensor]:
-        """Make the merged weights at a scale."""
-        state = apply(self.task_vectors.base_checkpoint.state_dict(), self.direction, alpha)
+    def state(
+        self, alpha: float, *, dtype: torch.dtype | None = None, rounding: Rounding | None = None
+    ) -> dict[str, Tensor]:
+        """Make the merged weights at a scale, as `mergeability.merging.apply` does."""
+        base = self.task_vectors.base_checkpoint.state_dict()
+        state = apply(base, self.direction, alpha, dtype=dtype, rounding=rounding)
         return state if self.recalibrate is None else self.recalibrate.make(state, self.tasks)
 
     def weights(self, alpha: float) -> dict[str, Any]:

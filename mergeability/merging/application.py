@@ -1,7 +1,9 @@
 """What becomes of a merged task vector: its scale α, and the base moved by α·M."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +57,53 @@ def _default_alpha(method: MergeMethod) -> float | int | str:
     return 1.0
 
 
+@dataclass
+class Rounding:
+    """What rounding to narrow formats does to the change of a merge, over all parameters that are written in them.
+
+    With the exact values θ = θ_0 + α·M and the rounded ones θ̂, in float32:
+
+    Attributes:
+        change: Σ (θ - θ_0)².
+        lost: Σ (θ̂ - θ)².
+        moved: parameters with θ ≠ θ_0.
+        unmoved: of these, parameters with θ̂ = θ_0: their change vanished.
+
+    Example:
+        >>> rounding = Rounding()
+        >>> base = {"w": torch.ones(2, dtype=torch.bfloat16)}
+        >>> apply(base, {"w": torch.tensor([0.001, 0.5])}, alpha=1, rounding=rounding)["w"]
+        tensor([1.0000, 1.5000], dtype=torch.bfloat16)
+        >>> rounding.unmoved, round(rounding.survives, 6)
+        (1, 0.999996)
+    """
+
+    change: float = 0.0
+    lost: float = 0.0
+    moved: int = 0
+    unmoved: int = 0
+
+    @property
+    def survives(self) -> float:
+        """The share of the squared change that survives, 1 - Σ(θ̂ - θ)² / Σ(θ - θ_0)²; below 0 if noise exceeds it."""
+        return 1 - self.lost / self.change if self.change else 1.0
+
+    def count(self, base: Tensor, exact: Tensor, rounded: Tensor) -> None:
+        """Add one tensor: before the merge, after it, and after it in the narrow format, all as float32."""
+        self.change += float((exact - base).double().square().sum())
+        self.lost += float((rounded - exact).double().square().sum())
+        moved = exact != base
+        self.moved += int(moved.sum())
+        self.unmoved += int((moved & (rounded == base)).sum())
+
+
 def apply(
     base: Checkpoint | Mapping[str, Tensor] | str | Path,
     merged: Mapping[str, Tensor],
     alpha: float | int | str,
+    *,
+    dtype: torch.dtype | None = None,
+    rounding: Rounding | None = None,
 ) -> dict[str, Tensor]:
     """Add a merged task vector to the base: θ = θ_0 + α·M, in float32, written in the base's own dtypes.
 
@@ -70,12 +115,15 @@ def apply(
             the visual encoder alone is read, under canonical names; a mapping is taken as it is.
         merged: the merged task vector M.
         alpha: the scale α; a method's `alpha` is its default.
+        dtype: of all floating-point tensors of the result; None for the base's own.
+        rounding: counts what rounding to the result's dtypes does to the change.
 
     Returns:
         A new state dict that shares no memory with the base.
 
     Raises:
-        UserError: alpha is not a finite number, or M has a tensor the base lacks or has in another shape.
+        UserError: alpha is not a finite number, M has a tensor the base lacks or has in another shape, or a value of
+            the result lies outside the range of its dtype.
     """
     if isinstance(alpha, str):
         raise UserError(
@@ -95,7 +143,7 @@ def apply(
     for names in _by_place(base):
         # A file may have kept one name only of a tensor that has several here.
         name = next((name for name in names if name in merged), names[0])
-        moved |= dict.fromkeys(names, _moved(name, base[name], merged.get(name), alpha))
+        moved |= dict.fromkeys(names, _moved(name, base[name], merged.get(name), alpha, dtype, rounding))
     return {name: moved[name] for name in base}
 
 
@@ -109,8 +157,40 @@ def _by_place(tensors: Mapping[str, Tensor]) -> list[list[str]]:
     return list(groups.values())
 
 
-def _moved(name: str, value: Tensor, merged: Tensor | None, alpha: float | int) -> Tensor:
+def _moved(
+    name: str,
+    value: Tensor,
+    merged: Tensor | None,
+    alpha: float | int,
+    dtype: torch.dtype | None,
+    rounding: Rounding | None,
+) -> Tensor:
+    target = dtype if dtype is not None and value.is_floating_point() else value.dtype
     if merged is None:
-        return value.clone()
+        return _narrowed(name, value.clone(), target, alpha)
     scale = 1.0 if is_running_statistic(name) else alpha
-    return torch.add(value.float(), merged.to(value.device), alpha=scale).to(value.dtype)
+    exact = torch.add(value.float(), merged.to(value.device), alpha=scale)
+    rounded = _narrowed(name, exact, target, alpha)
+    if rounding is not None and target.itemsize < exact.dtype.itemsize:
+        rounding.count(value.float(), exact, rounded.float())
+    return rounded
+
+
+def _narrowed(name: str, exact: Tensor, dtype: torch.dtype, alpha: float | int) -> Tensor:
+    """Round to a dtype; the check costs a pass only where the range is smaller."""
+    rounded = exact.to(dtype)
+    lost = 0
+    if dtype.is_floating_point:
+        largest, ulp = torch.finfo(dtype).max, torch.finfo(dtype).eps
+        # From half a unit in the last place beyond the largest value on, rounding gives infinity, NaN, or in some
+        # formats without infinity the largest value.
+        bound = largest + ulp / 2 * 2.0 ** math.floor(math.log2(largest))
+        within = exact.abs() < bound if dtype.itemsize < exact.dtype.itemsize else exact.isfinite()
+        lost = int((~within).sum())
+    if lost:
+        wider = "" if dtype == exact.dtype else ", or save in a wider format: dtype=float32"
+        raise UserError(
+            f"The merge at alpha={alpha:g} has {lost} of {exact.numel()} values of '{name}' outside the range of "
+            f"{str(dtype).removeprefix('torch.')} (up to {torch.finfo(dtype).max:g}). Merge at a smaller alpha{wider}."
+        )
+    return rounded

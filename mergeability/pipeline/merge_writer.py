@@ -1,14 +1,18 @@
 """Keep the merges of a run: one folder a method and set of models, with weights and a card."""
 
+import logging
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import torch
 
 from mergeability.evaluation.merge import Merge, describe
 from mergeability.files import digest
+from mergeability.merging.application import Rounding
 from mergeability.models.clip import ClipModel
 from mergeability.pipeline.saving import (
     check_export,
@@ -21,6 +25,11 @@ from mergeability.pipeline.saving import (
 )
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights import checkpoints
+
+logger = logging.getLogger(__name__)
+
+# A merge of which less of the squared change survives rounding is worth a warning.
+_NOTICEABLE = 0.95
 
 
 def keep_only(folder: Path, wanted: Collection[tuple[str, str]]) -> None:
@@ -46,6 +55,7 @@ class MergeWriter:
         folder: of all merges.
         task_vectors: the models that are merged.
         export: "hf" for Hugging Face's names.
+        dtype: of all floating-point tensors that are written; None for the base's own.
         model: what the weights belong to, where it is known.
         expected: how many merges will come.
 
@@ -56,13 +66,15 @@ class MergeWriter:
     folder: Path
     task_vectors: TaskVectors
     export: str | None = None
+    dtype: torch.dtype | None = None
     model: ClipModel | None = None
     expected: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
         configuration = None if self.model is None else self.model.configuration
         check_export(self.task_vectors.base_checkpoint, self.export, configuration)
-        check_space(self.folder, self.expected, encoder_bytes(self.task_vectors.base_checkpoint))
+        size = encoder_bytes(self.task_vectors.base_checkpoint, self.dtype)
+        check_space(self.folder, self.expected, size)
 
     def __call__(self, merge: Merge, column: str, alpha: float, alpha_from: str, rows: pd.DataFrame) -> None:
         """Write one merge.
@@ -78,24 +90,55 @@ class MergeWriter:
             UserError: the disk is full, or the encoder cannot be written in the names asked for.
         """
         place = self.folder / column / merge_folder_name(merge.tasks)
-        identity = digest({"weights": merge.weights(alpha), "export": self.export})
+        identity = digest(
+            {"weights": merge.weights(alpha), "export": self.export}
+            | ({} if self.dtype is None else {"dtype": str(self.dtype)})
+        )
         card = checkpoints.read_card(place)
         if card is not None and card.get("merge_sha256") == identity:
             return
+        rounding = Rounding()
+        state = merge.state(alpha, dtype=self.dtype, rounding=rounding)
+        if rounding.change and rounding.survives < _NOTICEABLE:
+            logger.warning(
+                "%s of %s: rounding to %s leaves %.0f %% of the squared change; %d of %d changed values equal the "
+                "base's again. dtype=float32 keeps all.",
+                *(column, " + ".join(merge.tasks), self._format(), 100 * max(rounding.survives, 0)),
+                *(rounding.unmoved, rounding.moved),
+            )
         described = merge_card(
             merge.task_vectors,
             describe(merge.method),
             alpha,
             task_accuracies(rows),
             alpha_from=alpha_from,
-            facts={"merge_sha256": identity},
+            facts={"merge_sha256": identity, "dtype": self._format(), **_survival(rounding)},
         )
         normalisation = {} if self.model is None else {"mean": self.model.mean, "std": self.model.std}
         save_merge(
             place,
-            merge.state(alpha),
+            state,
             described,
             export=self.export,
             configuration=None if self.model is None else self.model.configuration,
             **normalisation,
         )
+
+    def _format(self) -> str:
+        if self.dtype is not None:
+            return str(self.dtype).removeprefix("torch.")
+        used = {str(one).removeprefix("torch.") for one in self.task_vectors.base_checkpoint.dtypes.values()}
+        return ", ".join(sorted(used))
+
+
+def _survival(rounding: Rounding) -> dict[str, Any]:
+    """Describe, for a card, what rounding to narrow formats did to a merge; nothing where nothing was rounded."""
+    if not rounding.moved:
+        return {}
+    return {
+        "rounding": {
+            "squared_change_that_survives": rounding.survives,
+            "changed_values": rounding.moved,
+            "of_these_equal_to_the_base_again": rounding.unmoved,
+        }
+    }

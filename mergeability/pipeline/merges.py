@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+import torch
 
 from mergeability.errors import UserError
 from mergeability.evaluation.merge import describe
@@ -89,9 +90,16 @@ def merge_writer(
         return None
     scales = request.merging.scales
     columns = [column for name, one in request.merges.items() for column in scales.columns(name, one)]
-    folder = request.folder / "merged"
+    folder, dtype = request.folder / "merged", request.merging.dtype
     keep_only(folder, {(column, merge_folder_name(members)) for column in columns for members in sets})
-    return MergeWriter(folder, vectors, request.merging.export, model, expected=len(columns) * len(sets))
+    return MergeWriter(
+        folder,
+        vectors,
+        request.merging.export,
+        None if dtype is None else getattr(torch, dtype),
+        model,
+        expected=len(columns) * len(sets),
+    )
 
 
 def recorded(vectors: TaskVectors, request: Request) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from mergeability.prediction.scorer import MARGIN
 from mergeability.prediction.study import StudySettings
 
 FEWEST_UNLABELLED = 8
+DTYPES = ("float32", "float16", "bfloat16")
 UNLABELLED_SPLITS = ("validation", "train")
 
 
@@ -87,6 +88,7 @@ class MergeSettings:
         test_images: how many of each task's test images to evaluate on; all when None.
         save: whether to write the merged encoders.
         export: "hf" writes them in Hugging Face's names.
+        dtype: of what is written: float32, float16 or bfloat16; None for the base's own.
     """
 
     pairs: Sequence[Sequence[str]] | None = None
@@ -100,6 +102,7 @@ class MergeSettings:
     test_images: int | None = None
     save: bool = False
     export: str | None = None
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("validation_images", "test_images"):
@@ -112,6 +115,10 @@ class MergeSettings:
             )
         if self.export not in (None, "hf"):
             raise UserError(f"Expected export to be hf or null, got {self.export!r}.")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise UserError(f"Expected dtype to be one of {', '.join(DTYPES)}, or null, got {self.dtype!r}.")
+        if self.dtype is not None and not self.keeps:
+            raise UserError(f"dtype={self.dtype} is the format of merges that are written: add save=true.")
         # Made to be checked: what is wrong would else be found after minutes.
         _ = self.chosen_sets, self.scales
 

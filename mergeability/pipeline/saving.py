@@ -140,10 +140,18 @@ def task_accuracies(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
     return {str(row["task"]): {name: float(row[name]) for name in known} for row in rows.to_dict("records")}
 
 
-def encoder_bytes(checkpoint: Checkpoint) -> int:
-    """Return how many bytes an encoder with these shapes and dtypes takes on disk, with what lies beside it."""
+def encoder_bytes(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> int:
+    """Return how many bytes an encoder with these shapes takes on disk, with what lies beside it.
+
+    Args:
+        checkpoint: the base model.
+        dtype: of all floating-point tensors; None for the checkpoint's own.
+    """
+    own = checkpoint.dtypes
     sizes = (
-        math.prod(checkpoint.shapes[name]) * checkpoint.dtypes[name].itemsize for name in checkpoint.names
+        math.prod(checkpoint.shapes[name])
+        * (dtype if dtype is not None and own[name].is_floating_point else own[name]).itemsize
+        for name in checkpoint.names
     )
     return sum(sizes) + _BESIDE_WEIGHTS
 

@@ -258,3 +258,37 @@ def test_options_that_change_a_matrix_change_its_merge(bare, tmp_path):
     parts = np.concatenate([isotropic(part) for part in np.split(total, 3)])
     np.testing.assert_allclose(found["profile.split_qkv=false"] - base, isotropic(total), atol=1e-5)
     np.testing.assert_allclose(found["profile.split_qkv=true"] - base, parts, atol=1e-5)
+
+
+def test_the_format_of_saved_merges_can_be_chosen_and_what_rounding_does_is_told(bare):
+    ended, folder = bare("merge=average", "pairs=[[task0,task1]]", "save=true", "dtype=bfloat16")
+    assert ended.code == 0, ended.output
+    place = folder / "merged/average/task0+task1"
+    weights = safetensors.torch.load_file(place / "model.safetensors")
+    assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.bfloat16}
+    card = json.loads((place / "card.json").read_text())
+    assert card["dtype"] == "bfloat16"
+    survives = card["rounding"]["squared_change_that_survives"]
+    assert 0 < survives < 1
+    assert ("rounding to bfloat16 leaves" in ended.output) == (survives < 0.95)
+    again, _ = bare("merge=average", "pairs=[[task0,task1]]", "save=true")
+    assert again.code == 0
+    card = json.loads((place / "card.json").read_text())
+    assert card["dtype"] == "float32"
+    assert "rounding" not in card
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ("save=true", "dtype=int8"),
+            "Expected dtype to be one of float32, float16, bfloat16, or null, got 'int8'.",
+        ),
+        (("dtype=float16",), "dtype=float16 is the format of merges that are written: add save=true."),
+    ],
+)
+def test_a_format_that_cannot_be_is_one_sentence(bare, words, sentence):
+    ended, _ = bare("merge=average", *words)
+    assert ended.code == 1
+    assert sentence in ended.output
