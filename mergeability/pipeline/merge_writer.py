@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from mergeability.checks import check_path_part
 from mergeability.evaluation.merge import Merge, describe
 from mergeability.files import digest
 from mergeability.models.clip import ClipModel
@@ -43,6 +44,8 @@ class MergeWriter:
     expected: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
+        for task in self.task_vectors.tasks:
+            check_path_part("name of a model", task)
         configuration = None if self.model is None else self.model.configuration
         check_export(self.task_vectors.base_checkpoint, self.export, configuration)
         check_space(self.folder, self.expected, encoder_bytes(self.task_vectors.base_checkpoint))

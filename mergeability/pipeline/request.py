@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from mergeability.checks import is_count
+from mergeability.checks import Count, NotNegative, Positive, Seed, is_count
 from mergeability.errors import UserError
 from mergeability.evaluation.model_sets import MergeSets
 from mergeability.evaluation.scales import GRID, ScaleChoice
@@ -38,16 +39,16 @@ class ProfileSettings:
         unlabelled_from: the split they are drawn from, `validation` or `train`.
     """
 
-    samples: int = 10
-    merge_samples: int = 256
+    samples: Count = 10
+    merge_samples: Count = 256
     unlabelled: int = 64
-    unlabelled_from: str = "validation"
-    seed: int = 42
+    unlabelled_from: Literal["validation", "train"] = "validation"
+    seed: Seed = 42
     layer: str | None = None
     pool: Sequence[str] | None = None
     split_qkv: bool = False
-    matricize: str | None = None
-    memory_budget: float | int = 4
+    matricize: Literal["conv"] | None = None
+    memory_budget: Positive = 4
 
     def __post_init__(self) -> None:
         if self.merge_samples < 1:
@@ -91,15 +92,15 @@ class MergeSettings:
 
     pairs: Sequence[Sequence[str]] | None = None
     arity: int | str | Sequence[int | str] = 2
-    sets: int | None = None
-    seed: int = 0
+    sets: Count | None = None
+    seed: Seed = 0
     alpha: float | int | str | Sequence[str] | None = None
     alpha_grid: Sequence[float | int] = GRID
-    validation_images: int = 1000
-    probe: int | None = None
-    test_images: int | None = None
+    validation_images: Count = 1000
+    probe: Count | None = None
+    test_images: Count | None = None
     save: bool = False
-    export: str | None = None
+    export: Literal["hf"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("validation_images", "test_images"):
@@ -157,10 +158,10 @@ class Request:
     predictors: Mapping[str, Predictor] = field(default_factory=dict)
     prediction: StudySettings = field(default_factory=StudySettings)
     fitted: str | None = None
-    margin: float | int = MARGIN
+    margin: NotNegative = MARGIN
     profile: ProfileSettings = ProfileSettings()
     merging: MergeSettings = MergeSettings()
     store: str | None = None
-    on_error: str = "raise"
+    on_error: Literal["raise", "nan"] = "raise"
     device: str = "auto"
     folder: Path | None = None

@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 from torch import Tensor
 
+from mergeability.checks import Positive
 from mergeability.data.tasks import Task
 from mergeability.errors import UserError
 from mergeability.models.base import WEIGHTS
@@ -62,8 +64,8 @@ class TaskSuite:
     trained: str
     train_command: str
     pixel_baseline: bool = False
-    warn_above: float | int = 0.5
-    refuse_above: float | int = 2.0
+    warn_above: Positive = 0.5
+    refuse_above: Positive = 2.0
 
     def folder(self, task: str) -> Path:
         """Say where a task's model lies."""
@@ -132,8 +134,8 @@ class CheckpointSuite:
     name: str
     base: str
     models: Mapping[str, str]
-    warn_above: float | int = 0.5
-    refuse_above: float | int = 2.0
+    warn_above: Positive = 0.5
+    refuse_above: Positive = 2.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.models, Mapping) or not all(
@@ -174,7 +176,7 @@ class TableSuite:
     table: str
     metrics: Sequence[str] | None = None
     methods: Sequence[str] | None = None
-    rows: str = "per_method"
+    rows: Literal["per_method", "complete"] = "per_method"
     extra_metrics: Sequence[str] | None = None
 
     def file(self) -> PairFile:

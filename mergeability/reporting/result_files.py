@@ -9,6 +9,7 @@ from mergeability.files import write_text
 from mergeability.pipeline.result import Analysis
 from mergeability.pipeline.verdicts import verdict
 from mergeability.prediction import PredictionResult
+from mergeability.prediction.csv_files import csv_text
 from mergeability.prediction.scorer import FILE as FITTED
 from mergeability.reporting.report import write_report
 
@@ -41,9 +42,9 @@ def save(analysis: Analysis, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".results-") as name:
         staging = Path(name)
         write_report(analysis, staging / "report.html")
-        write_text(staging / "pairs.csv", analysis.pairs.to_csv(index=False))
+        write_text(staging / "pairs.csv", csv_text(analysis.pairs))
         if not analysis.models.empty:
-            write_text(staging / "models.csv", analysis.models.to_csv())
+            write_text(staging / "models.csv", csv_text(analysis.models, index=True))
         for name, table in (
             ("sets.csv", analysis.sets),
             ("accuracies.csv", analysis.accuracies),
@@ -52,7 +53,7 @@ def save(analysis: Analysis, folder: Path) -> Path:
             ("transfer.csv", analysis.transfer),
         ):
             if not table.empty:
-                write_text(staging / name, table.to_csv(index=False))
+                write_text(staging / name, csv_text(table))
         (analysis.prediction or PredictionResult()).save(staging)
         if analysis.fitted is not None:
             analysis.fitted.save(staging / FITTED)

@@ -20,6 +20,7 @@ from mergeability.errors import UserError, shown
 from mergeability.pipeline.table_files.cells import plain_numbers, shares_of_one
 from mergeability.pipeline.table_files.text import NAMES, Rows, text_rows
 from mergeability.pipeline.table_files.workbook import workbook_rows
+from mergeability.prediction.csv_files import original
 from mergeability.prediction.pair_table import summarise_names
 
 _ZIP = b"PK\x03\x04"
@@ -150,7 +151,7 @@ def _from_rows(read: Rows, name: str) -> tuple[pd.DataFrame, list[str]]:
     places = [place for place, cell in enumerate(header) if cell]
     named = _header([header[place] for place in places], name)
     columns = {
-        one: [unicodedata.normalize("NFC", row[place].strip()) for row in rows]
+        one: [original(unicodedata.normalize("NFC", row[place].strip())) for row in rows]
         for one, place in zip(named, places, strict=True)
     }
     notes += plain_numbers({one: cells for one, cells in columns.items() if one not in NAMES})
@@ -213,7 +214,7 @@ def _counts(cells: Sequence[str]) -> bool:
 
 def _header(names: Sequence[str], file: str) -> list[str]:
     """Strip the columns' names, and check that each is there once."""
-    found = [unicodedata.normalize("NFC", " ".join(name.split())) for name in names]
+    found = [original(unicodedata.normalize("NFC", " ".join(name.split()))) for name in names]
     twice = [name for name, count in Counter(found).items() if count > 1]
     if twice:
         raise UserError(
