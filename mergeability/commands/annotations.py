@@ -209,7 +209,9 @@ def _words(annotation: ast.expr) -> str:
             kind, condition = declared
             if isinstance(condition, OnePart):
                 return "the name of one file or folder, without / and \\"
-            noun = "a whole number" if kind == "int" else "a number"
+            noun = (
+                "a whole number" if kind == "int" else "a finite number" if condition.high > 1 else "a number"
+            )
             if condition.above:
                 return f"{noun} above {condition.low:g}"
             if condition.high >= 2**31 - 1:

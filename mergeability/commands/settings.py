@@ -75,6 +75,10 @@ _FOREIGN: dict[str, tuple[str, str, str, dict[str, str]]] = {
         for tower in ("vision", "text")
     },
 }
+# How to write what is hard to guess.
+_EXAMPLES = {
+    "suite.models": " suite.models names files: 'suite.models={a: a.safetensors, b: b.safetensors}'."
+}
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 _HYDRA = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
@@ -165,7 +169,7 @@ def _check(cfg: DictConfig, path: str, node: DictConfig, name: str, annotation: 
     try:
         taken = take(annotation, value)
     except RefusedError:
-        hint = ""
+        hint = _EXAMPLES.get(source, "")
         if isinstance(value, bool | int | float) and _fits(annotation, str(value).lower()):
             hint = f""" Quote it: '{source}="{str(value).lower() if isinstance(value, bool) else value}"'."""
         raise UserError(f"Expected {source} to be {words(annotation)}, got {_shown(value)}.{hint}") from None

@@ -44,7 +44,8 @@ COMMANDS = {
     "train": ("train", ("task=digits", "model=clip_mini", "reg.lambda=0.01", *SMALL, "progress=null", "logger=csv")),
     "table": (
         "analyze",
-        ("suite=table", "suite.table=TABLE", "metric=task_vector_cosine_similarity", "predictor=all", "logger=none"),
+        ("suite=table", "suite.table=TABLE", "metric=task_vector_cosine_similarity", "predictor=all", "logger=none",
+         "prediction.permutations=0", "prediction.seeds=0", "prediction.ablation=false"),
     ),
     "checkpoints": (
         "analyze",
