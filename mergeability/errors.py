@@ -1,4 +1,7 @@
-"""The one exception that is meant for the person at the keyboard."""
+"""The one exception that is meant for the person at the keyboard, and text that is safe to show there."""
+
+from typing import Any
+from unicodedata import category
 
 
 class UserError(ValueError):
@@ -7,3 +10,43 @@ class UserError(ValueError):
     The commands show its text without a traceback and exit with a non-zero code. Anything else that is
     raised is a defect of this package and keeps its traceback.
     """
+
+
+def printable(text: str) -> str:
+    r"""Replace control characters and what else a terminal would act on by escapes; keep line breaks and tabs.
+
+    >>> print(printable("a\x1b[31mb"))
+    a\x1b[31mb
+    """
+    if text.isprintable():
+        return text
+    kept = ("\n", "\t")
+    return "".join(
+        one
+        if one in kept or one.isprintable() or category(one) == "Zs"
+        else one.encode("unicode_escape").decode()
+        for one in text
+    )
+
+
+def shown(value: Any, limit: int = 60) -> str:
+    """Write a value that someone gave, such as a cell or a name: quoted if it is text, on one line, shortened.
+
+    >>> shown("a" * 100, limit=10), shown(0.5)
+    ("'aaaaaaa…'", '0.5')
+    """
+    written = printable(repr(value))
+    if len(written) <= limit:
+        return written
+    end = written[-1] if written[-1] in "'\")]}" else ""
+    return f"{written[: limit - 1 - len(end)]}…{end}"
+
+
+def short(name: str, limit: int = 60) -> str:
+    """Shorten a long name, and escape its control characters.
+
+    >>> short("accuracy", limit=5)
+    'accu…'
+    """
+    written = printable(name).replace("\n", "\\n")
+    return written if len(written) <= limit else f"{written[: limit - 1]}…"

@@ -93,7 +93,7 @@ def declared(target: str) -> dict[str, Any]:
     Args:
         target: the dotted name of a member's `_target_`.
     """
-    node = _definition(target)
+    node = definition(target)
     if isinstance(node, ast.ClassDef):
         return dict(_constants(node))
     if isinstance(node, ast.FunctionDef):
@@ -133,21 +133,27 @@ def _constants(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
                 continue
 
 
-def _definition(target: str) -> ast.AST | None:
+def definition(target: str) -> ast.AST | None:
     """Find where a dotted name is defined, through the stub of a lazy package; None where that has no source."""
+    found = located(target)
+    return None if found is None else found[0]
+
+
+def located(target: str) -> tuple[ast.ClassDef | ast.FunctionDef, Path] | None:
+    """Find where a dotted name is defined, and in which file."""
     module, _, name = target.rpartition(".")
     spec = _spec(module)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
     source = Path(spec.origin)
-    for node in _parsed(source).body:
+    for node in parsed(source).body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
-            return node
+            return node, source
     stub = source.with_suffix(".pyi")
-    for node in _parsed(stub).body if stub.exists() else ():
+    for node in parsed(stub).body if stub.exists() else ():
         if isinstance(node, ast.ImportFrom) and node.module and any(one.asname == name for one in node.names):
             original = next(one.name for one in node.names if one.asname == name)
-            return _definition(f"{module}.{node.module}.{original}")
+            return located(f"{module}.{node.module}.{original}")
     return None
 
 
@@ -160,5 +166,6 @@ def _spec(module: str) -> ModuleSpec | None:
 
 
 @cache
-def _parsed(path: Path) -> ast.Module:
+def parsed(path: Path) -> ast.Module:
+    """Parse a source file, once."""
     return ast.parse(path.read_text(encoding="utf-8"))

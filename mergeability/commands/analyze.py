@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mergeability.commands.folders import forget_merges, run_folder, shown_path
 from mergeability.commands.record import plain
+from mergeability.commands.settings import check_settings
 from mergeability.commands.train import fine_tune
 from mergeability.errors import UserError
 
@@ -21,6 +22,7 @@ def analyse(cfg: DictConfig) -> float | tuple[float, ...] | None:
     Returns:
         What a sweeper that searches is to optimise; None where `objectives` names nothing.
     """
+    check_settings(cfg)
     train_missing(cfg)
     # Imported here: `--help` and a wrong option need none of it.
     from hydra.utils import instantiate

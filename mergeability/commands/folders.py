@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from mergeability.errors import UserError
+from mergeability.errors import UserError, printable
 from mergeability.files import (
     can_be_replaced,
     hold_folder,
@@ -208,5 +208,5 @@ def _quoted(value: str) -> str:
 
 
 def _refuse(sentence: str) -> NoReturn:
-    sys.stderr.write(f"Error: {sentence}\n")
+    sys.stderr.write(f"Error: {printable(sentence)}\n")
     raise SystemExit(1)

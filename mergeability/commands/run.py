@@ -12,8 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mergeability.commands.folders import claimed_folders
 from mergeability.commands.sweep import Ledger, close_sweep, user_error
+from mergeability.commands.wording import check_overrides, flags_first, known_settings, sentence
 from mergeability.context import cores
-from mergeability.errors import UserError
+from mergeability.errors import printable
 from mergeability.threads import choose_threads, sample
 
 # Taken while Hydra composes, so that looking at the machine costs no time.
@@ -29,27 +30,39 @@ def run(main: Callable[[], Any]) -> None:
     verbose = bool(os.environ.setdefault("HYDRA_FULL_ERROR", ""))
     os.environ["HYDRA_FULL_ERROR"] = "1"
     logging.captureWarnings(True)
+    # A full disk fails to take the log too, which needs no traceback for each line.
+    logging.raiseExceptions = verbose
+    sys.argv[1:] = flags_first(sys.argv[1:])
     code = 0
     try:
+        check_overrides(sys.argv[1:])
         with claimed_folders():
             main()
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. What is finished is kept: start the same command again.\n")
         code = 130
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        if verbose:
+    except (HydraException, OmegaConfBaseException, ValueError, OSError, MemoryError, RuntimeError) as error:
+        told = _told(error)
+        if verbose and told is not None:
             traceback.print_exception(error)
-        sys.stderr.write(f"Error: {user_error(error) or _without_search_path(error)}\n")
-        code = 1
-    except ValueError as error:
-        if verbose or not _raised_by_hydra(error):
+        if told is None:
             raise
-        sys.stderr.write(f"Error: {error}\n")
+        sys.stderr.write(f"Error: {printable(told)}\n")
         code = 1
     finally:
         failed = close_sweep()
     if code or failed or Ledger.summary_failed:
         sys.exit(code or 1)
+
+
+def _told(error: Exception) -> str | None:
+    """Say in a sentence what a user can correct; None for what is a defect."""
+    mistake = user_error(error)
+    if mistake is not None:
+        return str(mistake)
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return sentence(error, known_settings(error))
+    return str(error) if isinstance(error, ValueError) and _raised_by_hydra(error) else None
 
 
 def prepare() -> None:
@@ -63,11 +76,3 @@ def _raised_by_hydra(error: BaseException) -> bool:
     while last is not None and last.tb_next is not None:
         last = last.tb_next
     return last is not None and last.tb_frame.f_globals.get("__name__", "").split(".")[0] == "hydra"
-
-
-def _without_search_path(error: Exception) -> str:
-    """Keep what Hydra says about a wrong choice and what there is, not where it looked; name a missing extra."""
-    sentence = str(error).split("\nConfig search path")[0].rstrip()
-    if "hydra/sweeper/optuna" in sentence:
-        return "Searching needs the Optuna sweeper: uv pip install 'mergeability[sweep]'."
-    return sentence

@@ -1,6 +1,7 @@
 """A ledger of a sweep's jobs: how each ended, the summary across them, the time left."""
 
 import logging
+import re
 import sys
 import time
 import traceback
@@ -18,9 +19,13 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mergeability.commands.folders import shown_path
-from mergeability.errors import UserError
+from mergeability.errors import UserError, short
 
 logger = logging.getLogger(__name__)
+# PyTorch's words when memory on the CPU is out.
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|Storage size calculation overflowed|out of memory"
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,17 @@ class Job:
     overrides: tuple[str, ...]
     folder: Path
     error: str | None
+
+
+class QuietReturn(JobReturn):
+    """How a job ended; its exception is raised without a word of Hydra's."""
+
+    @property
+    def return_value(self) -> Any:
+        """Return what the job returned, or raise what it raised."""
+        if self.status != JobStatus.COMPLETED:
+            raise self._return_value
+        return self._return_value
 
 
 class Ledger(Callback):
@@ -59,9 +75,15 @@ class Ledger(Callback):
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Record the job."""
         failed = job_return.status != JobStatus.COMPLETED
+        # Hydra would write "Error executing job with overrides" before the sentence.
+        job_return.__class__ = QuietReturn
         raised = job_return._return_value
         error = str(user_error(raised) or f"{type(raised).__name__}: {raised}") if failed else None
-        if failed and not isinstance(raised, UserError | HydraException | OmegaConfBaseException):
+        if (
+            failed
+            and user_error(raised) is None
+            and not isinstance(raised, HydraException | OmegaConfBaseException)
+        ):
             # A defect: in a sweep Hydra shows the traceback of the first failed job only.
             traceback.print_exception(raised)
         overrides = tuple(job_return.overrides or ())
@@ -101,10 +123,26 @@ def _remaining(ended: int, total: int, seconds: float) -> str:
 
 
 def user_error(error: BaseException | None) -> UserError | None:
-    """Find the user error behind an exception: Hydra's `instantiate` wraps what the called function raises."""
-    while error is not None and not isinstance(error, UserError):
+    """Find the user error behind an exception: Hydra's `instantiate` wraps what the called function raises.
+
+    What the system refuses, such as a folder that cannot be made, a full disk or no more memory, is one too.
+    """
+    while error is not None:
+        if isinstance(error, UserError):
+            return error
+        if isinstance(error, OSError) and error.strerror:
+            place = f" {short(str(error.filename), 200)}" if error.filename is not None else ""
+            return UserError(
+                f"Cannot use{place}: {error.strerror}. Free some space, or choose another place with paths.root=…."
+            )
+        if isinstance(error, MemoryError) or (
+            isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))
+        ):
+            return UserError(
+                f"Out of memory: {short(' '.join(str(error).split()), 160)}. Choose smaller sizes."
+            )
         error = error.__cause__
-    return error
+    return None
 
 
 def close_sweep() -> int:

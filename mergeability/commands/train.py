@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from mergeability.commands.folders import run_folder
 from mergeability.commands.record import settings
+from mergeability.commands.settings import check_settings
 from mergeability.errors import UserError
 from mergeability.files import read_json
 
@@ -23,6 +24,7 @@ def fine_tune(cfg: DictConfig) -> None:
     Raises:
         UserError: there is no base model, or a model with other settings lies there; whatever `run` raises.
     """
+    check_settings(cfg)
     from hydra.utils import instantiate
 
     from mergeability.finetuning.resume import finished_card
@@ -80,6 +82,7 @@ def examine(cfg: DictConfig) -> None:
     Raises:
         UserError: something is wrong with them.
     """
+    check_settings(cfg)
     from hydra.utils import instantiate
 
     from mergeability.data.doctor import examine

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from mergeability.checks import Count, PathPart, Share, check_path_part
 from mergeability.data.inputs import SPLITS, Images, Source, Split, Streamed
 from mergeability.errors import UserError
 
@@ -28,14 +29,15 @@ class Task:
             name, or epochs < 1.
     """
 
-    name: str
+    name: PathPart
     source: Source | Streamed
     class_names: Sequence[str]
     templates: Sequence[str]
-    epochs: int
-    expected_accuracy: float | None = None
+    epochs: Count
+    expected_accuracy: Share | None = None
 
     def __post_init__(self) -> None:
+        check_path_part("name of a task", self.name)
         self._check_source()
         self._check_class_names()
         self._check_templates()

@@ -4,7 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import lightning.pytorch as pl
 import torch
@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import get_total_norm
 from torchmetrics.classification import MulticlassAccuracy
 
+from mergeability.checks import Count, NotNegative, Positive, Share, Whole
 from mergeability.errors import UserError
 from mergeability.finetuning.objective import Step, cross_entropy
 from mergeability.finetuning.penalties.base import Penalty
@@ -42,17 +43,17 @@ class TrainingSettings:
         UserError: a number that cannot train, or an unknown optimizer.
     """
 
-    epochs: int
-    learning_rate: float | int
-    weight_decay: float | int = 0.1
-    batch_size: int = 128
-    accumulate: int = 1
-    warmup_steps: int = 500
-    warmup_share: float | int = 0.1
-    gradient_clip: float | int = 1.0
-    train_evaluation_images: int = 2000
-    optimizer: str = "adamw"
-    momentum: float | int = 0.9
+    epochs: Count
+    learning_rate: Positive
+    weight_decay: NotNegative = 0.1
+    batch_size: Count = 128
+    accumulate: Count = 1
+    warmup_steps: Whole = 500
+    warmup_share: Share = 0.1
+    gradient_clip: NotNegative = 1.0
+    train_evaluation_images: Count = 2000
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: Share = 0.9
     compile: bool = False
 
     def __post_init__(self) -> None:

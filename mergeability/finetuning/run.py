@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from mergeability.data.image_cache import prepared
@@ -173,7 +174,7 @@ def _fit(
     resume = _resume_from(unfinished, record)
     module.encoder.train()
     callbacks = [callback for callback in callbacks if callback is not None]
-    trainer = pl.Trainer(
+    trainer = _trainer(
         max_epochs=settings.epochs,
         accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=settings.gradient_clip,
@@ -192,6 +193,15 @@ def _fit(
         # Lightning turns Ctrl-C into an exit; the commands have their own way to end on it.
         raise KeyboardInterrupt from error
     return trainer.world_size
+
+
+def _trainer(**options: Any) -> pl.Trainer:
+    """Make a trainer; what Lightning refuses are the options of `trainer`, since all others are fixed here."""
+    try:
+        return pl.Trainer(**options)
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"Lightning's Trainer refuses the settings of trainer: {reason}") from error
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mergeability.checks import Count
 from mergeability.errors import UserError
 from mergeability.merging.method import check_alpha, checked
 from mergeability.merging.stream import stream
@@ -31,7 +32,7 @@ class ConsensusTA:
     needs_data: ClassVar[bool] = False
     models: ClassVar[int | None] = None
 
-    agree: int = 2
+    agree: Count = 2
     threshold: float | int = 0.4
     alpha: float | int | str = 1.0
 

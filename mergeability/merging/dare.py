@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mergeability.checks import Seed
 from mergeability.errors import UserError
 from mergeability.merging.method import MergeMethod, checked
 from mergeability.merging.stream import mean, stream
@@ -31,7 +32,7 @@ class Dare:
     models: ClassVar[int | None] = None
 
     p: float | int = 0.9
-    seed: int = 0
+    seed: Seed = 0
     then: MergeMethod | None = None
 
     def __post_init__(self) -> None:

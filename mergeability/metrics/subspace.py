@@ -4,15 +4,18 @@
 subspace and is skipped for that pair; a pair without any matrix left is NaN.
 """
 
+from typing import Literal
+
 import numpy as np
 from jaxtyping import Float64
 
+from mergeability.checks import Count
 from mergeability.metrics.traits import metric
 from mergeability.profiles.profiles import Profiles
 
 
 @metric(category="subspace", low=0, high=1, equal=1)
-def singular_value_overlap(profiles: Profiles, count: int = 100) -> Float64[np.ndarray, "T T"]:
+def singular_value_overlap(profiles: Profiles, count: Count = 100) -> Float64[np.ndarray, "T T"]:
     """Compute the cosine of the two vectors of the `count` leading singular values, in [0, 1]."""
     values = profiles.singular_values(count)
     norms = np.linalg.norm(values, axis=-1)
@@ -22,7 +25,7 @@ def singular_value_overlap(profiles: Profiles, count: int = 100) -> Float64[np.n
 
 
 @metric(category="subspace", low=0, high=1)
-def left_overlap(profiles: Profiles, k: int = 10) -> Float64[np.ndarray, "T T"]:
+def left_overlap(profiles: Profiles, k: Count = 10) -> Float64[np.ndarray, "T T"]:
     """Compute ‖UaᵀUb‖_F / k of the k leading left vectors, in [0, 1/√k].
 
     Divided by k as published, not by √k: identical subspaces score 1/√k, which is 0.316 at k = 10.
@@ -32,21 +35,25 @@ def left_overlap(profiles: Profiles, k: int = 10) -> Float64[np.ndarray, "T T"]:
 
 
 @metric(category="subspace", low=0, high=1, equal=1)
-def right_overlap(profiles: Profiles, end: str = "top", k: int = 10) -> Float64[np.ndarray, "T T"]:
+def right_overlap(
+    profiles: Profiles, end: Literal["top", "bottom"] = "top", k: Count = 10
+) -> Float64[np.ndarray, "T T"]:
     """Compute ‖VaᵀVb‖_F / √k of the first or the last k right vectors of the thin SVD, in [0, 1]."""
     squares = profiles.subspace_overlaps("right", end, k)
     return _mean_over_matrices(np.sqrt(squares / _sizes(profiles, k)))
 
 
 @metric(category="subspace", low=0, high=1, equal=1)
-def interaction_overlap(profiles: Profiles, end: str = "top", k: int = 10) -> Float64[np.ndarray, "T T"]:
+def interaction_overlap(
+    profiles: Profiles, end: Literal["top", "bottom"] = "top", k: Count = 10
+) -> Float64[np.ndarray, "T T"]:
     """Compute the mean squared singular value of VaᵀVb, ‖VaᵀVb‖²_F / k, in [0, 1]."""
     squares = profiles.subspace_overlaps("right", end, k)
     return _mean_over_matrices(squares / _sizes(profiles, k))
 
 
 @metric(category="subspace", low=-1, high=1, on_request=True)
-def left_overlap_excess(profiles: Profiles, k: int = 10) -> Float64[np.ndarray, "T T"]:
+def left_overlap_excess(profiles: Profiles, k: Count = 10) -> Float64[np.ndarray, "T T"]:
     """Compute ‖UaᵀUb‖_F / √k − √(k/m) of the k leading left vectors, in (−1, 1).
 
     ‖UaᵀUb‖²_F is k²/m on average for random subspaces of Rᵐ, and k for equal ones: without the second term, the
@@ -57,7 +64,9 @@ def left_overlap_excess(profiles: Profiles, k: int = 10) -> Float64[np.ndarray, 
 
 
 @metric(category="subspace", low=-1, high=1, on_request=True)
-def right_overlap_excess(profiles: Profiles, end: str = "top", k: int = 10) -> Float64[np.ndarray, "T T"]:
+def right_overlap_excess(
+    profiles: Profiles, end: Literal["top", "bottom"] = "top", k: Count = 10
+) -> Float64[np.ndarray, "T T"]:
     """Compute ‖VaᵀVb‖_F / √k − √(k/n) of the first or the last k right vectors, in (−1, 1).
 
     0 at about chance: see `left_overlap_excess`; the right vectors lie in Rⁿ.
@@ -68,7 +77,7 @@ def right_overlap_excess(profiles: Profiles, end: str = "top", k: int = 10) -> F
 
 @metric(category="subspace", low=-1, high=1, on_request=True)
 def interaction_overlap_excess(
-    profiles: Profiles, end: str = "top", k: int = 10
+    profiles: Profiles, end: Literal["top", "bottom"] = "top", k: Count = 10
 ) -> Float64[np.ndarray, "T T"]:
     """Compute ‖VaᵀVb‖²_F / k − k/n of the first or the last k right vectors, in (−1, 1).
 

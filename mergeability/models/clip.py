@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 
+from mergeability.checks import Count, PathPart, Positive, check_path_part
 from mergeability.errors import UserError
 from mergeability.models.published import check_plain, check_tag, side
 from mergeability.weights.whole_clip import SUFFIXES, clip_weights
@@ -35,16 +36,17 @@ class ClipModel:
             own, or one whose weights were trained with another activation or preprocessing than configured.
     """
 
-    name: str
+    name: PathPart
     architecture: str | Mapping[str, Any]
-    learning_rate: float
-    batch_size: int
+    learning_rate: Positive
+    batch_size: Count
     pretrained: str | None = None
     mean: Sequence[float] = CLIP_MEAN
     std: Sequence[float] = CLIP_STD
     base_command: str | None = None
 
     def __post_init__(self) -> None:
+        check_path_part("name of a model", self.name)
         check_plain(self.name, self.architecture)
         if isinstance(self.architecture, str):
             self._check_tag(self.architecture)
@@ -102,7 +104,20 @@ class ClipModel:
         # open_clip initialises from the global generator, so it is seeded inside a fork of it.
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)
-            return open_clip.CLIP(**self.configuration).eval()
+            try:
+                return open_clip.CLIP(**self.configuration).eval()
+            except (
+                TypeError,
+                ValueError,
+                LookupError,
+                ArithmeticError,
+                RuntimeError,
+                AssertionError,
+            ) as error:
+                raise UserError(
+                    f"open_clip cannot build model {self.name!r} from model.architecture "
+                    f"({type(error).__name__}: {' '.join(str(error).split())[:200]}). Correct its sizes."
+                ) from error
 
     def preprocess(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 size size"]:
         """Resize the shorter side (bicubic, anti-aliased), crop the centre, scale to [0, 1] and normalise."""

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from mergeability.checks import check_path_part
 from mergeability.evaluation.merge import Merge, describe
 from mergeability.files import digest
 from mergeability.merging.application import Rounding
@@ -71,6 +72,8 @@ class MergeWriter:
     expected: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
+        for task in self.task_vectors.tasks:
+            check_path_part("name of a model", task)
         configuration = None if self.model is None else self.model.configuration
         check_export(self.task_vectors.base_checkpoint, self.export, configuration)
         size = encoder_bytes(self.task_vectors.base_checkpoint, self.dtype)

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from mergeability.checks import is_count
+from mergeability.checks import Count, NotNegative, Positive, Seed, is_count
 from mergeability.errors import UserError
 from mergeability.evaluation.model_sets import MergeSets
 from mergeability.evaluation.scales import GRID, ScaleChoice
@@ -17,7 +18,6 @@ from mergeability.prediction.scorer import MARGIN
 from mergeability.prediction.study import StudySettings
 
 FEWEST_UNLABELLED = 8
-DTYPES = ("float32", "float16", "bfloat16")
 UNLABELLED_SPLITS = ("validation", "train")
 
 
@@ -39,16 +39,16 @@ class ProfileSettings:
         unlabelled_from: the split they are drawn from, `validation` or `train`.
     """
 
-    samples: int = 10
-    merge_samples: int = 256
+    samples: Count = 10
+    merge_samples: Count = 256
     unlabelled: int = 64
-    unlabelled_from: str = "validation"
-    seed: int = 42
+    unlabelled_from: Literal["validation", "train"] = "validation"
+    seed: Seed = 42
     layer: str | None = None
     pool: Sequence[str] | None = None
     split_qkv: bool = False
-    matricize: str | None = None
-    memory_budget: float | int = 4
+    matricize: Literal["conv"] | None = None
+    memory_budget: Positive = 4
 
     def __post_init__(self) -> None:
         if self.merge_samples < 1:
@@ -93,16 +93,16 @@ class MergeSettings:
 
     pairs: Sequence[Sequence[str]] | None = None
     arity: int | str | Sequence[int | str] = 2
-    sets: int | None = None
-    seed: int = 0
+    sets: Count | None = None
+    seed: Seed = 0
     alpha: float | int | str | Sequence[str] | None = None
     alpha_grid: Sequence[float | int] = GRID
-    validation_images: int = 1000
-    probe: int | None = None
-    test_images: int | None = None
+    validation_images: Count = 1000
+    probe: Count | None = None
+    test_images: Count | None = None
     save: bool = False
-    export: str | None = None
-    dtype: str | None = None
+    export: Literal["hf"] | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("validation_images", "test_images"):
@@ -115,8 +115,6 @@ class MergeSettings:
             )
         if self.export not in (None, "hf"):
             raise UserError(f"Expected export to be hf or null, got {self.export!r}.")
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise UserError(f"Expected dtype to be one of {', '.join(DTYPES)}, or null, got {self.dtype!r}.")
         if self.dtype is not None and not self.keeps:
             raise UserError(f"dtype={self.dtype} is the format of merges that are written: add save=true.")
         # Made to be checked: what is wrong would else be found after minutes.
@@ -164,10 +162,10 @@ class Request:
     predictors: Mapping[str, Predictor] = field(default_factory=dict)
     prediction: StudySettings = field(default_factory=StudySettings)
     fitted: str | None = None
-    margin: float | int = MARGIN
+    margin: NotNegative = MARGIN
     profile: ProfileSettings = ProfileSettings()
     merging: MergeSettings = MergeSettings()
     store: str | None = None
-    on_error: str = "raise"
+    on_error: Literal["raise", "nan"] = "raise"
     device: str = "auto"
     folder: Path | None = None

@@ -3,14 +3,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 from torch import Tensor
 
+from mergeability.checks import Positive
 from mergeability.data.tasks import Task
 from mergeability.errors import UserError
 from mergeability.models.base import WEIGHTS
 from mergeability.models.clip import ClipModel
+from mergeability.pipeline.table_files import PairFile, read_pairs
 from mergeability.store import Store
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights import checkpoints
@@ -61,8 +64,8 @@ class TaskSuite:
     trained: str
     train_command: str
     pixel_baseline: bool = False
-    warn_above: float | int = 0.5
-    refuse_above: float | int = 2.0
+    warn_above: Positive = 0.5
+    refuse_above: Positive = 2.0
 
     def folder(self, task: str) -> Path:
         """Say where a task's model lies."""
@@ -131,8 +134,8 @@ class CheckpointSuite:
     name: str
     base: str
     models: Mapping[str, str]
-    warn_above: float | int = 0.5
-    refuse_above: float | int = 2.0
+    warn_above: Positive = 0.5
+    refuse_above: Positive = 2.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.models, Mapping) or not all(
@@ -162,7 +165,7 @@ class TableSuite:
 
     Attributes:
         name: of the suite.
-        table: a CSV or Parquet file with `task_a`, `task_b`, metric and outcome columns.
+        table: a CSV, Parquet or xlsx file with `task_a`, `task_b`, metric and outcome columns.
         metrics: the columns that are metrics; those chosen by `metric=` that the table has, when None.
         extra_metrics: further columns that are metrics, in addition to these.
         methods: merge methods whose outcomes are predicted; all that have some when None.
@@ -173,37 +176,21 @@ class TableSuite:
     table: str
     metrics: Sequence[str] | None = None
     methods: Sequence[str] | None = None
-    rows: str = "per_method"
+    rows: Literal["per_method", "complete"] = "per_method"
     extra_metrics: Sequence[str] | None = None
 
-    def read(self) -> pd.DataFrame:
-        """Read the table.
+    def file(self) -> PairFile:
+        """Read the table, with sentences about what was left out or converted.
 
         Raises:
             UserError: there is no such file, or it is not such a table.
         """
-        path = Path(self.table).expanduser()
-        if not path.is_file():
-            raise UserError(f"No table at {path}. Give suite.table=<a CSV or Parquet file>.")
-        try:
-            table = pd.read_parquet(path) if path.suffix == ".parquet" else _read_csv(path)
-        except (ValueError, OSError) as error:
-            raise UserError(f"{path} cannot be read as a table: {error}") from error
-        except ImportError as error:
-            raise UserError("Parquet needs pyarrow: install the extra 'data', or give a CSV file.") from error
-        absent = [name for name in ("task_a", "task_b") if name not in table.columns]
-        if absent:
-            raise UserError(f"{path} has no column {', '.join(absent)}. It has: {', '.join(table.columns)}.")
-        return table
+        return read_pairs(self.table)
 
+    def read(self) -> pd.DataFrame:
+        """Read the table alone.
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    """Read a pair table, names of tasks as text whatever they look like: a task may be called 1, or NA."""
-    names = ("task_a", "task_b")
-    others = [column for column in pd.read_csv(path, nrows=0).columns if column not in names]
-    return pd.read_csv(
-        path,
-        dtype=dict.fromkeys(names, str),
-        keep_default_na=False,
-        na_values={column: ["", "NA", "NaN", "nan", "null", "None"] for column in others},
-    )
+        Raises:
+            UserError: as `file` does.
+        """
+        return self.file().frame

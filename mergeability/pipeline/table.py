@@ -1,5 +1,7 @@
 """The analysis of a ready table of pairs: prediction only."""
 
+import logging
+import re
 from collections.abc import Sequence
 
 import pandas as pd
@@ -11,8 +13,15 @@ from mergeability.pipeline.request import Request
 from mergeability.pipeline.result import Analysis
 from mergeability.pipeline.suites import TableSuite
 from mergeability.prediction.own_accuracies import with_zero_shot_ratio
-from mergeability.prediction.pair_table import outcome_methods
+from mergeability.prediction.pair_table import outcome_methods, summarise_names
 from mergeability.prediction.predictors.own_evidence import ZERO_SHOT_RATIO
+
+logger = logging.getLogger(__name__)
+# Columns of pairs.csv that are no metrics.
+_WRITTEN = re.compile(
+    r"task_[ab]|((low_|high_)?(norm_)?acc|kept_gain|alpha|probe_(overlap|confidence))_.+"
+    r"|(base|finetuned)_accuracy(_[ab])?|zero_shot_ratio"
+)
 
 
 def analyse_table(suite: TableSuite, request: Request, run: Run) -> Analysis:
@@ -21,8 +30,12 @@ def analyse_table(suite: TableSuite, request: Request, run: Run) -> Analysis:
     Raises:
         UserError: the table lacks the metrics or the methods asked for, or cannot be predicted from.
     """
-    pairs, notes = with_zero_shot_ratio(suite.read())
-    names = _metric_columns(suite, request, pairs, notes)
+    file = suite.file()
+    pairs, of_ratios = with_zero_shot_ratio(file.frame)
+    notes = [*file.notes, *of_ratios]
+    for note in file.notes:
+        logger.warning("%s", note)
+    names = _metric_columns(suite, request, pairs, of_ratios)
     found = outcome_methods(pairs)
     absent = [method for method in suite.methods or () if method not in found]
     if absent:
@@ -30,6 +43,7 @@ def analyse_table(suite: TableSuite, request: Request, run: Run) -> Analysis:
             f"{suite.table} has no outcomes of {', '.join(absent)}; it has those of {', '.join(found) or 'no method'}."
         )
     methods = list(suite.methods or found)
+    notes += _unused(file.frame, names)
     predicted = predict_table(PairOutcomes(pairs, names, methods), suite.rows, request, run)
     return Analysis(
         title=f"Mergeability of {suite.name}",
@@ -40,6 +54,12 @@ def analyse_table(suite: TableSuite, request: Request, run: Run) -> Analysis:
         missing=notes,
         fitted=predicted.fitted,
     )
+
+
+def _unused(pairs: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
+    """Count and name the columns that are neither the pair, nor a metric, nor anything that an analysis writes."""
+    unused = [name for name in pairs.columns if name not in metrics and not _WRITTEN.fullmatch(name)]
+    return [f"Columns not used ({len(unused)}): {summarise_names(unused)}."] if unused else []
 
 
 def _metric_columns(
@@ -61,6 +81,6 @@ def _metric_columns(
         )
     if absent:
         raise UserError(
-            f"{suite.table} has no column {', '.join(absent)}. It has: {', '.join(pairs.columns)}."
+            f"{suite.table} has no column {summarise_names(absent)}. It has: {summarise_names(list(pairs.columns))}."
         )
     return names

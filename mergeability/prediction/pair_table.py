@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from mergeability.errors import UserError
+from mergeability.errors import UserError, short, shown
 
 TARGETS = ("norm_acc", "acc")
 MIN_TASKS = 4
@@ -215,9 +215,9 @@ def task_order(groups: Any) -> tuple[str, ...]:
 
 
 def summarise_names(names: Sequence[str]) -> str:
-    """Join the first few names, and count the rest."""
-    shown = ", ".join(names[:_NAMED_ROWS])
-    return shown if len(names) <= _NAMED_ROWS else f"{shown} and {len(names) - _NAMED_ROWS} more"
+    """Join the first few names, long ones shortened, and count the rest."""
+    first = ", ".join(short(str(name)) for name in names[:_NAMED_ROWS])
+    return first if len(names) <= _NAMED_ROWS else f"{first} and {len(names) - _NAMED_ROWS} more"
 
 
 def _with_values(
@@ -291,16 +291,19 @@ def numbers_in(frame: pd.DataFrame, name: str) -> Float[np.ndarray, " n"]:
         UserError: a cell holds text or infinity.
     """
     column = frame[name]
+    if pd.api.types.is_bool_dtype(column):
+        # pandas takes True for 1.
+        column = column.astype(str)
     numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
     text = np.flatnonzero(np.isnan(numbers) & column.notna().to_numpy())
     if len(text):
         raise UserError(
-            f"Column {name} must hold numbers, and row {text[0] + 1} holds {column.iloc[text[0]]!r}."
+            f"Column {short(name)} must hold numbers, and row {text[0] + 1} holds {shown(column.iloc[text[0]])}."
         )
     infinite = np.flatnonzero(np.isinf(numbers))
     if len(infinite):
         raise UserError(
-            f"Column {name} is infinite in row {infinite[0] + 1}: leave the cell empty if it is undefined."
+            f"Column {short(name)} is infinite in row {infinite[0] + 1}: leave the cell empty if it is undefined."
         )
     return numbers
 
@@ -317,6 +320,6 @@ def _check_range(
         row = outside[0]
         a, b = frame["task_a"].iloc[row], frame["task_b"].iloc[row]
         raise UserError(
-            f"Column {name} holds {numbers[row]:.6g} for {a} and {b} (row {row + 1}), outside its range "
+            f"Column {short(name)} holds {numbers[row]:.6g} for {a} and {b} (row {row + 1}), outside its range "
             f"[{low:g}, {high:g}]: that is no such metric. Correct the value, or name other metrics."
         )

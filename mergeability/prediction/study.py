@@ -3,12 +3,14 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LinearRegression
 from threadpoolctl import threadpool_limits
 
+from mergeability.checks import Seed, Whole
 from mergeability.errors import UserError
 from mergeability.prediction.evidence import (
     evidence_columns,
@@ -55,10 +57,10 @@ class StudySettings:
 
     protocols: Sequence[str] = ("loto", "l2to")
     targets: Sequence[str] = TARGETS
-    rows: str = "per_method"
-    permutations: int = 999
-    seeds: int = 10
-    seed: int = 0
+    rows: Literal["per_method", "complete"] = "per_method"
+    permutations: Whole = 999
+    seeds: Whole = 10
+    seed: Seed = 0
     level: float | int = 0.9
     ablation: bool = True
 

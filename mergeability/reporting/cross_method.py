@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from mergeability.files import atomic_file
+from mergeability.prediction.csv_files import csv_text, read_csv
 from mergeability.prediction.pair_table import TARGETS, outcome_methods
 from mergeability.prediction.questions.consistency import method_consistency
 from mergeability.prediction.questions.fingerprints import fingerprints
@@ -44,9 +45,9 @@ class CrossMethodSummary:
         for name, text in {
             "summary.html": self._html(),
             "summary.md": self._markdown(),
-            "summary.csv": self.methods.to_csv(index=False),
-            "fingerprints.csv": self.agreement.to_csv(index=False),
-            "consistency.csv": self.consistency.to_csv(index=False),
+            "summary.csv": csv_text(self.methods),
+            "fingerprints.csv": csv_text(self.agreement),
+            "consistency.csv": csv_text(self.consistency),
         }.items():
             with atomic_file(folder / name) as path:
                 path.write_text(text, encoding="utf-8")
@@ -101,7 +102,7 @@ def cross_method_summary(run_folders: Sequence[Path | str]) -> CrossMethodSummar
         if not (folder / "pairs.csv").is_file():
             missing.append(f"{folder.name} has no pairs.csv: that run did not finish.")
             continue
-        pairs = pd.read_csv(folder / "pairs.csv", dtype={"task_a": str, "task_b": str}, keep_default_na=True)
+        pairs = read_csv(folder / "pairs.csv", dtype={"task_a": str, "task_b": str}, keep_default_na=True)
         found.append((folder.name, pairs, _records(folder), _coefficients(folder)))
         if not outcome_methods(pairs):
             missing.append(f"{folder.name} has no outcomes.")
@@ -179,7 +180,7 @@ def _coefficients(folder: Path) -> pd.DataFrame:
     path = folder / "coefficients.csv"
     if not path.is_file():
         return pd.DataFrame({"method": [], "target": [], "predictor": [], "metric": [], "coefficient": []})
-    return pd.read_csv(path, dtype={"method": str, "target": str, "predictor": str, "metric": str})
+    return read_csv(path, dtype={"method": str, "target": str, "predictor": str, "metric": str})
 
 
 def _cells(row: Sequence[Any]) -> list[str]:

@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from mergeability.errors import printable
 from mergeability.reporting.summaries import number
 
 Choice = tuple[str, Sequence[tuple[str, str]]]
@@ -84,7 +85,10 @@ def figure_block(
     controls = "".join(_select(caption, options) for caption, options in choices)
     count = max((len(plots) for plots in figures.values()), default=0)
     boxes = f'<div class="plot{" square" if square else ""}"></div>' * count
-    data = {key: [json.loads(str(figure.to_json())) for figure in plots] for key, plots in figures.items()}
+    data = {
+        key: [_without_markup(json.loads(str(figure.to_json()))) for figure in plots]
+        for key, plots in figures.items()
+    }
     return (
         f'<div class="block" data-figures="{anchor}-figures">'
         f'<div class="controls">{controls}</div>'
@@ -92,6 +96,21 @@ def figure_block(
         f'<div class="plots{_columns(count, square)}">{boxes}</div>'
         f'<script type="application/json" id="{anchor}-figures">{embedded_json(data)}</script></div>'
     )
+
+
+# Where a figure holds names: Plotly would read them as HTML.
+_NAMES = ("x", "y", "text", "customdata", "name", "labels", "hovertext", "ticktext", "categoryarray", "title")
+
+
+def _without_markup(part: Any, names: bool = False) -> Any:
+    """Escape what Plotly takes for HTML in all texts of a figure, except in the templates, which are the program's."""
+    if isinstance(part, dict):
+        return {key: _without_markup(inner, names or key in _NAMES) for key, inner in part.items()}
+    if isinstance(part, list):
+        return [_without_markup(inner, names) for inner in part]
+    if names and isinstance(part, str):
+        return printable(part).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return part
 
 
 def embedded_json(value: Any) -> str:

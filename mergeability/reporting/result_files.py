@@ -8,6 +8,7 @@ from mergeability.files import can_be_replaced, replace_folder, sweep_folders, t
 from mergeability.pipeline.result import Analysis
 from mergeability.pipeline.verdicts import verdict
 from mergeability.prediction import PredictionResult
+from mergeability.prediction.csv_files import csv_text
 from mergeability.prediction.scorer import FILE as FITTED
 from mergeability.reporting.report import write_report
 
@@ -54,9 +55,9 @@ def save(analysis: Analysis, folder: Path) -> Path:
 
 def _write(analysis: Analysis, folder: Path) -> None:
     write_report(analysis, folder / "report.html")
-    write_text(folder / "pairs.csv", analysis.pairs.to_csv(index=False))
+    write_text(folder / "pairs.csv", csv_text(analysis.pairs))
     if not analysis.models.empty:
-        write_text(folder / "models.csv", analysis.models.to_csv())
+        write_text(folder / "models.csv", csv_text(analysis.models, index=True))
     for name, table in (
         ("sets.csv", analysis.sets),
         ("accuracies.csv", analysis.accuracies),
@@ -65,7 +66,7 @@ def _write(analysis: Analysis, folder: Path) -> None:
         ("transfer.csv", analysis.transfer),
     ):
         if not table.empty:
-            write_text(folder / name, table.to_csv(index=False))
+            write_text(folder / name, csv_text(table))
     (analysis.prediction or PredictionResult()).save(folder)
     if analysis.fitted is not None:
         analysis.fitted.save(folder / FITTED)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from mergeability.errors import printable
 from mergeability.prediction.pair_table import TARGETS
 from mergeability.prediction.validation.protocols import KNOWN_PARTNER
 
@@ -207,7 +208,7 @@ def summary_table(analysis: Analysis) -> "Table":
     from rich.markup import escape
     from rich.table import Table
 
-    shown = Table(title=escape(analysis.title), title_justify="left")
+    shown = Table(title=escape(printable(analysis.title)), title_justify="left")
     shown.add_column("method", no_wrap=True)
     target = analysis.targets[0] if analysis.targets else TARGETS[0]
     numbers = (f"mean {target}", f"worst {target}", "best predictor", "its r", "additive r")
@@ -217,10 +218,10 @@ def summary_table(analysis: Analysis) -> "Table":
     for method, row in method_table(analysis.pairs, analysis.methods, analysis.alphas).iterrows():
         best = best_predictor(records, target, str(method))
         shown.add_row(
-            escape(str(method)),
+            escape(printable(str(method))),
             number(row[f"mean_{target}"]),
             number(row[f"worst_{target}"]),
-            best or "–",
+            escape(printable(best or "–")),
             number(record_r(records, str(method), target, best)),
             number(record_r(records, str(method), target, "additive")),
         )

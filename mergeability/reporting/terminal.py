@@ -2,6 +2,7 @@
 
 from rich.console import Console
 
+from mergeability.errors import printable
 from mergeability.pipeline.verdicts import verdict
 from mergeability.reporting.headline import counted
 from mergeability.reporting.summaries import Analysis, summary_table
@@ -9,7 +10,7 @@ from mergeability.reporting.summaries import Analysis, summary_table
 
 def show(analysis: Analysis) -> None:
     """Write an analysis's verdict and its short table to the terminal; without merges, how much was measured."""
-    Console().print(str(verdict(analysis)), markup=False, highlight=False, end="\n\n")
+    Console().print(printable(str(verdict(analysis))), markup=False, highlight=False, end="\n\n")
     if analysis.methods:
         Console().print(summary_table(analysis))
     else:

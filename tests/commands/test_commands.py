@@ -47,14 +47,14 @@ def refused(ended, *parts: str) -> None:
 @pytest.mark.parametrize(
     ("script", "arguments", "parts"),
     [
-        ("train", ["task=digitz"], ["task/digitz", "digits"]),
-        ("train", ["reg=typo"], ["reg/typo", "grad_magnitude", "l2_to_init"]),
-        ("train", ["model=typo"], ["model/typo", "clip_mini"]),
-        ("analyze", ["merge=typo"], ["merge/typo", "ties"]),
-        ("analyze", ["metric=typo"], ["metric/typo", "stable_rank"]),
-        ("analyze", ["suite=typo"], ["suite/typo", "mini"]),
+        ("train", ["task=digitz"], ["task=digitz", "Did you mean 'digits'"]),
+        ("train", ["reg=typo"], ["reg=typo", "grad_magnitude", "l2_to_init"]),
+        ("train", ["model=typo"], ["model=typo", "clip_mini"]),
+        ("analyze", ["merge=typo"], ["merge=typo", "ties"]),
+        ("analyze", ["metric=typo"], ["metric=typo", "stable_rank"]),
+        ("analyze", ["suite=typo"], ["suite=typo", "mini"]),
         ("train", ["no.such.setting=1"], ["no.such.setting"]),
-        ("analyze", ["predictor=null"], ["must be a string or a list"]),
+        ("analyze", ["predictor=null"], ["Expected predictor to be one of", "additive", "got null"]),
     ],
 )
 def test_an_unknown_choice_names_the_choices(command, root, script, arguments, parts):
@@ -77,7 +77,7 @@ def test_a_strength_that_is_none_is_refused(command, smoke_root, strength):
     ("words", "sentence"),
     [
         (["reg=subspace", "reg.penalty.k=1000"], "reg.penalty.k of subspace is 1000, but the encoder has a matrix of"),
-        (["reg=singular_alignment", "reg.penalty.k=0"], "reg.penalty.k of singular_alignment must be a whole number"),
+        (["reg=singular_alignment", "reg.penalty.k=0"], "Expected reg.penalty.k to be a whole number of at least 1"),
         (["reg=subspace", "reg.penalty.side=left"], "reg.penalty.side is u, v or uv, not 'left'"),
         (["reg.penalty.estimator=guess"], "reg.penalty.estimator is finite_difference or exact, not 'guess'"),
         (["reg=mergeability", "reg.penalty.terms.subspace.strength=-2"], "subspace, or its weight in a sum, must be"),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from mergeability.checks import Count, Seed, Share
 from mergeability.data.inputs import Split
 from mergeability.errors import UserError
 
@@ -39,12 +40,12 @@ class Layout:
     train: str | Sequence[str] = "train"
     test: str = "test"
     validation: str | None = None
-    validation_share: float | int = 0.1
-    validation_most: int = 5000
-    validation_seed: int = 0
+    validation_share: Share = 0.1
+    validation_most: Count = 5000
+    validation_seed: Seed = 0
     spellings: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     transpose: bool = False
-    max_corrupt: float | int = 0.001
+    max_corrupt: Share = 0.001
 
     def __post_init__(self) -> None:
         called = f"Dataset {self.id}" if self.id else "A dataset"

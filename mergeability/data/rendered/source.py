@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from mergeability.checks import Count, Seed
 from mergeability.data.inputs import Images, Split, check_split
 from mergeability.data.rendered.canvas import HUES, paint
 from mergeability.data.rendered.subjects import SUBJECTS, Subject
@@ -40,10 +41,10 @@ class Rendered:
     """
 
     subject: str
-    train: int
-    validation: int
-    test: int
-    seed: int = 0
+    train: Count
+    validation: Count
+    test: Count
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         find_subject(self.subject)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mergeability.checks import Count
 from mergeability.finetuning.leading_vectors import check_count, leading_vectors, matrix_changes
 from mergeability.finetuning.objective import Step, squared_norm
 from mergeability.finetuning.penalties.base import Penalty, check_strength
@@ -30,7 +31,7 @@ class SingularAlignment(Penalty):
     """
 
     strength: float | int = 0.0
-    k: int = 10
+    k: Count = 10
     name: str = "singular_alignment"
 
     def __post_init__(self) -> None:

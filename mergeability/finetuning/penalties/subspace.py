@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mergeability.checks import Count
 from mergeability.errors import UserError
 from mergeability.finetuning.leading_vectors import check_count, leading_vectors, matrix_changes
 from mergeability.finetuning.objective import Step, squared_norm
@@ -34,7 +35,7 @@ class Subspace(Penalty):
     """
 
     strength: float | int = 0.0
-    k: int = 10
+    k: Count = 10
     side: str = "uv"
     name: str = "subspace"
 

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from sklearn.base import BaseEstimator, RegressorMixin
 
+from mergeability.checks import NotNegative
 from mergeability.errors import UserError
 from mergeability.prediction.predictors.arrays import (
     InnerFold,
@@ -33,7 +34,7 @@ class Additive(RegressorMixin, BaseEstimator):
     closed_form: ClassVar[bool] = True
 
     def __init__(
-        self, strength: float | int | None = None, strengths: Sequence[float | int] = STRENGTHS
+        self, strength: NotNegative | None = None, strengths: Sequence[NotNegative] = STRENGTHS
     ) -> None:
         self.strength = strength
         self.strengths = strengths

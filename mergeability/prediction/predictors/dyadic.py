@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator, RegressorMixin
 
+from mergeability.checks import NotNegative, Number
 from mergeability.errors import UserError
 from mergeability.prediction.predictors.arrays import (
     InnerFold,
@@ -44,9 +45,7 @@ class Dyadic(RegressorMixin, BaseEstimator):
     inputs: ClassVar[str] = "both"
     closed_form: ClassVar[bool] = True
 
-    def __init__(
-        self, task_strength: float | int = 0.1, strengths: Sequence[float | int] = STRENGTHS
-    ) -> None:
+    def __init__(self, task_strength: NotNegative = 0.1, strengths: Sequence[Number] = STRENGTHS) -> None:
         self.task_strength = task_strength
         self.strengths = strengths
 

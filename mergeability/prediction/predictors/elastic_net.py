@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import enet_path
 
+from mergeability.checks import Count, NotNegative, Positive
 from mergeability.errors import UserError
 from mergeability.prediction.predictors.arrays import InnerFold, Rows, Values, new_rows, training_arrays
 
@@ -33,10 +34,10 @@ class ElasticNet(RegressorMixin, BaseEstimator):
     def __init__(
         self,
         l1_ratio: float | int = 0.5,
-        strengths: int = 12,
-        smallest: float | int = 1e-2,
-        tolerance: float | int = 1e-3,
-        max_sweeps: int = 10_000,
+        strengths: Count = 12,
+        smallest: Positive = 1e-2,
+        tolerance: NotNegative = 1e-3,
+        max_sweeps: Count = 10_000,
     ) -> None:
         self.l1_ratio = l1_ratio
         self.strengths = strengths

@@ -1,5 +1,6 @@
 """Least squares with an L1 penalty: the elastic net that selects most sharply."""
 
+from mergeability.checks import Count, NotNegative, Positive
 from mergeability.prediction.predictors.elastic_net import ElasticNet
 
 
@@ -11,10 +12,10 @@ class Lasso(ElasticNet):
 
     def __init__(
         self,
-        strengths: int = 12,
-        smallest: float | int = 1e-2,
-        tolerance: float | int = 1e-3,
-        max_sweeps: int = 10_000,
+        strengths: Count = 12,
+        smallest: Positive = 1e-2,
+        tolerance: NotNegative = 1e-3,
+        max_sweeps: Count = 10_000,
     ) -> None:
         super().__init__(
             l1_ratio=1.0, strengths=strengths, smallest=smallest, tolerance=tolerance, max_sweeps=max_sweeps

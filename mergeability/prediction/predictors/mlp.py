@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 from sklearn.base import BaseEstimator, RegressorMixin
 
+from mergeability.checks import Count, NotNegative, Positive, Seed, Share
 from mergeability.errors import UserError
 from mergeability.prediction.predictors.adam import Adam, Parameters
 from mergeability.prediction.predictors.arrays import Problem, Rows, Values, new_rows, training_arrays
@@ -31,14 +32,14 @@ class MLP(RegressorMixin, BaseEstimator):
 
     def __init__(
         self,
-        hidden: int = 8,
-        dropout: float | int = 0.4,
-        learning_rate: float | int = 1e-3,
-        weight_decay: float | int = 1e-3,
-        epochs: int = 300,
-        batch_size: int = 32,
+        hidden: Count = 8,
+        dropout: Share = 0.4,
+        learning_rate: Positive = 1e-3,
+        weight_decay: NotNegative = 1e-3,
+        epochs: Count = 300,
+        batch_size: Count = 32,
         standardise: bool = True,
-        seed: int = 0,
+        seed: Seed = 0,
     ) -> None:
         self.hidden = hidden
         self.dropout = dropout

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from sklearn.base import BaseEstimator, RegressorMixin
 
+from mergeability.checks import NotNegative
 from mergeability.prediction.predictors.arrays import Rows, Values, new_rows, training_arrays
 from mergeability.prediction.predictors.dyadic import Dyadic
 from mergeability.prediction.predictors.ridge import Ridge
@@ -76,7 +77,7 @@ class AdditiveProbe(Dyadic):
     """
 
     def __init__(
-        self, task_strength: float | int = 0.1, strengths: Sequence[float | int] = (_NEXT_TO_NONE,)
+        self, task_strength: NotNegative = 0.1, strengths: Sequence[float | int] = (_NEXT_TO_NONE,)
     ) -> None:
         super().__init__(task_strength, strengths)
 

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 from sklearn.base import BaseEstimator, RegressorMixin
 
+from mergeability.checks import Count, NotNegative, Positive, Seed
 from mergeability.prediction.predictors.adam import EPSILON, Adam
 from mergeability.prediction.predictors.arrays import Problem, Rows, Values, new_rows, training_arrays
 
@@ -26,15 +27,15 @@ class Pearson(RegressorMixin, BaseEstimator):
 
     def __init__(
         self,
-        penalty: float | int = 0.0,
-        initial_std: float | int = 1.0,
+        penalty: NotNegative = 0.0,
+        initial_std: Positive = 1.0,
         sum_to_one: bool = True,
-        learning_rate: float | int = 0.01,
-        max_steps: int = 1000,
-        patience: int = 50,
-        tolerance: float | int = 1e-4,
-        cutoff: float | int = 0.0,
-        seed: int = 0,
+        learning_rate: Positive = 0.01,
+        max_steps: Count = 1000,
+        patience: Count = 50,
+        tolerance: NotNegative = 1e-4,
+        cutoff: NotNegative = 0.0,
+        seed: Seed = 0,
     ) -> None:
         self.penalty = penalty
         self.initial_std = initial_std

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator, RegressorMixin
 
+from mergeability.checks import NotNegative
 from mergeability.errors import UserError
 from mergeability.prediction.predictors.arrays import Rows, Values, new_rows, training_arrays
 
@@ -25,7 +26,7 @@ class SubsetRegressor(RegressorMixin, BaseEstimator):
 
     inputs: ClassVar[str] = "metrics"
 
-    def __init__(self, tolerance: float | int = 1e-3) -> None:
+    def __init__(self, tolerance: NotNegative = 1e-3) -> None:
         self.tolerance = tolerance
 
     def fit(self, X: Rows, y: Values) -> "SubsetRegressor":

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.ensemble import ExtraTreesRegressor
 
+from mergeability.checks import Count, Seed
 from mergeability.prediction.predictors.arrays import Rows, Values, new_rows, training_arrays
 
 
@@ -19,7 +20,7 @@ class Trees(RegressorMixin, BaseEstimator):
 
     inputs: ClassVar[str] = "metrics"
 
-    def __init__(self, trees: int = 200, smallest_leaf: int = 3, seed: int = 0) -> None:
+    def __init__(self, trees: Count = 200, smallest_leaf: Count = 3, seed: Seed = 0) -> None:
         self.trees = trees
         self.smallest_leaf = smallest_leaf
         self.seed = seed

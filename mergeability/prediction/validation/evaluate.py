@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from mergeability.errors import UserError
 from mergeability.files import atomic_file
+from mergeability.prediction.csv_files import csv_text
 from mergeability.prediction.pair_table import TARGETS, PairTable, chosen_methods, summarise_names
 from mergeability.prediction.predictors.base import Predictor, traits
 from mergeability.prediction.validation.folds import Fold, fit_folds, make_folds
@@ -66,10 +67,10 @@ class PredictionResult:
         frames = {"predictions": self.predictions, "coefficients": self.coefficients}
         for name, frame in frames.items():
             with atomic_file(folder / f"{name}.csv") as path:
-                frame.to_csv(path, index=False)
+                path.write_text(csv_text(frame), encoding="utf-8")
         for name, frame in self.tables.items():
             with atomic_file(folder / "prediction" / f"{name}.csv") as path:
-                frame.to_csv(path, index=False)
+                path.write_text(csv_text(frame), encoding="utf-8")
 
     def of(self, protocol: str) -> "PredictionResult":
         """Keep what one protocol found."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from mergeability.prediction.csv_files import read_csv
 from mergeability.prediction.pair_table import TARGETS, outcome_methods
 
 
@@ -61,8 +62,8 @@ def _read(folder: Path) -> Run | None:
         return None
     config = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]
     text = {"task_a": str, "task_b": str, "task": str}
-    pairs = pd.read_csv(folder / "pairs.csv", dtype=text, keep_default_na=True)
-    models = pd.read_csv(folder / "models.csv", dtype=text)
+    pairs = read_csv(folder / "pairs.csv", dtype=text, keep_default_na=True)
+    models = read_csv(folder / "models.csv", dtype=text)
     if not outcome_methods(pairs):
         return None
     strength = float(config["reg"]["lambda"])
@@ -127,7 +128,7 @@ def _stable(folder: Path) -> tuple[dict[str, int], str | None]:
     path = folder / "prediction" / "stable_metrics.csv"
     if not path.is_file():
         return {}, None
-    table = pd.read_csv(path)
+    table = read_csv(path)
     # One predictor decides: of several, the first that has weights.
     predictor = table["predictor"].iloc[0]
     table = table[(table["target"] == TARGETS[0]) & (table["predictor"] == predictor)]

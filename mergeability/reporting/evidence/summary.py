@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from mergeability.files import write_text
+from mergeability.prediction.csv_files import csv_text
 from mergeability.prediction.pair_table import TARGETS
 from mergeability.prediction.validation.protocols import BOTH_NEW, KNOWN_PARTNER
 from mergeability.reporting import figures
@@ -38,8 +39,8 @@ def write_summary(folder: Path, run_folders: Sequence[Path], beside: Sequence[Pa
 
 def save(found: EvidenceSummary, folder: Path) -> Path:
     """Write `evidence.html`, `evidence.csv` and `evidence_images.csv`; return the page's path."""
-    write_text(folder / "evidence.csv", found.kinds.to_csv(index=False))
-    write_text(folder / "evidence_images.csv", found.images.to_csv(index=False))
+    write_text(folder / "evidence.csv", csv_text(found.kinds))
+    write_text(folder / "evidence_images.csv", csv_text(found.images))
     path = folder / "evidence.html"
     write_text(path, evidence_page(found))
     return path

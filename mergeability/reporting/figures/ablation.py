@@ -4,7 +4,15 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from mergeability.reporting.figures.style import GREY, INK, MUTED, PALETTE, figure_layout, rounded
+from mergeability.reporting.figures.style import (
+    GREY,
+    INK,
+    MUTED,
+    PALETTE,
+    figure_layout,
+    in_template,
+    rounded,
+)
 
 # Of a label, as shares of the width and height of the points' range.
 _LABEL_SIZE = (0.05, 0.04)
@@ -101,6 +109,6 @@ def changes_by_strength(changes: pd.DataFrame, outcome: str) -> go.Figure:
                 "thickness": 1,
                 "width": 3,
             },
-            hovertemplate=f"{penalty}, λ = %{{x}}: %{{y:+.4f}}<extra></extra>",
+            hovertemplate=f"{in_template(penalty)}, λ = %{{x}}: %{{y:+.4f}}<extra></extra>",
         )
     return figure

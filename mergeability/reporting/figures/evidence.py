@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pandas as pd
 import plotly.graph_objects as go
 
-from mergeability.reporting.figures.style import MUTED, PALETTE, figure_layout, label, rounded
+from mergeability.reporting.figures.style import MUTED, PALETTE, figure_layout, in_template, label, rounded
 
 
 def r_by_images(rows: pd.DataFrame, images_of: Mapping[str, str]) -> go.Figure:
@@ -36,6 +36,6 @@ def r_by_images(rows: pd.DataFrame, images_of: Mapping[str, str]) -> go.Figure:
                 "thickness": 1,
                 "width": 3,
             },
-            hovertemplate=f"{predictor}, %{{x}} images: %{{y:.3f}}<extra></extra>",
+            hovertemplate=f"{in_template(predictor)}, %{{x}} images: %{{y:.3f}}<extra></extra>",
         )
     return figure

@@ -14,6 +14,7 @@ from mergeability.reporting.figures.style import (
     SEQUENTIAL,
     cell_texts,
     figure_layout,
+    in_template,
     rounded,
     value_bounds,
 )
@@ -62,7 +63,7 @@ def matrix_heat_map(
         xgap=1,
         ygap=1,
         hoverongaps=False,
-        hovertemplate="%{y} + %{x}<br>" + name + " %{z:.4g}<extra></extra>",
+        hovertemplate="%{y} + %{x}<br>" + in_template(name) + " %{z:.4g}<extra></extra>",
         colorbar={
             "orientation": "h",
             "y": 1.01,
@@ -103,7 +104,7 @@ def labelled_heat_map(
     largest = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
     largest = largest if limit is None else min(largest, limit)
     custom = np.stack(list(beside.values()), axis=-1) if beside else None
-    more = "".join(f"<br>{title} %{{customdata[{i}]:.3g}}" for i, title in enumerate(beside))
+    more = "".join(f"<br>{in_template(title)} %{{customdata[{i}]:.3g}}" for i, title in enumerate(beside))
     return go.Figure(
         go.Heatmap(
             z=rounded(values, 3),
@@ -120,7 +121,7 @@ def labelled_heat_map(
             showscale=False,
             hoverongaps=False,
             customdata=None if custom is None else rounded(custom, 4),
-            hovertemplate="%{y}, %{x}<br>" + name + " %{z:.3f}" + more + "<extra></extra>",
+            hovertemplate="%{y}, %{x}<br>" + in_template(name) + " %{z:.3f}" + more + "<extra></extra>",
         ),
         layout=figure_layout(
             plot_bgcolor="#eef1f4",

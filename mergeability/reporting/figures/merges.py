@@ -6,7 +6,14 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from mergeability.reporting.figures.style import BLUE, PALETTE, SEQUENTIAL, figure_layout, rounded
+from mergeability.reporting.figures.style import (
+    BLUE,
+    PALETTE,
+    SEQUENTIAL,
+    figure_layout,
+    in_template,
+    rounded,
+)
 
 _ACCURACIES = (
     ("chance", "chance", "#d5dbe1"),
@@ -52,7 +59,7 @@ def scale_curves(curves: pd.DataFrame) -> go.Figure:
             name=str(method),
             line={"color": PALETTE[position % len(PALETTE)], "width": 2},
             marker={"size": [10 if at else 5 for at in best]},
-            hovertemplate="α = %{x}: %{y:.3f}<extra>" + str(method) + "</extra>",
+            hovertemplate="α = %{x}: %{y:.3f}<extra>" + in_template(method) + "</extra>",
         )
     return figure
 

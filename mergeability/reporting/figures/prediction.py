@@ -13,6 +13,7 @@ from mergeability.reporting.figures.style import (
     PALETTE,
     ROW_HEIGHT,
     figure_layout,
+    in_template,
     label,
     low,
     rounded,
@@ -47,7 +48,7 @@ def variance_bars(variance: pd.DataFrame) -> go.Figure:
             orientation="h",
             name=title,
             marker={"color": colour},
-            hovertemplate="%{y}: %{x:.1%}<extra>" + title + "</extra>",
+            hovertemplate="%{y}: %{x:.1%}<extra>" + in_template(title) + "</extra>",
         )
     return figure
 
@@ -60,7 +61,6 @@ def predicted_against_measured(predictions: pd.DataFrame, target_name: str) -> g
     folds = list(dict.fromkeys(predictions["held_out"]))
     colours = [PALETTE[folds.index(h) % len(PALETTE)] for h in predictions["held_out"]]
     ends = predictions["task_a"] + " + " + predictions["task_b"]
-    hover = [f"{pair}<br>without {task}" for pair, task in zip(ends, predictions["held_out"], strict=True)]
     measured = predictions["measured"].to_numpy(dtype=float)
     predicted = predictions["predicted"].to_numpy(dtype=float)
     low, high = value_bounds(measured)
@@ -71,9 +71,10 @@ def predicted_against_measured(predictions: pd.DataFrame, target_name: str) -> g
             x=rounded(measured),
             y=rounded(predicted),
             mode="markers",
-            text=hover,
+            text=ends.tolist(),
+            customdata=predictions["held_out"].tolist(),
             marker={"color": colours, "size": 7, "opacity": 0.75, "line": {"width": 0}},
-            hovertemplate="%{text}<br>measured %{x:.3f}, predicted %{y:.3f}<extra></extra>",
+            hovertemplate="%{text}<br>without %{customdata}<br>measured %{x:.3f}, predicted %{y:.3f}<extra></extra>",
         ),
         layout=figure_layout(
             xaxis={"title": {"text": f"measured {target_name}"}, "range": [low - margin, high + margin]},

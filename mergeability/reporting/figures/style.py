@@ -36,6 +36,16 @@ def label(name: str) -> str:
     return name.removeprefix(TASK_PREFIX) if name.startswith(TASK_PREFIX) else name.replace("_", " ")
 
 
+def in_template(name: object) -> str:
+    """Write a name into a hover template, where {, < and & have meanings of their own.
+
+    >>> in_template("a<b %{x}")
+    'a&lt;b %&#123;x&#125;'
+    """
+    text = str(name).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return text.replace("{", "&#123;").replace("}", "&#125;")
+
+
 def shared_bounds(columns: pd.DataFrame) -> tuple[float, float]:
     """Find one range for the colour scale of several columns."""
     return value_bounds(columns.to_numpy(dtype=float))

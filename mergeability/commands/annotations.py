@@ -1,0 +1,232 @@
+"""What the class or function behind a node of a configuration declares for its arguments.
+
+Sources are parsed, not imported: a wrong setting is noticed before PyTorch is.
+"""
+
+import ast
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, get_args
+
+from mergeability import checks
+from mergeability.checks import Bounds, OnePart, is_path_part
+from mergeability.members import located, parsed
+
+OWN = "mergeability."
+
+
+class RefusedError(ValueError):
+    """A value is none of what an annotation allows."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Arguments by name, as annotations; `open` where any other may be given too."""
+
+    arguments: Mapping[str, ast.expr]
+    open: bool = False
+
+
+@cache
+def signature(target: str) -> Signature | None:
+    """Return what a dotted name takes; None where its source is not one of this package's."""
+    found = located(target) if target.startswith(OWN) else None
+    if found is None:
+        return None
+    node, source = found
+    return _of_function(node) if isinstance(node, ast.FunctionDef) else _of_class(node, source)
+
+
+@cache
+def foreign_signature(package: str, file: str, name: str) -> Signature | None:
+    """Return what a class of another package takes, which is not imported either."""
+    spec = find_spec(package)
+    path = Path(spec.origin).parent / file if spec is not None and spec.origin else None
+    if path is None or not path.is_file():
+        return None
+    found = [one for one in parsed(path).body if isinstance(one, ast.ClassDef) and one.name == name]
+    return _of_class(found[0], path) if found else None
+
+
+def _of_function(node: ast.FunctionDef) -> Signature:
+    arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    found = {one.arg: one.annotation or ast.Name("Any") for one in arguments if one.arg != "self"}
+    return Signature(found, open=node.args.kwarg is not None)
+
+
+def _of_class(node: ast.ClassDef, source: Path) -> Signature:
+    """Take `__init__` where a class has one, and the fields of a dataclass and its bases otherwise."""
+    for one in node.body:
+        if isinstance(one, ast.FunctionDef) and one.name == "__init__":
+            return _of_function(one)
+    arguments: dict[str, ast.expr] = {}
+    for base in node.bases:
+        inherited = _base(ast.unparse(base), source)
+        arguments |= inherited.arguments if inherited else {}
+    for one in node.body:
+        if (
+            isinstance(one, ast.AnnAssign)
+            and isinstance(one.target, ast.Name)
+            and not ast.unparse(one.annotation).startswith("ClassVar")
+        ):
+            arguments[one.target.id] = one.annotation
+    return Signature(arguments)
+
+
+def _base(name: str, source: Path) -> Signature | None:
+    """Find a base class: in the same file, or imported from another one of the package."""
+    for one in parsed(source).body:
+        if isinstance(one, ast.ClassDef) and one.name == name:
+            return _of_class(one, source)
+        if isinstance(one, ast.ImportFrom) and one.module and any(name == alias.name for alias in one.names):
+            return signature(f"{one.module}.{name}")
+    return None
+
+
+def take(annotation: ast.expr, value: Any) -> Any:
+    """Return a value as an annotation has it; a number that stands for text becomes text.
+
+    Raises:
+        RefusedError: it is nothing that the annotation allows.
+    """
+    for alternative in _alternatives(annotation):
+        try:
+            return _take(alternative, value)
+        except RefusedError:
+            continue
+    raise RefusedError(words(annotation))
+
+
+def words(annotation: ast.expr) -> str:
+    """Say what an annotation allows.
+
+    >>> words(ast.parse("int | Sequence[str] | None", mode="eval").body)
+    'a whole number, a list of text or null'
+    """
+    found = list(dict.fromkeys(_words(one) for one in _alternatives(annotation)))
+    if "a number" in found:
+        found = [one for one in found if one != "a whole number"]
+    return found[0] if len(found) == 1 else f"{', '.join(found[:-1])} or {found[-1]}"
+
+
+def _alternatives(annotation: ast.expr) -> list[ast.expr]:
+    match annotation:
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return [*_alternatives(left), *_alternatives(right)]
+        case ast.Constant(value=str() as text):
+            return _alternatives(ast.parse(text, mode="eval").body)
+        case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
+            return [*_alternatives(inner), ast.Constant(None)]
+        case ast.Subscript(value=ast.Name(id="Union"), slice=ast.Tuple(elts=parts)):
+            return [one for part in parts for one in _alternatives(part)]
+    return [annotation]
+
+
+def _declared(name: str) -> tuple[str, Any] | None:
+    """Return the type and the condition of a name that `checks` declares."""
+    found = get_args(getattr(checks, name, None))
+    return (getattr(found[0], "__name__", "float"), found[1]) if found else None
+
+
+def _take(annotation: ast.expr, value: Any) -> Any:
+    match annotation:
+        case ast.Constant(value=None):
+            if value is None:
+                return value
+            raise RefusedError
+        case ast.Name(id=name) if (declared := _declared(name)) is not None:
+            kind, condition = declared
+            found = _scalar(kind, value, infinite=True)
+            if not (condition.admits(found) if isinstance(condition, Bounds) else is_path_part(found)):
+                raise RefusedError
+            return found
+        case ast.Name(id="Any" | "object"):
+            return value
+        case ast.Name(id="Path"):
+            return _scalar("str", value)
+        case ast.Name(id=name) if name in ("int", "float", "str", "bool"):
+            return _scalar(name, value)
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=options):
+            found = [ast.literal_eval(one) for one in _elements(options)]
+            for option in found:
+                # Hydra reads nan as a number, and true as no word.
+                if option == value or (isinstance(option, str) and option == _typed(value)):
+                    return option
+            raise RefusedError
+        case ast.Subscript(value=ast.Name(id="Sequence" | "list" | "List" | "tuple" | "Tuple"), slice=inner):
+            if isinstance(value, str) or not isinstance(value, Sequence):
+                raise RefusedError
+            return [take(_elements(inner)[0], one) for one in value]
+        case ast.Subscript(value=ast.Name(id="Mapping" | "dict" | "Dict"), slice=inner):
+            if not isinstance(value, Mapping):
+                raise RefusedError
+            return {name: take(_elements(inner)[1], one) for name, one in value.items()}
+        case ast.Name(id="dict" | "Mapping"):
+            if isinstance(value, Mapping):
+                return value
+            raise RefusedError
+    # A class or a function: the configuration describes it by a node.
+    if isinstance(value, Mapping) and "_target_" in value:
+        return value
+    raise RefusedError
+
+
+def _elements(inner: ast.expr) -> list[ast.expr]:
+    return list(inner.elts) if isinstance(inner, ast.Tuple) else [inner]
+
+
+def _typed(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool | float) else str(value)
+
+
+def _scalar(kind: str, value: Any, infinite: bool = False) -> Any:
+    if kind == "str":
+        if isinstance(value, str):
+            return value
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+    elif kind == "bool":
+        if isinstance(value, bool):
+            return value
+    elif isinstance(value, bool):
+        raise RefusedError
+    elif isinstance(value, int) or (
+        kind != "int" and isinstance(value, float) and (math.isfinite(value) or (infinite and value == value))
+    ):
+        return value
+    raise RefusedError
+
+
+def _words(annotation: ast.expr) -> str:
+    match annotation:
+        case ast.Constant(value=None):
+            return "null"
+        case ast.Name(id=name) if (declared := _declared(name)) is not None:
+            kind, condition = declared
+            if isinstance(condition, OnePart):
+                return "the name of one file or folder, without / and \\"
+            noun = (
+                "a whole number" if kind == "int" else "a finite number" if condition.high > 1 else "a number"
+            )
+            if condition.above:
+                return f"{noun} above {condition.low:g}"
+            if condition.high >= 2**31 - 1:
+                return noun if condition.low < 0 else f"{noun} of at least {condition.low:g}"
+            return f"{noun} from {condition.low:g} to {condition.high:g}"
+        case ast.Name(id=name):
+            named = {
+                **{"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"},
+                **{"Path": "text", "Mapping": "names and values, in {}", "dict": "names and values, in {}"},
+            }
+            return named.get(name, "a node with a _target_")
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=options):
+            return " or ".join(str(ast.literal_eval(one)) for one in _elements(options))
+        case ast.Subscript(value=ast.Name(id="Sequence" | "list" | "List" | "tuple" | "Tuple"), slice=inner):
+            return f"a list of {words(_elements(inner)[0]).replace('a number', 'numbers')}"
+        case ast.Subscript(value=ast.Name(id="Mapping" | "dict" | "Dict")):
+            return "names and values, in {}"
+    return "a node with a _target_"

@@ -1,0 +1,51 @@
+"""CSV files that are safe to open in a spreadsheet, where a cell that begins with = is a formula."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+# What Excel, LibreOffice and Google Sheets compute instead of show. A cell that is escaped already gets one more quote.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+
+def cell(value: Any) -> Any:
+    """Put a quote before text that a spreadsheet would compute.
+
+    >>> cell("=1+1"), cell("svhn"), cell(-0.5)
+    ("'=1+1", 'svhn', -0.5)
+    """
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def original(value: Any) -> Any:
+    """Take the quote off that `cell` put there.
+
+    >>> original(cell("=1+1")), original(cell("'=1+1")), original("'quoted'")
+    ('=1+1', "'=1+1", "'quoted'")
+    """
+    return value[1:] if isinstance(value, str) and value[:1] == "'" and _FORMULA.match(value) else value
+
+
+def csv_text(frame: pd.DataFrame, index: bool = False) -> str:
+    """Write a table as CSV, its index too if asked, with a quote before each text that looks like a formula."""
+    return _mapped(frame, cell, index).to_csv(index=index)
+
+
+def read_csv(path: Path, **options: Any) -> pd.DataFrame:
+    """Read a table that `csv_text` wrote; the options are those of `pandas.read_csv`."""
+    return _mapped(pd.read_csv(path, **options), original, index=False)
+
+
+def _mapped(frame: pd.DataFrame, change: Any, index: bool) -> pd.DataFrame:
+    columns = [
+        column if pd.api.types.is_numeric_dtype(column) else column.map(change)
+        for column in (frame.iloc[:, place] for place in range(frame.shape[1]))
+    ]
+    changed = pd.concat(columns, axis=1) if columns else frame.copy()
+    changed.columns = pd.Index([change(name) for name in frame.columns])
+    if index:
+        changed.index = frame.index.map(change)
+        changed.index.names = frame.index.names
+    return changed
