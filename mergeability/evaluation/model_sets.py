@@ -36,6 +36,10 @@ class MergeSets:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not self._arities:
+            raise UserError(
+                "Expected arity to be a number of models from 2, all, or several of these; got none."
+            )
         for arity in self._arities:
             if arity != "all" and (not _is_whole(arity) or arity < 2):
                 raise UserError(f"Expected arity to be a number of models from 2, or all; got {arity!r}.")
