@@ -40,12 +40,12 @@ def clean_name(name: Any, what: str = "a name") -> str:
         what: what it is the name of, for the message.
 
     Raises:
-        UserError: it is no text and no whole number, or nothing but blanks.
+        UserError: it is neither text nor a number, or nothing but blanks.
 
     >>> clean_name(" cafe\u0301 "), clean_name(7)
     ('café', '7')
     """
-    if isinstance(name, bool) or not isinstance(name, str | int):
+    if isinstance(name, bool) or not isinstance(name, str | int | float):
         raise UserError(f"Expected {what} to be text, got {name!r}. Put it in quotes.")
     cleaned = _BLANK_ENDS.sub("", unicodedata.normalize("NFC", str(name)))
     if not cleaned:

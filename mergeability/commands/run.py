@@ -10,6 +10,7 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from mergeability.commands.repeated_keys import refuse_repeated_keys
 from mergeability.commands.sweep import Ledger, close_sweep, user_error
 from mergeability.context import cores
 from mergeability.errors import UserError
@@ -30,6 +31,7 @@ def run(main: Callable[[], Any]) -> None:
     logging.captureWarnings(True)
     code = 0
     try:
+        refuse_repeated_keys(sys.argv[1:])
         main()
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. What is finished is kept: start the same command again.\n")

@@ -17,6 +17,7 @@ from torch import Tensor
 from mergeability.data.contact_sheet import Cell, contact_sheet
 from mergeability.data.image_cache import originals
 from mergeability.data.inputs import SPLITS, Split
+from mergeability.data.real.image_files import shown
 from mergeability.data.real.source import ImageSource, pixel_remarks
 from mergeability.data.tasks import Task
 from mergeability.errors import UserError
@@ -73,7 +74,9 @@ def examine(task: Task, folder: Path) -> Findings:
     )
     if isinstance(source, ImageSource):
         try:
-            findings.columns = {name: list(columns) for name, columns in source.tables.columns.items()}
+            findings.columns = {
+                shown(name): list(map(shown, columns)) for name, columns in source.tables.columns.items()
+            }
         except UserError as error:
             # It is not there: no split can say more.
             findings.problems.append(str(error))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mergeability.checks import clean_name
 from mergeability.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class MergeSets:
 
     def _named_pairs(self, tasks: Sequence[str], pairs: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
         # As text: YAML reads a task called 1 as a number.
-        named = [tuple(str(task) for task in pair) for pair in pairs]
+        named = [tuple(clean_name(task, "each name in pairs") for task in pair) for pair in pairs]
         unknown = sorted({task for pair in named for task in pair} - set(tasks))
         if unknown:
             raise UserError(f"pairs names {', '.join(unknown)}; the suite has {', '.join(tasks)}.")

@@ -14,6 +14,7 @@ from jaxtyping import Int64
 from mergeability.data.real.class_names import ClassNames
 from mergeability.data.real.decoding import Encoded
 from mergeability.data.real.image_files import (
+    HIDDEN,
     Listing,
     by_folder,
     existing_folder,
@@ -122,20 +123,15 @@ class FileTables:
 
     def others(self, used: Collection[str]) -> list[str]:
         """Name the folders that are none of the splits in use, and the files outside of all of them."""
-        folders = [shown(path.name) for path in top_folders(self.root) if path.name not in used]
-        files = [
-            shown(path.name)
-            for path in sorted(self.root.iterdir())
-            if existing_folder(path) is None and not is_hidden(path.name)
-        ]
-        found = []
-        if folders:
-            found.append(
-                f"left out: folders that are no split of this task: {len(folders)} ({some(folders)})."
-            )
-        if files:
-            found.append(f"left out: files outside the folders of the splits: {len(files)} ({some(files)}).")
-        return found
+        reasons: dict[str, list[str]] = {}
+        for path in sorted(self.root.iterdir()):
+            if is_hidden(path.name):
+                reasons.setdefault(HIDDEN, []).append(shown(path.name))
+            elif existing_folder(path) is None:
+                reasons.setdefault("files outside the folders of the splits", []).append(shown(path.name))
+            elif path.name not in used:
+                reasons.setdefault("folders that are no split of this task", []).append(shown(path.name))
+        return [f"left out: {reason}: {len(names)} ({some(names)})." for reason, names in reasons.items()]
 
 
 def file_stamp(files: Sequence[Path]) -> str:
