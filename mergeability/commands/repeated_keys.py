@@ -47,5 +47,5 @@ def _mappings(argument: str) -> Iterator[list[str]]:
         children = list(node.getChildren())
         if isinstance(node, OverrideParser.DictContainerContext):
             pairs = [one for one in children if isinstance(one, OverrideParser.DictKeyValuePairContext)]
-            yield [pair.getChild(0).getText().strip() for pair in pairs]
+            yield [str(next(pair.getChildren()).getText()).strip() for pair in pairs]
         nodes += [child for child in children if hasattr(child, "getChildren")]
