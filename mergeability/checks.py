@@ -1,10 +1,13 @@
-"""Guards for values that come from a user: YAML reads `true` as a number and `.nan` as a float.
+"""Guards for values and names that come from a user: YAML reads `true` as a number and `.nan` as a float.
 
 The names below are annotations: what a class or function of `conf` declares for an argument is what the commands check
 before anything is made of a configuration.
 """
 
 import math
+import re
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeGuard
 
@@ -45,6 +48,10 @@ Finite = Annotated[float | int, Bounds(-1e300, 1e300)]
 Positive = Annotated[float | int, Bounds(0, 1e300, above=True)]
 NotNegative = Annotated[float | int, Bounds(0, 1e300)]
 PathPart = Annotated[str, OnePart()]
+
+
+# Blanks and characters that nobody sees, such as the mark at the beginning of a file.
+_BLANK_ENDS = re.compile(r"^[\s\u200b\u2060\ufeff]+|[\s\u200b\u2060\ufeff]+$")
 
 
 def is_number(value: Any) -> TypeGuard[float | int]:
@@ -90,3 +97,71 @@ def check_path_part(what: str, text: str) -> None:
             f"Expected the {what} to be usable as that of a file, without / and \\ and no longer than 200 bytes, got "
             f"{shown(text)}: rename it."
         )
+
+
+def clean_name(name: Any, what: str = "a name") -> str:
+    r"""Write the name of a task, model or class as it is used everywhere: no blanks at its ends, in Unicode's form NFC.
+
+    Numbers are names too. YAML reads words such as `no` as truth values: these are refused.
+
+    Args:
+        name: as it was typed or read.
+        what: what it is the name of, for the message.
+
+    Raises:
+        UserError: it is neither text nor a number, or nothing but blanks.
+
+    >>> clean_name(" cafe\u0301 "), clean_name(7)
+    ('café', '7')
+    """
+    if isinstance(name, bool) or not isinstance(name, str | int | float):
+        raise UserError(f"Expected {what} to be text, got {name!r}. Put it in quotes.")
+    cleaned = _BLANK_ENDS.sub("", unicodedata.normalize("NFC", str(name)))
+    if not cleaned:
+        raise UserError(f"Expected {what}, got {name!r}, which is empty.")
+    return cleaned
+
+
+def clean_names(names: Iterable[Any], what: str) -> dict[str, Any]:
+    """Clean names that must differ; return clean name → name as it was given, in order.
+
+    Raises:
+        UserError: one is no name, or two are the same once blanks and the form of accents are set aside.
+
+    >>> clean_names(["a ", "b"], "tasks")
+    {'a': 'a ', 'b': 'b'}
+    """
+    found: dict[str, Any] = {}
+    for name in names:
+        cleaned = clean_name(name, f"the name of each of the {what}")
+        if cleaned in found:
+            raise UserError(
+                f"Expected different names of {what}, got {cleaned!r} twice"
+                + (" in other blanks or another form of its accents" if name != found[cleaned] else "")
+                + ". Rename one."
+            )
+        found[cleaned] = name
+    return found
+
+
+def lookalikes(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return pairs of clean names that differ only by case or blanks.
+
+    >>> lookalikes(["Pets", "pets", "sea lion", "sealion", "dog"])
+    [('Pets', 'pets'), ('sea lion', 'sealion')]
+    """
+    first: dict[str, str] = {}
+    pairs = []
+    for name in names:
+        earlier = first.setdefault("".join(name.split()).casefold(), name)
+        if earlier != name:
+            pairs.append((earlier, name))
+    return pairs
+
+
+def alike_remarks(names: Iterable[str], what: str) -> list[str]:
+    """Say which names differ only by case or blanks: most often they are one, typed in two ways."""
+    return [
+        f"The {what} {one!r} and {other!r} differ only by case or blanks; they are taken for two."
+        for one, other in lookalikes(names)
+    ]

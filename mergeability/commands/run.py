@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from mergeability.commands.folders import claimed_folders
+from mergeability.commands.repeated_keys import refuse_repeated_keys
 from mergeability.commands.sweep import Ledger, close_sweep, user_error
 from mergeability.commands.wording import check_overrides, flags_first, known_settings, sentence
 from mergeability.context import cores
@@ -35,6 +36,7 @@ def run(main: Callable[[], Any]) -> None:
     sys.argv[1:] = flags_first(sys.argv[1:])
     code = 0
     try:
+        refuse_repeated_keys(sys.argv[1:])
         check_overrides(sys.argv[1:])
         with claimed_folders():
             main()

@@ -17,7 +17,8 @@ from torch import Tensor
 from mergeability.data.contact_sheet import Cell, contact_sheet
 from mergeability.data.image_cache import originals
 from mergeability.data.inputs import SPLITS, Split
-from mergeability.data.real.source import ImageSource
+from mergeability.data.real.image_files import shown
+from mergeability.data.real.source import ImageSource, pixel_remarks
 from mergeability.data.tasks import Task
 from mergeability.errors import UserError
 from mergeability.files import atomic_file, write_text
@@ -42,6 +43,7 @@ class Findings:
     splits: dict[str, dict[str, Any]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,9 @@ def examine(task: Task, folder: Path) -> Findings:
     )
     if isinstance(source, ImageSource):
         try:
-            findings.columns = {name: list(columns) for name, columns in source.tables.columns.items()}
+            findings.columns = {
+                shown(name): list(map(shown, columns)) for name, columns in source.tables.columns.items()
+            }
         except UserError as error:
             # It is not there: no split can say more.
             findings.problems.append(str(error))
@@ -92,7 +96,13 @@ def examine(task: Task, folder: Path) -> Findings:
         raise UserError(
             f"Task {task.name!r} is not fit to train on: {' '.join(findings.problems)} The report is in {folder}."
         )
-    logger.info("%s looks right. Look at %s too.", task.name, folder / SHEET)
+    if findings.notes or findings.left_out:
+        count = len(findings.notes) + len(findings.left_out)
+        logger.info(
+            "%s can be trained on, with %d remarks (above). Look at %s too.", task.name, count, folder / SHEET
+        )
+    else:
+        logger.info("%s looks right. Look at %s too.", task.name, folder / SHEET)
     return findings
 
 
@@ -100,7 +110,10 @@ def _examine_split(task: Task, split: Split, findings: Findings) -> dict[bytes, 
     """Decode a split; return what its images are called, by their content."""
     images = originals(task, split)
     labels = images.labels
+    if isinstance(task.source, ImageSource):
+        findings.left_out += [f"{split}: {remark}" for remark in task.source.left_out(split)]
     broken: list[str] = []
+    changed: dict[str, list[str]] = {}
     digests: dict[bytes, str] = {}
     sizes: Counter[tuple[int, int]] = Counter()
     repeated = 0
@@ -108,6 +121,8 @@ def _examine_split(task: Task, split: Split, findings: Findings) -> dict[bytes, 
         if image.value is None:
             broken.append(f"{image.name} ({image.error})")
             continue
+        if image.remark is not None:
+            changed.setdefault(image.remark, []).append(image.name)
         sizes[image.value.height, image.value.width] += 1
         repeated += image.value.digest in digests
         digests.setdefault(image.value.digest, image.name)
@@ -123,6 +138,7 @@ def _examine_split(task: Task, split: Split, findings: Findings) -> dict[bytes, 
         },
         "images_by_class": {name: int(count) for name, count in zip(task.class_names, counts, strict=True)},
     }
+    findings.left_out += [f"{split}: {remark}" for remark in pixel_remarks(split, broken, changed)]
     _judge_split(task, split, broken, counts, findings)
     logger.info(
         "%s, %s: %d images of %d classes, %d to %d a class, %d that do not decode",
@@ -184,7 +200,7 @@ def _glance(pixels: UInt8[Tensor, "3 H W"]) -> _Glance:
 def _write(task: Task, findings: Findings, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / REPORT, json.dumps(asdict(findings), indent=1, ensure_ascii=False))
-    for note in findings.notes:
+    for note in [*findings.left_out, *findings.notes]:
         logger.info("%s: %s", task.name, note)
     if findings.splits:
         split: Split = next(split for split in SPLITS if split in findings.splits)

@@ -5,7 +5,7 @@
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
@@ -56,7 +56,9 @@ def prepared(task: Task, split: Split, resize: Resize, image_size: int, store: S
     """
     check_split(split)
     if store.root is None:
-        return _in_memory(task, split, resize, image_size)
+        found = _in_memory(task, split, resize, image_size)
+        _say(task, split, len(found), None, {})
+        return found
     describe = getattr(task.source, "identity", None)
     if describe is None:
         loaded = _loaded(task, split)
@@ -81,7 +83,34 @@ def prepared(task: Task, split: Split, resize: Resize, image_size: int, store: S
         key,
         lambda: {"sha256": made[0].fingerprint if made else _fingerprint(file)},
     )
+    _say(task, split, len(labels), store, key)
     return task.checked(Images(images, labels, record["sha256"]), split)
+
+
+def _say(task: Task, split: Split, count: int, store: Store | None, key: Mapping[str, Any]) -> None:
+    """Log what is left out of a split of real images, and what decoding changed: also where it was decoded before."""
+    source = task.source
+    if not isinstance(source, ImageSource):
+        return
+
+    def remarks() -> dict[str, Any]:
+        if split in source.pixel_remarks:
+            return {"remarks": source.pixel_remarks[split]}
+        # Decoded before remarks were kept, or by another process.
+        absent = len(source.labels(split)) - count
+        return {
+            "remarks": [f"{absent} images of the {split} split do not decode and are left out."]
+            if absent
+            else []
+        }
+
+    kept = remarks() if store is None else store.record("image_remarks", key, remarks)
+    source.say(split, kept["remarks"])
+
+
+def remarks(task: Task) -> list[str]:
+    """Return what was said about images of a task that are left out or changed, of the splits prepared so far."""
+    return list(task.source.remarks) if isinstance(task.source, ImageSource) else []
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from mergeability.checks import Count, PathPart, Share, check_path_part
+from mergeability.checks import Count, PathPart, Share, check_path_part, clean_name
 from mergeability.data.inputs import SPLITS, Images, Source, Split, Streamed
 from mergeability.errors import UserError
 
@@ -37,7 +37,10 @@ class Task:
     expected_accuracy: Share | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", clean_name(self.name, "the name of a task"))
         check_path_part("name of a task", self.name)
+        what = f"each of the class names of task {self.name!r}"
+        object.__setattr__(self, "class_names", [clean_name(name, what) for name in self.class_names])
         self._check_source()
         self._check_class_names()
         self._check_templates()

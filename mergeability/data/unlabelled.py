@@ -1,7 +1,7 @@
 """Unlabelled images of a folder: a few of them, drawn by seed; nothing but pixels is read."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -9,11 +9,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from mergeability.data.real.decoding import Encoded, decoded
+from mergeability.data.real.image_files import existing_folder, list_images, shown, some
 from mergeability.errors import UserError
 from mergeability.random import seeded_generator
-
-ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -24,11 +22,17 @@ class Drawn:
         images: uint8 (n, 3, size, size), in the order of the draw, so that fewer are the first of them.
         found: number of image files in the folder.
         unreadable: names of drawn files that are no images; others were drawn in their place.
+        faults: the same names, each with the reason.
+        left_out: sentences on the files of the folder that are not taken for images.
+        changed: what decoding changed → names of the images.
     """
 
     images: UInt8[Tensor, "n 3 size size"]
     found: int
     unreadable: tuple[str, ...]
+    faults: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    changed: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def draw_images(
@@ -49,43 +53,56 @@ def draw_images(
     Raises:
         UserError: there is no such folder, no image file in it, or none that can be read.
     """
-    place = Path(folder).expanduser()
-    if not place.is_dir():
-        raise UserError(f"No folder of images at {place}. Give a folder with images of the task of '{name}'.")
-    files = sorted(path for path in place.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+    place = existing_folder(folder)
+    if place is None:
+        raise UserError(
+            f"No folder of images at {shown(str(folder))}. Give a folder with images of the task of '{name}'."
+        )
+    listing = list_images(place)
+    files, left_out = listing.files, listing.remarks
+    if listing.dangling:
+        names = [shown(path.relative_to(place)) for path in listing.dangling]
+        left_out.append(f"left out: images that are links which lead nowhere: {len(names)} ({some(names)}).")
     if not files:
         raise UserError(
-            f"No images in {place} for '{name}': expected files that end in {', '.join(ENDINGS)}, in the folder or its "
-            "subfolders."
+            f"No images in {shown(place)} for '{name}': expected files such as a.jpg or b.png in the folder or its "
+            f"subfolders.{' '.join(['', *left_out])}"
         )
     order = torch.randperm(len(files), generator=seeded_generator("unlabelled", name, seed)).tolist()
-    chosen = (Encoded(str(files[i].relative_to(place)), 0, files[i]) for i in order)
-    kept, unreadable = [], []
+    chosen = (Encoded(shown(files[i].relative_to(place)), 0, files[i]) for i in order)
+    kept, unreadable, faults, changed = [], [], [], {}
     for one in decoded(chosen, lambda pixels: resize(pixels[None])[0]):
         if one.value is None:
             unreadable.append(one.name)
+            faults.append(f"{one.name} ({one.error})")
         else:
             kept.append(one.value)
+            if one.remark is not None:
+                changed.setdefault(one.remark, []).append(one.name)
         if len(kept) == count:
             break
     if not kept:
         raise UserError(
-            f"None of the {len(files)} image files in {place} can be read, such as {unreadable[0]}. Check the files of "
-            f"'{name}'."
+            f"None of the {len(files)} image files in {shown(place)} can be read, such as {faults[0]}. Check the "
+            f"files of '{name}'."
         )
-    return Drawn(torch.stack(kept), len(files), tuple(unreadable))
+    return Drawn(torch.stack(kept), len(files), tuple(unreadable), tuple(faults), tuple(left_out), changed)
 
 
 def remarks(drawn: Drawn, asked: int, name: str) -> list[str]:
-    """Say where fewer images were drawn than asked for, and which files could not be read."""
+    """Say where fewer images were drawn than asked for, and which files were left out or changed."""
     found = []
     if len(drawn.images) < asked:
         found.append(
             f"'{name}' has {len(drawn.images)} unlabelled images, fewer than the {asked} asked for: all are used."
         )
     if drawn.unreadable:
-        names = ", ".join(drawn.unreadable[:_NAMED]) + (", …" if len(drawn.unreadable) > _NAMED else "")
         found.append(
-            f"{len(drawn.unreadable)} files of '{name}' could not be read and were left out: {names}."
+            f"{len(drawn.unreadable)} files of '{name}' could not be read and were left out: {some(drawn.faults)}."
         )
+    found += [f"'{name}': {sentence}" for sentence in drawn.left_out]
+    found += [
+        f"'{name}': images with {what}: {len(names)} ({some(names)})."
+        for what, names in drawn.changed.items()
+    ]
     return found

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mergeability.checks import clean_name
 from mergeability.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,10 @@ class MergeSets:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not self._arities:
+            raise UserError(
+                "Expected arity to be a number of models from 2, all, or several of these; got none."
+            )
         for arity in self._arities:
             if arity != "all" and (not _is_whole(arity) or arity < 2):
                 raise UserError(f"Expected arity to be a number of models from 2, or all; got {arity!r}.")
@@ -76,7 +81,7 @@ class MergeSets:
 
     def _named_pairs(self, tasks: Sequence[str], pairs: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
         # As text: YAML reads a task called 1 as a number.
-        named = [tuple(str(task) for task in pair) for pair in pairs]
+        named = [tuple(clean_name(task, "each name in pairs") for task in pair) for pair in pairs]
         unknown = sorted({task for pair in named for task in pair} - set(tasks))
         if unknown:
             raise UserError(f"pairs names {', '.join(unknown)}; the suite has {', '.join(tasks)}.")

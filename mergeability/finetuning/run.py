@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from mergeability.data.image_cache import prepared
+from mergeability.data.image_cache import prepared, remarks
 from mergeability.data.tasks import SPLITS, Images, Task
 from mergeability.errors import UserError
 from mergeability.files import digest, write_text
@@ -116,6 +116,7 @@ def finetune(
         "images": {
             name: {"count": len(found), "sha256": found.fingerprint} for name, found in splits.items()
         },
+        **({"left_out": remarks(task)} if remarks(task) else {}),
         "seconds": round(seconds, 2),
         "images_per_second": round(module.images_seen * devices / seconds, 1),
         "devices": devices,

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from mergeability.checks import alike_remarks
 from mergeability.context import Run
 from mergeability.errors import UserError
 from mergeability.evaluation.merge import Merge, given_alpha
@@ -52,6 +53,7 @@ def analyse_checkpoints(suite: CheckpointSuite, request: Request, run: Run) -> A
         missing=[
             *without_value(table),
             *without_data,
+            *alike_remarks(suite.models, "models"),
             "No merge was evaluated and nothing predicted: suite=checkpoints has no images.",
         ],
         run=recorded(vectors, request),

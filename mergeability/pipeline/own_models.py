@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from torch import Tensor
 
+from mergeability.checks import clean_name, clean_names
 from mergeability.errors import UserError
 from mergeability.models.clip import ClipModel
 from mergeability.models.preprocessing import check_preprocessing
 from mergeability.models.zero_shot import zero_shot_head
-from mergeability.pipeline.suites import Layout
+from mergeability.pipeline.suites import Layout, say_alike
 from mergeability.store import Store
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights.hub import find_weights, open_checkpoint, read_tensors
@@ -91,11 +92,20 @@ class OwnModel:
                 raise UserError(
                     f"No file of class names at {path} for '{name}'. Give one name per line, or a list."
                 )
-            names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            try:
+                # An editor may put a mark at the beginning of the file.
+                lines = path.read_text(encoding="utf-8-sig").splitlines()
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"Expected text in UTF-8 in {path}, the class names of '{name}', but byte {error.start} is none. "
+                    "Save the file as UTF-8."
+                ) from error
+            given: Sequence[Any] = [line for line in lines if line.strip()]
         else:
-            names = [str(one).strip() for one in self.classes]
+            given = self.classes
+        names = [clean_name(one, f"each of the class names of '{name}'") for one in given]
         repeated = sorted({one for one in names if names.count(one) > 1})
-        if len(names) < 2 or repeated or "" in names:
+        if len(names) < 2 or repeated:
             fault = f"{', '.join(repeated)} twice" if repeated else f"{len(names)} names"
             raise UserError(f"Expected at least two different class names for '{name}', got {fault}.")
         return names
@@ -136,7 +146,9 @@ class ModelSuite:
             )
         if not self.base:
             raise UserError("The base that the models were fine-tuned from is missing: set suite.base=…")
-        self.members.update({str(name): OwnModel.of(str(name), one) for name, one in models.items()})
+        names = clean_names(models, "models")
+        say_alike(names, "models")
+        self.members.update({name: OwnModel.of(name, models[given]) for name, given in names.items()})
 
     def load(self, store: Store, layout: Layout = _AS_STORED) -> TaskVectors:
         """Open the task vectors, cut in a layout.
@@ -205,6 +217,19 @@ class ModelSuite:
         return clip
 
 
+class _OnceOnly(yaml.SafeLoader):
+    """YAML's safe loader, which here refuses a key that is typed twice in place of keeping the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        repeated = sorted({key for key in keys if keys.count(key) > 1})
+        if repeated:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{', '.join(repeated)} is there twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
 def _described(path: Path) -> tuple[str | None, Any]:
     """Read the base and the models from a YAML file; relative paths start from its folder.
 
@@ -217,7 +242,7 @@ def _described(path: Path) -> tuple[str | None, Any]:
             "shows."
         )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), _OnceOnly)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, Mapping) or not isinstance(content.get("models"), Mapping):

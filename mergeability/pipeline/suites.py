@@ -1,14 +1,15 @@
 """What can be analysed: tasks whose models `train.py` made, bare checkpoints from one base, or a table of pairs."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 from torch import Tensor
 
-from mergeability.checks import Positive
+from mergeability.checks import Positive, alike_remarks, clean_name, clean_names
 from mergeability.data.tasks import Task
 from mergeability.errors import UserError
 from mergeability.models.base import WEIGHTS
@@ -18,6 +19,8 @@ from mergeability.store import Store
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights import checkpoints
 from mergeability.weights.hub import open_checkpoint
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,11 @@ class TaskSuite:
     warn_above: Positive = 0.5
     refuse_above: Positive = 2.0
 
+    def __post_init__(self) -> None:
+        names = clean_names(self.tasks, "tasks")
+        say_alike(names, "tasks")
+        object.__setattr__(self, "tasks", {name: self.tasks[given] for name, given in names.items()})
+
     def folder(self, task: str) -> Path:
         """Say where a task's model lies."""
         return Path(self.checkpoints) / self.trained / task
@@ -101,7 +109,7 @@ class TaskSuite:
                 "the base it was fine-tuned from": card["base_sha256"] != vectors.base_hash,
                 "model.safetensors": card["sha256"] != vectors.hashes[task],
                 "head.safetensors": card["head_sha256"] != head,
-                "the list of class names": list(names) != list(self.tasks[task].class_names),
+                "the list of class names": _as_a_task_has(names) != list(self.tasks[task].class_names),
             }
             changed = [what for what, differs in differing.items() if differs]
             if changed:
@@ -142,6 +150,9 @@ class CheckpointSuite:
             isinstance(path, str) for path in self.models.values()
         ):
             raise UserError("suite.models names files: 'suite.models={a: a.safetensors, b: b.safetensors}'.")
+        names = clean_names(self.models, "models")
+        say_alike(names, "models")
+        object.__setattr__(self, "models", {name: self.models[given] for name, given in names.items()})
 
     def load(self, store: Store, layout: Layout = _AS_STORED) -> TaskVectors:
         """Open the task vectors, cut in a layout.
@@ -194,3 +205,14 @@ class TableSuite:
             UserError: as `file` does.
         """
         return self.file().frame
+
+
+def say_alike(names: Iterable[str], what: str) -> None:
+    """Log which names differ only by case or blanks."""
+    for sentence in alike_remarks(names, what):
+        logger.warning("%s", sentence)
+
+
+def _as_a_task_has(names: Sequence[Any]) -> list[str]:
+    """Write class names of a card as a task writes them; the card has them as they were typed."""
+    return [clean_name(name, "a class name") for name in names]

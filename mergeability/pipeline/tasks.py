@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 from torch import Tensor, nn
 
+from mergeability.checks import alike_remarks
 from mergeability.context import Run
 from mergeability.data.calibration import calibration_sample
-from mergeability.data.image_cache import prepared
+from mergeability.data.image_cache import prepared, remarks
 from mergeability.data.inputs import Inputs
 from mergeability.data.tasks import Images, Split, Task
 from mergeability.errors import UserError
@@ -84,7 +85,13 @@ def analyse_tasks(suite: TaskSuite, request: Request, run: Run) -> Analysis:
         models=models,
         alphas=_alphas(outcomes),
         prediction=predicted.study,
-        missing=[*without_value(table), *everything.fewer, *outcomes.notes, *predicted.notes],
+        missing=[
+            *without_value(table),
+            *everything.fewer,
+            *everything.remarks,
+            *outcomes.notes,
+            *predicted.notes,
+        ],
         run=recorded(vectors, request),
         sets=merged_sets,
         accuracies=outcomes.accuracies,
@@ -183,6 +190,12 @@ class _Material:
             few = [f"{name} ({count})" for name, count in self.available.items() if count < asked]
             found += [f"Fewer than {asked} unlabelled images: {', '.join(few)}."] if few else []
         return found
+
+    @property
+    def remarks(self) -> list[str]:
+        """Say which images were left out or changed."""
+        found = [sentence for task in self.suite.tasks.values() for sentence in remarks(task)]
+        return [*alike_remarks(self.suite.tasks, "tasks"), *found]
 
     @cached_property
     def evaluator(self) -> Evaluator:

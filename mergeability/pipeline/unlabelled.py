@@ -1,5 +1,6 @@
 """The analysis of models of one's own: metrics of every pair, and merges probed on unlabelled images."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,6 +8,7 @@ from functools import cached_property
 import pandas as pd
 from torch import Tensor, nn
 
+from mergeability.checks import alike_remarks
 from mergeability.context import Run
 from mergeability.data.inputs import Inputs
 from mergeability.data.unlabelled import Drawn, draw_images, remarks
@@ -38,6 +40,8 @@ from mergeability.pipeline.result import Analysis
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
 from mergeability.task_vectors.vectors import TaskVectors
+
+logger = logging.getLogger(__name__)
 
 
 def analyse_models(suite: ModelSuite, request: Request, run: Run) -> Analysis:
@@ -112,11 +116,17 @@ class _Material:
                 f"Expected at least {FEWEST_UNLABELLED} images that can be read of each task, got fewer of "
                 f"{', '.join(few)}: of fewer, answers say next to nothing."
             )
+        for name, one in found.items():
+            for sentence in remarks(one, self.asked, name):
+                logger.warning("%s", sentence)
         return found
 
     @property
     def remarks(self) -> list[str]:
-        return [sentence for name, one in self.drawn.items() for sentence in remarks(one, self.asked, name)]
+        return [
+            *alike_remarks(self.suite.members, "models"),
+            *(sentence for name, one in self.drawn.items() for sentence in remarks(one, self.asked, name)),
+        ]
 
     @cached_property
     def heads(self) -> dict[str, Tensor]:

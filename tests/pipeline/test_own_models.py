@@ -167,7 +167,35 @@ def test_the_scale_is_chosen_without_labels_and_a_set_of_three_is_probed(analyse
     assert (folder / "verdict.txt").read_text().startswith("Merging digits + shapes + letters")
 
 
+def test_images_and_names_that_are_not_as_they_should_be_are_named(analyse, place):
+    models = models_of(place)
+    shutil.copytree(place / "photos/digits", place / "mixed")
+    (place / "mixed/0/._0.png").write_bytes(b"x")
+    (place / "mixed/0/a.xyz").write_bytes(b"x")
+    (place / "mixed/0/gone.png").symlink_to("nowhere.png")
+    Image.fromarray(np.full((32, 32), 65535, dtype=np.uint16)).save(place / "mixed/deep.png")
+    (place / "classes.txt").write_text("\ufeff" + "\n".join(models["digits"]["classes"]), encoding="utf-8")
+    models["digits"] |= {"images": "mixed", "classes": "classes.txt"}
+    describe(place / "odd.yaml", {"Café ": models["digits"], "cafe\u0301": models["shapes"]})
+    ended, folder = analyse("merge=none", "metric=[base_agreement]", file="odd.yaml")
+    assert ended.code == 0, ended.output
+    assert pd.read_csv(folder / "pairs.csv")[["task_a", "task_b"]].to_numpy().tolist() == [["Café", "café"]]
+    page = html.unescape((folder / "report.html").read_text())
+    for sentence in (
+        "The models 'Café' and 'café' differ only by case or blanks; they are taken for two.",
+        "'Café': left out: files ending in .xyz: 1 (0/a.xyz); hidden files and folders: 1 (0/._0.png).",
+        "'Café': left out: images that are links which lead nowhere: 1 (0/gone.png).",
+        "'Café': images with more than eight bits a channel, scaled from 0..65535 to 0..255: 1 (deep.png).",
+    ):
+        assert sentence in page
+        assert ended.output.count(sentence) == 1
+
+
 BAD = [
+    (lambda m: m.update({" digits": m["shapes"]}), (), "got 'digits' twice in other blanks or another form of its accents"),
+    (lambda m: m["digits"].update(classes="latin.txt"), (), "byte 3 is none. Save the file as UTF-8."),
+    (lambda m: None, ("arity=[]",), "or several of these; got none"),
+    (lambda m: None, ("suite.models={a: {weights: x}, a: {weights: y}}",), "suite.models has 'a' twice"),
     (lambda m: m["digits"].update(images="nowhere"), (), "No folder of images at"),
     (lambda m: m["digits"].update(images="empty"), (), "No images in"),
     (lambda m: m["digits"].update(images="broken"), (), "None of the 9 image files"),
@@ -198,6 +226,7 @@ def test_what_does_not_fit_is_one_sentence(analyse, place, change, arguments, se
         (place / "broken" / f"{index}.png").write_bytes(b"no image")
         if index < 7:
             Image.new("RGB", (32, 32), (index, 0, 0)).save(place / "few" / f"{index}.png")
+    (place / "latin.txt").write_bytes("caf\xe9\nbar".encode("latin-1"))
     models = models_of(place)
     change(models)
     describe(place / "bad.yaml", models)
@@ -205,6 +234,14 @@ def test_what_does_not_fit_is_one_sentence(analyse, place, change, arguments, se
     assert ended.code == 1
     assert sentence in " ".join(ended.output.split())
     assert "Traceback" not in ended.output
+
+
+def test_a_key_typed_twice_in_the_file_is_refused(analyse, place):
+    text = (place / "mine.yaml").read_text()
+    (place / "twice.yaml").write_text(text + text.partition("models:\n")[2])
+    ended, _ = analyse(file="twice.yaml")
+    assert ended.code == 1
+    assert "digits, shapes is there twice" in " ".join(ended.output.split())
 
 
 def test_images_of_another_task_are_reported(analyse, place):

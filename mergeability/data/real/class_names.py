@@ -1,8 +1,11 @@
 """Class names: a dataset's own spelling cleaned, and compared with the names a task's prompts use."""
 
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 
+from mergeability.checks import clean_name
+from mergeability.data.real.image_files import shown
 from mergeability.errors import UserError
 
 # SUN397 files its classes below their first letter: `/a/abbey`.
@@ -17,8 +20,9 @@ def cleaned(name: str) -> str:
 
 
 def _compared(name: str) -> str:
-    """Reduce a name to what tells classes apart: no case, no hyphens, no apostrophes."""
-    words = _CAMEL.sub(" ", cleaned(name)).casefold().replace("-", " ").replace("'", "")
+    """Reduce a name to what tells classes apart: no case, no hyphens, no apostrophes, one form of accents."""
+    composed = unicodedata.normalize("NFC", cleaned(name))
+    words = _CAMEL.sub(" ", composed).casefold().replace("-", " ").replace("'", "")
     return " ".join(words.replace("/", " ").split())
 
 
@@ -37,15 +41,17 @@ class ClassNames:
     def __init__(
         self, task: str, names: Sequence[str], spellings: Mapping[str, str | Sequence[str]] | None = None
     ) -> None:
-        self.task, self.names = task, list(names)
-        unknown = sorted(set(spellings or {}) - set(self.names))
+        what = f"each of the class names of task {task!r}"
+        self.task, self.names = task, [clean_name(name, what) for name in names]
+        spellings = {clean_name(name, what): others for name, others in (spellings or {}).items()}
+        unknown = sorted(set(spellings) - set(self.names))
         if unknown:
             raise UserError(
                 f"Task {task!r}: spellings are given for {unknown}, which are not among its classes."
             )
         self._labels: dict[str, int] = {}
         for label, name in enumerate(self.names):
-            others = (spellings or {}).get(name, [])
+            others = spellings.get(name, [])
             for spelling in [name, *([others] if isinstance(others, str) else others)]:
                 taken = self._labels.setdefault(_compared(spelling), label)
                 if taken != label:
@@ -60,6 +66,36 @@ class ClassNames:
         if found is None and name.isdecimal() and int(name) < len(self.names):
             return int(name)
         return found
+
+    def labels(self, names: Iterable[str], where: str) -> dict[str, int]:
+        """Return name → label of the classes that a dataset names.
+
+        Raises:
+            UserError: a name is none of the task's classes, or two are the same class.
+        """
+        found = {name: self.label(name) for name in names}
+        unknown = [name for name, label in found.items() if label is None]
+        if unknown:
+            raise UserError(
+                f"Task {self.task!r}: {where} has {len(unknown)} classes the task has not, such as "
+                f"'{shown(unknown[0])}'; it has {', '.join(self.names[:3])}, …. Rename them, or add the spelling under "
+                "dataset.spellings."
+            )
+        labels: dict[str, int] = {}
+        by_label: dict[int, str] = {}
+        for name, label in found.items():
+            assert label is not None
+            if label in by_label:
+                one, other = by_label[label], name
+                composed = unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
+                raise UserError(
+                    f"Task {self.task!r}: in {where}, {one!r} and {other!r} both are the class {self.names[label]!r}"
+                    + (" in two forms of its accents" if composed else "")
+                    + ". Keep one."
+                )
+            labels[name] = label
+            by_label[label] = name
+        return labels
 
     def check_order(self, found: Sequence[str], where: str) -> None:
         """Check that a dataset's label feature has these classes in this order.

@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -18,12 +19,26 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from mergeability.data.real.image_files import formats
+
 T = TypeVar("T")
 
-# What Pillow raises for files that are not, or no longer, images.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-# More than eight bits a channel: Pillow would clip them to white.
-_DEEP = ("I", "F")
+# What Pillow raises for files that are not, or no longer, images: its readers trust what the files say of themselves.
+_BROKEN = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, Image.DecompressionBombError,
+    Image.DecompressionBombWarning, LookupError, MemoryError, OSError, RuntimeError, SyntaxError, TypeError, ValueError,
+    struct.error, zlib.error,
+)  # fmt: skip
+# Above twice Pillow's limit it refuses by itself; below, its warning names no file.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+DEEP = "more than eight bits a channel, scaled from 0..65535 to 0..255"
+SEVERAL = "several frames or pages, of which the first is used"
+_WRONG_NAMES = {
+    b"PK": "a zip archive",
+    b"%PDF": "a PDF file",
+    b"\x1f\x8b": "a gzip archive",
+    b"<": "a text or SVG file",
+}
 # Images that wait, encoded or decoded, for each thread.
 _AHEAD = 16
 
@@ -39,33 +54,83 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Decoded(Generic[T]):
-    """What became of one image: `value`, or the reason why there is none."""
+    """What became of one image: `value`, or the reason why there is none; and what decoding changed, if anything."""
 
     name: str
     label: int
     value: T | None
     error: str | None = None
+    remark: str | None = None
 
 
 def decode(data: bytes | Path, transpose: bool = False) -> UInt8[Tensor, "3 H W"]:
     """Decode one image as RGB, turned as its EXIF orientation says; transparency is dropped, as CLIP does.
 
-    transpose: swap rows and columns, for files that hold their images so.
+    Greyscale of 16 bits is scaled to eight: 65535 is white. Of several frames the first is taken.
+
+    Args:
+        data: the file, or its bytes.
+        transpose: swap rows and columns, for files that hold their images so.
 
     Raises:
-        OSError: it is not an image, is truncated, or has more than eight bits a channel.
+        OSError: it is not an image, is truncated, or holds numbers whose range is unknown. Pillow's readers raise other
+            errors for damaged files too, which `decoded` knows.
     """
-    with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
-        if image.mode.startswith(_DEEP):
-            raise OSError(f"images of mode {image.mode} have more than eight bits a channel")
+    return _decode(data, transpose)[0]
+
+
+def _decode(data: bytes | Path, transpose: bool) -> tuple[UInt8[Tensor, "3 H W"], str | None]:
+    if isinstance(data, Path) and not data.is_file():
+        # A pipe would wait for ever.
+        raise FileNotFoundError("a link that leads nowhere" if data.is_symlink() else "there is no such file")
+    try:
+        opened = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=formats())
+    except Image.UnidentifiedImageError:
+        raise Image.UnidentifiedImageError(_identified(data)) from None
+    except Image.DecompressionBombError:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise OSError(f"more than {most:.0f} million pixels: make it smaller") from None
+    with opened as image:
+        several = getattr(image, "is_animated", False)
         upright = ImageOps.exif_transpose(image)
-        if upright.mode == "P":
-            # Pillow warns where a palette has transparency and is not taken through RGBA.
-            upright = upright.convert("RGBA")
-        pixels = np.asarray(upright.convert("RGB"))
+        pixels, remark = _pixels(upright, image.format or "")
     if transpose:
         pixels = pixels.swapaxes(0, 1)
-    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), remark or (SEVERAL if several else None)
+
+
+def _pixels(image: Image.Image, kind: str) -> tuple[UInt8[np.ndarray, "H W 3"], str | None]:
+    """Return an image's pixels as RGB, and what was changed on the way."""
+    mode = image.mode
+    # Pillow's readers of these formats give 0..65535 in 32 bits.
+    if mode.startswith("I;16") or (mode == "I" and kind in ("PNG", "PPM")):
+        grey = np.asarray(image).astype(np.uint32)
+        scaled = ((grey + 128) // 257).astype(np.uint8)
+        return np.repeat(scaled[..., None], 3, axis=2), DEEP
+    if mode.startswith(("I", "F")):
+        raise OSError(
+            f"images of mode {mode} have more than eight bits a channel, and what is white is unknown: convert them to "
+            "eight bits"
+        )
+    if mode in ("P", "PA"):
+        # Pillow warns where a palette has transparency and is not taken through RGBA.
+        image = image.convert("RGBA")
+    elif mode in ("La", "RGBa"):
+        image = image.convert(mode.replace("a", "A"))
+    return np.asarray(image.convert("RGB")), None
+
+
+def _identified(data: bytes | Path) -> str:
+    """Say what a file is that is no image."""
+    if isinstance(data, bytes):
+        beginning = data[:8]
+    else:
+        with data.open("rb") as file:
+            beginning = file.read(8)
+    if not beginning:
+        return "the file is empty"
+    known = (what for bytes_, what in _WRONG_NAMES.items() if beginning.startswith(bytes_))
+    return f"{next(known, 'the file')} is no image that Pillow reads"
 
 
 def decoded(
@@ -78,10 +143,10 @@ def decoded(
 
     def one(image: Encoded) -> Decoded[T]:
         try:
-            pixels = decode(image.data, transpose)
+            pixels, remark = _decode(image.data, transpose)
         except _BROKEN as error:
             return Decoded(image.name, image.label, None, f"{type(error).__name__}: {error}")
-        return Decoded(image.name, image.label, work(pixels))
+        return Decoded(image.name, image.label, work(pixels), remark=remark)
 
     threads = min(16, os.cpu_count() or 1)
     remaining = iter(images)

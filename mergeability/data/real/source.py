@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -14,11 +14,15 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from mergeability.data.inputs import Split, check_split
+from mergeability.checks import clean_name
+from mergeability.data.inputs import SPLITS, Split, check_split
 from mergeability.data.real.class_names import ClassNames
 from mergeability.data.real.decoding import Decoded, Encoded, decoded
+from mergeability.data.real.held_out import held_out_by_class
+from mergeability.data.real.image_files import some
 from mergeability.data.real.layouts import Layout
-from mergeability.data.real.tables import FileTables, Rows, Tables, open_disk, open_folder, open_hub
+from mergeability.data.real.tables import Tables, open_disk, open_hub
+from mergeability.data.real.trees import FileTables, Rows, open_folder
 from mergeability.data.tasks import Task
 from mergeability.errors import UserError
 from mergeability.random import seeded_generator
@@ -112,9 +116,12 @@ class ImageSource:
             UserError: a larger share than `max_corrupt` does not decode; some are named.
         """
         broken: list[str] = []
+        changed: dict[str, list[str]] = {}
         allowed = self.layout.max_corrupt * len(self.labels(split))
         for image in self.decoded(split, work):
             if image.value is not None:
+                if image.remark is not None:
+                    changed.setdefault(image.remark, []).append(image.name)
                 yield image.value, image.label
                 continue
             broken.append(f"{image.name} ({image.error})")
@@ -123,14 +130,37 @@ class ImageSource:
                     f"Task {self.classes.task!r}: more than {allowed:.3g} images of its {split} split do not decode: "
                     f"{'; '.join(broken[:3])}. Repair the copy, or allow more with dataset.max_corrupt=<share>."
                 )
-        if broken:
-            logger.warning(
-                "%s: %d images of the %s split do not decode and are left out: %s",
-                self.classes.task,
-                len(broken),
-                split,
-                "; ".join(broken[:10]),
-            )
+        self.pixel_remarks[split] = pixel_remarks(split, broken, changed)
+
+    @cached_property
+    def pixel_remarks(self) -> dict[Split, list[str]]:
+        """Which images do not decode, or were changed in decoding, of each split that this process has decoded."""
+        return {}
+
+    @cached_property
+    def remarks(self) -> list[str]:
+        """Everything that was said about images that are left out or changed, of the splits that were asked for."""
+        return []
+
+    def say(self, split: Split, about_pixels: Sequence[str] = ()) -> None:
+        """Log once what is left out of a split, which classes it lacks, and what decoding changed."""
+        for remark in [*self.left_out(split), *self._lacking(split), *about_pixels]:
+            self._say_once(f"{self.classes.task}, {split}: {remark}")
+
+    def left_out(self, split: Split) -> list[str]:
+        """Say which files of a tree are not images of a split, counted and named."""
+        if not isinstance(self.tables, FileTables):
+            return []
+        names = self._names(split)
+        found = [remark for name in names for remark in self.tables.listing(name).remarks]
+        if split == "train":
+            found += self.tables.others({name for one in SPLITS for name in self._names(one)})
+        return found
+
+    def _lacking(self, split: Split) -> list[str]:
+        names = self.classes.names
+        absent = [names[label] for label in sorted({*range(len(names))} - {*self.labels(split).tolist()})]
+        return [f"{len(absent)} of {len(names)} classes have no images ({some(absent)})."] if absent else []
 
     def _encoded(self, split: Split, chosen: Sequence[int] | None) -> Iterator[Encoded]:
         parts = self._parts(split)
@@ -151,17 +181,17 @@ class ImageSource:
             return [(rows, np.arange(len(rows.labels))) for rows in self._rows(split)]
         drawn_from = self._rows("validation" if own else "train")
         sizes = [len(rows.labels) for rows in drawn_from]
-        held_out = self._held_out(sum(sizes), bool(own))
+        held_out = self._held_out(np.concatenate([rows.labels for rows in drawn_from]), bool(own))
         chosen = held_out if split == "validation" else ~held_out
         parts = np.split(chosen, np.cumsum(sizes)[:-1])
         return [(rows, np.flatnonzero(part)) for rows, part in zip(drawn_from, parts, strict=True)]
 
-    def _held_out(self, count: int, own: bool) -> np.ndarray:
-        """Mark the images held out of `count`: the same ones for every copy of the dataset."""
+    def _held_out(self, labels: Int64[np.ndarray, "N"], own: bool) -> np.ndarray:
+        """Mark the images held out of all: the same ones for every copy of the dataset."""
         generator = seeded_generator("held out for validation", self.layout.validation_seed)
-        mask = np.zeros(count, dtype=bool)
-        mask[torch.randperm(count, generator=generator)[: self.layout.held_out(count, own)].numpy()] = True
-        return mask
+        order = torch.randperm(len(labels), generator=generator).numpy()
+        asked = self.layout.held_out(len(labels), own)
+        return held_out_by_class(labels, order, asked, self.layout.validation_most, shared=not own)
 
     def _rows(self, split: Split) -> list[Rows]:
         return [self._opened_rows(name) for name in self._names(split)]
@@ -190,17 +220,32 @@ class ImageSource:
             return [split]
         found = [name for name in names if name in there]
         if len(found) < len(names) and (found or split == "validation"):
-            self._say_once(f"{split} images are not taken from {', '.join(sorted({*names} - {*found}))}")
+            absent = ", ".join(sorted({*names} - {*found}))
+            self._say_once(
+                f"{self.classes.task}: the copy lacks a split, so {split} images are not taken from {absent}."
+            )
         return found if found or split == "validation" else names
 
-    def _say_once(self, consequence: str) -> None:
-        if consequence not in self._said:
-            self._said.add(consequence)
-            logger.warning("%s: the copy lacks a split, so %s.", self.classes.task, consequence)
+    def _say_once(self, remark: str) -> None:
+        if remark not in self.remarks:
+            self.remarks.append(remark)
+            logger.warning("%s", remark)
 
-    @cached_property
-    def _said(self) -> set[str]:
-        return set()
+
+def pixel_remarks(split: Split, broken: Sequence[str], changed: Mapping[str, Sequence[str]]) -> list[str]:
+    """Say which images do not decode and which were changed in decoding.
+
+    Args:
+        split: of the images.
+        broken: names of the images that do not decode, with reasons.
+        changed: what decoding changed → names of the images.
+    """
+    found = []
+    if broken:
+        named = "; ".join(broken[:10])
+        found.append(f"{len(broken)} images of the {split} split do not decode and are left out: {named}.")
+    found += [f"images with {what}: {len(names)} ({some(names)})." for what, names in changed.items()]
+    return found
 
 
 def _digest(values: np.ndarray) -> str:
@@ -236,6 +281,6 @@ def image_task(
     Raises:
         UserError: an unknown source, a copy without a path, the Hub without an id, or settings that no task can have.
     """
-    classes = ClassNames(name, class_names, dataset.spellings)
+    classes = ClassNames(clean_name(name, "the name of a task"), class_names, dataset.spellings)
     images = ImageSource(source, path, dataset, classes)
-    return Task(name, images, list(class_names), templates, epochs, expected_accuracy)
+    return Task(name, images, classes.names, templates, epochs, expected_accuracy)

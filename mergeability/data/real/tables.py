@@ -1,8 +1,6 @@
-"""Splits of a dataset as rows: what the Hugging Face `datasets` library reads, and trees of image files."""
+"""Splits of a dataset as rows: what the Hugging Face `datasets` library reads."""
 
 import contextlib
-import hashlib
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,33 +13,15 @@ from jaxtyping import Int64
 from mergeability.data.real.class_names import ClassNames
 from mergeability.data.real.decoding import Encoded
 from mergeability.data.real.layouts import Layout, several
+from mergeability.data.real.trees import Rows, copy_folder, file_stamp
 from mergeability.errors import UserError
 from mergeability.files import read_json
 
 if TYPE_CHECKING:
     import datasets
 
-_IMAGE_FILES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # Rows whose encoded images are in memory at a time.
 _READ_AT_A_TIME = 64
-
-
-class Rows(Protocol):
-    """One split as it is stored."""
-
-    @property
-    def labels(self) -> Int64[np.ndarray, "N"]:
-        """The class of each row."""
-        ...
-
-    @property
-    def stamp(self) -> str:
-        """What changes when the files do."""
-        ...
-
-    def read(self, chosen: Sequence[int]) -> Iterator[Encoded]:
-        """Read the images of some rows, in that order, a few at a time."""
-        ...
 
 
 class Tables(Protocol):
@@ -118,7 +98,7 @@ class ArrowTables:
         return ArrowRows(
             labels=self._labels(table, label, split),
             # The library's own fingerprint too: a table in memory has no files.
-            stamp=f"{_stamp([Path(file['filename']) for file in table.cache_files])}:{table._fingerprint}",
+            stamp=f"{file_stamp([Path(file['filename']) for file in table.cache_files])}:{table._fingerprint}",
             name=f"split {split!r} of {self.where}",
             images=self._undecoded(table, image, split),
             column=image,
@@ -170,8 +150,7 @@ class ArrowTables:
         if found.dtype.kind in "biu":
             return self._in_range(found.astype(np.int64), where)
         if found.dtype.kind == "O" and all(isinstance(value, str) for value in found):
-            named = {name: self.classes.label(name) for name in sorted(set(found))}
-            _check_known(named, self.classes, where)
+            named = self.classes.labels(sorted(set(found)), where)
             return np.array([named[name] for name in found], dtype=np.int64)
         raise UserError(
             f"Task {self.classes.task!r}: expected labels that are whole numbers, true and false, or class names, "
@@ -186,98 +165,6 @@ class ArrowTables:
                 f"name, but {len(wrong)} rows of {where} have others, such as {int(wrong[0])}. Check dataset.label."
             )
         return labels
-
-
-@dataclass(frozen=True)
-class FileRows:
-    """A split that is a tree of image files."""
-
-    labels: Int64[np.ndarray, "N"]
-    stamp: str
-    files: Sequence[Path]
-
-    def read(self, chosen: Sequence[int]) -> Iterator[Encoded]:
-        """Name the files of some rows; they are read where they are decoded."""
-        for position in chosen:
-            file = self.files[int(position)]
-            yield Encoded(str(file), int(self.labels[int(position)]), file)
-
-
-@dataclass(frozen=True)
-class FileTables:
-    """A folder with one folder a split in it, one a class in those, and images in these.
-
-    The order of the classes is that of the task: a folder is a class by its name, or by its number.
-
-    Attributes:
-        root: the folder.
-        classes: the task's.
-    """
-
-    root: Path
-    classes: ClassNames
-
-    @property
-    def columns(self) -> dict[str, list[str]]:
-        """Name the class folders of each split."""
-        splits = sorted(
-            path for path in self.root.iterdir() if path.is_dir() and not path.name.startswith(".")
-        )
-        return {path.name: sorted(_files_by_class(path)) for path in splits}
-
-    def rows(self, split: str) -> FileRows:
-        """Return one split, files in the order of their classes and names.
-
-        Raises:
-            UserError: there is no such folder, or a class folder in it that is none of the task's classes.
-        """
-        folder = self.root / split
-        if not folder.is_dir():
-            raise UserError(
-                f"Task {self.classes.task!r}: expected a folder {folder} with one folder of images a class. Point "
-                "task.path to the folder that holds train and test."
-            )
-        found = _files_by_class(folder)
-        labels = {name: self.classes.label(name) for name in found}
-        _check_known(labels, self.classes, str(folder))
-        pairs = sorted((labels[name] or 0, file) for name, files in found.items() for file in files)
-        files = [file for _, file in pairs]
-        return FileRows(np.array([label for label, _ in pairs], dtype=np.int64), _stamp(files), files)
-
-
-def _files_by_class(folder: Path) -> dict[str, list[Path]]:
-    found = {}
-    for current, _, names in os.walk(folder):
-        files = sorted(Path(current, name) for name in names if name.lower().endswith(_IMAGE_FILES))
-        if files:
-            found[Path(current).relative_to(folder).as_posix()] = files
-    return found
-
-
-def _check_known(labels: Mapping[str, int | None], classes: ClassNames, where: str) -> None:
-    unknown = [name for name, label in labels.items() if label is None]
-    if unknown:
-        raise UserError(
-            f"Task {classes.task!r}: {where} has {len(unknown)} classes the task has not, such as {unknown[0]!r}; "
-            f"it has {', '.join(classes.names[:3])}, …. Rename them, or add the spelling under dataset.spellings."
-        )
-    by_label: dict[int | None, str] = {}
-    for name, label in labels.items():
-        if label in by_label:
-            raise UserError(
-                f"Task {classes.task!r}: in {where}, {by_label[label]!r} and {name!r} both are the class "
-                f"{classes.names[label or 0]!r}. Keep one."
-            )
-        by_label[label] = name
-
-
-def _stamp(files: Sequence[Path]) -> str:
-    """Tell one state of some files from another by names, sizes and times: reading them all takes minutes."""
-    found = hashlib.sha256()
-    for file in files:
-        status = file.stat()
-        found.update(f"{file.name}\x1f{status.st_size}\x1f{status.st_mtime_ns}\n".encode())
-    return found.hexdigest()
 
 
 def open_hub(layout: Layout, classes: ClassNames) -> ArrowTables:
@@ -322,29 +209,6 @@ def open_disk(path: Path, layout: Layout, classes: ClassNames) -> ArrowTables:
             "save_to_disk wrote, or Parquet files; a tree of images is task.source=folder."
         ) from error
     return ArrowTables(_by_split(opened, str(folder), classes), layout, classes, str(folder))
-
-
-def open_folder(path: Path, classes: ClassNames) -> FileTables:
-    """Open a tree of image files: `train/<class>/…` and `test/<class>/…`.
-
-    Raises:
-        UserError: there is no such folder.
-    """
-    return FileTables(copy_folder(path, classes.task), classes)
-
-
-def copy_folder(path: Path, task: str) -> Path:
-    """Say where a task's copy lies: in the folder, or in one of the task's name in it.
-
-    Raises:
-        UserError: there is no such folder.
-    """
-    path = path.expanduser()
-    if not path.is_dir():
-        raise UserError(
-            f"Task {task!r}: there is no folder {path}. Point task.path to a copy of the dataset."
-        )
-    return path / task if (path / task).is_dir() else path
 
 
 def _datasets(task: str) -> Any:

@@ -1,6 +1,7 @@
 """Files to pixels: modes, orientation, threads that keep the order, and a bounded number of images in memory."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -71,10 +72,87 @@ def test_rows_and_columns_are_swapped_where_the_files_hold_them_so():
     np.testing.assert_array_equal(found, channels_first(COLOURS.swapaxes(0, 1)))
 
 
-def test_more_than_eight_bits_are_refused_not_clipped():
-    deep = Image.fromarray(COLOURS[..., 0].astype(np.uint16) * 257)
-    with pytest.raises(OSError, match="more than eight bits"):
-        decode(saved(deep))
+def test_deep_greyscale_is_scaled_not_clipped():
+    deep = np.array([[0, 1, 128, 129, 257, 300, 32768, 65407, 65534, 65535]], dtype=np.uint16)
+    expected = np.rint(deep / 257).astype(np.uint8)
+    assert expected.tolist() == [[0, 0, 0, 1, 1, 1, 128, 255, 255, 255]]
+    kinds = {
+        "PNG": Image.fromarray(deep),
+        "TIFF": Image.fromarray(deep),
+        "PPM": Image.fromarray(deep.astype(np.int32)),
+    }
+    for kind, image in kinds.items():
+        data = saved(image, kind)
+        np.testing.assert_array_equal(decode(data), np.stack([expected] * 3), err_msg=kind)
+        (found,) = decoded([Encoded("deep", 0, data)], torch.clone)
+        assert "scaled from 0..65535" in (found.remark or "")
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_numbers_of_an_unknown_range_are_refused(dtype):
+    with pytest.raises(OSError, match=r"more than eight bits.*convert them to eight bits"):
+        decode(saved(Image.fromarray(COLOURS[..., 0].astype(dtype)), "TIFF"))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF", "WEBP"])
+def test_of_several_frames_the_first_is_used_and_that_is_said(kind):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ((255, 0, 0), (0, 0, 255))]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = saved(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    (found,) = decoded([Encoded("frames", 0, data)], torch.clone)
+    assert found.value is not None
+    assert found.value[:, 0, 0].tolist() == [255, 0, 0]
+    assert "the first is used" in (found.remark or "")
+
+
+def test_inks_become_their_colours():
+    inks = Image.fromarray(
+        np.array([[[0, 255, 255, 0], [0, 0, 0, 255], [0, 0, 0, 0]]], dtype=np.uint8), "CMYK"
+    )
+    assert decode(saved(inks, "TIFF"))[:, 0].T.tolist() == [[255, 0, 0], [0, 0, 0], [255, 255, 255]]
+
+
+def test_an_image_without_remarks_has_none():
+    (found,) = decoded(many(1), torch.clone)
+    assert found.remark is None
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "the file is empty"),
+        (b"PK\x03\x04 and more", "a zip archive is no image"),
+        (b"%PDF-1.7", "a PDF file is no image"),
+        (b"<svg/>", "a text or SVG file is no image"),
+        (b"words", "the file is no image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "the file is no image"),
+    ],
+)
+def test_the_reason_says_what_a_file_is(data, reason, tmp_path):
+    """PostScript would be handed to another program."""
+    (tmp_path / "x.jpg").write_bytes(data)
+    for image in (data, tmp_path / "x.jpg"):
+        (found,) = decoded([Encoded("x.jpg", 0, image)], torch.clone)
+        assert reason in (found.error or "")
+
+
+def test_what_is_no_file_has_a_reason_and_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    (tmp_path / "folder.png").mkdir()
+    images = [
+        Encoded(name, 0, tmp_path / name) for name in ("pipe.png", "gone.png", "folder.png", "never.png")
+    ]
+    reasons = [found.error or "" for found in decoded(images, torch.clone)]
+    assert "a link that leads nowhere" in reasons[1]
+    assert all("there is no such file" in reasons[place] for place in (0, 2, 3))
+
+
+def test_an_image_above_the_limit_has_a_reason(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
+    data = saved(Image.new("1", (2000, 1001)))
+    (found,) = decoded([Encoded("large.png", 0, data)], torch.clone)
+    assert found.error == "OSError: more than 2 million pixels: make it smaller"
 
 
 def many(count: int) -> list[Encoded]:

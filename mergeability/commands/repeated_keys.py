@@ -1,0 +1,52 @@
+"""Keys typed twice in one mapping of the command line, of which Hydra keeps the last without a word."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_visitor import HydraErrorListener
+from hydra.errors import HydraException
+from hydra.grammar.gen.OverrideLexer import CommonTokenStream, InputStream, OverrideLexer
+from hydra.grammar.gen.OverrideParser import OverrideParser
+
+from mergeability.errors import UserError
+
+
+def refuse_repeated_keys(arguments: Sequence[str]) -> None:
+    """Check that no mapping among the arguments has a key twice.
+
+    Raises:
+        UserError: one has, such as `suite.models={a: x, a: y}`.
+    """
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if not equals or "{" not in value:
+            continue
+        for keys in _mappings(argument):
+            repeated = sorted({key for key in keys if keys.count(key) > 1})
+            if repeated:
+                raise UserError(
+                    f"{option.lstrip('+~')} has {', '.join(map(repr, repeated))} twice, and only one of them could "
+                    "be used. Give each its own name."
+                )
+
+
+def _mappings(argument: str) -> Iterator[list[str]]:
+    """Yield the keys of each mapping that is typed in an override; none where Hydra cannot read it."""
+    lexer = OverrideLexer(InputStream(argument))
+    parser = OverrideParser(CommonTokenStream(lexer))
+    for reader in (lexer, parser):
+        reader.removeErrorListeners()
+        reader.addErrorListener(HydraErrorListener())
+    try:
+        nodes: list[Any] = [parser.override()]
+    except HydraException:
+        # Hydra refuses it itself.
+        return
+    while nodes:
+        node = nodes.pop()
+        children = list(node.getChildren())
+        if isinstance(node, OverrideParser.DictContainerContext):
+            pairs = [one for one in children if isinstance(one, OverrideParser.DictKeyValuePairContext)]
+            keys: list[Any] = [next(pair.getChildren()) for pair in pairs]
+            yield [str(key.getText()).strip() for key in keys]
+        nodes += [child for child in children if hasattr(child, "getChildren")]

@@ -1,0 +1,171 @@
+"""Splits of a dataset as rows: trees of image files, with one folder a split and one a class in it."""
+
+import hashlib
+import os
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Int64
+
+from mergeability.data.real.class_names import ClassNames
+from mergeability.data.real.decoding import Encoded
+from mergeability.data.real.image_files import (
+    HIDDEN,
+    Listing,
+    by_folder,
+    existing_folder,
+    is_hidden,
+    list_images,
+    shown,
+    some,
+    top_folders,
+)
+from mergeability.errors import UserError
+
+
+class Rows(Protocol):
+    """One split as it is stored."""
+
+    @property
+    def labels(self) -> Int64[np.ndarray, "N"]:
+        """The class of each row."""
+        ...
+
+    @property
+    def stamp(self) -> str:
+        """What changes when the files do."""
+        ...
+
+    def read(self, chosen: Sequence[int]) -> Iterator[Encoded]:
+        """Read the images of some rows, in that order, a few at a time."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """A split that is a tree of image files."""
+
+    labels: Int64[np.ndarray, "N"]
+    stamp: str
+    files: Sequence[Path]
+
+    def read(self, chosen: Sequence[int]) -> Iterator[Encoded]:
+        """Name the files of some rows; they are read where they are decoded."""
+        for position in chosen:
+            file = self.files[int(position)]
+            yield Encoded(shown(file), int(self.labels[int(position)]), file)
+
+
+@dataclass(frozen=True)
+class FileTables:
+    """A folder with one folder a split in it, one a class in those, and images in these.
+
+    The order of the classes is that of the task: a folder is a class by its name, or by its number.
+
+    Attributes:
+        root: the folder.
+        classes: the task's.
+    """
+
+    root: Path
+    classes: ClassNames
+
+    @property
+    def columns(self) -> dict[str, list[str]]:
+        """Name the class folders of each split."""
+        return {
+            path.name: sorted(by_folder(self.listing(path.name).files, path))
+            for path in top_folders(self.root)
+        }
+
+    def listing(self, split: str) -> Listing:
+        """List the images of a split, once."""
+        if split not in self._listings:
+            self._listings[split] = list_images(self.root / split)
+        return self._listings[split]
+
+    @cached_property
+    def _listings(self) -> dict[str, Listing]:
+        return {}
+
+    def rows(self, split: str) -> FileRows:
+        """Return one split, files in the order of their classes and names.
+
+        A link that leads nowhere is an image that does not decode.
+
+        Raises:
+            UserError: there is no such folder, or a class folder in it that is none of the task's classes.
+        """
+        folder = self.root / split
+        if existing_folder(folder) is None:
+            there = [shown(path.name) for path in top_folders(self.root)]
+            raise UserError(
+                f"Task {self.classes.task!r}: expected a folder {folder} with one folder of images a class"
+                + (f", and found {some(there)}" if there else "")
+                + ". Point task.path to the folder that holds train and test."
+            )
+        listing = self.listing(split)
+        by_class = by_folder([*listing.files, *listing.dangling], folder)
+        if "." in by_class:
+            outside = [shown(path.name) for path in by_class["."]]
+            raise UserError(
+                f"Task {self.classes.task!r}: expected one folder of images a class in {folder}, but {len(outside)} "
+                f"images lie in no class folder ({some(outside)}). Move each into the folder of its class."
+            )
+        labels = self.classes.labels(by_class, str(folder))
+        pairs = sorted((labels[name], file) for name, files in by_class.items() for file in files)
+        files = [file for _, file in pairs]
+        return FileRows(np.array([label for label, _ in pairs], dtype=np.int64), file_stamp(files), files)
+
+    def others(self, used: Collection[str]) -> list[str]:
+        """Name the folders that are none of the splits in use, and the files outside of all of them."""
+        reasons: dict[str, list[str]] = {}
+        for path in sorted(self.root.iterdir()):
+            if is_hidden(path.name):
+                reasons.setdefault(HIDDEN, []).append(shown(path.name))
+            elif existing_folder(path) is None:
+                reasons.setdefault("files outside the folders of the splits", []).append(shown(path.name))
+            elif path.name not in used:
+                reasons.setdefault("folders that are no split of this task", []).append(shown(path.name))
+        return [f"left out: {reason}: {len(names)} ({some(names)})." for reason, names in reasons.items()]
+
+
+def file_stamp(files: Sequence[Path]) -> str:
+    """Tell one state of some files from another by names, sizes and times: reading them all takes minutes."""
+    found = hashlib.sha256()
+    for file in files:
+        try:
+            status = file.stat()
+        except OSError:
+            # A link that leads nowhere has a size and a time of its own.
+            status = file.lstat()
+        found.update(os.fsencode(file.name))
+        found.update(f"\x1f{status.st_size}\x1f{status.st_mtime_ns}\n".encode())
+    return found.hexdigest()
+
+
+def open_folder(path: Path, classes: ClassNames) -> FileTables:
+    """Open a tree of image files: `train/<class>/…` and `test/<class>/…`.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    return FileTables(copy_folder(path, classes.task), classes)
+
+
+def copy_folder(path: Path, task: str) -> Path:
+    """Say where a task's copy lies: in the folder, or in one of the task's name in it.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    place = existing_folder(path)
+    if place is None:
+        raise UserError(
+            f"Task {task!r}: there is no folder {shown(path)}. Point task.path to a copy of the dataset."
+        )
+    return existing_folder(place / task) or place
