@@ -1,11 +1,11 @@
-"""What this package can read: plain CLIP architectures, and published weights that match their configuration."""
+"""What this package can read: plain CLIP architectures, and published weights that match their configuration.
+
+open_clip is imported where it is used, since that takes seconds (see `mergeability.models.clip`).
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
-
-import open_clip
-import open_clip.pretrained
 
 from mergeability.checks import is_count
 from mergeability.errors import UserError
@@ -13,7 +13,6 @@ from mergeability.errors import UserError
 # `open_clip.CLIP` takes more arguments than these, but they make other models of it: a logit bias is SigLIP's.
 _PARTS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale")
 _REQUIRED = _PARTS[:3]
-_TOWERS = {"vision_cfg": open_clip.CLIPVisionCfg, "text_cfg": open_clip.CLIPTextCfg}
 # Settings, unless they are off, under which a tower is another library's, reads other tokens or returns other outputs.
 _FOREIGN = {
     "vision_cfg": ("timm_model_name", "output_tokens"),
@@ -35,6 +34,8 @@ def check_plain(model: str, architecture: Any) -> None:
         UserError: open_clip has no such architecture; parts are missing or unknown; a tower is another library's; the
             text tower has another tokenizer; images are not square.
     """
+    import open_clip
+
     if isinstance(architecture, str):
         if architecture not in open_clip.list_models():
             raise UserError(
@@ -54,11 +55,14 @@ def check_plain(model: str, architecture: Any) -> None:
 
 def _not_plain(configuration: Any) -> list[str]:
     """Return what tells a configuration from a plain CLIP's, as parts of a sentence."""
+    import open_clip
+
     if not isinstance(configuration, Mapping):
         return [f"is {configuration!r}"]
     missing = [name for name in _REQUIRED if not configuration.get(name)]
     sets = [name for name in configuration if name not in _PARTS]
-    for part, kind in _TOWERS.items():
+    towers = {"vision_cfg": open_clip.CLIPVisionCfg, "text_cfg": open_clip.CLIPTextCfg}
+    for part, kind in towers.items():
         tower = configuration.get(part) or {}
         if not isinstance(tower, Mapping):
             return [f"has {part}={tower!r}"]
@@ -108,6 +112,9 @@ def _differences(
     architecture: str, tag: str, mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, tuple[Any, Any]]:
     """Return what weights expect and what they would get, by the name of each setting that differs."""
+    import open_clip
+    import open_clip.pretrained
+
     published = open_clip.pretrained.get_pretrained_cfg(architecture, tag)
     configuration: Mapping[str, Any] = open_clip.get_model_config(architecture) or {}
     got: dict[str, Any] = {
@@ -148,6 +155,8 @@ def _advice(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> str:
+    import open_clip
+
     settings = [
         f"model.{name}={differing[name][0]}".replace(" ", "") for name in ("mean", "std") if name in differing
     ]
