@@ -91,11 +91,11 @@ def check_settings(cfg: DictConfig) -> None:
     """
     for path, text in _OTHERS.items():
         parent, _, name = path.rpartition(".")
-        node = OmegaConf.select(cfg, parent) if parent else cfg
+        node = _selected(cfg, parent)
         if isinstance(node, DictConfig) and name in node:
             _check(cfg, parent, node, name, ast.parse(text, mode="eval").body)
     for path, (package, file, title, more) in _FOREIGN.items():
-        node = OmegaConf.select(cfg, path)
+        node = _selected(cfg, path)
         found = foreign_signature(package, file, title)
         if node is not None and not isinstance(node, DictConfig):
             raise UserError(f"Expected {path} to be settings of its own, in {{}}, got {shown(_plain(node))}.")
@@ -106,6 +106,14 @@ def check_settings(cfg: DictConfig) -> None:
         found = signature(str(node._target_))
         if found is not None:
             _check_node(cfg, path, node, found)
+
+
+def _selected(cfg: DictConfig, path: str) -> Any:
+    """Return what stands at a path; None where there is nothing, or where something else is on the way."""
+    try:
+        return OmegaConf.select(cfg, path) if path else cfg
+    except OmegaConfBaseException:
+        return None
 
 
 def _nodes(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
@@ -154,7 +162,7 @@ def _check(cfg: DictConfig, path: str, node: DictConfig, name: str, annotation: 
             break
         source = found[1]
         parent, _, key = source.rpartition(".")
-        selected = OmegaConf.select(cfg, parent) if parent else cfg
+        selected = _selected(cfg, parent)
         if not isinstance(selected, DictConfig) or key not in selected:
             return
         holder = selected
