@@ -243,7 +243,7 @@ def tried(root: Path, folder: Path, most: float) -> list[str]:
         attempt(lambda split=split: read(split))
     attempt(lambda: draw_images(root, 16, "pets", 0, resized))
     for path in root.iterdir():
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             nothing_is_lost(path)
     return ends
 

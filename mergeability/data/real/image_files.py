@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePath
@@ -267,12 +267,12 @@ def by_folder(paths: Sequence[Path], root: Path) -> dict[str, list[Path]]:
     return found
 
 
-def top_folders(root: Path) -> Iterator[Path]:
-    """Yield the folders that lie directly in a folder, without hidden ones."""
+def top_folders(root: Path) -> list[Path]:
+    """List the folders directly in a folder, without hidden ones and without links that lead back to where they are."""
     try:
         inside = sorted(root.iterdir())
+        above = {_identity(one) for one in (root, *root.resolve().parents)}
     except OSError:
-        return
-    for path in inside:
-        if not is_hidden(path.name) and existing_folder(path) is not None:
-            yield path
+        return []
+    found = [path for path in inside if not is_hidden(path.name) and existing_folder(path) is not None]
+    return [path for path in found if _identity(path) not in above]

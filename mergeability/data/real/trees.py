@@ -15,6 +15,7 @@ from mergeability.data.real.class_names import ClassNames
 from mergeability.data.real.decoding import Encoded
 from mergeability.data.real.image_files import (
     HIDDEN,
+    TWICE,
     Listing,
     by_folder,
     existing_folder,
@@ -101,8 +102,9 @@ class FileTables:
             UserError: there is no such folder, or a class folder in it that is none of the task's classes.
         """
         folder = self.root / split
-        if existing_folder(folder) is None:
-            there = [shown(path.name) for path in top_folders(self.root)]
+        splits = top_folders(self.root)
+        if folder not in splits:
+            there = [shown(path.name) for path in splits]
             raise UserError(
                 f"Task {self.classes.task!r}: expected a folder {folder} with one folder of images a class"
                 + (f", and found {some(there)}" if there else "")
@@ -124,11 +126,14 @@ class FileTables:
     def others(self, used: Collection[str]) -> list[str]:
         """Name the folders that are none of the splits in use, and the files outside of all of them."""
         reasons: dict[str, list[str]] = {}
+        splits = top_folders(self.root)
         for path in sorted(self.root.iterdir()):
             if is_hidden(path.name):
                 reasons.setdefault(HIDDEN, []).append(shown(path.name))
             elif existing_folder(path) is None:
                 reasons.setdefault("files outside the folders of the splits", []).append(shown(path.name))
+            elif path not in splits:
+                reasons.setdefault(TWICE, []).append(shown(path.name))
             elif path.name not in used:
                 reasons.setdefault("folders that are no split of this task", []).append(shown(path.name))
         return [f"left out: {reason}: {len(names)} ({some(names)})." for reason, names in reasons.items()]

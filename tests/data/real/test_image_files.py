@@ -178,6 +178,26 @@ def test_links_are_followed_and_circles_noticed(tree, tmp_path):
     assert listing.left_out["empty folders"] == ("cat/sub",)
 
 
+def test_links_beside_the_splits_that_lead_back_are_not_followed(tree, tmp_path, monkeypatch):
+    for name, target in {"back": "..", "all": "/", "self": "."}.items():
+        (tree / name).symlink_to(target)
+    listed = []
+    scan = os.scandir
+    monkeypatch.setattr(
+        "mergeability.data.real.image_files.os.scandir", lambda path: (listed.append(path), scan(path))[1]
+    )
+    findings = examine(task_of(tree), tmp_path / "report")
+    assert findings.left_out == [
+        "train: left out: links to folders that were read already: 3 (all, back, self)."
+    ]
+    assert set(findings.columns) == {"train", "test"}
+    assert len(listed) == 6
+    (tree / "test").rename(tmp_path / "test")
+    (tree / "test").symlink_to("..")
+    with pytest.raises(UserError, match=r"expected a folder .*/test .*, and found train\."):
+        task_of(tree).source.labels("test")
+
+
 def test_links_that_double_at_each_level_end(tmp_path):
     for level in range(40):
         (tmp_path / f"f{level}").mkdir()
