@@ -12,9 +12,11 @@ from mergeability.errors import UserError
 from mergeability.models.base import WEIGHTS
 from mergeability.models.clip import ClipModel
 from mergeability.store import Store
+from mergeability.task_vectors.matching import Chosen
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights import checkpoints
 from mergeability.weights.hub import open_checkpoint
+from mergeability.weights.names import BOTH, VISUAL
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,10 @@ class CheckpointSuite:
     Attributes:
         name: of the suite.
         base: the base's state dict: a file, a folder, or an id on the Hugging Face hub.
-        models: name → a fine-tuned state dict, given the same way.
+        models: name → a fine-tuned state dict, given the same way, or the folder of a LoRA adapter.
+        include: regular expressions; only tensors in whose names one is found are used.
+        exclude: regular expressions; tensors in whose names one is found are not used.
+        towers: "both" to use the text tower of a CLIP as well as the visual one.
         warn_above: length of a task vector, as a share of the base's, above which another base is suspected.
         refuse_above: the length above which a model is refused.
     """
@@ -131,6 +136,9 @@ class CheckpointSuite:
     name: str
     base: str
     models: Mapping[str, str]
+    include: str | Sequence[str] | None = None
+    exclude: str | Sequence[str] | None = None
+    towers: str = VISUAL
     warn_above: float | int = 0.5
     refuse_above: float | int = 2.0
 
@@ -139,6 +147,10 @@ class CheckpointSuite:
             isinstance(path, str) for path in self.models.values()
         ):
             raise UserError("suite.models names files: 'suite.models={a: a.safetensors, b: b.safetensors}'.")
+        if self.towers not in (VISUAL, BOTH):
+            raise UserError(f"Expected suite.towers to be {VISUAL} or {BOTH}, got {self.towers!r}.")
+        # Made to be checked before any file is opened.
+        Chosen.of(self.include, self.exclude)
 
     def load(self, store: Store, layout: Layout = _AS_STORED) -> TaskVectors:
         """Open the task vectors, cut in a layout.
@@ -147,9 +159,14 @@ class CheckpointSuite:
             UserError: a model cannot be found, downloaded or read, or was made from another base.
         """
         vectors = TaskVectors.load(
-            {str(name): open_checkpoint(source, store) for name, source in self.models.items()},
-            base=open_checkpoint(self.base, store),
+            {
+                str(name): open_checkpoint(source, store, self.base, self.towers)
+                for name, source in self.models.items()
+            },
+            base=open_checkpoint(self.base, store, towers=self.towers),
             store=store,
+            include=self.include,
+            exclude=self.exclude,
             warn_above=self.warn_above,
             refuse_above=self.refuse_above,
         )
