@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from torch import Tensor
@@ -95,11 +96,11 @@ class TaskSuite:
         )
         for task, card in cards.items():
             head = checkpoints.file_hash(self.folder(task) / "head.safetensors")
-            names = card["settings"].get("task", {}).get("class_names", self.tasks[task].class_names)
+            names = _class_names(card) or self.tasks[task].class_names
             differing = {
-                "the base it was fine-tuned from": card["base_sha256"] != vectors.base_hash,
-                "model.safetensors": card["sha256"] != vectors.hashes[task],
-                "head.safetensors": card["head_sha256"] != head,
+                "the base it was fine-tuned from": card.get("base_sha256") != vectors.base_hash,
+                "model.safetensors": card.get("sha256") != vectors.hashes[task],
+                "head.safetensors": card.get("head_sha256") != head,
                 "the list of class names": list(names) != list(self.tasks[task].class_names),
             }
             changed = [what for what, differs in differing.items() if differs]
@@ -116,6 +117,13 @@ class TaskSuite:
     def heads(self) -> dict[str, Tensor]:
         """Read the frozen heads stored beside the models."""
         return {name: checkpoints.load(self.folder(name) / "head.safetensors")["head"] for name in self.tasks}
+
+
+def _class_names(card: Mapping[str, Any]) -> Sequence[str] | None:
+    """Return the class names that a model's card records; None where it records none."""
+    settings = card.get("settings")
+    task = settings.get("task") if isinstance(settings, Mapping) else None
+    return task.get("class_names") if isinstance(task, Mapping) else None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mergeability.errors import UserError
-from mergeability.files import atomic_file, digest, read_json, write_text
+from mergeability.files import atomic_file, digest, read_object, write_text
 from mergeability.weights.adapter import AdaptedFile
 from mergeability.weights.names import (
     VISUAL,
@@ -304,5 +304,9 @@ def remove_card(folder: Path) -> None:
 
 
 def read_card(folder: Path) -> dict[str, Any] | None:
-    """Read `card.json` of a checkpoint's folder; None where the checkpoint is not finished."""
-    return read_json(folder / "card.json")
+    """Read `card.json` of a checkpoint's folder; None where the checkpoint is not finished.
+
+    Raises:
+        UserError: it is there but is not the JSON of an object.
+    """
+    return read_object(folder / "card.json")
