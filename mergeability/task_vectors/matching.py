@@ -29,6 +29,7 @@ _DEQUANTISE = (
     "adapter of a quantised base is given as it is, with the base in floating point."
 )
 _BLOCK = 2**20
+_SMALL = 2**16
 
 
 @dataclass(frozen=True)
@@ -258,11 +259,31 @@ def _unread(everyone: Mapping[str, Checkpoint]) -> list[LeftOut]:
     for task, one in everyone.items():
         for kind, names in one.left_out.items():
             groups.setdefault((kind, tuple(sorted(names))), []).append(task)
-    said = {"text tower": "the text tower", "head": "heads", "other": "tensors outside the visual tower"}
-    return [
-        LeftOut(said.get(kind, kind), names, tuple(tasks), matters=kind != "text tower")
-        for (kind, names), tasks in groups.items()
-    ]
+    said = {"head": "heads", "other": "tensors outside the visual tower,"}
+    found = []
+    for (kind, names), tasks in groups.items():
+        changed = [
+            task for task in tasks if kind == "text tower" and _text_differs(everyone[task], everyone[BASE])
+        ]
+        if changed:
+            what = f"the text tower, which differs from the base's in {listed(changed)} (towers=both merges it too),"
+        else:
+            what = said.get(kind, f"the {kind}")
+        found.append(LeftOut(what, names, tuple(tasks), matters=bool(changed) or kind != "text tower"))
+    return found
+
+
+def _text_differs(model: Checkpoint, base: Checkpoint) -> bool:
+    """Return whether a text tower was fine-tuned, by its small tensors, which fine-tuning changes first of all."""
+    theirs, ours = base.source.entries, model.source.entries
+    return any(
+        name in ours
+        and name in theirs
+        and ours[name].shape == theirs[name].shape
+        and ours[name].size <= _SMALL
+        and not np.array_equal(model.source.read_float32(name), base.source.read_float32(name))
+        for name in base.left_out.get("text tower", ())
+    )
 
 
 def _integers(base: Checkpoint, models: Mapping[str, Checkpoint]) -> list[LeftOut]:

@@ -75,9 +75,10 @@ def find_towers(names: Iterable[str]) -> list[Tower]:
 
 def is_text(name: str, tower: Tower) -> bool:
     """Return whether a tensor outside the visual tower belongs to the CLIP's text tower."""
-    pattern = _TEXT_TOWER if tower.hugging_face else _OPEN_CLIP_TEXT
+    patterns = (_TEXT_TOWER,) if tower.hugging_face else (_OPEN_CLIP_TEXT, _TEXT_TOWER)
     # Files from a training script may keep the text tower outside of the visual tower's wrapper.
-    return any(bool(pattern.match(own)) for own in (name.removeprefix(tower.wrapper), name))
+    names = (name.removeprefix(tower.wrapper), name)
+    return any(bool(pattern.match(own)) for own in names for pattern in patterns)
 
 
 def is_constant(name: str, tower: Tower) -> bool:

@@ -324,7 +324,12 @@ def test_the_text_tower_is_left_out_by_name_or_merged_on_request(tmp_path, caplo
     caplog.set_level("INFO")
     visual = opened(paths, Store(None))
     assert all(name.startswith("visual.") for name in visual.names)
-    assert "text tower" in caplog.text
+    (one,) = visual.left_out
+    assert "the text tower, which differs from the base's in a, b" in str(one)
+    assert str(one) in caplog.text
+    assert all(
+        "text_model" in name or name in ("text_projection.weight", "logit_scale") for name in one.names
+    )
     both = opened(paths, Store(None), towers="both")
     assert set(visual.names) < set(both.names)
     assert "token_embedding.weight" in both.names
