@@ -87,17 +87,33 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Read a JSON file that holds an object; None where there is no file.
+
+    Raises:
+        UserError: it is there but is not JSON, or something else than an object.
+    """
+    value = read_json(path)
+    if value is not None and not isinstance(value, dict):
+        raise UserError(
+            f"Expected an object in {path}, got {type(value).__name__}. Delete it and run again what made it."
+        )
+    return value
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file; None where there is none.
 
     Raises:
-        UserError: it is there but is not JSON.
+        UserError: it is there but cannot be read or is not JSON.
     """
     if not path.is_file():
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is not valid JSON ({error}). Delete it and run again what made it."
         ) from error

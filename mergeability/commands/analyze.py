@@ -39,6 +39,8 @@ def analyse(cfg: DictConfig) -> float | tuple[float, ...] | None:
     report = save(found, run_folder())
     _track(cfg, found, report)
     show(found)
+    if request.merging.keeps and (run_folder() / "merged").is_dir():
+        logger.info("Merged models: %s", shown_path(run_folder() / "merged"))
     logger.info("Report: %s", shown_path(report))
     return objectives(cfg, found)
 

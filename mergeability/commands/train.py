@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from mergeability.commands.folders import run_folder
 from mergeability.commands.record import settings
 from mergeability.commands.settings import check_settings
 from mergeability.errors import UserError
-from mergeability.files import read_json
+from mergeability.files import read_object
 
 logger = logging.getLogger(__name__)
 
@@ -99,12 +99,17 @@ def base_hash(cfg: DictConfig) -> str:
         UserError: there is no base model and none to fetch.
     """
     folder = Path(cfg.base)
-    card = read_json(folder / "card.json")
+    card = read_object(folder / "card.json")
     pretrained = cfg.model.get("pretrained")
     if card is None and pretrained is None and cfg.model.get("base_command"):
         raise UserError(f"No base model at {folder}. Run: {cfg.model.base_command}")
     # Before anything heavy is imported: most often it is there, and of the weights asked for.
-    if card is None or card.get("settings", {}).get("pretrained", pretrained) != pretrained:
+    settings = {} if card is None else card.get("settings", {})
+    if not isinstance(settings, Mapping) or (card is not None and not isinstance(card.get("sha256"), str)):
+        raise UserError(
+            f"{folder / 'card.json'} is not the card of a model. Delete it and run again what made it."
+        )
+    if card is None or settings.get("pretrained", pretrained) != pretrained:
         from hydra.utils import instantiate
 
         from mergeability.models.base import check_origin, fetch_base

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeability.errors import UserError
-from mergeability.files import digest, read_json
+from mergeability.files import digest, read_object
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -34,12 +34,13 @@ def finished_card(
     Raises:
         UserError: a finished model lies there that was made with other settings.
     """
-    card = None if overwrite else read_json(folder / "card.json")
+    card = None if overwrite else read_object(folder / "card.json")
     if card is None or not _is_whole(folder, card):
         return None
     if card.get("settings_hash") == digest(settings):
         return card
-    changed = "; ".join(differing(settings, card.get("settings", {}))[:6])
+    theirs = card.get("settings")
+    changed = "; ".join(differing(settings, theirs if isinstance(theirs, Mapping) else {})[:6])
     raise UserError(
         f"{folder} holds a model made with other settings: {changed}. "
         "Keep both with variant=<name>, or replace it with overwrite=true."

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from mergeability.data.image_cache import prepared, remarks
 from mergeability.data.tasks import SPLITS, Images, Task
 from mergeability.errors import UserError
-from mergeability.files import digest, write_text
+from mergeability.files import digest, read_json, write_text
 from mergeability.finetuning.data import TaskDataModule
 from mergeability.finetuning.module import FineTuningModule, TrainingSettings
 from mergeability.finetuning.penalties.base import Penalty
+from mergeability.finetuning.state import state_fault
 from mergeability.models.base import WEIGHTS, load_base
 from mergeability.models.classify import accuracy
 from mergeability.models.clip import ClipModel
@@ -172,7 +173,7 @@ def _fit(
 ) -> int:
     """Train; return on how many devices."""
     unfinished = folder / "unfinished"
-    resume = _resume_from(unfinished, record)
+    resume = _resume_from(unfinished, record, module)
     module.encoder.train()
     callbacks = [callback for callback in callbacks if callback is not None]
     trainer = _trainer(
@@ -260,20 +261,31 @@ def saver_of_each_epoch(folder: Path) -> ModelCheckpoint:
     )
 
 
-def _resume_from(unfinished: Path, record: Mapping[str, Any]) -> Path | None:
-    """Return the last epoch's state if it is whole and of these settings; clear the folder otherwise."""
+def _resume_from(unfinished: Path, record: Mapping[str, Any], module: nn.Module | None = None) -> Path | None:
+    """Return the last epoch's state if it is whole and of this training; clear the folder otherwise."""
     settings, state = unfinished / "settings.json", unfinished / "last.ckpt"
     if rank_zero_only.rank != 0:
         # The first process has cleared the folder before it started this one.
         return state if state.is_file() else None
-    if settings.is_file() and state.is_file() and json.loads(settings.read_text()) == digest(record):
-        if zipfile.is_zipfile(state):  # What torch.save writes; the directory at its end is lost first.
+    if state.is_file() and _recorded(settings) == digest(record):
+        if not zipfile.is_zipfile(state):  # What torch.save writes; the directory at its end is lost first.
+            logger.warning("%s is damaged: training starts over.", state)
+        elif module is not None and (fault := state_fault(state, module)):
+            logger.warning("%s is not a state of this training (%s): training starts over.", state, fault)
+        else:
             logger.info("Continuing the unfinished training in %s.", unfinished)
             return state
-        logger.warning("%s is damaged: training starts over.", state)
     shutil.rmtree(unfinished, ignore_errors=True)
     write_text(settings, json.dumps(digest(record)))
     return None
+
+
+def _recorded(settings: Path) -> Any:
+    """Return the hash of the settings that an unfinished training had; None where it cannot be read."""
+    try:
+        return read_json(settings)
+    except UserError:
+        return None
 
 
 def _check_finite(encoder: nn.Module, task: Task, folder: Path) -> None:

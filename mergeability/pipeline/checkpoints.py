@@ -52,6 +52,8 @@ def analyse_checkpoints(suite: CheckpointSuite, request: Request, run: Run) -> A
         metrics=list(metrics),
         missing=[
             *without_value(table),
+            *map(str, vectors.left_out),
+            *vectors.notes,
             *without_data,
             *alike_remarks(suite.models, "models"),
             "No merge was evaluated and nothing predicted: suite=checkpoints has no images.",

@@ -26,6 +26,7 @@ from mergeability.pipeline.saving import (
 )
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights import checkpoints
+from mergeability.weights.base_folder import is_transformers
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +94,10 @@ class MergeWriter:
             UserError: the disk is full, or the encoder cannot be written in the names asked for.
         """
         place = self.folder / column / merge_folder_name(merge.tasks)
-        identity = digest(
-            {"weights": merge.weights(alpha), "export": self.export}
-            | ({} if self.dtype is None else {"dtype": str(self.dtype)})
-        )
+        base = self.task_vectors.base_checkpoint
+        layout = {"names": "transformers"} if is_transformers(base) else {}
+        written = {} if self.dtype is None else {"dtype": str(self.dtype)}
+        identity = digest({"weights": merge.weights(alpha), "export": self.export, **layout, **written})
         card = checkpoints.read_card(place)
         if card is not None and card.get("merge_sha256") == identity:
             return
@@ -124,6 +125,7 @@ class MergeWriter:
             described,
             export=self.export,
             configuration=None if self.model is None else self.model.configuration,
+            base=base,
             **normalisation,
         )
 

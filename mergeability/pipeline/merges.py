@@ -1,6 +1,7 @@
 """What every suite shares about its merges: which are made, where they are kept, what is recorded of them."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -108,6 +109,7 @@ def recorded(vectors: TaskVectors, request: Request) -> dict[str, Any]:
         "base_sha256": vectors.base_hash,
         "checkpoint_sha256": vectors.hashes,
         "merges": {name: describe(method) for name, method in request.merges.items()},
+        **({"left_out": [asdict(one) for one in vectors.left_out]} if vectors.left_out else {}),
     }
 
 

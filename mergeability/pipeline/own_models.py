@@ -159,7 +159,7 @@ class ModelSuite:
         for source in (str(self.base), *(one.weights for one in self.members.values())):
             check_preprocessing(find_weights(source), self.model)
         vectors = TaskVectors.load(
-            {name: open_checkpoint(one.weights, store) for name, one in self.members.items()},
+            {name: open_checkpoint(one.weights, store, str(self.base)) for name, one in self.members.items()},
             base=open_checkpoint(str(self.base), store),
             store=store,
             warn_above=self.warn_above,

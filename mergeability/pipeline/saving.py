@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from mergeability.errors import UserError
-from mergeability.files import write_text
+from mergeability.files import atomic_file, write_text
 from mergeability.models.clip import CLIP_MEAN, CLIP_STD
+from mergeability.pipeline import model_card
 from mergeability.provenance import provenance
 from mergeability.task_vectors.vectors import TaskVectors
-from mergeability.weights import checkpoints, hugging_face
+from mergeability.weights import base_folder, checkpoints, hugging_face
 from mergeability.weights.checkpoints import Checkpoint
 
 WEIGHTS = "model.safetensors"
@@ -46,6 +47,7 @@ def save_merge(
     configuration: Mapping[str, Any] | None = None,
     mean: Sequence[float] = CLIP_MEAN,
     std: Sequence[float] = CLIP_STD,
+    base: Checkpoint | None = None,
 ) -> Path:
     """Write a merged encoder into a folder of its own, in the place of an earlier one.
 
@@ -61,6 +63,8 @@ def save_merge(
             configuration file is written, and the card says where to get them.
         mean: of the normalisation of images.
         std: of the normalisation of images.
+        base: the base model. Where it is a folder that transformers opens, the merge is written in its names, with its
+            other tensors, its configuration and its tokenizer, whatever `export` is.
 
     Returns:
         The path of the weights.
@@ -70,9 +74,15 @@ def save_merge(
             that is full or cannot be written; what was there before is then whole, or its card is gone.
     """
     # All of this before the first change: what cannot be written should cost no earlier result.
-    tensors, described = _exported(state, export)
-    files = {}
-    if config := _config(state, export, configuration):
+    files, copies = {}, {}
+    if base is not None and base_folder.is_transformers(base):
+        tensors, described = base_folder.as_stored(base, state), {"names": "transformers"}
+        copies = {name: path.read_bytes() for name, path in base_folder.files_to_copy(base).items()}
+    else:
+        tensors, described = _exported(state, export)
+    if copies:
+        pass
+    elif config := _config(state, export, configuration):
         files = {
             CONFIG: config,
             PREPROCESSOR: hugging_face.preprocessor_config(config["image_size"], mean, std),
@@ -80,10 +90,17 @@ def save_merge(
     elif export == HUGGING_FACE:
         described["note"] = _WITHOUT_CONFIG
     _make_room(folder)
+    for name, content in copies.items():
+        with atomic_file(folder / name) as temporary:
+            temporary.write_bytes(content)
     path = checkpoints.save(folder / WEIGHTS, tensors, {"format": "pt"})
     for name, content in files.items():
         write_text(folder / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
-    checkpoints.write_card(folder, {**card, **described, "sha256": checkpoints.file_hash(path)})
+    whole = {**card, **described, "sha256": checkpoints.file_hash(path)}
+    if "merge" in card:
+        opens = "transformers" if described["names"] != "open_clip" else None
+        write_text(folder / model_card.NAME, model_card.model_card(whole, opens))
+    checkpoints.write_card(folder, whole)
     return path
 
 
@@ -110,8 +127,10 @@ def merge_card(
         `base_sha256`, `parents` (task → SHA-256 of its file), `merge`, `alpha`, `alpha_from`, `accuracies` (null
         where undefined), versions, commit and time, and the facts.
     """
+    left_out = [str(one) for one in task_vectors.left_out] + list(task_vectors.notes)
     return {
         **(facts or {}),
+        **({"left_out": left_out} if left_out else {}),
         "base_sha256": task_vectors.base_hash,
         "parents": dict(task_vectors.hashes),
         "merge": description,
@@ -153,6 +172,8 @@ def encoder_bytes(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> i
         * (dtype if dtype is not None and own[name].is_floating_point else own[name]).itemsize
         for name in checkpoint.names
     )
+    if base_folder.is_transformers(checkpoint):
+        return base_folder.bytes_on_disk(checkpoint) + _BESIDE_WEIGHTS
     return sum(sizes) + _BESIDE_WEIGHTS
 
 
@@ -188,6 +209,8 @@ def check_export(
     Raises:
         UserError: an unknown export, an encoder or a configuration that transformers has no model for.
     """
+    if export in (None, *EXPORTS) and base_folder.is_transformers(checkpoint):
+        return
     shapes, dtypes = checkpoint.shapes, checkpoint.dtypes
     state = {name: torch.empty(shapes[name], dtype=dtypes[name], device="meta") for name in checkpoint.names}
     _exported(state, export)
@@ -232,7 +255,7 @@ def _make_room(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoints.remove_card(folder)
-        for name in (CONFIG, PREPROCESSOR):
+        for name in (CONFIG, PREPROCESSOR, model_card.NAME):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(

@@ -16,9 +16,11 @@ from mergeability.models.base import WEIGHTS
 from mergeability.models.clip import ClipModel
 from mergeability.pipeline.table_files import PairFile, read_pairs
 from mergeability.store import Store
+from mergeability.task_vectors.matching import Chosen
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights import checkpoints
 from mergeability.weights.hub import open_checkpoint
+from mergeability.weights.names import BOTH, VISUAL
 
 logger = logging.getLogger(__name__)
 
@@ -104,11 +106,11 @@ class TaskSuite:
         )
         for task, card in cards.items():
             head = checkpoints.file_hash(self.folder(task) / "head.safetensors")
-            names = card["settings"].get("task", {}).get("class_names", self.tasks[task].class_names)
+            names = _class_names(card) or self.tasks[task].class_names
             differing = {
-                "the base it was fine-tuned from": card["base_sha256"] != vectors.base_hash,
-                "model.safetensors": card["sha256"] != vectors.hashes[task],
-                "head.safetensors": card["head_sha256"] != head,
+                "the base it was fine-tuned from": card.get("base_sha256") != vectors.base_hash,
+                "model.safetensors": card.get("sha256") != vectors.hashes[task],
+                "head.safetensors": card.get("head_sha256") != head,
                 "the list of class names": _as_a_task_has(names) != list(self.tasks[task].class_names),
             }
             changed = [what for what, differs in differing.items() if differs]
@@ -127,6 +129,13 @@ class TaskSuite:
         return {name: checkpoints.load(self.folder(name) / "head.safetensors")["head"] for name in self.tasks}
 
 
+def _class_names(card: Mapping[str, Any]) -> Sequence[str] | None:
+    """Return the class names that a model's card records; None where it records none."""
+    settings = card.get("settings")
+    task = settings.get("task") if isinstance(settings, Mapping) else None
+    return task.get("class_names") if isinstance(task, Mapping) else None
+
+
 @dataclass(frozen=True)
 class CheckpointSuite:
     """Any models fine-tuned from one base, without data.
@@ -134,7 +143,10 @@ class CheckpointSuite:
     Attributes:
         name: of the suite.
         base: the base's state dict: a file, a folder, or an id on the Hugging Face hub.
-        models: name → a fine-tuned state dict, given the same way.
+        models: name → a fine-tuned state dict, given the same way, or the folder of a LoRA adapter.
+        include: regular expressions; only tensors in whose names one is found are used.
+        exclude: regular expressions; tensors in whose names one is found are not used.
+        towers: "both" to use the text tower of a CLIP as well as the visual one.
         warn_above: length of a task vector, as a share of the base's, above which another base is suspected.
         refuse_above: the length above which a model is refused.
     """
@@ -142,6 +154,9 @@ class CheckpointSuite:
     name: str
     base: str
     models: Mapping[str, str]
+    include: str | Sequence[str] | None = None
+    exclude: str | Sequence[str] | None = None
+    towers: Literal["visual", "both"] = VISUAL
     warn_above: Positive = 0.5
     refuse_above: Positive = 2.0
 
@@ -153,6 +168,10 @@ class CheckpointSuite:
         names = clean_names(self.models, "models")
         say_alike(names, "models")
         object.__setattr__(self, "models", {name: self.models[given] for name, given in names.items()})
+        if self.towers not in (VISUAL, BOTH):
+            raise UserError(f"Expected suite.towers to be {VISUAL} or {BOTH}, got {self.towers!r}.")
+        # Made to be checked before any file is opened.
+        Chosen.of(self.include, self.exclude)
 
     def load(self, store: Store, layout: Layout = _AS_STORED) -> TaskVectors:
         """Open the task vectors, cut in a layout.
@@ -161,9 +180,14 @@ class CheckpointSuite:
             UserError: a model cannot be found, downloaded or read, or was made from another base.
         """
         vectors = TaskVectors.load(
-            {str(name): open_checkpoint(source, store) for name, source in self.models.items()},
-            base=open_checkpoint(self.base, store),
+            {
+                str(name): open_checkpoint(source, store, self.base, self.towers)
+                for name, source in self.models.items()
+            },
+            base=open_checkpoint(self.base, store, towers=self.towers),
             store=store,
+            include=self.include,
+            exclude=self.exclude,
             warn_above=self.warn_above,
             refuse_above=self.refuse_above,
         )

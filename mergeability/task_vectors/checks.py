@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,17 @@ class BaseCheck:
         """
         unchecked = [task for task in deltas.tasks if deltas.hashes[task] not in self.known]
         for task, norm in self.relative_norms(deltas, norms).items():
+            if norm > self.refuse_above and deltas.model(task).is_adapted:
+                # An adapter is added to whatever base is given, so its length does not tell the base.
+                if task in unchecked:
+                    logger.warning(
+                        "The adapter of '%s' changes the base by %.3g times its length (over %g): was it trained to "
+                        "the end, and on this base?",
+                        task,
+                        norm,
+                        self.refuse_above,
+                    )
+                continue
             if norm > self.refuse_above:
                 raise UserError(
                     f"The model of '{task}' was not fine-tuned from this base: its task vector is {norm:.3g} "
@@ -76,20 +88,28 @@ class BaseCheck:
                 )
 
 
-def check_same_architecture(task: str, model: Checkpoint, base: Checkpoint) -> None:
+def check_same_architecture(
+    task: str, model: Checkpoint, base: Checkpoint, left_out: Collection[str] = ()
+) -> None:
     """Check that a model has the base's floating-point tensors, in the base's shapes.
+
+    Args:
+        task: whose model it is.
+        model: the model.
+        base: the base.
+        left_out: tensors that are not compared.
 
     Raises:
         UserError: a tensor is missing, left over, or of another shape.
     """
-    expected, given = _floating(base), _floating(model)
+    expected, given = _floating(base).difference(left_out), _floating(model).difference(left_out)
     missing, extra = sorted(expected - given), sorted(given - expected)
     if missing or extra:
         parts = [f"lacks {len(missing)} such as '{missing[0]}'"] if missing else []
         parts += [f"has {len(extra)} the base lacks, such as '{extra[0]}'"] if extra else []
         raise UserError(
             f"Expected the same floating-point tensors in the model of '{task}' as in the base: "
-            f"it {' and '.join(parts)}. Give state dicts of one architecture under the same names."
+            f"it {' and '.join(parts)}. Give state dicts of one architecture, or leave tensors out with exclude=…."
         )
     for name in sorted(expected):
         if tuple(model.shapes[name]) != tuple(base.shapes[name]):
@@ -109,12 +129,16 @@ def warn_about_copies(hashes: Mapping[str, str]) -> None:
 
 
 def file_hash(checkpoint: Checkpoint, store: Store) -> str:
-    """Hash a checkpoint's file, or find the hash again while the file has not been touched since."""
-    status = checkpoint.path.stat()
+    """Hash a checkpoint's files, or find the hashes again while the files have not been touched since."""
+    return checkpoint.hash_by(lambda path: _noted_hash(path, checkpoint.hash_of, store))
+
+
+def _noted_hash(path: Path, hash_of: Callable[[Path], str], store: Store) -> str:
+    status = path.stat()
     # The change time cannot be set back, unlike the modification time, which copying tools restore.
     newest = max(status.st_mtime_ns, status.st_ctime_ns)
     if store.root is None or time.time_ns() - newest < _SETTLED * 10**9:
-        return checkpoint.sha256
+        return hash_of(path)
     stamp = {
         "device": status.st_dev,
         "file": status.st_ino,
@@ -124,7 +148,7 @@ def file_hash(checkpoint: Checkpoint, store: Store) -> str:
     }
     # A separate store: the counts of the other one are of results.
     notes = Store(store.root)
-    return notes.record("file_hash", stamp, lambda: {"sha256": checkpoint.sha256})["sha256"]
+    return notes.record("file_hash", stamp, lambda: {"sha256": hash_of(path)})["sha256"]
 
 
 def _floating(checkpoint: Checkpoint) -> set[str]:
@@ -136,9 +160,13 @@ def _relative_norm(deltas: Deltas, task: str, norms: Mapping[str, float] | None)
         norm = _norm(deltas, task) if norms is None or task not in norms else norms[task]
         return {"task_vector": norm, "base": _base_norm(deltas)}
 
-    key = {"base": deltas.base_hash, "model": deltas.hashes[task], "version": _VERSION}
+    key = {"base": deltas.base_hash, "model": deltas.hashes[task], **_selection(deltas), "version": _VERSION}
     record = deltas.store.record("relative_norm", key, compute)
     return _ratio(record["task_vector"], record["base"])
+
+
+def _selection(deltas: Deltas) -> dict[str, Any]:
+    return {} if deltas.selection is None else {"selection": deltas.selection}
 
 
 def _norm(deltas: Deltas, task: str) -> float:
@@ -158,7 +186,7 @@ def _base_norm(deltas: Deltas) -> float:
         squares = (_square_sum(deltas.parameters[name].size, name, deltas.read_base) for name in deltas.names)
         return {"norm": sum(squares) ** 0.5}
 
-    key = {"base": deltas.base_hash, "version": _VERSION}
+    key = {"base": deltas.base_hash, **_selection(deltas), "version": _VERSION}
     return deltas.store.record("base_norm", key, compute)["norm"]
 
 

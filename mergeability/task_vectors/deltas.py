@@ -10,9 +10,11 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from mergeability.errors import UserError
+from mergeability.files import digest
 from mergeability.store import Store
 from mergeability.task_vectors.parameters import Parameter, is_running_statistic, layout_digest
 from mergeability.weights.checkpoints import Checkpoint
+from mergeability.weights.names import VISUAL
 
 # (task, tensor, delta) → the delta to use instead
 Transform = Callable[[str, str, Tensor], Tensor]
@@ -31,6 +33,7 @@ class Deltas(Mapping[str, Tensor]):
         hashes: task → hash of the model.
         base_hash: hash of the base.
         store: where values derived from the deltas are kept.
+        selection: a digest of the tensors that are used; None where these are all that are read by default.
     """
 
     def __init__(
@@ -42,8 +45,12 @@ class Deltas(Mapping[str, Tensor]):
         *,
         store: Store,
         keep_below: int,
+        names: Sequence[str] | None = None,
     ) -> None:
         floating = [name for name in base.names if base.dtypes[name].is_floating_point]
+        usual = base.towers == VISUAL and (names is None or set(names) == set(floating))
+        floating = floating if names is None else list(names)
+        self.selection = None if usual else digest(sorted(floating))
         self.tasks: tuple[str, ...] = tuple(models)
         self.parameters = {name: Parameter(name, 0, tuple(base.shapes[name])) for name in floating}
         self.hashes, self.base_hash, self.store = dict(hashes), base_hash, store
@@ -79,8 +86,8 @@ class Deltas(Mapping[str, Tensor]):
 
     @cached_property
     def layout(self) -> str | None:
-        """A digest of how the checkpoints' tensors are cut into parameters; None where they are not cut."""
-        return layout_digest(self.parameters, self._base.shapes)
+        """A digest of how the checkpoints' tensors are cut into parameters; None where all are taken, and not cut."""
+        return layout_digest(self.parameters, self._base.shapes) or self.selection
 
     @property
     def is_transformed(self) -> bool:

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -14,15 +14,13 @@ from mergeability.errors import UserError
 from mergeability.files import digest
 from mergeability.store import Store
 from mergeability.task_vectors import parameters as parts
-from mergeability.task_vectors.checks import (
-    BaseCheck,
-    check_same_architecture,
-    file_hash,
-    warn_about_copies,
-)
+from mergeability.task_vectors.checks import BaseCheck, file_hash, warn_about_copies
 from mergeability.task_vectors.deltas import Deltas, Transform
 from mergeability.task_vectors.factors import stacked_triplets
+from mergeability.task_vectors.matching import Chosen, matched
 from mergeability.weights.checkpoints import Checkpoint
+from mergeability.weights.hub import open_checkpoint
+from mergeability.weights.names import VISUAL
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +40,8 @@ class TaskVectors(Deltas):
             Hugging Face's `CLIPVisionModel`, the hash of both files.
         base_hash: SHA-256 of the base's file.
         store: where values derived from the deltas are kept.
+        left_out: the tensors that are not used.
+        notes: sentences on what is used though it may not be meant.
     """
 
     def __init__(
@@ -53,14 +53,16 @@ class TaskVectors(Deltas):
         warn_above: float | int = 0.5,
         refuse_above: float | int = 2.0,
         keep_below: int = 2**28,
+        include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
     ) -> None:
         if not models:
             raise UserError(
                 "Expected at least one fine-tuned model, got none: name them as {'a': path, ...}."
             )
-        models = {task: model.completed(base) for task, model in models.items()}
-        for task, model in models.items():
-            check_same_architecture(task, model, base)
+        completed = {task: model.completed(base) for task, model in models.items()}
+        found = matched(base, completed, Chosen.of(include, exclude))
+        models = found.models
         if not any(base.dtypes[name].is_floating_point for name in base.names):
             raise UserError(f"{base.path} has no floating-point tensor: expected the weights of a model.")
         store = Store(None) if store is None else store
@@ -71,7 +73,14 @@ class TaskVectors(Deltas):
             task: digest({"file": own, "base": base_hash}) if models[task].has_lent_projection else own
             for task, own in zip(models, files, strict=True)
         }
-        super().__init__(base, models, hashes, base_hash, store=store, keep_below=keep_below)
+        super().__init__(
+            base, models, hashes, base_hash, store=store, keep_below=keep_below, names=found.names
+        )
+        self.left_out, self.notes = found.left_out, found.notes
+        for one in self.left_out:
+            logger.log(logging.WARNING if one.matters else logging.INFO, "%s", one)
+        for note in self.notes:
+            logger.warning("%s", note)
         self._base_check = BaseCheck(warn_above, refuse_above)
         warn_about_copies(self.hashes)
 
@@ -85,28 +94,39 @@ class TaskVectors(Deltas):
         warn_above: float | int = 0.5,
         refuse_above: float | int = 2.0,
         keep_below: int = 2**28,
+        towers: str = VISUAL,
+        include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
     ) -> "TaskVectors":
         """Open the base and the models fine-tuned from it; nothing but headers is read yet.
 
         Args:
-            models: task → safetensors file (or an open checkpoint).
+            models: task → a safetensors file, the index of several, a folder, a LoRA adapter's folder, or an open
+                checkpoint.
             base: the model they were fine-tuned from.
             store: where singular factors are kept; in memory when None.
             warn_above: relative norm ‖τ‖/‖θ_0‖ above which a model is suspected to have another base.
             refuse_above: relative norm above which it is refused.
             keep_below: bytes of float32 deltas up to which they stay in memory once read.
+            towers: "both" to read the text tower of a CLIP as well as the visual one.
+            include: regular expressions; only tensors in whose names one is found are used.
+            exclude: regular expressions; tensors in whose names one is found are not used.
 
         Raises:
             UserError: no model, a missing or damaged file, or keys or shapes that differ from the base's.
         """
-        opened = {task: _opened(model) for task, model in models.items()}
+        store = Store(None) if store is None else store
+        origin = base.path if isinstance(base, Checkpoint) else base
+        opened = {task: _opened(model, store, origin, towers) for task, model in models.items()}
         return cls(
-            _opened(base),
+            _opened(base, store, None, towers),
             opened,
             store=store,
             warn_above=warn_above,
             refuse_above=refuse_above,
             keep_below=keep_below,
+            include=include,
+            exclude=exclude,
         )
 
     def select(self, tasks: Iterable[str]) -> "TaskVectors":
@@ -226,5 +246,9 @@ class TaskVectors(Deltas):
         return copied
 
 
-def _opened(model: str | Path | Checkpoint) -> Checkpoint:
-    return model if isinstance(model, Checkpoint) else Checkpoint.open(model)
+def _opened(model: str | Path | Checkpoint, store: Store, base: str | Path | None, towers: str) -> Checkpoint:
+    if isinstance(model, Checkpoint):
+        return model
+    path = Path(model).expanduser()
+    # What is not here is not looked for on the hub: this function uses no network.
+    return open_checkpoint(path, store, base, towers) if path.exists() else Checkpoint.open(path)

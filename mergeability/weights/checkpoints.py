@@ -18,9 +18,19 @@ import torch
 from torch import Tensor
 
 from mergeability.errors import UserError
-from mergeability.files import atomic_file, read_json, write_text
-from mergeability.weights.names import Source, canonical_shape, canonical_sources, left_over, listed
+from mergeability.files import atomic_file, digest, read_object, write_text
+from mergeability.weights.adapter import AdaptedFile
+from mergeability.weights.names import (
+    VISUAL,
+    Source,
+    canonical_shape,
+    canonical_sources,
+    left_over,
+    listed,
+    read_names,
+)
 from mergeability.weights.safetensors_file import TensorFile, write_tensors
+from mergeability.weights.sharded import INDEX, ShardedFile, TensorSource
 
 PREFIX = "visual."
 # Hugging Face's `CLIPVisionModel` ends before the projection, which fine-tuning of it therefore leaves as it was.
@@ -35,14 +45,20 @@ class Checkpoint:
         names: canonical tensor names, sorted.
         shapes: canonical name → shape.
         dtypes: canonical name → dtype.
+        origin: the file that was given, which may have been converted into `path`.
+        towers: what is read of a CLIP, "visual" or "both".
+        left_out: what is not read → its names in the file: the text tower, a head, other tensors.
     """
 
-    def __init__(self, file: TensorFile, hash_of: Callable[[Path], str] | None = None) -> None:
+    def __init__(
+        self, file: TensorSource, hash_of: Callable[[Path], str] | None = None, towers: str = VISUAL
+    ) -> None:
         """Take an opened file.
 
         Args:
             file: the file.
-            hash_of: what computes `sha256`; the hash of the file's bytes when None.
+            hash_of: what computes the hash of a file; that of its bytes when None.
+            towers: "both" to read the text tower of a CLIP as well as the visual one.
 
         Raises:
             UserError: its names are those of a visual tower in part only.
@@ -51,14 +67,20 @@ class Checkpoint:
         self.path = file.path
         self._lent: Checkpoint | None = None
         self._file = file
-        self._sources = canonical_sources(file.entries)
+        self.towers, self.origin = towers, file.path
+        reading = read_names(file.entries, towers)
+        self._sources, self.left_out = reading.sources, dict(reading.left_out)
         self.names = tuple(sorted(self._sources))
         self.shapes = {name: self._shape(source) for name, source in self._sources.items()}
         self.dtypes = {name: self._dtype(name, source) for name, source in self._sources.items()}
 
     @classmethod
-    def open(cls, path: str | Path) -> "Checkpoint":
-        """Open a safetensors file and read its header only.
+    def open(cls, path: str | Path, towers: str = VISUAL) -> "Checkpoint":
+        """Open a safetensors file, or the index of several, and read headers only.
+
+        Args:
+            path: the file.
+            towers: "both" to read the text tower of a CLIP as well as the visual one.
 
         Raises:
             UserError: there is no such file, or it is truncated, or it is not a safetensors file, or its names
@@ -67,11 +89,23 @@ class Checkpoint:
         path = Path(path).expanduser()
         if not path.is_file():
             raise UserError(f"No checkpoint at {path}. Check the path, or make it with train.py.")
-        file = TensorFile(path)
+        file = ShardedFile(path) if path.name.endswith(INDEX) else TensorFile(path)
+        return cls.of(file, towers=towers)
+
+    @classmethod
+    def of(
+        cls, file: TensorSource, hash_of: Callable[[Path], str] | None = None, towers: str = VISUAL
+    ) -> "Checkpoint":
+        """Take an opened file, as the constructor does, and name it in messages.
+
+        Raises:
+            UserError: it holds no tensors, or its names are those of a visual tower in part only.
+        """
+        path = file.path
         if not file.entries:
             raise UserError(f"{path} holds no tensors: expected a state dict as safetensors.")
         try:
-            return cls(file)
+            return cls(file, hash_of, towers)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
@@ -107,21 +141,52 @@ class Checkpoint:
         whole.dtypes = {**self.dtypes, PROJECTION: base.dtypes[PROJECTION]}
         return whole
 
+    def renamed(self, names: Mapping[str, str]) -> "Checkpoint":
+        """Return this checkpoint under other names: name here → name there."""
+        other = copy.copy(self)
+        other.names = tuple(sorted(names[name] for name in self.names))
+        other.shapes = {names[name]: shape for name, shape in self.shapes.items()}
+        other.dtypes = {names[name]: dtype for name, dtype in self.dtypes.items()}
+        other._sources = {names[name]: source for name, source in self._sources.items()}
+        return other
+
     @property
     def has_lent_projection(self) -> bool:
         """Whether the projection is the base's, this model's file having none."""
         return self._lent is not None
 
+    @property
+    def source(self) -> TensorSource:
+        """The file or files, under their own names."""
+        return self._file
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether this is a base with an adapter merged into it."""
+        return isinstance(self._file, AdaptedFile)
+
     @cached_property
     def sha256(self) -> str:
-        """Hash of the file's bytes, 64 hexadecimal digits.
+        """Hash of the file's bytes, 64 hexadecimal digits; of several files, the hash of their hashes.
 
         Raises:
             UserError: the file is no longer the one that was opened.
         """
-        sha256 = self._hash_of(self.path)
+        return self.hash_by(self.hash_of)
+
+    def hash_of(self, path: Path) -> str:
+        """Hash one of the files."""
+        return self._hash_of(path)
+
+    def hash_by(self, hash_of: Callable[[Path], str]) -> str:
+        """Return `sha256`, with the hash of each file from `hash_of`.
+
+        Raises:
+            UserError: a file is no longer the one that was opened.
+        """
+        hashes = {name: hash_of(path) for name, path in self._file.files.items()}
         self._file.check_unchanged()
-        return sha256
+        return next(iter(hashes.values())) if len(hashes) == 1 else digest({"files": hashes})
 
     def tensor(self, name: str) -> Tensor:
         """Read one tensor in its own dtype; the caller owns it."""
@@ -239,5 +304,9 @@ def remove_card(folder: Path) -> None:
 
 
 def read_card(folder: Path) -> dict[str, Any] | None:
-    """Read `card.json` of a checkpoint's folder; None where the checkpoint is not finished."""
-    return read_json(folder / "card.json")
+    """Read `card.json` of a checkpoint's folder; None where the checkpoint is not finished.
+
+    Raises:
+        UserError: it is there but is not the JSON of an object.
+    """
+    return read_object(folder / "card.json")

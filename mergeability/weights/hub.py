@@ -1,18 +1,25 @@
-"""Where the weights of a model lie: a file, a folder, or an id on the Hugging Face hub, found through its cache."""
+"""Where the weights of a model are: a file, a folder, or an id on the Hugging Face hub, found through its cache."""
 
+import logging
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from mergeability.errors import UserError
-from mergeability.weights import checkpoints
+from mergeability.weights import adapter_settings, checkpoints
+from mergeability.weights.adapter import AdaptedFile
 from mergeability.weights.checkpoints import Checkpoint
+from mergeability.weights.names import VISUAL, listed, read_names
+from mergeability.weights.safetensors_file import TensorFile
+from mergeability.weights.sharded import INDEX, ShardedFile, TensorSource, read_index
 from mergeability.weights.torch_file import SUFFIXES, load_state_dict
 
 if TYPE_CHECKING:
     from mergeability.store import Store
+
+logger = logging.getLogger(__name__)
 
 # What a folder or a repository calls its weights, the preferred name first.
 WEIGHTS = (
@@ -20,6 +27,18 @@ WEIGHTS = (
     "open_clip_model.safetensors",
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
+)
+# Where there is none of these: several files, or an adapter.
+_OTHERS = (f"model.safetensors{INDEX}", f"pytorch_model.bin{INDEX}", *adapter_settings.WEIGHTS)
+# Small files that belong to a model, as transformers names them.
+_FETCHED = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json",
+    "special_tokens_map.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "tokenizer.model",
+)  # fmt: skip
+_COMPANION = re.compile(
+    r"^((config|generation_config|preprocessor_config|processor_config|image_processor\w*|video_preprocessor_config"
+    r"|special_tokens_map|added_tokens|tokenizer\w*|vocab\w*|chat_template)\.(json|txt|jinja|model)"
+    r"|merges\.txt|\w+\.(model|tiktoken|bpe))$"
 )
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 # Part of every store key below: raise it when what is stored changes meaning.
@@ -30,20 +49,15 @@ def find_weights(source: str | Path) -> Path:
     """Return the file that holds the weights of a model.
 
     Args:
-        source: a file; a folder with one of `WEIGHTS`; or a hub id, `tanganke/clip-vit-base-patch16_svhn`. What exists
-            here is never looked for on the hub.
+        source: a file; a folder with one of `WEIGHTS`, an index of several files, or a LoRA adapter; or a hub id,
+            `tanganke/clip-vit-base-patch16_svhn`. What exists here is never looked for on the hub.
 
     Raises:
         UserError: there is no such file, folder or repository; or neither a network nor a copy in the hub's cache.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        found = [path / name for name in WEIGHTS if (path / name).is_file()]
-        if not found:
-            raise UserError(
-                f"{path} holds none of {', '.join(WEIGHTS)}: give the file of the weights itself."
-            )
-        return found[0]
+        return _in_folder(path)
     if path.is_file():
         return path
     if not is_hub_id(str(source)):
@@ -54,36 +68,128 @@ def find_weights(source: str | Path) -> Path:
     return _from_hub(str(source))
 
 
+def _in_folder(folder: Path) -> Path:
+    found = [folder / name for name in (*WEIGHTS, *_OTHERS) if (folder / name).is_file()]
+    if found:
+        return found[0]
+    if (folder / adapter_settings.CONFIG).is_file():
+        return adapter_settings.weights_of(folder)
+    try:
+        files = sorted(one.name for one in folder.iterdir() if one.suffix in (".safetensors", *SUFFIXES))
+    except OSError as error:
+        raise UserError(f"Cannot read {folder}: {error.strerror or error}.") from error
+    given = f" It holds {listed(files)}." if files else ""
+    raise UserError(
+        f"{folder} holds none of {', '.join(WEIGHTS)}, nor an index of several files: give the file of the weights "
+        f"itself.{given}"
+    )
+
+
 def is_hub_id(source: str) -> bool:
     """Say whether a text can be the id of a repository: `owner/name`, and no file of weights."""
     return bool(_HUB_ID.match(source)) and not source.endswith((".safetensors", *SUFFIXES))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file or of PyTorch's own kind, under the names they have there.
+    """Read the tensors of a safetensors file, of PyTorch's own kind, or of several, under the names they have there.
 
     Raises:
-        UserError: the file is missing, damaged, or holds more than tensors.
+        UserError: the file is missing, damaged, or holds more than tensors, or it is an adapter.
     """
-    return load_state_dict(path) if path.suffix in SUFFIXES else checkpoints.load(path)
+    _refuse_adapter(path)
+    if not path.name.endswith(INDEX):
+        return load_state_dict(path) if path.suffix in SUFFIXES else checkpoints.load(path)
+    shards = sorted(set(read_index(path).values()))
+    tensors: dict[str, Tensor] = {}
+    for shard in shards:
+        tensors |= read_tensors(path.parent / shard)
+    return tensors
 
 
-def open_checkpoint(source: str | Path, store: "Store") -> Checkpoint:
-    """Open the visual tower of a model, wherever it lies; a PyTorch file is first converted into the store, once.
+def open_source(source: str | Path, store: "Store") -> TensorSource:
+    """Open the weights of a model under their own names; PyTorch files are first converted into the store, once.
+
+    Raises:
+        UserError: it cannot be found or read, or is an adapter.
+    """
+    path = find_weights(source)
+    _refuse_adapter(path)
+    if path.name.endswith(INDEX):
+        return ShardedFile(path, lambda shard: _plain(shard, store))
+    if not path.is_file():
+        raise UserError(f"No checkpoint at {path}. Check the path.")
+    return _plain(path, store)
+
+
+def open_checkpoint(
+    source: str | Path, store: "Store", base: str | Path | None = None, towers: str = VISUAL
+) -> Checkpoint:
+    """Open a model, wherever it is; PyTorch files are first converted into the store, once.
+
+    Args:
+        source: a file, a folder or a hub id, as `find_weights` takes it.
+        store: where converted files are kept.
+        base: the model that an adapter was trained on, given the same way; None where there can be no adapter.
+        towers: "both" to read the text tower of a CLIP as well as the visual one.
 
     Raises:
         UserError: it cannot be found or read, or must be converted and the store has no folder.
     """
     path = find_weights(source)
+    if path.name in adapter_settings.WEIGHTS:
+        if base is None:
+            _refuse_adapter(path)
+        assert base is not None
+        return Checkpoint.of(AdaptedFile(path.parent, open_source(base, store)), towers=towers)
+    if path.suffix in SUFFIXES and towers == VISUAL:
+        return _converted(path, store)
+    if path.suffix in SUFFIXES or path.name.endswith(INDEX):
+        opened = Checkpoint.of(open_source(path, store), towers=towers)
+        opened.origin = path
+        return opened
+    return Checkpoint.open(path, towers)
+
+
+def _converted(path: Path, store: "Store") -> Checkpoint:
+    """Open a PyTorch file through its visual tower in the store, or as it is where that would lose a tensor."""
+    key = _conversion(path, store)
+    # What is dropped is named as for any other file.
+    record = store.record("converted_names", key, lambda: {"names": sorted(load_state_dict(path))})
+    reading = read_names(record["names"])
+    if set(reading.left_out) - {"text tower"}:
+        opened = Checkpoint.of(_plain(path, store))
+    else:
+        store.ensure("converted", key, lambda: Checkpoint.canonical(load_state_dict(path), path))
+        opened = Checkpoint(store.file("converted", key), store.content_hash)
+        opened.left_out = dict(reading.left_out)
+    opened.origin = path
+    return opened
+
+
+def _plain(path: Path, store: "Store") -> TensorFile:
+    """Open one file under its own names, converted to safetensors if need be."""
     if path.suffix not in SUFFIXES:
-        return Checkpoint.open(path)
+        return TensorFile(path)
+    key = _conversion(path, store)
+    store.ensure("converted_plain", key, lambda: load_state_dict(path))
+    return store.file("converted_plain", key)
+
+
+def _conversion(path: Path, store: "Store") -> dict[str, Any]:
+    """Return the key of a conversion."""
     if store.root is None:
         raise UserError(
             f"{path} is converted to safetensors first, for which paths.store must name a folder."
         )
-    key = {"sha256": checkpoints.file_hash(path), "version": _VERSION}
-    store.ensure("converted", key, lambda: Checkpoint.canonical(load_state_dict(path), path))
-    return Checkpoint(store.file("converted", key), store.content_hash)
+    return {"sha256": checkpoints.file_hash(path), "version": _VERSION}
+
+
+def _refuse_adapter(path: Path) -> None:
+    if path.name in adapter_settings.WEIGHTS:
+        raise UserError(
+            f"{path.parent} is a LoRA adapter: expected whole weights here. Give an adapter only as one of the models "
+            f"of suite=checkpoints or suite=models. {adapter_settings.INSTEAD}"
+        )
 
 
 def downloaded(repository: str, file: str) -> Path:
@@ -96,9 +202,46 @@ def downloaded(repository: str, file: str) -> Path:
     return Path(hf_hub_download(repository, file))
 
 
+def companions(path: Path) -> list[Path]:
+    """Return the configuration and tokenizer files next to a file of weights, as `save_pretrained` names them.
+
+    Those of a repository on the hub are downloaded where the cache lacks them and there is a network.
+    """
+    if revision(path) is not None:
+        _fetch_companions(path)
+    try:
+        return sorted(one for one in path.parent.iterdir() if one.is_file() and _COMPANION.match(one.name))
+    except OSError:
+        return []
+
+
+def _fetch_companions(path: Path) -> None:
+    """Download the small files of a repository in the hub's cache, as far as they are there and can be had."""
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
+
+    owner = next((part for part in path.parts if part.startswith("models--")), None)
+    if owner is None or (path.parent / "config.json").is_file():
+        return
+    repository = owner.removeprefix("models--").replace("--", "/", 1)
+    for name in _FETCHED:
+        try:
+            downloaded(repository, name)
+        except (EntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+            logger.info("%s of %s is not at hand (%s).", name, repository, type(error).__name__)
+            if name == "config.json":
+                return
+
+
 def revision(path: Path) -> str | None:
     """Return the commit of a file in the hub's cache, 40 hexadecimal digits; None for any other file."""
     return next((part for part in path.parts if re.fullmatch(r"[0-9a-f]{40}", part)), None)
+
+
+def _companions(path: Path) -> list[str]:
+    """Return the names of the files without which one of a repository is not whole."""
+    if path.name.endswith(INDEX):
+        return sorted(set(read_index(path).values()))
+    return [adapter_settings.CONFIG] if path.name in adapter_settings.WEIGHTS else []
 
 
 def _from_hub(repository: str) -> Path:
@@ -111,13 +254,19 @@ def _from_hub(repository: str) -> Path:
         RepositoryNotFoundError,
     )
 
-    for file in WEIGHTS:
-        cached = try_to_load_from_cache(repository, file)
-        if isinstance(cached, str):
-            return Path(cached)
-    for file in WEIGHTS:
+    cached = {}
+    for file in (*WEIGHTS, *_OTHERS):
+        found = try_to_load_from_cache(repository, file)
+        if isinstance(found, str):
+            cached[file] = found
+            break
+    for file in cached or (*WEIGHTS, *_OTHERS):
         try:
-            return downloaded(repository, file)
+            path = Path(cached[file]) if file in cached else downloaded(repository, file)
+            for other in _companions(path):
+                if not (path.parent / other).is_file():
+                    downloaded(repository, other)
+            return path
         except RepositoryNotFoundError as error:
             raise UserError(
                 f"There is neither a file {repository} here nor a public model of that name on the Hugging Face hub. "

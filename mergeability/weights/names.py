@@ -6,23 +6,15 @@ and Hugging Face's `CLIPModel`, `CLIPVisionModel` and `CLIPVisionModelWithProjec
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from mergeability.errors import UserError
+from mergeability.weights import towers
+from mergeability.weights.towers import CONSTANTS, Tower, find_towers, unwrapped
 
-# What a training script may have wrapped the model in.
-_WRAPPERS = ("", "model.", "module.")
-
-# The visual tower saved alone (`clip.visual.state_dict()`), recognised by names no text tower has together.
-_BARE_VISUAL = re.compile(
-    r"^(class_embedding|positional_embedding|proj|conv1\.weight|ln_(pre|post)\.(weight|bias)"
-    r"|transformer\.resblocks\.\d+\..+)$"
-)
-
-# The same of a CLIP's ResNet, which no other ResNet's pooler has.
-_RESNET_POOLER = "attnpool.positional_embedding"
-_BARE_RESNET = re.compile(r"^((conv|bn)[123]|layer[1-4]\.\d+|attnpool)\..+$")
+# What is read of a CLIP: its visual tower, or the text tower as well.
+VISUAL, BOTH = "visual", "both"
 
 # Only the blocks' attention is fused: an attention pooler of open_clip keeps its projections apart on purpose.
 _SPLIT_ATTENTION = re.compile(
@@ -47,8 +39,8 @@ _BLOCK_MODULES = {
     "self_attn.out_proj": "attn.out_proj",
 }
 _PROJECTION = "visual_projection.weight"
+_TOWER_MODULES = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.")
 _CANONICAL_BLOCK = re.compile(r"^visual\.transformer\.resblocks\.(\d+)\.")
-_POSITION_IDS = "embeddings.position_ids"
 _TEXT_TOWER = re.compile(r"^(text_model\..+|text_projection(\..+)?|logit_scale)$")
 # The text tower of a Hugging Face CLIP → open_clip's, outside the blocks.
 _TEXT = {
@@ -58,15 +50,8 @@ _TEXT = {
     "text_model.final_layer_norm.bias": "ln_final.bias",
     "logit_scale": "logit_scale",
 }
-_OPEN_CLIP_TEXT = re.compile(
-    r"^(token_embedding\.weight|positional_embedding|ln_final\.(weight|bias)|text_projection|logit_scale"
-    r"|transformer\.resblocks\.\d+\..+)$"
-)
 _TEXT_PROJECTION = "text_projection.weight"
 _TEXT_POSITION_IDS = "text_model.embeddings.position_ids"
-# What OpenAI's files hold beside the weights, and a mask that is no weight.
-_CONSTANTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
-
 _LISTED = 5
 _DAMAGED = "The file is damaged or of another architecture: save it again."
 
@@ -85,71 +70,116 @@ class Source:
 
 
 @dataclass(frozen=True)
-class _HuggingFaceTower:
-    """Prefixes of the two places of a visual tower: its transformer, and the projection beside it."""
+class Reading:
+    """What is read from a file.
 
-    wrapper: str
-    transformer: str
+    Attributes:
+        sources: canonical name → where it comes from.
+        left_out: what is not read → names in the file: `text tower`, `head`, `other`.
+    """
+
+    sources: dict[str, Source]
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
-def canonical_sources(names: Iterable[str]) -> dict[str, Source]:
-    """Map canonical names to their sources in a file, dropping whatever is not the visual encoder.
+def read_names(names: Iterable[str], which: str = VISUAL) -> Reading:
+    """Map canonical names to their sources in a file, and list what is left out.
 
-    The visual tower is found under `visual.`, alone, or under Hugging Face's names with or without
-    `vision_model.`; each also inside a `model.` or `module.`. Queries, keys and values kept apart become one
-    tensor. A text tower beside it is left out. Names of any other architecture are kept as they are.
+    The visual tower of a CLIP is found by its names, under open_clip's or Hugging Face's, whatever prefix they have.
+    Queries, keys and values kept apart become one tensor. The names of any other network are kept as they are; so are
+    those of a network that has a CLIP's tower as one of its parts.
+
+    Args:
+        names: the file's.
+        which: "visual" for the visual tower of a CLIP, "both" for its text tower as well.
 
     Raises:
         UserError: there are several visual towers; or one of queries, keys and values, or their bias, is
             missing or given twice; or a tower under Hugging Face's names lacks a name or has an unknown one.
     """
     names = list(names)
-    prefixes = [wrapper + "visual." for wrapper in _WRAPPERS]
-    open_clip = [prefix for prefix in prefixes if any(name.startswith(prefix) for name in names)]
-    hugging_face = _hugging_face_towers(set(names))
-    _check_one_tower(open_clip + [tower.transformer for tower in hugging_face])
-    if open_clip:
-        (prefix,) = open_clip
-        chosen = [name for name in names if name.startswith(prefix)]
-        return _fuse_attention({f"visual.{name.removeprefix(prefix)}": name for name in chosen})
-    if hugging_face:
-        return _hugging_face_sources(hugging_face[0], set(names))
-    transformer = "class_embedding" in names and all(_BARE_VISUAL.match(name) for name in names)
-    if transformer or (_RESNET_POOLER in names and all(_BARE_RESNET.match(name) for name in names)):
-        return _fuse_attention({f"visual.{name}": name for name in names})
-    return {name: Source((name,)) for name in names}
+    files = unwrapped(names)
+    found = find_towers(files)
+    if not found:
+        return Reading({name: Source((name,)) for name in names})
+    outside = _outside(files, found[0])
+    others = tuple(tower.prefix for tower in found[1:])
+    if towers.has_blocks(
+        name for name in outside.get("other", ()) if not others or not name.startswith(others)
+    ):
+        return Reading({name: Source((name,)) for name in names})
+    _check_one_tower([tower.prefix for tower in found])
+    sources = _visual_sources(files, found[0])
+    if which == BOTH:
+        sources |= _text_sources(outside.pop("text tower", []), found[0])
+    return Reading(
+        {name: _in_file(source, files) for name, source in sources.items()},
+        {kind: [files[name] for name in group] for kind, group in outside.items()},
+    )
+
+
+def canonical_sources(names: Iterable[str]) -> dict[str, Source]:
+    """Map canonical names to their sources in a file: what `read_names` reads by default.
+
+    Raises:
+        UserError: as `read_names`.
+    """
+    return read_names(names).sources
+
+
+def _in_file(source: Source, files: Mapping[str, str]) -> Source:
+    return Source(tuple(files[name] for name in source.names), source.transposed)
+
+
+def _visual_sources(names: Iterable[str], tower: Tower) -> dict[str, Source]:
+    if tower.hugging_face:
+        return _hugging_face_sources(tower, set(names))
+    inside = [name for name in names if name.startswith(tower.prefix)]
+    return _fuse_attention({f"visual.{name.removeprefix(tower.prefix)}": name for name in inside})
+
+
+def _text_sources(names: Sequence[str], tower: Tower) -> dict[str, Source]:
+    if not names:
+        return {}
+    if tower.hugging_face:
+        return _hugging_face_text(tower.wrapper, set(names))
+    return {name.removeprefix(tower.wrapper): Source((name,)) for name in names}
+
+
+def _outside(names: Iterable[str], tower: Tower) -> dict[str, list[str]]:
+    """Group what is outside the visual tower; Hugging Face's tower has its projection outside its prefix."""
+    names = set(names)
+    if not tower.hugging_face:
+        used = {name for name in names if name.startswith(tower.prefix)}
+    else:
+        own = tuple(tower.prefix + start for start in _TOWER_MODULES)
+        used = {name for name in names if name.startswith(own) or name == tower.wrapper + _PROJECTION}
+        if tower.prefix.endswith("vision_model."):
+            used |= {name for name in names if name.startswith(tower.prefix)}
+    return dict(towers.leftovers(names, used, tower))
 
 
 def layout_name(names: Iterable[str]) -> str:
     """Say in words under which names a file keeps its visual tower."""
-    names = list(names)
-    for tower in _hugging_face_towers(set(names)):
-        projection = "with" if tower.wrapper + _PROJECTION in names else "without"
-        return f"Hugging Face's CLIP names under '{tower.transformer}', {projection} a projection"
-    prefix = next(
-        (one + "visual." for one in _WRAPPERS if any(n.startswith(one + "visual.") for n in names)), ""
-    )
-    return f"open_clip's names under '{prefix}'"
+    files = unwrapped(names)
+    for tower in find_towers(files):
+        if tower.hugging_face:
+            projection = "with" if tower.wrapper + _PROJECTION in files else "without"
+            return f"Hugging Face's CLIP names under '{tower.prefix}', {projection} a projection"
+        return f"open_clip's names under '{_prefix_in_file(tower.prefix, files)}'"
+    return "open_clip's names under ''"
+
+
+def _prefix_in_file(prefix: str, files: Mapping[str, str]) -> str:
+    """Return a prefix with the wrapper modules that the file has within it."""
+    short, name = next((short, name) for short, name in files.items() if short.startswith(prefix))
+    return name.removesuffix(short.removeprefix(prefix))
 
 
 def left_over(names: Iterable[str]) -> list[str]:
-    """List the names that belong neither to a CLIP's visual tower nor to what may lie beside it, sorted.
-
-    Beside it may lie a text tower, whole or in part, and the constants in OpenAI's files. `canonical_sources` leaves
-    out more than that where names are open_clip's; files from elsewhere are checked by this first.
-    """
-    names = list(names)
-    used = {part for source in canonical_sources(names).values() for part in source.names}
-    return sorted(name for name in names if name not in used and not _may_lie_beside(name))
-
-
-def _may_lie_beside(name: str) -> bool:
-    own = next(name.removeprefix(wrapper) for wrapper in reversed(_WRAPPERS) if name.startswith(wrapper))
-    return (
-        own in _CONSTANTS
-        or own.endswith(_POSITION_IDS)
-        or bool(_TEXT_TOWER.match(own) or _OPEN_CLIP_TEXT.match(own))
-    )
+    """List the names that belong neither to a CLIP's visual tower nor to its text tower or constants, sorted."""
+    left_out = read_names(names).left_out
+    return sorted(name for kind, group in left_out.items() if kind != "text tower" for name in group)
 
 
 def hugging_face_sources(names: Iterable[str]) -> dict[str, Source]:
@@ -162,7 +192,7 @@ def hugging_face_sources(names: Iterable[str]) -> dict[str, Source]:
         UserError: a name of such a transformer is missing, or there is one it does not have.
     """
     given = set(names)
-    sources = _tower_sources(_HuggingFaceTower("", "vision_model."), _blocks(given, _CANONICAL_BLOCK))
+    sources = _tower_sources(Tower("", "vision_model.", hugging_face=True), _blocks(given, _CANONICAL_BLOCK))
     if "visual.proj" not in given:
         del sources["visual.proj"]
     if faults := _faults(sorted(sources.keys() - given), sorted(given - sources.keys())):
@@ -183,17 +213,23 @@ def clip_sources(names: Iterable[str]) -> dict[str, Source]:
     Raises:
         UserError: there are several visual towers, or a tower under Hugging Face's names is not whole.
     """
-    given = set(names)
-    for tower in _hugging_face_towers(given):
+    files = unwrapped(names)
+    given, found = set(files), find_towers(files)
+    _check_one_tower([tower.prefix for tower in found])
+    if found and found[0].hugging_face:
+        (tower,) = found
         text = {name for name in given if _TEXT_TOWER.match(name.removeprefix(tower.wrapper))}
-        return _hugging_face_sources(tower, given) | _hugging_face_text(tower.wrapper, text)
-    (wrapper, *_) = [one for one in _WRAPPERS if any(name.startswith(one + "visual.") for name in given)] or [
-        ""
-    ]
-    inside = {name.removeprefix(wrapper): name for name in given if name.startswith(wrapper)}
-    outside = {name: name for name in given if not name.startswith(wrapper)}
-    kept = {name: own for name, own in (inside | outside).items() if name not in _CONSTANTS}
-    return _fuse_attention(kept)
+        sources = _hugging_face_sources(tower, given) | _hugging_face_text(tower.wrapper, text)
+        others = _outside(files, tower)
+        # Shown as names too many.
+        sources |= {name: Source((name,)) for kind in ("head", "other") for name in others.get(kind, ())}
+    else:
+        wrapper = found[0].wrapper if found and found[0].prefix.endswith("visual.") else ""
+        inside = {name.removeprefix(wrapper): name for name in given if name.startswith(wrapper)}
+        outside = {name: name for name in given if not name.startswith(wrapper)}
+        kept = {name: own for name, own in (inside | outside).items() if name not in CONSTANTS}
+        sources = _fuse_attention(kept)
+    return {name: _in_file(source, files) for name, source in sources.items()}
 
 
 def _hugging_face_text(wrapper: str, names: set[str]) -> dict[str, Source]:
@@ -279,28 +315,8 @@ def _fuse_attention(tower: dict[str, str]) -> dict[str, Source]:
     return sources
 
 
-def _hugging_face_towers(names: set[str]) -> list[_HuggingFaceTower]:
-    """Find CLIP towers by their misspelt norm together with an embedding of the class or of patches.
-
-    Text towers have neither; BLIP and SigLIP have such embeddings, but no norm before the first block.
-    """
-
-    def found(transformer: str) -> bool:
-        norm = ("pre_layrnorm.weight", "pre_layrnorm.bias")
-        embedding = ("embeddings.class_embedding", "embeddings.patch_embedding.weight")
-        return all(any(transformer + name in names for name in group) for group in (norm, embedding))
-
-    # `CLIPVisionModel` of recent transformers has no `vision_model.`.
-    towers = [
-        _HuggingFaceTower(wrapper, wrapper + inner)
-        for wrapper in _WRAPPERS
-        for inner in ("vision_model.", "")
-    ]
-    return [tower for tower in towers if found(tower.transformer)]
-
-
-def _hugging_face_sources(tower: _HuggingFaceTower, names: set[str]) -> dict[str, Source]:
-    layer = re.compile(re.escape(tower.transformer) + r"encoder\.layers\.(\d+)\.")
+def _hugging_face_sources(tower: Tower, names: set[str]) -> dict[str, Source]:
+    layer = re.compile(re.escape(tower.prefix) + r"encoder\.layers\.(\d+)\.")
     sources = _tower_sources(tower, _blocks(names, layer))
     if tower.wrapper + _PROJECTION not in names:
         del sources["visual.proj"]
@@ -316,13 +332,11 @@ def _blocks(names: set[str], block: re.Pattern[str]) -> int:
     return max(len({match[1] for name in names if (match := block.match(name))}), 1)
 
 
-def _tower_sources(tower: _HuggingFaceTower, blocks: int) -> dict[str, Source]:
+def _tower_sources(tower: Tower, blocks: int) -> dict[str, Source]:
     """Map all canonical names of a tower of so many blocks, the projection among them."""
-    sources = {
-        f"visual.{canonical}": Source((tower.transformer + name,)) for name, canonical in _TOWER.items()
-    }
+    sources = {f"visual.{canonical}": Source((tower.prefix + name,)) for name, canonical in _TOWER.items()}
     for block in range(blocks):
-        layer = f"{tower.transformer}encoder.layers.{block}."
+        layer = f"{tower.prefix}encoder.layers.{block}."
         sources |= _block_sources(layer, f"visual.transformer.resblocks.{block}.")
     sources["visual.proj"] = Source((tower.wrapper + _PROJECTION,), transposed=True)
     return sources
@@ -339,14 +353,14 @@ def _block_sources(layer: str, canonical: str) -> dict[str, Source]:
     return sources
 
 
-def _check_complete(tower: _HuggingFaceTower, expected: set[str], names: set[str]) -> None:
-    """Refuse a tower with a name missing, or a name that is neither its own nor known to be of no use."""
-    ignored = {tower.transformer + _POSITION_IDS}
-    ignored |= {name for name in names if _TEXT_TOWER.match(name.removeprefix(tower.wrapper))}
+def _check_complete(tower: Tower, expected: set[str], names: set[str]) -> None:
+    """Refuse a tower with a name missing, or a name in it that is neither its own nor known to be of no use."""
+    outside = {name for group in _outside(names, tower).values() for name in group}
+    ignored = outside | {name for name in names if towers.is_constant(name, tower)}
     if faults := _faults(sorted(expected - names), sorted(names - expected - ignored)):
         raise UserError(
-            "Expected the visual tower of a CLIP under Hugging Face's names, whole and nothing else, but "
-            f"{faults}. Save the state dict of the plain CLIP model again."
+            "Expected the visual tower of a CLIP under Hugging Face's names, whole and with no other names in it, "
+            f"but {faults}. Save the state dict of the plain CLIP model again."
         )
 
 

@@ -148,6 +148,11 @@ class TensorFile:
         header.pop("__metadata__", None)
         self.entries = {name: self._entry(name, one, 8 + length) for name, one in header.items()}
 
+    @property
+    def files(self) -> dict[str, Path]:
+        """The file, by its name."""
+        return {self.path.name: self.path}
+
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Read the elements from `start` to `stop` of a flattened tensor, in its own dtype."""
         return _viewed(self._bytes(self.entries[name], start, stop), self.entries[name].dtype)

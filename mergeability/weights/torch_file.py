@@ -5,9 +5,11 @@ knows how to build tensors and plain containers and refuses everything else.
 """
 
 import pickle
+import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,21 @@ from mergeability.weights.names import listed
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 # Where training scripts put the state dict, when they save more beside it.
 _HOLDERS = ("state_dict", "model_state_dict", "model")
+# An archive, or a pickle of protocol 2 or later.
+_BEGINNINGS = (b"PK\x03\x04", b"\x80")
+# What PyTorch and the modules it reads with raise on damaged files; no code of a file runs that could raise more.
+_DAMAGE = (
+    RuntimeError, EOFError, ValueError, OSError, LookupError, TypeError, AttributeError, AssertionError,
+    ArithmeticError, MemoryError, ImportError, struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+# Kinds of tensor that have no plain numbers: how to tell them, and what to do.
+_UNREADABLE: dict[str, tuple[Callable[[Tensor], bool], str]] = {
+    "on the meta device, without values": (lambda value: value.is_meta, "load the weights before saving"),
+    "quantised": (lambda value: value.is_quantized, "call .dequantize() on them"),
+    "nested": (lambda value: value.is_nested, "call .to_padded_tensor(0.0) on them"),
+    "sparse": (lambda value: value.layout != torch.strided, "call .to_dense() on them"),
+    "complex": (lambda value: value.is_complex(), "call torch.view_as_real on them"),
+}
 _INSTEAD = (
     "Where the model was made, run safetensors.torch.save_file(model.state_dict(), 'model.safetensors') and give that "
     "file."
@@ -34,15 +51,29 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
             a TorchScript archive is refused, and never loaded.
     """
     path = Path(path)
+    return _tensors(load_pickle(path), path)
+
+
+def load_pickle(path: Path) -> Any:
+    """Read plain containers and tensors from PyTorch's own kind of file; nothing else is ever built.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or it holds anything else.
+    """
     if not path.is_file():
         raise UserError(f"No checkpoint at {path}: expected a state dict. Check the path.")
-    if _is_torchscript(path):
-        raise UserError(f"{path} is a TorchScript archive, a program: it is never loaded. {_INSTEAD}")
     try:
+        begins = _beginning(path)
+        if not begins.startswith(_BEGINNINGS):
+            raise _not_whole(
+                path, ValueError(f"it begins with {begins!r}, as neither an archive nor a pickle")
+            )
+        if _is_torchscript(path):
+            raise UserError(f"{path} is a TorchScript archive, a program: it is never loaded. {_INSTEAD}")
         with warnings.catch_warnings():
-            # What it does not know it refuses.
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            # It warns of old formats and rare kinds of tensor; what it does not know it refuses.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" not in str(error):
             raise _not_whole(path, error) from error
@@ -50,9 +81,8 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
             f"{path} holds pickled objects beside tensors, such as a whole module: loading them would run code from "
             f"the file, so it is refused ({_first_line(error)}). {_INSTEAD}"
         ) from error
-    except (RuntimeError, EOFError, ValueError, OSError) as error:
+    except _DAMAGE as error:
         raise _not_whole(path, error) from error
-    return _tensors(loaded, path)
 
 
 def _not_whole(path: Path, error: Exception) -> UserError:
@@ -67,16 +97,34 @@ def _tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
         holders = [name for name in _HOLDERS if isinstance(loaded.get(name), Mapping)]
         loaded = loaded[holders[0]] if len(holders) == 1 else loaded
     if not isinstance(loaded, Mapping) or not loaded:
-        raise UserError(
-            f"Expected tensors by name in {path}, got {type(loaded).__name__ if loaded else 'nothing'}. {_INSTEAD}"
-        )
-    others = sorted(str(name) for name, value in loaded.items() if not isinstance(value, Tensor))
+        raise UserError(f"Expected tensors by name in {path}, got {_kind(loaded)}. {_INSTEAD}")
+    # Names are texts; a list of optimiser states has numbers.
+    others = sorted(
+        str(name)
+        for name, value in loaded.items()
+        if not isinstance(value, Tensor) or not isinstance(name, str)
+    )
     if others:
         raise UserError(
             f"Expected nothing but tensors in {path}, but {len(others)} of its entries are something else: "
             f"{listed(others)}. {_INSTEAD}"
         )
-    return {str(name): value.detach() for name, value in loaded.items()}
+    for kind, (is_such, cure) in _UNREADABLE.items():
+        if such := sorted(name for name, value in loaded.items() if is_such(value)):
+            raise UserError(
+                f"Expected plain tensors in {path}, but {len(such)} of them are {kind}: {listed(such)}. Where the "
+                f"model was made, {cure}, and save it again."
+            )
+    return {name: value.detach() for name, value in loaded.items()}
+
+
+def _kind(loaded: Any) -> str:
+    return "nothing" if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
+
+
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4)
 
 
 def _is_torchscript(path: Path) -> bool:

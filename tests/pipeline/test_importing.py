@@ -201,16 +201,11 @@ def test_a_pytorch_file_is_converted_once_into_the_store(tmp_path, clip_state, m
 @pytest.mark.parametrize(
     ("prefix", "extra", "message"),
     [
-        (
-            "model.visual.",
-            {"classification_head.weight": torch.ones(2)},
-            r"left over \(1\): classification_head",
-        ),
-        ("", {"visual.head.bias": torch.ones(2)}, r"left over \(7\): class_embedding"),
+        ("", {"visual.head.bias": torch.ones(2)}, r"lacks 48 such as 'visual\."),
         ("visual.", {"visual.transformer.resblocks.0.attn.q_proj.bias": torch.ones(2)}, "twice|missing"),
     ],
 )
-def test_names_that_are_left_over_are_listed(tmp_path, clip_state, prefix, extra, message):
+def test_names_that_do_not_fit_are_refused(tmp_path, clip_state, prefix, extra, message):
     state = {prefix + name.removeprefix("visual."): value for name, value in clip_state.items()}
     torch.save(state | extra, tmp_path / "m.bin")
     with pytest.raises(UserError, match=message):
@@ -219,6 +214,18 @@ def test_names_that_are_left_over_are_listed(tmp_path, clip_state, prefix, extra
         from mergeability.task_vectors.vectors import TaskVectors
 
         TaskVectors.load({"a": opened}, checkpoint)
+
+
+@pytest.mark.parametrize("head", ["classification_head.weight", "model.fc.bias", "val_accuracy.total"])
+def test_what_is_not_of_the_tower_is_left_out_by_name(tmp_path, clip_state, head):
+    state = {f"model.{name}": value for name, value in clip_state.items()}
+    torch.save(state | {head: torch.ones(2)}, tmp_path / "m.bin")
+    opened = hub.open_checkpoint(tmp_path / "m.bin", Store(tmp_path / "store"))
+    assert list(opened.left_out.values()) == [[head]]
+    assert opened.names == tuple(sorted(clip_state))
+    assert all(torch.equal(opened.tensor(name), value) for name, value in clip_state.items())
+    with pytest.raises(UserError, match=rf"left over \(1\): {head}"):
+        Checkpoint.canonical(state | {head: torch.ones(2)}, "it")
 
 
 # --- a folder that an analysis finds ---

@@ -15,7 +15,7 @@ from mergeability.data.real.decoding import Encoded
 from mergeability.data.real.layouts import Layout, several
 from mergeability.data.real.trees import Rows, copy_folder, file_stamp
 from mergeability.errors import UserError
-from mergeability.files import read_json
+from mergeability.files import read_object
 
 if TYPE_CHECKING:
     import datasets
@@ -194,7 +194,7 @@ def open_disk(path: Path, layout: Layout, classes: ClassNames) -> ArrowTables:
         )
     for state in sorted(folder.glob("*/state.json")):
         # The library writes a split without rows, and fails on reading it.
-        if (read_json(state) or {}).get("_data_files") == []:
+        if (read_object(state) or {}).get("_data_files") == []:
             raise UserError(
                 f"Task {classes.task!r}: its {state.parent.name} split is empty in {folder}. Copy the dataset again."
             )

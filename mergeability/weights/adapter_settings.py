@@ -1,0 +1,184 @@
+"""What a LoRA adapter's folder says: its settings, and where its modules are in the base."""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergeability.errors import UserError
+from mergeability.weights.names import listed
+from mergeability.weights.towers import unwrapped
+
+CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
+# Options under which the trained model is more, or something else, than W + s·B·A and a length of rows.
+_UNSUPPORTED = (
+    "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
+    "layer_replication",
+    "alora_invocation_tokens", "target_parameters", "trainable_token_indices",
+)  # fmt: skip
+# Ways to initialise an adapter that leave the base as it is; the others move a part of it into the adapter.
+_PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
+INSTEAD = "Where the adapter was trained, run model.merge_and_unload().save_pretrained(folder) and give that folder."
+# The weight of a module; that of an attention which fuses queries, keys and values.
+_ENDS = (".weight", ".in_proj_weight")
+
+
+def is_adapter(path: Path) -> bool:
+    """Return whether a folder, or the file in it, is an adapter."""
+    if path.is_dir():
+        return (path / CONFIG).is_file() or any((path / name).is_file() for name in WEIGHTS)
+    return path.name in WEIGHTS
+
+
+def weights_of(folder: Path) -> Path:
+    """Return the file of an adapter's weights in its folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if not found:
+        raise UserError(
+            f"{folder} has {CONFIG} but none of {', '.join(WEIGHTS)}. Copy the whole folder of the adapter."
+        )
+    return found[0]
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read the settings of an adapter.
+
+    Raises:
+        UserError: they cannot be read, or are of an adapter that W + s·B·A does not describe.
+    """
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"There is no {path.name} in {path.parent}: without it the scale of the adapter is not known. Copy the "
+            "whole folder of the adapter."
+        ) from error
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}). Copy it again.") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is not the settings of an adapter. Copy it again.")
+    if str(config.get("peft_type", "LORA")).upper() != "LORA":
+        raise UserError(
+            f"{path.parent} is an adapter of the kind {config['peft_type']}, but only LoRA is read here. {INSTEAD}"
+        )
+    if active := [name for name in _UNSUPPORTED if config.get(name)]:
+        raise UserError(f"{path.parent} uses {listed(active)}, which is not read here. {INSTEAD}")
+    if config.get("init_lora_weights") not in _PLAIN_STARTS:
+        raise UserError(
+            f"{path.parent} was started by init_lora_weights={config['init_lora_weights']!r}, which changes the "
+            f"base as well, so the adapter alone does not determine the model. {INSTEAD}"
+        )
+    return config
+
+
+def in_base(name: str) -> str:
+    """Return a name as the base has it: without what PEFT puts before and between its modules."""
+    for prefix in ("base_model.model.", "base_model."):
+        if name.startswith(prefix):
+            name = name.removeprefix(prefix)
+            break
+    name = re.sub(r"(^|\.)modules_to_save\.(?:default\.)?", r"\1", name)
+    return next(iter(unwrapped([name.replace(".base_layer.", ".")])))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an adapter's modules are in a base: one prefix exchanged for another, the same for all of them.
+
+    Attributes:
+        files: the base's names without wrapper modules → its names.
+        removed: the prefix in the adapter.
+        added: the prefix in the base.
+        weights: module → the name of its weight in the base.
+    """
+
+    files: Mapping[str, str]
+    removed: str
+    added: str
+    weights: Mapping[str, str]
+
+    @classmethod
+    def find(cls, modules: Iterable[str], entries: Iterable[str], adapter: Path) -> "Place":
+        """Find the exchange of prefixes under which the base has every module.
+
+        Raises:
+            UserError: there is none.
+        """
+        files, modules = unwrapped(entries), list(modules)
+        fewest = modules
+        # Where the base lacks the first module, the last one tells how many it lacks.
+        for removed, added in (*_exchanges(modules[0], files), *_exchanges(modules[-1], files)):
+            weights = {name: _weight(name, removed, added, files) for name in modules}
+            missing = [name for name, weight in weights.items() if weight is None]
+            if not missing:
+                return cls(files, removed, added, {name: one for name, one in weights.items() if one})
+            fewest = min(fewest, missing, key=len)
+        raise UserError(
+            f"The adapter {adapter.parent} changes {len(fewest)} modules that the base lacks, such as "
+            f"'{min(fewest)}'. Give the base it was trained on, under transformers' names, as suite.base."
+        )
+
+    def of(self, name: str) -> str:
+        """Return a tensor's name in the base; its own where the base has none."""
+        moved = self.added + name.removeprefix(self.removed) if name.startswith(self.removed) else name
+        return self.files.get(moved) or self.files.get(name) or name
+
+
+def _exchanges(module: str, files: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield the exchanges of prefixes that find one module in the base, the smallest first."""
+    parts = module.split(".")
+    for cut in range(len(parts)):
+        removed, tail = "".join(f"{part}." for part in parts[:cut]), ".".join(parts[cut:])
+        for end in _ENDS:
+            found = [name.removesuffix(tail + end) for name in files if name.endswith(tail + end)]
+            yield from (
+                (removed, added) for added in sorted(found, key=len) if not added or added.endswith(".")
+            )
+
+
+def _weight(module: str, removed: str, added: str, files: Mapping[str, str]) -> str | None:
+    if not module.startswith(removed):
+        return None
+    return next(
+        (files[name] for end in _ENDS if (name := added + module.removeprefix(removed) + end) in files), None
+    )
+
+
+def _of_pattern(pattern: Any, module: str, default: Any) -> Any:
+    """Return the first entry whose pattern a module's name ends with; the default without any."""
+    if not isinstance(pattern, Mapping):
+        return default
+    for key, value in pattern.items():
+        try:
+            if re.match(rf"(.*\.)?({key})$", module):
+                return value
+        except re.error as error:
+            raise UserError(f"'{key}' in {CONFIG} is no regular expression ({error}).") from error
+    return default
+
+
+def scale_of(config: Mapping[str, Any], module: str, folder: Path) -> tuple[int, float]:
+    """Return the rank r and the scale s of a module: α/r, or α/√r with `use_rslora`.
+
+    Raises:
+        UserError: they are no numbers.
+    """
+    rank = _of_pattern(config.get("rank_pattern"), module, config.get("r"))
+    alpha = _of_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
+    is_rank = isinstance(rank, int) and not isinstance(rank, bool) and rank > 0
+    is_alpha = isinstance(alpha, int | float) and not isinstance(alpha, bool) and math.isfinite(alpha)
+    if not is_rank or not is_alpha:
+        raise UserError(
+            f"Expected r to be a positive integer and lora_alpha a number in {folder / CONFIG}, got {rank!r} and "
+            f"{alpha!r} for '{module}'. Copy the file again."
+        )
+    return rank, float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -1,0 +1,150 @@
+"""Weights in several files, as `save_pretrained` writes large models, with an index that names each tensor's file."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from mergeability.errors import UserError
+from mergeability.weights.names import listed
+from mergeability.weights.safetensors_file import Entry, TensorFile
+
+INDEX = ".index.json"
+
+
+class TensorSource(Protocol):
+    """Named tensors on disk that are read one at a time: a file, several files, or a base with an adapter."""
+
+    @property
+    def path(self) -> Path:
+        """The file that names the source in messages."""
+        ...
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """All files that determine the tensors, by a name that does not depend on where they are."""
+        ...
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """Tensor name → its shape and dtype."""
+        ...
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor in its own dtype and shape."""
+        ...
+
+    def read_float32(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Read the elements from `start` to `stop` of a flattened tensor, converted to float32."""
+        ...
+
+    def check_unchanged(self) -> None:
+        """Raise a UserError if a file was changed since it was opened."""
+        ...
+
+
+class ShardedFile:
+    """Several safetensors files that are one state dict; headers are read, tensors are not.
+
+    Attributes:
+        path: the index.
+        files: the index and the files it names.
+        entries: tensor name → its shape and dtype.
+    """
+
+    def __init__(self, path: str | Path, opened: Callable[[Path], TensorFile] = TensorFile) -> None:
+        """Read the index and the headers of all files.
+
+        Args:
+            path: the index, `model.safetensors.index.json`.
+            opened: opens one of the files that the index names.
+
+        Raises:
+            UserError: the index or a file cannot be read, or a tensor is not in the file that the index says.
+        """
+        self.path = Path(path)
+        self._places = read_index(self.path)
+        names = sorted(set(self._places.values()))
+        self.files = {self.path.name: self.path, **{name: self.path.parent / name for name in names}}
+        self._shards = {name: opened(self._shard(name)) for name in names}
+        absent = sorted(
+            name for name, shard in self._places.items() if name not in self._shards[shard].entries
+        )
+        if absent:
+            raise UserError(
+                f"{self.path} names {len(absent)} tensors that its files do not hold: {listed(absent)}. Copy all "
+                "files of the model again."
+            )
+        unnamed = sorted(
+            name
+            for shard, file in self._shards.items()
+            for name in file.entries
+            if self._places.get(name) != shard
+        )
+        if unnamed:
+            raise UserError(
+                f"The files of {self.path} hold {len(unnamed)} tensors that it does not name: {listed(unnamed)}. They "
+                "are of another model, or left from an earlier one: copy the folder again."
+            )
+        self.entries = {name: self._shards[shard].entries[name] for name, shard in self._places.items()}
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one tensor in its own dtype and shape."""
+        return self._shards[self._places[name]].tensor(name)
+
+    def read_float32(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Read the elements from `start` to `stop` of a flattened tensor, converted to float32."""
+        return self._shards[self._places[name]].read_float32(name, start, stop)
+
+    def check_unchanged(self) -> None:
+        """Check that the files are still those that were opened.
+
+        Raises:
+            UserError: one was replaced or written to.
+        """
+        for shard in self._shards.values():
+            shard.check_unchanged()
+
+    def _shard(self, name: str) -> Path:
+        path = self.path.parent / name
+        if not path.is_file():
+            raise UserError(
+                f"{self.path} names the file {name}, which is not beside it. Copy all files of the model."
+            )
+        return path
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Read an index: tensor name → the file beside the index that holds it.
+
+    Raises:
+        UserError: it cannot be read, or is no such index.
+    """
+    try:
+        index = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}). Download it again.") from error
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise UserError(
+            f"{path} has no weight_map: expected the index of a sharded model. Download it again."
+        )
+    # A file elsewhere than beside the index is never opened: an index may come from anyone.
+    wrong = [name for name, file in places.items() if not _is_file_name(file)]
+    if wrong:
+        raise UserError(f"{path} does not name a file beside it for {listed(wrong)}. Download it again.")
+    return places
+
+
+def _is_file_name(value: object) -> bool:
+    return (
+        isinstance(value, str)
+        and value not in ("", ".", "..")
+        and Path(value).name == value
+        and "\0" not in value
+    )
