@@ -292,3 +292,10 @@ def test_a_format_that_cannot_be_is_one_sentence(bare, words, sentence):
     ended, _ = bare("merge=average", *words)
     assert ended.code == 1
     assert sentence in ended.output
+
+
+def test_checkpoints_can_be_merged_without_any_metric(bare):
+    ended, folder = bare("merge=average", "pairs=[[task0,task1]]", "save=true", "metric=[]")
+    assert ended.code == 0, ended.output
+    assert (folder / "merged/average/task0+task1/model.safetensors").exists()
+    assert pd.read_csv(folder / "pairs.csv").columns.tolist() == ["task_a", "task_b"]
