@@ -20,7 +20,15 @@ OWN = "mergeability."
 
 
 class RefusedError(ValueError):
-    """A value is none of what an annotation allows."""
+    """A value is none of what an annotation allows.
+
+    Attributes:
+        entry: of names and values, the name that is to blame, what it was to be, and its value.
+    """
+
+    def __init__(self, entry: tuple[str, ast.expr, Any] | None = None) -> None:
+        super().__init__("none of what is allowed")
+        self.entry = entry
 
 
 @dataclass(frozen=True)
@@ -93,12 +101,13 @@ def take(annotation: ast.expr, value: Any) -> Any:
     Raises:
         RefusedError: it is nothing that the annotation allows.
     """
+    entry = None
     for alternative in _alternatives(annotation):
         try:
             return _take(alternative, value)
-        except RefusedError:
-            continue
-    raise RefusedError(words(annotation))
+        except RefusedError as error:
+            entry = error.entry or entry
+    raise RefusedError(entry)
 
 
 def words(annotation: ast.expr) -> str:
@@ -164,7 +173,7 @@ def _take(annotation: ast.expr, value: Any) -> Any:
         case ast.Subscript(value=ast.Name(id="Mapping" | "dict" | "Dict"), slice=inner):
             if not isinstance(value, Mapping):
                 raise RefusedError
-            return {name: take(_elements(inner)[1], one) for name, one in value.items()}
+            return {str(name): _entry(str(name), _elements(inner)[1], one) for name, one in value.items()}
         case ast.Name(id="dict" | "Mapping"):
             if isinstance(value, Mapping):
                 return value
@@ -173,6 +182,13 @@ def _take(annotation: ast.expr, value: Any) -> Any:
     if isinstance(value, Mapping) and "_target_" in value:
         return value
     raise RefusedError
+
+
+def _entry(name: str, annotation: ast.expr, value: Any) -> Any:
+    try:
+        return take(annotation, value)
+    except RefusedError as error:
+        raise RefusedError((name, annotation, value)) from error
 
 
 def _elements(inner: ast.expr) -> list[ast.expr]:

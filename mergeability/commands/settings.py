@@ -176,8 +176,12 @@ def _check(cfg: DictConfig, path: str, node: DictConfig, name: str, annotation: 
         raise UserError(f"{source} cannot be resolved: {str(error).splitlines()[0]}") from error
     try:
         taken = take(annotation, value)
-    except RefusedError:
-        hint = _EXAMPLES.get(source, "")
+    except RefusedError as error:
+        example = source
+        if error.entry is not None:
+            name, annotation, value = error.entry
+            source = f"{source}.{name}"
+        hint = _EXAMPLES.get(example, "")
         if isinstance(value, bool | int | float) and _fits(annotation, str(value).lower()):
             hint = f""" Quote it: '{source}="{str(value).lower() if isinstance(value, bool) else value}"'."""
         raise UserError(f"Expected {source} to be {words(annotation)}, got {_shown(value)}.{hint}") from None

@@ -119,6 +119,9 @@ def sentence(error: Exception, known: Iterable[str] = ()) -> str:
     key = re.search(r"Could not (?:override|delete|append)[^'\n]*'([^'\n]+)'", text)
     if key:
         path = key[1].partition("=")[0].lstrip("+~")
+        # Of names and values, {x: 1}, the name that is not there.
+        inner = re.search(r"full_key: (\S+)", str(error.__cause__))
+        path = inner[1] if inner and inner[1].startswith(f"{path}.") else path
         return f"There is no setting {short(path)}.{did_you_mean(path, known)} To see all: --cfg job."
     return " ".join(printable(text).split())
 

@@ -40,7 +40,8 @@ def analyse_table(suite: TableSuite, request: Request, run: Run) -> Analysis:
     absent = [method for method in suite.methods or () if method not in found]
     if absent:
         raise UserError(
-            f"{suite.table} has no outcomes of {', '.join(absent)}; it has those of {', '.join(found) or 'no method'}."
+            f"{suite.table} has no outcomes of {summarise_names(absent)}; it has those of "
+            f"{summarise_names(found) or 'no method'}."
         )
     methods = list(suite.methods or found)
     notes += _unused(file.frame, names)

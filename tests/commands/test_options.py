@@ -229,7 +229,8 @@ def test_the_parts_of_names_and_values_are_quoted_one_by_one(text):
     ("annotation", "fits", "does_not"),
     [
         ("int", [1, -5], [True, 1.0, "1", None, [1]]),
-        ("float | int", [1, 0.5, float("inf")], [True, float("nan"), "x"]),
+        ("float | int", [1, 0.5], [True, float("nan"), float("inf"), "x"]),
+        ("Sequence[Number]", [[1, float("inf")]], [[True], [float("nan")]]),
         ("Count | None", [1, None], [0, -1, 2**31, True]),
         ("str", ["a", ""], [True, 1.5, None, ["a"]]),
         ("Sequence[str]", [["a"], []], ["a", [None], {"a": 1}]),
@@ -269,6 +270,15 @@ def test_a_folder_that_cannot_be_made_is_named(command, tmp_path):
         assert ended.code == 1
         assert ended.output.startswith(f"Error: Cannot use {place[:150]}"), ended.output
         assert "Traceback" not in ended.output
+
+
+def test_an_entry_of_names_and_values_is_named():
+    cfg = composed("analyze")
+    OmegaConf.update(cfg, "metric.stable_rank", 5, merge=False)
+    with pytest.raises(
+        UserError, match=r"Expected metric\.stable_rank to be a node with a _target_, got 5\."
+    ):
+        check_settings(cfg)
 
 
 def test_other_mistakes_stay_defects():
