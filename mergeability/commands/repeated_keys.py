@@ -47,5 +47,6 @@ def _mappings(argument: str) -> Iterator[list[str]]:
         children = list(node.getChildren())
         if isinstance(node, OverrideParser.DictContainerContext):
             pairs = [one for one in children if isinstance(one, OverrideParser.DictKeyValuePairContext)]
-            yield [str(next(pair.getChildren()).getText()).strip() for pair in pairs]
+            keys: list[Any] = [next(pair.getChildren()) for pair in pairs]
+            yield [key.getText().strip() for key in keys]
         nodes += [child for child in children if hasattr(child, "getChildren")]
