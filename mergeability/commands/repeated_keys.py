@@ -48,5 +48,5 @@ def _mappings(argument: str) -> Iterator[list[str]]:
         if isinstance(node, OverrideParser.DictContainerContext):
             pairs = [one for one in children if isinstance(one, OverrideParser.DictKeyValuePairContext)]
             keys: list[Any] = [next(pair.getChildren()) for pair in pairs]
-            yield [str(key.getText()).strip() for key in keys]
+            yield [key.getText().strip() for key in keys]
         nodes += [child for child in children if hasattr(child, "getChildren")]
