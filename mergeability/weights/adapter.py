@@ -37,6 +37,8 @@ _FACTOR = re.compile(
     r"^(?P<module>.+)\.(?P<kind>lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.[^.]+)??(?P<bias>\.bias)?"
     r"(?:\.weight)?$"
 )
+# The output of an attention that is adapted as a whole.
+_NESTED = ".base_layer.out_proj."
 # Rows of a weight that are looked at together where all of it is needed.
 _ROWS = 1024
 
@@ -184,6 +186,12 @@ class AdaptedFile:
                 f"'{weight}' of the base is quantised, and the adapter {self.path.parent} changes it. Give the base in "
                 "floating point: load it in transformers, call model.dequantize(), and save it."
             )
+        # PEFT adds the change of a fused attention's output twice, in training as in merge_and_unload.
+        if (
+            _NESTED in parts["lora_A"]
+            and weight.removesuffix("out_proj.weight") + "in_proj_weight" in self._base.entries
+        ):
+            scale *= 2
         magnitude = parts.get("lora_magnitude_vector")
         if bool(self._config.get("use_dora")) != (magnitude is not None):
             raise UserError(f"{self.path.parent} is not whole: use_dora and the lengths of rows disagree.")

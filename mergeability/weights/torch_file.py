@@ -119,7 +119,7 @@ def _tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _kind(loaded: Any) -> str:
-    return "nothing" if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
+    return "nothing" if isinstance(loaded, Mapping) else type(loaded).__name__
 
 
 def _beginning(path: Path) -> bytes:

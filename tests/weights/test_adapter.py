@@ -170,6 +170,28 @@ def test_an_adapters_hash_covers_settings_and_base(tmp_path, base):
         hub.open_checkpoint(folder, store)
 
 
+def test_the_output_of_a_fused_attention_is_changed_twice_as_peft_trains_it(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        "in_proj_weight": (12, 4),
+        "out_proj.weight": (4, 4),
+        "in_proj_bias": (12,),
+        "out_proj.bias": (4,),
+    }
+    plain = {f"attn.{name}": torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    save_file(plain, tmp_path / "base.safetensors")
+    tensors = {
+        f"base_model.model.attn.{inner}lora_{x}.weight": torch.randn(shape, generator=generator)
+        for inner, outputs in (("", 12), ("base_layer.out_proj.", 4))
+        for x, shape in (("A", (RANK, 4)), ("B", (outputs, RANK)))
+    }
+    file = opened(adapter(tmp_path, tensors), tmp_path / "base.safetensors")
+    for name, inner, times in (("in_proj_weight", "", 1), ("out_proj.weight", "base_layer.out_proj.", 2)):
+        a, b = (tensors[f"base_model.model.attn.{inner}lora_{x}.weight"].numpy() for x in "AB")
+        expected = plain[f"attn.{name}"].numpy() + times * 2 * b @ a
+        np.testing.assert_allclose(file.tensor(f"attn.{name}").numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -246,3 +268,66 @@ def test_the_merged_weights_are_those_of_peft(tmp_path, settings):
         np.testing.assert_allclose(
             file.read_float32(name, 1, 4), value.flatten()[1:4].numpy(), rtol=1e-4, atol=1e-5
         )
+
+
+def gpt2():
+    import transformers
+
+    config = transformers.GPT2Config(
+        n_embd=8, n_layer=2, n_head=2, vocab_size=20, n_positions=6, bos_token_id=1, eos_token_id=2
+    )
+    return transformers.GPT2LMHeadModel(config), ["c_attn", "c_proj", "c_fc", "wte"]
+
+
+def clip_tower():
+    import transformers
+
+    config = transformers.CLIPVisionConfig(
+        hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4, projection_dim=4,
+    )  # fmt: skip
+    return transformers.CLIPVisionModelWithProjection(config), [
+        "q_proj",
+        "v_proj",
+        "fc1",
+        "visual_projection",
+    ]
+
+
+def attention():
+    torch.manual_seed(0)
+    return torch.nn.ModuleDict({"attn": torch.nn.MultiheadAttention(8, 2)}), ["attn"]
+
+
+@pytest.mark.parametrize("made", [gpt2, clip_tower, attention])
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.filterwarnings("ignore")
+def test_models_with_adapters_are_those_that_peft_saves(tmp_path, made, dora):
+    peft = pytest.importorskip("peft")
+    if made is attention and dora:
+        pytest.skip("PEFT has no DoRA of fused attention")
+    torch.manual_seed(0)
+    network, targets = made()
+    if hasattr(network, "save_pretrained"):
+        network.save_pretrained(tmp_path / "base", max_shard_size="2KB")
+    else:
+        (tmp_path / "base").mkdir()
+        save_file(network.state_dict(), tmp_path / "base/model.safetensors")
+    config = peft.LoraConfig(r=2, lora_alpha=3, target_modules=targets, use_dora=dora)
+    model = peft.get_peft_model(network, config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora" in name:
+                parameter += 0.3 * torch.randn(parameter.shape)
+    model.save_pretrained(tmp_path / "adapter")
+    merged = model.merge_and_unload()
+    if hasattr(merged, "save_pretrained"):
+        merged.save_pretrained(tmp_path / "merged")
+    else:
+        (tmp_path / "merged").mkdir()
+        save_file(merged.state_dict(), tmp_path / "merged/model.safetensors")
+    store = Store(None)
+    expected = hub.open_checkpoint(tmp_path / "merged", store)
+    found = hub.open_checkpoint(tmp_path / "adapter", store, tmp_path / "base")
+    assert found.names == expected.names
+    for name in expected.names:
+        torch.testing.assert_close(found.tensor(name), expected.tensor(name), msg=name)
