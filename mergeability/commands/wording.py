@@ -170,7 +170,10 @@ def check_overrides(arguments: Sequence[str]) -> None:
     """
     flags = flags_first(arguments)
     words = flags[len(flags) - sum(not word.startswith("-") for word in flags) :]
-    several = bool({"-m", "--multirun"} & set(arguments))
+    # Experiments may be sweeps without the flag: their files set hydra.mode.
+    several = bool({"-m", "--multirun"} & set(arguments)) or any(
+        word.startswith(("experiment=", "hydra.mode=")) for word in words
+    )
     for word in words:
         if word.startswith("-") or "=" not in word:
             continue
