@@ -8,9 +8,9 @@ import numpy as np
 
 from mergeability.errors import UserError
 from mergeability.task_vectors.checks import check_same_architecture
-from mergeability.weights.checkpoints import Checkpoint
+from mergeability.weights.checkpoints import PREFIX, Checkpoint
 from mergeability.weights.names import listed
-from mergeability.weights.towers import is_head, unwrapped
+from mergeability.weights.towers import has_blocks, is_head, unwrapped
 
 BASE = "the base"
 # Parts that some models of an architecture have and others do not, in addition to heads.
@@ -28,6 +28,7 @@ _DEQUANTISE = (
     "Load it in transformers, call model = model.dequantize(), and save it with model.save_pretrained(folder); an "
     "adapter of a quantised base is given as it is, with the base in floating point."
 )
+_EMBEDDING = re.compile(r"\.(\w*embed\w*|wte|shared|patch\w*|stem|conv1)\.")
 _BLOCK = 2**20
 _SMALL = 2**16
 
@@ -230,18 +231,22 @@ def _same_shape(name: str, everyone: Mapping[str, Checkpoint]) -> bool:
 
 def _is_optional(name: str, base: Checkpoint, common: str) -> bool:
     """Return whether models of one base may differ in a tensor: a head, or what is outside the backbone."""
+    if name.startswith(PREFIX):
+        # All of a CLIP's visual tower is needed, its projection too.
+        return False
     short = next(iter(unwrapped([name.removeprefix(common)])))
     if is_head(short) or is_head(name) or _OPTIONAL.search(short):
         return True
     # In transformers the backbone is one module (`bert.`, `vit.`, `model.`), and heads are next to it.
-    inside = [own for own in base.names if own.startswith(common)]
-    tops: dict[str, int] = {}
+    inside = [own.removeprefix(common) for own in base.names]
+    tops: dict[str, list[str]] = {}
     for own in inside:
-        top = own.removeprefix(common).split(".")[0]
-        tops[top] = tops.get(top, 0) + 1
-    largest = max(tops, key=lambda top: tops[top], default="")
-    is_backbone = tops.get(largest, 0) >= 0.8 * len(inside) and largest not in ("layers", "blocks", "h")
-    return len(tops) > 1 and is_backbone and short.split(".")[0] != largest
+        tops.setdefault(own.split(".")[0], []).append(own)
+    largest = max(tops, key=lambda top: len(tops[top]), default="")
+    names = tops.get(largest, [])
+    # Blocks alone are no backbone: what is next to them are embeddings and norms.
+    is_backbone = len(names) >= 0.8 * len(inside) and any(map(_EMBEDDING.search, names)) and has_blocks(names)
+    return is_backbone and short.split(".")[0] != largest
 
 
 def _by_owner(what: str, names: Sequence[str], floating: Mapping[str, set[str]]) -> list[LeftOut]:
@@ -356,7 +361,11 @@ def _may_be_weight(name: str, model: Checkpoint, base: Checkpoint) -> bool:
 
 def _notes(names: Sequence[str], common: str, models: int) -> tuple[str, ...]:
     """Say that heads are merged too, where there are some."""
-    heads = [name for name in names if is_head(next(iter(unwrapped([name.removeprefix(common)]))))]
+    heads = [
+        name
+        for name in names
+        if not name.startswith(PREFIX) and is_head(next(iter(unwrapped([name.removeprefix(common)]))))
+    ]
     if not heads or models < 2:
         return ()
     top = re.escape(common) + re.escape(heads[0].removeprefix(common).split(".")[0])

@@ -396,3 +396,18 @@ def test_merges_of_a_model_that_is_no_whole_one_are_as_before(tmp_path):
     assert Ties()(vectors)
     folder = merged(vectors, tmp_path / "merged")
     assert json.loads((folder / "card.json").read_text())["names"] == "open_clip"
+
+
+@pytest.mark.parametrize("kind", [llama, bert, clip, dinov2])
+@pytest.mark.parametrize("change", ["shape", "gone"])
+def test_what_is_needed_is_no_head(tmp_path, kind, change):
+    """Embeddings next to the blocks, in particular: with others, it is another architecture."""
+    paths = saved(kind, tmp_path)
+    state = load_file(paths["a"] / "model.safetensors")
+    name = next(name for name in state if "embed" in name and name.endswith("weight") and "text" not in name)
+    value = state.pop(name)
+    save_file(
+        state if change == "gone" else state | {name: value[:-1].clone()}, paths["a"] / "model.safetensors"
+    )
+    with pytest.raises(UserError, match=r"another architecture|lacks 1|missing"):
+        opened(paths, Store(None))

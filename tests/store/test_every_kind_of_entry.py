@@ -44,7 +44,7 @@ CONSUMERS = {
     "study": (),
 }
 # Filed by others: hashes of files by a store of their own, models of PyTorch's kind by suites of bare checkpoints.
-ELSEWHERE = {"file_hash", "converted"}
+ELSEWHERE = {"file_hash", "converted", "converted_names", "converted_plain"}
 TABLES = ("pairs.csv", "prediction.json")
 # One metric and one method for each kind there is.
 METRICS = (
@@ -221,11 +221,12 @@ def test_a_damaged_conversion_is_made_again(smoke_root, command, tmp_path):
         return computed, (tmp_path / f"{number}/pairs.csv").read_bytes()
 
     first, table = analyse(1)
-    for path in entries(tmp_path / "store", "converted"):
-        flip(path, random.Random(4))
-    assert first["converted"] == 3
+    for kind in ("converted", "converted_names"):
+        for path in entries(tmp_path / "store", kind):
+            flip(path, random.Random(4))
+        assert first[kind] == 3
     # The same hash as before: nothing that follows from it is computed again.
-    assert analyse(2) == ({"converted": 3}, table)
+    assert analyse(2) == ({"converted": 3, "converted_names": 3}, table)
     assert analyse(3) == ({}, table)
 
 
