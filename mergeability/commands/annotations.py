@@ -4,6 +4,7 @@ Sources are parsed, not imported: a wrong setting is noticed before PyTorch is.
 """
 
 import ast
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ def signature(target: str) -> Signature | None:
     if found is None:
         return None
     node, source = found
-    return _of_function(node) if isinstance(node, ast.FunctionDef) else _of_class(node, source)
+    return _of_function(node, source) if isinstance(node, ast.FunctionDef) else _of_class(node, source)
 
 
 @cache
@@ -60,17 +61,56 @@ def foreign_signature(package: str, file: str, name: str) -> Signature | None:
     return _of_class(found[0], path) if found else None
 
 
-def _of_function(node: ast.FunctionDef) -> Signature:
+def _of_function(node: ast.FunctionDef, source: Path) -> Signature:
     arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
     found = {one.arg: one.annotation or ast.Name("Any") for one in arguments if one.arg != "self"}
-    return Signature(found, open=node.args.kwarg is not None)
+    return Signature(
+        {name: _meant(annotation, source) for name, annotation in found.items()},
+        open=node.args.kwarg is not None,
+    )
+
+
+def _meant(annotation: ast.expr, source: Path) -> ast.expr:
+    """Replace a name that a file gives to literals, such as `Kind = Literal["hub", "disk"]`, by these."""
+    found = {
+        one.targets[0].id: one.value
+        for one in parsed(source).body
+        if isinstance(one, ast.Assign)
+        and isinstance(one.targets[0], ast.Name)
+        and isinstance(one.value, ast.Subscript)
+        and isinstance(one.value.value, ast.Name)
+        and one.value.value.id == "Literal"
+    }
+    for one in parsed(source).body:
+        if isinstance(one, ast.ImportFrom) and one.module and one.module.startswith(OWN):
+            names = {alias.name for alias in one.names}
+            spec = find_spec(one.module) if names & _named(annotation) else None
+            if spec is not None and spec.origin and Path(spec.origin) != source:
+                for name in names & _named(annotation):
+                    meant = _meant(ast.Name(name), Path(spec.origin))
+                    found |= {} if isinstance(meant, ast.Name) else {name: meant}
+    return _Replaced(found).visit(copy.deepcopy(annotation)) if found else annotation
+
+
+def _named(annotation: ast.expr) -> set[str]:
+    return {one.id for one in ast.walk(annotation) if isinstance(one, ast.Name)}
+
+
+class _Replaced(ast.NodeTransformer):
+    """Put expressions in the place of names."""
+
+    def __init__(self, meanings: Mapping[str, ast.expr]) -> None:
+        self._meanings = meanings
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self._meanings.get(node.id, node)
 
 
 def _of_class(node: ast.ClassDef, source: Path) -> Signature:
     """Take `__init__` where a class has one, and the fields of a dataclass and its bases otherwise."""
     for one in node.body:
         if isinstance(one, ast.FunctionDef) and one.name == "__init__":
-            return _of_function(one)
+            return _of_function(one, source)
     arguments: dict[str, ast.expr] = {}
     for base in node.bases:
         inherited = _base(ast.unparse(base), source)
@@ -81,7 +121,7 @@ def _of_class(node: ast.ClassDef, source: Path) -> Signature:
             and isinstance(one.target, ast.Name)
             and not ast.unparse(one.annotation).startswith("ClassVar")
         ):
-            arguments[one.target.id] = one.annotation
+            arguments[one.target.id] = _meant(one.annotation, source)
     return Signature(arguments)
 
 
@@ -195,6 +235,10 @@ def _elements(inner: ast.expr) -> list[ast.expr]:
     return list(inner.elts) if isinstance(inner, ast.Tuple) else [inner]
 
 
+def _options(inner: ast.expr) -> list[str]:
+    return [str(ast.literal_eval(one)) for one in _elements(inner)]
+
+
 def _typed(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool | float) else str(value)
 
@@ -240,7 +284,7 @@ def _words(annotation: ast.expr) -> str:
             }
             return named.get(name, "a node with a _target_")
         case ast.Subscript(value=ast.Name(id="Literal"), slice=options):
-            return " or ".join(str(ast.literal_eval(one)) for one in _elements(options))
+            return " or ".join(", ".join(_options(options)).rsplit(", ", 1))
         case ast.Subscript(value=ast.Name(id="Sequence" | "list" | "List" | "tuple" | "Tuple"), slice=inner):
             return f"a list of {words(_elements(inner)[0]).replace('a number', 'numbers')}"
         case ast.Subscript(value=ast.Name(id="Mapping" | "dict" | "Dict")):

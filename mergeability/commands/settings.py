@@ -79,7 +79,8 @@ _FOREIGN: dict[str, tuple[str, str, str, dict[str, str]]] = {
 _EXAMPLES = {
     "suite.models": " suite.models names files: 'suite.models={a: a.safetensors, b: b.safetensors}'."
 }
-_INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
+# `${metric}`, and `${oc.select:metric,{}}`, which stands for the same setting.
+_INTERPOLATION = re.compile(r"\$\{(?:oc\.select:)?([\w.]+)(?:,(?:\{\}|\w*))?\}")
 _HYDRA = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 

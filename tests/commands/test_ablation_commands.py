@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from hydra.errors import MissingConfigException
 
-from mergeability.commands import run
+from mergeability.commands.wording import sentence
 
 SIZES = ("task.source.train=128", "task.source.validation=32", "task.source.test=64", "training.epochs=1")
 ABLATION = "regularisation/smoke-clip_mini"
@@ -213,4 +213,4 @@ def test_without_the_sweeper_the_extra_is_named():
         message="In 'analyze': Could not find 'hydra/sweeper/optuna'",
         options=[],
     )
-    assert "mergeability[sweep]" in run._without_search_path(error)
+    assert "mergeability[sweep]" in sentence(error)

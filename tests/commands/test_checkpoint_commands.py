@@ -87,7 +87,7 @@ def test_adapters_are_models_and_no_base(command, tmp_path, folders):
     [
         ("suite.exclude=nothing_like_it", "No tensor's name matches exclude='nothing_like_it'"),
         ("suite.towers=text", "Expected suite.towers to be visual or both, got 'text'"),
-        ("suite.include=3", "Expected include to be a regular expression"),
+        ("suite.include=[[a]]", "Expected suite.include to be text, a list of text or null"),
         ("suite.exclude='['", "no regular expression"),
     ],
 )

@@ -214,7 +214,7 @@ def test_methods_that_need_data_name_those_that_do_not(bare):
         (["merge=ties", "alpha=both", "alpha_grid=[1, 0.5]"], "alpha_grid to be ascending"),
         (["merge=ties", "merge.ties.alpha=best"], "alpha to be a finite number or 'tuned'"),
         (["merge=ties", "export=onnx"], "export to be hf or null"),
-        (["merge=ties", "test_images=0"], "test_images to be a positive number of images"),
+        (["merge=ties", "test_images=0"], "test_images to be a whole number of at least 1"),
         (["merge=ties", "save=true", "arity=1"], "number of models from 2, or all"),
     ],
 )
@@ -283,7 +283,7 @@ def test_the_format_of_saved_merges_can_be_chosen_and_what_rounding_does_is_told
     [
         (
             ("save=true", "dtype=int8"),
-            "Expected dtype to be one of float32, float16, bfloat16, or null, got 'int8'.",
+            "Expected dtype to be float32, float16 or bfloat16 or null, got 'int8'.",
         ),
         (("dtype=float16",), "dtype=float16 is the format of merges that are written: add save=true."),
     ],

@@ -31,6 +31,7 @@ DOCUMENTED = {
         "test_images": {"null": None, "100": 100},
         "save": {"true": True, "false": False},
         "export": {"hf": "hf", "null": None},
+        "dtype": {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16", "null": None},
         "pairs": {"null": None, "[[digits, letters], [digits, shapes]]": [["digits", "letters"], ["digits", "shapes"]]},
     },
     ("analyze", "prediction"): {
@@ -268,7 +269,7 @@ def test_a_folder_that_cannot_be_made_is_named(command, tmp_path):
     for place in (f"{tmp_path}/file/x", f"{tmp_path}/{'x' * 300}"):
         ended = command("analyze", "suite=table", "suite.table=t.csv", f"paths.root={place}")
         assert ended.code == 1
-        assert ended.output.startswith(f"Error: Cannot use {place[:150]}"), ended.output
+        assert ended.output.startswith(f"Error: Cannot make the folder {place[:150]}"), ended.output
         assert "Traceback" not in ended.output
 
 
