@@ -119,7 +119,8 @@ def _claimed(config: DictConfig, mode: str) -> Path:
         return _new(folder) if by_time else _given(folder, private=mode == "run")
     except OSError as error:
         _refuse(
-            f"Cannot make the folder {folder}: {error.strerror or error}. Choose another place with hydra.{mode}.dir=… or paths.root=…."
+            f"Cannot make the folder {folder}: {error.strerror or error}. "
+            f"Choose another place with hydra.{mode}.dir=… or paths.root=…."
         )
     except UserError as error:
         _refuse(f"{error} Wait until it has ended, or choose another folder with hydra.{mode}.dir=….")

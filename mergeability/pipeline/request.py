@@ -115,8 +115,6 @@ class MergeSettings:
             )
         if self.export not in (None, "hf"):
             raise UserError(f"Expected export to be hf or null, got {self.export!r}.")
-        if self.dtype is not None and not self.keeps:
-            raise UserError(f"dtype={self.dtype} is the format of merges that are written: add save=true.")
         # Made to be checked: what is wrong would else be found after minutes.
         _ = self.chosen_sets, self.scales
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from mergeability.context import Run
+from mergeability.errors import UserError
 from mergeability.pipeline.checkpoints import analyse_checkpoints
 from mergeability.pipeline.own_models import ModelSuite
 from mergeability.pipeline.predict import scored
@@ -35,6 +36,9 @@ def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | Non
     Raises:
         UserError: something is missing or wrong; says what to do.
     """
+    merging = request.merging
+    if merging.dtype is not None and not merging.keeps:
+        raise UserError(f"dtype={merging.dtype} is the format of merges that are written: add save=true.")
     # The device and the fitted predictor first: what is not there would otherwise be noticed after minutes.
     run = Run(Store(request.store), progress, request.device, request.profile.memory_budget, request.folder)
     scorer = None if request.fitted is None else Scorer.load(request.fitted)

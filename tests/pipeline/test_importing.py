@@ -201,7 +201,7 @@ def test_a_pytorch_file_is_converted_once_into_the_store(tmp_path, clip_state, m
 @pytest.mark.parametrize(
     ("prefix", "extra", "message"),
     [
-        ("", {"visual.head.bias": torch.ones(2)}, r"lacks 48 such as 'visual\."),
+        ("", {"visual.head.bias": torch.ones(2)}, r"lacks 56 such as 'visual\."),
         ("visual.", {"visual.transformer.resblocks.0.attn.q_proj.bias": torch.ones(2)}, "twice|missing"),
     ],
 )
