@@ -26,6 +26,7 @@ from typing import Any
 
 import jaxtyping
 import pytest
+import yaml
 
 # Of each function, so many calls have their shapes and types checked: in each test, or in each file of tests of whole
 # commands. A study calls some functions ten thousand times with arguments of one kind, and checking all of these took a
@@ -61,6 +62,10 @@ def _sampled(*, typechecker: object) -> Callable[[Any], Any]:
 
 # The import hook of pytest's option --jaxtyping-packages looks it up there when a module is imported.
 jaxtyping.jaxtyped = _sampled
+
+# OmegaConf reads with whatever loader has this name; the one in C reads the same language in an eighth of the time.
+if yaml.__with_libyaml__:
+    yaml.SafeLoader = yaml.CSafeLoader
 
 import mergeability.commands  # noqa: E402, F401  (registers the sets of members that tests compose)
 
