@@ -21,10 +21,10 @@ def method_choice(predictions: pd.DataFrame) -> pd.DataFrame:
     if predictions.empty:
         return pd.DataFrame()
     # One table for all predictors: as many small ones take most of the time of a study.
-    values = predictions.groupby([*KEYS, *PLACES, "method"], sort=False)[VALUES].mean()
+    values = predictions.pivot_table(index=[*KEYS, *PLACES], columns="method", values=VALUES, sort=False)
     rows = []
-    for key, group in values.unstack("method", sort=False).groupby(KEYS, sort=False):
-        outcomes = group["measured"].dropna(axis=1, how="all")
+    for key, group in values.groupby(KEYS, sort=False):
+        outcomes = pd.DataFrame(group["measured"]).dropna(axis=1, how="all")
         whole = outcomes.notna().all(axis=1)
         if outcomes.shape[1] < 2 or not whole.any():
             continue
