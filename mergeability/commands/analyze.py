@@ -37,11 +37,12 @@ def analyse(cfg: DictConfig) -> float | tuple[float, ...] | None:
         forget_merges()
     found = run_analysis(request, track, facts={"seed": cfg.seed, "config": plain(cfg)})
     report = save(found, run_folder())
-    _track(cfg, found, report)
     show(found)
     if request.merging.keeps and (run_folder() / "merged").is_dir():
         logger.info("Merged models: %s", shown_path(run_folder() / "merged"))
     logger.info("Report: %s", shown_path(report))
+    # Last: whatever tracking meets, the report is there and its place is told.
+    _track(cfg, found, report)
     return objectives(cfg, found)
 
 
