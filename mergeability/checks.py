@@ -160,7 +160,7 @@ def lookalikes(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def alike_remarks(names: Iterable[str], what: str) -> list[str]:
-    """Say which names differ only by case or blanks: most often they are one, typed in two ways."""
+    """Return one sentence per pair of names that differ only by case or blanks."""
     return [
         f"The {what} {one!r} and {other!r} differ only by case or blanks; they are taken for two."
         for one, other in lookalikes(names)

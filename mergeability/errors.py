@@ -22,11 +22,19 @@ def printable(text: str) -> str:
         return text
     kept = ("\n", "\t")
     return "".join(
-        one
-        if one in kept or one.isprintable() or category(one) == "Zs"
-        else one.encode("unicode_escape").decode()
-        for one in text
+        one if one in kept or one.isprintable() or category(one) == "Zs" else escaped(one) for one in text
     )
+
+
+def escaped(character: str) -> str:
+    r"""Write a character as an escape; one that stands for a byte of a file name that is not UTF-8, as that byte.
+
+    >>> print(escaped("\x1b"), escaped("\udce9"))
+    \x1b \xe9
+    """
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
 
 
 def shown(value: Any, limit: int = 60) -> str:

@@ -21,7 +21,7 @@ OWN = "mergeability."
 
 
 class RefusedError(ValueError):
-    """A value is none of what an annotation allows.
+    """An annotation does not allow a value.
 
     Attributes:
         entry: of names and values, the name that is to blame, what it was to be, and its value.
@@ -151,7 +151,7 @@ def take(annotation: ast.expr, value: Any) -> Any:
 
 
 def words(annotation: ast.expr) -> str:
-    """Say what an annotation allows.
+    """Describe the values that an annotation allows.
 
     >>> words(ast.parse("int | Sequence[str] | None", mode="eval").body)
     'a whole number, a list of text or null'

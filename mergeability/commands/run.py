@@ -58,7 +58,7 @@ def run(main: Callable[[], Any]) -> None:
 
 
 def _told(error: Exception) -> str | None:
-    """Say in a sentence what a user can correct; None for what is a defect."""
+    """Return a sentence on an error that a user can correct; None for a defect of the package."""
     mistake = user_error(error)
     if mistake is not None:
         return str(mistake)

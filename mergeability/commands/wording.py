@@ -99,7 +99,7 @@ def _quote_parts(value: str) -> str:
 
 
 def sentence(error: Exception, known: Iterable[str] = ()) -> str:
-    """Say what Hydra or OmegaConf refused, in a line.
+    """Return an error of Hydra or OmegaConf as one line.
 
     Args:
         error: what was raised.
@@ -197,7 +197,7 @@ def _chooses(value: Any) -> bool:
 
 
 def known_settings(error: Exception) -> list[str]:
-    """List the settings of the command that was started, where an error may be about a name that is none."""
+    """List the settings of the present command if an error may be about an unknown name."""
     if not isinstance(error, ConfigCompositionException) or "Could not" not in str(error):
         return []
     script = "train" if Path(sys.argv[0]).stem == "train" else "analyze"

@@ -90,7 +90,7 @@ def draw_images(
 
 
 def remarks(drawn: Drawn, asked: int, name: str) -> list[str]:
-    """Say where fewer images were drawn than asked for, and which files were left out or changed."""
+    """Return sentences on missing images, and on files that were left out or changed."""
     found = []
     if len(drawn.images) < asked:
         found.append(

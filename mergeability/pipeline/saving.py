@@ -160,7 +160,7 @@ def task_accuracies(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def encoder_bytes(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> int:
-    """Return how many bytes an encoder with these shapes takes on disk, with what lies beside it.
+    """Return how many bytes an encoder with these shapes takes on disk, including its card and configuration.
 
     Args:
         checkpoint: the base model.

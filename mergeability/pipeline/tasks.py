@@ -193,7 +193,7 @@ class _Material:
 
     @property
     def remarks(self) -> list[str]:
-        """Say which images were left out or changed."""
+        """Return sentences on images that were left out or changed."""
         found = [sentence for task in self.suite.tasks.values() for sentence in remarks(task)]
         return [*alike_remarks(self.suite.tasks, "tasks"), *found]
 

@@ -50,7 +50,7 @@ class LeftOut:
     matters: bool = True
 
     def __str__(self) -> str:
-        """Say it in one sentence."""
+        """Return the sentence for the log and the report."""
         owners = f" of {listed(self.owners)}" if self.owners else ""
         return f"Left out: {self.what}{owners}: {grouped(self.names)}."
 
@@ -64,7 +64,7 @@ class Chosen:
         exclude: and none of these.
 
     Raises:
-        UserError: a pattern is no regular expression.
+        UserError: a pattern is not a regular expression.
     """
 
     include: tuple[str, ...] = ()
@@ -360,7 +360,7 @@ def _may_be_weight(name: str, model: Checkpoint, base: Checkpoint) -> bool:
 
 
 def _notes(names: Sequence[str], common: str, models: int) -> tuple[str, ...]:
-    """Say that heads are merged too, where there are some."""
+    """Return a sentence if heads are among the merged tensors."""
     heads = [
         name
         for name in names

@@ -109,8 +109,8 @@ def _pixels(image: Image.Image, kind: str) -> tuple[UInt8[np.ndarray, "H W 3"], 
         return np.repeat(scaled[..., None], 3, axis=2), DEEP
     if mode.startswith(("I", "F")):
         raise OSError(
-            f"images of mode {mode} have more than eight bits a channel, and what is white is unknown: convert them to "
-            "eight bits"
+            f"images of mode {mode} have more than eight bits a channel, and their white level is unknown: "
+            "convert them to eight bits"
         )
     if mode in ("P", "PA"):
         # Pillow warns where a palette has transparency and is not taken through RGBA.
@@ -121,7 +121,7 @@ def _pixels(image: Image.Image, kind: str) -> tuple[UInt8[np.ndarray, "H W 3"], 
 
 
 def _identified(data: bytes | Path) -> str:
-    """Say what a file is that is no image."""
+    """Describe a file that is not an image."""
     if isinstance(data, bytes):
         beginning = data[:8]
     else:

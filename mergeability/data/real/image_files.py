@@ -9,6 +9,8 @@ from pathlib import Path, PurePath
 
 from PIL import Image
 
+from mergeability.errors import escaped
+
 # Formats that Pillow recognises but cannot decode, or decodes by starting another program.
 _NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 # Formats whose first bytes cannot be those of a text: only these are looked for in files without an ending.
@@ -55,14 +57,7 @@ def shown(path: PurePath | str) -> str:
     >>> shown("caf\udce9\n.png")
     'caf\\xe9\\n.png'
     """
-    return "".join(map(_shown, str(path)))
-
-
-def _shown(character: str) -> str:
-    # How Python writes a byte of a file name that is not UTF-8.
-    if "\udc80" <= character <= "\udcff":
-        return f"\\x{ord(character) - 0xDC00:02x}"
-    return character if character.isprintable() else character.encode("unicode_escape").decode()
+    return "".join(one if one.isprintable() else escaped(one) for one in str(path))
 
 
 def some(names: Sequence[str]) -> str:
@@ -106,7 +101,7 @@ class Listing:
 
     @property
     def remarks(self) -> list[str]:
-        """Say what was left out, counted and named by reason, and which names are not UTF-8."""
+        """Return sentences on the files that were left out, by reason, and on names that are not UTF-8."""
         found = []
         if self.left_out:
             reasons = (f"{reason}: {len(names)} ({some(names)})" for reason, names in self.left_out.items())

@@ -148,7 +148,7 @@ class ImageSource:
             self._say_once(f"{self.classes.task}, {split}: {remark}")
 
     def left_out(self, split: Split) -> list[str]:
-        """Say which files of a tree are not images of a split, counted and named."""
+        """Return sentences that count and name the files of a tree that are not images of a split."""
         if not isinstance(self.tables, FileTables):
             return []
         names = self._names(split)
@@ -233,7 +233,7 @@ class ImageSource:
 
 
 def pixel_remarks(split: Split, broken: Sequence[str], changed: Mapping[str, Sequence[str]]) -> list[str]:
-    """Say which images do not decode and which were changed in decoding.
+    """Return sentences on images that do not decode or were changed in decoding.
 
     Args:
         split: of the images.

@@ -163,7 +163,7 @@ def open_folder(path: Path, classes: ClassNames) -> FileTables:
 
 
 def copy_folder(path: Path, task: str) -> Path:
-    """Say where a task's copy lies: in the folder, or in one of the task's name in it.
+    """Return the folder of a task's copy: the one given, or the subfolder with the task's name.
 
     Raises:
         UserError: there is no such folder.
