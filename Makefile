@@ -28,7 +28,7 @@ setup: .venv/ready  ## make the environment in .venv
 	$(UV) pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: setup  ## images to a mergeability report: ten tasks, six merge methods, no network, six to eight minutes
+demo: setup  ## images to a mergeability report: ten tasks, six merge methods, no network, about ten minutes
 	@test -f $(CHECKPOINTS)/base/card.json || $(PYTHON) train.py experiment=pretrain_mini logger=csv
 	@for task in $(MINI_TASKS); do test -f $(CHECKPOINTS)/none-0/seed-0/$$task/card.json || missing=1; done; \
 	if [ -n "$${missing:-}" ]; then \
