@@ -2,13 +2,16 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-breaks bench check format lock clean-store
+.PHONY: help setup setup-all demo test test-slow test-breaks bench check format lock clean-store
 
 PYTHON := .venv/bin/python
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 CHECKPOINTS := outputs/checkpoints/clip_mini
 MINI_TASKS := $(shell sed -n 's|.*/task@tasks\.\([a-z0-9_]*\):.*|\1|p' conf/suite/mini.yaml)
 comma := ,
+# Of the extras, those that the demo and the default tests need.
+EXTRAS := data hf xlsx sweep joblib dev
+LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --quiet
 BENCH :=
 BREAKS :=
 # Where Python may not keep bytecode, every command would compile PyTorch and Lightning anew: 20 s each.
@@ -28,6 +31,10 @@ setup: .venv/ready  ## make the environment in .venv
 	$(UV) pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation --editable .
 	@touch $@
 
+setup-all: setup  ## add launchers, loggers, dashboards and what only slow tests need
+	$(UV) pip sync --quiet $(BYTECODE) --python $(PYTHON) requirements-all.lock
+	$(UV) pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation --editable .
+
 demo: setup  ## images to a mergeability report: ten tasks, six merge methods, no network, about ten minutes
 	@test -f $(CHECKPOINTS)/base/card.json || $(PYTHON) train.py experiment=pretrain_mini logger=csv
 	@for task in $(MINI_TASKS); do test -f $(CHECKPOINTS)/none-0/seed-0/$$task/card.json || missing=1; done; \
@@ -41,7 +48,7 @@ demo: setup  ## images to a mergeability report: ten tasks, six merge methods, n
 test: setup  ## the test suite, in minutes
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-test-slow: setup  ## real sizes and whole trainings
+test-slow: setup-all  ## real sizes and whole trainings
 	$(PYTHON) -m pytest -m slow
 
 test-breaks: setup  ## every recorded break must turn a test red
@@ -61,8 +68,9 @@ format: setup  ## format and fix what can be fixed
 	.venv/bin/ruff check --fix .
 
 lock: setup  ## pin every dependency anew
-	$(UV) pip compile --universal --python-version 3.11 --all-extras --generate-hashes --no-emit-index-url \
-	  --upgrade --quiet pyproject.toml -o requirements.lock
+	$(UV) pip compile $(LOCK) --upgrade --all-extras --group witnesses pyproject.toml -o requirements-all.lock
+	$(UV) pip compile $(LOCK) --upgrade -c requirements-all.lock $(addprefix --extra ,$(EXTRAS)) pyproject.toml \
+	  -o requirements.lock
 
 clean-store:  ## forget what was computed; trained models stay
 	rm -rf outputs/store
