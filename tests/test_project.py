@@ -8,12 +8,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LOCK = (ROOT / "requirements.lock").read_text()
+LOCK_OF_ALL = (ROOT / "requirements-all.lock").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def pinned() -> dict[str, str]:
-    """Split the lock into one block a requirement."""
-    blocks = re.split(r"\n(?=[a-zA-Z0-9])", LOCK)
+def pinned(lock: str) -> dict[str, str]:
+    """Split a lock into one block a requirement."""
+    blocks = re.split(r"\n(?=[a-zA-Z0-9])", lock)
     found = {}
     for block in blocks:
         match = re.match(r"([A-Za-z0-9._-]+)==", block)
@@ -22,21 +23,40 @@ def pinned() -> dict[str, str]:
     return found
 
 
-def test_every_requirement_is_pinned_with_hashes_and_no_index_is_named():
-    assert len(pinned()) > 80
-    assert [name for name, block in pinned().items() if "--hash=sha256:" not in block] == []
-    assert "://" not in LOCK
+@pytest.mark.parametrize("lock", [LOCK, LOCK_OF_ALL])
+def test_every_requirement_is_pinned_with_hashes_and_no_index_is_named(lock):
+    assert len(pinned(lock)) > 80
+    assert [name for name, block in pinned(lock).items() if "--hash=sha256:" not in block] == []
+    assert "://" not in lock
 
 
-def test_every_dependency_and_extra_is_in_the_lock():
-    project = PROJECT["project"]
-    wanted = [
-        *project["dependencies"],
-        *(r for extra in project["optional-dependencies"].values() for r in extra),
-    ]
-    names = {re.match(r"[A-Za-z0-9._-]+", requirement)[0].lower().replace("_", "-") for requirement in wanted}
-    assert names <= set(pinned())
-    assert {"data", "slurm", "ray"} <= set(project["optional-dependencies"])
+def names(requirements: list[str]) -> set[str]:
+    return {re.match(r"[A-Za-z0-9._-]+", one)[0].lower().replace("_", "-") for one in requirements}
+
+
+def test_every_dependency_and_extra_is_in_a_lock():
+    project, extras = PROJECT["project"], PROJECT["project"]["optional-dependencies"]
+    makefile = (ROOT / "Makefile").read_text()
+    default = re.search(r"^EXTRAS := (.*)$", makefile, re.MULTILINE)[1].split()
+    assert names(project["dependencies"]) <= set(pinned(LOCK))
+    for extra in default:
+        assert names(extras[extra]) <= set(pinned(LOCK)), extra
+    everything = [*project["dependencies"], *(one for extra in extras.values() for one in extra)]
+    everything += PROJECT["dependency-groups"]["witnesses"]
+    assert names(everything) <= set(pinned(LOCK_OF_ALL))
+    assert {"data", "slurm", "ray", "joblib", "mlflow", "tensorboard", "dashboards"} <= set(extras)
+
+
+def test_the_lock_of_everything_has_the_versions_of_the_default_one():
+    def versions(lock: str) -> dict[str, str]:
+        return dict(re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", lock, re.MULTILINE))
+
+    both = versions(LOCK_OF_ALL)
+    assert {name: version for name, version in versions(LOCK).items() if both.get(name) != version} == {}
+
+
+def test_what_the_demo_does_not_need_is_not_installed_for_it():
+    assert not {"ray", "mlflow-skinny", "tensorboard", "wandb-workspaces", "peft"} & set(pinned(LOCK))
 
 
 @pytest.mark.parametrize("script", ["train.py", "analyze.py"])

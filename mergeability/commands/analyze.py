@@ -1,17 +1,21 @@
 """`analyze.py`: train what is missing, run the analysis, save, track and show what was found."""
 
 import logging
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from mergeability.commands.folders import forget_merges, run_folder, shown_path
+from mergeability.commands.loggers import check_packages, open_loggers
 from mergeability.commands.record import plain
 from mergeability.commands.settings import check_settings
 from mergeability.commands.train import fine_tune
 from mergeability.errors import UserError
+from mergeability.progress import Progress, track
+
+if TYPE_CHECKING:
+    from mergeability.reporting.tracking import Guarded
 
 logger = logging.getLogger(__name__)
 
@@ -23,26 +27,31 @@ def analyse(cfg: DictConfig) -> float | tuple[float, ...] | None:
         What a sweeper that searches is to optimise; None where `objectives` names nothing.
     """
     check_settings(cfg)
+    check_packages(cfg.get("logger"))
     train_missing(cfg)
     # Imported here: `--help` and a wrong option need none of it.
     from hydra.utils import instantiate
 
     from mergeability.pipeline.run import analyse as run_analysis
-    from mergeability.progress import track
     from mergeability.reporting.result_files import save
     from mergeability.reporting.terminal import show
 
-    request = instantiate(cfg.analysis, _convert_="all", folder=run_folder())
-    if not (request.merging.keeps and request.merges):
-        forget_merges()
-    found = run_analysis(request, track, facts={"seed": cfg.seed, "config": plain(cfg)})
-    report = save(found, run_folder())
-    show(found)
-    if request.merging.keeps and (run_folder() / "merged").is_dir():
-        logger.info("Merged models: %s", shown_path(run_folder() / "merged"))
-    logger.info("Report: %s", shown_path(report))
-    # Last: whatever tracking meets, the report is there and its place is told.
-    _track(cfg, found, report)
+    # The tables in the run folder are the CSV files of an analysis.
+    with open_loggers(cfg, without=("csv",)) as opened:
+        request = instantiate(cfg.analysis, _convert_="all", folder=run_folder())
+        if not (request.merging.keeps and request.merges):
+            forget_merges()
+        found = run_analysis(request, _progress(opened), facts={"seed": cfg.seed, "config": plain(cfg)})
+        report = save(found, run_folder())
+        show(found)
+        if request.merging.keeps and (run_folder() / "merged").is_dir():
+            logger.info("Merged models: %s", shown_path(run_folder() / "merged"))
+        logger.info("Report: %s", shown_path(report))
+        # Last: whatever tracking meets, the report is there and its place is told.
+        if opened:
+            from mergeability.reporting.tracking import log_analysis
+
+            log_analysis(opened, found, report)
     return objectives(cfg, found)
 
 
@@ -93,10 +102,10 @@ def objectives(cfg: DictConfig, analysis: Any) -> float | tuple[float, ...] | No
     return values[0] if len(values) == 1 else values
 
 
-def _track(cfg: DictConfig, analysis: Any, report: Path) -> None:
-    """Log an analysis to Weights & Biases where `logger` names it."""
-    node = (cfg.get("logger") or {}).get("wandb")
-    if node is not None:
-        from mergeability.reporting.tracking import log_analysis
+def _progress(opened: "list[Guarded]") -> Progress:
+    """Return the progress bar, which loggers that are open follow too."""
+    if not opened:
+        return track
+    from mergeability.reporting.tracking import tracked_progress
 
-        log_analysis(run_folder(), node.project, node.group, analysis, report)
+    return tracked_progress(track, opened)

@@ -1,6 +1,12 @@
 """Names of folders and commands: a checkpoint's folder, the command that trains it."""
 
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import OmegaConf
+
+from mergeability.commands.folders import RunFolders
 
 
 def number_name(value: float | int | str) -> str:
@@ -27,5 +33,16 @@ def train_command(
     return f"python train.py -m {' '.join(words)}"
 
 
+def tracking_group() -> str | None:
+    """Name the sweep, or the run, that a job belongs to by the last two parts of its folder; None outside a job."""
+    if not HydraConfig.initialized():
+        return None
+    config = HydraConfig.get()
+    given = RunFolders.claim.shown
+    folder = Path(config.sweep.dir) if config.mode == RunMode.MULTIRUN else given or Path(config.run.dir)
+    return "/".join(folder.absolute().parts[-2:])
+
+
+OmegaConf.register_new_resolver("tracking_group", tracking_group, replace=True)
 OmegaConf.register_new_resolver("penalty_folder", penalty_folder, replace=True)
 OmegaConf.register_new_resolver("train_command", train_command, replace=True)

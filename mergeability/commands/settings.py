@@ -24,7 +24,7 @@ _OTHERS = {
     **dict.fromkeys(
         ("training", "run", "analysis", "prediction", "profile", "task", "model", "suite"), "Node"
     ),
-    **dict.fromkeys(("settings", "train", "paths", "reg"), "Mapping"),
+    **dict.fromkeys(("settings", "train", "paths", "reg", "tracking"), "Mapping"),
     "seed": "Seed",
     "variant": "PathPart | None",
     "overwrite": "bool",

@@ -1,15 +1,14 @@
 """`train.py`: fine-tune, pretrain or import one model, unless it is done; or look a task's images over."""
 
-import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
 from mergeability.commands.folders import run_folder
+from mergeability.commands.loggers import open_loggers
 from mergeability.commands.record import settings
 from mergeability.commands.settings import check_settings
 from mergeability.errors import UserError
@@ -38,9 +37,13 @@ def fine_tune(cfg: DictConfig) -> None:
         logger.info("Already finished: %s (overwrite=true trains again)", folder)
         return
     quiet_lightning()
-    with loggers(cfg) as opened:
+    with open_loggers(cfg) as opened:
         train = instantiate(cfg.run, _partial_=True, _convert_="all")
-        train(loggers=opened, record=known)
+        card = train(loggers=opened, record=known)
+        if opened and card:
+            from mergeability.reporting.tracking import log_training
+
+            log_training(opened, card, folder)
 
 
 # What Lightning says on every fit of a small model, by message: true, and of no use to the person watching.
@@ -59,21 +62,6 @@ def quiet_lightning() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in _LIGHTNING_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-
-
-@contextlib.contextmanager
-def loggers(cfg: DictConfig) -> Iterator[list[Any]]:
-    """Make the chosen loggers and close them afterwards, so that each job of a sweep has its own W&B run."""
-    from hydra.utils import instantiate
-
-    made = [instantiate(node) for node in (cfg.get("logger") or {}).values() if node is not None]
-    try:
-        yield made
-    finally:
-        if "wandb" in (cfg.get("logger") or {}):
-            import wandb
-
-            wandb.finish()
 
 
 def examine(cfg: DictConfig) -> None:

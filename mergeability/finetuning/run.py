@@ -13,7 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -118,6 +118,10 @@ def finetune(
             name: {"count": len(found), "sha256": found.fingerprint} for name, found in splits.items()
         },
         **({"left_out": remarks(task)} if remarks(task) else {}),
+        "parameters": {
+            "encoder": sum(parameter.numel() for parameter in encoder.parameters()),
+            "trained": sum(parameter.numel() for parameter in module.trained),
+        },
         "seconds": round(seconds, 2),
         "images_per_second": round(module.images_seen * devices / seconds, 1),
         "devices": devices,
@@ -176,6 +180,7 @@ def _fit(
     resume = _resume_from(unfinished, record, module)
     module.encoder.train()
     callbacks = [callback for callback in callbacks if callback is not None]
+    callbacks += [LearningRateMonitor("step")] if loggers else []
     trainer = _trainer(
         max_epochs=settings.epochs,
         accumulate_grad_batches=settings.accumulate,

@@ -484,20 +484,35 @@ def test_members_combine_and_their_options_can_be_set():
     assert list(cfg.metric) == ["stable_rank", "subspace_overlap"]
 
 
-@pytest.mark.parametrize("name", ["csv", "wandb"])
-def test_every_logger_can_be_instantiated_without_an_account_or_a_prompt(name, tmp_path, monkeypatch):
+PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "comet": "comet_ml", "litlogger": "litlogger"}
+
+
+@pytest.mark.parametrize("script", ["train", "analyze"])
+@pytest.mark.parametrize("name", [name for name in members("logger") if name not in ("none", "many")])
+def test_every_logger_can_be_instantiated_without_an_account_or_a_prompt(name, script, tmp_path, monkeypatch):
     for variable in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    node = OmegaConf.create(
-        OmegaConf.to_yaml(without_runtime(composed("train", f"logger={name}").logger)).replace(
-            "RUN_FOLDER", str(tmp_path)
-        )
-    )
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    cfg = without_runtime(composed(script, f"logger={name}", f"paths.root={tmp_path}"))
+    assert list(cfg.logger) == [name]
+    node = OmegaConf.to_container(cfg, resolve=True)["logger"][name]
+    if name in PACKAGES:
+        pytest.importorskip(PACKAGES[name])
+    texts = {
+        key: value.replace("RUN_FOLDER", str(tmp_path))
+        for key, value in node.items()
+        if isinstance(value, str)
+    }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*offline.*")
-        logger = instantiate(node[name], _convert_="all")
+        logger = instantiate({**node, **texts}, _convert_="all")
     assert hasattr(logger, "log_metrics")
+
+
+def test_many_loggers_are_four_with_settings_of_their_own():
+    assert list(composed("train", "logger=many").logger) == ["csv", "tensorboard", "wandb", "mlflow"]
+    assert list(composed("analyze", "logger=[mlflow,csv]").logger) == ["mlflow", "csv"]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,35 @@
-"""Weights & Biases: online with an account, offline without one, never a prompt."""
+"""Tracking never ends the work: Weights & Biases without an account or a network, loggers that fail, odd names."""
 
+import logging
+
+import lightning.pytorch.loggers as lightning_loggers
+import pandas as pd
+import plotly.graph_objects as go
 import pytest
 import wandb
 import wandb.errors
 
-from mergeability.reporting.tracking import open_run, wandb_mode
+from mergeability.pipeline.result import Analysis
+from mergeability.reporting.tracking import (
+    Guarded,
+    log_training,
+    model_artifact_name,
+    open_run,
+    summary_metrics,
+    tracked_progress,
+    wandb_logger,
+    wandb_mode,
+)
+from mergeability.reporting.tracking.figures import with_menu
+from mergeability.reporting.tracking.records import key
+from mergeability.reporting.tracking.weights_and_biases import _failed
+
+
+@pytest.fixture(autouse=True)
+def nothing_failed_before():
+    _failed.clear()
+    yield
+    _failed.clear()
 
 
 @pytest.mark.parametrize(
@@ -35,24 +60,173 @@ def test_a_key_that_is_refused_is_one_sentence_and_the_run_goes_on_offline(tmp_p
     assert "WANDB_API_KEY invalid" in warning
     assert "logged offline" in warning
     assert "\n" not in warning
+    assert run.offline
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
-    assert list(folder.glob("*.wandb"))
+    assert folder.name.endswith(run.id)
 
 
-def test_without_an_answer_the_run_goes_on_offline(tmp_path, monkeypatch, caplog):
-    init, asked = wandb.init, []
+@pytest.fixture
+def inits(monkeypatch):
+    """Record how `wandb.init` is called, and let each mode answer as it is told to."""
+    init, asked, answers = wandb.init, [], {}
 
-    def unreachable(**options):
+    def told(**options):
         asked.append((options["mode"], options["settings"].init_timeout))
-        if options["mode"] == "online":
-            raise wandb.errors.CommError("Timed out")
+        if options["mode"] in answers:
+            raise answers[options["mode"]]
         return init(**options)
 
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setattr(wandb, "init", unreachable)
+    monkeypatch.setattr(wandb, "init", told)
+    return asked, answers
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        wandb.errors.CommError("Timed out"),
+        wandb.errors.UsageError("quota\nexceeded."),
+        OSError(28, "No space left on device"),
+        ValueError("mode"),
+    ],
+)
+def test_without_an_answer_the_run_goes_on_offline(tmp_path, inits, caplog, error):
+    asked, answers = inits
+    answers["online"] = error
     with open_run(tmp_path, project="mergeability"):
         pass
     assert [mode for mode, _ in asked] == ["online", "offline"]
     assert asked[0][1] <= 20
-    assert "Timed out" in caplog.text
+    with open_run(tmp_path, project="mergeability"):
+        pass
+    assert [mode for mode, _ in asked] == ["online", "offline", "offline"], "each job of a sweep would wait"
+    assert str(error).split("\n")[0] in caplog.text
+
+
+def test_where_not_even_files_can_be_written_the_work_goes_on_without(tmp_path, inits, caplog):
+    inits[1].update(
+        online=wandb.errors.CommError("Timed out"), offline=OSError(28, "No space left on device")
+    )
+    assert wandb_logger(str(tmp_path)) is None
+    assert "not used in this run: [Errno 28] No space left on device" in caplog.text
+
+
+def test_a_run_that_is_resumed_with_other_settings_names_them(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    made = wandb_logger(str(tmp_path), name="x" * 300, tags=["t" * 100, None])
+    made.log_hyperparams({"seed": 0, "reg": {"lambda": 1}})
+    assert "other settings" not in caplog.text
+    made.log_hyperparams({"seed": 0, "reg": {"lambda": 2}})
+    made.end(failed=False)
+    assert "other settings, which are replaced: reg. Leave out logger.wandb.id" in caplog.text
+
+
+class Failing(lightning_loggers.Logger):
+    """A logger whose every call raises the same exception."""
+
+    name, version, asked = "failing", 0, 0
+
+    def __init__(self, error: BaseException):
+        super().__init__()
+        self.error = error
+
+    def _fail(self, *_arguments, **_options):
+        self.asked += 1
+        raise self.error
+
+    log_metrics = log_hyperparams = save = finalize = after_save_checkpoint = _fail
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), wandb.errors.CommError("down"), ValueError("*")]
+)
+def test_a_logger_that_fails_is_named_once_and_left_out(caplog, error):
+    inner = Failing(error)
+    guarded = Guarded(inner, "comet")
+    log_training([guarded], {"seconds": 1.0}, None)
+    guarded.log_hyperparams({})
+    guarded.finalize("success")
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage() == f"logger=comet failed and is not used any more in this run: {error}."
+    assert inner.asked == 1
+
+
+def test_a_defect_of_the_package_is_not_taken_for_a_failure_of_tracking():
+    with pytest.raises(AssertionError):
+        Guarded(Failing(AssertionError()), "csv").log_metrics({})
+
+
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [
+        ("norm_acc_ties/mean", "norm_acc_ties/mean"),
+        ("r/loto/acc/a*b:c", "r/loto/acc/a_b_c"),
+        ("α=0.3", "α=0.3"),
+        ("/", "unnamed"),
+        ('"<x>"', "x"),
+    ],
+)
+def test_names_that_services_refuse(name, taken, tmp_path, monkeypatch):
+    assert key(name) == taken
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with open_run(tmp_path) as run:
+        run.define_metric(key(name), summary="max")
+        run.log({key(name): 1.0})
+
+
+def test_the_artifact_of_a_model_is_named_by_task_and_content():
+    assert model_artifact_name("my task/ä", "0123456789abcdef") == "my_task_-0123456789ab"
+    assert len(model_artifact_name("x" * 500, "0" * 64)) <= 128
+
+
+def test_means_are_over_pairs_and_say_which_direction_is_better():
+    pairs = pd.DataFrame(
+        {
+            "task_a": ["a", "a"],
+            "task_b": ["b", "c"],
+            "norm_acc_ties": [0.5, 0.75],
+            "acc_ties": [0.25, None],
+            "metric": [1, 2],
+        }
+    )
+    models = pd.DataFrame({"finetuned_accuracy": [0.5, 1.0]}, index=["a", "b"])
+    found = summary_metrics(
+        Analysis("t", pairs, ["metric"], ["ties"], models=models, run={"seconds": {"a": 1.5, "b": 2}})
+    )
+    assert found == {
+        "norm_acc_ties/mean": (0.625, "max"),
+        "norm_acc_ties/worst": (0.5, "max"),
+        "acc_ties/mean": (0.25, "max"),
+        "acc_ties/worst": (0.25, "max"),
+        "finetuned_accuracy/mean": (0.75, "max"),
+        "seconds": (3.5, "min"),
+    }
+
+
+def test_the_progress_of_a_loop_is_logged_and_its_items_are_unchanged(tmp_path):
+    class Keeping(Failing):
+        def log_metrics(self, metrics, step=None):
+            self.kept = metrics
+
+    inner = Keeping(ValueError())
+    csv = Keeping(ValueError())
+    csv.__class__ = type("Csv", (Keeping, lightning_loggers.CSVLogger), {})
+    followed = tracked_progress(
+        lambda items, _description, _total: items, [Guarded(inner, "x"), Guarded(csv, "csv")]
+    )
+    assert list(followed(range(5), "merging pairs", 5)) == [0, 1, 2, 3, 4]
+    assert inner.kept == {"progress/merging pairs": 1.0}
+    assert not hasattr(csv, "kept")
+
+
+def test_a_menu_shows_one_figure_at_a_time():
+    both = with_menu(
+        {"first": go.Figure(go.Bar(y=[1])), "second_one": go.Figure([go.Bar(y=[2]), go.Bar(y=[3])])}
+    )
+    assert [trace.visible for trace in both.data] == [True, False, False]
+    buttons = both.layout.updatemenus[0].buttons
+    assert [button.label for button in buttons] == ["first", "second one"]
+    assert buttons[1].args[0]["visible"] == [False, True, True]
+    assert with_menu({}) is None

@@ -1,0 +1,115 @@
+"""Open the loggers that a configuration names, and end them with the run."""
+
+import contextlib
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from mergeability.commands.record import plain
+from mergeability.errors import UserError
+
+if TYPE_CHECKING:
+    from mergeability.reporting.tracking import Guarded
+
+logger = logging.getLogger(__name__)
+# Loggers of packages that the project does not bring: the package to be found, and what installs it.
+_PACKAGES = {
+    "tensorboard": ("tensorboard", "'mergeability[tensorboard]'"),
+    "mlflow": ("mlflow", "'mergeability[mlflow]'"),
+    "comet": ("comet_ml", "comet-ml"),
+    "litlogger": ("litlogger", "litlogger"),
+}
+# MLflow asks a server that does not answer again and again, for minutes; and it keeps files, which need no database and
+# no more than `mlflow-skinny`, only where that is asked for.
+_MLFLOW = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_ALLOW_FILE_STORE": "true",
+}
+
+
+@contextlib.contextmanager
+def open_loggers(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> Iterator[list["Guarded"]]:
+    """Make the loggers that `logger` names and log the configuration; end them with the block, as failed if it fails.
+
+    A logger that cannot be opened or that fails later is left out with a warning: tracking never ends the work.
+
+    Args:
+        cfg: the configuration of the job.
+        without: names of loggers that have nothing to add.
+
+    Raises:
+        UserError: the package of a logger is not installed, before anything has been computed.
+    """
+    nodes = {name: node for name, node in (cfg.get("logger") or {}).items() if node and name not in without}
+    check_packages(nodes)
+    opened = _opened(nodes)
+    for one in opened:
+        one.log_hyperparams(plain(cfg))
+    failed = True
+    try:
+        yield opened
+        failed = False
+    finally:
+        _end(opened, failed=failed)
+
+
+def check_packages(names: object) -> None:
+    """Check that the packages of the named loggers are installed.
+
+    Raises:
+        UserError: one is missing.
+    """
+    for name in names if isinstance(names, list | tuple | dict) else []:
+        package, extra = _PACKAGES.get(str(name), ("", ""))
+        if package and package not in sys.modules and importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"logger={name} needs the package {package}, which is not installed. "
+                f"Run: uv pip install {extra}, or choose another logger."
+            )
+
+
+def _opened(nodes: dict) -> list["Guarded"]:
+    if not nodes:
+        return []
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    from mergeability.reporting.tracking import Guarded, one_line, tracking_errors
+
+    for name, value in _MLFLOW.items():
+        os.environ.setdefault(name, value)
+    # It warns, twice, that an experiment is new.
+    logging.getLogger("lightning.pytorch.loggers.mlflow").setLevel(logging.ERROR)
+    opened = []
+    for name, node in nodes.items():
+        try:
+            made = instantiate(node, _convert_="all")
+        except InstantiationException as error:
+            if not isinstance(error.__cause__, tracking_errors()):
+                raise
+            logger.warning("logger=%s cannot be used in this run: %s.", name, one_line(error.__cause__))
+            continue
+        if made is not None:
+            opened.append(Guarded(made, str(name)))
+    return opened
+
+
+def _end(opened: list["Guarded"], *, failed: bool) -> None:
+    if not opened:
+        return
+    from mergeability.reporting.tracking import WandbLogger
+
+    for one in opened:
+        inner = one.inner
+        if isinstance(inner, WandbLogger):
+            # Ended even if something could not be logged: what was logged before is kept.
+            one.lost = False
+            one.attempt(lambda inner=inner: inner.end(failed=failed))
+        else:
+            one.finalize("failed" if failed else "success")

@@ -1,0 +1,6 @@
+"""Experiment tracking through Lightning's loggers; it never ends the work that it follows."""
+
+import lazy_loader
+
+# The names are listed in `__init__.pyi`, for type checkers too.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

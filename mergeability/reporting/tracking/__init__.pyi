@@ -1,0 +1,12 @@
+from .guard import Guarded as Guarded
+from .guard import one_line as one_line
+from .guard import tracking_errors as tracking_errors
+from .records import log_analysis as log_analysis
+from .records import log_training as log_training
+from .records import model_artifact_name as model_artifact_name
+from .records import summary_metrics as summary_metrics
+from .records import tracked_progress as tracked_progress
+from .weights_and_biases import WandbLogger as WandbLogger
+from .weights_and_biases import open_run as open_run
+from .weights_and_biases import wandb_logger as wandb_logger
+from .weights_and_biases import wandb_mode as wandb_mode

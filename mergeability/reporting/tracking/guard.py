@@ -1,0 +1,97 @@
+"""A logger that fails is left out, with one sentence; the work goes on."""
+
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+
+logger = logging.getLogger(__name__)
+# Where tracking packages define the exceptions that none of Python's own covers. Looked up in what is imported already.
+_ERRORS = {
+    "wandb.errors": ("Error",),
+    "mlflow.exceptions": ("MlflowException",),
+    "comet_ml.exceptions": ("CometException",),
+}
+
+
+def tracking_errors() -> tuple[type[Exception], ...]:
+    """List what a tracking service raises when it refuses something, cannot be reached or has no space left."""
+    found: list[type[Exception]] = [OSError, ValueError, TypeError, RuntimeError]
+    for module, names in _ERRORS.items():
+        found += [
+            getattr(sys.modules[module], name) for name in names if hasattr(sys.modules.get(module), name)
+        ]
+    return tuple(found)
+
+
+def one_line(error: BaseException) -> str:
+    """Write an exception in one line, without its final full stop."""
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+class Guarded(Logger):
+    """Pass everything on to a Lightning logger; at its first failure, warn once and stop using it.
+
+    Args:
+        inner: the logger.
+        name: what to call it in the warning, such as `mlflow`.
+    """
+
+    def __init__(self, inner: Logger, name: str) -> None:
+        super().__init__()
+        self.inner, self.title, self.lost = inner, name, False
+
+    def attempt(self, call: Callable[[], Any]) -> Any:
+        """Return what `call` returns; None where it fails, or where the logger has failed before."""
+        if self.lost:
+            return None
+        try:
+            return call()
+        except tracking_errors() as error:
+            self.lost = True
+            logger.warning(
+                "logger=%s failed and is not used any more in this run: %s.", self.title, one_line(error)
+            )
+        return None
+
+    @property
+    def name(self) -> str | None:
+        """The logger's own name of the experiment."""
+        return self.attempt(lambda: self.inner.name)
+
+    @property
+    def version(self) -> int | str | None:
+        """The logger's own name of the run."""
+        return self.attempt(lambda: self.inner.version)
+
+    @property
+    def save_dir(self) -> str | None:
+        """The folder that the logger writes into."""
+        return self.attempt(lambda: self.inner.save_dir)
+
+    @property
+    def experiment(self) -> Any:
+        """What the logger logs to."""
+        return self.attempt(lambda: self.inner.experiment)  # type: ignore[attr-defined]
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # type: ignore[override]
+        """Log numbers by name."""
+        self.attempt(lambda: self.inner.log_metrics(dict(metrics), step))
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Log a configuration."""
+        self.attempt(lambda: self.inner.log_hyperparams(params, *args, **kwargs))
+
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        """Tell the logger that a checkpoint has been written."""
+        self.attempt(lambda: self.inner.after_save_checkpoint(checkpoint_callback))
+
+    def save(self) -> None:
+        """Write what is pending."""
+        self.attempt(self.inner.save)
+
+    def finalize(self, status: str) -> None:
+        """End the logger's run as `success` or `failed`."""
+        self.attempt(lambda: self.inner.finalize(status))

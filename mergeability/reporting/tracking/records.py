@@ -1,0 +1,240 @@
+"""What trainings and analyses leave in a tracking service: configuration, numbers, tables, figures, lineage."""
+
+import re
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
+
+from mergeability.pipeline.result import Analysis
+from mergeability.pipeline.verdicts import verdict
+from mergeability.prediction.pair_table import TARGETS
+from mergeability.progress import Progress
+from mergeability.reporting.tracking.figures import figures_of
+from mergeability.reporting.tracking.guard import Guarded
+from mergeability.reporting.tracking.weights_and_biases import WandbLogger
+
+if TYPE_CHECKING:
+    import wandb
+
+# Seconds between two records of the progress.
+_PROGRESS_EVERY = 2
+# What names of W&B artifacts and metrics may hold.
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
+_NOT_IN_METRICS = re.compile(r"[^\w./ αλθ+=-]+")
+_LONGEST_NAME = 120
+_HASH_DIGITS = 12
+
+
+def key(name: str) -> str:
+    """Return a name under which every tracking service takes a number: others refuse `*`, `:`, quotes and the like."""
+    return _NOT_IN_METRICS.sub("_", name).strip(" _/") or "unnamed"
+
+
+def model_artifact_name(task: str, sha256: str) -> str:
+    """Name the artifact of a fine-tuned model: the same in the run that trained it and in those that use it."""
+    return f"{_NOT_IN_NAMES.sub('_', task)[: _LONGEST_NAME - _HASH_DIGITS - 1]}-{sha256[:_HASH_DIGITS]}"
+
+
+def log_training(loggers: Sequence[Guarded], card: Mapping[str, Any], folder: Path) -> None:
+    """Log what a training ended with, from the card of its model.
+
+    Args:
+        loggers: open ones.
+        card: of the model; accuracies in [0, 1], seconds, GiB.
+        folder: of the checkpoint, whose weights go to W&B where `log_model` asks for it.
+    """
+    numbers = training_metrics(card)
+    for one in loggers:
+        one.log_metrics(numbers)
+        one.save()
+        if isinstance(one.inner, WandbLogger) and "sha256" in card:
+            wandb_log = one.inner
+            one.attempt(lambda wandb_log=wandb_log: _log_model(wandb_log, card, folder))
+
+
+def training_metrics(card: Mapping[str, Any]) -> dict[str, float]:
+    """Collect the numbers of a card: `test_accuracy`, `base_test_accuracy`, `parameters`, `seconds`, ….
+
+    >>> training_metrics({"accuracy": {"test": 0.9}, "base_accuracy": {"test": 0.2}, "seconds": 3.5})
+    {'test_accuracy': 0.9, 'base_test_accuracy': 0.2, 'seconds': 3.5}
+    """
+    found = {f"{split}_accuracy": value for split, value in (card.get("accuracy") or {}).items()}
+    found |= {f"base_{split}_accuracy": value for split, value in (card.get("base_accuracy") or {}).items()}
+    found |= {f"parameters/{name}": count for name, count in (card.get("parameters") or {}).items()}
+    found |= {name: card.get(name) for name in ("seconds", "images_per_second", "peak_memory_gib")}
+    return {name: value for name, value in found.items() if isinstance(value, int | float)}
+
+
+def summary_metrics(analysis: Analysis) -> dict[str, tuple[float, str]]:
+    """Collect the means of an analysis, each with the direction that is better: `max` or `min`.
+
+    Mean and worst outcome of each method over pairs, the mean accuracy of the models on their own, the seconds, and
+    each predictor's r.
+    """
+    found: dict[str, tuple[float, str]] = {}
+    for column in (f"{target}_{method}" for target in TARGETS for method in analysis.methods):
+        values = analysis.pairs.get(column, pd.Series(dtype=float)).dropna()
+        if len(values):
+            found[key(f"{column}/mean")] = float(values.mean()), "max"
+            found[key(f"{column}/worst")] = float(values.min()), "max"
+    for column in ("finetuned_accuracy", "base_accuracy"):
+        if column in analysis.models and analysis.models[column].notna().any():
+            found[f"{column}/mean"] = float(analysis.models[column].mean()), "max"
+    for record in analysis.prediction.records if analysis.prediction is not None else []:
+        # A protocol whose folds are single pairs has a correlation over all of them only.
+        r = record["r_mean"] if record["r_mean"] is not None else record["r_beyond_mean"]
+        if r is not None:
+            name = f"r/{record['protocol']}/{record['target']}/{record['method']}/{record['predictor']}"
+            found[key(name)] = float(r), "max"
+    seconds = analysis.run.get("seconds") or {}
+    if seconds:
+        found["seconds"] = float(sum(seconds.values())), "min"
+    return found
+
+
+def tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
+    """Collect the tables of an analysis that have rows."""
+    prediction = {} if analysis.prediction is None else analysis.prediction.tables
+    found = {
+        "pairs": analysis.pairs,
+        "sets": analysis.sets,
+        "models": analysis.models.reset_index() if len(analysis.models) else analysis.models,
+        "accuracies": analysis.accuracies,
+        "alpha_curves": analysis.curves,
+        "scores": analysis.scores,
+        "transfer": analysis.transfer,
+        **{f"prediction/{name}": frame for name, frame in prediction.items()},
+    }
+    return {key(name): frame for name, frame in found.items() if len(frame)}
+
+
+def log_analysis(loggers: Sequence[Guarded], analysis: Analysis, report: Path) -> None:
+    """Log what an analysis found.
+
+    Every logger gets the means. W&B gets tables, figures, report, verdict and lineage beside them; MLflow the files of
+    the run folder; TensorBoard the verdict as text.
+
+    Args:
+        loggers: open ones.
+        analysis: what was found.
+        report: its report, beside the other files of the run folder.
+    """
+    numbers = summary_metrics(analysis)
+    for one in loggers:
+        inner = one.inner
+        if isinstance(inner, WandbLogger):
+            one.attempt(lambda inner=inner: _log_to_wandb(inner, analysis, report, numbers))
+            continue
+        one.log_metrics({name: value for name, (value, _) in numbers.items()})
+        if isinstance(inner, MLFlowLogger):
+            one.attempt(lambda inner=inner: _log_to_mlflow(inner, analysis, report))
+        elif isinstance(inner, TensorBoardLogger):
+            one.attempt(lambda inner=inner: inner.experiment.add_text("verdict", f"{verdict(analysis)}"))
+        one.save()
+
+
+def tracked_progress(progress: Progress, loggers: Sequence[Guarded]) -> Progress:
+    """Wrap a progress so that each loop's share of finished items is logged while it runs, as `progress/<loop>`."""
+    live = [one for one in loggers if not isinstance(one.inner, CSVLogger)]
+
+    def wrapped(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+        shown = time.monotonic()
+        for done, item in enumerate(progress(items, description, total), start=1):
+            yield item
+            if time.monotonic() - shown > _PROGRESS_EVERY or done == total:
+                shown = time.monotonic()
+                for one in live:
+                    one.log_metrics({f"progress/{key(description)}": done / max(total, 1)})
+
+    return wrapped if live else progress
+
+
+def _log_to_wandb(
+    inner: WandbLogger, analysis: Analysis, report: Path, numbers: Mapping[str, tuple[float, str]]
+) -> None:
+    import wandb
+
+    run: wandb.Run = inner.experiment  # type: ignore[assignment]
+    for name, (_, direction) in numbers.items():
+        run.define_metric(name, summary=direction)
+    run.log({name: value for name, (value, _) in numbers.items()})
+    for name, frame in tables(analysis).items():
+        run.log({name: wandb.Table(dataframe=_plain(frame))})
+    for name, figure in figures_of(analysis).items():
+        run.log({f"figures/{name}": wandb.Plotly(figure)})
+    text = str(verdict(analysis))
+    run.log(
+        {
+            "verdict": wandb.Html(verdict(analysis).html(), inject=False),
+            "report": wandb.Html(report.read_text(encoding="utf-8"), inject=False),
+        }
+    )
+    run.summary["verdict_text"] = text
+    used = {
+        task: model_artifact_name(str(task), sha256)
+        for task, sha256 in (analysis.run.get("checkpoint_sha256") or {}).items()
+    }
+    if not run.offline:
+        for task, sha256 in (analysis.run.get("checkpoint_sha256") or {}).items():
+            run.use_artifact(_model_artifact(str(task), sha256, {}))
+    # An offline run cannot use artifacts of others: it names them.
+    artifact = wandb.Artifact(f"analysis-{run.id}", type="analysis", metadata={"models": used})
+    for file in sorted(report.parent.iterdir()):
+        if file.is_file() and not file.name.startswith("."):
+            artifact.add_file(str(file))
+    if (report.parent / "prediction").is_dir():
+        artifact.add_dir(str(report.parent / "prediction"), name="prediction")
+    run.log_artifact(artifact)
+
+
+def _log_model(inner: WandbLogger, card: Mapping[str, Any], folder: Path) -> None:
+    import wandb
+
+    run: wandb.Run = inner.experiment  # type: ignore[assignment]
+    task = str(card.get("task", "model"))
+    known = {name: card.get(name) for name in ("task", "model", "seed", "sha256", "base_sha256", "accuracy")}
+    run.log_artifact(_model_artifact(task, card["sha256"], known))
+    if inner.keeps_weights:
+        weights = wandb.Artifact(
+            f"weights-{model_artifact_name(task, card['sha256'])}", type="weights", metadata=known
+        )
+        for file in ("model.safetensors", "head.safetensors", "card.json"):
+            if (folder / file).is_file():
+                weights.add_file(str(folder / file))
+        run.log_artifact(weights)
+
+
+def _model_artifact(task: str, sha256: str, metadata: Mapping[str, Any]) -> "wandb.Artifact":
+    """Make the artifact that stands for a model: the same content wherever it is made, so that W&B links the runs."""
+    import wandb
+
+    artifact = wandb.Artifact(model_artifact_name(task, sha256), type="model", metadata=dict(metadata))
+    with artifact.new_file("sha256.txt") as file:
+        file.write(f"{sha256}\n")
+    return artifact
+
+
+def _log_to_mlflow(inner: MLFlowLogger, analysis: Analysis, report: Path) -> None:
+    client, run = inner.experiment, inner.run_id
+    for file in sorted(report.parent.iterdir()):
+        if file.is_file() and not file.name.startswith("."):
+            client.log_artifact(run, str(file))
+    for name, figure in figures_of(analysis).items():
+        with tempfile.TemporaryDirectory() as folder:
+            page = Path(folder) / f"{name}.html"
+            figure.write_html(page, include_plotlyjs="cdn")
+            client.log_artifact(run, str(page), "figures")
+
+
+def _plain(frame: pd.DataFrame) -> pd.DataFrame:
+    """Make every cell a number or a text: W&B takes columns of one type."""
+    plain = frame.copy()
+    for name in frame.columns:
+        if frame[name].dtype == object:
+            plain[name] = frame[name].map(lambda value: None if value is None else str(value))
+    return plain

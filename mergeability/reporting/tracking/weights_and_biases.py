@@ -1,0 +1,172 @@
+"""Weights & Biases without surprises: online with an account, offline without one, never a prompt.
+
+Tracking never ends the work: where W&B refuses the account or cannot be reached, a run is logged offline.
+"""
+
+import logging
+import netrc
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import lightning.pytorch.loggers as lightning_loggers
+from lightning.pytorch.utilities import rank_zero_only
+
+from mergeability.errors import short
+from mergeability.reporting.tracking.guard import one_line, tracking_errors
+
+if TYPE_CHECKING:
+    import wandb
+
+logger = logging.getLogger(__name__)
+_HOST = "api.wandb.ai"
+# Seconds that a run waits for W&B at its start before it is logged offline, and at its end for the last uploads.
+_PATIENCE = 15
+_LAST_UPLOADS = 120
+_LONGEST_GROUP, _LONGEST_TAG, _LONGEST_REASON = 128, 64, 160
+# Modes that failed in this process: a sweep does not wait for W&B in every job.
+_failed: set[str] = set()
+
+
+def wandb_mode(environment: Mapping[str, str] = os.environ, home: Path | None = None) -> str:
+    """Return `WANDB_MODE` where it is set, `online` where credentials are found, else `offline`."""
+    if environment.get("WANDB_MODE"):
+        return environment["WANDB_MODE"]
+    if environment.get("WANDB_API_KEY"):
+        return "online"
+    file = (home or Path.home()) / ".netrc"
+    try:
+        known = file.is_file() and netrc.netrc(file).authenticators(_HOST) is not None
+    except (netrc.NetrcParseError, OSError):
+        known = False
+    return "online" if known else "offline"
+
+
+def open_run(folder: Path | str, *, mode: str | None = None, **options: Any) -> "wandb.Run | None":
+    """Open a W&B run; offline if it cannot be opened in another mode; None, with a warning, if not even so.
+
+    A run is one of its own whatever else is open in this process.
+
+    Args:
+        folder: where its files go, in `wandb/`.
+        mode: `online`, `offline`, `shared` or `disabled`; that of `wandb_mode` by default.
+        options: of `wandb.init`.
+    """
+    import wandb
+    import wandb.errors
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    limits = wandb.Settings(init_timeout=_PATIENCE, login_timeout=_PATIENCE, finish_timeout=_LAST_UPLOADS)
+    options |= {"dir": folder, "reinit": "create_new", "settings": limits}
+    mode = mode or wandb_mode()
+    for tried in dict.fromkeys([mode, "offline"]):
+        if tried in _failed and tried != "offline":
+            continue
+        try:
+            return wandb.init(mode=tried, **options)  # type: ignore[arg-type]
+        except tracking_errors() as error:
+            _failed.add(tried)
+            if tried == "offline":
+                logger.warning("Weights & Biases is not used in this run: %s.", one_line(error))
+            else:
+                logger.warning(
+                    "Weights & Biases cannot be used with mode %s (%s). This run is logged offline, and so are "
+                    "later ones of this command.",
+                    tried,
+                    short(one_line(error), _LONGEST_REASON),
+                )
+    return None
+
+
+class WandbLogger(lightning_loggers.WandbLogger):
+    """Lightning's logger for one W&B run; `keeps_weights` says whether trained models are logged with it."""
+
+    keeps_weights = False
+
+    def log_hyperparams(self, params: Any) -> None:
+        """Log the configuration; name the settings that differ from those of a run that is resumed."""
+        known = dict(self.experiment.config) if rank_zero_only.rank == 0 else {}
+        changed = [name for name, value in dict(params).items() if name in known and known[name] != value]
+        if changed:
+            logger.warning(
+                "The W&B run %s was made with other settings, which are replaced: %s. Leave out logger.wandb.id to "
+                "log a run of its own.",
+                self.version,
+                ", ".join(sorted(changed)),
+            )
+        super().log_hyperparams(params)
+
+    def end(self, *, failed: bool) -> None:
+        """End the run; say where it is if it has to be uploaded."""
+        run = self._experiment
+        if run is None or rank_zero_only.rank != 0:
+            return
+        offline, folder = bool(getattr(run, "offline", False)), Path(run.dir).parent
+        run.finish(exit_code=1 if failed else 0)
+        if offline:
+            logger.info("W&B run, logged offline; upload it with: wandb sync %s", _shown(folder))
+
+
+def wandb_logger(
+    folder: str,
+    project: str = "mergeability",
+    *,
+    group: str | None = None,
+    name: str | None = None,
+    job_type: str | None = None,
+    tags: Sequence[str] | None = None,
+    notes: str | None = None,
+    entity: str | None = None,
+    id: str | None = None,  # noqa: A002
+    resume: Literal["allow", "never", "must", "auto"] | bool | None = None,
+    mode: Literal["online", "offline", "shared", "disabled"] | None = None,
+    log_model: bool = False,
+    **options: Any,
+) -> WandbLogger | None:
+    """Make a Lightning logger for one W&B run whose files go to `folder`.
+
+    Args:
+        folder: where its files go.
+        project: of W&B.
+        group: of the run; jobs of one sweep share it.
+        name: of the run.
+        job_type: `train`, `analyze` or `summary`.
+        tags: of the run; those that are None are left out.
+        notes: of the run.
+        entity: a user or team; the account's default.
+        id: of the run, to go on with it.
+        resume: whether a run of this id is gone on with.
+        mode: see `open_run`.
+        log_model: whether the weights of a trained model are logged as an artifact.
+        options: more ones of `wandb.init`.
+
+    Returns:
+        The logger; None where W&B cannot be used at all.
+    """
+    # Of several processes that train one model, the first one logs.
+    run = None
+    if rank_zero_only.rank == 0:
+        run = open_run(
+            folder,
+            mode=mode,
+            project=project,
+            group=short(group, _LONGEST_GROUP) if group else None,
+            name=name,
+            job_type=job_type,
+            tags=[short(str(tag), _LONGEST_TAG) for tag in tags or () if tag is not None],
+            notes=notes,
+            entity=entity,
+            id=id,
+            resume=resume,
+            **options,
+        )
+        if run is None:
+            return None
+    made = WandbLogger(save_dir=folder, project=project, group=group, name=name, experiment=run)
+    made.keeps_weights = log_model
+    return made
+
+
+def _shown(folder: Path) -> Path:
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
