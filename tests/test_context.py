@@ -4,8 +4,8 @@ import time
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from mergeability import context as workers
 from mergeability.context import Run
+from mergeability.context import run as workers
 from mergeability.errors import UserError
 
 SMALL = {"description": "things", "memory": 2**20}

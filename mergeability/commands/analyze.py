@@ -1,5 +1,6 @@
 """`analyze.py`: train what is missing, run the analysis, save, track and show what was found."""
 
+import copy
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from mergeability.commands.loggers import check_packages, open_loggers
 from mergeability.commands.record import plain
 from mergeability.commands.settings import check_settings
 from mergeability.commands.train import fine_tune
+from mergeability.context import Run
 from mergeability.errors import UserError
 from mergeability.progress import Progress, track
 
@@ -70,13 +72,29 @@ def train_missing(cfg: DictConfig) -> None:
     job = _training(cfg)
     wanted = None if cfg.pairs is None else {str(task) for pair in cfg.pairs for task in pair}
     names = [name for name in cfg.suite.tasks if wanted is None or name in wanted]
-    for number, name in enumerate(names, start=1):
+    jobs = []
+    for name in names:
         # The suite's own version of the task, which may have fewer images than conf/task says.
         job.task = cfg.suite.tasks[name]
         if "csv" in (job.get("logger") or {}):
             job.logger.csv.name = f"csv/{name}"
-        logger.info("Model %d of %d: %s with %s", number, len(names), name, cfg.suite.trained)
-        fine_tune(job)
+        jobs.append(copy.deepcopy(job))
+    if cfg.workers == 1:
+        for number, (name, one) in enumerate(zip(names, jobs, strict=True), start=1):
+            logger.info("Model %d of %d: %s with %s", number, len(names), name, cfg.suite.trained)
+            fine_tune(one)
+        return
+    # Resolved here: workers know nothing of Hydra's job. Their progress bars would overwrite each other.
+    resolved = [{**plain(one), "progress": None} for one in jobs]
+    logger.info("%d models with %s, on workers=%s", len(names), cfg.suite.trained, cfg.workers)
+    run = Run(progress=track, workers=cfg.workers)
+    for name, card in zip(names, run.map(_fine_tune, resolved, description="fine-tuning"), strict=True):
+        if card is not None:
+            logger.info("%s: test accuracy %.1f %%", name, 100 * card["accuracy"]["test"])
+
+
+def _fine_tune(job: dict[str, Any]) -> dict[str, Any] | None:
+    return fine_tune(OmegaConf.create(job))
 
 
 def _training(cfg: DictConfig) -> DictConfig:

@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -17,8 +18,11 @@ from mergeability.files import read_object
 logger = logging.getLogger(__name__)
 
 
-def fine_tune(cfg: DictConfig) -> None:
+def fine_tune(cfg: DictConfig) -> dict[str, Any] | None:
     """Train the model a configuration of `train.py` describes, unless it is done; its `run` does the training.
+
+    Returns:
+        The card of the model; None where it was there already.
 
     Raises:
         UserError: there is no base model, or a model with other settings lies there; whatever `run` raises.
@@ -35,7 +39,7 @@ def fine_tune(cfg: DictConfig) -> None:
         known["source_sha256"] = source_hash(cfg.source)
     if finished_card(folder, known, overwrite=cfg.overwrite):
         logger.info("Already finished: %s (overwrite=true trains again)", folder)
-        return
+        return None
     quiet_lightning()
     with open_loggers(cfg) as opened:
         train = instantiate(cfg.run, _partial_=True, _convert_="all")
@@ -44,6 +48,7 @@ def fine_tune(cfg: DictConfig) -> None:
             from mergeability.reporting.tracking import log_training
 
             log_training(opened, card, folder)
+    return card
 
 
 # What Lightning says on every fit of a small model, by message: true, and of no use to the person watching.

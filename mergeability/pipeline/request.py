@@ -151,6 +151,7 @@ class Request:
         store: folder of the store; in memory when None.
         on_error: `raise`, or `nan` to go on without a metric that fails.
         device: where the evidence is computed and merges are evaluated: `cpu`, `cuda`, or `auto`.
+        workers: processes that share the work, or the address of a Ray cluster.
         folder: where merged encoders are written, in `merged/`.
     """
 
@@ -166,4 +167,5 @@ class Request:
     store: str | None = None
     on_error: Literal["raise", "nan"] = "raise"
     device: str = "auto"
+    workers: Count | str = 1
     folder: Path | None = None

@@ -40,7 +40,14 @@ def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | Non
     if merging.dtype is not None and not merging.keeps:
         raise UserError(f"dtype={merging.dtype} is the format of merges that are written: add save=true.")
     # The device and the fitted predictor first: what is not there would otherwise be noticed after minutes.
-    run = Run(Store(request.store), progress, request.device, request.profile.memory_budget, request.folder)
+    run = Run(
+        Store(request.store),
+        progress,
+        request.device,
+        request.profile.memory_budget,
+        request.folder,
+        workers=request.workers,
+    )
     scorer = None if request.fitted is None else Scorer.load(request.fitted)
     match request.suite:
         case TaskSuite() as suite:

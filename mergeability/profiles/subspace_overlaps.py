@@ -72,14 +72,16 @@ class SubspaceOverlaps:
         longest = int(shapes.min(1).max(initial=0))
         found["singular_values"] = torch.zeros(len(matrices), count, longest, dtype=torch.float64)
 
-        def compare(layer: int) -> None:
-            for name, values in self._compare(subject, matrices[layer]).items():
-                found[name][layer, ..., : values.shape[-1]] = torch.from_numpy(values)
+        def compare(name: str) -> dict[str, np.ndarray]:
+            return self._compare(subject, name)
 
         # The bases of two groups side by side, and their products.
         length = int(shapes.sum(1).max(initial=0))
         largest = 8 * min(_GROUP, count) * self.k * (length + 4 * _GROUP * self.k)
-        subject.run.map(compare, range(len(matrices)), description="subspaces of all pairs", memory=largest)
+        compared = subject.run.map(compare, matrices, description="subspaces of all pairs", memory=largest)
+        for layer, of_layer in enumerate(compared):
+            for name, values in of_layer.items():
+                found[name][layer, ..., : values.shape[-1]] = torch.from_numpy(values)
         return found
 
     def _key(self, subject: Subject, task: str, name: str) -> dict[str, Any]:

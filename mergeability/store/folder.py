@@ -3,6 +3,7 @@
 A process that is killed leaves a temporary file, and nothing else: locks are the system's, and end with the process.
 """
 
+import atexit
 import contextlib
 import logging
 import os
@@ -66,6 +67,22 @@ class StoreFolder:
                     yield temporary
                 finally:
                     temporary.unlink(missing_ok=True)
+
+    def witness(self) -> str | None:
+        """Make a file by which other processes tell whether they see this folder; gone when this process ends.
+
+        Returns:
+            Its place in the folder; None where the folder cannot be written.
+        """
+        try:
+            self._temporary.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self._temporary, suffix=".partial")
+        except OSError:
+            return None
+        # Held, so that nobody takes it for something that a killed process left.
+        lock(handle, wait=False)
+        atexit.register(Path(name).unlink, missing_ok=True)
+        return Path(name).relative_to(self.root).as_posix()
 
     def publish(self, temporary: Path, path: Path, is_whole: Callable[[], bool]) -> bool:
         """File a finished temporary file unless another process was first.

@@ -7,12 +7,14 @@ a reader sees a whole entry or none, and keeps the one it has opened. Each entry
 uses it (`store.entries`), and a damaged one is computed again.
 """
 
+import contextlib
 import json
 import logging
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,23 @@ logger = logging.getLogger(__name__)
 _CHECKED: set[tuple[Path, int, int, int]] = set()
 
 
+@dataclass
+class Made:
+    """What was computed while somebody looked: for a store elsewhere to take.
+
+    Attributes:
+        computed: how many entries of each kind were computed.
+        found: how many were found.
+        files: entries by their place in the folder, as bytes; only for a store that does not share it.
+        memory: entries of a store in memory.
+    """
+
+    computed: Counter[str] = field(default_factory=Counter)
+    found: Counter[str] = field(default_factory=Counter)
+    files: dict[str, bytes] = field(default_factory=dict)
+    memory: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+
 class Store:
     """Keep computed tensors and records on disk, keyed by content.
 
@@ -50,6 +69,20 @@ class Store:
         self.computed: Counter[str] = Counter()
         self.found: Counter[str] = Counter()
         self._memory: dict[tuple[str, str], Any] = {}
+        self._lock = threading.Lock()
+        # What was filed since somebody began to collect it, and a file by which a shared folder is recognised.
+        self._filed: list[Path | tuple[str, str]] | None = None
+        self._witness: str | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For a worker in another process: its counts are its own.
+        if self.root is not None and self._witness is None:
+            self._witness = self._folder.witness()
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_folder")}
+        return {**kept, "computed": Counter(), "found": Counter(), "_filed": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
         self._lock = threading.Lock()
 
     @staticmethod
@@ -150,6 +183,35 @@ class Store:
         filed = self._file(entry, lambda path: path.write_text(text, encoding="utf-8"))
         return value if filed else entry.value()
 
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[Made]:
+        """Collect what is computed during the block, for the store of the process that sent this one here."""
+        made, self._filed = Made(), []
+        computed, found = self.computed.copy(), self.found.copy()
+        try:
+            yield made
+        finally:
+            filed, self._filed = self._filed, None
+        made.computed, made.found = self.computed - computed, self.found - found
+        if self.root is None:
+            made.memory = {place: self._memory[place] for place in filed if isinstance(place, tuple)}
+        elif self._witness is not None and not (self.root / self._witness).exists():
+            files = [path for path in filed if isinstance(path, Path)]
+            made.files = {path.relative_to(self.root).as_posix(): path.read_bytes() for path in files}
+
+    def take(self, made: Made) -> None:
+        """File what a worker has computed elsewhere, and count it."""
+        self.computed.update(made.computed)
+        self.found.update(made.found)
+        self._memory.update(made.memory)
+        for name, content in made.files.items():
+            assert self.root is not None
+            path = self.root / name
+            with self._folder.temporary(path) as temporary:
+                temporary.write_bytes(content)
+                # Checked, as every entry, when it is used.
+                self._folder.publish(temporary, path, lambda: True)
+
     @cached_property
     def _folder(self) -> StoreFolder:
         assert self.root is not None
@@ -221,6 +283,8 @@ class Store:
             entry.seal(temporary)
             filed = self._folder.publish(temporary, entry.path, lambda: self._is_whole(entry))
         _CHECKED.add(_state(entry.path))
+        if self._filed is not None:
+            self._filed.append(entry.path)
         return filed
 
     def _is_whole(self, entry: StoreEntry) -> bool:
@@ -237,6 +301,8 @@ class Store:
         else:
             self._memory[place] = dict(compute())
             self._count(self.computed, kind)
+            if self._filed is not None:
+                self._filed.append(place)
         return self._memory[place]
 
     def _count(self, counter: Counter[str], kind: str) -> None:

@@ -198,7 +198,10 @@ class TensorFile:
                 data = np.memmap(file, np.uint8, "c", entry.offset, entry.shape)
         except OSError as error:
             raise UserError(f"Cannot read {self.path}: {error.strerror or error}.") from error
-        return torch.from_numpy(data)
+        found = torch.from_numpy(data)
+        # Another process on this machine maps the file, too, instead of being sent a copy.
+        found.mapped_from = (self.path, name)  # type: ignore[attr-defined]
+        return found
 
     def check_unchanged(self) -> None:
         """Check that the file is still the one that was opened.

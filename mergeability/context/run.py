@@ -9,11 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
 from mergeability.checks import is_number
+from mergeability.context.workers import check_workers, spread
 from mergeability.devices import chosen_device
 from mergeability.errors import UserError
 from mergeability.progress import Progress, no_progress
@@ -52,9 +53,10 @@ class Run:
         memory_budget: GiB for what is computed; decides how much is done at a time.
         folder: where results are written; None where nothing is written.
         clock: the time that each stage took.
+        workers: processes that share the heavy units, or the address of a Ray cluster; 1 is this process alone.
 
     Raises:
-        UserError: the budget is not positive, or there is no such device.
+        UserError: the budget is not positive, there is no such device, or no such number of workers.
     """
 
     store: Store = field(default_factory=Store)
@@ -63,13 +65,23 @@ class Run:
     memory_budget: float | int = 4
     folder: Path | None = None
     clock: Clock = field(default_factory=Clock)
+    workers: int | str = 1
 
     def __post_init__(self) -> None:
+        if self.workers != 1:
+            check_workers(self.workers, cores())
         if not is_number(self.memory_budget) or self.memory_budget <= 0:
             raise UserError(
                 f"Expected memory_budget to be a positive number of GiB, got {self.memory_budget!r}."
             )
         object.__setattr__(self, "device", chosen_device(self.device))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # In a worker: what a unit itself maps, the worker does alone and silently.
+        return {**self.__dict__, "workers": 1, "progress": no_progress, "clock": Clock()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
 
     @property
     def memory(self) -> int:
@@ -101,14 +113,11 @@ class Run:
         """
         if not items:
             return []
+        if self.workers != 1 and len(items) > 1:
+            return self._spread(unit, items, description, memory)
         if memory is None:
             return [unit(item) for item in self.progress(items, description, len(items))]
-        at_once = self.memory // max(memory, 1)
-        if at_once < 1:
-            raise UserError(
-                f"A memory budget of {self.memory_budget:g} GiB is too small for the {description}: "
-                f"one takes {memory / GIBIBYTE:.2g} GiB. Raise profile.memory_budget."
-            )
+        at_once = self._at_once(memory, description)
         # A random order: processes that start together on one store meet, instead of computing the same item at
         # the same time. No number depends on it, since each item runs on one core, by itself.
         order = list(range(len(items)))
@@ -120,6 +129,41 @@ class Run:
             for _ in self.progress(_finished(pool, list(futures)), description, len(order)):
                 pass
         return [future.result() for future in sorted(futures, key=futures.__getitem__)]
+
+    def _at_once(self, memory: int, description: str) -> int:
+        at_once = self.memory // max(memory, 1)
+        if at_once < 1:
+            raise UserError(
+                f"A memory budget of {self.memory_budget:g} GiB is too small for the {description}: "
+                f"one takes {memory / GIBIBYTE:.2g} GiB. Raise profile.memory_budget."
+            )
+        return at_once
+
+    def _spread(
+        self, unit: Callable[[Item], Result], items: Sequence[Item], description: str, memory: int | None
+    ) -> list[Result]:
+        workers = self.workers
+        if isinstance(workers, int) and memory is not None:
+            workers = min(workers, self._at_once(memory, description))
+        return spread(
+            unit,
+            items,
+            store=self.store,
+            workers=workers,
+            cores=cores(),
+            progress=self.progress,
+            description=description,
+            gpus=_gpus(self.device),
+        )
+
+
+def _gpus(device: str) -> int:
+    """Count the GPUs that workers may share out; one where a number was given."""
+    if not device.startswith("cuda"):
+        return 0
+    import torch
+
+    return 1 if ":" in device else torch.cuda.device_count()
 
 
 def cores() -> int:

@@ -1,0 +1,302 @@
+"""Units of work in several processes of this machine, or on a Ray cluster.
+
+What the units share, such as encoders and images, travels to each worker once and not with every unit. Workers meet
+in the store: what one has filed, the others and the next run find. A worker that cannot reach the store's folder, and
+one whose store is in memory, sends what it has computed back with its result.
+"""
+
+import importlib.util
+import io
+import logging
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mergeability.errors import UserError
+from mergeability.files import lock
+from mergeability.progress import Progress
+from mergeability.store import Store
+from mergeability.store.store import Made
+
+logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+LOCAL_RAY = "ray"
+"""The address of a Ray cluster that is started on this machine for the run."""
+
+# How often in a row a map may lose workers before it gives up.
+_TRIES = 3
+# Seconds that a cluster may take to accept a connection.
+_PATIENCE = 10
+_ADDRESS_EXAMPLES = "ray://head-node:10001, head-node:6379, auto, or ray"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a worker sends back: the result of a unit, and what it filed while it computed it."""
+
+    result: Any
+    made: Made
+
+
+def check_workers(workers: int | str, cores: int) -> None:
+    """Check a number of workers or the address of a cluster; warn of more workers than cores.
+
+    Raises:
+        UserError: it is neither, or Ray is not installed.
+    """
+    if isinstance(workers, str):
+        if not workers.strip() or (workers != LOCAL_RAY and workers != "auto" and ":" not in workers):
+            raise UserError(
+                f"Expected workers to be a number of processes or the address of a Ray cluster ({_ADDRESS_EXAMPLES}), "
+                f"got {workers!r}."
+            )
+        if importlib.util.find_spec("ray") is None:
+            raise UserError(
+                f"workers={workers} needs Ray, which is not installed. Run: uv pip install 'mergeability[ray]', or "
+                "choose a number of processes."
+            )
+    elif isinstance(workers, bool) or workers < 1:
+        raise UserError(f"Expected workers to be a whole number of at least 1, got {workers}.")
+    elif workers > cores:
+        logger.warning(
+            "workers=%d is more than the %d cores of this process: they wait for each other.", workers, cores
+        )
+
+
+def spread(
+    unit: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    store: Store,
+    workers: int | str,
+    cores: int,
+    progress: Progress,
+    description: str,
+    gpus: int = 0,
+) -> list[Result]:
+    """Do `unit(item)` for every item in other processes, and return the results in the order of the items.
+
+    The units of a worker that is killed are done again by another one.
+
+    Args:
+        unit: does one item.
+        items: what to do.
+        store: the one that the unit uses.
+        workers: how many processes, or the address of a Ray cluster.
+        cores: of this machine, shared by its processes.
+        progress: wraps the loop.
+        description: of the work, for the progress.
+        gpus: how many this machine has for the units; a worker has one of its own. 0 where they run on the CPU.
+
+    Raises:
+        UserError: whatever a unit raises; workers die again and again; the cluster does not answer.
+    """
+    results: dict[int, Result] = {}
+    payload = _pickled((unit, store))
+
+    def outcomes() -> Iterator[None]:
+        lost = 0
+        while len(results) < len(items):
+            missing = {place: items[place] for place in range(len(items)) if place not in results}
+            finished = len(results)
+            try:
+                done = (
+                    _on_ray(payload, missing, workers, on_gpu=gpus > 0)
+                    if isinstance(workers, str)
+                    else _in_processes(payload, missing, workers, cores, gpus)
+                )
+                for place, outcome in done:
+                    store.take(outcome.made)
+                    results[place] = outcome.result
+                    yield
+            except BrokenProcessPool as error:
+                lost = lost + 1 if len(results) == finished else 1
+                if lost == _TRIES:
+                    raise UserError(
+                        f"Worker processes were killed {_TRIES} times while {description} was computed, perhaps for "
+                        "want of memory. Choose fewer workers; what is finished is kept in the store."
+                    ) from error
+                logger.warning(
+                    "A worker process was killed while %s was computed; its work is done again.", description
+                )
+
+    for _ in progress(outcomes(), description, len(items)):
+        pass
+    return [results[place] for place in range(len(items))]
+
+
+def _in_processes(
+    payload: bytes, items: Mapping[int, Any], workers: int, cores: int, gpus: int
+) -> Iterator[tuple[int, Outcome]]:
+    """Yield places and outcomes in the order in which they are finished."""
+    import joblib
+
+    chosen = os.environ.get("OMP_NUM_THREADS", "")
+    threads = max(1, min(cores // workers, int(chosen) if chosen.isdigit() else cores))
+    workers = min(workers, len(items), gpus or workers)
+    with tempfile.TemporaryDirectory(prefix="mergeability-") as folder:
+        file = Path(folder) / "payload"
+        file.write_bytes(payload)
+        with joblib.parallel_config(backend="loky", inner_max_num_threads=threads):
+            options: dict[str, Any] = {"batch_size": 1, "pre_dispatch": "n_jobs"}
+            pool: Any = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", **options)
+            yield from pool(
+                joblib.delayed(_from_file)(str(file), place, item, gpus) for place, item in items.items()
+            )
+
+
+def _on_ray(
+    payload: bytes, items: Mapping[int, Any], address: str, *, on_gpu: bool
+) -> Iterator[tuple[int, Outcome]]:
+    """Yield places and outcomes in the order in which they are finished; Ray repeats the work of lost workers."""
+    import ray
+    import ray.exceptions
+
+    connect(address)
+    shared = ray.put(payload)
+    remote = ray.remote(num_cpus=1, num_gpus=1 if on_gpu else 0, max_retries=_TRIES)(_from_bytes)
+    waiting = {remote.remote([shared], place, item): place for place, item in items.items()}
+    try:
+        while waiting:
+            (ready, *_), _ = ray.wait(list(waiting), num_returns=1)
+            place = waiting.pop(ready)
+            try:
+                yield place, ray.get(ready)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+                raise BrokenProcessPool(str(error)) from error
+    finally:
+        for reference in waiting:
+            ray.cancel(reference, force=True)
+
+
+def connect(address: str) -> None:
+    """Connect to a Ray cluster unless that is done; `ray` starts one on this machine.
+
+    Raises:
+        UserError: nothing answers at the address.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if ":" in address:
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), _PATIENCE).close()
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"No Ray cluster answers at {address}: {error}. Start one with: ray start --head, or give "
+                f"workers={LOCAL_RAY}, or a number of processes."
+            ) from error
+    try:
+        ray.init(
+            address="local" if address == LOCAL_RAY else address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            include_dashboard=False if address == LOCAL_RAY else None,
+            runtime_env={
+                "env_vars": {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+            },
+        )
+    except (ConnectionError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"Cannot use the Ray cluster workers={address}: {reason}. Start one with: ray start --head, or give "
+            f"workers={LOCAL_RAY}, or a number of processes."
+        ) from error
+
+
+def _from_file(file: str, place: int, item: Any, gpus: int = 0) -> tuple[int, Outcome]:
+    if gpus and not _loaded.name:
+        take_gpu(gpus)
+    if _loaded.name != file:
+        _loaded.load(file, Path(file).read_bytes())
+    return place, _loaded.perform(item)
+
+
+def take_gpu(count: int, folder: Path | None = None) -> int | None:
+    """Make one GPU, which no other worker has, the only one that this process sees; before CUDA is used.
+
+    Args:
+        count: of GPUs.
+        folder: where workers say which one they have; one for each parent process by default.
+
+    Returns:
+        Its number; None where all are taken.
+    """
+    folder = folder or Path(tempfile.gettempdir()) / f"mergeability-gpus-{os.getppid()}"
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        file = (folder / str(number)).open("w")
+        if lock(file.fileno(), wait=False):
+            # Open until this process ends: so long the GPU is its own.
+            _held.append(file)
+            os.environ["CUDA_VISIBLE_DEVICES"] = str(number)
+            return number
+        file.close()
+    return None
+
+
+_held: list[Any] = []
+
+
+def _from_bytes(reference: list, place: int, item: Any) -> Outcome:
+    import ray
+
+    (one,) = reference
+    if _loaded.name != str(one):
+        _loaded.load(str(one), ray.get(one))
+    return _loaded.perform(item)
+
+
+class _Loaded:
+    """The payload that this worker has unpacked last: with its caches it serves all units of a map."""
+
+    name = ""
+
+    def load(self, name: str, payload: bytes) -> None:
+        import pickle
+
+        # Our own bytes, from the process that started this one: never a file that anybody gave.
+        self.unit, self.store = pickle.loads(payload)
+        self.name = name
+
+    def perform(self, item: Any) -> Outcome:
+        with self.store.collecting() as made:
+            result = self.unit(item)
+        return Outcome(result, made)
+
+
+_loaded = _Loaded()
+
+
+def _pickled(value: Any) -> bytes:
+    """Pickle functions that are defined inside others, too, and images that are mapped from files as their place."""
+    from cloudpickle import CloudPickler
+
+    class Pickler(CloudPickler):
+        def reducer_override(self, obj: Any) -> Any:
+            place = getattr(obj, "mapped_from", None) if type(obj).__name__ == "Tensor" else None
+            if place is not None:
+                return _mapped, place
+            return super().reducer_override(obj)
+
+    buffer = io.BytesIO()
+    Pickler(buffer).dump(value)
+    return buffer.getvalue()
+
+
+def _mapped(path: Path, name: str) -> Any:
+    from mergeability.weights.safetensors_file import TensorFile
+
+    return TensorFile(path).mapped(name)
