@@ -91,14 +91,14 @@ def _write(asked: argparse.Namespace) -> None:
     folders = asked.folders or [Path("outputs")]
     gathered = gather(folders, track)
     path = asked.output or folders[0] / _NAME
-    left_out = write_dashboard(gathered, path, asked.numbers)
+    left_out = write_dashboard(gathered, path, asked.numbers, track)
     for sentence in left_out[:_SHOWN]:
         sys.stderr.write(f"{printable(sentence)}\n")
     if len(left_out) > _SHOWN:
         sys.stderr.write(f"{len(left_out) - _SHOWN} more: see the end of the page.\n")
     sys.stdout.write(
-        f"{printable(str(path))}: {len(gathered.runs)} analyses, {len(gathered.trainings)} trainings, "
-        f"{len(left_out)} left out.\n"
+        f"{printable(str(path))}: analyses: {len(gathered.runs)}, trainings: {len(gathered.trainings)}, "
+        f"left out: {len(left_out)}.\n"
     )
 
 

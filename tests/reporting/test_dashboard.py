@@ -1,9 +1,11 @@
 """All runs below a folder: what is found, how it is read, what is left out, and the page with its filters."""
 
+import dataclasses
 import json
 import os
 import re
 import subprocess
+import sys
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 from mergeability.commands.dashboard import main
 from mergeability.errors import UserError
 from mergeability.prediction.questions.fingerprints import fingerprints
+from mergeability.reporting import logged_names as names
 from mergeability.reporting.dashboard.content import content
 from mergeability.reporting.dashboard.folders import find
 from mergeability.reporting.dashboard.gather import gather
@@ -364,13 +367,40 @@ def test_what_does_not_fit_is_counted_and_the_newest_runs_stay(outputs, gathered
     whole = content(gathered, page)
     assert whole["left_out"] == [f"{outputs / 'checkpoints/clip_mini/none-0/seed-1/dots'} did not finish."]
     assert all(run["outcomes"] for run in whole["runs"])
-    # Outcomes of the three newest runs: 2 x 3 of the first, 4 x 3 of the others.
-    small = content(gathered, page, numbers=30)
+    # Two ends of 3 pairs of 6 runs, then outcomes of the newest ones: 2 x 3 of the first, 4 x 3 of others.
+    small = content(gathered, page, numbers=36 + 30)
     assert [bool(run["outcomes"]) for run in small["runs"]] == [True, True, True, False, False, False]
+    assert all(run["pairs"] == 3 and run["ends"] for run in small["runs"])
     assert not any(run["metrics"] or run["predictions"] for run in small["runs"])
     (sentence,) = [one for one in small["left_out"] if one.startswith("Outcomes")]
     assert "Outcomes of 3 of 6 runs (runs/sweep/2, runs/sweep/1, runs/sweep/0)" in sentence
-    assert "at most 30 numbers" in sentence
+    assert "at most 66 numbers" in sentence
+    none = content(gathered, page, numbers=5)
+    assert [len(none["runs"]), none["left_out"][0]] == [
+        6,
+        "Pairs of 6 of 6 runs (other, runs/sweep/again, runs/sweep/3, …) are not on this page, which holds at most 5 "
+        "numbers; --numbers allows more.",
+    ]
+    assert not any(run["outcomes"] or run["metrics"] for run in none["runs"])
+
+
+def test_of_very_many_pairs_those_with_an_outcome_are_shown(gathered, outputs, monkeypatch):
+    monkeypatch.setattr("mergeability.reporting.dashboard.content.MANY_PAIRS", 2)
+    run = gathered.runs[0]
+    pairs = run.pairs.copy()
+    pairs.loc[1, ["acc_ties", "norm_acc_ties"]] = np.nan
+    some = dataclasses.replace(gathered, runs=(dataclasses.replace(run, pairs=pairs),))
+    held = content(some, outputs / "dashboard.html")
+    assert held["runs"][0]["pairs"] == 3
+    assert [len(side) for side in held["runs"][0]["ends"]] == [2, 2]
+    assert held["left_out"][0] == "1 of 3 pairs of other have no outcome and are not on this page."
+
+
+def test_older_trainings_are_left_out(gathered, outputs, monkeypatch):
+    monkeypatch.setattr("mergeability.reporting.dashboard.content.MOST_TRAININGS", 1)
+    held = content(gathered, outputs / "dashboard.html")
+    assert len(held["trainings"]) == 1
+    assert held["left_out"][0] == "Of 2 trainings, the newest 1 are on this page."
 
 
 def test_undefined_values_are_null(tmp_path):
@@ -390,7 +420,7 @@ def test_the_command_writes_into_the_first_folder_and_says_what_is_left_out(outp
     monkeypatch.chdir(outputs.parent)
     assert main([outputs.name]) == 0
     said = capsys.readouterr()
-    assert said.out == f"{outputs.name}/dashboard.html: 6 analyses, 2 trainings, 1 left out.\n"
+    assert said.out == f"{outputs.name}/dashboard.html: analyses: 6, trainings: 2, left out: 1.\n"
     assert "did not finish" in said.err
     assert (outputs / "dashboard.html").stat().st_size > 1e6
     (outputs / "dashboard.html").unlink()
@@ -410,6 +440,41 @@ def test_wrong_arguments_are_refused(arguments, words, capsys):
         main(arguments)
     assert stop.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_without_the_extra_it_is_named(monkeypatch, capsys):
+    for name in ("wandb_workspaces", "wandb_workspaces.reports.v2", "wandb_workspaces.workspaces"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(["--wandb", "team/project"]) == 1
+    error = capsys.readouterr().err
+    assert (
+        error
+        == "Error: --wandb needs wandb-workspaces. Install it: uv pip install 'mergeability[dashboards]'.\n"
+    )
+
+
+def test_the_names_are_those_that_were_agreed():
+    """Runs that are in W&B already keep theirs, so no name may change."""
+    assert (names.TRAIN, names.ANALYZE, names.SUMMARY) == ("train", "analyze", "summary")
+    assert [names.TEST_ACCURACY, names.BASE_TEST_ACCURACY, names.SECONDS, names.PEAK_MEMORY, names.OWN_ACCURACY] == [
+        "test_accuracy", "base_test_accuracy", "seconds", "peak_memory_gib", "finetuned_accuracy/mean",
+    ]  # fmt: skip
+    assert names.FIGURES == (
+        "figures/pairs",
+        "figures/predicted",
+        "figures/coefficients",
+        "figures/fingerprints",
+    )
+    assert (names.PAIRS, names.MODELS, names.REPORT, names.VERDICT) == (
+        "pairs",
+        "models",
+        "report",
+        "verdict",
+    )
+    assert names.mean_outcome("acc", "ties") == "acc_ties/mean"
+    assert names.worst_outcome("norm_acc", "ties") == "norm_acc_ties/worst"
+    assert names.correlation("l2to", "acc", "ties", "ridge") == "r/l2to/acc/ties/ridge"
+    assert names.prediction_table("variance") == "prediction/variance"
 
 
 # What the page's scripts compute, asked for in one process of Node: each line of the program answers one question.

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,17 +13,24 @@ import pandas as pd
 
 from mergeability.errors import printable
 from mergeability.prediction.pair_table import TARGETS
+from mergeability.progress import Progress, no_progress
 from mergeability.reporting.dashboard.gather import TRAININGS, Gathered
 from mergeability.reporting.dashboard.runs import Run
 
 NUMBERS = 2_000_000
 """The most numbers that a page holds: about seven bytes each."""
 
+MOST_TRAININGS = 20_000
+"""The most trainings that a page lists, the newest ones."""
+
+MANY_PAIRS = 5000
+"""Of a run with more pairs than these, those without an outcome are left out."""
+
 # Decimals of accuracies and correlations; significant digits of metrics and coefficients.
 _DECIMALS, _DIGITS = 4, 4
-_NAMED = 20
 
-Columns = list[tuple[str, list[float | None]]]
+# Key, title, whether it belongs to pairs, and what makes it of a run and counts its numbers.
+Part = tuple[str, str, bool, Callable[[Run], tuple[Any, int]]]
 
 
 @dataclass
@@ -56,52 +63,85 @@ class _Numbering:
         return self.places[text]
 
 
-def content(gathered: Gathered, page: Path, numbers: int = NUMBERS) -> dict[str, Any]:
+def content(
+    gathered: Gathered, page: Path, numbers: int = NUMBERS, progress: Progress = no_progress
+) -> dict[str, Any]:
     """Arrange what was gathered for the page's scripts.
 
-    Parts are embedded in the order of their importance, of the newest runs first: outcomes, correlations, coefficients,
-    metrics, predictions. A part that does not fit is left out, counted and named; the run stays in the list of runs.
+    Parts are embedded in the order of their importance, of the newest runs first: pairs, outcomes, correlations,
+    coefficients, metrics, predictions. A part that does not fit is left out, counted and named; the run stays in the
+    list of runs.
 
     Args:
         gathered: analyses and trainings.
         page: where the page will lie; links to reports start from there.
         numbers: the most numbers to embed.
+        progress: shows how far it is.
 
     Returns:
         `tasks` and `names`, which other values refer to by place; `runs`, `trainings`, and `left_out`, sentences.
     """
     tasks, names = _Numbering(), _Numbering()
     base = page.resolve().parent
-    runs = [_header(run, gathered, base, tasks, names) for run in gathered.runs]
-    budget, sentences = Budget(numbers), list(map(printable, gathered.left_out))
-    parts: tuple[tuple[str, str, Callable[[Run], tuple[Any, int]]], ...] = (
-        ("outcomes", "Outcomes", lambda run: _outcomes(run, names)),
-        ("scores", "Correlations of predictors", lambda run: _scores(run, names)),
-        ("coefficients", "Coefficients", lambda run: _coefficients(run, names)),
-        ("metrics", "Metrics", lambda run: _metrics(run, names)),
-        ("predictions", "Predictions", lambda run: _predictions(run, names)),
-    )
-    for key, title, make in parts:
+    headers = [_header(run, gathered, base, tasks, names) for run in gathered.runs]
+    runs = [_with_outcomes(run) for run in gathered.runs]
+    sentences = [
+        f"{len(run.pairs) - len(kept.pairs):,} of {len(run.pairs):,} pairs of {header['folder']} have no outcome and "
+        "are not on this page."
+        for run, kept, header in zip(gathered.runs, runs, headers, strict=True)
+        if len(kept.pairs) < len(run.pairs)
+    ]
+    budget = Budget(numbers)
+    for key, title, of_pairs, make in _parts(tasks, names):
         without = []
-        for run, header in zip(gathered.runs, runs, strict=True):
-            part, count = make(run)
+        both = list(zip(runs, headers, strict=True))
+        for run, header in progress(both, f"arranging {title.lower()}", len(both)):
+            # A run whose pairs do not fit has nothing that belongs to pairs.
+            part, count = make(run) if not of_pairs or header["ends"] else (None, 0)
             header[key] = part if count and budget.take(count) else None
             if count and header[key] is None:
                 without.append(header["folder"])
         if without:
             sentences.append(_too_much(title, without, len(runs), numbers))
+    trainings = gathered.trainings.sort_values("finished_at", ascending=False, kind="stable")
+    if len(trainings) > MOST_TRAININGS:
+        sentences.append(f"Of {len(trainings):,} trainings, the newest {MOST_TRAININGS:,} are on this page.")
+        trainings = trainings.iloc[:MOST_TRAININGS]
+    rows = trainings[TRAININGS[1:]].itertuples(index=False, name=None)
     return {
         "tasks": tasks.names,
         "names": names.names,
-        "runs": runs,
-        "trainings": [
-            _plain_row(row) for row in gathered.trainings[TRAININGS[1:]].itertuples(index=False, name=None)
-        ],
+        "runs": headers,
+        "trainings": [_plain_row(row) for row in rows],
         "training_columns": TRAININGS[1:],
         "targets": list(TARGETS),
-        "left_out": sentences[:_NAMED],
-        "more_left_out": max(0, len(sentences) - _NAMED),
+        "left_out": [*sentences, *map(printable, gathered.left_out)],
     }
+
+
+def _parts(tasks: _Numbering, names: _Numbering) -> tuple[Part, ...]:
+    """List the parts of a run: key, title, whether it belongs to pairs, and what makes it and counts its numbers."""
+    return (
+        ("ends", "Pairs", False, lambda run: _ends(run, tasks)),
+        ("outcomes", "Outcomes", True, lambda run: _outcomes(run, names)),
+        ("scores", "Correlations of predictors", False, lambda run: _scores(run, names)),
+        ("coefficients", "Coefficients", False, lambda run: _coefficients(run, names)),
+        ("metrics", "Metrics", True, lambda run: _metrics(run, names)),
+        ("predictions", "Predictions", True, lambda run: _predictions(run, names)),
+    )
+
+
+def _with_outcomes(run: Run) -> Run:
+    """Of a run with very many pairs, keep those with an outcome; of another one, or one without outcomes, all."""
+    outcomes = [f"{t}_{m}" for t in TARGETS for m in run.methods if f"{t}_{m}" in run.pairs.columns]
+    if len(run.pairs) <= MANY_PAIRS or not outcomes:
+        return run
+    return replace(run, pairs=run.pairs[run.pairs[outcomes].notna().any(axis=1)])
+
+
+def _ends(run: Run, tasks: _Numbering) -> tuple[tuple[list[int], list[int]], int]:
+    first, second = ([tasks.place(task) for task in run.pairs[name]] for name in ("task_a", "task_b"))
+    return (first, second), 2 * len(first)
 
 
 def _too_much(title: str, without: Sequence[str], runs: int, numbers: int) -> str:
@@ -125,8 +165,7 @@ def _header(run: Run, gathered: Gathered, base: Path, tasks: _Numbering, names: 
         "methods": [names.place(method) for method in run.methods],
         "tasks": [tasks.place(task) for task in run.tasks],
         "own": [_rounded(run.own.get(task, math.nan)) for task in run.tasks],
-        "a": [tasks.place(task) for task in run.pairs["task_a"]],
-        "b": [tasks.place(task) for task in run.pairs["task_b"]],
+        "pairs": len(run.pairs),
         "target": run.target,
     }
 

@@ -13,6 +13,8 @@ const makeData = (content, statistics) => {
     for (const [target, method, values] of run.outcomes ?? []) outcomes.get(target).set(named(method), values);
     return {
       ...run,
+      a: run.ends ? run.ends[0] : [],
+      b: run.ends ? run.ends[1] : [],
       outcomes,
       setting: settingOf(run),
       methods: run.methods.map(named),

@@ -6,25 +6,31 @@ from pathlib import Path
 from plotly.colors import get_colorscale
 
 from mergeability.files import write_text
+from mergeability.progress import Progress, no_progress
 from mergeability.reporting.dashboard.content import NUMBERS, content
 from mergeability.reporting.dashboard.gather import Gathered
 from mergeability.reporting.figures import DIVERGING, PALETTE, SEQUENTIAL
-from mergeability.reporting.page import Section, bullet_list, document, embedded_json, paragraphs
+from mergeability.reporting.page import Section, bullet_list, document, embedded_json, folded, paragraphs
 
 _TITLE = "Runs side by side"
+# Sentences about what is left out that are shown at once, and those that a click shows.
+_NAMED, _MOST_NAMED = 20, 500
 _SCRIPTS = (
     "plots.js",
     *(f"dashboard/{name}.js" for name in ("statistics", "data", "parts", "panels", "start")),
 )
 
 
-def write_dashboard(gathered: Gathered, path: Path, numbers: int = NUMBERS) -> list[str]:
+def write_dashboard(
+    gathered: Gathered, path: Path, numbers: int = NUMBERS, progress: Progress = no_progress
+) -> list[str]:
     """Write the dashboard as one self-contained HTML file.
 
     Args:
         gathered: analyses and trainings.
         path: where it goes; links to reports are relative to it.
         numbers: the most numbers that are embedded.
+        progress: shows how far it is.
 
     Returns:
         Sentences about everything that is not on the page.
@@ -32,10 +38,8 @@ def write_dashboard(gathered: Gathered, path: Path, numbers: int = NUMBERS) -> l
     Raises:
         UserError: the file cannot be written.
     """
-    held = content(gathered, path, numbers)
-    left_out, more = held.pop("left_out"), held.pop("more_left_out")
-    if more:
-        left_out = [*left_out, f"{more} more files and folders could not be used."]
+    held = content(gathered, path, numbers, progress)
+    left_out = held.pop("left_out")
     held["style"] = {
         "palette": PALETTE,
         "sequential": get_colorscale(SEQUENTIAL),
@@ -88,8 +92,8 @@ def _sections() -> list[Section]:
             "Merged against single-task accuracy",
             paragraphs(
                 "How good the models are on their own tasks, and how good their merges are; means over the same pairs."
-                " No other point is better in one and as good in the other as a point on the dotted line (the Pareto"
-                " front), which is drawn larger.",
+                " The larger points on the dotted line are the Pareto front: no other point is better in one accuracy"
+                " without being worse in the other.",
                 note=True,
             )
             + _panel(),
@@ -132,4 +136,8 @@ def _panel(plots: int = 1, kind: str = "", table: bool = True) -> str:
 def _left_out(sentences: list[str]) -> str:
     if not sentences:
         return paragraphs("Nothing: everything that was found is on this page.")
-    return bullet_list(sentences)
+    rest = sentences[_NAMED:]
+    if not rest:
+        return bullet_list(sentences)
+    more = [*rest[:_MOST_NAMED], *([f"{len(rest) - _MOST_NAMED:,} more."] if len(rest) > _MOST_NAMED else [])]
+    return bullet_list(sentences[:_NAMED]) + folded(f"{len(rest)} more", bullet_list(more))

@@ -26,6 +26,10 @@ const makePanels = (data, statistics, parts, style) => {
       : "";
   };
 
+  // Labels that do not fit next to each other lean to the left, where the page has room below them.
+  const turned = (plot, labels) =>
+    labels.reduce((sum, label) => sum + label.length * 7 + 14, 0) > plot.clientWidth - 60 ? { tickangle: -60 } : {};
+
   function merged(update) {
     const own = panel("merged");
     const target = choice(own.controls, "outcome", update);
@@ -71,7 +75,7 @@ const makePanels = (data, statistics, parts, style) => {
       const axis = [...new Set(rows.map((row) => escaped(row.axis)))];
       const layout = {
         boxmode: "group",
-        xaxis: { type: "category", categoryorder: "array", categoryarray: axis, showgrid: false, title: { text: heading(along.value) } },
+        xaxis: { type: "category", categoryorder: "array", categoryarray: axis, showgrid: false, title: { text: heading(along.value) }, ...turned(own.plots[0], axis) },
         yaxis: { title: { text: TARGETS[target.value] } },
         height: 440,
       };
@@ -205,7 +209,7 @@ const makePanels = (data, statistics, parts, style) => {
     return () => {
       const [scored, drawn] = [data.studied("scores"), data.studied("predictions")];
       const either = new Map([...scored, ...drawn]);
-      protocol.offer(protocolOptions(either), either.has("l2to") ? "l2to" : undefined);
+      protocol.offer(protocolOptions(either), drawn.has("l2to") ? "l2to" : [...drawn.keys()][0]);
       const offered = predictorOptions(drawn, protocol.value);
       predictor.offer(offered, offered.some(([name]) => name === "ridge") ? "ridge" : undefined);
       const points = data.predicted(protocol.value, predictor.value);
@@ -215,7 +219,8 @@ const makePanels = (data, statistics, parts, style) => {
       if (!points.length && !found.size) return own.note("No run that is chosen made predictions.");
       const every = Math.ceil(points.length / MOST_POINTS);
       const less = every > 1 ? ` Of ${plural(points.length, "point")}, every ${every}th is drawn.` : "";
-      own.note(points.length ? `A pair that several folds predict is shown at their mean.${less}` : "The predictions of these runs are not on this page; their correlations are.");
+      const without = found.size ? "" : " Their correlations are undefined or were not recorded.";
+      own.note(points.length ? `A pair that several folds predict is shown at their mean.${less}${without}` : "The predictions of these runs are not on this page; their correlations are.");
       const methods = [...new Set(points.map((point) => point.method))];
       const traces = methods.map((method, place) => {
         const some = points.filter((point, at) => point.method === method && at % every === 0);
@@ -331,7 +336,7 @@ const makePanels = (data, statistics, parts, style) => {
         ["penalty and λ", true, (run) => run.setting],
         ["seed", true, (run) => data.text(run.seed)],
         ["variant", true, (run) => run.variant ?? "–"],
-        ["pairs", false, (run) => String(run.a.length)],
+        ["pairs", false, (run) => run.pairs.toLocaleString("en")],
         ["minutes", false, (run) => number(run.seconds === null ? null : run.seconds / 60, 1)],
         ["finished", true, (run) => time(run)],
         ["repeated", true, (run) => (run.repeated ? "later" : "–")],

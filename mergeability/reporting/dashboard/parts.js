@@ -3,7 +3,9 @@
 // Parts of panels. All names are set as text, and escaped where Plotly reads HTML.
 const parts = (() => {
   const MOST_ROWS = 100;
-  const escaped = (name) => name.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+  // Plotly keeps categories as keys of an object, where names such as __proto__ have meanings of their own.
+  const escaped = (name) =>
+    name.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;") + (name in {} ? "\u200b" : "");
   const number = (value, digits = 3) =>
     value === null || value === undefined || Number.isNaN(value) ? "–" : value.toFixed(digits);
   const plural = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
@@ -53,7 +55,7 @@ const parts = (() => {
         select.replaceChildren(...made);
         const known = options.map(([value]) => value);
         select.value = known.includes(before) ? before : (first ?? known[0] ?? "");
-        label.hidden = options.length < 2;
+        label.hidden = !options.length;
       },
     };
   }
