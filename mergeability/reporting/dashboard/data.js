@@ -18,6 +18,8 @@ const makeData = (content, statistics) => {
       outcomes,
       setting: settingOf(run),
       methods: run.methods.map(named),
+      repeatedMethods: new Set(run.repeated_methods.map(named)),
+      variant: run.variant ?? "",
       taskNames: run.tasks.map((task) => content.tasks[task]),
       ownBy: new Map(run.tasks.map((task, place) => [task, run.own[place]])),
       metrics: new Map((run.metrics ?? []).map(([name, values]) => [named(name), values])),
@@ -26,7 +28,7 @@ const makeData = (content, statistics) => {
   });
   const trainings = content.trainings.map((row) => {
     const one = Object.fromEntries(content.training_columns.map((name, place) => [name, row[place]]));
-    return { ...one, setting: settingOf(one) };
+    return { ...one, variant: one.variant ?? "", setting: settingOf(one) };
   });
 
   const byNumber = (a, b) => (a ?? Infinity) - (b ?? Infinity);
@@ -50,12 +52,14 @@ const makeData = (content, statistics) => {
     facet("seed", "Seed", (run) => [run.seed], byNumber, true),
     facet("suite", "Suite", (run) => [run.suite], byText, false),
     facet("model", "Model", (run) => [run.model], byText, true),
-    facet("variant", "Variant", (run) => [run.variant ?? ""], byText, false),
+    facet("variant", "Variant", (run) => [run.variant], byText, true),
     facet("other", "Other settings", (run) => [run.other], byText, false),
     facet("task", "Task", (run) => run.taskNames, asFound, true),
-    facet("age", "Runs of the same thing", (run) => [run.age], byText, false),
+    facet("age", "Merges evaluated again", (run) => [run.age], byText, false),
   ];
   const facetOf = Object.fromEntries(facets.map((one) => [one.name, one]));
+  // Of some runs only single methods are repeated: these are hidden by the same choice.
+  if (runs.some((run) => run.repeatedMethods.size)) facetOf.age.values = ["newest", "older repeats"];
   facetOf.age.excluded.add("older repeats");
   const choice = { pairs: "both" };
 
@@ -64,8 +68,12 @@ const makeData = (content, statistics) => {
   const allowedOf = (name) => (run) => facetOf[name].of(run).every((value) => allowed(name, value));
   const shownRuns = () => runs.filter((run) => RUN_FACETS.every((name) => allowedOf(name)(run)));
   const shownTrainings = () =>
-    trainings.filter((one) => ["task", "penalty", "strength", "seed", "model"].every((name) => allowed(name, one[name])));
-  const shownMethods = (run) => run.methods.filter((method) => allowed("method", method));
+    trainings.filter((one) => ["task", "penalty", "strength", "seed", "model", "variant"].every((name) => allowed(name, one[name])));
+  // A method that a newer run repeats with the same models and options would count twice.
+  const shownMethods = (run) =>
+    run.methods.filter(
+      (method) => allowed("method", method) && (allowed("age", "older repeats") || !run.repeatedMethods.has(method)),
+    );
 
   // The places of a run's pairs whose tasks are chosen: both, or at least one.
   function shownPairs(run) {
@@ -116,7 +124,7 @@ const makeData = (content, statistics) => {
     if (name === "none") return "";
     if (name === "method") return method;
     if (name === "task") return task;
-    return text(name === "variant" ? (run.variant ?? "") : run[name]);
+    return text(run[name]);
   }
 
   // Group the chosen outcomes: labels of the dimensions, values, the models' own accuracies, and runs.
@@ -176,8 +184,9 @@ const makeData = (content, statistics) => {
     const used = new Set();
     let from = 0;
     for (const run of shownRuns()) {
+      const shown = kind === "metric" || shownMethods(run).includes(name);
       const values = kind === "metric" ? run.metrics.get(name) : run.outcomes.get(kind)?.get(name);
-      if (!values) continue;
+      if (!values || !shown) continue;
       from += 1;
       for (const place of shownPairs(run)) {
         if (values[place] === null) continue;
@@ -211,10 +220,10 @@ const makeData = (content, statistics) => {
   function predicted(protocol, predictor) {
     const points = [];
     for (const run of shownRuns()) {
-      const pairs = shownPairs(run);
+      const [pairs, methods] = [shownPairs(run), shownMethods(run)];
       for (const [ofProtocol, ofPredictor, of, values] of run.predictions ?? []) {
         const method = named(of);
-        if (ofProtocol !== protocol || named(ofPredictor) !== predictor || !allowed("method", method)) continue;
+        if (ofProtocol !== protocol || named(ofPredictor) !== predictor || !methods.includes(method)) continue;
         const measured = run.outcomes.get(run.target)?.get(method) ?? [];
         for (const place of pairs) {
           if (values[place] === null || (measured[place] ?? null) === null) continue;
@@ -229,9 +238,10 @@ const makeData = (content, statistics) => {
   function correlations(protocol, target) {
     const found = new Map();
     for (const run of shownRuns()) {
+      const methods = shownMethods(run);
       for (const [ofProtocol, ofTarget, of, by, r] of run.scores ?? []) {
         const [method, predictor] = [named(of), named(by)];
-        if (ofProtocol !== protocol || ofTarget !== target || !allowed("method", method)) continue;
+        if (ofProtocol !== protocol || ofTarget !== target || !methods.includes(method)) continue;
         if (!found.has(predictor)) found.set(predictor, new Map());
         const own = found.get(predictor);
         if (!own.has(method)) own.set(method, []);
@@ -245,9 +255,10 @@ const makeData = (content, statistics) => {
   function fingerprints(protocol, predictor) {
     const byMethod = new Map();
     for (const run of shownRuns()) {
+      const methods = shownMethods(run);
       for (const [ofProtocol, by, of, metrics, values] of run.coefficients ?? []) {
         const method = named(of);
-        if (ofProtocol !== protocol || named(by) !== predictor || !allowed("method", method)) continue;
+        if (ofProtocol !== protocol || named(by) !== predictor || !methods.includes(method)) continue;
         if (!byMethod.has(method)) byMethod.set(method, new Map());
         const own = byMethod.get(method);
         metrics.forEach((metric, at) => {

@@ -26,21 +26,21 @@ class Gathered:
 
     Attributes:
         runs: finished analyses, the newest first.
-        repeated: the folders of runs of which there is a newer one of the same thing.
+        repeated: folder → the methods whose merges a newer run evaluated as well, and "" if it measured the metrics.
         other: folder → the settings in which this run differs from others, as text; empty where none differs.
         trainings: one row per checkpoint: its task and settings, test accuracies in [0, 1], seconds, GiB.
         left_out: sentences, each about a file or folder that could not be used.
     """
 
     runs: tuple[Run, ...]
-    repeated: frozenset[Path]
+    repeated: dict[Path, frozenset[str]]
     other: dict[Path, str]
     trainings: pd.DataFrame
     left_out: tuple[str, ...]
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row per analysis: `folder`, its facts, `other`, `pairs`, `methods`, `finished_at`, `repeated`."""
+        """One row per analysis: `folder`, facts, `other`, `pairs`, `methods`, `finished_at`, `repeated` (whether)."""
         rows = [
             {
                 "folder": run.folder,
@@ -49,11 +49,15 @@ class Gathered:
                 "pairs": len(run.pairs),
                 "methods": list(run.methods),
                 "finished_at": run.finished_at,
-                "repeated": run.folder in self.repeated,
+                "repeated": self.is_repeated(run),
             }
             for run in self.runs
         ]
         return pd.DataFrame(rows)
+
+    def is_repeated(self, run: Run) -> bool:
+        """Return whether newer runs evaluated all merges of a run, or, where it has none, measured its metrics."""
+        return self.repeated[run.folder] >= set(run.methods or [""])
 
     @property
     def outcomes(self) -> pd.DataFrame:
@@ -99,10 +103,13 @@ def gather(folders: Sequence[Path | str], progress: Progress = no_progress) -> G
         )
     # By time, and by path where that is unknown; a stable sort keeps equal times in the order of paths.
     runs.sort(key=lambda run: run.finished_at, reverse=True)
-    newest: dict[str, Path] = {}
+    newest: set[str] = set()
+    repeated = {}
     for run in runs:
-        newest.setdefault(run.identity, run.folder)
-    repeated = frozenset(run.folder for run in runs if newest[run.identity] != run.folder)
+        repeated[run.folder] = frozenset(
+            name for name, identity in run.identities.items() if identity in newest
+        )
+        newest.update(run.identities.values())
     return Gathered(tuple(runs), repeated, _other(runs), trainings, tuple(left_out))
 
 

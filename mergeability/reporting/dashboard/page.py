@@ -63,7 +63,7 @@ def _body(data: str, left_out: list[str]) -> str:
     return (
         '<div class="page wide"><aside aria-label="Contents and filters">'
         f'<nav aria-label="Contents"><ol>{contents}</ol></nav>'
-        '<details id="filter-box" open><summary>Filters</summary><form id="filters"></form></details></aside>'
+        '<details id="filter-box" open><summary>Filters</summary><div id="filters"></div></details></aside>'
         f'<main><h1>{_TITLE}</h1><p id="status" role="status"></p>{shown}</main></div>'
         f'<script type="application/json" id="dashboard-data">{data}</script>'
     )

@@ -84,7 +84,7 @@ const makePanels = (data, statistics, parts, style) => {
       table(
         own.tables[0],
         "Merged accuracy by group",
-        [...shown.map((name) => [heading(name), true]), ...["runs", "pairs", "mean", "± pairs", "worst", "median", "best"].map((name) => [name, false])],
+        [...shown.map((name) => [heading(name), true]), ...["runs", "pairs", "mean", "sd over pairs", "worst", "median", "best"].map((name) => [name, false])],
         rows.map((row) => [
           ...shown.map((name) => row.labels[names.indexOf(name)]),
           String(row.runs.size),
@@ -335,7 +335,7 @@ const makePanels = (data, statistics, parts, style) => {
         ["model", true, (run) => data.text(run.model)],
         ["penalty and λ", true, (run) => run.setting],
         ["seed", true, (run) => data.text(run.seed)],
-        ["variant", true, (run) => run.variant ?? "–"],
+        ["variant", true, (run) => run.variant || "–"],
         ["pairs", false, (run) => run.pairs.toLocaleString("en")],
         ["minutes", false, (run) => number(run.seconds === null ? null : run.seconds / 60, 1)],
         ["finished", true, (run) => time(run)],
@@ -359,7 +359,7 @@ const makePanels = (data, statistics, parts, style) => {
         ["model", true, (one) => data.text(one.model)],
         ["penalty and λ", true, (one) => one.setting],
         ["seed", true, (one) => data.text(one.seed)],
-        ["variant", true, (one) => one.variant ?? "–"],
+        ["variant", true, (one) => one.variant || "–"],
         ["accuracy", false, (one) => number(one.accuracy)],
         ["base accuracy", false, (one) => number(one.base_accuracy)],
         ["gain", false, (one) => number(gain(one))],

@@ -29,7 +29,7 @@ class Run:
         folder: where it lies.
         facts: `suite`, `model`, `penalty`, `strength`, `seed`, `variant`; None where the run has no such thing.
         settings: what else an outcome depends on: setting → its value as text.
-        identity: equal for two runs of the same thing.
+        identities: method → a digest, equal for runs that evaluated the same merges by it; "" → one for the metrics.
         finished_at: ISO time, empty where unknown.
         seconds: what its stages took together, NaN where unknown.
         methods: merge methods with outcomes.
@@ -47,7 +47,7 @@ class Run:
     folder: Path
     facts: Mapping[str, Any]
     settings: Mapping[str, str]
-    identity: str
+    identities: Mapping[str, str]
     finished_at: str
     seconds: float
     methods: tuple[str, ...]
@@ -94,15 +94,8 @@ def read_run(folder: Path) -> Run:
         folder=folder,
         facts=facts,
         settings=settings,
-        identity=digest(
-            [
-                facts,
-                settings,
-                tasks,
-                sorted(methods),
-                sorted(metrics),
-                _mapping(record.get("checkpoint_sha256")),
-            ]
+        identities=_identities(
+            [facts, tasks, _mapping(record.get("checkpoint_sha256"))], settings, methods, metrics
         ),
         finished_at=str(record.get("finished_at") or ""),
         seconds=float(sum(seconds)) if seconds else float("nan"),
@@ -143,6 +136,23 @@ def _settings(config: Mapping[str, Any]) -> dict[str, str]:
         **{f"profile.{name}": value for name, value in profile.items() if name != "memory_budget"},
     }
     return {name: _written(value) for name, value in _flat(nested) if not name.endswith("_target_")}
+
+
+def _identities(
+    models: Any, settings: Mapping[str, str], methods: Sequence[str], metrics: Sequence[str]
+) -> dict[str, str]:
+    """Hash what each method's outcomes depend on, and what the metrics do."""
+    shared = {name: value for name, value in settings.items() if not name.startswith("merge.")}
+    found = {"": digest([models, shared, sorted(metrics)])}
+    for method in methods:
+        # A suffix, such as that of a tuned scale, belongs to the outcome and not to the options.
+        own = {
+            name: value
+            for name, value in settings.items()
+            if name.startswith("merge.") and f"{method}_".startswith(f"{name.split('.')[1]}_")
+        }
+        found[method] = digest([models, shared, own, method])
+    return found
 
 
 def _flat(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
