@@ -22,7 +22,8 @@ examples:
 
 The page is one file that needs no network: filters by task, merge method, penalty, strength, seed, suite and model;
 merged accuracy, pairs, merged against single-task accuracy, predictions, fingerprints, and lists of analyses and
-trainings. --wandb makes the same panels in Weights & Biases from the runs that were logged there (extra `dashboards`).
+trainings. Hidden folders, wandb/ and the store are not searched. --wandb makes the same panels in Weights & Biases from
+the runs that were logged there (extra `dashboards`).
 """
 
 

@@ -283,6 +283,7 @@ def test_what_did_not_finish_is_named_and_the_store_is_not_searched(tmp_path, ou
     (tmp_path / "runs/killed/analyze.log").touch()
     written(tmp_path / "runs/demo.unfinished")
     written(tmp_path / "runs/.demo.x.partial")
+    written(tmp_path / "runs/done/wandb/run/files")
     written(tmp_path / "store/run")
     (tmp_path / "store/store.json").touch()
     (tmp_path / "loop").symlink_to(tmp_path)

@@ -10,8 +10,8 @@ from mergeability.errors import UserError
 _STORE = "store.json"
 _ANALYSIS, _PAIRS, _LOG = "run.json", "pairs.csv", "analyze.log"
 _CARD, _TRAINING_STATE = "card.json", "unfinished"
-# Never looked into: what a run keeps beside its results, and saved merges, whose cards are no trainings.
-_OTHER = {"merged", "wandb", "csv", "node_modules", "__pycache__"}
+# W&B keeps copies of run folders there, as artifacts.
+_COPIES = "wandb"
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Found:
 def find(folders: Sequence[Path]) -> Found:
     """Look for runs below some folders; each is found once, however often its folder is given.
 
-    The store, hidden folders and links to folders are not followed.
+    Not searched: the store, hidden folders, `wandb/` and links to folders.
 
     Raises:
         UserError: one of the folders does not exist.
@@ -53,7 +53,7 @@ def find(folders: Sequence[Path]) -> Found:
                 continue
             seen.add(real)
             _classify(folder, names, set(inner), found)
-            inner[:] = sorted(one for one in inner if not one.startswith(".") and one not in _OTHER)
+            inner[:] = sorted(one for one in inner if not one.startswith(".") and one != _COPIES)
     for paths in (found.analyses, found.cards, found.unfinished, found.unreadable):
         paths.sort()
     return found
