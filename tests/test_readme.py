@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
@@ -62,13 +63,14 @@ def words(command: str) -> list[str]:
 
 
 def test_the_readme_shows_the_commands_this_file_knows():
-    assert len(COMMANDS) == 24
+    assert len(COMMANDS) == 25
     assert COMMANDS[:2] == ["make demo", "make test"]
     makefile = (ROOT / "Makefile").read_text()
     assert all(f"\n{command.split()[1]}:" in makefile for command in COMMANDS[:2])
 
 
-PYTHON = [line for line in COMMANDS if line.startswith("python")]
+PYTHON = [line for line in COMMANDS if line.startswith("python") and not line.startswith("python -m")]
+MODULES = [line for line in COMMANDS if line.startswith("python -m")]
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +141,16 @@ def run_as_typed(line, smoke_root, command, tmp_path, monkeypatch, quicker):
         assert (root / "checkpoints/clip_mini/base/card.json").exists()
     if expected:
         assert (root / f"checkpoints/clip_mini/{expected}/seed-0/digits/card.json").exists()
+
+
+@pytest.mark.parametrize("line", MODULES)
+def test_every_module_runs(line, smoke_root, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(smoke_root / "checkpoints", tmp_path / "outputs/checkpoints")
+    _, _, module, *arguments = words(line)
+    assert import_module(module).main(arguments) == 0
+    assert "trainings: 4" in capsys.readouterr().out
+    assert (tmp_path / "outputs/dashboard.html").is_file()
 
 
 def as_described(trained, folder):

@@ -121,21 +121,40 @@ def embedded_json(value: Any) -> str:
 
 def page(title: str, lead: str, sections: Sequence[Section]) -> str:
     """Put sections on one page that needs no network: styles, scripts and data inside."""
-    resources = files("mergeability.reporting")
-    style = resources.joinpath("report.css").read_text(encoding="utf-8")
-    script = resources.joinpath("report.js").read_text(encoding="utf-8")
     contents = "".join(f'<li><a href="#{s.anchor}">{escape(s.heading)}</a></li>' for s in sections)
     body = "".join(
         f'<section id="{s.anchor}"><h2>{escape(s.heading)}</h2>{s.body}</section>' for s in sections
     )
+    return document(
+        title,
+        f'<div class="page"><nav aria-label="Contents"><ol>{contents}</ol></nav>'
+        f"<main><h1>{escape(title)}</h1>{lead}{body}</main></div>",
+        styles=["report.css"],
+        scripts=["plots.js", "report.js"],
+    )
+
+
+def document(title: str, body: str, styles: Sequence[str], scripts: Sequence[str]) -> str:
+    """Make an HTML document with Plotly inside.
+
+    Args:
+        title: of the document.
+        body: what it shows, already HTML.
+        styles: style sheets of this package, by their paths in it.
+        scripts: scripts of this package, which run in this order after Plotly.
+    """
+    style, script = (_resources(names) for names in (styles, scripts))
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{style}</style></head><body>"
-        f'<div class="page"><nav aria-label="Contents"><ol>{contents}</ol></nav>'
-        f"<main><h1>{escape(title)}</h1>{lead}{body}</main></div>"
+        f"<title>{escape(title)}</title><style>{style}</style></head><body>{body}"
         f"<script>{get_plotlyjs()}</script><script>{script}</script></body></html>\n"
     )
+
+
+def _resources(names: Sequence[str]) -> str:
+    package = files("mergeability.reporting")
+    return "\n".join(package.joinpath(name).read_text(encoding="utf-8") for name in names)
 
 
 def _columns(count: int, square: bool) -> str:

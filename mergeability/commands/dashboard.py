@@ -1,0 +1,122 @@
+"""All runs below a folder side by side: one HTML file with filters, or a workspace and a report in Weights & Biases."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mergeability.errors import UserError, printable
+from mergeability.members import members
+from mergeability.progress import track
+from mergeability.reporting.dashboard.content import NUMBERS
+from mergeability.reporting.dashboard.gather import gather
+from mergeability.reporting.dashboard.page import write_dashboard
+
+_NAME = "dashboard.html"
+_SHOWN = 5
+_EXAMPLES = """\
+examples:
+  python -m mergeability.commands.dashboard                             all runs below outputs
+  python -m mergeability.commands.dashboard outputs/runs --output all.html
+  python -m mergeability.commands.dashboard --wandb my-team/mergeability --methods ties tsv
+
+The page is one file that needs no network: filters by task, merge method, penalty, strength, seed, suite and model;
+merged accuracy, pairs, merged against single-task accuracy, predictions, fingerprints, and lists of analyses and
+trainings. Hidden folders, wandb/ and the store are not searched. --wandb makes the same panels in Weights & Biases from
+the runs that were logged there (extra `dashboards`).
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make a dashboard as the arguments of the command line say; return the exit code."""
+    parser = _parser()
+    asked = parser.parse_args(arguments)
+    if asked.methods and not asked.wandb:
+        parser.error("--methods belongs to --wandb; on the page, methods are chosen among its filters")
+    if asked.output and asked.wandb:
+        parser.error("--wandb writes no file: leave --output out")
+    try:
+        _save(asked) if asked.wandb else _write(asked)
+    except UserError as error:
+        sys.stderr.write(f"Error: {printable(str(error))}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted. Nothing was written.\n")
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mergeability.commands.dashboard",
+        description="Show all finished analyses and trainings below some folders side by side.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "folders", nargs="*", type=Path, metavar="FOLDER", help="where runs lie (default: outputs)"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help=f"the page (default: {_NAME} in the first folder)"
+    )
+    parser.add_argument(
+        "--numbers",
+        type=_positive,
+        default=NUMBERS,
+        metavar="N",
+        help="the most numbers that the page holds, about seven bytes each (default: %(default)s)",
+    )
+    wandb = parser.add_argument_group("Weights & Biases, in place of a page")
+    wandb.add_argument(
+        "--wandb", metavar="ENTITY/PROJECT", help="make the workspace and the report of this project"
+    )
+    wandb.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="METHOD",
+        help="merge methods that have panels (default: all of conf/merge, or those of the runs in FOLDER)",
+    )
+    wandb.add_argument(
+        "--predictor", default="ridge", help="the predictor whose correlations are shown (%(default)s)"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"expected a positive whole number, got {text!r}")
+    return int(text)
+
+
+def _write(asked: argparse.Namespace) -> None:
+    folders = asked.folders or [Path("outputs")]
+    gathered = gather(folders, track)
+    path = asked.output or folders[0] / _NAME
+    left_out = write_dashboard(gathered, path, asked.numbers, track)
+    for sentence in left_out[:_SHOWN]:
+        sys.stderr.write(f"{printable(sentence)}\n")
+    if len(left_out) > _SHOWN:
+        sys.stderr.write(f"{len(left_out) - _SHOWN} more: see the end of the page.\n")
+    sys.stdout.write(
+        f"{printable(str(path))}: analyses: {len(gathered.runs)}, trainings: {len(gathered.trainings)}, "
+        f"left out: {len(left_out)}.\n"
+    )
+
+
+def _save(asked: argparse.Namespace) -> None:
+    """Save the workspace and the report, which read what was logged: FOLDER only says which methods there are."""
+    from mergeability.reporting.dashboard.workspace import Project, save
+
+    methods = asked.methods
+    if methods is None and asked.folders:
+        runs = gather(asked.folders, track).runs
+        methods = list(dict.fromkeys(method for run in runs for method in run.methods))
+    project = Project.parse(
+        asked.wandb, list(members("merge")) if methods is None else methods, asked.predictor
+    )
+    for name, address in save(project).items():
+        sys.stdout.write(f"{name}: {printable(address)}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
