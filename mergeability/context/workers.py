@@ -156,8 +156,8 @@ def _on_ray(
     payload: bytes, items: Mapping[int, Any], address: str, *, on_gpu: bool
 ) -> Iterator[tuple[int, Outcome]]:
     """Yield places and outcomes in the order in which they are finished; Ray repeats the work of lost workers."""
-    import ray
-    import ray.exceptions
+    import ray  # pyright: ignore[reportMissingImports]
+    import ray.exceptions  # pyright: ignore[reportMissingImports]
 
     connect(address)
     shared = ray.put(payload)
@@ -184,7 +184,7 @@ def connect(address: str) -> None:
     Raises:
         UserError: nothing answers at the address.
     """
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     if ray.is_initialized():
         return
@@ -251,7 +251,7 @@ _held: list[Any] = []
 
 
 def _from_bytes(reference: list, place: int, item: Any) -> Outcome:
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     (one,) = reference
     if _loaded.name != str(one):

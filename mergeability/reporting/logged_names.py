@@ -51,7 +51,10 @@ REPORT: Final = "report"
 """The report of an analysis, as HTML."""
 
 VERDICT: Final = "verdict"
-"""The answer of an analysis, as text."""
+"""The answer of an analysis, as HTML."""
+
+VERDICT_TEXT: Final = "verdict_text"
+"""The answer of an analysis, as text, in its summary."""
 
 TASK: Final = "task.name"
 """Setting: the task of a training."""
@@ -114,6 +117,20 @@ def correlation(protocol: str, target: str, method: str, predictor: str) -> str:
         'r/loto/norm_acc/ties/ridge'
     """
     return f"r/{protocol}/{target}/{method}/{predictor}"
+
+
+def summarised(name: str, direction: str = "max") -> str:
+    """Name the value in the summary of a run of a number that is logged with the direction that is better.
+
+    Args:
+        name: of the number.
+        direction: `max` or `min`.
+
+    Examples:
+        >>> summarised("norm_acc_ties/mean")
+        'norm_acc_ties/mean.max'
+    """
+    return f"{name}.{direction}"
 
 
 def prediction_table(name: str) -> str:

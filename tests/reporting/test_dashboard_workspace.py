@@ -53,7 +53,7 @@ def test_the_panels_of_the_workspace(specification):
 def test_panels_read_the_names_that_runs_are_logged_under(specification):
     text = json.dumps(specification, ensure_ascii=False)
     for name in (
-        *(names.mean_outcome(target, method) for target in ("norm_acc", "acc") for method in PROJECT.methods),
+        *(names.summarised(names.mean_outcome(target, method)) for target in ("norm_acc", "acc") for method in PROJECT.methods),
         *(names.worst_outcome("norm_acc", method) for method in PROJECT.methods),
         *(names.correlation(protocol, "norm_acc", "ties", "ridge") for protocol in ("loto", "l2to")),
         *names.FIGURES, names.PAIRS, names.OWN_ACCURACY, names.TEST_ACCURACY, names.BASE_TEST_ACCURACY, names.SECONDS,
@@ -68,7 +68,7 @@ def test_merged_accuracy_is_grouped_by_strength_penalty_and_seed(specification):
     bars = specification["panelBankConfig"]["sections"][0]["panels"][:3]
     assert [bar["config"]["groupBy"] for bar in bars] == ["reg.value.lambda", "reg.value.name", "seed.value"]
     assert {tuple(bar["config"]["metrics"]) for bar in bars} == {
-        ("summary_metrics.norm_acc_ties/mean", "summary_metrics.norm_acc_tsv/mean")
+        ("summary_metrics.norm_acc_ties/mean.max", "summary_metrics.norm_acc_tsv/mean.max")
     }
     grouping = specification["runSets"][0]["grouping"]
     assert [one["name"] for one in grouping] == ["jobType", "reg.value.name", "reg.value.lambda"]

@@ -12,8 +12,8 @@ from mergeability.errors import UserError
 from mergeability.reporting import logged_names as names
 
 if TYPE_CHECKING:
-    import wandb_workspaces.reports.v2 as reports
-    import wandb_workspaces.workspaces as workspaces
+    import wandb_workspaces.reports.v2 as reports  # pyright: ignore[reportMissingImports]
+    import wandb_workspaces.workspaces as workspaces  # pyright: ignore[reportMissingImports]
 
 NAME = "Mergeability"
 """Of the workspace's view and of the report."""
@@ -111,9 +111,12 @@ def workspace(project: Project) -> "workspaces.Workspace":
             groupby=[ws.Metric("JobType"), ws.Config(names.PENALTY), ws.Config(names.STRENGTH)],
             pinned_columns=[
                 f"config:{_nested(names.SEED)}",
-                *(f"summary:{names.mean_outcome('norm_acc', method)}" for method in project.methods),
-                f"summary:{names.OWN_ACCURACY}",
-                f"summary:{names.VERDICT}",
+                *(
+                    f"summary:{names.summarised(names.mean_outcome('norm_acc', method))}"
+                    for method in project.methods
+                ),
+                f"summary:{names.summarised(names.OWN_ACCURACY)}",
+                f"summary:{names.VERDICT_TEXT}",
             ],
         ),
     )
@@ -174,8 +177,8 @@ def save(project: Project) -> Mapping[str, str]:
 def _library() -> tuple[Any, Any]:
     """Import `wandb-workspaces`: the modules of reports and of workspaces."""
     try:
-        import wandb_workspaces.reports.v2 as wr
-        import wandb_workspaces.workspaces as ws
+        import wandb_workspaces.reports.v2 as wr  # pyright: ignore[reportMissingImports]
+        import wandb_workspaces.workspaces as ws  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
             "--wandb needs wandb-workspaces. Install it: uv pip install 'mergeability[dashboards]'."
@@ -184,8 +187,14 @@ def _library() -> tuple[Any, Any]:
 
 
 def _merged(wr: Any, project: Project) -> Group:
-    means = [wr.SummaryMetric(names.mean_outcome("norm_acc", method)) for method in project.methods]
-    worst = [wr.SummaryMetric(names.worst_outcome("norm_acc", method)) for method in project.methods]
+    means = [
+        wr.SummaryMetric(names.summarised(names.mean_outcome("norm_acc", method)))
+        for method in project.methods
+    ]
+    worst = [
+        wr.SummaryMetric(names.summarised(names.worst_outcome("norm_acc", method)))
+        for method in project.methods
+    ]
     columns = [
         _column(wr, wr.Config(names.PENALTY), "penalty"),
         _column(wr, wr.Config(names.STRENGTH), "λ"),
@@ -243,8 +252,8 @@ def _trade_off(wr: Any, project: Project) -> Group:
         [
             wr.ScatterPlot(
                 title=f"{method}: merged against single-task accuracy",
-                x=wr.SummaryMetric(names.OWN_ACCURACY),
-                y=wr.SummaryMetric(names.mean_outcome("acc", method)),
+                x=wr.SummaryMetric(names.summarised(names.OWN_ACCURACY)),
+                y=wr.SummaryMetric(names.summarised(names.mean_outcome("acc", method))),
                 running_ymax=True,
             )
             for method in project.methods
@@ -257,7 +266,9 @@ def _predicted(wr: Any, project: Project) -> Group:
         wr.BarPlot(
             title=f"r of {project.predictor} for {situation}",
             metrics=[
-                wr.SummaryMetric(names.correlation(protocol, "norm_acc", method, project.predictor))
+                wr.SummaryMetric(
+                    names.summarised(names.correlation(protocol, "norm_acc", method, project.predictor))
+                )
                 for method in project.methods
             ],
         )

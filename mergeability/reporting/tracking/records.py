@@ -4,6 +4,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from mergeability.pipeline.result import Analysis
 from mergeability.pipeline.verdicts import verdict
 from mergeability.prediction.pair_table import TARGETS
 from mergeability.progress import Progress
+from mergeability.reporting import logged_names as names
 from mergeability.reporting.tracking.figures import figures_of
 from mergeability.reporting.tracking.guard import Guarded
 from mergeability.reporting.tracking.weights_and_biases import WandbLogger
@@ -66,7 +68,7 @@ def training_metrics(card: Mapping[str, Any]) -> dict[str, float]:
     found = {f"{split}_accuracy": value for split, value in (card.get("accuracy") or {}).items()}
     found |= {f"base_{split}_accuracy": value for split, value in (card.get("base_accuracy") or {}).items()}
     found |= {f"parameters/{name}": count for name, count in (card.get("parameters") or {}).items()}
-    found |= {name: card.get(name) for name in ("seconds", "images_per_second", "peak_memory_gib")}
+    found |= {name: card.get(name) for name in (names.SECONDS, "images_per_second", names.PEAK_MEMORY)}
     return {name: value for name, value in found.items() if isinstance(value, int | float)}
 
 
@@ -77,11 +79,11 @@ def summary_metrics(analysis: Analysis) -> dict[str, tuple[float, str]]:
     each predictor's r.
     """
     found: dict[str, tuple[float, str]] = {}
-    for column in (f"{target}_{method}" for target in TARGETS for method in analysis.methods):
-        values = analysis.pairs.get(column, pd.Series(dtype=float)).dropna()
+    for target, method in product(TARGETS, analysis.methods):
+        values = analysis.pairs.get(f"{target}_{method}", pd.Series(dtype=float)).dropna()
         if len(values):
-            found[key(f"{column}/mean")] = float(values.mean()), "max"
-            found[key(f"{column}/worst")] = float(values.min()), "max"
+            found[key(names.mean_outcome(target, method))] = float(values.mean()), "max"
+            found[key(names.worst_outcome(target, method))] = float(values.min()), "max"
     for column in ("finetuned_accuracy", "base_accuracy"):
         if column in analysis.models and analysis.models[column].notna().any():
             found[f"{column}/mean"] = float(analysis.models[column].mean()), "max"
@@ -89,11 +91,11 @@ def summary_metrics(analysis: Analysis) -> dict[str, tuple[float, str]]:
         # A protocol whose folds are single pairs has a correlation over all of them only.
         r = record["r_mean"] if record["r_mean"] is not None else record["r_beyond_mean"]
         if r is not None:
-            name = f"r/{record['protocol']}/{record['target']}/{record['method']}/{record['predictor']}"
-            found[key(name)] = float(r), "max"
+            one = (record[name] for name in ("protocol", "target", "method", "predictor"))
+            found[key(names.correlation(*one))] = float(r), "max"
     seconds = analysis.run.get("seconds") or {}
     if seconds:
-        found["seconds"] = float(sum(seconds.values())), "min"
+        found[names.SECONDS] = float(sum(seconds.values())), "min"
     return found
 
 
@@ -101,14 +103,14 @@ def tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
     """Collect the tables of an analysis that have rows."""
     prediction = {} if analysis.prediction is None else analysis.prediction.tables
     found = {
-        "pairs": analysis.pairs,
+        names.PAIRS: analysis.pairs,
         "sets": analysis.sets,
-        "models": analysis.models.reset_index() if len(analysis.models) else analysis.models,
+        names.MODELS: analysis.models.reset_index() if len(analysis.models) else analysis.models,
         "accuracies": analysis.accuracies,
         "alpha_curves": analysis.curves,
         "scores": analysis.scores,
         "transfer": analysis.transfer,
-        **{f"prediction/{name}": frame for name, frame in prediction.items()},
+        **{names.prediction_table(name): frame for name, frame in prediction.items()},
     }
     return {key(name): frame for name, frame in found.items() if len(frame)}
 
@@ -166,15 +168,15 @@ def _log_to_wandb(
     for name, frame in tables(analysis).items():
         run.log({name: wandb.Table(dataframe=_plain(frame))})
     for name, figure in figures_of(analysis).items():
-        run.log({f"figures/{name}": wandb.Plotly(figure)})
+        run.log({name: wandb.Plotly(figure)})
     text = str(verdict(analysis))
     run.log(
         {
-            "verdict": wandb.Html(verdict(analysis).html(), inject=False),
-            "report": wandb.Html(report.read_text(encoding="utf-8"), inject=False),
+            names.VERDICT: wandb.Html(verdict(analysis).html(), inject=False),
+            names.REPORT: wandb.Html(report.read_text(encoding="utf-8"), inject=False),
         }
     )
-    run.summary["verdict_text"] = text
+    run.summary[names.VERDICT_TEXT] = text
     used = {
         task: model_artifact_name(str(task), sha256)
         for task, sha256 in (analysis.run.get("checkpoint_sha256") or {}).items()
@@ -226,7 +228,7 @@ def _log_to_mlflow(inner: MLFlowLogger, analysis: Analysis, report: Path) -> Non
             client.log_artifact(run, str(file))
     for name, figure in figures_of(analysis).items():
         with tempfile.TemporaryDirectory() as folder:
-            page = Path(folder) / f"{name}.html"
+            page = Path(folder) / f"{Path(name).name}.html"
             figure.write_html(page, include_plotlyjs="cdn")
             client.log_artifact(run, str(page), "figures")
 
