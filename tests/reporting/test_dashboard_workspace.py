@@ -54,10 +54,10 @@ def test_panels_read_the_names_that_runs_are_logged_under(specification):
     text = json.dumps(specification, ensure_ascii=False)
     for name in (
         *(names.summarised(names.mean_outcome(target, method)) for target in ("norm_acc", "acc") for method in PROJECT.methods),
-        *(names.worst_outcome("norm_acc", method) for method in PROJECT.methods),
-        *(names.correlation(protocol, "norm_acc", "ties", "ridge") for protocol in ("loto", "l2to")),
-        *names.FIGURES, names.PAIRS, names.OWN_ACCURACY, names.TEST_ACCURACY, names.BASE_TEST_ACCURACY, names.SECONDS,
-        names.PEAK_MEMORY, names.REPORT, names.VERDICT, names.prediction_table("fingerprints"),
+        *(names.summarised(names.worst_outcome("norm_acc", method)) for method in PROJECT.methods),
+        *(names.summarised(names.correlation(protocol, "norm_acc", "ties", "ridge")) for protocol in ("loto", "l2to")),
+        *names.FIGURES, names.PAIRS, names.summarised(names.OWN_ACCURACY), names.TEST_ACCURACY, names.BASE_TEST_ACCURACY, names.SECONDS,
+        names.PEAK_MEMORY, names.REPORT, names.VERDICT_TEXT, names.prediction_table("fingerprints"),
     ):  # fmt: skip
         assert any(f'{before}{name}"' in text for before in ('"', "summary:", "summary_metrics.")), name
     for setting in ("reg.value.lambda", "reg.value.name", "task.value.name", "model.value.name"):
