@@ -51,7 +51,7 @@ def check_workers(workers: int | str, cores: int) -> None:
     Raises:
         UserError: it is neither, or Ray is not installed.
     """
-    if isinstance(workers, str):
+    if isinstance(workers, str) and not workers.strip().removeprefix("-").isdigit():
         if not workers.strip() or (workers != LOCAL_RAY and workers != "auto" and ":" not in workers):
             raise UserError(
                 f"Expected workers to be a number of processes or the address of a Ray cluster ({_ADDRESS_EXAMPLES}), "
@@ -62,7 +62,7 @@ def check_workers(workers: int | str, cores: int) -> None:
                 f"workers={workers} needs Ray, which is not installed. Run: uv pip install 'mergeability[ray]', or "
                 "choose a number of processes."
             )
-    elif isinstance(workers, bool) or workers < 1:
+    elif isinstance(workers, bool | str) or workers < 1:
         raise UserError(f"Expected workers to be a whole number of at least 1, got {workers}.")
     elif workers > cores:
         logger.warning(

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 
 from mergeability.pipeline.result import Analysis
 from mergeability.pipeline.verdicts import verdict
+from mergeability.prediction.csv_files import read_csv
 from mergeability.prediction.pair_table import TARGETS
 from mergeability.progress import Progress
 from mergeability.reporting import logged_names as names
@@ -138,6 +139,40 @@ def log_analysis(loggers: Sequence[Guarded], analysis: Analysis, report: Path) -
         elif isinstance(inner, TensorBoardLogger):
             one.attempt(lambda inner=inner: inner.experiment.add_text("verdict", f"{verdict(analysis)}"))
         one.save()
+
+
+def log_summary(loggers: Sequence[Guarded], page: Path) -> None:
+    """Log the summary of a sweep to W&B, and to MLflow: its page, and the tables beside it.
+
+    Args:
+        loggers: open ones.
+        page: the summary's page, in the sweep's folder.
+    """
+    files = sorted(path for path in page.parent.glob("*.csv"))
+    for one in loggers:
+        inner = one.inner
+        if isinstance(inner, WandbLogger):
+            one.attempt(lambda inner=inner: _summarise_in_wandb(inner, page, files))
+        elif isinstance(inner, MLFlowLogger):
+            for file in (page, *files):
+                one.attempt(
+                    lambda inner=inner, file=file: inner.experiment.log_artifact(inner.run_id, str(file))
+                )
+
+
+def _summarise_in_wandb(inner: WandbLogger, page: Path, files: Sequence[Path]) -> None:
+    import wandb
+
+    run: wandb.Run = inner.experiment  # type: ignore[assignment]
+    artifact = wandb.Artifact(f"summary-{run.id}", type="summary")
+    for file in (page, *files):
+        artifact.add_file(str(file))
+    for file in files:
+        table = read_csv(file, keep_default_na=True)
+        if len(table):
+            run.log({key(file.stem): wandb.Table(dataframe=_plain(table))})
+    run.log({names.SUMMARY: wandb.Html(page.read_text(encoding="utf-8"), inject=False)})
+    run.log_artifact(artifact)
 
 
 def tracked_progress(progress: Progress, loggers: Sequence[Guarded]) -> Progress:
