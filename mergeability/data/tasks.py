@@ -77,7 +77,7 @@ class Task:
             )
 
     def empty(self, split: Split) -> UserError:
-        """Return the error that a split has no images."""
+        """Return the error raised when a split is empty."""
         return UserError(f"Task {self.name!r}: its {split} split is empty. Ask its source for images.")
 
     def _check_source(self) -> None:

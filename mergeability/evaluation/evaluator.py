@@ -101,7 +101,7 @@ class Evaluator:
     def hits(
         self, weights: Mapping[str, Any], state: Callable[[], Mapping[str, Tensor]], tasks: Sequence[str]
     ) -> dict[str, Bool[np.ndarray, " N"]]:
-        """Say of each test image whether it was classified right; known only where `subset` is set."""
+        """Return for each test image whether it was classified correctly; known only if `subset` is set."""
         records = self._records(weights, state, tasks, "test")
         return {task: _unpacked(one["hits"], one["images"]) for task, one in records.items() if "hits" in one}
 
@@ -128,7 +128,7 @@ class Evaluator:
         return found
 
     def key(self, task: str) -> dict[str, Any]:
-        """Return what a value depends on besides weights and images: head, encoder, device and precision."""
+        """Return the parts of a store key other than weights and images: head, encoder, device and precision."""
         found: dict[str, Any] = {
             "head": tensors_hash({"head": self.heads[task]}),
             "encoder": self._architecture,
@@ -142,7 +142,7 @@ class Evaluator:
     def recalibrated(
         self, state: Mapping[str, Tensor], images: Tensor, tasks: Sequence[str]
     ) -> dict[str, Tensor]:
-        """Return a state dict with batch-norm statistics estimated anew on preprocessed images."""
+        """Return a state dict whose batch-norm statistics are re-estimated on preprocessed images."""
         self._swap_in(state, tasks)
         found = recalibrate_batchnorm(self._encoder, images.to(self.device))
         prefix = PREFIX if any(name.startswith(PREFIX) for name in state) else ""
@@ -259,7 +259,7 @@ def _unpacked(hits: str, count: int) -> Bool[np.ndarray, " N"]:
 
 
 def pixel_accuracy(train: Images, validation: Images, test: Images, store: Store) -> float:
-    """Return the test accuracy of multinomial logistic regression on raw pixels: what needs no representation.
+    """Return the test accuracy of multinomial logistic regression on raw pixels, a baseline without representation.
 
     Pixels are scaled to [-1, 1]; the L2 penalty is the one of two that does better on the validation images.
     """

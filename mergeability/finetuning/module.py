@@ -140,8 +140,8 @@ class FineTuningModule(pl.LightningModule):
         """
         if self.settings.compile and self._second_order:
             raise UserError(
-                "A compiled encoder has no second derivative, which this penalty takes: leave out "
-                "training.compile=true, or choose reg.penalty.estimator=finite_difference."
+                "This penalty needs second derivatives, which torch.compile does not support: remove "
+                "training.compile=true, or set reg.penalty.estimator=finite_difference."
             )
         if self.settings.compile:
             # Beside the encoder, whose names in the checkpoint stay what they are.

@@ -45,7 +45,7 @@ def fixed_alpha(method: MergeMethod, task_vectors: TaskVectors) -> float:
 
 
 def published_alpha(method: MergeMethod, task_vectors: TaskVectors) -> tuple[float, bool]:
-    """Return the published scale and True, or 1 and False where there is none."""
+    """Return the published scale and True; 1 and False if no scale was published."""
     return method.published_alpha(task_vectors) if isinstance(method, HasPublishedAlpha) else (1.0, False)
 
 

@@ -17,7 +17,7 @@ from mergeability.task_vectors.vectors import TaskVectors
 
 @dataclass(frozen=True)
 class Breadcrumbs:
-    """Drop the largest and the smallest entries of every tensor of every model, and add up what is left.
+    """Drop the largest and smallest entries of every tensor of every model, and sum the rest.
 
     Of D entries in the order of their magnitudes the first ⌊smallest·D⌋ and the last ⌊largest·D⌋ are dropped.
     Of equal magnitudes either all or none are: one that is as large as a kept entry is kept too.

@@ -52,7 +52,7 @@ class HasPublishedAlpha(Protocol):
     """A method whose authors published scales by architecture and number of models."""
 
     def published_alpha(self, task_vectors: TaskVectors) -> tuple[float, bool]:
-        """Return the published scale and True, or 1 and False where there is none."""
+        """Return the published scale and True; 1 and False if no scale was published."""
         ...
 
 

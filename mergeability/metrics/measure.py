@@ -25,7 +25,7 @@ def measure(
     *,
     on_error: str = "raise",
 ) -> pd.DataFrame:
-    """Measure every pair of models: a table indexed by (task_a, task_b) in task order, one column a metric.
+    """Measure every pair of models: a table indexed by (task_a, task_b) in task order, one column per metric.
 
     What a metric leaves undefined (a model equal to its base has no direction) is NaN. The sentences in
     `table.attrs["failures"]` and `table.attrs["undefined"]` say which values are NaN, and why.
@@ -65,8 +65,8 @@ def _check_data(metrics: Mapping[str, Metric]) -> None:
     needing = [name for name, metric in metrics.items() if traits_of(metric).needs_data]
     if needing:
         raise UserError(
-            f"{len(needing)} of the {len(metrics)} metrics need images and heads, such as {needing[0]}, and there "
-            "are none. Ask for the metrics of weight space only: metric=weights, or names as in "
+            f"{len(needing)} of the {len(metrics)} metrics require images and heads, for example {needing[0]}, but "
+            "none were given. Request weight-space metrics only: metric=weights, or names as in "
             "metric=[weights,sign_conflict]."
         )
 

@@ -15,7 +15,7 @@ _CATEGORIES = {"encoder_gradient": "gradient", "input_gradient": "gradient"}
 
 @dataclass(frozen=True)
 class Traits:
-    """What is known of a metric besides its values.
+    """Properties of a metric: category, symmetry, range and the data it needs.
 
     Attributes:
         category: what it looks at; of a metric with a `view` other than the task vector, the view decides.

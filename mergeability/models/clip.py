@@ -55,8 +55,8 @@ class ClipModel:
             self._check_tag(self.architecture)
         elif self.pretrained is not None and not self.is_from_file:
             raise UserError(
-                f"Model {self.name!r}: open_clip has no weights {self.pretrained!r} for an architecture of "
-                "one's own. Set model.pretrained=null, or give a file with the weights of both towers."
+                f"Model {self.name!r}: open_clip has no weights {self.pretrained!r} for a custom "
+                "architecture. Set model.pretrained=null, or give a file with the weights of both towers."
             )
 
     @property
@@ -143,7 +143,7 @@ class ClipModel:
         return center_crop(resized, [size, size])
 
     def normalise(self, images: UInt8[Tensor, "N 3 size size"]) -> Float[Tensor, "N 3 size size"]:
-        """Scale to [0, 1] and normalise by the mean and deviation of each colour."""
+        """Scale to [0, 1] and normalise by each channel's mean and standard deviation."""
         mean = torch.tensor(self.mean, device=images.device)[:, None, None]
         std = torch.tensor(self.std, device=images.device)[:, None, None]
         return (images.float() / 255 - mean) / std

@@ -74,7 +74,7 @@ class OwnModel:
         wrong = [one for one in given.get("templates", ()) if "{}" not in str(one)]
         if wrong:
             raise UserError(
-                f"suite.models.{name}: the template {wrong[0]!r} has no {{}} for the name of a class."
+                f"suite.models.{name}: the template {wrong[0]!r} lacks the placeholder {{}} for the class name."
             )
         return cls(**given)
 

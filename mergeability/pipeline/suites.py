@@ -1,4 +1,4 @@
-"""What can be analysed: tasks whose models `train.py` made, bare checkpoints from one base, or a table of pairs."""
+"""Inputs of an analysis: tasks with models trained by `train.py`, bare checkpoints of one base, or a table of pairs."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -78,7 +78,7 @@ class TaskSuite:
         object.__setattr__(self, "tasks", {name: self.tasks[given] for name, given in names.items()})
 
     def folder(self, task: str) -> Path:
-        """Say where a task's model lies."""
+        """Return the folder of a task's model."""
         return Path(self.checkpoints) / self.trained / task
 
     @property
@@ -125,7 +125,7 @@ class TaskSuite:
         return all((self.folder(task) / f"{name}.safetensors").is_file() for name in ("model", "head"))
 
     def heads(self) -> dict[str, Tensor]:
-        """Read the frozen heads stored beside the models."""
+        """Read the frozen heads stored next to the models."""
         return {name: checkpoints.load(self.folder(name) / "head.safetensors")["head"] for name in self.tasks}
 
 
@@ -215,7 +215,7 @@ class TableSuite:
     extra_metrics: Sequence[str] | None = None
 
     def file(self) -> PairFile:
-        """Read the table, with sentences about what was left out or converted.
+        """Read the table; also return remarks on skipped or converted parts.
 
         Raises:
             UserError: there is no such file, or it is not such a table.

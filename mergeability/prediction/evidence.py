@@ -1,4 +1,4 @@
-"""The study of predictors with evidence of their own, on the same pairs as those that look at the metrics."""
+"""The study of predictors that use their own evidence, on the same pairs as predictors that use the metrics."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ _STRENGTH = 0.1
 
 @dataclass(frozen=True)
 class OwnEvidence:
-    """What predictors with evidence of their own came to.
+    """Results of predictors that use their own evidence.
 
     Attributes:
         result: their scores and predictions.

@@ -117,7 +117,7 @@ def ridge_evidence(name: str, table: PairTable, methods: Sequence[str], target: 
 
 
 def probe_evidence(table: PairTable, methods: Sequence[str], target: str) -> Evidence | None:
-    """Take each method's probe as the estimate of its outcome; None where the table has no probes.
+    """Take each method's probe as the estimate of its outcome; None if the table contains no probes.
 
     The columns are shares in [0, 1], and that is their range: nothing is extrapolated.
     """

@@ -76,7 +76,7 @@ class StudySettings:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known in addition to the pair table.
+    """Information in addition to the pair table.
 
     Attributes:
         ranges: metric → its lowest and highest value.

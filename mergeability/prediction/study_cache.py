@@ -49,7 +49,7 @@ def libraries() -> dict[str, str]:
 
 
 def to_record(result: PredictionResult) -> dict[str, Any]:
-    """Write a result as JSON-able lists, what is undefined as null."""
+    """Convert a result to JSON-compatible lists, undefined values to null."""
     frames = {name: getattr(result, name) for name in ("folds", "predictions", "coefficients")}
     return {
         "records": result.records,

@@ -1,4 +1,4 @@
-"""What is known about each model, as T×T matrices: the evidence that every metric is arithmetic on."""
+"""Profiles of models as T×T matrices, from which every metric is computed by arithmetic."""
 
 import copy
 from collections.abc import Iterable
@@ -66,7 +66,7 @@ class Profiles:
         self._found: dict[Evidence[Any], Any] = {}
 
     def select(self, tasks: Iterable[str]) -> "Profiles":
-        """Return the same evidence for some of the tasks, in the order given; what is stored is shared.
+        """Return the same evidence for some of the tasks, in the given order; stored values are shared.
 
         Raises:
             UserError: a task is unknown, named twice, or none is named.
@@ -91,7 +91,7 @@ class Profiles:
 
     @property
     def data_key(self) -> dict[str, Any]:
-        """What everything made from the models' own samples and heads depends on besides the models."""
+        """The parts of store keys, other than the models, of everything computed from the models' samples and heads."""
         return gradients.data_key(self.subject)
 
     def gram(self, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:

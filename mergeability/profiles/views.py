@@ -89,7 +89,7 @@ class Views:
         return Inputs.joined([self.samples(task) for task in self._pool_tasks])
 
     def gradient_key(self, task: str) -> dict[str, Any]:
-        """Return what a task's gradients depend on besides the model."""
+        """Return the parts of the store key of a task's gradients other than the model."""
         return {
             "encoder": self.architecture,
             "head": tensors_hash({"head": self.head(task)}),
@@ -98,7 +98,7 @@ class Views:
 
     @cached_property
     def activation_key(self) -> dict[str, Any]:
-        """What activations depend on besides the model."""
+        """The parts of the store key of activations other than the model."""
         pool = [self.samples(task).without_labels().fingerprint for task in self._pool_tasks]
         layer = last_layer(self.encoder) if self.layer is None else self.layer
         return {"encoder": self.architecture, "layer": layer, "pool": pool}

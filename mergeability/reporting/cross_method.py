@@ -1,4 +1,4 @@
-"""What several analysis runs found, side by side: one row a method."""
+"""Results of several analysis runs side by side, one row per method."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ _STYLE = (
 
 @dataclass(frozen=True)
 class CrossMethodSummary:
-    """One row a method, one row a pair of methods, and what is missing.
+    """One row per method, one row per pair of methods, and what is missing.
 
     `methods` has the mean and worst outcome of each method and `r_<predictor>` for the default target;
     `agreement` the shares `top5_overlap` and `sign_agreement` of every two methods for each predictor and
@@ -100,12 +100,12 @@ def cross_method_summary(run_folders: Sequence[Path | str]) -> CrossMethodSummar
     missing: list[str] = []
     for folder in map(Path, run_folders):
         if not (folder / "pairs.csv").is_file():
-            missing.append(f"{folder.name} has no pairs.csv: that run did not finish.")
+            missing.append(f"{folder.name} contains no pairs.csv: the run did not finish.")
             continue
         pairs = read_csv(folder / "pairs.csv", dtype={"task_a": str, "task_b": str}, keep_default_na=True)
         found.append((folder.name, pairs, _records(folder), _coefficients(folder)))
         if not outcome_methods(pairs):
-            missing.append(f"{folder.name} has no outcomes.")
+            missing.append(f"{folder.name} contains no outcomes.")
     counts = pd.Series(
         [m for _, pairs, _, _ in found for m in outcome_methods(pairs)], dtype=object
     ).value_counts()
@@ -188,6 +188,6 @@ def _cells(row: Sequence[Any]) -> list[str]:
 
 
 def write_summary(folder: Path, run_folders: Sequence[Path], beside: Sequence[Path] = ()) -> Path:
-    """Summarise the finished jobs of a sweep, and earlier ones beside them; return the page's path."""
+    """Summarise the finished jobs of a sweep together with earlier ones; return the page's path."""
     cross_method_summary([*beside, *run_folders]).save(folder)
     return folder / "summary.html"

@@ -52,19 +52,19 @@ def single_metrics(analysis: Analysis) -> Section | None:
                 grids["r"],
                 [figures.label(metric) for metric in metrics],
                 methods,
-                {"p by relabelling": grids["p"], "usual p": grids["p_usual"]},
+                {"p, permutation test": grids["p"], "usual p": grids["p_usual"]},
                 "r",
             )
         ]
     body = paragraphs(
-        "Correlation of each metric alone with the outcome, over all pairs that have both. The usual p-value"
-        " takes pairs"
-        " for independent, which those that share a task are not; the other compares with relabelled tasks.",
+        "Correlation of each single metric with the outcome, over all pairs that have both. The usual p-value "
+        "assumes independent pairs, but pairs that share a task are dependent; the other p-value comes from a "
+        "permutation test that permutes the tasks.",
         note=True,
     )
     body += figure_block("single", plots, [target_choice(analysis)])
     columns = {
-        "method": "method", "target": "target", "r": "r", "p_usual": "usual p", "p": "p, relabelled",
+        "method": "method", "target": "target", "r": "r", "p_usual": "usual p", "p": "p, permutation test",
         "n_pairs": "pairs",
     }  # fmt: skip
     body += folded("As a table", table(single.set_index("metric"), columns, "metric", ["method", "target"]))
@@ -91,9 +91,9 @@ def category_ablation(analysis: Analysis) -> Section | None:
             for grid, title in zip(grids, ("change of r without it", "r with nothing else"), strict=True)
         ]
     body = paragraphs(
-        "Ridge refitted without each category of metrics (left: the change of its r; below 0 the category is"
-        " missed), and"
-        " with nothing else (right). For both new, r is that beyond the training mean.",
+        "Ridge refitted without each category of metrics (left: change in r; below 0 the category is needed) and "
+        "with that category alone (right). For two new tasks (leave two tasks out), r is the correlation beyond "
+        "the training mean.",
         note=True,
     )
     situations: Choice = (

@@ -114,7 +114,7 @@ def _without_markup(part: Any, names: bool = False) -> Any:
 
 
 def embedded_json(value: Any) -> str:
-    """Write JSON that cannot end the script element it stands in; what is undefined is null."""
+    """Write JSON that cannot close its script element; undefined values become null."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"), default=str)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 

@@ -23,7 +23,7 @@ def target_choice(analysis: Analysis) -> Choice:
 
 
 def study_table(analysis: Analysis, name: str) -> pd.DataFrame:
-    """Return a table of the study by its name; empty where there is none."""
+    """Return a table of the study by its name; empty if it does not exist."""
     prediction = analysis.prediction
     return pd.DataFrame() if prediction is None else prediction.tables.get(name, pd.DataFrame())
 
@@ -38,13 +38,13 @@ def study_records(analysis: Analysis, situation: str) -> list[dict[str, Any]]:
 
 
 def first_protocol(analysis: Analysis, situation: str) -> str:
-    """Return the first protocol of a situation; empty where there is none."""
+    """Return the first protocol of a situation; empty if there is no such protocol."""
     records = analysis.prediction.records if analysis.prediction is not None else []
     return next((record["protocol"] for record in records if record["situation"] == situation), "")
 
 
 def predictor_choice(analysis: Analysis, rows: pd.DataFrame) -> Choice:
-    """Offer the best predictor first: what is seen without choosing should be the main result."""
+    """Offer the best predictor first, so that the default view shows the main result."""
     names: Sequence[str] = list(dict.fromkeys(rows["predictor"].astype(str)))
     shown = [record for record in study_records(analysis, KNOWN_PARTNER) if record["predictor"] in names]
     best = best_predictor(shown, str(rows["target"].iloc[0]))

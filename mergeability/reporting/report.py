@@ -1,4 +1,4 @@
-"""The report: one HTML file that opens offline and says first what was found."""
+"""The report: one HTML file that opens offline and starts with the findings."""
 
 import json
 from html import escape

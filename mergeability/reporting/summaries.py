@@ -78,7 +78,7 @@ def method_table(pairs: pd.DataFrame, methods: Sequence[str], alphas: Mapping[st
 
 
 def scale_table(analysis: Analysis) -> pd.DataFrame:
-    """Put each method's own scale beside the tuned one: one row a method that has both, best tuned mean first.
+    """Put each method's own scale beside the tuned one: one row per method that has both, best tuned mean first.
 
     Columns: `alpha`, `mean`, `worst` at the method's own scale, `tuned_alpha`, `tuned_mean`, `tuned_worst`, and
     `unlabelled_alpha`, … where the scale was chosen without labels; mean and worst over pairs, of normalised
@@ -147,7 +147,7 @@ def record_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def known_partner(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Keep the records of folds that leave one task out, which have a correlation of their own."""
+    """Keep the records of leave-one-task-out folds, each of which has its own correlation."""
     return [record for record in records if record["situation"] == KNOWN_PARTNER]
 
 
@@ -204,7 +204,7 @@ def pair_extremes(
 
 
 def summary_table(analysis: Analysis) -> "Table":
-    """Lay out one row a method for the terminal: mean and worst outcome, best predictor's and additive r."""
+    """Lay out one row per method for the terminal: mean and worst outcome, best predictor's and additive r."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -240,7 +240,7 @@ def number(value: Any, digits: int = 3) -> str:
 def record_r(
     records: Sequence[Mapping[str, Any]], method: str, target: str, predictor: str | None
 ) -> float | None:
-    """Return the correlation of a method's best predictor, or of the one named; None where there is none."""
+    """Return the correlation of a method's best predictor, or of the named one; None if there is none."""
     wanted = (method, target, predictor)
     return next(
         (r["r_mean"] for r in known_partner(records) if (r["method"], r["target"], r["predictor"]) == wanted),

@@ -38,7 +38,7 @@ _CHECKED: set[tuple[Path, int, int, int]] = set()
 
 @dataclass
 class Made:
-    """What was computed while somebody looked: for a store elsewhere to take.
+    """Entries computed while a store was collecting, to be filed by another store.
 
     Attributes:
         computed: how many entries of each kind were computed.
@@ -91,13 +91,13 @@ class Store:
         return hash_without_seal(path)
 
     def path(self, kind: str, key: Mapping[str, Any], suffix: str) -> Path:
-        """Say where an entry lies: `<root>/<kind>/<2 digits>/<64 digits><suffix>`.
+        """Return the path of an entry: `<root>/<kind>/<2 digits>/<64 digits><suffix>`.
 
         Raises:
             UserError: the store lives in memory.
         """
         if self.root is None:
-            raise UserError("A store in memory has no files: give it a folder.")
+            raise UserError("A store in memory has no files. Create it with a folder.")
         name = digest(key)
         return self.root / kind / name[:2] / f"{name}{suffix}"
 
@@ -263,7 +263,7 @@ class Store:
         """Check an entry; say whether it has a checksum, without which only old ones are believed."""
         sealed = entry.check()
         if not sealed and entry.path.stat().st_mtime_ns >= self._folder.adopts_before:
-            raise DamagedError(entry.path, "it has no checksum")
+            raise DamagedError(entry.path, "its checksum is missing")
         return sealed
 
     def _adopt(self, folder: StoreFolder, entry: StoreEntry) -> None:

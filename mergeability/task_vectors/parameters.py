@@ -104,7 +104,7 @@ def assembled(
     parts: dict[str, list[str]] = {}
     for name in merged:
         if name not in parameters:
-            raise UserError(f"'{name}' is none of the models' parameters.")
+            raise UserError(f"'{name}' is not a parameter of the models.")
         parts.setdefault(parameters[name].tensor, []).append(name)
     whole = {}
     for tensor, names in parts.items():

@@ -64,7 +64,9 @@ class TaskVectors(Deltas):
         found = matched(base, completed, Chosen.of(include, exclude))
         models = found.models
         if not any(base.dtypes[name].is_floating_point for name in base.names):
-            raise UserError(f"{base.path} has no floating-point tensor: expected the weights of a model.")
+            raise UserError(
+                f"{base.path} contains no floating-point tensor: expected the weights of a model."
+            )
         store = Store(None) if store is None else store
         with ThreadPoolExecutor() as pool:
             base_hash, *files = pool.map(lambda one: file_hash(one, store), [base, *models.values()])

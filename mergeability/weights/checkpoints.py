@@ -131,7 +131,7 @@ class Checkpoint:
             raise UserError(f"{owner}: {error}") from error
 
     def completed(self, base: "Checkpoint") -> "Checkpoint":
-        """Return this checkpoint with the base's projection where it has none and the base has one."""
+        """Return this checkpoint with the base's projection added if only the base has one."""
         if PROJECTION in self.shapes or PROJECTION not in base.shapes or not _is_tower(self.names):
             return self
         whole = copy.copy(self)

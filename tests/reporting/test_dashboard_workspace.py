@@ -24,7 +24,7 @@ PANELS = {
         "ties: merged against single-task accuracy", "tsv: merged against single-task accuracy",
     ],
     "Predicted against measured": [
-        "Predicted against measured", "r of ridge for a known partner", "r of ridge for two new tasks",
+        "Predicted against measured", "r of ridge for one new task", "r of ridge for two new tasks",
     ],
     "Fingerprints of the methods": ["Coefficients", "Agreement of methods", "Table of agreement"],
     "Trainings": [

@@ -143,7 +143,7 @@ class ImageSource:
         return []
 
     def say(self, split: Split, about_pixels: Sequence[str] = ()) -> None:
-        """Log once what is left out of a split, which classes it lacks, and what decoding changed."""
+        """Log once which images of a split were skipped, which classes it lacks, and what decoding changed."""
         for remark in [*self.left_out(split), *self._lacking(split), *about_pixels]:
             self._say_once(f"{self.classes.task}, {split}: {remark}")
 

@@ -48,7 +48,7 @@ class GradMagnitude(Penalty):
 
     @property
     def second_order(self) -> bool:
-        """Say whether the loss is differentiated twice."""
+        """Return whether the loss is differentiated twice."""
         return self.estimator == "exact"
 
     def gradients(self, step: Step) -> tuple[tuple[Tensor, ...], Float[Tensor, ""]]:

@@ -36,7 +36,7 @@ class WeightedSum(Penalty):
         names = [term.name for term in self._used.values()]
         if not names:
             raise UserError(
-                "reg.penalty.terms has no term of a weight above 0: set one, as in "
+                "Expected at least one term of reg.penalty.terms with a weight above 0. Set one, for example "
                 "reg.penalty.terms.l2_to_init.strength=1."
             )
         if len(set(names)) < len(names) or self.name in names:

@@ -1,4 +1,4 @@
-"""Task effects first, then metrics for what is left: does the pair matter beyond who is in it?"""
+"""Task effects first, then metrics for the residuals: does the pair matter beyond its two tasks?"""
 
 from collections.abc import Sequence
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Predictors with evidence of their own: they look at few named columns of the table instead of at its metrics.
+"""Predictors that use a few named columns of the table instead of its metrics.
 
 Twenty-eight noisy metrics in one ridge drown a good one; so what is known of each model alone, what models answer on
 unlabelled images, and probes of the merge itself are each studied beside the metrics, not among them.
@@ -24,7 +24,7 @@ _NEXT_TO_NONE = 1e-9
 
 
 class Known(Ridge):
-    """Ridge on what is known of each model alone: how well the base already does the task.
+    """Ridge on per-model evidence: how well the base already does the task.
 
     The mean over the pair of base accuracy over fine-tuned accuracy, or, where not all pairs have it, the base's
     agreement with the fine-tuned models on unlabelled images. A baseline: it knows nothing of the pair.

@@ -50,7 +50,7 @@ def validated(
     folds: Sequence[InnerFold],
     weights: Callable[[Sums], Float[np.ndarray, "F S m K"]],
 ) -> Iterator[Validation]:
-    """Fit every fold for every strength, and yield what is predicted for its validation rows."""
+    """Fit every fold for every strength, and yield the predictions for its validation rows."""
     for start in range(0, len(folds), _BATCH):
         batch = folds[start : start + _BATCH]
         moments = Moments(X, Y, training_masks(batch, len(X)))

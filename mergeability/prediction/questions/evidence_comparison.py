@@ -138,7 +138,9 @@ def compare_evidence(
     """
     methods = outcome_methods(pairs, targets) if methods is None else list(methods)
     if not methods:
-        raise UserError("Evidence is compared by outcomes of merges, and this table has none: set merge=….")
+        raise UserError(
+            "Comparing evidence requires outcomes of merges, but this table contains none: set merge=…."
+        )
     populations, notes = _populations(pairs, groups)
     rows, without, found = [], [], {}
     for one in populations:

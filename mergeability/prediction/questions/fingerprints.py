@@ -10,7 +10,7 @@ TOP = 5
 
 
 def fingerprints(coefficients: pd.DataFrame) -> pd.DataFrame:
-    """Compare the fold-averaged coefficients of every two methods: one row a pair of methods.
+    """Compare the fold-averaged coefficients of every two methods: one row per pair of methods.
 
     `coefficients` has the columns `method`, `metric` and `coefficient`, one row a fold and metric, of one
     predictor and one target. The result has `method_a`, `method_b`, `top5_overlap` and `sign_agreement`,

@@ -87,7 +87,7 @@ class Fold:
 
 @dataclass
 class Folds:
-    """All folds of a protocol, and sentences about what was left out."""
+    """All folds of a protocol, and remarks on what was left out."""
 
     folds: list[Fold] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -82,7 +82,7 @@ class _Splitter(ABC):
 
 @dataclass(frozen=True)
 class LeaveOneTaskOut(_Splitter):
-    """Train on the pairs without one task and validate on the pairs with it; one fold a task.
+    """Train on the pairs without one task and validate on the pairs with it; one fold per task.
 
     With all pairs of T tasks: (T-1)(T-2)/2 training and T-1 validation pairs a fold (171 and 19 for T = 20).
     A task without any row gives no fold, nor does one that leaves no training row.
@@ -103,7 +103,7 @@ class LeaveOneTaskOut(_Splitter):
 
 @dataclass(frozen=True)
 class LeaveTwoTasksOut(_Splitter):
-    """Validate each pair alone, by a fit on the pairs that share neither of its tasks; one fold a pair.
+    """Validate each pair alone, by a fit on the pairs that share neither of its tasks; one fold per pair.
 
     With all pairs of T tasks: (T-2)(T-3)/2 training pairs a fold (153 for T = 20). The honest test for two
     models that nobody has merged before. A single pair has no correlation: the folds' predictions are pooled.

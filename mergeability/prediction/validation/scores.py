@@ -1,4 +1,4 @@
-"""How well predicted outcomes agree with measured ones. What is undefined is NaN."""
+"""Agreement of predicted with measured outcomes. Undefined scores are NaN."""
 
 from collections.abc import Callable
 

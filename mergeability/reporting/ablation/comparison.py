@@ -28,7 +28,7 @@ _PAIR = ["task_a", "task_b"]
 
 @dataclass(frozen=True)
 class Ablation:
-    """What was found.
+    """Results of an ablation.
 
     Attributes:
         merges: one row a setting, method (and the mean over methods) and target: `value`, `plain`, `change` and its

@@ -42,7 +42,7 @@ class Run:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Say in columns which run it is."""
+        """Identify the run in columns."""
         return {
             "setting": self.setting,
             "penalty": self.penalty,
@@ -106,12 +106,12 @@ def _conditions(config: dict[str, Any], models: pd.DataFrame, pairs: pd.DataFram
 
 
 def differences(run: Run, other: Run) -> list[str]:
-    """Name the conditions that two runs do not share; a method that one of them did not use is none."""
+    """List the conditions in which two runs differ; a method used by only one of them does not count."""
     return [name for name, value in run.conditions.items() if other.conditions.get(name, value) != value]
 
 
 def described_difference(run: Run, other: Run, between: str) -> str:
-    """Say in words which conditions two runs do not share, with what they are where that is short."""
+    """Describe in words the conditions in which two runs differ, with short values spelled out."""
     return ", ".join(
         f"{name} ({_shown(run.conditions[name])}{between}{_shown(other.conditions[name])})"
         if all(isinstance(one.conditions[name], str | float | int | None) for one in (run, other))

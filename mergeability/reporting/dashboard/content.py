@@ -66,7 +66,7 @@ class _Numbering:
 def content(
     gathered: Gathered, page: Path, numbers: int = NUMBERS, progress: Progress = no_progress
 ) -> dict[str, Any]:
-    """Arrange what was gathered for the page's scripts.
+    """Arrange the gathered data for the page's scripts.
 
     Parts are embedded in the order of their importance, of the newest runs first: pairs, outcomes, correlations,
     coefficients, metrics, predictions. A part that does not fit is left out, counted and named; the run stays in the

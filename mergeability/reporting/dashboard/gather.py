@@ -1,4 +1,4 @@
-"""Gather analyses and trainings into one set of tables; what cannot be used is named."""
+"""Gather analyses and trainings into one set of tables; unusable ones are listed."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ FACTS = ("suite", "model", "penalty", "strength", "seed", "variant")
 
 @dataclass(frozen=True)
 class Gathered:
-    """What was found.
+    """Gathered runs.
 
     Attributes:
         runs: finished analyses, the newest first.
@@ -56,7 +56,7 @@ class Gathered:
         return pd.DataFrame(rows)
 
     def is_repeated(self, run: Run) -> bool:
-        """Return whether newer runs evaluated all merges of a run, or, where it has none, measured its metrics."""
+        """Return whether newer runs evaluated all merges of a run, or, if it has no merges, measured its metrics."""
         return self.repeated[run.folder] >= set(run.methods or [""])
 
     @property
@@ -98,8 +98,9 @@ def gather(folders: Sequence[Path | str], progress: Progress = no_progress) -> G
     trainings = pd.DataFrame([card for card in cards if card is not None], columns=TRAININGS)
     if not runs and trainings.empty:
         raise UserError(
-            f"No finished analysis or training lies below {_listed(folders)}: a run.json beside a pairs.csv, or a "
-            f"card.json beside a model.{_first(left_out)} Make one with analyze.py or train.py, or name another folder."
+            f"No finished analysis or training was found below {_listed(folders)}: expected a run.json "
+            f"next to a pairs.csv, or a card.json next to a model.{_first(left_out)} Make one with analyze.py or "
+            "train.py, or name another folder."
         )
     # By time, and by path where that is unknown; a stable sort keeps equal times in the order of paths.
     runs.sort(key=lambda run: run.finished_at, reverse=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 NAME = "Mergeability"
 """Of the workspace's view and of the report."""
 
-_PROTOCOLS = {"loto": "a known partner", "l2to": "two new tasks"}
+_PROTOCOLS = {"loto": "one new task", "l2to": "two new tasks"}
 # W&B's patience for an answer, in seconds.
 _TIMEOUT = 10
 

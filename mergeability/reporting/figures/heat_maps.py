@@ -97,7 +97,7 @@ def labelled_heat_map(
     name: str,
     limit: float | None = None,
 ) -> go.Figure:
-    """Draw a table of signed numbers on a scale centred on 0; what is `beside` shows where one points.
+    """Draw a table of signed numbers on a scale centred on 0; the tables in `beside` are shown on hover.
 
     Beyond ±`limit` colours do not change.
     """

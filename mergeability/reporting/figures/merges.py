@@ -94,7 +94,7 @@ def chosen_scales(curves: pd.DataFrame) -> go.Figure:
 
 
 def set_outcomes(sets: pd.DataFrame, columns: Sequence[str]) -> go.Figure:
-    """Show the normalised accuracy of all sets, one box a method and number of models."""
+    """Show the normalised accuracy of all sets, one box per method and number of models."""
     figure = go.Figure(
         layout=figure_layout(
             xaxis={"title": {"text": "models in a set"}, "type": "category"},

@@ -37,7 +37,7 @@ def label(name: str) -> str:
 
 
 def in_template(name: object) -> str:
-    """Write a name into a hover template, where {, < and & have meanings of their own.
+    """Escape a name for a hover template, where {, < and & are special.
 
     >>> in_template("a<b %{x}")
     'a&lt;b %&#123;x&#125;'
@@ -52,7 +52,7 @@ def shared_bounds(columns: pd.DataFrame) -> tuple[float, float]:
 
 
 def value_bounds(values: np.ndarray) -> tuple[float, float]:
-    """Return the lowest and highest finite value; 0 and 1 where there is none."""
+    """Return the lowest and highest finite value; 0 and 1 if there is no finite value."""
     known = values[np.isfinite(values)]
     if known.size == 0:
         return 0.0, 1.0

@@ -17,7 +17,7 @@ _ERRORS = {
 
 
 def tracking_errors() -> tuple[type[Exception], ...]:
-    """List what a tracking service raises when it refuses something, cannot be reached or has no space left."""
+    """List the exceptions that tracking services raise on refusals, lost connections and full disks."""
     found: list[type[Exception]] = [OSError, ValueError, TypeError, RuntimeError]
     for module, names in _ERRORS.items():
         found += [
@@ -89,7 +89,7 @@ class Guarded(Logger):
         self.attempt(lambda: self.inner.after_save_checkpoint(checkpoint_callback))
 
     def save(self) -> None:
-        """Write what is pending."""
+        """Write pending records."""
         self.attempt(self.inner.save)
 
     def finalize(self, status: str) -> None:

@@ -142,7 +142,7 @@ def log_analysis(loggers: Sequence[Guarded], analysis: Analysis, report: Path) -
 
 
 def log_summary(loggers: Sequence[Guarded], page: Path) -> None:
-    """Log the summary of a sweep to W&B, and to MLflow: its page, and the tables beside it.
+    """Log the summary of a sweep to W&B and MLflow: its page and its tables.
 
     Args:
         loggers: open ones.

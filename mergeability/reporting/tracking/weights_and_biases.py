@@ -90,8 +90,8 @@ class WandbLogger(lightning_loggers.WandbLogger):
         changed = [name for name, value in dict(params).items() if name in known and known[name] != value]
         if changed:
             logger.warning(
-                "The W&B run %s was made with other settings, which are replaced: %s. Leave out logger.wandb.id to "
-                "log a run of its own.",
+                "The W&B run %s had other settings, which are overwritten: %s. Remove logger.wandb.id to log a "
+                "separate run.",
                 self.version,
                 ", ".join(sorted(changed)),
             )

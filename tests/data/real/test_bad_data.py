@@ -229,7 +229,7 @@ def test_labels_that_are_names_the_task_has_not(copied):
         features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
         return tables.map(lambda _example: {"label": "meh"}, features=features)
 
-    with pytest.raises(UserError, match="has 1 classes the task has not, such as 'meh'"):
+    with pytest.raises(UserError, match="has 1 classes that are not listed in class_names, such as 'meh'"):
         read(copied("rendered_sst2", named))
 
 
@@ -344,7 +344,7 @@ def test_a_class_folder_the_task_has_not(real, tmp_path):
     (tmp_path / "tree/test/zebra").mkdir()
     (tmp_path / "tree/test/zebra/0.png").write_bytes(real.encoded(real.pixels("stl10", "test", 0)))
     task = real.configured("stl10", "task.source=folder", f"task.path={tmp_path / 'tree'}")
-    with pytest.raises(UserError, match=r"has 1 classes the task has not, such as 'zebra'"):
+    with pytest.raises(UserError, match=r"has 1 classes that are not listed in class_names, such as 'zebra'"):
         read(task)
 
 
