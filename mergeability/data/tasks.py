@@ -78,7 +78,7 @@ class Task:
 
     def empty(self, split: Split) -> UserError:
         """Return the error raised when a split is empty."""
-        return UserError(f"Task {self.name!r}: its {split} split is empty. Ask its source for images.")
+        return UserError(f"Task {self.name!r}: the {split} split is empty. Check task.source.")
 
     def _check_source(self) -> None:
         if not hasattr(self.source, "load") and not isinstance(self.source, Streamed):

@@ -228,7 +228,7 @@ class Evaluator:
         return {}
 
     def _key(self, task: str, split: str) -> dict[str, Any]:
-        """Say what an accuracy depends on besides the weights; what is as it always was goes unsaid."""
+        """Return the store key of an accuracy without the weights; defaults are omitted so that old keys stay valid."""
         if (task, split) not in self._keys:
             key: dict[str, Any] = {
                 **self.key(task),

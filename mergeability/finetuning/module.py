@@ -241,7 +241,7 @@ def _optimizer(parameters: Sequence[nn.Parameter], settings: TrainingSettings) -
 def _mean_over_devices(
     gradients: Sequence[Tensor], values: dict[str, Tensor]
 ) -> tuple[Sequence[Tensor], dict[str, Tensor]]:
-    """Average gradients that no backward pass made, which what otherwise averages them does not see; and the values."""
+    """All-reduce penalty gradients and logged values: DDP averages only gradients produced by backward()."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return gradients, values
     tensors = [*gradients, *(value.to(gradients[0].dtype) for value in values.values())]

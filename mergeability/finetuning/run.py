@@ -230,8 +230,8 @@ def _resources_named(settings: TrainingSettings, folder: Path) -> Iterator[None]
             "steps in smaller parts, and "
         )
         raise UserError(
-            f"The GPU's memory does not hold training on {size} images at a time: {advice if size > 1 else ''}"
-            "trainer.precision=bf16-mixed takes less."
+            f"Out of GPU memory with batch size {size}: {advice if size > 1 else ''}"
+            "trainer.precision=bf16-mixed needs less."
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mergeability.prediction.validation.evaluate import PredictionResult
 
 OBJECTIVES = (*TARGETS, "finetuned_accuracy")
-"""What a search over settings can be told."""
+"""Objectives available to a hyper-parameter search."""
 
 
 @dataclass(frozen=True)

@@ -304,7 +304,7 @@ def _fuse_attention(tower: dict[str, str]) -> dict[str, Source]:
                 sources[attention + fused] = Source(tuple(tower[name] for name in given[0]))
     if repeated:
         raise UserError(
-            "Expected queries, keys and values either apart or fused, but this file gives them twice for "
+            "Expected either fused or split projections of queries, keys and values, but both are present for "
             f"{listed(repeated)}. Remove one of the two."
         )
     if missing:
