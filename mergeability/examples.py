@@ -1,7 +1,7 @@
 """Tiny models, images and heads for the examples in docstrings: seeded, without a network, in milliseconds.
 
 No module of the package imports this one. Files that models are read from lie in a temporary folder, which is removed
-when nothing refers to the models any more, at the latest when Python exits.
+when Python exits.
 
 Examples:
     >>> from mergeability.examples import tiny_task_vectors
@@ -10,14 +10,16 @@ Examples:
             [0., 2.]])
 """
 
+import atexit
 import tempfile
-import weakref
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor, nn
 
 from mergeability.data.inputs import Images, Inputs
@@ -36,7 +38,7 @@ from mergeability.weights.checkpoints import Checkpoint
 # Every value of the base of `tiny_task_vectors`: task vectors of a few units are short compared with it, as after
 # fine-tuning, and base plus change minus base is exact in float32.
 _BASE_VALUE = 64.0
-_DELTAS: Mapping[str, Sequence] = {
+_DELTAS: Mapping[str, Sequence | Tensor] = {
     "cars": [[3, 0, 0], [0, 1, 0]],
     "dtd": [[2, 0, 0], [0, 0, 1]],
     "svhn": [[-1, 0, 0], [0, 2, 0]],
@@ -44,11 +46,11 @@ _DELTAS: Mapping[str, Sequence] = {
 _SIDE, _HIDDEN, _FEATURES, _CLASSES = 2, 6, 4, 3
 
 
-def tiny_task_vectors(**deltas: Sequence) -> TaskVectors:
+def tiny_task_vectors(**deltas: Sequence | Tensor) -> TaskVectors:
     """Make models that differ from their base in one tensor, `weight`, by exactly the given numbers.
 
     Args:
-        deltas: task → τ, a nested list of numbers, of one shape for all tasks; by default those of three tasks, 2×3.
+        deltas: task → τ, a nested list of numbers or a tensor, of one shape for all tasks; by default those of three tasks, 2×3.
 
     Returns:
         Their task vectors, with a store in memory.
@@ -59,7 +61,9 @@ def tiny_task_vectors(**deltas: Sequence) -> TaskVectors:
         >>> models.tasks, models.shapes
         (('cars', 'dtd', 'svhn'), {'weight': (2, 3)})
     """
-    changes = {task: torch.tensor(delta, dtype=torch.float32) for task, delta in (deltas or _DELTAS).items()}
+    changes = {
+        task: torch.as_tensor(delta, dtype=torch.float32) for task, delta in (deltas or _DELTAS).items()
+    }
     base = torch.full_like(next(iter(changes.values())), _BASE_VALUE)
     return _written({"weight": base}, {task: {"weight": change} for task, change in changes.items()})
 
@@ -185,18 +189,47 @@ def tiny_task() -> Task:
     return Task("loops", Rendered("loops", train=12, validation=8, test=8), subject.classes, [template], 1)
 
 
+def write_tiny_images(folder: str | Path) -> None:
+    """Write a folder of images, as tasks with `source=folder` read it: two classes with six images in each split.
+
+    Args:
+        folder: gets one folder per split, `train` and `test`, with one folder per class, `dark` and `light`.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from mergeability.examples import write_tiny_images
+        >>> with TemporaryDirectory() as folder:
+        ...     write_tiny_images(folder)
+        ...     len(list(Path(folder).rglob("*.png")))
+        24
+    """
+    for split in ("train", "test"):
+        for name, grey in {"dark": 50, "light": 200}.items():
+            path = Path(folder) / split / name
+            path.mkdir(parents=True)
+            for number in range(6):
+                Image.new("RGB", (8, 8), (grey + number,) * 3).save(path / f"{number}.png")
+
+
 def _written(base: Mapping[str, Tensor], changes: Mapping[str, Mapping[str, Tensor]]) -> TaskVectors:
-    folder = tempfile.TemporaryDirectory(prefix="mergeability-example-")
-    root = Path(folder.name)
+    # Models are read from their files when they are used, so these stay until the process ends.
+    folder = Path(tempfile.mkdtemp(dir=_temporary_folder()))
 
     def opened(name: str, change: Mapping[str, Tensor]) -> Checkpoint:
         state = {key: value + change[key] if change else value for key, value in base.items()}
-        return Checkpoint.open(checkpoints.save(root / f"{name}.safetensors", state))
+        return Checkpoint.open(checkpoints.save(folder / f"{name}.safetensors", state))
 
-    opened_base = opened("base", {})
-    # Selections and transformed copies of the task vectors share the base, so it outlives all that read the files.
-    weakref.finalize(opened_base, folder.cleanup)
-    return TaskVectors.load({task: opened(task, change) for task, change in changes.items()}, opened_base)
+    return TaskVectors.load(
+        {task: opened(task, change) for task, change in changes.items()}, opened("base", {})
+    )
+
+
+@cache
+def _temporary_folder() -> str:
+    folder = tempfile.TemporaryDirectory(prefix="mergeability-examples-")
+    atexit.register(folder.cleanup)
+    return folder.name
 
 
 def _noise(*parts: str, like: Tensor) -> Tensor:
