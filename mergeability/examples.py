@@ -50,7 +50,7 @@ def tiny_task_vectors(**deltas: Sequence | Tensor) -> TaskVectors:
     """Make models that differ from their base in one tensor, `weight`, by exactly the given numbers.
 
     Args:
-        deltas: task → τ, a nested list of numbers or a tensor, of one shape for all tasks; by default those of three tasks, 2×3.
+        deltas: task → τ, a nested list of numbers or a tensor, all of one shape; by default 2×3, for three tasks.
 
     Returns:
         Their task vectors, with a store in memory.
