@@ -23,7 +23,7 @@ class IsoC:
 
     Attributes:
         truncate: first truncate each τ_t to rank max(1, ⌊min(m, n)/T⌋), as in the experiments of arXiv 2601.22285.
-        alpha: default scale of M: a number, "tuned", or "published" for the paper's scale by architecture and number of models.
+        alpha: default scale of M: a number, "tuned", or "published": the paper's, by architecture and number of models.
 
     Raises:
         UserError: `alpha` is neither a finite number, "tuned" nor "published".

@@ -34,7 +34,7 @@ class IsoCTS:
 
     Attributes:
         common: share of common directions, in [0, 1].
-        alpha: default scale of M: a number, "tuned", or "published" for the paper's scale by architecture and number of models.
+        alpha: default scale of M: a number, "tuned", or "published": the paper's, by architecture and number of models.
 
     Raises:
         UserError: `common` is outside [0, 1], or `alpha` is neither a finite number, "tuned" nor "published".
