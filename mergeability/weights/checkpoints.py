@@ -250,20 +250,8 @@ def _is_tower(names: Iterable[str]) -> bool:
 def assembled(tensors: Mapping[str, Tensor], source: Source) -> Tensor:
     """Assemble one canonical tensor from the tensors of a file.
 
-    Args:
-        tensors: name in the file → tensor.
-        source: the names in the file that make up one canonical tensor, and whether to transpose.
-
     Raises:
         UserError: the parts do not fit together.
-
-    Examples:
-        >>> import torch
-        >>> from mergeability.weights.checkpoints import assembled
-        >>> from mergeability.weights.names import Source
-        >>> parts = {"q": torch.zeros(2, 4), "k": torch.ones(2, 4), "v": torch.ones(2, 4)}
-        >>> assembled(parts, Source(("q", "k", "v"))).shape
-        torch.Size([6, 4])
     """
     parts = [tensors[name] for name in source.names]
     # Checks that they fit together.
@@ -275,21 +263,14 @@ def assembled(tensors: Mapping[str, Tensor], source: Source) -> Tensor:
 def load(path: str | Path) -> dict[str, Tensor]:
     """Read every tensor of a safetensors file under the names it has there.
 
-    Args:
-        path: the file.
-
     Raises:
         UserError: there is no such file, or it is truncated, or it is not a safetensors file.
 
     Examples:
-        >>> from tempfile import TemporaryDirectory
-        >>> import torch
         >>> from mergeability import checkpoints
-        >>> with TemporaryDirectory() as folder:
-        ...     path = checkpoints.save(f"{folder}/model.safetensors", {"weight": torch.ones(2, 3)})
-        ...     tensors = checkpoints.load(path)
-        >>> {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        {'weight': (2, 3)}
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> checkpoints.load(tiny_task_vectors(cars=[1, 0]).model("cars").path)
+        {'weight': tensor([65., 64.])}
     """
     path = Path(path)
     if not path.is_file():
@@ -301,31 +282,18 @@ def load(path: str | Path) -> dict[str, Tensor]:
 def file_hash(path: str | Path) -> str:
     """Hash a file's bytes: SHA-256, 64 hexadecimal digits.
 
-    Args:
-        path: the file.
-
     Examples:
-        >>> from tempfile import TemporaryDirectory
-        >>> from pathlib import Path
         >>> from mergeability import checkpoints
-        >>> with TemporaryDirectory() as folder:
-        ...     path = Path(folder) / "file"
-        ...     written = path.write_text("weights")
-        ...     print(checkpoints.file_hash(path)[:8])
-        9a129038
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> len(checkpoints.file_hash(tiny_task_vectors().base_checkpoint.path))
+        64
     """
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """Hash named tensors by name, dtype, shape and bytes, independent of their order.
-
-    Args:
-        tensors: name → tensor, on any device.
-
-    Returns:
-        SHA-256, 64 hexadecimal digits.
+    """Hash named tensors by name, dtype, shape and bytes, independent of their order: 64 hexadecimal digits.
 
     Examples:
         >>> import torch
@@ -376,20 +344,15 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
     """Write `card.json`, the last file of a finished checkpoint: if it exists, the checkpoint is complete.
 
-    Args:
-        folder: folder of the checkpoint.
-        card: JSON-able record, without NaN or Inf.
-
     Raises:
         UserError: the disk is full or the folder cannot be written.
 
     Examples:
-        >>> from tempfile import TemporaryDirectory
-        >>> from pathlib import Path
         >>> from mergeability import checkpoints
-        >>> with TemporaryDirectory() as folder:
-        ...     checkpoints.write_card(Path(folder), {"task": "cars"})
-        ...     print(checkpoints.read_card(Path(folder)))
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> folder = tiny_task_vectors().base_checkpoint.path.parent
+        >>> checkpoints.write_card(folder, {"task": "cars"})
+        >>> checkpoints.read_card(folder)
         {'task': 'cars'}
     """
     write_text(folder / "card.json", json.dumps(card, indent=2, sort_keys=True, allow_nan=False) + "\n")
@@ -398,18 +361,14 @@ def write_card(folder: Path, card: Mapping[str, Any]) -> None:
 def remove_card(folder: Path) -> None:
     """Mark a checkpoint as unfinished, before its files are replaced one by one.
 
-    Args:
-        folder: folder of the checkpoint.
-
     Examples:
-        >>> from tempfile import TemporaryDirectory
-        >>> from pathlib import Path
         >>> from mergeability import checkpoints
-        >>> with TemporaryDirectory() as folder:
-        ...     checkpoints.write_card(Path(folder), {"task": "cars"})
-        ...     checkpoints.remove_card(Path(folder))
-        ...     print(checkpoints.read_card(Path(folder)))
-        None
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> folder = tiny_task_vectors().base_checkpoint.path.parent
+        >>> checkpoints.write_card(folder, {"task": "cars"})
+        >>> checkpoints.remove_card(folder)
+        >>> checkpoints.read_card(folder) is None
+        True
     """
     (folder / "card.json").unlink(missing_ok=True)
 
@@ -417,21 +376,14 @@ def remove_card(folder: Path) -> None:
 def read_card(folder: Path) -> dict[str, Any] | None:
     """Read `card.json` of a checkpoint's folder; None if the checkpoint is not finished.
 
-    Args:
-        folder: folder of the checkpoint.
-
     Raises:
         UserError: it is there but is not the JSON of an object.
 
     Examples:
-        >>> from tempfile import TemporaryDirectory
-        >>> from pathlib import Path
         >>> from mergeability import checkpoints
-        >>> with TemporaryDirectory() as folder:
-        ...     print(checkpoints.read_card(Path(folder)))
-        ...     checkpoints.write_card(Path(folder), {"task": "cars"})
-        ...     print(checkpoints.read_card(Path(folder)))
-        None
-        {'task': 'cars'}
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> folder = tiny_task_vectors().base_checkpoint.path.parent
+        >>> checkpoints.read_card(folder) is None
+        True
     """
     return read_object(folder / "card.json")
