@@ -39,7 +39,7 @@ _ADDRESS_EXAMPLES = "ray://head-node:10001, head-node:6379, auto, or ray"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a worker sends back: the result of a unit, and what it filed while it computed it."""
+    """Hold what a worker sends back: the result of a unit, and the entries it stored while computing it."""
 
     result: Any
     made: Made

@@ -48,7 +48,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class _Glance:
-    """What is kept of one image."""
+    """Hold the facts kept about one image."""
 
     digest: bytes
     height: int

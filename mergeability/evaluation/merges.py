@@ -67,7 +67,7 @@ def evaluate_models(task_vectors: TaskVectors, evaluator: Evaluator) -> pd.DataF
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What merging came to.
+    """Hold the outcomes of merges.
 
     Attributes:
         accuracies: one row per set, method and task: `tasks` (the set's, joined by +), `arity`, `method`,
@@ -90,7 +90,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What merges are evaluated with.
+    """Evaluate merges of the same models by several methods, at chosen scales.
 
     Attributes:
         task_vectors: all models.
@@ -295,7 +295,7 @@ def _labelled(table: pd.DataFrame, merge: Merge, column: str) -> pd.DataFrame:
 
 
 def _edge_notes(curves: Sequence[pd.DataFrame], grid: Sequence[float]) -> list[str]:
-    """Say for which methods the best scale was often an end of the grid."""
+    """Return sentences on methods whose best scale was often an end of the grid."""
     if not curves:
         return []
     best = pd.concat([curve[curve["chosen"]].drop_duplicates(["tasks", "method"]) for curve in curves])

@@ -72,7 +72,7 @@ class ScaleChoice:
         return any(by in self.columns(name, method).values() for name, method in methods.items())
 
     def notes(self, methods: Mapping[str, MergeMethod], sets: Sequence[TaskVectors]) -> list[str]:
-        """Say where a scale should have come from a publication that has none for these models.
+        """Return sentences on scales that should come from a paper that gives none for these models.
 
         Args:
             methods: name → method.

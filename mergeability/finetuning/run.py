@@ -167,7 +167,7 @@ def _spread(images: Images, count: int) -> Images:
 
 
 def _device(options: Mapping[str, Any]) -> str:
-    """Say where to evaluate: on a GPU if the training uses one."""
+    """Return the device to evaluate on: a GPU if the training uses one."""
     on_gpu = options.get("accelerator", "auto") in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return "cuda" if on_gpu else "cpu"
 

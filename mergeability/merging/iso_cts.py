@@ -86,7 +86,7 @@ class IsoCTS:
         return torch.cat([S for _, S, _ in parts]).mean() * (left @ right)
 
     def _directions_per_task(self, smaller: int, tasks: int) -> int:
-        """Say how many of m directions are each task's own: s/T."""
+        """Return the number of each task's own directions, s/T, of m."""
         rest = smaller - math.floor(self.common * smaller)
         return min(round(rest / tasks), smaller // tasks)
 

@@ -110,7 +110,7 @@ class RegMean:
 
 
 def _outputs(part: LinearPart, parameter: Parameter) -> slice | None:
-    """Say which outputs of a parameter, a matrix or some rows of one, a part is about; None where there are none."""
+    """Return the outputs of a parameter (a matrix or some of its rows) that a part covers; None if there are none."""
     if part.inputs_first:
         return slice(None)
     before = parameter.start // part.width

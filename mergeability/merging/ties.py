@@ -127,7 +127,7 @@ class Ties:
 
 
 def _any(rows: Tensor) -> Tensor:
-    """Say where any row is true: faster one by one than by a reduction over the first axis."""
+    """Return where any row is true; a loop over rows is faster than a reduction over the first axis."""
     found = rows[0].clone()
     for row in rows[1:]:
         found |= row

@@ -78,7 +78,7 @@ def measure(
 
 
 def _check_data(metrics: Mapping[str, Metric]) -> None:
-    """Say at once, and not after all else was computed, that some metrics have no data."""
+    """Raise an error for metrics without data before anything is computed."""
     needing = [name for name, metric in metrics.items() if traits_of(metric).needs_data]
     if needing:
         raise UserError(
@@ -125,7 +125,7 @@ def _column(name: str, metric: Metric, profiles: Profiles, on_error: str, failur
 
 
 def _undefined(table: pd.DataFrame) -> list[str]:
-    """Say per metric for how many pairs it has no value."""
+    """Return a sentence for each metric that is undefined for some pairs."""
     missing = table.isna().sum()
     return [
         f"{name} has no value for {count} of {len(table)} pairs" for name, count in missing.items() if count

@@ -106,7 +106,7 @@ def check_origin(folder: Path, card: Mapping[str, Any], model: ClipModel) -> Non
 
 
 def _origin(model: ClipModel) -> dict[str, Any]:
-    """Say what the weights of a base model are made of, as a JSON-able record."""
+    """Return what the weights of a base model are made of, as a JSON-able record."""
     if model.is_from_file:
         path = find_weights(str(model.pretrained))
         # By content: the same weights may lie elsewhere on another machine.

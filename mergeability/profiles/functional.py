@@ -198,7 +198,7 @@ class FunctionalEvidence:
 
 @dataclass(frozen=True)
 class SetAnswers:
-    """What the mean of the features of several models answers, for sets of any size."""
+    """Compute the answers of the mean of several models' features, for sets of any size."""
 
     def combine(self, subject: Subject) -> Callable[[Sequence[str], str], float]:
         """Return a function from a set and a measure to the mean of its value over the set's tasks; NaN if unknown."""

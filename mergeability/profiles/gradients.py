@@ -74,7 +74,7 @@ class OwnGradients:
         return {**named, "inputs": gradients.inputs}
 
     def combine(self, subject: Subject) -> tuple[Store, dict[str, dict[str, Any]]]:
-        """See to it that every model's gradients are in a store; return it, and task → key."""
+        """Compute every model's gradients and keep them in a store; return the store, and task → key."""
         keys = ensure_entries(self, subject, subject.data_store)
         return subject.data_store, keys
 

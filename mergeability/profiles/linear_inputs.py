@@ -64,7 +64,7 @@ class LinearPart:
 
     @property
     def key(self) -> str:
-        """What its Gram matrix is called in the store."""
+        """The name of its Gram matrix in the store."""
         return f"{self.weight}[{self.first}:{self.last}]"
 
 
@@ -265,7 +265,7 @@ def _place(tensor: Tensor) -> int:
 
 
 def _part(name: str, weight: Tensor, factor: Tensor) -> LinearPart | None:
-    """Say which part of a weight (contiguous) an inputs × outputs factor is; None where it is none."""
+    """Return the (contiguous) part of a weight that an inputs × outputs factor is; None if it is no part of it."""
     width, outputs = factor.shape
     offset = factor.storage_offset() - weight.storage_offset()
     columns = weight.shape[1]

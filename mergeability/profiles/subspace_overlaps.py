@@ -47,7 +47,7 @@ class SubspaceOverlaps:
         return {name: frozen(array.numpy()) for name, array in found.items()}
 
     def decompose(self, subject: Subject) -> None:
-        """See to it that the singular values and outer vectors of every model's matrices are in the store."""
+        """Compute the singular values and outer vectors of every model's matrices, and keep them in the store."""
         vectors = subject.task_vectors
         vectors.check_base()
         # Two copies of a model are one piece of work.

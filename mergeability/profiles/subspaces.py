@@ -146,7 +146,7 @@ def _from_tridiagonal(
 
 
 def _determined(squares: Float64[np.ndarray, " r"], rows: int, k: int) -> dict[str, bool]:
-    """Say which of a tall matrix's outer subspaces are determined by the matrix."""
+    """Return which outer subspaces of a tall matrix are determined by the matrix."""
     rank = len(squares)
     first = k == rank or _gap(squares, rows, k)
     last = k == rank or _gap(squares, rows, rank - k)

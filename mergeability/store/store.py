@@ -251,7 +251,7 @@ class Store:
         return tensors if filed else None
 
     def _found(self, entry: StoreEntry) -> bool:
-        """Say whether a whole entry is filed; a damaged one is reported, and counts as none."""
+        """Return whether a complete entry is stored; a damaged one is reported and treated as missing."""
         try:
             self._check(entry)
         except (FileNotFoundError, NotADirectoryError):

@@ -97,7 +97,7 @@ class ImageSource:
         return open_folder(path, self.classes)
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """Say what determines the images of one split: the files, which of their rows, and how they are decoded."""
+        """Return what determines the images of one split: the files, the rows used, and how they are decoded."""
         parts = self._parts(split)
         return {
             "files": [rows.stamp for rows, _ in parts],
@@ -187,7 +187,7 @@ class ImageSource:
             yield from rows.read([position])
 
     def _parts(self, split: Split) -> list[tuple[Rows, Int64[np.ndarray, "n"]]]:
-        """Say which rows of which splits of the dataset a split is made of."""
+        """Return the rows of the dataset's splits that a split is made of."""
         check_split(split)
         own = self._names("validation")
         if split == "test" or (split == "train" and own):

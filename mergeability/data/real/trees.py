@@ -38,7 +38,7 @@ class Rows(Protocol):
 
     @property
     def stamp(self) -> str:
-        """What changes when the files do."""
+        """A record that changes when the files do."""
         ...
 
     def read(self, chosen: Sequence[int]) -> Iterator[Encoded]:
