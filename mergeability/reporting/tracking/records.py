@@ -108,6 +108,8 @@ def tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
         "alpha_curves": analysis.curves,
         "scores": analysis.scores,
         "transfer": analysis.transfer,
+        "predicted_pairs": analysis.predicted_pairs,
+        "predicted_accuracy": analysis.predicted_accuracy,
         **{f"prediction/{name}": frame for name, frame in prediction.items()},
     }
     return {key(name): frame for name, frame in found.items() if len(frame)}
