@@ -127,7 +127,7 @@ class MergeSettings:
             return
         if not is_count(self.evaluate, least=1):
             raise UserError(
-                f"Expected evaluate to be a positive number of pairs or null, got {self.evaluate!r}."
+                f"Expected evaluate to be a whole number of at least 1 or null, got {self.evaluate!r}."
             )
         if self.arity not in (2, [2]) or self.sets is not None:
             raise UserError(

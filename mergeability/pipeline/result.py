@@ -69,12 +69,12 @@ class Analysis:
         others = len(self.pairs) - (self.evaluated or 0)
         if self.evaluated is None or others == 0:
             return []
-        sentence = f"{self.evaluated} of the {len(self.pairs)} pairs were merged and evaluated"
+        sentence = f"{self.evaluated} of the {len(self.pairs)} pairs were merged and evaluated."
         if self.predicted_pairs.empty:
-            return [f"{sentence}; the other {others} were neither evaluated nor predicted."]
+            return [f"{sentence} Those that were not ({others}) are not predicted either."]
         return [
-            f"{sentence}; the outcomes of the other {others} are predictions from these, in predicted_pairs.csv, and"
-            " in no other number of this run."
+            f"{sentence} The outcomes of those that were not ({others}) are predictions from these, in"
+            " predicted_pairs.csv, and in no other number of this run."
         ]
 
     @property
