@@ -61,7 +61,8 @@ class Analysis:
             if len(self.pairs)
             else pd.Series(dtype=object)
         )
-        return list(dict.fromkeys([*map(str, self.models.index), *ends.astype(str)]))
+        # Each once before they become Python's: of 499,500 pairs, every look would take seconds.
+        return list(dict.fromkeys([*map(str, self.models.index), *ends.astype(str).unique().tolist()]))
 
     @property
     def of_budget(self) -> list[str]:
