@@ -234,20 +234,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for count in options.models:
         found[str(count)] = measured(count)
         print(f"{count} models: done", file=sys.stderr, flush=True)
-    text = table(found)
-    print(text)
-    if options.results is not None:
-        where = {"commit": git_commit(), "load": load(), "machine": machine(), "versions": versions()}
-        numbers = " ".join(map(str, options.models))
-        command = f"python -m benchmarks.scale --models {numbers} --results benchmarks/results"
-        write_text(
-            options.results / "scale.json",
-            json.dumps({"command": command, "models": found, **where}, indent=1) + "\n",
-        )
-        write_text(
-            options.results / "scale.md", f"{_TITLE}\n\n```console\n$ {command}\n```\n\n{text}\n\n{_LEGEND}\n"
-        )
+        if options.results is not None:
+            _write(found, options.models, options.results)
+    print(table(found))
     return 0
+
+
+def _write(found: Mapping[str, Any], models: Sequence[int], folder: Path) -> None:
+    """Keep what was measured until now."""
+    where = {"commit": git_commit(), "load": load(), "machine": machine(), "versions": versions()}
+    command = f"python -m benchmarks.scale --models {' '.join(map(str, models))} --results benchmarks/results"
+    record = {"command": command, "models": found, **where}
+    write_text(folder / "scale.json", json.dumps(record, indent=1) + "\n")
+    text = f"{_TITLE}\n\n```console\n$ {command}\n```\n\n{table(found)}\n\n{_LEGEND}\n"
+    write_text(folder / "scale.md", text)
 
 
 _TITLE = (
