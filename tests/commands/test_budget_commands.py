@@ -47,7 +47,7 @@ def test_the_budget_is_merged_and_the_rest_is_predicted_apart(budget):
 def test_report_verdict_and_run_say_how_many_were_measured(budget):
     _, place = budget
     sentence = (
-        "5 of the 6 pairs were merged and evaluated; the outcomes of the other 1 are predictions from these"
+        "5 of the 6 pairs were merged and evaluated. The outcomes of those that were not (1) are predictions"
     )
     for name in ("report.html", "verdict.txt"):
         assert sentence in (place / name).read_text(encoding="utf-8"), name
