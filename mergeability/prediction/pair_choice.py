@@ -36,7 +36,7 @@ def choose_pairs(
     Examples:
         >>> table = pd.DataFrame({"task_a": list("aaabbc"), "task_b": list("bcdcdd"), "x": [0, 1, 9, 1, 0, 0]})
         >>> sorted("".join(table.loc[row, ["task_a", "task_b"]]) for row in choose_pairs(table, ["x"], 2))
-        ['ad', 'bc']
+        ['ab', 'cd']
     """
     ends = np.sort(pairs[["task_a", "task_b"]].to_numpy(dtype=object), axis=1)
     tasks = sorted(task_order(ends))
