@@ -127,9 +127,12 @@ class Ledger(Callback):
             replace(record, ended=time.time(), error=error, value=None if failed else _plain(raised))
         )
         _held.close()
+        ended = sum(one.ended is not None for one in self.records.read())
         if not self.away:
             self.tell()
-        self.summarise()
+        # Others are followed by the process of the command; the last one need not rely on it.
+        if not self.away or ended == self.total:
+            self.summarise()
 
     def tell(self) -> None:
         """Log how many jobs have ended and how long the rest may take."""

@@ -1,6 +1,7 @@
 """The jobs of a sweep are known from files on disk: what began, what ended, and what was killed."""
 
 import os
+import pickle
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,17 @@ def test_a_job_without_an_end_was_killed_and_the_others_are_summarised(ledger, t
     assert f"1 of 2 jobs failed:\n  merge=m0: {KILLED}" in told.err
     assert MADE == [["1"]]
     assert [record.error for record in ledger.records.read()] == [KILLED, None]
+
+
+def test_of_other_processes_the_last_one_to_end_summarises(ledger, tmp_path):
+    copied = pickle.loads(pickle.dumps(ledger))
+    assert not copied.away
+    copied.process = ("elsewhere", 1)
+    assert copied.away
+    for number, expected in enumerate(([], [], [["0", "1", "2"]])):
+        ledger.on_job_start(config(tmp_path, number))
+        copied.on_job_end(config(tmp_path, number), returned(None))
+        assert expected == MADE
 
 
 def test_an_interrupt_is_no_failure_of_the_job_that_ran(ledger, tmp_path, capsys):

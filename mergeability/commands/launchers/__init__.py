@@ -4,7 +4,7 @@
 because a plugin ends the sweep, and with it the other jobs, at the first process that is killed.
 """
 
-import importlib.util
+from importlib.util import find_spec
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
@@ -63,6 +63,6 @@ def forget_schemas() -> None:
 
 def _installed(module: str) -> bool:
     try:
-        return importlib.util.find_spec(module) is not None
+        return find_spec(module) is not None
     except ModuleNotFoundError:
         return False

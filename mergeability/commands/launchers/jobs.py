@@ -36,6 +36,10 @@ class SweepLedger(Protocol):
         """Log how many jobs have ended."""
         ...
 
+    def summarise(self) -> Path | None:
+        """Write the summary of the jobs that have finished so far."""
+        ...
+
 
 class QuietReturn(JobReturn):
     """How a job ended; its exception is raised without a word of Hydra's."""
@@ -107,9 +111,7 @@ def plain(value: Any) -> Any:
 
 def failure(sentence: str) -> JobReturn:
     """Return a failed job with a sentence."""
-    ended = QuietReturn(status=JobStatus.FAILED)
-    ended.return_value = UserError(sentence)
-    return ended
+    return QuietReturn(status=JobStatus.FAILED, _return_value=UserError(sentence))
 
 
 class ManyProcesses(Launcher):
@@ -192,7 +194,7 @@ class ManyProcesses(Launcher):
 
 @contextlib.contextmanager
 def telling(ledger: SweepLedger, every: float = 1.0) -> Iterator[None]:
-    """Log the progress of the whole sweep, from the records of its jobs, while the block runs."""
+    """Log the progress of the whole sweep and refresh its summary, from the records of its jobs, during the block."""
     over = threading.Event()
 
     def watch() -> None:
@@ -202,6 +204,10 @@ def telling(ledger: SweepLedger, every: float = 1.0) -> Iterator[None]:
             if ended != told:
                 told = ended
                 ledger.tell()
+                try:
+                    ledger.summarise()
+                except (UserError, OSError) as error:
+                    logger.warning("No summary so far: %s", error)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
