@@ -82,6 +82,11 @@ class Records:
         """Where the records are."""
         return self.sweep / FOLDER / self.start
 
+    @property
+    def replaced(self) -> bool:
+        """Whether a later start of the sweep has taken over: this one's jobs that still run count for nothing."""
+        return not self.folder.is_dir()
+
     def write(self, record: Record) -> None:
         """Write one record, whole or not at all.
 
@@ -116,13 +121,12 @@ class Records:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Let one process at a time summarise the sweep; the others wait."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with held(self.folder):
+        with held(self.folder, logging.DEBUG):
             yield
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, level: int = logging.INFO) -> Iterator[None]:
     """Lock a folder, waiting for the process that holds it; without effect where folders cannot be locked."""
     if os.name == "nt":
         yield
@@ -130,7 +134,7 @@ def held(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         if lock(descriptor, wait=False) is False:
-            logger.info("Waiting for another process that uses %s.", folder)
+            logger.log(level, "Waiting for another process that uses %s.", folder)
             lock(descriptor, wait=True)
         yield
     finally:

@@ -113,7 +113,8 @@ class Ledger(Callback):
         ):
             # A defect: in a sweep Hydra shows the traceback of the first failed job only.
             traceback.print_exception(raised)
-        if self.records is None:
+        if self.records is None or self.records.replaced:
+            _held.close()
             return
         folder = Path(config.hydra.runtime.output_dir)
         if failed and self.away:

@@ -1,8 +1,11 @@
 """The jobs of a sweep are known from files on disk: what began, what ended, and what was killed."""
 
+import contextlib
 import os
 import pickle
 import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from omegaconf import OmegaConf
 from mergeability.commands import sweep
 from mergeability.commands.job_records import KILLED, Record, Records
 from mergeability.errors import UserError
+from mergeability.files import hold_folder
 
 MADE = []
 
@@ -119,11 +123,27 @@ def test_an_earlier_start_in_the_same_folder_counts_for_nothing(ledger, tmp_path
     ledger.on_job_end(config(tmp_path, 2), returned(None))
     earlier, ledger.records = ledger.records, Records.of_new_start(tmp_path)
     assert ledger.records.read() == []
-    # A process of the earlier start that still runs writes its record afterwards.
-    earlier.write(Record(0, (), str(tmp_path / "0"), "h", 1, 1.0, ended=2.0))
-    assert ledger.records.read() == []
+    # A process of the earlier start that still runs says nothing when it ends.
+    orphan = sweep.Ledger(summary=ledger.summary)
+    orphan.records = earlier
+    orphan.on_job_end(config(tmp_path, 2), returned(None))
+    assert ledger.records.read() == earlier.read() == []
     assert sweep.close_sweep() == 0
     assert MADE == [["2"]]
+
+
+def test_a_job_waits_for_a_process_that_an_earlier_start_left_in_its_folder(ledger, tmp_path):
+    given = config(tmp_path, 0)
+    with contextlib.ExitStack() as orphan, ThreadPoolExecutor(1) as pool:
+        hold_folder(tmp_path / "0" / ".hydra", orphan)
+        begun = pool.submit(ledger.on_job_start, given)
+        time.sleep(0.1)
+        assert not begun.done()
+        assert ledger.records.read() == []
+        orphan.close()
+        begun.result(timeout=10)
+    assert len(ledger.records.read()) == 1
+    ledger.on_job_end(given, returned(None))
 
 
 def test_a_summary_that_fails_is_a_failure_of_the_command(ledger, tmp_path, monkeypatch, capsys):
