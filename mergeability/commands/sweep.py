@@ -26,6 +26,7 @@ from mergeability.commands.folders import refusing, shown_path
 from mergeability.commands.job_records import KILLED, Record, Records, held
 from mergeability.commands.launchers import take_over
 from mergeability.commands.launchers.jobs import QuietReturn
+from mergeability.commands.loggers import log_sweep
 from mergeability.errors import UserError, printable, short
 from mergeability.files import write_text
 
@@ -56,13 +57,14 @@ class Ledger(Callback):
         self.total: int | None = None
         self.began = time.time()
         self.records: Records | None = None
+        self.config: DictConfig | None = None
         self.process = (socket.gethostname(), os.getpid())
         # What launchers keep from one batch of jobs to the next: pools of processes, a cluster.
         self.closing = contextlib.ExitStack()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave pools of processes out of copies."""
-        return {**self.__dict__, "closing": contextlib.ExitStack()}
+        return {**self.__dict__, "closing": contextlib.ExitStack(), "config": None}
 
     @property
     def away(self) -> bool:
@@ -77,6 +79,7 @@ class Ledger(Callback):
             take_over(config.hydra.launcher)
         self.total, self.began = _count_jobs(config), time.time()
         self.records = Records.of_new_start(Path(config.hydra.sweep.dir).absolute())
+        self.config = config
         Ledger.current = self
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -261,6 +264,8 @@ def close_sweep(*, interrupted: bool = False) -> int:
         failures = 1
     if page is not None:
         sys.stdout.write(f"Summary of the sweep: {shown_path(page)}\n")
+        if ledger.config is not None and not interrupted:
+            log_sweep(ledger.config, ledger.records.sweep, page)
     jobs = ledger.records.read()
     failed = [record for record in jobs if record.error is not None]
     if len(jobs) > 1 and failed:

@@ -171,7 +171,7 @@ def _summarise_in_wandb(inner: WandbLogger, page: Path, files: Sequence[Path]) -
         table = read_csv(file, keep_default_na=True)
         if len(table):
             run.log({key(file.stem): wandb.Table(dataframe=_plain(table))})
-    run.log({names.SUMMARY: wandb.Html(page.read_text(encoding="utf-8"), inject=False)})
+    run.log({names.REPORT: wandb.Html(page.read_text(encoding="utf-8"), inject=False)})
     run.log_artifact(artifact)
 
 
