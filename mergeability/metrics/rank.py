@@ -55,13 +55,16 @@ def layerwise_effective_rank(profiles: Profiles, view: str = "task_vector") -> F
     skipped; 2 where none is left.
     """
     grams = profiles.layer_grams(view)
-    norms = np.sqrt(np.diagonal(grams, axis1=1, axis2=2))
-    moved = norms >= _SMALLEST_NORM
-    counted = moved[:, :, None] & moved[:, None, :]
-    weights = np.where(counted, norms[:, :, None] + norms[:, None, :], 0)
-    ranks = _effective_rank(*_singular_values(np.where(counted, grams, np.nan), norms**2))
-    total = weights.sum(0)
-    weighted = np.where(counted, weights * ranks, 0).sum(0)
+    total, weighted = np.zeros(grams.shape[1:]), np.zeros(grams.shape[1:])
+    # One tensor after another: what all of them take together may be GiB.
+    for gram in grams:
+        norms = np.sqrt(np.diag(gram))
+        moved = norms >= _SMALLEST_NORM
+        counted = moved[:, None] & moved[None, :]
+        weights = np.where(counted, norms[:, None] + norms[None, :], 0)
+        ranks = _effective_rank(*_singular_values(np.where(counted, gram, np.nan), norms**2))
+        total += weights
+        weighted += np.where(counted, weights * ranks, 0)
     return np.divide(weighted, total, out=np.full_like(total, 2.0), where=total > 0)
 
 

@@ -4,6 +4,7 @@
 subspace and is skipped for that pair; a pair without any matrix left is NaN.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -19,9 +20,15 @@ def singular_value_overlap(profiles: Profiles, count: Count = 100) -> Float64[np
     """Compute the cosine of the two vectors of the `count` leading singular values, in [0, 1]."""
     values = profiles.singular_values(count)
     norms = np.linalg.norm(values, axis=-1)
-    changed = (norms[:, :, None] > 0) & (norms[:, None, :] > 0)
-    units = values / np.where(norms > 0, norms, 1)[:, :, None]
-    return _mean_over_matrices(np.where(changed, np.einsum("lak,lbk->lab", units, units), np.nan))
+    changed, units = norms > 0, values / np.where(norms > 0, norms, 1)[:, :, None]
+
+    def cosines(layer: int) -> Float64[np.ndarray, "T T"]:
+        both = changed[layer][:, None] & changed[layer][None, :]
+        # Of one layer at a time, and with its axis: sums in another order would end in other bits.
+        own = units[layer : layer + 1]
+        return np.where(both, np.einsum("lak,lbk->lab", own, own)[0], np.nan)
+
+    return _mean_over_matrices(cosines, len(values), len(profiles.tasks))
 
 
 @metric(category="subspace", low=0, high=1)
@@ -31,7 +38,10 @@ def left_overlap(profiles: Profiles, k: Count = 10) -> Float64[np.ndarray, "T T"
     Divided by k as published, not by √k: identical subspaces score 1/√k, which is 0.316 at k = 10.
     """
     squares = profiles.subspace_overlaps("left", "top", k)
-    return _mean_over_matrices(np.sqrt(squares) / _sizes(profiles, k))
+    sizes = _sizes(profiles, k)
+    return _mean_over_matrices(
+        lambda layer: np.sqrt(squares[layer]) / sizes[layer], len(squares), len(profiles.tasks)
+    )
 
 
 @metric(category="subspace", low=0, high=1, equal=1)
@@ -40,7 +50,10 @@ def right_overlap(
 ) -> Float64[np.ndarray, "T T"]:
     """Compute ‖VaᵀVb‖_F / √k of the first or the last k right vectors of the thin SVD, in [0, 1]."""
     squares = profiles.subspace_overlaps("right", end, k)
-    return _mean_over_matrices(np.sqrt(squares / _sizes(profiles, k)))
+    sizes = _sizes(profiles, k)
+    return _mean_over_matrices(
+        lambda layer: np.sqrt(squares[layer] / sizes[layer]), len(squares), len(profiles.tasks)
+    )
 
 
 @metric(category="subspace", low=0, high=1, equal=1)
@@ -49,7 +62,8 @@ def interaction_overlap(
 ) -> Float64[np.ndarray, "T T"]:
     """Compute the mean squared singular value of VaᵀVb, ‖VaᵀVb‖²_F / k, in [0, 1]."""
     squares = profiles.subspace_overlaps("right", end, k)
-    return _mean_over_matrices(squares / _sizes(profiles, k))
+    sizes = _sizes(profiles, k)
+    return _mean_over_matrices(lambda layer: squares[layer] / sizes[layer], len(squares), len(profiles.tasks))
 
 
 @metric(category="subspace", low=-1, high=1, on_request=True)
@@ -60,7 +74,12 @@ def left_overlap_excess(profiles: Profiles, k: Count = 10) -> Float64[np.ndarray
     overlap of unrelated matrices depends on their shape. 0 at about chance. Divided by √k, unlike `left_overlap`.
     """
     squares, sizes = profiles.subspace_overlaps("left", "top", k), _sizes(profiles, k)
-    return _mean_over_matrices(np.sqrt(squares / sizes) - np.sqrt(sizes / _extents(profiles, 0)))
+    chance = np.sqrt(sizes / _extents(profiles, 0))
+    return _mean_over_matrices(
+        lambda layer: np.sqrt(squares[layer] / sizes[layer]) - chance[layer],
+        len(squares),
+        len(profiles.tasks),
+    )
 
 
 @metric(category="subspace", low=-1, high=1, on_request=True)
@@ -72,7 +91,12 @@ def right_overlap_excess(
     0 at about chance: see `left_overlap_excess`; the right vectors lie in Rⁿ.
     """
     squares, sizes = profiles.subspace_overlaps("right", end, k), _sizes(profiles, k)
-    return _mean_over_matrices(np.sqrt(squares / sizes) - np.sqrt(sizes / _extents(profiles, 1)))
+    chance = np.sqrt(sizes / _extents(profiles, 1))
+    return _mean_over_matrices(
+        lambda layer: np.sqrt(squares[layer] / sizes[layer]) - chance[layer],
+        len(squares),
+        len(profiles.tasks),
+    )
 
 
 @metric(category="subspace", low=-1, high=1, on_request=True)
@@ -84,7 +108,10 @@ def interaction_overlap_excess(
     Random subspaces of Rⁿ give 0 on average, exactly.
     """
     squares, sizes = profiles.subspace_overlaps("right", end, k), _sizes(profiles, k)
-    return _mean_over_matrices(squares / sizes - sizes / _extents(profiles, 1))
+    chance = sizes / _extents(profiles, 1)
+    return _mean_over_matrices(
+        lambda layer: squares[layer] / sizes[layer] - chance[layer], len(squares), len(profiles.tasks)
+    )
 
 
 def _extents(profiles: Profiles, axis: int) -> Float64[np.ndarray, "L 1 1"]:
@@ -96,9 +123,14 @@ def _sizes(profiles: Profiles, k: int) -> Float64[np.ndarray, "L 1 1"]:
     return profiles.subspace_sizes(k).astype(np.float64)[:, None, None]
 
 
-def _mean_over_matrices(values: Float64[np.ndarray, "L T T"]) -> Float64[np.ndarray, "T T"]:
-    """Average over the matrices where the pair's value is defined."""
-    defined = ~np.isnan(values)
-    count = defined.sum(0)
-    total = np.where(defined, values, 0).sum(0)
+def _mean_over_matrices(
+    values: Callable[[int], Float64[np.ndarray, "T T"]], layers: int, tasks: int
+) -> Float64[np.ndarray, "T T"]:
+    """Average over the matrices where the pair's value is defined, one after another: all of them may take GiB."""
+    total, count = np.zeros((tasks, tasks)), np.zeros((tasks, tasks), dtype=np.int64)
+    for layer in range(layers):
+        of_layer = values(layer)
+        defined = ~np.isnan(of_layer)
+        total += np.where(defined, of_layer, 0)
+        count += defined
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)

@@ -24,10 +24,12 @@ class Analysis:
     `methods` are the merge methods with measured outcomes, `merged` those whose merges were probed without labels.
     `sets` has one row a set of more than two models, `accuracies` one row a merge and task, `curves` one row a
     merge, tried scale and task. `models` is indexed by task with the accuracies `chance`, `pixel_accuracy`,
-    `base_accuracy` and `finetuned_accuracy` (whichever are known), in [0, 1]. `pairs` has one row a pair:
-    `task_a`, `task_b`, metrics and outcomes. `alphas` gives each method's scaling coefficient. `fitted` is the
-    predictor that this run fitted for later ones, `scorer` that of an earlier run, `scores` what it gives each pair
-    and `transfer` how that compares with outcomes. `missing` are sentences, `run` the facts of `run.json`.
+    `base_accuracy` and `finetuned_accuracy` (whichever are known), in [0, 1]. `pairs` has one row a pair: `task_a`,
+    `task_b`, metrics and outcomes. `evaluated` is how many of them a budget had evaluated, None without one;
+    `predicted_pairs` and `predicted_accuracy` are what `prediction.unevaluated` says of the others. `alphas` gives
+    each method's scaling coefficient. `fitted` is the predictor that this run fitted for later ones, `scorer` that
+    of an earlier run, `scores` what it gives each pair and `transfer` how that compares with outcomes. `missing`
+    are sentences, `run` the facts of `run.json`.
     """
 
     title: str
@@ -47,6 +49,9 @@ class Analysis:
     scores: pd.DataFrame = field(default_factory=pd.DataFrame)
     transfer: pd.DataFrame = field(default_factory=pd.DataFrame)
     merged: list[str] = field(default_factory=list)
+    evaluated: int | None = None
+    predicted_pairs: pd.DataFrame = field(default_factory=pd.DataFrame)
+    predicted_accuracy: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def tasks(self) -> list[str]:
@@ -56,7 +61,22 @@ class Analysis:
             if len(self.pairs)
             else pd.Series(dtype=object)
         )
-        return list(dict.fromkeys([*map(str, self.models.index), *ends.astype(str)]))
+        # Each once before they become Python's: of 499,500 pairs, every look would take seconds.
+        return list(dict.fromkeys([*map(str, self.models.index), *ends.astype(str).unique().tolist()]))
+
+    @property
+    def of_budget(self) -> list[str]:
+        """Say how many pairs a budget had evaluated, and what the numbers of the others are; nothing without one."""
+        others = len(self.pairs) - (self.evaluated or 0)
+        if self.evaluated is None or others == 0:
+            return []
+        sentence = f"{self.evaluated} of the {len(self.pairs)} pairs were merged and evaluated."
+        if self.predicted_pairs.empty:
+            return [f"{sentence} Those that were not ({others}) are not predicted either."]
+        return [
+            f"{sentence} The outcomes of those that were not ({others}) are predictions from these, in"
+            " predicted_pairs.csv, and in no other number of this run."
+        ]
 
     @property
     def targets(self) -> list[str]:

@@ -61,4 +61,8 @@ def layer_grams(subject: Subject, vectors: LayerVectors) -> Float64[np.ndarray, 
     layers = subject.run.map(
         find, list(vectors.sizes), description=vectors.description, memory=grams.needed(len(order))
     )
-    return np.stack(layers)[:, places][:, :, places]
+    # In one array that is filled layer by layer: at most one layer is there twice.
+    found = np.empty((len(layers), len(places), len(places)))
+    for layer, gram in enumerate(layers):
+        found[layer] = gram[np.ix_(places, places)]
+    return found

@@ -24,7 +24,7 @@ from mergeability.reporting.summaries import (
 
 def headline(analysis: Analysis) -> list[str]:
     """Summarise the findings in plain sentences, with their uncertainty."""
-    sentences = [_what_was_compared(analysis)]
+    sentences = [_what_was_compared(analysis), *analysis.of_budget]
     if analysis.targets:
         sentences += _merging_sentences(analysis)
     sentences += _set_sentences(analysis)

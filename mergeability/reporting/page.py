@@ -27,6 +27,10 @@ class Section:
     body: str
 
 
+MOST_ROWS = 5000
+"""Of a table in the report: browsers are slow with more, and so are readers."""
+
+
 def paragraphs(*sentences: str, note: bool = False) -> str:
     """Set each sentence as a paragraph."""
     kind = ' class="note"' if note else ""
@@ -52,7 +56,11 @@ def table(
     marked: Sequence[str] = (),
     digits: int = 3,
 ) -> str:
-    """Set a frame as a table, its index first; `columns` gives headings, `marked` rows are tinted."""
+    """Set a frame as a table, its index first; `columns` gives headings, `marked` rows are tinted.
+
+    Of more than `MOST_ROWS` rows, the first ones, and a sentence with the number of the others.
+    """
+    left_out, frame = len(frame) - MOST_ROWS, frame.head(MOST_ROWS)
     shown = [name for name in columns if name in frame.columns]
     kinds = [' class="text"' if name in texts else "" for name in shown]
     head = "".join(f"<th{kind}>{escape(columns[name])}</th>" for name, kind in zip(shown, kinds, strict=True))
@@ -65,9 +73,10 @@ def table(
         tint = ' class="baseline"' if index in marked else ""
         rows.append(f"<tr{tint}><td>{escape(str(index))}</td>{cells}</tr>")
     body = "".join(rows)
+    more = f"{left_out} more rows are in the CSV files of the run folder."
     return (
         f'<div class="scroll"><table><thead><tr><th>{escape(first)}</th>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f"<tbody>{body}</tbody></table></div>{paragraphs(more, note=True) if left_out > 0 else ''}"
     )
 
 

@@ -8,6 +8,7 @@ from mergeability.files import atomic_file
 from mergeability.pipeline.verdicts import verdict
 from mergeability.reporting import figures
 from mergeability.reporting import prediction_sections as foresight
+from mergeability.reporting.budget_section import predicted_pairs
 from mergeability.reporting.headline import headline
 from mergeability.reporting.page import (
     Section,
@@ -79,6 +80,7 @@ def write_report(analysis: Analysis, path: Path | str) -> None:
             Section("found", "What this run found", bullet_list(headline(analysis), lead=True)),
             _models(analysis),
             _merges(analysis),
+            predicted_pairs(analysis),
             _probes(analysis),
             _scales(analysis),
             _sets(analysis),

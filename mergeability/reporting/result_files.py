@@ -24,6 +24,8 @@ RESULTS = (
     "prediction",
     "scores.csv",
     "transfer.csv",
+    "predicted_pairs.csv",
+    "predicted_accuracy.csv",
     FITTED,
     "run.json",
     "verdict.txt",
@@ -64,6 +66,8 @@ def _write(analysis: Analysis, folder: Path) -> None:
         ("alpha_curves.csv", analysis.curves),
         ("scores.csv", analysis.scores),
         ("transfer.csv", analysis.transfer),
+        ("predicted_pairs.csv", analysis.predicted_pairs),
+        ("predicted_accuracy.csv", analysis.predicted_accuracy),
     ):
         if not table.empty:
             write_text(folder / name, csv_text(table))

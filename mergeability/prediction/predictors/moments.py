@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+# Products of the rows that are kept together, 2 GiB of them: one product of matrices then sums those of all folds.
+_MOST_PRODUCTS = 2**28
+
 
 @dataclass(frozen=True)
 class Sums:
@@ -38,12 +41,17 @@ class Moments(Sums):
         count = weights.sum(axis=1)[:, None]
         n, m = X.shape
         mean, outcome_mean = weights @ X / count, weights @ Y / count
-        squares = (X[:, :, None] * X[:, None, :]).reshape(n, m * m)
-        products = (X[:, :, None] * Y[:, None, :]).reshape(n, m * Y.shape[1])
-        gram = (weights @ squares).reshape(-1, m, m) - count[:, None] * mean[:, :, None] * mean[:, None]
-        cross = (weights @ products).reshape(-1, m, Y.shape[1]) - (
-            count[:, None] * mean[:, :, None] * outcome_mean[:, None]
-        )
+        if n * m * m <= _MOST_PRODUCTS:
+            squares = (X[:, :, None] * X[:, None, :]).reshape(n, m * m)
+            products = (X[:, :, None] * Y[:, None, :]).reshape(n, m * Y.shape[1])
+            gram = (weights @ squares).reshape(-1, m, m)
+            cross = (weights @ products).reshape(-1, m, Y.shape[1])
+        else:
+            # A thousand tasks have as many columns: the products of their rows would take tens of GiB.
+            gram = np.stack([X[rows].T @ X[rows] for rows in training])
+            cross = np.stack([X[rows].T @ Y[rows] for rows in training])
+        gram = gram - count[:, None] * mean[:, :, None] * mean[:, None]
+        cross = cross - count[:, None] * mean[:, :, None] * outcome_mean[:, None]
         super().__init__(mean + centre, outcome_mean + outcome_centre, gram, cross)
 
 

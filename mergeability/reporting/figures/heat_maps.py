@@ -19,6 +19,9 @@ from mergeability.reporting.figures.style import (
     value_bounds,
 )
 
+MOST_TASKS = 100
+"""In a heat map of pairs: a thousand would take some 20 MB for each metric, and no cell would be seen."""
+
 
 def pair_matrix(
     pairs: pd.DataFrame, column: str, tasks: Sequence[str], own: float = float("nan")
@@ -41,9 +44,12 @@ def matrix_heat_map(
 ) -> go.Figure:
     """Draw a symmetric matrix; values of both signs get a diverging scale centred on 0.
 
-    `bounds` fixes the colour scale, so that matrices can be compared.
+    `bounds` fixes the colour scale, so that matrices can be compared. Of more than `MOST_TASKS` rows, the first ones
+    are drawn, and the title says so.
     """
+    count = len(labels)
     low, high = bounds or value_bounds(matrix)
+    matrix, labels = matrix[:MOST_TASKS, :MOST_TASKS], labels[:MOST_TASKS]
     signed = low < 0 < high
     if signed:
         high = max(-low, high)
@@ -86,6 +92,9 @@ def matrix_heat_map(
         xaxis={**ticks, "tickangle": -60, "constrain": "domain"},
         yaxis={**ticks, "autorange": "reversed", "scaleanchor": "x", "constrain": "domain"},
     )
+    if count > MOST_TASKS:
+        title = f"The first {MOST_TASKS} of {count}; pairs.csv has all pairs"
+        layout.update(title={"text": title, "font": {"size": 12}, "x": 0.5, "y": 0.01, "yanchor": "bottom"})
     return go.Figure(trace, layout=layout)
 
 

@@ -111,6 +111,8 @@ def tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
         "alpha_curves": analysis.curves,
         "scores": analysis.scores,
         "transfer": analysis.transfer,
+        "predicted_pairs": analysis.predicted_pairs,
+        "predicted_accuracy": analysis.predicted_accuracy,
         **{names.prediction_table(name): frame for name, frame in prediction.items()},
     }
     return {key(name): frame for name, frame in found.items() if len(frame)}
