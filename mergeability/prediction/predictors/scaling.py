@@ -12,8 +12,12 @@ _RELATIVE_SPREAD = 1e-12
 class RangeScaler(TransformerMixin, BaseEstimator):
     """Map each column to [-1, 1] by the range seen in `fit`: 2 (x - min) / (max - min) - 1.
 
-    New rows may fall outside. A column without spread becomes 0 everywhere, so that no regressor can weigh
-    it; its place is marked in `constant_`.
+    New rows may fall outside [-1, 1]. A constant column becomes 0 everywhere, so that no regressor can use it.
+
+    Attributes:
+        data_min_: smallest value of each column.
+        data_max_: largest value of each column.
+        constant_: whether each column is constant.
     """
 
     def fit(self, X: Rows, y: object = None) -> "RangeScaler":
