@@ -20,11 +20,7 @@ def cell(value: Any) -> Any:
 
 
 def original(value: Any) -> Any:
-    """Take the quote off that `cell` put there.
-
-    >>> original(cell("=1+1")), original(cell("'=1+1")), original("'quoted'")
-    ('=1+1', "'=1+1", "'quoted'")
-    """
+    """Remove the quote that `cell` added."""
     return value[1:] if isinstance(value, str) and value[:1] == "'" and _FORMULA.match(value) else value
 
 

@@ -1,4 +1,4 @@
-"""Linear fits of outcomes on one set of columns, for every merge method: what a fitted predictor is made of."""
+"""Linear fits of outcomes on one set of columns, one per merge method: the parts of a fitted predictor."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ class Evidence:
 
     @property
     def r(self) -> float:
-        """Mean over methods of the correlation beyond the mean; a method without one counts as 0."""
+        """The mean over methods of the correlation beyond the mean; an undefined one counts as 0."""
         return float(np.mean([fit.r_beyond_mean or 0.0 for fit in self.methods.values()]))
 
     @property

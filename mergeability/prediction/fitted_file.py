@@ -1,4 +1,4 @@
-"""The file of a fitted predictor: plain JSON, numbers and names, so that reading one runs nothing."""
+"""The file of a fitted predictor: plain JSON with numbers and names, so that reading it never executes code."""
 
 import json
 from collections.abc import Mapping

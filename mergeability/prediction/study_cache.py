@@ -1,4 +1,4 @@
-"""Studies as records of the store: a second run with the same table finds what the first one fitted."""
+"""Studies as records of the store: a second run with the same table reuses the fits of the first."""
 
 import hashlib
 import math
@@ -27,7 +27,7 @@ def study_key(
     settings: StudySettings,
     known: Known,
 ) -> dict[str, Any]:
-    """Return what determines a study: the numbers, every option, a version of the code and its libraries."""
+    """Return the key of a study: its numbers, every option, and the versions of the code and its libraries."""
     return {
         "table": table_hash(table),
         "sets": table_hash(known.sets),

@@ -1,4 +1,4 @@
-"""What each kind of evidence is worth for pairs of two new models, and what it costs to have it."""
+"""The accuracy and the cost of each kind of evidence for pairs of two new models."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

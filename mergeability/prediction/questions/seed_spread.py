@@ -1,4 +1,4 @@
-"""How much a predictor that starts at random depends on its start."""
+"""The spread of scores over the random starts of a predictor."""
 
 from collections.abc import Mapping, Sequence
 

@@ -35,11 +35,11 @@ class FoldRows:
 
     @property
     def inner(self) -> Sequence[InnerFold]:
-        """The same protocol once more, on the training rows alone."""
+        """The folds of the same protocol within the training rows."""
         return inner_folds(self.protocol, self.rows.ends[self.split.training])
 
     def features(self, inputs: str) -> Float[np.ndarray, "n q"]:
-        """Give all rows' columns that a predictor asks for: metrics, tasks (incidence columns), or both."""
+        """Return the columns that a predictor needs, for all rows: metrics, tasks (incidence columns), or both."""
         choices: dict[str, Callable[[], list[np.ndarray]]] = {
             "metrics": lambda: [self._scaled()],
             "raw": lambda: [self.rows.features],
@@ -51,7 +51,7 @@ class FoldRows:
         return np.hstack(choices[inputs]())
 
     def training_features(self, inputs: str) -> Float[np.ndarray, "training q"]:
-        """Give the training rows of `features`."""
+        """Return the training rows of `features`."""
         return self.features(inputs)[self.split.training]
 
     def _scaled(self) -> Float[np.ndarray, "n m"]:
@@ -69,12 +69,12 @@ class Fold:
 
     @property
     def split(self) -> Split:
-        """Who is held out, and the rows of either side."""
+        """The held-out tasks, and the training and validation rows."""
         return self.shared.split
 
     @property
     def training_outcome(self) -> Float[np.ndarray, " training"]:
-        """The outcomes a fit may see."""
+        """The outcomes of the training rows."""
         return self.outcome[self.split.training]
 
     def feature_names(self, inputs: str) -> list[str]:
@@ -87,7 +87,7 @@ class Fold:
 
 @dataclass
 class Folds:
-    """All folds of a protocol, and remarks on what was left out."""
+    """All folds of a protocol, and notes on pairs left out."""
 
     folds: list[Fold] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""How far a prediction may be off: conformal intervals for pairs of new tasks, and the share of pairs they cover."""
+"""Conformal prediction intervals for pairs of new tasks, and the share of pairs they cover."""
 
 import math
 
