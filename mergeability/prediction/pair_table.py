@@ -147,9 +147,6 @@ class PairTable:
             metrics: columns used as features.
             outcomes: outcome columns to keep; all columns when None.
 
-        Returns:
-            A table of the same pairs.
-
         Raises:
             UserError: a column is missing, or no metric has a value.
         """
@@ -161,9 +158,6 @@ class PairTable:
 
     def complete_metrics(self) -> "PairTable":
         """Keep the pairs that have all metrics, so that refits on fewer metrics use the same pairs.
-
-        Returns:
-            A table of these pairs.
 
         Raises:
             UserError: fewer than four tasks are left.
@@ -179,15 +173,7 @@ class PairTable:
         return self.frame[["task_a", "task_b"]].to_numpy(dtype=object)
 
     def usable(self, outcome: str, complete_for: Sequence[str] = ()) -> Bool[np.ndarray, " n"]:
-        """Mark the rows with all metrics, this outcome and the columns in `complete_for`.
-
-        Args:
-            outcome: name of a column.
-            complete_for: further columns that must have a value.
-
-        Returns:
-            One boolean per row.
-        """
+        """Mark the rows with all metrics, this outcome and the columns in `complete_for`."""
         return self.frame[[*self.metrics, outcome, *complete_for]].notna().all(axis=1).to_numpy()
 
     def rows(self, outcome: str, complete_for: Sequence[str] = ()) -> tuple[PairRows, list[str]]:
@@ -351,13 +337,6 @@ def _check_count(tasks: Sequence[str]) -> None:
 
 def numbers_in(frame: pd.DataFrame, name: str) -> Float[np.ndarray, " n"]:
     """Read a column as numbers, NaN for an empty cell.
-
-    Args:
-        frame: the table.
-        name: its column.
-
-    Returns:
-        One number per row.
 
     Raises:
         UserError: a cell contains text or infinity.

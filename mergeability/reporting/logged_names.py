@@ -1,4 +1,4 @@
-"""Names under which runs are logged, shared by tracking, which writes them, and dashboards, which read them."""
+"""Names under which runs are logged: tracking writes them, dashboards read them."""
 
 from typing import Final
 
@@ -76,11 +76,11 @@ SUITE: Final = "suite.name"
 
 
 def mean_outcome(target: str, method: str) -> str:
-    """Name the mean over pairs of an outcome.
+    """Return the logged name of an outcome's mean over pairs.
 
     Args:
         target: `norm_acc` or `acc`.
-        method: the merge method, with its suffix where scales are compared.
+        method: the merge method, with its suffix if scales are compared.
 
     Examples:
         >>> mean_outcome("norm_acc", "ties")
@@ -90,7 +90,7 @@ def mean_outcome(target: str, method: str) -> str:
 
 
 def worst_outcome(target: str, method: str) -> str:
-    """Name the lowest outcome over pairs.
+    """Return the logged name of the lowest outcome over pairs.
 
     Args:
         target: `norm_acc` or `acc`.
