@@ -25,7 +25,15 @@ def original(value: Any) -> Any:
 
 
 def csv_text(frame: pd.DataFrame, index: bool = False) -> str:
-    """Write a table as CSV, its index too if asked, with a quote before each text that looks like a formula."""
+    """Write a table as CSV, with a quote before each text that looks like a formula.
+
+    Args:
+        frame: the table.
+        index: whether to write the index too.
+
+    Returns:
+        The CSV text.
+    """
     return _mapped(frame, cell, index).to_csv(index=index)
 
 

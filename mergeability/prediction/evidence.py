@@ -128,10 +128,10 @@ def study_own_evidence(
 def asked_columns(
     name: str, predictor: Predictor, table: PairTable, methods: Sequence[str], targets: Sequence[str]
 ) -> tuple[dict[tuple[str, tuple[str, ...]], list[str]], list[str]]:
-    """Group the methods of each target by the columns that the predictor looks at.
+    """Group the methods of each target by the columns that the predictor uses.
 
     Returns:
-        (target, columns) → methods, without those whose columns the table lacks; and sentences on what was chosen.
+        (target, columns) → methods, without those whose columns the table lacks; and sentences on the chosen columns.
     """
     found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     notes: list[str] = []

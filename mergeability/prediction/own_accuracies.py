@@ -25,11 +25,17 @@ _SAME = 1e-6
 def with_finetuned_accuracy(frame: pd.DataFrame) -> pd.DataFrame:
     """Add the column `finetuned_accuracy`, the mean of the two models' own accuracies, where they are known.
 
-    They are the columns `finetuned_accuracy_a` and `finetuned_accuracy_b`; what these leave open follows from the
-    outcomes where possible (`implied_accuracies`). A column that is there already is kept.
+    They are the columns `finetuned_accuracy_a` and `finetuned_accuracy_b`; missing values are derived from the
+    outcomes if possible (`implied_accuracies`). An existing column is kept.
+
+    Args:
+        frame: one row per pair.
+
+    Returns:
+        The table with the column, if any value is known.
 
     Raises:
-        UserError: as `given_accuracies` does.
+        UserError: for the reasons given in `given_accuracies`.
     """
     ends = frame.get(["task_a", "task_b"])
     if FINETUNED in frame.columns or ends is None or ends.isna().any(axis=None):

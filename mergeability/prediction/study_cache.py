@@ -60,7 +60,7 @@ def to_record(result: PredictionResult) -> dict[str, Any]:
 
 
 def from_record(record: Mapping[str, Any]) -> PredictionResult:
-    """Read what `to_record` wrote."""
+    """Read the result of `to_record`."""
     frames = {name: from_columns(columns) for name, columns in record["frames"].items()}
     tables = {name: from_columns(columns) for name, columns in record["tables"].items()}
     return PredictionResult(records=record["records"], notes=record["notes"], tables=tables, **frames)
@@ -75,7 +75,7 @@ def to_columns(frame: pd.DataFrame) -> list[list[Any]]:
 
 
 def from_columns(columns: Sequence[Sequence[Any]]) -> pd.DataFrame:
-    """Read what `to_columns` wrote."""
+    """Read the result of `to_columns`."""
     return pd.DataFrame({name: pd.Series(values, dtype=kind) for name, kind, values in columns})
 
 

@@ -104,13 +104,13 @@ def worst_outcome(target: str, method: str) -> str:
 
 
 def correlation(protocol: str, target: str, method: str, predictor: str) -> str:
-    """Name the correlation of predicted and measured outcomes.
+    """Return the logged name of the correlation of predicted and measured outcomes.
 
     Args:
-        protocol: how it was validated, such as `loto`.
+        protocol: of the validation, such as `loto`.
         target: `norm_acc` or `acc`.
         method: the merge method.
-        predictor: what predicted.
+        predictor: name of the predictor.
 
     Examples:
         >>> correlation("loto", "norm_acc", "ties", "ridge")
@@ -134,7 +134,7 @@ def summarised(name: str, direction: str = "max") -> str:
 
 
 def prediction_table(name: str) -> str:
-    """Name a table of the study of predictors.
+    """Return the logged name of a table of the study of predictors.
 
     Args:
         name: of its file in `prediction/`, without the suffix.

@@ -169,10 +169,13 @@ def fit_together(
 
     Args:
         problems: training rows, outcomes and inner folds.
-        strengths: to choose from.
+        strengths: candidates.
         solve: from the sums of products of some folds to the weights for every strength.
         choose: from rows, outcomes and inner folds to the index of each outcome's strength; None without a fold.
-        otherwise: the index of the strength where there is no inner fold.
+        otherwise: the index of the strength without inner folds.
+
+    Returns:
+        One fit per problem.
     """
     fitted: dict[int, LinearFit] = {}
     for group in with_shared_rows(problems):

@@ -1,4 +1,4 @@
-"""The folds of every outcome, ready to fit: rows chosen, metrics scaled by what each fit may see."""
+"""The folds of every outcome, ready to fit: rows selected, metrics scaled by the training rows of each fit."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +20,10 @@ TASK_PREFIX = "task="
 
 
 class FoldRows:
-    """The rows of one fold, whatever the outcome: metrics are scaled by the ranges of its training rows.
+    """Hold the rows of one fold, for any outcome, with metrics scaled by the ranges of its training rows.
 
-    Rows and inner folds are computed when they are asked for. Kept for all folds at once, those of leaving two of T
-    tasks out would take memory in proportion to T⁶.
+    Rows and inner folds are computed on access: kept for all folds at once, those of leaving two of T tasks out would
+    take memory in proportion to T⁶.
     """
 
     def __init__(self, rows: PairRows, split: Split, protocol: SplitProtocol) -> None:
@@ -105,9 +105,12 @@ def make_folds(
     Args:
         table: the pairs.
         methods: merge methods.
-        targets: of each method.
-        protocol: what splits.
+        targets: outcomes of each method, `norm_acc` or `acc`.
+        protocol: the splitter.
         complete: whether only pairs with an outcome for every method are used.
+
+    Returns:
+        The folds, and notes on pairs left out.
     """
     made = Folds()
     shared: dict[bytes, list[FoldRows]] = {}
@@ -153,8 +156,15 @@ def _constant_notes(constant_in: dict[str, set[str]]) -> list[str]:
 def fit_folds(predictor: Predictor, folds: Sequence[Fold]) -> list[Predictor]:
     """Fit a predictor on the training rows of every fold.
 
-    A search that fits all folds at once is given all of them. Any other predictor is given one set of training rows at
-    a time, with every outcome that is known for them, so that only one such set is in memory.
+    A predictor that searches all folds at once receives all of them. Any other predictor receives one set of training
+    rows at a time, with every outcome known for them, so that only one such set is in memory.
+
+    Args:
+        predictor: the regressor.
+        folds: of one protocol.
+
+    Returns:
+        One fitted copy per fold.
     """
     own = traits(predictor)
     batched = isinstance(predictor, BatchPredictor)

@@ -209,7 +209,7 @@ class AcrossGroups(_Splitter):
             )
 
     def folds(self, groups: Any) -> Iterator[Split]:
-        """Yield the fold from one group to the other, or those within the first where there is no other."""
+        """Yield the fold from one group to the other, or the folds within the first if there is no other."""
         ends = np.asarray(groups, dtype=object).reshape(-1, 2)
         training, validation = (
             np.flatnonzero(np.isin(ends, list(tasks)).all(axis=1)) for tasks in (self.fitted, self.validated)

@@ -1,7 +1,7 @@
-"""The same panels in Weights & Biases: a project's workspace and a report, from the names that runs are logged under.
+"""The panels of the dashboard in Weights & Biases: a project's workspace and a report, from the names of logged values.
 
-The panels name methods, which W&B cannot list by itself. What W&B has no panel for, such as a Pareto front, is only on
-the page of `reporting.dashboard.page`.
+The panels name methods, because W&B cannot list them. Figures that W&B has no panel for, such as a Pareto front, are
+only on the page of `reporting.dashboard.page`.
 """
 
 from collections.abc import Mapping, Sequence
