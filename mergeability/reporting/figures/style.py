@@ -77,7 +77,7 @@ def shared_bounds(columns: pd.DataFrame) -> tuple[float, float]:
 
 
 def value_bounds(values: np.ndarray) -> tuple[float, float]:
-    """Return the lowest and highest finite value, ±0.5 around it if they are equal, or 0 and 1 if there is none.
+    """Return the lowest and highest finite value, ±0.5 around it if they are equal; 0 and 1 without any.
 
     Args:
         values: an array of any shape.
