@@ -20,16 +20,20 @@ def cell(value: Any) -> Any:
 
 
 def original(value: Any) -> Any:
-    """Take the quote off that `cell` put there.
-
-    >>> original(cell("=1+1")), original(cell("'=1+1")), original("'quoted'")
-    ('=1+1', "'=1+1", "'quoted'")
-    """
+    """Remove the quote that `cell` added."""
     return value[1:] if isinstance(value, str) and value[:1] == "'" and _FORMULA.match(value) else value
 
 
 def csv_text(frame: pd.DataFrame, index: bool = False) -> str:
-    """Write a table as CSV, its index too if asked, with a quote before each text that looks like a formula."""
+    """Write a table as CSV, with a quote before each text that looks like a formula.
+
+    Args:
+        frame: the table.
+        index: whether to write the index too.
+
+    Returns:
+        The CSV text.
+    """
     return _mapped(frame, cell, index).to_csv(index=index)
 
 

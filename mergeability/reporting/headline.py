@@ -1,4 +1,4 @@
-"""The first sentences of a report: the comparison, the quality of the merges, and what predicts it."""
+"""The first sentences of a report: the comparison, the quality of the merges, and their best predictor."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -58,7 +58,7 @@ def _what_was_compared(analysis: Analysis) -> str:
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """Write a number with its noun."""
+    """Format a number with its noun."""
     return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
 
 
