@@ -48,8 +48,19 @@ class Outcome:
 def check_workers(workers: int | str, cores: int) -> None:
     """Check a number of workers or the address of a cluster; warn of more workers than cores.
 
+    Args:
+        workers: number of processes, at least 1, or the address of a Ray cluster.
+        cores: number of cores to compare with.
+
     Raises:
         UserError: it is neither, or Ray is not installed.
+
+    Examples:
+        >>> from mergeability.context import check_workers
+        >>> check_workers(2, cores=4)
+        >>> check_workers(0, cores=4)
+        Traceback (most recent call last):
+        mergeability.errors.UserError: Expected workers to be a whole number of at least 1, got 0.
     """
     if isinstance(workers, str) and not workers.strip().removeprefix("-").isdigit():
         if not workers.strip() or (workers != LOCAL_RAY and workers != "auto" and ":" not in workers):

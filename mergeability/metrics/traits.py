@@ -57,9 +57,34 @@ def metric(
     per_pair: bool = False,
     on_request: bool = False,
 ) -> Callable[[Function], Function]:
-    """Declare the traits of a function from profiles to a T×T matrix; see `Traits` for each of them.
+    """Declare the traits of a metric: a decorator of functions from profiles to a symmetric T×T matrix.
 
     The values must be literals: command lines read them from the source, without importing it.
+
+    Args:
+        category: group of the metric, such as "geometry" or "subspace"; "other" without this decorator.
+        low: lowest possible value.
+        high: highest possible value.
+        equal: value for two copies of a model; None if that depends on the model.
+        needs_data: whether the metric needs calibration images and heads.
+        per_pair: whether it takes passes over the data for each pair.
+        on_request: whether it is measured only if named, or with the set `all`.
+
+    Returns:
+        A decorator that records the traits and returns the function unchanged.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mergeability import measure
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.metrics import metric
+        >>> @metric(category="geometry", low=0)
+        ... def longer_norm(profiles):
+        ...     lengths = np.sqrt(np.diag(profiles.gram()))
+        ...     return np.maximum(lengths[:, None], lengths)
+        >>> models = tiny_task_vectors(cars=[3, 4], svhn=[1, 0])
+        >>> measure(models, {"longer_norm": longer_norm})["longer_norm"].tolist()
+        [5.0]
     """
 
     def declare(function: Function) -> Function:

@@ -153,23 +153,33 @@ class MergeSettings:
 
 @dataclass(frozen=True)
 class Request:
-    """Everything an analysis is asked for.
+    """Specify an analysis: its models, metrics, merges, predictors, and all options.
 
     Attributes:
-        suite: what to analyse.
+        suite: the models or the table to analyse.
         metrics: name → metric.
         merges: name → merge method.
         predictors: name → scikit-learn regressor.
-        prediction: how prediction is studied.
-        fitted: folder or file of a predictor fitted by an earlier run, which scores every pair.
-        margin: how far beyond the range it was fitted on a metric may lie, as a share of that range.
+        prediction: settings of the prediction study.
+        fitted: folder or file of a predictor fitted by an earlier run, which scores every pair; None for none.
+        margin: how far a metric may lie outside the predictor's training range, as a share of that range, at least 0.
         profile: options of the evidence.
-        merging: which merges, at which scale, and how they are evaluated.
+        merging: which sets are merged, at which scales, and how merges are evaluated and saved.
         store: folder of the store; in memory when None.
-        on_error: `raise`, or `nan` to go on without a metric that fails.
-        device: where the evidence is computed and merges are evaluated: `cpu`, `cuda`, or `auto`.
-        workers: processes that share the work, or the address of a Ray cluster.
-        folder: where merged encoders are written, in `merged/`.
+        on_error: "raise", or "nan" to continue without a metric that fails.
+        device: device of the evidence and evaluation: "cpu", "cuda", or "auto".
+        workers: number of processes that share the work, or the address of a Ray cluster.
+        folder: folder that gets merged encoders, in `merged/`; None if nothing is written.
+
+    Examples:
+        >>> from mergeability.merging import Ties
+        >>> from mergeability.metrics.catalogue import WEIGHT_SPACE
+        >>> from mergeability.pipeline import Request
+        >>> from mergeability.pipeline.suites import CheckpointSuite
+        >>> suite = CheckpointSuite("mine", "base.safetensors", {"a": "a.safetensors", "b": "b.safetensors"})
+        >>> request = Request(suite, WEIGHT_SPACE, {"ties": Ties(density=0.2)})
+        >>> len(request.metrics), request.device, request.merging.arity
+        (18, 'auto', 2)
     """
 
     suite: TaskSuite | ModelSuite | CheckpointSuite | TableSuite

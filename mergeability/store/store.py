@@ -54,14 +54,23 @@ class Made:
 
 
 class Store:
-    """Keep computed tensors and records on disk, keyed by content.
+    """Cache computed tensors and records on disk, under the hash of everything they depend on.
 
     Args:
-        root: folder of the store; `None` keeps everything in memory, for notebooks and tests.
+        root: folder of the store; None keeps everything in memory, for notebooks and tests.
 
     Attributes:
-        computed: how many entries of each kind this process computed.
-        found: how many entries of each kind it found ready.
+        root: folder of the store; None if it is in memory.
+        computed: kind → number of entries that this process computed.
+        found: kind → number of entries that were in the store already.
+
+    Examples:
+        >>> from mergeability import Store
+        >>> store = Store()
+        >>> for _ in range(2):
+        ...     value = store.record("square", {"of": 3, "version": 1}, lambda: {"value": 3**2})
+        >>> value, store.computed, store.found
+        ({'value': 9}, Counter({'square': 1}), Counter({'square': 1}))
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
@@ -104,7 +113,16 @@ class Store:
     def arrays(
         self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, "Tensor"]]
     ) -> dict[str, "Tensor"]:
-        """Return the named tensors filed under `key`, computing and keeping them the first time."""
+        """Return the named tensors stored under `key`; compute and store them if there are none.
+
+        Args:
+            kind: name of this kind of entry, a folder of the store.
+            key: JSON-able record of everything that the tensors depend on.
+            compute: makes the tensors.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
         if self.root is None:
             return dict(self._remember(kind, key, compute))
         if self._found(self._tensors(kind, key)):
@@ -114,14 +132,14 @@ class Store:
     def ensure(
         self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, "Tensor"]]
     ) -> None:
-        """See to it that tensors are filed under `key`, without keeping those that are there in memory."""
+        """Compute and store tensors under `key` if there are none, without reading those that are there."""
         if self.root is None:
             self._remember(kind, key, compute)
         elif not self._found(self._tensors(kind, key)):
             self._compute(kind, key, compute)
 
     def ensure_written(self, kind: str, key: Mapping[str, Any], write: Callable[[Path], None]) -> None:
-        """See to it that a file of tensors is filed under `key`; `write` makes it at a path, piece by piece.
+        """Store a file of tensors under `key` if there is none; `write` makes it at a path, piece by piece.
 
         Raises:
             UserError: the store lives in memory, or the disk is full.
@@ -132,10 +150,10 @@ class Store:
             self._count(self.computed, kind)
 
     def read(self, kind: str, key: Mapping[str, Any]) -> dict[str, "Tensor"]:
-        """Read the tensors that `ensure` has seen to.
+        """Read the tensors stored by `ensure`.
 
         Raises:
-            UserError: nothing is filed under `key`, or it is damaged.
+            UserError: nothing is stored under `key`, or it is damaged.
         """
         if self.root is None:
             return dict(self._memory[kind, digest(key)])
@@ -143,10 +161,10 @@ class Store:
         return {name: file.tensor(name) for name in file.entries}
 
     def file(self, kind: str, key: Mapping[str, Any]) -> "TensorFile":
-        """Open the file of tensors that `ensure` has seen to.
+        """Open the file of tensors stored by `ensure`.
 
         Raises:
-            UserError: nothing is filed under `key`, it is damaged, or the store lives in memory.
+            UserError: nothing is stored under `key`, it is damaged, or the store lives in memory.
         """
         from mergeability.weights.safetensors_file import TensorFile
 
@@ -161,7 +179,7 @@ class Store:
         """Return a function (name, start, stop) that reads a range of one flattened tensor of an entry, as float32.
 
         Raises:
-            UserError: nothing is filed under `key`, or it is damaged.
+            UserError: nothing is stored under `key`, or it is damaged.
         """
         if self.root is None:
             tensors = self._memory[kind, digest(key)]
@@ -171,7 +189,16 @@ class Store:
     def record(
         self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, Any]]
     ) -> dict[str, Any]:
-        """Return the JSON-able record filed under `key`, computing and keeping it the first time."""
+        """Return the JSON-able record stored under `key`; compute and store it if there is none.
+
+        Args:
+            kind: name of this kind of entry, a folder of the store.
+            key: JSON-able record of everything that the value depends on.
+            compute: makes the value, without NaN or Inf.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
         if self.root is None:
             return dict(self._remember(kind, key, compute))
         entry = RecordEntry(self.path(kind, key, RecordEntry.suffix), kind, key)

@@ -38,27 +38,37 @@ PROJECTION = "visual.proj"
 
 
 class Checkpoint:
-    """One state dict on disk, read one tensor, or a part of one, at a time.
+    """Read a state dict from disk, one tensor or part of a tensor at a time.
 
     Attributes:
         path: the safetensors file.
         names: canonical tensor names, sorted.
         shapes: canonical name → shape.
         dtypes: canonical name → dtype.
-        origin: the file that was given, which may have been converted into `path`.
-        towers: what is read of a CLIP, "visual" or "both".
-        left_out: what is not read → its names in the file: the text tower, a head, other tensors.
+        origin: the given file, if it was converted into `path`; otherwise `path`.
+        towers: which towers of a CLIP are read, "visual" or "both".
+        left_out: what is not read (the text tower, a head, other tensors) → its names in the file.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from mergeability import checkpoints
+        >>> with TemporaryDirectory() as folder:
+        ...     path = checkpoints.save(f"{folder}/model.safetensors", {"weight": torch.ones(2, 3)})
+        ...     checkpoint = checkpoints.Checkpoint.open(path)
+        ...     checkpoint.shapes, checkpoint.tensor("weight").sum()
+        ({'weight': (2, 3)}, tensor(6.))
     """
 
     def __init__(
         self, file: TensorSource, hash_of: Callable[[Path], str] | None = None, towers: str = VISUAL
     ) -> None:
-        """Take an opened file.
+        """Use an opened file.
 
         Args:
             file: the file.
-            hash_of: what computes the hash of a file; that of its bytes when None.
-            towers: "both" to read the text tower of a CLIP as well as the visual one.
+            hash_of: function that hashes a file; SHA-256 of its bytes when None.
+            towers: "visual", or "both" to read the text tower of a CLIP too.
 
         Raises:
             UserError: its names are those of a visual tower in part only.
@@ -80,7 +90,7 @@ class Checkpoint:
 
         Args:
             path: the file.
-            towers: "both" to read the text tower of a CLIP as well as the visual one.
+            towers: "visual", or "both" to read the text tower of a CLIP too.
 
         Raises:
             UserError: there is no such file, or it is truncated, or it is not a safetensors file, or its names
@@ -96,7 +106,7 @@ class Checkpoint:
     def of(
         cls, file: TensorSource, hash_of: Callable[[Path], str] | None = None, towers: str = VISUAL
     ) -> "Checkpoint":
-        """Take an opened file, as the constructor does, and name it in messages.
+        """Use an opened file, as the constructor does, and name it in messages.
 
         Raises:
             UserError: it holds no tensors, or its names are those of a visual tower in part only.
@@ -114,8 +124,8 @@ class Checkpoint:
         """Rename the visual tower of a state dict from elsewhere to canonical names, fusing and transposing.
 
         Args:
-            tensors: under any known names; a text tower beside the visual one, whole or in part, is left out.
-            owner: whose they are, for messages.
+            tensors: state dict under any known names; a text tower, complete or not, is left out.
+            owner: file or model that the tensors belong to, for messages.
 
         Raises:
             UserError: names are missing or left over, or parts of a tensor do not fit together.
