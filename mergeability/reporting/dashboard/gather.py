@@ -56,7 +56,7 @@ class Gathered:
         return pd.DataFrame(rows)
 
     def is_repeated(self, run: Run) -> bool:
-        """Return whether newer runs evaluated all merges of a run or, for a run without merges, measured its metrics."""
+        """Return whether newer runs evaluated all merges of a run (its metrics, for a run without merges)."""
         return self.repeated[run.folder] >= set(run.methods or [""])
 
     @property
