@@ -13,8 +13,9 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 def cell(value: Any) -> Any:
     """Put a quote before text that a spreadsheet would compute.
 
-    >>> cell("=1+1"), cell("svhn"), cell(-0.5)
-    ("'=1+1", 'svhn', -0.5)
+    Examples:
+        >>> cell("=1+1"), cell("svhn"), cell(-0.5)
+        ("'=1+1", 'svhn', -0.5)
     """
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 

@@ -94,6 +94,15 @@ class Evidence:
 def ridge_evidence(name: str, table: PairTable, methods: Sequence[str], target: str) -> Evidence:
     """Fit ridge for every method on the metrics of a table; the ranges are those of all pairs that have them.
 
+    Args:
+        name: of the tier.
+        table: the pairs, with the metrics of the tier.
+        methods: merge methods.
+        target: the outcome.
+
+    Returns:
+        The tier.
+
     Raises:
         UserError: no pair has all of the metrics, or there are too few pairs to leave two tasks out.
     """
@@ -117,9 +126,17 @@ def ridge_evidence(name: str, table: PairTable, methods: Sequence[str], target: 
 
 
 def probe_evidence(table: PairTable, methods: Sequence[str], target: str) -> Evidence | None:
-    """Take each method's probe as the estimate of its outcome; None if the table contains no probes.
+    """Use each method's probe as the estimate of its outcome; return None if the table contains no probes.
 
-    The columns are shares in [0, 1], and that is their range: nothing is extrapolated.
+    The columns are shares, and their range is [0, 1]: nothing is extrapolated.
+
+    Args:
+        table: the pairs, with columns of probes.
+        methods: merge methods.
+        target: the outcome.
+
+    Returns:
+        The tier.
     """
     columns = {method: probe_columns(target, method)[0] for method in methods}
     known = [m for m in methods if columns[m] in table.frame and table.frame[columns[m]].notna().any()]

@@ -83,8 +83,14 @@ def with_zero_shot_ratio(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 def finetuned_accuracies(frame: pd.DataFrame) -> dict[str, float]:
     """Return task → fine-tuned accuracy: given by columns, or implied by the outcomes for tasks without a value.
 
+    Args:
+        frame: one row per pair.
+
+    Returns:
+        The known accuracies, in [0, 1].
+
     Raises:
-        UserError: as `given_accuracies` does.
+        UserError: for the reasons given in `given_accuracies`.
     """
     given = given_accuracies(frame, FINETUNED)
     return {**implied_accuracies(frame), **given}
@@ -132,10 +138,16 @@ def given_accuracies(frame: pd.DataFrame, kind: str) -> dict[str, float]:
 
 
 def implied_accuracies(frame: pd.DataFrame) -> dict[str, float]:
-    """Return task → the fine-tuned model's own accuracy that the outcomes imply; nothing where they do not.
+    """Return task → fine-tuned accuracy implied by the outcomes; empty if they do not determine it.
 
     `norm_acc` is the mean of acc_a/f_a and acc_b/f_b, linear in 1/f, so all pairs of a method together determine the
-    tasks' own accuracies f. They count only where every pair agrees with them to six digits.
+    tasks' own accuracies f. They are used only if every pair agrees with them to six digits.
+
+    Args:
+        frame: one row per pair.
+
+    Returns:
+        The accuracies f of all tasks, or none.
     """
     ends = frame[["task_a", "task_b"]]
     if ends.isna().any(axis=None):

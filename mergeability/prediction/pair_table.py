@@ -233,7 +233,7 @@ def chosen_methods(
 def outcome_methods(frame: pd.DataFrame, targets: Sequence[str] = TARGETS) -> list[str]:
     """List the merge methods that a table has outcomes of, in column order.
 
-    A method's two single-task columns end in `_a` and `_b` and are no methods of their own.
+    A method's two single-task columns end in `_a` and `_b` and do not count as methods.
     """
     columns = [str(name) for name in frame.columns]
     found: list[str] = []

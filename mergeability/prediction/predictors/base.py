@@ -77,8 +77,15 @@ class Traits:
 def traits(predictor: Predictor) -> Traits:
     """Return the optional traits of a predictor.
 
-    >>> traits(LinearRegression())
-    Traits(inputs='metrics', closed_form=True, nested=False, random_start=False)
+    Args:
+        predictor: the regressor.
+
+    Returns:
+        Its traits, defaults for those that it does not declare.
+
+    Examples:
+        >>> traits(LinearRegression())
+        Traits(inputs='metrics', closed_form=True, nested=False, random_start=False)
     """
     return Traits(
         inputs=getattr(predictor, "inputs", "metrics"),

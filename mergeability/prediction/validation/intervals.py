@@ -45,7 +45,12 @@ def half_width(residuals: Float[np.ndarray, " n"], level: float | int = SHARE) -
 def student_interval(values: Float[np.ndarray, " n"], level: float | int = 0.95) -> tuple[float, float]:
     """Return the confidence interval of the mean of independent values, such as seeds, by Student's t.
 
-    NaN for fewer than two values.
+    Args:
+        values: independent numbers.
+        level: of the interval, in (0, 1).
+
+    Returns:
+        The lower and the upper end; NaN for fewer than two values.
 
     Examples:
         >>> low, high = student_interval(np.array([0.0, 1.0, 2.0]))

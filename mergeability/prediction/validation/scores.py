@@ -98,9 +98,18 @@ def beyond_training_mean(
     measured: Float[np.ndarray, " n"],
     training_mean: Float[np.ndarray, " n"],
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Subtract from either side the mean of the fold that predicted it: the two sides of "r beyond the mean".
+    """Subtract the mean of the fold that predicted each pair from both sides, for the correlation beyond the mean.
 
-    Predictions that spread less than 1 % of the outcomes around that mean predict nothing beyond it: they become 0.
+    Predictions whose standard deviation around that mean is below 1 % of that of the outcomes become 0: they predict
+    nothing beyond it.
+
+    Args:
+        predicted: one number per pair.
+        measured: one number per pair.
+        training_mean: for each pair, the mean of the fold that predicted it.
+
+    Returns:
+        Predictions and measurements relative to that mean.
     """
     beyond, measured_beyond = predicted - training_mean, measured - training_mean
     if beyond.std() < _LEAST_SPREAD * measured_beyond.std():

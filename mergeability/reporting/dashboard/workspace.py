@@ -99,7 +99,7 @@ def groups(project: Project) -> list[Group]:
 
 
 def workspace(project: Project) -> "workspaces.Workspace":
-    """Make the workspace: one section per question, runs grouped by penalty and strength.
+    """Create the workspace: one section per question, runs grouped by penalty and strength.
 
     Raises:
         UserError: `wandb-workspaces` is not installed.
@@ -127,7 +127,7 @@ def workspace(project: Project) -> "workspaces.Workspace":
 
 
 def report(project: Project) -> "reports.Report":
-    """Make the report: for each question a heading, a text and the panels, on the runs of the fitting job type.
+    """Create the report: for each question a heading, a text and the panels, on the runs of the fitting job type.
 
     Raises:
         UserError: `wandb-workspaces` is not installed.
@@ -153,7 +153,7 @@ def save(project: Project) -> Mapping[str, str]:
     """Save the workspace and the report of a project; return the address of each.
 
     Raises:
-        UserError: there is no account, W&B cannot be reached or refuses.
+        UserError: there is no account, or W&B cannot be reached or refuses.
     """
     import wandb
     import wandb.errors

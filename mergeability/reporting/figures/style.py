@@ -51,8 +51,9 @@ def label(name: str) -> str:
 def in_template(name: object) -> str:
     """Escape a name for a hover template, where {, < and & are special.
 
-    >>> in_template("a<b %{x}")
-    'a&lt;b %&#123;x&#125;'
+    Examples:
+        >>> in_template("a<b %{x}")
+        'a&lt;b %&#123;x&#125;'
     """
     text = str(name).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return text.replace("{", "&#123;").replace("}", "&#125;")

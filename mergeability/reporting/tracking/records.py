@@ -86,8 +86,15 @@ def log_training(loggers: Sequence[Guarded], card: Mapping[str, Any], folder: Pa
 def training_metrics(card: Mapping[str, Any]) -> dict[str, float]:
     """Collect the numbers of a card: `test_accuracy`, `base_test_accuracy`, `parameters`, `seconds`, ….
 
-    >>> training_metrics({"accuracy": {"test": 0.9}, "base_accuracy": {"test": 0.2}, "seconds": 3.5})
-    {'test_accuracy': 0.9, 'base_test_accuracy': 0.2, 'seconds': 3.5}
+    Args:
+        card: of a model.
+
+    Returns:
+        Name → number.
+
+    Examples:
+        >>> training_metrics({"accuracy": {"test": 0.9}, "base_accuracy": {"test": 0.2}, "seconds": 3.5})
+        {'test_accuracy': 0.9, 'base_test_accuracy': 0.2, 'seconds': 3.5}
     """
     found = {f"{split}_accuracy": value for split, value in (card.get("accuracy") or {}).items()}
     found |= {f"base_{split}_accuracy": value for split, value in (card.get("base_accuracy") or {}).items()}
