@@ -25,7 +25,17 @@ from mergeability.weights.checkpoints import Checkpoint
 
 
 def scaled_by(method: MergeMethod) -> MergeMethod:
-    """Return the method that defines alpha (the inner one for DARE)."""
+    """Return the method that defines alpha (the inner one for DARE).
+
+    Args:
+        method: a merge method.
+
+    Examples:
+        >>> from mergeability.merging import Dare, Ties
+        >>> from mergeability.merging.application import scaled_by
+        >>> scaled_by(Dare(then=Ties(density=0.1))).density
+        0.1
+    """
     return (method.then or method) if isinstance(method, Preprocessing) else method
 
 
@@ -56,7 +66,19 @@ def fixed_alpha(method: MergeMethod, task_vectors: TaskVectors) -> float:
 
 
 def published_alpha(method: MergeMethod, task_vectors: TaskVectors) -> tuple[float, bool]:
-    """Return the published scale and True; 1 and False if no scale was published."""
+    """Return the published scale and True; 1 and False if no scale was published.
+
+    Args:
+        method: a merge method.
+        task_vectors: the models, whose architecture and number determine the scale.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.merging import Average, IsoC
+        >>> from mergeability.merging.application import published_alpha
+        >>> published_alpha(Average(), tiny_task_vectors()), published_alpha(IsoC(), tiny_task_vectors())
+        ((1.0, False), (1.0, False))
+    """
     return method.published_alpha(task_vectors) if isinstance(method, HasPublishedAlpha) else (1.0, False)
 
 

@@ -25,6 +25,12 @@ class Traits:
         needs_data: whether it needs calibration images and heads; a view other than the task vector always does.
         per_pair: whether it takes passes over the data for each pair; it is in the set `shared`, not in `all`.
         on_request: whether the set `weights` leaves it out; it is measured by its name or with `all`.
+
+    Examples:
+        >>> from mergeability.metrics.traits import Traits
+        >>> cosine = Traits("geometry", low=-1, high=1, equal=1)
+        >>> cosine.with_options({"view": "activation"}).needs_data
+        True
     """
 
     category: str
@@ -95,13 +101,34 @@ def metric(
 
 
 def traits_of(function: Callable[..., Any]) -> Traits:
-    """Return what a metric declares, with the options it was made with; no range where it declares nothing."""
+    """Return what a metric declares, with the options it was made with; no range if it declares nothing.
+
+    Args:
+        function: a metric, or a `functools.partial` of one.
+
+    Examples:
+        >>> from mergeability.metrics.gram import cosine_similarity
+        >>> from mergeability.metrics.traits import traits_of
+        >>> found = traits_of(cosine_similarity)
+        >>> found.category, found.low, found.high
+        ('geometry', -1, 1)
+    """
     if isinstance(function, partial):
         return _DECLARED.get(function.func, _UNDECLARED).with_options(function.keywords)
     return _DECLARED.get(function, _UNDECLARED)
 
 
 def documented_range(function: Callable[..., Any]) -> tuple[float, float]:
-    """Return the lowest and the highest value a metric can take; infinite where none is documented."""
+    """Return the lowest and the highest value of a metric; infinite if none is documented.
+
+    Args:
+        function: a metric.
+
+    Examples:
+        >>> from mergeability.metrics.traits import documented_range
+        >>> from mergeability.metrics.rank import effective_rank
+        >>> documented_range(effective_rank)
+        (1.0, 2.0)
+    """
     traits = traits_of(function)
     return float(traits.low), float(traits.high)

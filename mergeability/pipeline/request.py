@@ -23,7 +23,7 @@ UNLABELLED_SPLITS = ("validation", "train")
 
 @dataclass(frozen=True)
 class ProfileSettings:
-    """Options of the evidence.
+    """Set the options of the evidence: calibration samples, layers, layout, memory.
 
     Attributes:
         samples: calibration images of each task.
@@ -37,6 +37,11 @@ class ProfileSettings:
             images where there are fewer.
         unlabelled: images of each task for functional evidence, whose labels are not read; all where there are fewer.
         unlabelled_from: the split they are drawn from, `validation` or `train`.
+
+    Examples:
+        >>> from mergeability.pipeline.request import ProfileSettings
+        >>> ProfileSettings(samples=20, split_qkv=True).layout
+        Layout(split_qkv=True, matricize=None)
     """
 
     samples: Count = 10
@@ -74,7 +79,7 @@ class ProfileSettings:
 
 @dataclass(frozen=True)
 class MergeSettings:
-    """Which merges are made, at which scale, on which images they are evaluated, and whether they are kept.
+    """Set which merges are made, at which scales, on which images they are evaluated, and whether they are saved.
 
     Attributes:
         pairs: the pairs to merge, [[a, b], …]; every one when None.
@@ -91,6 +96,12 @@ class MergeSettings:
         save: whether to write the merged encoders.
         export: "hf" writes them in Hugging Face's names.
         dtype: of what is written: float32, float16 or bfloat16; None for the base's own.
+
+    Examples:
+        >>> from mergeability.pipeline.request import MergeSettings
+        >>> settings = MergeSettings(arity=[2, 3], alpha="tuned", save=True)
+        >>> settings.keeps, settings.chosen_sets.arity
+        (True, [2, 3])
     """
 
     pairs: Sequence[Sequence[str]] | None = None

@@ -113,16 +113,7 @@ class Store:
     def arrays(
         self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, "Tensor"]]
     ) -> dict[str, "Tensor"]:
-        """Return the named tensors stored under `key`; compute and store them if there are none.
-
-        Args:
-            kind: name of this kind of entry, a folder of the store.
-            key: JSON-able record of everything that the tensors depend on.
-            compute: makes the tensors.
-
-        Raises:
-            UserError: the disk is full or the folder cannot be written.
-        """
+        """Return the named tensors stored under `key`, as `record` does; compute and store them if there are none."""
         if self.root is None:
             return dict(self._remember(kind, key, compute))
         if self._found(self._tensors(kind, key)):
