@@ -31,8 +31,8 @@ class SubmititSlurm(ManyProcesses):
 
     def run_all(self, jobs: Sequence[Job]) -> Sequence[JobReturn]:
         """Queue all jobs and wait for them."""
-        import submitit
-        from submitit.core.utils import FailedSubmissionError, UncompletedJobError
+        import submitit  # pyright: ignore[reportMissingImports]
+        from submitit.core.utils import FailedSubmissionError, UncompletedJobError  # pyright: ignore[reportMissingImports]
 
         absent = [name for name in ("sbatch", "srun") if shutil.which(name) is None]
         if absent:
@@ -85,8 +85,8 @@ class Ray(ManyProcesses):
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         # A task without GPUs keeps the CUDA_VISIBLE_DEVICES of its node; unset, Ray warns of this on every start.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        import ray
-        from hydra_plugins.hydra_ray_launcher._launcher_util import start_ray
+        import ray  # pyright: ignore[reportMissingImports]
+        from hydra_plugins.hydra_ray_launcher._launcher_util import start_ray  # pyright: ignore[reportMissingImports]
 
         if not ray.is_initialized():
             start_ray(OmegaConf.create(self._init()))
@@ -128,8 +128,8 @@ def _call(job: Job) -> JobReturn:
 
 
 def _of_ray(started: Any) -> JobReturn:
-    import ray
-    from ray.exceptions import RayError, WorkerCrashedError
+    import ray  # pyright: ignore[reportMissingImports]
+    from ray.exceptions import RayError, WorkerCrashedError  # pyright: ignore[reportMissingImports]
 
     try:
         return ray.get(started)

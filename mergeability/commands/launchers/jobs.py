@@ -99,7 +99,7 @@ class Job:
 
     def checkpoint(self) -> Any:
         """Return what Slurm queues again when it takes the machine away; the store has what is finished."""
-        import submitit
+        import submitit  # pyright: ignore[reportMissingImports]
 
         return submitit.helpers.DelayedSubmission(self)
 

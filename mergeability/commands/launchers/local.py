@@ -95,8 +95,8 @@ class SubmititLocal(Slots):
 
     def run_one(self, job: Job, slot: int, devices: Sequence[str]) -> JobReturn:
         """Run one job in a new process."""
-        import submitit
-        from submitit.core.utils import UncompletedJobError
+        import submitit  # pyright: ignore[reportMissingImports]
+        from submitit.core.utils import UncompletedJobError  # pyright: ignore[reportMissingImports]
 
         executor = submitit.LocalExecutor(self.folder)
         visible = {"gpus_per_node": len(devices), "visible_gpus": tuple(map(int, devices))} if devices else {}
