@@ -15,7 +15,14 @@ The way of the data, package by package:
 
 `pipeline` runs these steps in order, `reporting` shows what was found, `commands` holds the command lines.
 
->>> from mergeability import TaskVectors, measure, merging
+Examples:
+    >>> from mergeability import measure, merging
+    >>> from mergeability.examples import tiny_task_vectors
+    >>> models = tiny_task_vectors(cars=[3, 0], svhn=[1, 2])  # or TaskVectors.load({"cars": path, ...}, base=path)
+    >>> measure(models)["task_vector_dot_product"].tolist()
+    [3.0]
+    >>> merging.Average()(models)["weight"]
+    tensor([2., 1.])
 """
 
 import lazy_loader

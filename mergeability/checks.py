@@ -55,7 +55,7 @@ _BLANK_ENDS = re.compile(r"^[\s\u200b\u2060\ufeff]+|[\s\u200b\u2060\ufeff]+$")
 
 
 def is_number(value: Any) -> TypeGuard[float | int]:
-    """Return whether a value is a finite number; True and False are none.
+    """Return whether a value is a finite number; True and False do not count.
 
     >>> is_number(0.5), is_number(True), is_number(float("nan")), is_number("1")
     (True, False, False, False)
@@ -64,7 +64,7 @@ def is_number(value: Any) -> TypeGuard[float | int]:
 
 
 def is_count(value: Any, least: int = 0) -> TypeGuard[int]:
-    """Return whether a value is a whole number of at least `least`; True and False are none.
+    """Return whether a value is a whole number of at least `least`; True and False do not count.
 
     >>> is_count(3), is_count(0, least=1), is_count(True), is_count(2.0)
     (True, False, False, False)

@@ -5,10 +5,19 @@ from unicodedata import category
 
 
 class UserError(ValueError):
-    """Say in one sentence what was expected, what came and what to do.
+    """Report an error that the user can correct: one sentence with the expected value, the found one, and what to do.
 
-    The commands show its text without a traceback and exit with a non-zero code. Anything else that is
-    raised is a defect of this package and keeps its traceback.
+    The commands print its text without a traceback and exit with a non-zero code. Any other exception is a defect of
+    this package and keeps its traceback. It is a `ValueError`.
+
+    Examples:
+        >>> from mergeability import UserError
+        >>> from mergeability.merging import Slerp
+        >>> try:
+        ...     Slerp(t=2)
+        ... except UserError as error:
+        ...     print(error)
+        Expected t to be in [0, 1], got 2.
     """
 
 

@@ -60,7 +60,7 @@ def saying_what_cannot_be_written(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that becomes `path` only when the block ends without an error.
+    """Yield a temporary path next to `path`, renamed to `path` only if the block ends without an error.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; nothing half-written remains.
@@ -102,7 +102,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; None where there is none.
+    """Read a JSON file; return None if it does not exist.
 
     Raises:
         UserError: it is there but cannot be read or is not JSON.
@@ -142,7 +142,7 @@ def lock(file: int, *, wait: bool) -> bool | None:
 
 @contextlib.contextmanager
 def temporary_folder(beside: Path) -> Iterator[Path]:
-    """Yield an empty, locked folder next to `beside`, on the same disk; remove what is left of it afterwards.
+    """Yield an empty, locked folder next to `beside`, on the same disk; remove it afterwards if it is still there.
 
     Raises:
         OSError: it cannot be made there.

@@ -58,7 +58,7 @@ _PUBLISHED_ORDER = {
 
 
 def folder(group: str) -> Path:
-    """Return the folder of a group: inside an installed package, or in the checkout beside it."""
+    """Return the folder of a group: inside the installed package, or next to it in a checkout."""
     package = Path(__file__).parent
     installed = package / "conf" / group
     return installed if installed.is_dir() else package.parent / "conf" / group
@@ -134,7 +134,7 @@ def _constants(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
 
 
 def definition(target: str) -> ast.AST | None:
-    """Find where a dotted name is defined, through the stub of a lazy package; None where that has no source."""
+    """Find where a dotted name is defined, following stubs of lazy packages; None if there is no source file."""
     found = located(target)
     return None if found is None else found[0]
 

@@ -141,7 +141,7 @@ def test_mapped_images_travel_as_the_place_of_their_file(tmp_path):
     assert torch.equal(received["copied"], images[:2])
 
 
-@pytest.mark.parametrize("given", [0, -1, True, "", "head", "many"])
+@pytest.mark.parametrize("given", [0, -1, True, "", "head", "many", "0", "-3"])
 def test_workers_that_are_neither_a_number_nor_an_address(given):
     with pytest.raises(UserError, match=r"Expected workers to be a"):
         workers.check_workers(given, 2)

@@ -12,7 +12,7 @@ from mergeability.commands.loggers import check_packages, open_loggers
 from mergeability.commands.record import plain
 from mergeability.commands.settings import check_settings
 from mergeability.commands.train import fine_tune
-from mergeability.context import Run
+from mergeability.context import Run, check_workers, cores
 from mergeability.errors import UserError
 from mergeability.progress import Progress, track
 
@@ -30,6 +30,7 @@ def analyse(cfg: DictConfig) -> float | tuple[float, ...] | None:
     """
     check_settings(cfg)
     check_packages(cfg.get("logger"))
+    check_workers(cfg.workers, cores())
     train_missing(cfg)
     # Imported here: `--help` and a wrong option need none of it.
     from hydra.utils import instantiate

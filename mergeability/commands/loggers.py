@@ -6,10 +6,12 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from mergeability.commands.naming import group_name
 from mergeability.commands.record import plain
 from mergeability.errors import UserError
 
@@ -57,6 +59,37 @@ def open_loggers(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> Iterator[
         failed = False
     finally:
         _end(opened, failed=failed)
+
+
+def log_sweep(cfg: DictConfig, folder: Path, page: Path) -> None:
+    """Log the summary of a sweep as a run of its own, in the group of the sweep's jobs.
+
+    Args:
+        cfg: the configuration of the command, before any job.
+        folder: of the sweep.
+        page: the summary's page.
+    """
+    nodes = {}
+    for name, node in (cfg.get("logger") or {}).items():
+        if node is None or name not in ("wandb", "mlflow"):
+            continue
+        # What refers to a job has no meaning here.
+        given = OmegaConf.to_container(node, resolve=False)
+        assert isinstance(given, dict)
+        nodes[name] = {key: value for key, value in given.items() if "${" not in str(value)}
+    group = group_name(folder)
+    about = {"group": group, "job_type": "summary"}
+    if "wandb" in nodes:
+        nodes["wandb"] |= {**about, "folder": str(folder), "name": f"summary of {group}"}
+    if "mlflow" in nodes:
+        uri = OmegaConf.select(cfg, "logger.mlflow.tracking_uri")
+        nodes["mlflow"] |= {"tags": about, "tracking_uri": uri, "run_name": f"summary of {group}"}
+    opened = _opened(nodes)
+    if opened:
+        from mergeability.reporting.tracking import log_summary
+
+        log_summary(opened, page)
+        _end(opened, failed=False)
 
 
 def check_packages(names: object) -> None:

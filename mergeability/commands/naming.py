@@ -40,6 +40,15 @@ def tracking_group() -> str | None:
     config = HydraConfig.get()
     given = RunFolders.claim.shown
     folder = Path(config.sweep.dir) if config.mode == RunMode.MULTIRUN else given or Path(config.run.dir)
+    return group_name(folder)
+
+
+def group_name(folder: Path) -> str:
+    """Name the group of the runs of a folder: by its last two parts.
+
+    >>> group_name(Path("/results/outputs/regularisation/mini-clip_mini"))
+    'regularisation/mini-clip_mini'
+    """
     return "/".join(folder.absolute().parts[-2:])
 
 

@@ -84,7 +84,7 @@ def examine(cfg: DictConfig) -> None:
 
 
 def base_hash(cfg: DictConfig) -> str:
-    """Return the hash of the base model a training starts from, making it first where there is none.
+    """Return the hash of the base model that a training starts from; create the model first if it does not exist.
 
     It is made of published weights, of a file, or of a seed.
 

@@ -29,13 +29,25 @@ GIBIBYTE = 2**30
 
 @dataclass
 class Clock:
-    """How long each stage took, in seconds."""
+    """Record how long each stage took.
+
+    Attributes:
+        seconds: stage → seconds, rounded to hundredths.
+
+    Examples:
+        >>> from mergeability.context import Clock
+        >>> clock = Clock()
+        >>> with clock.stage("merging"):
+        ...     total = sum(range(10))
+        >>> list(clock.seconds)
+        ['merging']
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time one stage."""
+        """Time the block as the stage `name`, and log its beginning."""
         logger.info("%s …", name)
         began = time.monotonic()
         yield
@@ -44,19 +56,28 @@ class Clock:
 
 @dataclass(frozen=True)
 class Run:
-    """The surroundings of a run, passed to every stage in place of one argument for each of them.
+    """Hold what every stage of a run shares: store, progress, device, memory budget, clock and workers.
 
     Args:
-        store: where computed values are kept; in memory by default.
+        store: cache of computed values; in memory by default.
         progress: wraps long loops: (items, description, total) → the items.
-        device: `cpu`, `cuda`, `cuda:<number>`, or `auto`: CUDA where there is one. The attribute holds the choice.
-        memory_budget: GiB for what is computed; decides how much is done at a time.
-        folder: where results are written; None where nothing is written.
+        device: `cpu`, `cuda`, `cuda:<number>`, or `auto`: CUDA if available. The attribute holds the resolved device.
+        memory_budget: GiB for computed values, above 0; bounds how many items are processed at once.
+        folder: where results are written; None if nothing is written.
         clock: the time that each stage took.
-        workers: processes that share the heavy units, or the address of a Ray cluster; 1 is this process alone.
+        workers: number of processes that share the heavy units, at least 1, or the address of a Ray cluster; 1 uses
+            this process only.
 
     Raises:
-        UserError: the budget is not positive, there is no such device, or no such number of workers.
+        UserError: the budget is not positive, the device does not exist, or the number of workers is invalid.
+
+    Examples:
+        >>> from mergeability.context import Run
+        >>> run = Run(memory_budget=0.5)
+        >>> run.device, run.memory == 2**29
+        ('cpu', True)
+        >>> run.map(lambda task: task.upper(), ["cars", "dtd"], description="names")
+        ['CARS', 'DTD']
     """
 
     store: Store = field(default_factory=Store)
@@ -96,17 +117,17 @@ class Run:
         description: str,
         memory: int | None = None,
     ) -> list[Result]:
-        """Do `unit(item)` for every item, and return the results in the order of the items.
+        """Apply `unit` to every item, and return the results in the order of the items.
 
-        The only loop over heavy units (models, layers, merges): whoever gives it more workers has made every stage
-        parallel. Units keep large values in the store and return small ones.
+        The only loop over heavy units (models, layers, merges), so more workers here make every stage parallel. Units
+        keep large values in the store and return small ones.
 
         Args:
-            unit: does one item.
-            items: what to do.
-            description: of the work, for the progress.
-            memory: bytes that one item needs at most; several run at once, on one core each, as far as the budget
-                allows. None where each item uses all cores or the GPU: these run one after the other.
+            unit: function applied to one item.
+            items: its arguments.
+            description: shown with the progress.
+            memory: upper bound on the bytes that one item needs: as many items as fit into the budget run at once, on
+                one core each. None if each item uses all cores or the GPU: items then run one after the other.
 
         Raises:
             UserError: one item alone exceeds the budget.
@@ -167,8 +188,16 @@ def _gpus(device: str) -> int:
 
 
 def cores() -> int:
-    """Count the cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Count the CPU cores this process may use; LOKY_MAX_CPU_COUNT, joblib's variable, limits them.
+
+    Examples:
+        >>> from mergeability.context import cores
+        >>> cores() >= 1
+        True
+    """
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = os.environ.get("LOKY_MAX_CPU_COUNT", "")
+    return min(found, int(limit)) if limit.isdecimal() and int(limit) else found
 
 
 def _finished(pool: ThreadPoolExecutor, futures: list[Future[Result]]) -> Iterator[None]:

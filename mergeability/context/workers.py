@@ -48,10 +48,21 @@ class Outcome:
 def check_workers(workers: int | str, cores: int) -> None:
     """Check a number of workers or the address of a cluster; warn of more workers than cores.
 
+    Args:
+        workers: number of processes, at least 1, or the address of a Ray cluster.
+        cores: number of cores to compare with.
+
     Raises:
         UserError: it is neither, or Ray is not installed.
+
+    Examples:
+        >>> from mergeability.context import check_workers
+        >>> check_workers(2, cores=4)
+        >>> check_workers(0, cores=4)
+        Traceback (most recent call last):
+        mergeability.errors.UserError: Expected workers to be a whole number of at least 1, got 0.
     """
-    if isinstance(workers, str):
+    if isinstance(workers, str) and not workers.strip().removeprefix("-").isdigit():
         if not workers.strip() or (workers != LOCAL_RAY and workers != "auto" and ":" not in workers):
             raise UserError(
                 f"Expected workers to be a number of processes or the address of a Ray cluster ({_ADDRESS_EXAMPLES}), "
@@ -62,7 +73,7 @@ def check_workers(workers: int | str, cores: int) -> None:
                 f"workers={workers} needs Ray, which is not installed. Run: uv pip install 'mergeability[ray]', or "
                 "choose a number of processes."
             )
-    elif isinstance(workers, bool) or workers < 1:
+    elif isinstance(workers, bool | str) or workers < 1:
         raise UserError(f"Expected workers to be a whole number of at least 1, got {workers}.")
     elif workers > cores:
         logger.warning(
@@ -156,8 +167,8 @@ def _on_ray(
     payload: bytes, items: Mapping[int, Any], address: str, *, on_gpu: bool
 ) -> Iterator[tuple[int, Outcome]]:
     """Yield places and outcomes in the order in which they are finished; Ray repeats the work of lost workers."""
-    import ray
-    import ray.exceptions
+    import ray  # pyright: ignore[reportMissingImports]
+    import ray.exceptions  # pyright: ignore[reportMissingImports]
 
     connect(address)
     shared = ray.put(payload)
@@ -184,7 +195,7 @@ def connect(address: str) -> None:
     Raises:
         UserError: nothing answers at the address.
     """
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     if ray.is_initialized():
         return
@@ -251,7 +262,7 @@ _held: list[Any] = []
 
 
 def _from_bytes(reference: list, place: int, item: Any) -> Outcome:
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     (one,) = reference
     if _loaded.name != str(one):

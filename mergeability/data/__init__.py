@@ -1,4 +1,4 @@
-"""Step 1, what is learned: tasks, the sources of their inputs, and calibration samples."""
+"""Step 1, data: tasks, the sources of their inputs, and calibration samples."""
 
 import lazy_loader
 

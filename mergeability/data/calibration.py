@@ -13,18 +13,28 @@ def calibration_sample(
 ) -> Images:
     """Draw n images without replacement from the task's validation split.
 
-    Validation images are held out from training, and the test split stays untouched. The draw depends only on the
-    task's name, the seed and the size of the split, never on the other tasks or their order.
+    Validation images are held out from training, and test images are not used. The draw depends only on the task's
+    name, the seed and the size of the split, not on other tasks or their order.
 
     Args:
-        task: what to draw from.
-        n: how many images.
-        seed: of the draw.
+        task: the task that the images belong to.
+        n: number of images, at least 1.
+        seed: seed of the draw.
         held_out: the task's validation images, from `image_cache.prepared`.
-        fewer: take all images where there are fewer than n.
+        fewer: return all images if there are fewer than n, instead of an error.
+
+    Returns:
+        The drawn images with their labels.
 
     Raises:
         UserError: n is not between 1 and the size of the validation split.
+
+    Examples:
+        >>> from mergeability.data import calibration_sample
+        >>> from mergeability.examples import tiny_task
+        >>> task = tiny_task()
+        >>> len(calibration_sample(task, 3, held_out=task.source.load("validation")))
+        3
     """
     if fewer and n > len(held_out):
         return held_out

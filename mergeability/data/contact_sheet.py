@@ -14,7 +14,7 @@ _PICTURE, _LINE, _GAP = 96, 14, 6
 
 @dataclass(frozen=True)
 class Cell:
-    """One image and what is written below it."""
+    """One image and its caption."""
 
     pixels: UInt8[Tensor, "3 H W"]
     caption: str

@@ -35,7 +35,7 @@ _NAMED, _CELLS, _MOST_OF_A_CLASS = 5, 48, 4
 
 @dataclass
 class Findings:
-    """What was found: by split, and what is wrong or worth knowing."""
+    """Findings by split, with problems and remarks."""
 
     task: str
     source: str
@@ -186,7 +186,9 @@ def _compare(digests: Mapping[Split, Mapping[bytes, str]], findings: Findings) -
         )
         contaminated = len(shared) > MOST_SHARED * len(test)
         (findings.problems if contaminated else findings.notes).append(
-            f"{sentence} Accuracies on such a copy mean nothing: take another." if contaminated else sentence
+            f"{sentence} Accuracies on this copy are meaningless. Use another copy."
+            if contaminated
+            else sentence
         )
 
 

@@ -109,7 +109,7 @@ def _say(task: Task, split: Split, count: int, store: Store | None, key: Mapping
 
 
 def remarks(task: Task) -> list[str]:
-    """Return what was said about images of a task that are left out or changed, of the splits prepared so far."""
+    """Return the remarks on images of a task that were skipped or changed, for the splits prepared so far."""
     return list(task.source.remarks) if isinstance(task.source, ImageSource) else []
 
 

@@ -21,12 +21,22 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Labelled RGB images of one size, in memory or mapped from a file.
+    """Hold labelled RGB images of one size, in memory or mapped from a file.
 
-    known_fingerprint: what `fingerprint` is, where whoever made these images knows; else it is computed.
+    Attributes:
+        images: uint8, shape (N, 3, H, W), values 0 to 255.
+        labels: int64, shape (N,).
+        known_fingerprint: the value of `fingerprint` if it is known already; computed when None.
 
     Raises:
-        UserError: images are not uint8 of shape (N, 3, H, W), or labels not int64 of shape (N,).
+        UserError: the images are not uint8 of shape (N, 3, H, W), or the labels not int64 of shape (N,).
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.data import Images
+        >>> images = Images(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 1, 2]))
+        >>> len(images), images[images.labels == 1].images.shape
+        (4, torch.Size([2, 3, 8, 8]))
     """
 
     images: UInt8[Tensor, "N 3 H W"]
@@ -67,16 +77,18 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """Samples as an encoder takes them: tensors by name, one row per sample, and the samples' labels.
+    """Hold an encoder's inputs: named tensors with one row per sample, and optional labels.
 
     Attributes:
-        tensors: name → tensor; an encoder is called on them in their order.
-        labels: one per sample; None where nothing is classified.
+        tensors: name → tensor; the encoder is called with them in this order.
+        labels: one class index per sample; None if there are no labels.
 
     Raises:
         UserError: there is no tensor, one is called `labels`, or their lengths differ.
 
-    Example:
+    Examples:
+        >>> import torch
+        >>> from mergeability.data import Inputs
         >>> samples = Inputs({"images": torch.zeros(3, 3, 8, 8)}, torch.tensor([0, 1, 1]))
         >>> len(samples), [len(batch) for batch in samples.batches(2)]
         (3, [2, 1])
@@ -138,10 +150,20 @@ class Inputs:
 
 
 class Source(Protocol):
-    """Anything that can hand over the images of one split; the same ones every time it is asked.
+    """Return the images of one split, the same ones on every call: the protocol of sources of images.
 
-    Only `image_cache` asks a source for images. One that also has `identity(split)`, a JSON-able record of everything
-    that determines those images, is not asked again for what was prepared once.
+    Only `image_cache` loads images from a source. If the source also has `identity(split)`, a JSON-able record of
+    everything that determines the images, prepared images are reused without loading them again.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.data import Images, Source, Task
+        >>> class Black:
+        ...     def load(self, split):
+        ...         return Images(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]))
+        >>> source: Source = Black()
+        >>> Task("black", source, ["left", "right"], ["a photo of {}"], epochs=1).source is source
+        True
     """
 
     def load(self, split: Split) -> Images:

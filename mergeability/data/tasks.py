@@ -19,14 +19,28 @@ __all__ = ["SPLITS", "Images", "Source", "Split", "Task"]
 
 @dataclass(frozen=True)
 class Task:
-    """One classification task and how CLIP is told about it.
+    """Describe a classification task: its images, its classes, and the prompts of its zero-shot head.
 
-    class_names: in label order. templates: sentences with one `{}` for the class name. epochs: how long to
-    fine-tune on it. expected_accuracy: the test accuracy, in [0, 1], a plain fine-tuned model should reach.
+    Attributes:
+        name: name of the task, usable as a folder name.
+        source: provides the images of each split.
+        class_names: names of the classes, in label order.
+        templates: prompts with one `{}` for the class name.
+        epochs: number of fine-tuning epochs, at least 1.
+        expected_accuracy: test accuracy, in [0, 1], that a model fine-tuned without a penalty should reach; None if
+            unknown.
 
     Raises:
-        UserError: a source that is none, classes missing or repeated, a template without its place for the class
-            name, or epochs < 1.
+        UserError: the source is invalid, there are fewer than two classes, a class name is repeated, a template does
+            not contain `{}` once, `epochs` is below 1, or `expected_accuracy` outside [0, 1].
+
+    Examples:
+        >>> from mergeability.data import Rendered, Task
+        >>> source = Rendered("mirrors", train=8, validation=4, test=4)
+        >>> names = ["left to right", "top to bottom", "both ways", "nowhere"]
+        >>> task = Task("mirrors", source, names, ["a mosaic mirrored {}"], epochs=2)
+        >>> task.templates[0].format(task.class_names[2])
+        'a mosaic mirrored both ways'
     """
 
     name: PathPart
@@ -77,8 +91,8 @@ class Task:
             )
 
     def empty(self, split: Split) -> UserError:
-        """Return the error that a split has no images."""
-        return UserError(f"Task {self.name!r}: its {split} split is empty. Ask its source for images.")
+        """Return the error raised when a split is empty."""
+        return UserError(f"Task {self.name!r}: the {split} split is empty. Check task.source.")
 
     def _check_source(self) -> None:
         if not hasattr(self.source, "load") and not isinstance(self.source, Streamed):

@@ -1,4 +1,4 @@
-"""Batch norms of a merged encoder: their running statistics, estimated anew.
+"""Re-estimation of the running statistics of a merged encoder's batch norms.
 
 The average of the models' statistics is not that of the merged model: its activations have less variance, so
 an averaged CNN is far below its models until this is put right.

@@ -33,26 +33,31 @@ _PIXEL_PENALTIES = (1000.0, 100.0)
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Measure accuracies, with one encoder into which weights are swapped.
+    """Measure the accuracy of weights on the tasks' images; each accuracy is computed once and stored.
 
     Attributes:
-        encoder: images → features; only its architecture is used, its weights never.
+        encoder: images → features; only its architecture is used, its weights are replaced.
         preprocess: uint8 images → the encoder's normalised float input.
-        configuration: what the encoder was built from and what `preprocess` depends on, as a JSON-able record:
-            part of the store's keys.
-        heads: task → frozen zero-shot head (classes × features).
+        configuration: JSON-able record of what determines the encoder and `preprocess`: part of the store's keys.
+        heads: task → frozen zero-shot head, classes × features.
         tests: task → test images.
         store: where accuracies are kept.
-        validation: task → validation images; only tuning looks at them.
-        device: where the encoder runs: "cpu", "cuda" or "cuda:<number>".
-        precision: "float32", or "bfloat16" for the products inside the encoder.
-        subset: how many of each task's test images are looked at; all when None.
-        validation_subset: how many of its validation images.
-        subset_seed: of the draw of both, which depends on it and on the task's name alone.
-        batch_size: images that pass at a time; changes nothing but speed and memory.
+        validation: task → validation images, used only to tune scales.
+        device: device of the encoder: "cpu", "cuda" or "cuda:<number>".
+        precision: "float32", or "bfloat16" for the matrix products of the encoder.
+        subset: number of test images to use per task, at least 1; all when None.
+        validation_subset: number of validation images to use per task, at least 1; all when None.
+        subset_seed: seed of the draw of both subsets, which depends only on it and on the task's name.
+        batch_size: images per forward pass; affects only speed and memory.
 
     Raises:
-        UserError: an unknown precision, or a number of images below 1.
+        UserError: the precision is unknown, or a number of images below 1.
+
+    Examples:
+        >>> from mergeability.examples import tiny_evaluator, tiny_profiles
+        >>> model = tiny_profiles().task_vectors.model("cars")
+        >>> tiny_evaluator().accuracies({"file": model.sha256}, model.state_dict, ["cars", "dtd"])
+        {'cars': 0.375, 'dtd': 0.75}
     """
 
     encoder: nn.Module
@@ -101,7 +106,7 @@ class Evaluator:
     def hits(
         self, weights: Mapping[str, Any], state: Callable[[], Mapping[str, Tensor]], tasks: Sequence[str]
     ) -> dict[str, Bool[np.ndarray, " N"]]:
-        """Say of each test image whether it was classified right; known only where `subset` is set."""
+        """Return for each test image whether it was classified correctly; known only if `subset` is set."""
         records = self._records(weights, state, tasks, "test")
         return {task: _unpacked(one["hits"], one["images"]) for task, one in records.items() if "hits" in one}
 
@@ -128,7 +133,7 @@ class Evaluator:
         return found
 
     def key(self, task: str) -> dict[str, Any]:
-        """Return what a value depends on besides weights and images: head, encoder, device and precision."""
+        """Return the parts of a store key other than weights and images: head, encoder, device and precision."""
         found: dict[str, Any] = {
             "head": tensors_hash({"head": self.heads[task]}),
             "encoder": self._architecture,
@@ -142,7 +147,7 @@ class Evaluator:
     def recalibrated(
         self, state: Mapping[str, Tensor], images: Tensor, tasks: Sequence[str]
     ) -> dict[str, Tensor]:
-        """Return a state dict with batch-norm statistics estimated anew on preprocessed images."""
+        """Return a state dict whose batch-norm statistics are re-estimated on preprocessed images."""
         self._swap_in(state, tasks)
         found = recalibrate_batchnorm(self._encoder, images.to(self.device))
         prefix = PREFIX if any(name.startswith(PREFIX) for name in state) else ""
@@ -228,7 +233,7 @@ class Evaluator:
         return {}
 
     def _key(self, task: str, split: str) -> dict[str, Any]:
-        """Say what an accuracy depends on besides the weights; what is as it always was goes unsaid."""
+        """Return the store key of an accuracy without the weights; defaults are omitted so that old keys stay valid."""
         if (task, split) not in self._keys:
             key: dict[str, Any] = {
                 **self.key(task),
@@ -259,9 +264,23 @@ def _unpacked(hits: str, count: int) -> Bool[np.ndarray, " N"]:
 
 
 def pixel_accuracy(train: Images, validation: Images, test: Images, store: Store) -> float:
-    """Return the test accuracy of multinomial logistic regression on raw pixels: what needs no representation.
+    """Return the test accuracy, in [0, 1], of multinomial logistic regression on raw pixels: a baseline.
 
-    Pixels are scaled to [-1, 1]; the L2 penalty is the one of two that does better on the validation images.
+    Pixels are scaled to [-1, 1]. Of two L2 penalties, the one with the higher validation accuracy is used.
+
+    Args:
+        train: images to fit on.
+        validation: images to choose the penalty on.
+        test: images to test on.
+        store: where the accuracy is kept.
+
+    Examples:
+        >>> from mergeability.evaluation import pixel_accuracy
+        >>> from mergeability.examples import tiny_images
+        >>> from mergeability.store import Store
+        >>> train, test = tiny_images("train", 30), tiny_images("test", 9)
+        >>> pixel_accuracy(train, train, test, Store())
+        1.0
     """
     parts = {"train": train.fingerprint, "validation": validation.fingerprint, "test": test.fingerprint}
     key = {**parts, "penalties": list(_PIXEL_PENALTIES), "version": _VERSION}

@@ -28,10 +28,28 @@ Save = Callable[[Merge, str, float, str, pd.DataFrame], None]
 
 
 def evaluate_models(task_vectors: TaskVectors, evaluator: Evaluator) -> pd.DataFrame:
-    """Measure every fine-tuned model, and the base model, on the model's own task.
+    """Measure the accuracy of every fine-tuned model, and of the base model, on the model's own task.
+
+    Args:
+        task_vectors: the models.
+        evaluator: measures accuracies; must have heads and test images of all tasks.
 
     Returns:
-        A table indexed by task: `classes`, `chance`, `base_accuracy` (zero-shot), `finetuned_accuracy`.
+        A table indexed by task: `classes`, `chance` (1 / classes), `base_accuracy` (zero-shot) and
+        `finetuned_accuracy`; accuracies are in [0, 1].
+
+    Raises:
+        UserError: the models' tensors are not those of the evaluator's encoder, or a task has no images.
+
+    Examples:
+        >>> from mergeability.evaluation import evaluate_models
+        >>> from mergeability.examples import tiny_evaluator, tiny_profiles
+        >>> table = evaluate_models(tiny_profiles("cars", "dtd").task_vectors, tiny_evaluator("cars", "dtd"))
+        >>> table[["classes", "base_accuracy", "finetuned_accuracy"]]
+              classes  base_accuracy  finetuned_accuracy
+        task
+        cars        3          0.375               0.375
+        dtd         3          0.625               0.625
     """
     rows = {}
     for task in task_vectors.tasks:

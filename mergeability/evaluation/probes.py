@@ -1,4 +1,4 @@
-"""Probes: a few unlabelled images of each task, passed through a merge, beside what the task's own model answers.
+"""Probes: predictions of a merge on a few unlabelled images per task, compared with those of each task's own model.
 
 A small evaluation without labels, not a forecast: the merge has to be made. Read directly, the overlap estimates the
 merge's normalised accuracy, and the confidence its accuracy.
@@ -109,7 +109,7 @@ def probes_on(
     looks: bool,
     tunes: bool,
 ) -> tuple[Probe | None, Probe | None]:
-    """Return the probe that looks at merges, and the one that chooses scales, on inputs of their own.
+    """Return the probe of merges and the probe that selects scales; they use disjoint inputs.
 
     The inputs that chose a scale would flatter it. So where scales are chosen, the first half of each task's inputs is
     used for the choice, and the second half for the probe.

@@ -98,7 +98,7 @@ def tune(
     grid: Sequence[float | int],
     value: str = "norm_accuracy",
 ) -> tuple[float, pd.DataFrame]:
-    """Choose the scale with the highest mean over tasks of what is measured.
+    """Select the scale with the highest mean of the measured values over tasks.
 
     Of equals the smallest wins. A task without a value (a fine-tuned model that is never right has no normalised
     accuracy) has no say; where no task has one, the first scale of the grid is returned.

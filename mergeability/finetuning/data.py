@@ -83,7 +83,7 @@ class TaskDataModule(pl.LightningDataModule):
         self.train, self.validation, self.batch_size, self.seed = train, validation, batch_size, seed
 
     def train_dataloader(self) -> DataLoader:
-        """Serve the training split, shuffled anew each epoch: this device's batches of it."""
+        """Serve this device's batches of the training split, reshuffled every epoch."""
         order: EpochShuffle | Shard = EpochShuffle(len(self.train), self.batch_size, self.seed)
         if self.trainer is not None and self.trainer.world_size > 1:
             order = Shard(order, self.trainer.global_rank, self.trainer.world_size)

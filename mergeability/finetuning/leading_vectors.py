@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_count(name: str, k: float | int) -> None:
-    """Refuse a number of leading singular vectors that is none.
+    """Check the number of leading singular vectors.
 
     Raises:
         UserError: it is not a whole number ≥ 1.
@@ -52,7 +52,7 @@ def leading_vectors(
 
 
 def matrix_changes(step: Step) -> Iterator[tuple[int, Float[Tensor, "m n"]]]:
-    """Compute τ = θ − θ0 of one matrix after the other; each is a tensor of its own."""
+    """Compute τ = θ − θ0 matrix by matrix, each as a separate tensor."""
     for index, (now, then) in enumerate(zip(step.parameters, step.initial, strict=True)):
         if now.ndim == 2:
             yield index, now.detach() - then

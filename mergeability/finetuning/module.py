@@ -23,24 +23,30 @@ OPTIMIZERS = ("adamw", "sgd")
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The recipe of one fine-tuning run.
+    """Set the hyper-parameters of a fine-tuning run.
 
     Attributes:
-        epochs: passes over the training split.
-        learning_rate: peak of the learning rate.
-        weight_decay: on every parameter: decoupled with AdamW, part of the gradient with SGD.
-        batch_size: images a micro-batch, on each device.
-        accumulate: micro-batches a step.
-        warmup_steps: linear warm-up, cut to `warmup_share` of all steps where that is fewer.
-        warmup_share: the largest share of steps spent warming up.
-        gradient_clip: largest norm of the whole gradient.
-        train_evaluation_images: how many training images the training accuracy in the card is measured on.
+        epochs: passes over the training split, at least 1.
+        learning_rate: peak learning rate, above 0; warm-up is linear, decay a half cosine to 0.
+        weight_decay: weight decay of every parameter, at least 0: decoupled with AdamW, part of the gradient with SGD.
+        batch_size: images per micro-batch on each device.
+        accumulate: micro-batches per optimiser step.
+        warmup_steps: steps of linear warm-up, at most `warmup_share` of all steps.
+        warmup_share: largest share of steps spent on warm-up, in [0, 1].
+        gradient_clip: largest norm of the whole gradient; 0 does not clip.
+        train_evaluation_images: number of training images that the training accuracy in the card is measured on.
         optimizer: "adamw", or "sgd" with momentum.
-        momentum: of SGD.
-        compile: whether `torch.compile` compiles the encoder: minutes at the start, faster steps after. Off by default.
+        momentum: momentum of SGD, in [0, 1].
+        compile: whether to compile the encoder with `torch.compile`: slow to start, faster steps afterwards.
 
     Raises:
-        UserError: a number that cannot train, or an unknown optimizer.
+        UserError: a number is not positive, or the optimizer is unknown.
+
+    Examples:
+        >>> from mergeability.finetuning import TrainingSettings
+        >>> settings = TrainingSettings(epochs=2, learning_rate=1e-5, batch_size=64, accumulate=2)
+        >>> settings.optimizer, settings.weight_decay
+        ('adamw', 0.1)
     """
 
     epochs: Count
@@ -74,18 +80,31 @@ def cosine_with_warmup(step: int, total: int, warmup: int) -> float:
 
 
 class FineTuningModule(pl.LightningModule):
-    """Fine-tune a visual encoder against a frozen zero-shot head.
+    """Fine-tune a visual encoder with a frozen zero-shot head and an optional penalty.
+
+    The loss is the cross-entropy of the scaled cosines of features and head, plus λ·R(θ) with a penalty R.
 
     Args:
-        encoder: images → features; every floating-point parameter is trained.
-        head: (classes, features), frozen.
+        encoder: images → features; every parameter that requires a gradient is trained.
+        head: frozen zero-shot head, classes × features.
         preprocess: uint8 images → the encoder's normalised float input.
-        settings: the recipe.
-        penalty: a term beside the loss; None, or one of strength 0, leaves plain fine-tuning.
+        settings: the hyper-parameters.
+        penalty: a term added to the loss; None, or one of strength 0, gives plain fine-tuning.
 
     Raises:
-        UserError: the penalty does not fit the encoder's matrices; while training, the penalty or its gradient is no
-            longer finite.
+        UserError: the penalty does not fit the encoder's matrices; or, in training, the penalty or its gradient is
+            not finite.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.examples import tiny_encoder
+        >>> from mergeability.finetuning import FineTuningModule, TrainingSettings
+        >>> settings = TrainingSettings(epochs=1, learning_rate=1e-3)
+        >>> module = FineTuningModule(tiny_encoder(), torch.eye(3, 4), lambda images: images / 255, settings)
+        >>> module(torch.zeros(5, 3, 2, 2, dtype=torch.uint8)).shape
+        torch.Size([5, 4])
+        >>> len(module.trained), module.head.requires_grad
+        (4, False)
     """
 
     head: Tensor
@@ -140,8 +159,8 @@ class FineTuningModule(pl.LightningModule):
         """
         if self.settings.compile and self._second_order:
             raise UserError(
-                "A compiled encoder has no second derivative, which this penalty takes: leave out "
-                "training.compile=true, or choose reg.penalty.estimator=finite_difference."
+                "This penalty needs second derivatives, which torch.compile does not support: remove "
+                "training.compile=true, or set reg.penalty.estimator=finite_difference."
             )
         if self.settings.compile:
             # Beside the encoder, whose names in the checkpoint stay what they are.
@@ -241,7 +260,7 @@ def _optimizer(parameters: Sequence[nn.Parameter], settings: TrainingSettings) -
 def _mean_over_devices(
     gradients: Sequence[Tensor], values: dict[str, Tensor]
 ) -> tuple[Sequence[Tensor], dict[str, Tensor]]:
-    """Average gradients that no backward pass made, which what otherwise averages them does not see; and the values."""
+    """All-reduce penalty gradients and logged values: DDP averages only gradients produced by backward()."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return gradients, values
     tensors = [*gradients, *(value.to(gradients[0].dtype) for value in values.values())]

@@ -53,28 +53,46 @@ def finetune(
     record: Mapping[str, Any] | None = None,
     store: Path | str | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune the visual encoder on one task; return the card.
+    """Fine-tune the visual encoder on one task, and write the model with its card.
 
-    Leaves `model.safetensors`, `head.safetensors` and, last, `card.json` in `folder`. A run that was killed
-    continues after its last finished epoch, with the same batches and the same result.
+    Writes `model.safetensors`, `head.safetensors` and, last, `card.json` to `folder`. A run that was killed continues
+    after its last finished epoch, with the same batches and the same result.
 
     Args:
-        task: what to learn.
-        model: the CLIP whose visual encoder learns it.
-        settings: the recipe.
-        folder: where the checkpoint goes.
-        base_folder: where the base model lies.
-        penalty: a term beside the loss.
-        seed: of the order of the images.
+        task: the task to train on.
+        model: the CLIP whose visual encoder is trained.
+        settings: the hyper-parameters.
+        folder: folder of the new checkpoint.
+        base_folder: folder of the base model's `model.safetensors`, with both towers.
+        penalty: a term added to the loss; None for plain fine-tuning.
+        seed: seed of the order of the images.
         trainer: more arguments for `lightning.pytorch.Trainer`.
         loggers: Lightning loggers.
         callbacks: more Lightning callbacks, such as a progress bar.
-        record: all settings that matter, for the card and for telling whether it is the same training.
-        store: folder where images are kept, resized to what the model takes; in memory when None.
+        record: JSON-able record of all settings that affect the result: written to the card, and compared before an
+            interrupted run is continued.
+        store: folder where resized images are cached; in memory when None.
+
+    Returns:
+        The card: hashes, settings, `accuracy` and `base_accuracy` in [0, 1] for each split, counts of images and
+        parameters, seconds. Empty in all but the first of several processes.
 
     Raises:
-        UserError: no base model; the task's images are not there or not as configured; training diverged; the GPU's
-            memory or the disk is full.
+        UserError: there is no base model; images are missing or do not match the task; training diverged; or the
+            GPU's memory or the disk is full.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> from mergeability import checkpoints
+        >>> from mergeability.examples import tiny_clip, tiny_task
+        >>> from mergeability.finetuning import TrainingSettings, finetune
+        >>> model, settings = tiny_clip(), TrainingSettings(epochs=1, learning_rate=1e-3, batch_size=4)
+        >>> with TemporaryDirectory() as folder:
+        ...     base = f"{folder}/base"
+        ...     path = checkpoints.save(f"{base}/model.safetensors", model.build().state_dict())
+        ...     card = finetune(tiny_task(), model, settings, f"{folder}/loops", base, trainer={"accelerator": "cpu"})
+        >>> card["task"], sorted(card["accuracy"])
+        ('loops', ['test', 'train', 'validation'])
     """
     folder, base_folder = Path(folder), Path(base_folder)
     record = dict(record or {})
@@ -230,8 +248,8 @@ def _resources_named(settings: TrainingSettings, folder: Path) -> Iterator[None]
             "steps in smaller parts, and "
         )
         raise UserError(
-            f"The GPU's memory does not hold training on {size} images at a time: {advice if size > 1 else ''}"
-            "trainer.precision=bf16-mixed takes less."
+            f"Out of GPU memory with batch size {size}: {advice if size > 1 else ''}"
+            "trainer.precision=bf16-mixed needs less."
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -18,7 +18,21 @@ _ROWS = 512
 
 
 def gram_matrix(tall: Any) -> Float64[np.ndarray, "r r"]:
-    """Compute AᵀA in float64, exactly symmetric, without a float64 copy of A (an array or a tensor)."""
+    """Compute AᵀA in float64, exactly symmetric, without a float64 copy of A (an array or a tensor).
+
+    Args:
+        tall: A, an array or a tensor, m × r.
+
+    Returns:
+        AᵀA, r × r.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mergeability.linalg.decompositions import gram_matrix
+        >>> gram_matrix(np.array([[1, 2], [0, 1]], dtype=np.float32))
+        array([[1., 2.],
+               [2., 5.]])
+    """
     total: Any = 0
     for start in range(0, len(tall), _ROWS):
         wide = _double(tall[start : start + _ROWS])
@@ -28,7 +42,22 @@ def gram_matrix(tall: Any) -> Float64[np.ndarray, "r r"]:
 
 
 def product(tall: Any, vectors: Float64[np.ndarray, "r k"]) -> Float64[np.ndarray, "m k"]:
-    """Compute A·V in float64, without a float64 copy of A (an array or a tensor)."""
+    """Compute A·V in float64, without a float64 copy of A (an array or a tensor).
+
+    Args:
+        tall: A, an array or a tensor, m × r.
+        vectors: V, r × k.
+
+    Returns:
+        A·V, m × k.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mergeability.linalg.decompositions import product
+        >>> product(np.array([[1, 2], [0, 1]], dtype=np.float32), np.array([[1.0], [1.0]]))
+        array([[3.],
+               [1.]])
+    """
     right: Any = torch.from_numpy(vectors).to(tall.device) if isinstance(tall, Tensor) else vectors
     parts = [_double(tall[start : start + _ROWS]) @ right for start in range(0, len(tall), _ROWS)]
     if isinstance(tall, Tensor):
@@ -37,7 +66,16 @@ def product(tall: Any, vectors: Float64[np.ndarray, "r k"]) -> Float64[np.ndarra
 
 
 def gram_memory(smaller: int) -> int:
-    """Count the bytes that the blocks of `gram_matrix` need."""
+    """Count the bytes that the blocks of `gram_matrix` need.
+
+    Args:
+        smaller: the smaller extent r of the matrix.
+
+    Examples:
+        >>> from mergeability.linalg.decompositions import gram_memory
+        >>> gram_memory(768)
+        6291456
+    """
     return 2 * 8 * _ROWS * smaller
 
 
@@ -48,6 +86,20 @@ def leading_triplets(
 
     A triplet whose singular value is zero to float64 precision of the squares (below √(max(m, n)·ε)·s₁) has no
     direction: its value is 0 and its vectors are zero, so that nothing arbitrary enters what is made of them.
+
+    Args:
+        matrix: a matrix, m × n.
+        rank: number of triplets r, at most min(m, n).
+
+    Returns:
+        U (m × r), S (r) and Vh (r × n).
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.linalg.decompositions import leading_triplets
+        >>> U, S, Vh = leading_triplets(torch.tensor([[0.0, 3.0, 0.0], [1.0, 0.0, 0.0]]), rank=1)
+        >>> U.shape, S, Vh.shape
+        (torch.Size([2, 1]), tensor([3.]), torch.Size([1, 3]))
     """
     if matrix.shape[0] < matrix.shape[1]:
         U, S, Vh = leading_triplets(matrix.mT, rank)
@@ -68,6 +120,19 @@ def symmetric_eigen(
 
     By NumPy's driver, which on some processors takes half the time of PyTorch's, and on one thread: the threads of
     two libraries that wait for work on the same cores made a merge of two ViT-B/16 take 2.3 times as long.
+
+    Args:
+        matrix: a symmetric matrix, n × n.
+
+    Returns:
+        The eigenvalues, ascending, and the eigenvectors as columns.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mergeability.linalg.decompositions import symmetric_eigen
+        >>> values, vectors = symmetric_eigen(np.array([[2.0, 1.0], [1.0, 2.0]]))
+        >>> values.round(6), vectors.shape
+        (array([1., 3.]), (2, 2))
     """
     with _thread_pools().limit(limits=1, user_api="blas"):
         return np.linalg.eigh(matrix)

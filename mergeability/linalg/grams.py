@@ -25,6 +25,14 @@ def streamed_gram(read: Read, count: int, size: int, *, device: str = "cpu") -> 
         count: how many vectors there are, T.
         size: how long each is.
         device: where the products are computed.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mergeability.linalg.grams import streamed_gram
+        >>> vectors = np.array([[3, 0], [4, 4]], dtype=np.float32)
+        >>> streamed_gram(lambda row, start, stop: vectors[row, start:stop], count=2, size=2)
+        array([[ 9., 12.],
+               [12., 32.]])
     """
     group = count if count <= TOGETHER else max(1, TOGETHER // 2)
     groups = [range(first, min(first + group, count)) for first in range(0, count, group)]
@@ -41,7 +49,16 @@ def streamed_gram(read: Read, count: int, size: int, *, device: str = "cpu") -> 
 
 
 def needed(count: int) -> int:
-    """Count the bytes that a Gram matrix of `count` vectors needs while it is computed."""
+    """Count the bytes that a Gram matrix of `count` vectors needs while it is computed.
+
+    Args:
+        count: number of vectors.
+
+    Examples:
+        >>> from mergeability.linalg.grams import needed
+        >>> needed(20)
+        11540736
+    """
     return BLOCK * (8 * min(count, TOGETHER) + 16) + 16 * count**2
 
 

@@ -32,6 +32,14 @@ def polar_factor(
     Returns:
         The factor in float32, the r = min(m, n) singular values of A in ascending order in float64, and
         whether A has full rank.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.linalg.polar import polar_factor
+        >>> factor, values, full_rank = polar_factor(torch.tensor([[3.0, 0.0], [0.0, 2.0]]))
+        >>> factor.round(decimals=3), values.round(decimals=3), full_rank
+        (tensor([[1., 0.],
+                [0., 1.]]), tensor([2., 3.], dtype=torch.float64), True)
     """
     if matrix.shape[0] < matrix.shape[1]:
         factor, values, full = polar_factor(matrix.mT, tolerance=tolerance)
@@ -51,9 +59,21 @@ def polar_factor_of_bases(bases: Float[Tensor, "T m r"]) -> tuple[Tensor, ...]:
     Of two bases, B = [U₁ U₂], it follows from the r×r matrix M = U₁ᵀU₂ alone: BᵀB = [[I, M], [Mᵀ, I]] has the
     eigenvalues 1 ± c, c the singular values of M, which takes an eighth of the time.
 
+    Args:
+        bases: T bases of r columns, T × m × r.
+
     Returns:
         Matrices whose product is the factor, m×k with k = T·r: the factor itself, or B and (BᵀB)^(−1/2) where
         that is well conditioned. Whoever multiplies it with more may choose a cheaper order.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.linalg.polar import polar_factor_of_bases
+        >>> bases = torch.tensor([[[1.0], [0.0]], [[0.0], [1.0]]])
+        >>> factors = polar_factor_of_bases(bases)
+        >>> torch.linalg.multi_dot(factors).round(decimals=3) if len(factors) > 1 else factors[0]
+        tensor([[1., 0.],
+                [0., 1.]])
     """
     if len(bases) == 2:
         found = _factor_of_pair(*bases)

@@ -25,15 +25,36 @@ from mergeability.weights.checkpoints import Checkpoint
 
 
 def scaled_by(method: MergeMethod) -> MergeMethod:
-    """Return the method that defines alpha (the inner one for DARE)."""
+    """Return the method that defines alpha (the inner one for DARE).
+
+    Args:
+        method: a merge method.
+
+    Examples:
+        >>> from mergeability.merging import Dare, Ties
+        >>> from mergeability.merging.application import scaled_by
+        >>> scaled_by(Dare(then=Ties(density=0.1))).density
+        0.1
+    """
     return (method.then or method) if isinstance(method, Preprocessing) else method
 
 
 def fixed_alpha(method: MergeMethod, task_vectors: TaskVectors) -> float:
-    """Return the scale of a method for these models without looking at images.
+    """Return the scale α of a method for these models without using images.
 
-    That is its `alpha`; its class's default where that is "tuned"; and what its authors published for a model
-    of this architecture and as many models, where that is "published".
+    That is the method's `alpha` if it is a number, the default of its class if it is "tuned", and the scale that the
+    paper gives for this architecture and number of models if it is "published".
+
+    Args:
+        method: the merge method; for DARE, the inner method's scale is returned.
+        task_vectors: the models to merge.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.merging import TaskArithmetic, fixed_alpha
+        >>> models = tiny_task_vectors()
+        >>> fixed_alpha(TaskArithmetic(), models), fixed_alpha(TaskArithmetic(alpha=0.5), models)
+        (0.3, 0.5)
     """
     source = scaled_by(method)
     alpha = source.alpha
@@ -45,7 +66,19 @@ def fixed_alpha(method: MergeMethod, task_vectors: TaskVectors) -> float:
 
 
 def published_alpha(method: MergeMethod, task_vectors: TaskVectors) -> tuple[float, bool]:
-    """Return the published scale and True, or 1 and False where there is none."""
+    """Return the published scale and True; 1 and False if no scale was published.
+
+    Args:
+        method: a merge method.
+        task_vectors: the models, whose architecture and number determine the scale.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.merging import Average, IsoC
+        >>> from mergeability.merging.application import published_alpha
+        >>> published_alpha(Average(), tiny_task_vectors()), published_alpha(IsoC(), tiny_task_vectors())
+        ((1.0, False), (1.0, False))
+    """
     return method.published_alpha(task_vectors) if isinstance(method, HasPublishedAlpha) else (1.0, False)
 
 
@@ -59,7 +92,7 @@ def _default_alpha(method: MergeMethod) -> float | int | str:
 
 @dataclass
 class Rounding:
-    """What rounding to narrow formats does to the change of a merge, over all parameters that are written in them.
+    """Count the effect of rounding a merge to narrow formats, over all parameters that are written in them.
 
     With the exact values θ = θ_0 + α·M and the rounded ones θ̂, in float32:
 
@@ -69,7 +102,9 @@ class Rounding:
         moved: parameters with θ ≠ θ_0.
         unmoved: of these, parameters with θ̂ = θ_0: their change vanished.
 
-    Example:
+    Examples:
+        >>> import torch
+        >>> from mergeability.merging.application import Rounding, apply
         >>> rounding = Rounding()
         >>> base = {"w": torch.ones(2, dtype=torch.bfloat16)}
         >>> apply(base, {"w": torch.tensor([0.001, 0.5])}, alpha=1, rounding=rounding)["w"]
@@ -107,16 +142,16 @@ def apply(
 ) -> dict[str, Tensor]:
     """Add a merged task vector to the base: θ = θ_0 + α·M, in float32, written in the base's own dtypes.
 
-    Tensors of the base that M does not have (integer buffers, a text tower) are the base's own. Running
-    statistics are not scaled: M holds their average. What is one tensor under two names stays one.
+    Tensors that only the base has (integer buffers, a text tower) are copied. Running statistics are not scaled: M
+    holds their average. One tensor under two names stays one tensor.
 
     Args:
-        base: the state dict the models were fine-tuned from, its checkpoint, or the path of one. From a file
-            the visual encoder alone is read, under canonical names; a mapping is taken as it is.
-        merged: the merged task vector M.
-        alpha: the scale α; a method's `alpha` is its default.
-        dtype: of all floating-point tensors of the result; None for the base's own.
-        rounding: counts what rounding to the result's dtypes does to the change.
+        base: the state dict the models were fine-tuned from, its checkpoint, or the path of one. Of a file, only the
+            visual encoder is read, under canonical names; a mapping is used as it is.
+        merged: the merged task vector M, by parameter name.
+        alpha: the scale α, a finite number; see `fixed_alpha` for a method's default.
+        dtype: dtype of all floating-point tensors of the result; the base's own when None.
+        rounding: counts the effect of rounding to the result's dtypes.
 
     Returns:
         A new state dict that shares no memory with the base.
@@ -124,6 +159,12 @@ def apply(
     Raises:
         UserError: alpha is not a finite number, M has a tensor the base lacks or has in another shape, or a value of
             the result lies outside the range of its dtype.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.merging import apply
+        >>> apply({"weight": torch.ones(3)}, {"weight": torch.tensor([1.0, -1.0, 0.0])}, alpha=0.5)
+        {'weight': tensor([1.5000, 0.5000, 1.0000])}
     """
     if isinstance(alpha, str):
         raise UserError(

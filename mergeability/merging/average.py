@@ -13,10 +13,22 @@ from mergeability.task_vectors.vectors import TaskVectors
 
 @dataclass(frozen=True)
 class Average:
-    """Average the models: M = mean of τ_t.
+    """Average the models: M = (1/T) Σ τ_t.
 
     Attributes:
-        alpha: the default scale of M.
+        alpha: default scale of M: a finite number, or "tuned" to choose it on validation images.
+
+    Raises:
+        UserError: `alpha` is neither a finite number nor "tuned".
+
+    Paper: Wortsman et al. 2022, Model soups, arXiv 2203.05482.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.merging import Average
+        >>> models = tiny_task_vectors(cars=[4, 1, 0], svhn=[2, -3, 0])
+        >>> Average()(models)
+        {'weight': tensor([ 3., -1.,  0.])}
     """
 
     needs_data: ClassVar[bool] = False

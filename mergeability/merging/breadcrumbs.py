@@ -17,15 +17,27 @@ from mergeability.task_vectors.vectors import TaskVectors
 
 @dataclass(frozen=True)
 class Breadcrumbs:
-    """Drop the largest and the smallest entries of every tensor of every model, and add up what is left.
+    """Drop the largest and smallest entries of every tensor of every model, and sum the rest.
 
-    Of D entries in the order of their magnitudes the first ⌊smallest·D⌋ and the last ⌊largest·D⌋ are dropped.
-    Of equal magnitudes either all or none are: one that is as large as a kept entry is kept too.
+    Of the D entries of a tensor, sorted by magnitude, the first ⌊smallest·D⌋ and the last ⌊largest·D⌋ are dropped.
+    Entries of equal magnitude are treated alike: an entry as large as a kept one is kept too.
 
     Attributes:
         largest: share of the largest entries, in [0, 1).
         smallest: share of the smallest entries, in [0, 1); both together are below 1.
-        alpha: the default scale of M.
+        alpha: default scale of M: a finite number, or "tuned" to choose it on validation images.
+
+    Raises:
+        UserError: the shares are negative or add up to 1 or more, or `alpha` is neither a finite number nor "tuned".
+
+    Paper: Davari & Belilovsky 2024, Model Breadcrumbs, arXiv 2312.06795.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.merging import Breadcrumbs
+        >>> models = tiny_task_vectors(cars=[9, 4, 3, 1], svhn=[1, 2, -8, 3])
+        >>> Breadcrumbs(largest=0.25, smallest=0.25)(models)
+        {'weight': tensor([0., 6., 3., 3.])}
     """
 
     needs_data: ClassVar[bool] = False

@@ -20,13 +20,26 @@ from mergeability.task_vectors.vectors import TaskVectors
 class ConsensusTA:
     """Add the task vectors and keep the entries that matter to several tasks.
 
-    An entry of Σ τ_t = M matters to task t where |τ_t| > threshold·|M − τ_t|; M is kept where it matters to at
-    least `agree` tasks and is 0 elsewhere.
+    An entry of Σ τ_t = M matters to task t if |τ_t| > threshold·|M − τ_t|. Entries that matter to fewer than `agree`
+    tasks are set to 0.
 
     Attributes:
-        agree: the number of tasks an entry has to matter to, at least 1.
-        threshold: λ, which the other tasks' part is multiplied by, at least 0: the greater, the fewer entries.
-        alpha: the default scale of M.
+        agree: number of tasks that an entry must matter to, at least 1 and at most the number of models.
+        threshold: the paper's λ, at least 0; larger values keep fewer entries.
+        alpha: default scale of M: a finite number, or "tuned" to choose it on validation images.
+
+    Raises:
+        UserError: `agree`, `threshold` or `alpha` is out of range.
+
+    Paper: Wang et al. 2024, Localizing Task Information for Improved Model Merging and Compression,
+    arXiv 2405.07813.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.merging import ConsensusTA
+        >>> models = tiny_task_vectors(cars=[4, 1, 0], svhn=[2, -3, 2])
+        >>> ConsensusTA(agree=2, threshold=0.4)(models)
+        {'weight': tensor([6., 0., 0.])}
     """
 
     needs_data: ClassVar[bool] = False

@@ -19,13 +19,26 @@ from mergeability.task_vectors.vectors import TaskVectors
 class Dare:
     """Drop each entry of each τ_t with probability p, divide the rest by 1 − p, then merge by another method.
 
-    Whether an entry is dropped depends on (seed, task name, tensor name, position) alone: neither on the
-    other models nor on any global random state.
+    Whether an entry is dropped depends only on the seed, the task name, the tensor name and its position, not on the
+    other models or any global random state.
 
     Attributes:
         p: probability of dropping an entry, in [0, 1).
         seed: seed of the masks.
-        then: the method that merges what is left; plain averaging when None.
+        then: method that merges the remaining entries; plain averaging when None. It also defines `alpha`.
+
+    Raises:
+        UserError: `p` is outside [0, 1).
+
+    Paper: Yu et al. 2024, Language Models are Super Mario, arXiv 2311.03099.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.merging import Dare, TaskArithmetic
+        >>> models = tiny_task_vectors(cars=torch.ones(1000), svhn=torch.ones(1000))
+        >>> Dare(p=0.5, then=TaskArithmetic())(models)["weight"].unique()
+        tensor([0., 2., 4.])
     """
 
     needs_data: ClassVar[bool] = False
@@ -41,7 +54,7 @@ class Dare:
 
     @property
     def alpha(self) -> float | int | str:
-        """The default scale of M: the inner method's."""
+        """The default scale of M, that of the inner method; 1 for plain averaging."""
         return 1.0 if self.then is None else self.then.alpha
 
     def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
@@ -50,7 +63,7 @@ class Dare:
         return stream(thinned, mean) if self.then is None else self.then(thinned)
 
     def drop(self, task: str, name: str, delta: Tensor) -> Tensor:
-        """Thin out one tensor of one model's task vector."""
+        """Drop and rescale the entries of one tensor of one model's task vector."""
         text = f"{self.seed}\n{task}\n{name}".encode()
         generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:8]) >> 1)
         kept = torch.rand(delta.shape, generator=generator) >= self.p

@@ -18,13 +18,25 @@ from mergeability.task_vectors.vectors import TaskVectors
 
 @dataclass(frozen=True)
 class Fisher:
-    """Average each entry with the models' own diagonal Fisher information as the weights.
+    """Average each entry weighted by the models' diagonal Fisher information: M = Σ F_t τ_t / Σ F_t.
 
-    M = Σ F_t τ_t / Σ F_t, F_t the mean over the calibration samples of task t of the squared gradient of the
-    cross-entropy at the true label; the mean where Σ F_t = 0 and for what is no parameter of the encoder.
+    F_t is the squared gradient of the cross-entropy at the true label, averaged over the calibration samples of task t.
+    Entries with Σ F_t = 0, and tensors that are not parameters of the encoder, are averaged without weights.
 
     Attributes:
-        alpha: the default scale of M.
+        alpha: default scale of M: a finite number, or "tuned" to choose it on validation images.
+
+    Raises:
+        UserError: `alpha` is neither a finite number nor "tuned".
+
+    Paper: Matena & Raffel 2022, Merging Models with Fisher-Weighted Averaging, arXiv 2111.09832.
+
+    Examples:
+        >>> from mergeability.examples import tiny_profiles
+        >>> from mergeability.merging import Fisher
+        >>> merged = Fisher()(tiny_profiles())
+        >>> {name: tuple(tensor.shape) for name, tensor in merged.items() if "weight" in name}
+        {'visual.hidden.weight': (6, 12), 'visual.output.weight': (4, 6)}
     """
 
     needs_data: ClassVar[bool] = True

@@ -19,11 +19,24 @@ from mergeability.task_vectors.vectors import TaskVectors
 class IsoC:
     """Add the task vectors and set all singular values of each matrix to their mean.
 
-    M = mean(σ)·UVᵀ, where Σ τ_t = U diag(σ) Vᵀ. Everything that is not a matrix is averaged.
+    M = mean(σ)·UVᵀ, where Σ τ_t = U diag(σ) Vᵀ. Tensors that are not matrices are averaged.
 
     Attributes:
-        truncate: first cut each τ_t to rank max(1, ⌊min(m, n)/T⌋), as arXiv 2601.22285 ran it.
-        alpha: the default scale of M; "published" looks it up by architecture and number of models.
+        truncate: first truncate each τ_t to rank max(1, ⌊min(m, n)/T⌋), as in the experiments of arXiv 2601.22285.
+        alpha: default scale of M: a number, "tuned", or "published": the paper's, by architecture and number of models.
+
+    Raises:
+        UserError: `alpha` is neither a finite number, "tuned" nor "published".
+
+    Paper: Marczak et al. 2025, No Task Left Behind: Isotropic Model Merging, arXiv 2502.04959.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.merging import IsoC
+        >>> models = tiny_task_vectors(cars=[[3, 0], [0, 1]], svhn=[[2, 0], [0, 1]])
+        >>> torch.linalg.svdvals(models["weight"].sum(0)), torch.linalg.svdvals(IsoC()(models)["weight"])
+        (tensor([5., 2.]), tensor([3.5000, 3.5000]))
     """
 
     needs_data: ClassVar[bool] = False
@@ -36,7 +49,7 @@ class IsoC:
         check_alpha(self.alpha, PUBLISHED)
 
     def published_alpha(self, task_vectors: TaskVectors) -> tuple[float, bool]:
-        """Return the published scale and True, or 1 and False where there is none."""
+        """Return the published scale and True; 1 and False if no scale was published."""
         return isotropic_alpha(task_vectors)
 
     def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:

@@ -24,17 +24,31 @@ Triplets = tuple[Tensor, Tensor, Tensor]
 class IsoCTS:
     """Give the common directions of all tasks and some of each task's own the same singular value.
 
-    Per matrix with m = min(shape): c leading singular triplets of Σ τ_t, and s/T of each task's residual
-    (I − U_c U_cᵀ) τ_t, c + s = m. The bases side by side, left and right, are replaced by their polar factors;
-    every singular value is the mean of the m retained ones. Everything that is not a matrix is averaged.
+    A matrix with m = min(shape) gets c leading singular triplets of Σ τ_t, and s/T triplets of each task's residual
+    (I − U_c U_cᵀ) τ_t, with c + s = m. The concatenated left and right bases are replaced by their polar factors, and
+    every singular value by the mean of the m retained ones. Tensors that are not matrices are averaged.
 
-    s is (1 − common)·m rounded to a multiple of T, halves to even, and no more than m. A matrix that has no
-    direction to spare for every task is merged in the common subspace alone. A triplet whose singular value is
-    zero but for rounding has no direction and adds none: zero matrices give zero.
+    s is (1 − common)·m, rounded to a multiple of T (halves to even) and at most m. If that leaves no direction for each
+    task, the matrix is merged in the common subspace only. Triplets whose singular value is zero up to rounding are
+    left out, so zero matrices give zero.
 
     Attributes:
-        common: share of the directions that are common, in [0, 1].
-        alpha: the default scale of M; "published" looks it up by architecture and number of models.
+        common: share of common directions, in [0, 1].
+        alpha: default scale of M: a number, "tuned", or "published": the paper's, by architecture and number of models.
+
+    Raises:
+        UserError: `common` is outside [0, 1], or `alpha` is neither a finite number, "tuned" nor "published".
+
+    Paper: Marczak et al. 2025, No Task Left Behind: Isotropic Model Merging, arXiv 2502.04959.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.merging import IsoCTS
+        >>> cars, svhn = torch.tensor([4.0, 3.0, 1.0, 0.0]), torch.tensor([4.0, 3.0, 0.0, 2.0])
+        >>> models = tiny_task_vectors(cars=torch.diag(cars), svhn=torch.diag(svhn))
+        >>> torch.linalg.svdvals(IsoCTS(common=0.5)(models)["weight"])  # the mean of 8, 6, 1 and 2
+        tensor([4.2500, 4.2500, 4.2500, 4.2500])
     """
 
     needs_data: ClassVar[bool] = False
@@ -49,7 +63,7 @@ class IsoCTS:
             raise UserError(f"Expected common to be in [0, 1], got {self.common!r}.")
 
     def published_alpha(self, task_vectors: TaskVectors) -> tuple[float, bool]:
-        """Return the published scale and True, or 1 and False where there is none."""
+        """Return the published scale and True; 1 and False if no scale was published."""
         return isotropic_alpha(task_vectors)
 
     def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ TUNED, PUBLISHED = "tuned", "published"
 
 @runtime_checkable
 class MergeMethod(Protocol):
-    """A frozen dataclass that turns task vectors into one merged task vector M, in float32, by parameter name.
+    """Merge task vectors into one, M, in float32, by parameter name: the protocol of merge methods.
 
     The options are its fields, so that a merge is filed in the store by class and options. Both traits are literals in
     the body of the class itself: command lines read them from its source, without importing it.
@@ -25,6 +25,23 @@ class MergeMethod(Protocol):
             than with task vectors alone.
         models: the exact number of models it merges; None for any number from two.
         alpha: the default scale of M: a number, "tuned" or "published".
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> from typing import ClassVar
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.merging.method import MergeMethod
+        >>> @dataclass(frozen=True)
+        ... class Largest:
+        ...     needs_data: ClassVar[bool] = False
+        ...     models: ClassVar[int | None] = None
+        ...     alpha: float = 1.0
+        ...     def __call__(self, models, /):
+        ...         return {name: models[name].amax(0) for name in models}
+        >>> isinstance(Largest(), MergeMethod)
+        True
+        >>> Largest()(tiny_task_vectors(cars=[4, 1, 0], svhn=[2, -3, 5]))
+        {'weight': tensor([4., 1., 5.])}
     """
 
     needs_data: ClassVar[bool]
@@ -41,7 +58,14 @@ class MergeMethod(Protocol):
 
 @runtime_checkable
 class Preprocessing(Protocol):
-    """A method that changes the task vectors and leaves merging, and the scale, to the method `then`."""
+    """Change the task vectors, and leave merging and the scale to the method `then`: the protocol of such methods.
+
+    Examples:
+        >>> from mergeability.merging import Dare, Ties
+        >>> from mergeability.merging.method import Preprocessing
+        >>> isinstance(Dare(), Preprocessing), isinstance(Ties(), Preprocessing)
+        (True, False)
+    """
 
     @property
     def then(self) -> MergeMethod | None: ...  # noqa: D102
@@ -49,10 +73,17 @@ class Preprocessing(Protocol):
 
 @runtime_checkable
 class HasPublishedAlpha(Protocol):
-    """A method whose authors published scales by architecture and number of models."""
+    """Look up the scale that the paper gives by architecture and number of models: the protocol of such methods.
+
+    Examples:
+        >>> from mergeability.merging import IsoC, Ties
+        >>> from mergeability.merging.method import HasPublishedAlpha
+        >>> isinstance(IsoC(), HasPublishedAlpha), isinstance(Ties(), HasPublishedAlpha)
+        (True, False)
+    """
 
     def published_alpha(self, task_vectors: TaskVectors) -> tuple[float, bool]:
-        """Return the published scale and True, or 1 and False where there is none."""
+        """Return the published scale and True; 1 and False if no scale was published."""
         ...
 
 
@@ -61,8 +92,20 @@ def checked(models: TaskVectors | Profiles) -> TaskVectors:
 
     Sorted, because sums in floating point depend on the order of their terms, and a merge should not.
 
+    Args:
+        models: task vectors, or profiles that hold them.
+
+    Returns:
+        The task vectors, with tasks sorted by name.
+
     Raises:
         UserError: fewer than two models, or one that does not come from this base.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.merging.method import checked
+        >>> checked(tiny_task_vectors(svhn=[1, 0], cars=[0, 1])).tasks
+        ('cars', 'svhn')
     """
     task_vectors = models.task_vectors if isinstance(models, Profiles) else models
     if len(task_vectors.tasks) < 2:
@@ -72,10 +115,23 @@ def checked(models: TaskVectors | Profiles) -> TaskVectors:
 
 
 def with_data(models: TaskVectors | Profiles, method: str) -> Profiles:
-    """Check that a method that needs images and heads has them, and return the evidence.
+    """Check that the models come with the images and heads that a method needs, and return their profiles.
+
+    Args:
+        models: the models.
+        method: name of the method, for the message.
+
+    Returns:
+        The profiles.
 
     Raises:
         UserError: there are bare task vectors, or evidence without views.
+
+    Examples:
+        >>> from mergeability.examples import tiny_profiles
+        >>> from mergeability.merging.method import with_data
+        >>> with_data(tiny_profiles("cars", "svhn"), "RegMean").tasks
+        ('cars', 'svhn')
     """
     if isinstance(models, Profiles) and models.views is not None:
         return models
@@ -87,10 +143,23 @@ def with_data(models: TaskVectors | Profiles, method: str) -> Profiles:
 
 
 def check_alpha(alpha: object, *words: str) -> None:
-    """Check a scale: a finite number, "tuned", or one of the other words.
+    """Check that a scale is a finite number, "tuned", or another allowed word.
+
+    Args:
+        alpha: the scale.
+        words: words that are allowed in addition to "tuned".
 
     Raises:
         UserError: it is something else.
+
+    Examples:
+        >>> from mergeability.merging.method import check_alpha
+        >>> check_alpha(0.3)
+        >>> check_alpha("tuned")
+        >>> check_alpha("published", "published")
+        >>> check_alpha("published")
+        Traceback (most recent call last):
+        mergeability.errors.UserError: Expected alpha to be a finite number or 'tuned', got 'published'.
     """
     allowed = (TUNED, *words)
     is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool) and math.isfinite(alpha)

@@ -24,14 +24,26 @@ _LEAST_RIDGE = 0.01
 class RegMean:
     """Merge each linear layer so that its outputs on the models' own inputs change least; average all else.
 
-    M = (Σ G_t)⁻¹ Σ G_t τ_t for weights stored inputs × outputs, G_t = X_tᵀX_t with the off-diagonal entries
-    times `scale`, X_t the layer's inputs in model t on the calibration samples of task t. With scale 1 it
-    minimises Σ ‖X_t (W − W_t)‖². An input that is never active in any model is averaged; of several solutions
-    (scale 1 and few samples) it is that nearest to the average, in units of each input's length.
+    M = (Σ G_t)⁻¹ Σ G_t τ_t for weights stored inputs × outputs. G_t is X_tᵀX_t with its off-diagonal entries multiplied
+    by `scale`, and X_t the layer's inputs in model t on the calibration samples of task t. With scale 1, M minimises
+    Σ ‖X_t (W − W_t)‖². Inputs that are zero in every model are averaged. Where there are several solutions (scale 1
+    and few samples), M is the one nearest to the average, in units of each input's length.
 
     Attributes:
-        scale: what the off-diagonal entries of G_t are multiplied by, in [0, 1].
-        alpha: the default scale of M.
+        scale: factor of the off-diagonal entries of G_t, in [0, 1].
+        alpha: default scale of M: a finite number, or "tuned" to choose it on validation images.
+
+    Raises:
+        UserError: `scale` is outside [0, 1], or `alpha` is neither a finite number nor "tuned".
+
+    Paper: Jin et al. 2023, Dataless Knowledge Fusion by Merging Weights of Language Models, arXiv 2212.09849.
+
+    Examples:
+        >>> from mergeability.examples import tiny_profiles
+        >>> from mergeability.merging import RegMean
+        >>> merged = RegMean()(tiny_profiles())
+        >>> {name: tuple(tensor.shape) for name, tensor in merged.items() if "weight" in name}
+        {'visual.hidden.weight': (6, 12), 'visual.output.weight': (4, 6)}
     """
 
     needs_data: ClassVar[bool] = True

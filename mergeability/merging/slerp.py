@@ -19,15 +19,27 @@ _PARALLEL = 1e-6
 
 @dataclass(frozen=True)
 class Slerp:
-    """Go from one model's weights to the other's along the arc between them, tensor by tensor.
+    """Interpolate between the weights of two models along the arc between them, tensor by tensor.
 
-    M = (sin((1−t)·Ω)·θ_a + sin(t·Ω)·θ_b) / sin Ω − θ_0, Ω the angle between the flattened θ_a and θ_b; a and b
-    are the two models in the order of their names. Where there is no arc, that is where the two are parallel
-    (or opposite) or one is zero, it is the straight line: M = (1−t)·τ_a + t·τ_b.
+    M = (sin((1−t)·Ω)·θ_a + sin(t·Ω)·θ_b) / sin Ω − θ_0, where Ω is the angle between the flattened θ_a and θ_b, and a
+    and b are the two models sorted by name. If the two are parallel or opposite, or one is zero, the interpolation is
+    linear: M = (1−t)·τ_a + t·τ_b.
 
     Attributes:
-        t: how far to go from a to b, in [0, 1].
-        alpha: the default scale of M.
+        t: position between a (0) and b (1), in [0, 1].
+        alpha: default scale of M: a finite number, or "tuned" to choose it on validation images.
+
+    Raises:
+        UserError: `t` is outside [0, 1], or `alpha` is neither a finite number nor "tuned".
+
+    Paper: Shoemake 1985, Animating rotation with quaternion curves.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.merging import Slerp
+        >>> models = tiny_task_vectors(cars=[4, 1, 2], svhn=[2, -3, 6])
+        >>> Slerp(t=0.25)(models)["weight"].round(decimals=1)  # almost linear, since both models are near the base
+        tensor([3.5000, 0.0000, 3.0000])
     """
 
     needs_data: ClassVar[bool] = False

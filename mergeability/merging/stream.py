@@ -22,6 +22,16 @@ def stream(
         task_vectors: the models.
         rule: merges one parameter.
         only: the parameters to merge, with what is tied to them; all of them when None.
+
+    Returns:
+        M in float32, by parameter name.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.merging.stream import stream
+        >>> models = tiny_task_vectors(cars=[4, 1, 0], svhn=[2, -3, 5])
+        >>> stream(models, lambda name, stack: stack.amax(0))
+        {'weight': tensor([4., 1., 5.])}
     """
     tied = task_vectors.tied
     wanted = [name for name in task_vectors.names if only is None or tied.get(name, name) in only]
@@ -34,5 +44,16 @@ def stream(
 
 
 def mean(_name: str, stack: Float[Tensor, "T *shape"]) -> Float[Tensor, "*shape"]:
-    """Average the deltas: the rule of plain averaging, and of the parameters that a method does not treat."""
+    """Average the deltas: the rule of `Average`, and of parameters that a method does not merge itself.
+
+    Args:
+        _name: name of the parameter, not used.
+        stack: deltas of T models, T × the parameter's shape.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.merging.stream import mean
+        >>> mean("weight", torch.tensor([[4.0, 1.0], [2.0, -3.0]]))
+        tensor([ 3., -1.])
+    """
     return stack.mean(0)

@@ -16,7 +16,19 @@ class TaskArithmetic:
     """Add the task vectors: M = Σ τ_t.
 
     Attributes:
-        alpha: the default scale of M.
+        alpha: default scale of M: a finite number, or "tuned" to choose it on validation images.
+
+    Raises:
+        UserError: `alpha` is neither a finite number nor "tuned".
+
+    Paper: Ilharco et al. 2023, Editing Models with Task Arithmetic, arXiv 2212.04089.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.merging import TaskArithmetic
+        >>> models = tiny_task_vectors(cars=[4, 1, 0], svhn=[2, -3, 0])
+        >>> TaskArithmetic()(models)
+        {'weight': tensor([ 6., -2.,  0.])}
     """
 
     needs_data: ClassVar[bool] = False

@@ -21,16 +21,29 @@ _BLOCK = 2**16
 
 @dataclass(frozen=True)
 class Ties:
-    """Keep each model's largest entries, elect a sign per entry, average those that have it.
+    """Keep each model's largest entries, elect a sign per entry, and average the entries that have it.
 
-    Trim: with D entries in the scope, keep |τ| ≥ the (D − ⌊density·D⌋)-th smallest magnitude. Elect: the sign
-    of the sum over the models; where that is exactly 0, the sign most entries of the scope elected.
+    Trim: of D entries in the scope, keep those with |τ| ≥ the (D − ⌊density·D⌋)-th smallest magnitude. Elect: take the
+    sign of the sum over the models; if the sum is exactly 0, the sign that most entries of the scope elected. Merge:
+    average the kept entries with the elected sign.
 
     Attributes:
         density: share of entries kept, in (0, 1].
-        scope: trim over the whole vector ("global", as in the paper) or per "tensor".
-        agg: "mean" of the entries with the elected sign, 0 where there are none, or their "sum".
-        alpha: the default scale of M.
+        scope: "global" trims over the whole vector, as in the paper; "tensor" trims each tensor separately.
+        agg: "mean" or "sum" of the entries with the elected sign; 0 if there are none.
+        alpha: default scale of M: a finite number, or "tuned" to choose it on validation images.
+
+    Raises:
+        UserError: `density`, `scope`, `agg` or `alpha` is not one of the values above.
+
+    Paper: Yadav et al. 2023, TIES-Merging, arXiv 2306.01708.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.merging import Ties
+        >>> models = tiny_task_vectors(cars=[4, 1, 0, 2], svhn=[2, -3, 1, 0])
+        >>> Ties(density=0.5)(models)
+        {'weight': tensor([ 3., -3.,  1.,  2.])}
     """
 
     needs_data: ClassVar[bool] = False

@@ -18,12 +18,25 @@ from mergeability.task_vectors.vectors import TaskVectors
 class TSVM:
     """Concatenate each task's leading singular triplets and orthogonalise them between tasks.
 
-    Per matrix: r = ⌊min(m, n)/T⌋ triplets of each task; the concatenated left and right bases are replaced by
-    their polar factors, and the matrix is recomposed with the tasks' own singular values. Everything that is
-    not a matrix is averaged, and so is a matrix too small to give every task a triplet.
+    Each m×n matrix gets r = ⌊min(m, n)/T⌋ triplets of every task. The concatenated left and right bases are replaced by
+    their polar factors, and the matrix is recomposed with the tasks' own singular values. Tensors that are not
+    matrices, and matrices too small for one triplet per task, are averaged.
 
     Attributes:
-        alpha: the default scale of M.
+        alpha: default scale of M: a finite number, or "tuned" to choose it on validation images.
+
+    Raises:
+        UserError: `alpha` is neither a finite number nor "tuned".
+
+    Paper: Gargiulo et al. 2025, Task Singular Vectors, arXiv 2412.00081.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.merging import TSVM
+        >>> models = tiny_task_vectors(cars=[[4, 0], [0, 1]], svhn=[[1, 0], [0, 3]])
+        >>> torch.linalg.svdvals(TSVM()(models)["weight"])  # the leading singular value of each task
+        tensor([4., 3.])
     """
 
     needs_data: ClassVar[bool] = False

@@ -16,7 +16,13 @@ from mergeability.profiles.profiles import Profiles
 
 @runtime_checkable
 class Metric(Protocol):
-    """A function from the profiles of T models to the metric of every pair."""
+    """Compute a metric of every pair from the profiles of T models: the protocol of metrics.
+
+    Examples:
+        >>> from mergeability.metrics.catalogue import WEIGHT_SPACE, Metric
+        >>> isinstance(WEIGHT_SPACE["stable_rank"], Metric)
+        True
+    """
 
     def __call__(self, profiles: Profiles, /) -> Float64[np.ndarray, "T T"]:
         """Compute a symmetric T×T matrix; NaN where the metric is undefined."""
@@ -25,13 +31,19 @@ class Metric(Protocol):
 
 @dataclass(frozen=True)
 class Entry:
-    """One metric as it is configured.
+    """Describe one metric of the catalogue: its function, its traits and its origin.
 
     Attributes:
         name: of its column and of its file in `conf/metric`.
         metric: the function with the options of that file.
         traits: what it declares: category, range, value for equal models, whether it needs data.
         published: whether it is one of the 28 of arXiv 2601.22285.
+
+    Examples:
+        >>> from mergeability.metrics.catalogue import CATALOGUE
+        >>> entry = CATALOGUE["stable_rank"]
+        >>> entry.name, entry.published, entry.traits.category
+        ('stable_rank', True, 'effective rank')
     """
 
     name: str

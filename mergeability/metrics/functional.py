@@ -21,6 +21,19 @@ def base_agreement(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
     ½ (v(base, a) + v(base, b)), v the agreement of the highest logits. How well the base already knows both tasks;
     arXiv 2601.06672 finds this the main cause of mergeability.
+
+    Args:
+        profiles: the models.
+
+    Raises:
+        UserError: the profiles have no unlabelled inputs or heads.
+
+    Examples:
+        >>> from mergeability.examples import tiny_profiles
+        >>> from mergeability.metrics.functional import base_agreement
+        >>> base_agreement(tiny_profiles("cars", "svhn")).round(2)
+        array([[0.88, 0.75],
+               [0.75, 0.62]])
     """
     return _of_both(_values(profiles).base["agreement"])
 
@@ -30,6 +43,19 @@ def base_overlap(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
     """Compute the overlap Σ_y min(p, q) of the base's class probabilities with the fine-tuned model's, in [0, 1].
 
     ½ (v(base, a) + v(base, b)), v the mean over images.
+
+    Args:
+        profiles: the models.
+
+    Raises:
+        UserError: the profiles have no unlabelled inputs or heads.
+
+    Examples:
+        >>> from mergeability.examples import tiny_profiles
+        >>> from mergeability.metrics.functional import base_overlap
+        >>> base_overlap(tiny_profiles("cars", "svhn")).round(2)
+        array([[0.92, 0.91],
+               [0.91, 0.9 ]])
     """
     return _of_both(_values(profiles).base["overlap"])
 
@@ -40,6 +66,19 @@ def ensemble_overlap(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
     The features are z = (z_a + z_b)/‖z_a + z_b‖ of L2-normalised z_a and z_b: the merge without merging. NaN where
     ‖z_a + z_b‖ < 1e-6.
+
+    Args:
+        profiles: the models.
+
+    Raises:
+        UserError: the profiles have no unlabelled inputs or heads.
+
+    Examples:
+        >>> from mergeability.examples import tiny_profiles
+        >>> from mergeability.metrics.functional import ensemble_overlap
+        >>> ensemble_overlap(tiny_profiles("cars", "svhn")).round(2)
+        array([[1.  , 0.95],
+               [0.95, 1.  ]])
     """
     return _mean_of_sides(_values(profiles).ensemble["overlap"])
 
@@ -49,6 +88,19 @@ def ensemble_confidence(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
     """Compute the probability that the mean of both models' features gives the class of each task's model, in [0, 1].
 
     As `ensemble_overlap`, with the mean over images of P(ŷ), ŷ the class that the task's own model names.
+
+    Args:
+        profiles: the models.
+
+    Raises:
+        UserError: the profiles have no unlabelled inputs or heads.
+
+    Examples:
+        >>> from mergeability.examples import tiny_profiles
+        >>> from mergeability.metrics.functional import ensemble_confidence
+        >>> ensemble_confidence(tiny_profiles("cars", "svhn")).round(2)
+        array([[0.57, 0.56],
+               [0.56, 0.61]])
     """
     return _mean_of_sides(_values(profiles).ensemble["confidence"])
 
@@ -58,6 +110,19 @@ def partner_agreement(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
     """Compute the share of images on which each model answers as the other task's own model does, in [0, 1].
 
     ½ (v(b, a) + v(a, b)): each model on the other task's images, by that task's head.
+
+    Args:
+        profiles: the models.
+
+    Raises:
+        UserError: the profiles have no unlabelled inputs or heads.
+
+    Examples:
+        >>> from mergeability.examples import tiny_profiles
+        >>> from mergeability.metrics.functional import partner_agreement
+        >>> partner_agreement(tiny_profiles("cars", "svhn")).round(2)
+        array([[1.  , 0.69],
+               [0.69, 1.  ]])
     """
     return _mean_of_sides(_values(profiles).partner["agreement"])
 
@@ -67,6 +132,19 @@ def partner_retention(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
     """Compute how much of the base's agreement with a task's model the other model keeps, at least 0.
 
     ½ (v(b, a)/v(base, a) + v(a, b)/v(base, b)), v the agreement. NaN where the base agrees on no image of a task.
+
+    Args:
+        profiles: the models.
+
+    Raises:
+        UserError: the profiles have no unlabelled inputs or heads.
+
+    Examples:
+        >>> from mergeability.examples import tiny_profiles
+        >>> from mergeability.metrics.functional import partner_retention
+        >>> partner_retention(tiny_profiles("cars", "svhn")).round(2)
+        array([[1.14, 0.96],
+               [0.96, 1.6 ]])
     """
     return _mean_of_sides(_retention(_values(profiles)))
 

@@ -16,7 +16,26 @@ _SMALLEST_NORM = 1e-8
 
 @metric(category="geometry", low=-1, high=1, equal=1)
 def cosine_similarity(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute ⟨a, b⟩ / (‖a‖‖b‖), in [−1, 1]; NaN where either vector is zero."""
+    """Compute the cosine ⟨a, b⟩ / (‖a‖‖b‖), in [−1, 1]; NaN where either vector is zero.
+
+    Args:
+        profiles: the models.
+        view: vector per model: "task_vector", "activation", "encoder_gradient" or "input_gradient".
+
+    Raises:
+        UserError: the view is unknown, not finite, or needs data that the profiles do not have.
+
+    Paper: arXiv 2601.22285.
+
+    Examples:
+        >>> from mergeability import Profiles
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.metrics.gram import cosine_similarity
+        >>> profiles = Profiles(tiny_task_vectors(cars=[3, 0], svhn=[4, 4]))
+        >>> cosine_similarity(profiles, view="task_vector").round(3)
+        array([[1.   , 0.707],
+               [0.707, 1.   ]])
+    """
     gram = profiles.gram(view)
     norms = _norms(gram)
     defined = (norms[:, None] > 0) & (norms[None, :] > 0)
@@ -29,7 +48,26 @@ def cosine_similarity(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T
 
 @metric(category="geometry", low=0, equal=0)
 def l2_distance(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute ‖a − b‖₂ ≥ 0 as √(‖a‖² + ‖b‖² − 2⟨a, b⟩)."""
+    """Compute the distance ‖a − b‖₂ ≥ 0 as √(‖a‖² + ‖b‖² − 2⟨a, b⟩).
+
+    Args:
+        profiles: the models.
+        view: vector per model: "task_vector", "activation", "encoder_gradient" or "input_gradient".
+
+    Raises:
+        UserError: the view is unknown, not finite, or needs data that the profiles do not have.
+
+    Paper: arXiv 2601.22285.
+
+    Examples:
+        >>> from mergeability import Profiles
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.metrics.gram import l2_distance
+        >>> profiles = Profiles(tiny_task_vectors(cars=[3, 0], svhn=[4, 4]))
+        >>> l2_distance(profiles, view="task_vector").round(3)
+        array([[0.   , 4.123],
+               [4.123, 0.   ]])
+    """
     gram = profiles.gram(view)
     squares = np.diag(gram)
     # Rounding can leave a tiny negative square for identical vectors.
@@ -38,19 +76,76 @@ def l2_distance(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="geometry")
 def dot_product(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute ⟨a, b⟩."""
+    """Compute the dot product ⟨a, b⟩.
+
+    Args:
+        profiles: the models.
+        view: vector per model: "task_vector", "activation", "encoder_gradient" or "input_gradient".
+
+    Raises:
+        UserError: the view is unknown, not finite, or needs data that the profiles do not have.
+
+    Paper: arXiv 2601.22285.
+
+    Examples:
+        >>> from mergeability import Profiles
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.metrics.gram import dot_product
+        >>> profiles = Profiles(tiny_task_vectors(cars=[3, 0], svhn=[4, 4]))
+        >>> dot_product(profiles, view="task_vector").round(3)
+        array([[ 9., 12.],
+               [12., 32.]])
+    """
     return profiles.gram(view)
 
 
 @metric(category="geometry", low=0, high=180, equal=0)
 def angle(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute the angle arccos(cosine) in degrees, in [0, 180]; NaN where either vector is zero."""
+    """Compute the angle arccos(cosine) in degrees, in [0, 180]; NaN where either vector is zero.
+
+    Args:
+        profiles: the models.
+        view: vector per model: "task_vector", "activation", "encoder_gradient" or "input_gradient".
+
+    Raises:
+        UserError: the view is unknown, not finite, or needs data that the profiles do not have.
+
+    Paper: arXiv 2601.22285.
+
+    Examples:
+        >>> from mergeability import Profiles
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.metrics.gram import angle
+        >>> profiles = Profiles(tiny_task_vectors(cars=[3, 0], svhn=[4, 4]))
+        >>> angle(profiles, view="task_vector").round(3)
+        array([[ 0., 45.],
+               [45.,  0.]])
+    """
     return np.degrees(np.arccos(np.clip(cosine_similarity(profiles, view), -1, 1)))
 
 
 @metric(category="geometry", low=0, high=1, equal=1)
 def magnitude_ratio(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute min(‖a‖, ‖b‖) / max(‖a‖, ‖b‖), in [0, 1]; 0 where either norm is below 1e-8."""
+    """Compute the ratio of lengths min(‖a‖, ‖b‖) / max(‖a‖, ‖b‖), in [0, 1]; 0 where either norm is below 1e-8.
+
+    Args:
+        profiles: the models.
+        view: vector per model: "task_vector", "activation", "encoder_gradient" or "input_gradient".
+
+    Raises:
+        UserError: the view is unknown, not finite, or needs data that the profiles do not have.
+
+    Paper: arXiv 2601.22285.
+
+    Examples:
+        >>> from mergeability import Profiles
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.metrics.gram import magnitude_ratio
+        >>> profiles = Profiles(tiny_task_vectors(cars=[3, 0], svhn=[4, 4]))
+        >>> magnitude_ratio(profiles, view="task_vector").round(3)
+        array([[1.  , 0.53],
+               [0.53, 1.  ]])
+    """
     norms = _norms(profiles.gram(view))
     smaller, larger = np.minimum.outer(norms, norms), np.maximum.outer(norms, norms)
     return np.divide(smaller, larger, out=np.zeros_like(larger), where=smaller >= _SMALLEST_NORM)
@@ -61,9 +156,23 @@ def linear_cka(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
     """Compute the linear centred kernel alignment of two models' activations, in [0, 1].
 
     ‖X_aᵀX_b‖²_F / (‖X_aᵀX_a‖_F ‖X_bᵀX_b‖_F), X_t the n×d activations of the pool's inputs (each the mean over
-    its tokens), less their mean over the inputs: the cosine of the flattened n×n kernels X_tX_tᵀ. 1 where the
-    inputs lie alike up to rotation and scale; NaN where a model places them all at one point. Kornblith et
-    al. 2019, arXiv 1905.00414.
+    its tokens), less their mean over the inputs: the cosine of the flattened n×n kernels X_tX_tᵀ. 1 if the
+    activations are equal up to rotation and scale; NaN if a model maps all inputs to one point.
+
+    Args:
+        profiles: the models.
+
+    Raises:
+        UserError: the profiles have no images, or an activation is not finite.
+
+    Paper: Kornblith et al. 2019, Similarity of Neural Network Representations Revisited, arXiv 1905.00414.
+
+    Examples:
+        >>> from mergeability.examples import tiny_profiles
+        >>> from mergeability.metrics.gram import linear_cka
+        >>> linear_cka(tiny_profiles("cars", "svhn")).round(3)
+        array([[1.   , 0.978],
+               [0.978, 1.   ]])
     """
     return cosine_similarity(profiles, "activation_kernel")
 

@@ -25,20 +25,37 @@ def measure(
     *,
     on_error: str = "raise",
 ) -> pd.DataFrame:
-    """Measure every pair of models: a table indexed by (task_a, task_b) in task order, one column a metric.
+    """Compute pairwise metrics of all pairs of models.
 
-    What a metric leaves undefined (a model equal to its base has no direction) is NaN. The sentences in
-    `table.attrs["failures"]` and `table.attrs["undefined"]` say which values are NaN, and why.
+    Values that a metric does not define are NaN: for example, a model equal to its base has no direction. The
+    sentences in `table.attrs["failures"]` and `table.attrs["undefined"]` list the NaN values and their causes.
 
     Args:
-        profiles: the models; task vectors alone serve the metrics of weight space.
-        metrics: name → function from profiles to a T×T matrix. By default the 18 of weight space, or all 28
-            where the profiles have views.
-        on_error: "nan" writes NaN for a value that could not be computed and goes on, "raise" stops.
+        profiles: the models; task vectors are enough for the metrics of weight space.
+        metrics: name → function from profiles to a T×T matrix. By default the 28 of arXiv 2601.22285 if the profiles
+            have views, and otherwise the 18 of these that need no data.
+        on_error: "raise" stops at a value that cannot be computed, "nan" writes NaN and continues.
+
+    Returns:
+        A float64 table indexed by (task_a, task_b) in the order of the tasks, with T(T − 1)/2 rows and one column per
+        metric.
 
     Raises:
-        UserError: fewer than two models, or a metric without its data, or one that failed or left its
-            documented range, naming metric, pair and value.
+        UserError: there are fewer than two models, a metric lacks its data, or a metric failed or left its documented
+            range; the message names the metric, the pair and the value.
+
+    Examples:
+        >>> from mergeability import measure
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> table = measure(tiny_task_vectors())
+        >>> table.shape
+        (3, 18)
+        >>> table[["task_vector_dot_product", "weight_space_angle"]].round(1)
+                       task_vector_dot_product  weight_space_angle
+        task_a task_b
+        cars   dtd                         6.0                31.9
+               svhn                       -1.0                98.1
+        dtd    svhn                       -2.0               113.6
     """
     if on_error not in ("raise", "nan"):
         raise UserError(f"Expected on_error to be 'raise' or 'nan', got {on_error!r}.")
@@ -65,8 +82,8 @@ def _check_data(metrics: Mapping[str, Metric]) -> None:
     needing = [name for name, metric in metrics.items() if traits_of(metric).needs_data]
     if needing:
         raise UserError(
-            f"{len(needing)} of the {len(metrics)} metrics need images and heads, such as {needing[0]}, and there "
-            "are none. Ask for the metrics of weight space only: metric=weights, or names as in "
+            f"{len(needing)} of the {len(metrics)} metrics require images and heads, for example {needing[0]}, but "
+            "none were given. Request weight-space metrics only: metric=weights, or names as in "
             "metric=[weights,sign_conflict]."
         )
 

@@ -1,4 +1,4 @@
-"""Gradients of two models on the same samples: the union of both tasks', each with the head of its own task.
+"""Gradients of two models on the same samples: those of both tasks, each classified by the head of its task.
 
 The view says which gradient, `encoder_gradient` or `input_gradient`. The published metrics of these names take
 each model's gradient on its own task's samples instead. These here need two passes per pair, so they are not
@@ -14,7 +14,22 @@ from mergeability.profiles.profiles import Profiles
 
 @metric(category="gradient", low=-1, high=1, equal=1, needs_data=True, per_pair=True)
 def cosine_similarity(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute ⟨a, b⟩ / (‖a‖‖b‖), in [−1, 1]; NaN where either gradient is zero."""
+    """Compute the cosine ⟨a, b⟩ / (‖a‖‖b‖), in [−1, 1]; NaN where either gradient is zero.
+
+    Args:
+        profiles: the models.
+        view: "encoder_gradient" or "input_gradient".
+
+    Raises:
+        UserError: the view is not one of gradients, a gradient is not finite, or the profiles have no data.
+
+    Examples:
+        >>> from mergeability.examples import tiny_profiles
+        >>> from mergeability.metrics.same_samples import cosine_similarity
+        >>> cosine_similarity(tiny_profiles("cars", "svhn"), view="encoder_gradient").round(2)
+        array([[1.  , 0.91],
+               [0.91, 1.  ]])
+    """
     grams = profiles.shared_grams(view)
     left, right = np.sqrt(grams[..., 0, 0]), np.sqrt(grams[..., 1, 1])
     defined = (left > 0) & (right > 0)
@@ -25,7 +40,22 @@ def cosine_similarity(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T
 
 @metric(category="gradient", low=0, equal=0, needs_data=True, per_pair=True)
 def l2_distance(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute ‖a − b‖₂ ≥ 0 as √(‖a‖² + ‖b‖² − 2⟨a, b⟩)."""
+    """Compute the distance ‖a − b‖₂ ≥ 0 as √(‖a‖² + ‖b‖² − 2⟨a, b⟩).
+
+    Args:
+        profiles: the models.
+        view: "encoder_gradient" or "input_gradient".
+
+    Raises:
+        UserError: the view is not one of gradients, a gradient is not finite, or the profiles have no data.
+
+    Examples:
+        >>> from mergeability.examples import tiny_profiles
+        >>> from mergeability.metrics.same_samples import l2_distance
+        >>> l2_distance(tiny_profiles("cars", "svhn"), view="encoder_gradient").round(2)
+        array([[0.  , 0.43],
+               [0.43, 0.  ]])
+    """
     grams = profiles.shared_grams(view)
     # Rounding can leave a tiny negative square for identical gradients.
     return np.sqrt(np.maximum(grams[..., 0, 0] + grams[..., 1, 1] - 2 * grams[..., 0, 1], 0))
@@ -33,5 +63,20 @@ def l2_distance(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="gradient", needs_data=True, per_pair=True)
 def dot_product(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute ⟨a, b⟩."""
+    """Compute the dot product ⟨a, b⟩.
+
+    Args:
+        profiles: the models.
+        view: "encoder_gradient" or "input_gradient".
+
+    Raises:
+        UserError: the view is not one of gradients, a gradient is not finite, or the profiles have no data.
+
+    Examples:
+        >>> from mergeability.examples import tiny_profiles
+        >>> from mergeability.metrics.same_samples import dot_product
+        >>> dot_product(tiny_profiles("cars", "svhn"), view="encoder_gradient").round(2)
+        array([[2.22, 0.97],
+               [0.97, 1.95]])
+    """
     return profiles.shared_grams(view)[..., 0, 1]

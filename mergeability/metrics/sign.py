@@ -21,6 +21,15 @@ def sign_conflict(profiles: Profiles, density: float | int = 0.2) -> Float64[np.
 
     Raises:
         UserError: the density is out of range.
+
+    Examples:
+        >>> from mergeability import Profiles
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.metrics.sign import sign_conflict
+        >>> profiles = Profiles(tiny_task_vectors(cars=[3, 1, -2, 5], svhn=[4, -2, -1, 1]))
+        >>> sign_conflict(profiles, density=1).round(3)
+        array([[0.  , 0.25],
+               [0.25, 0.  ]])
     """
     counts = profiles.sign_counts(density)
     shared = counts.shared.astype(np.float64)

@@ -17,7 +17,23 @@ from mergeability.profiles.profiles import Profiles
 
 @metric(category="subspace", low=0, high=1, equal=1)
 def singular_value_overlap(profiles: Profiles, count: Count = 100) -> Float64[np.ndarray, "T T"]:
-    """Compute the cosine of the two vectors of the `count` leading singular values, in [0, 1]."""
+    """Compute the cosine of the two vectors of the `count` leading singular values, in [0, 1].
+
+    Args:
+        profiles: the models.
+        count: number of leading singular values, at least 1.
+
+    Paper: arXiv 2601.22285.
+
+    Examples:
+        >>> from mergeability import Profiles
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.metrics.subspace import singular_value_overlap
+        >>> profiles = Profiles(tiny_task_vectors(cars=[[3, 0], [0, 1]], svhn=[[2, 0], [0, 1]]))
+        >>> singular_value_overlap(profiles).round(3)
+        array([[1.  , 0.99],
+               [0.99, 1.  ]])
+    """
     values = profiles.singular_values(count)
     norms = np.linalg.norm(values, axis=-1)
     changed, units = norms > 0, values / np.where(norms > 0, norms, 1)[:, :, None]
@@ -33,9 +49,27 @@ def singular_value_overlap(profiles: Profiles, count: Count = 100) -> Float64[np
 
 @metric(category="subspace", low=0, high=1)
 def left_overlap(profiles: Profiles, k: Count = 10) -> Float64[np.ndarray, "T T"]:
-    """Compute ‖UaᵀUb‖_F / k of the k leading left vectors, in [0, 1/√k].
+    """Compute the overlap ‖UaᵀUb‖_F / k of the k leading left vectors, in [0, 1/√k].
 
     Divided by k as published, not by √k: identical subspaces score 1/√k, which is 0.316 at k = 10.
+
+    Args:
+        profiles: the models.
+        k: number of singular vectors, at least 1; clipped to min(m, n).
+
+    Raises:
+        UserError: `k` is below 1, or a delta is not finite.
+
+    Paper: arXiv 2601.22285.
+
+    Examples:
+        >>> from mergeability import Profiles
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.metrics.subspace import left_overlap
+        >>> profiles = Profiles(tiny_task_vectors(cars=[[3, 0, 0], [0, 1, 0]], svhn=[[0, 0, 0], [0, 2, 0]]))
+        >>> left_overlap(profiles, k=1).round(3)
+        array([[1., 0.],
+               [0., 1.]])
     """
     squares = profiles.subspace_overlaps("left", "top", k)
     sizes = _sizes(profiles, k)
@@ -48,7 +82,27 @@ def left_overlap(profiles: Profiles, k: Count = 10) -> Float64[np.ndarray, "T T"
 def right_overlap(
     profiles: Profiles, end: Literal["top", "bottom"] = "top", k: Count = 10
 ) -> Float64[np.ndarray, "T T"]:
-    """Compute ‖VaᵀVb‖_F / √k of the first or the last k right vectors of the thin SVD, in [0, 1]."""
+    """Compute the overlap ‖VaᵀVb‖_F / √k of the first or the last k right vectors of the thin SVD, in [0, 1].
+
+    Args:
+        profiles: the models.
+        end: "top" for the vectors of the largest singular values, "bottom" for those of the smallest.
+        k: number of singular vectors, at least 1; clipped to min(m, n).
+
+    Raises:
+        UserError: `k` is below 1, `end` is unknown, or a delta is not finite.
+
+    Paper: arXiv 2601.22285.
+
+    Examples:
+        >>> from mergeability import Profiles
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.metrics.subspace import right_overlap
+        >>> profiles = Profiles(tiny_task_vectors(cars=[[3, 0, 0], [0, 1, 0]], svhn=[[0, 0, 0], [0, 2, 0]]))
+        >>> right_overlap(profiles, k=1).round(3)
+        array([[1., 0.],
+               [0., 1.]])
+    """
     squares = profiles.subspace_overlaps("right", end, k)
     sizes = _sizes(profiles, k)
     return _mean_over_matrices(
@@ -60,7 +114,27 @@ def right_overlap(
 def interaction_overlap(
     profiles: Profiles, end: Literal["top", "bottom"] = "top", k: Count = 10
 ) -> Float64[np.ndarray, "T T"]:
-    """Compute the mean squared singular value of VaᵀVb, ‖VaᵀVb‖²_F / k, in [0, 1]."""
+    """Compute the mean squared singular value of VaᵀVb, ‖VaᵀVb‖²_F / k, in [0, 1].
+
+    Args:
+        profiles: the models.
+        end: "top" for the vectors of the largest singular values, "bottom" for those of the smallest.
+        k: number of singular vectors, at least 1; clipped to min(m, n).
+
+    Raises:
+        UserError: `k` is below 1, `end` is unknown, or a delta is not finite.
+
+    Paper: arXiv 2601.22285.
+
+    Examples:
+        >>> from mergeability import Profiles
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.metrics.subspace import interaction_overlap
+        >>> profiles = Profiles(tiny_task_vectors(cars=[[3, 0, 0], [0, 1, 0]], svhn=[[0, 0, 0], [0, 2, 0]]))
+        >>> interaction_overlap(profiles, k=1).round(3)
+        array([[1., 0.],
+               [0., 1.]])
+    """
     squares = profiles.subspace_overlaps("right", end, k)
     sizes = _sizes(profiles, k)
     return _mean_over_matrices(lambda layer: squares[layer] / sizes[layer], len(squares), len(profiles.tasks))
@@ -68,10 +142,26 @@ def interaction_overlap(
 
 @metric(category="subspace", low=-1, high=1, on_request=True)
 def left_overlap_excess(profiles: Profiles, k: Count = 10) -> Float64[np.ndarray, "T T"]:
-    """Compute ‖UaᵀUb‖_F / √k − √(k/m) of the k leading left vectors, in (−1, 1).
+    """Compute the excess overlap ‖UaᵀUb‖_F / √k − √(k/m) of the k leading left vectors, in (−1, 1).
 
     ‖UaᵀUb‖²_F is k²/m on average for random subspaces of Rᵐ, and k for equal ones: without the second term, the
     overlap of unrelated matrices depends on their shape. 0 at about chance. Divided by √k, unlike `left_overlap`.
+
+    Args:
+        profiles: the models.
+        k: number of singular vectors, at least 1; clipped to min(m, n).
+
+    Raises:
+        UserError: `k` is below 1, or a delta is not finite.
+
+    Examples:
+        >>> from mergeability import Profiles
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.metrics.subspace import left_overlap_excess
+        >>> profiles = Profiles(tiny_task_vectors(cars=[[3, 0, 0], [0, 1, 0]], svhn=[[0, 0, 0], [0, 2, 0]]))
+        >>> left_overlap_excess(profiles, k=1).round(3)
+        array([[ 0.293, -0.707],
+               [-0.707,  0.293]])
     """
     squares, sizes = profiles.subspace_overlaps("left", "top", k), _sizes(profiles, k)
     chance = np.sqrt(sizes / _extents(profiles, 0))
@@ -86,9 +176,26 @@ def left_overlap_excess(profiles: Profiles, k: Count = 10) -> Float64[np.ndarray
 def right_overlap_excess(
     profiles: Profiles, end: Literal["top", "bottom"] = "top", k: Count = 10
 ) -> Float64[np.ndarray, "T T"]:
-    """Compute ‖VaᵀVb‖_F / √k − √(k/n) of the first or the last k right vectors, in (−1, 1).
+    """Compute the excess overlap ‖VaᵀVb‖_F / √k − √(k/n) of the first or the last k right vectors, in (−1, 1).
 
     0 at about chance: see `left_overlap_excess`; the right vectors lie in Rⁿ.
+
+    Args:
+        profiles: the models.
+        end: "top" for the vectors of the largest singular values, "bottom" for those of the smallest.
+        k: number of singular vectors, at least 1; clipped to min(m, n).
+
+    Raises:
+        UserError: `k` is below 1, `end` is unknown, or a delta is not finite.
+
+    Examples:
+        >>> from mergeability import Profiles
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.metrics.subspace import right_overlap_excess
+        >>> profiles = Profiles(tiny_task_vectors(cars=[[3, 0, 0], [0, 1, 0]], svhn=[[0, 0, 0], [0, 2, 0]]))
+        >>> right_overlap_excess(profiles, k=1).round(3)
+        array([[ 0.423, -0.577],
+               [-0.577,  0.423]])
     """
     squares, sizes = profiles.subspace_overlaps("right", end, k), _sizes(profiles, k)
     chance = np.sqrt(sizes / _extents(profiles, 1))
@@ -103,9 +210,26 @@ def right_overlap_excess(
 def interaction_overlap_excess(
     profiles: Profiles, end: Literal["top", "bottom"] = "top", k: Count = 10
 ) -> Float64[np.ndarray, "T T"]:
-    """Compute ‖VaᵀVb‖²_F / k − k/n of the first or the last k right vectors, in (−1, 1).
+    """Compute the excess overlap ‖VaᵀVb‖²_F / k − k/n of the first or the last k right vectors, in (−1, 1).
 
     Random subspaces of Rⁿ give 0 on average, exactly.
+
+    Args:
+        profiles: the models.
+        end: "top" for the vectors of the largest singular values, "bottom" for those of the smallest.
+        k: number of singular vectors, at least 1; clipped to min(m, n).
+
+    Raises:
+        UserError: `k` is below 1, `end` is unknown, or a delta is not finite.
+
+    Examples:
+        >>> from mergeability import Profiles
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.metrics.subspace import interaction_overlap_excess
+        >>> profiles = Profiles(tiny_task_vectors(cars=[[3, 0, 0], [0, 1, 0]], svhn=[[0, 0, 0], [0, 2, 0]]))
+        >>> interaction_overlap_excess(profiles, k=1).round(3)
+        array([[ 0.667, -0.333],
+               [-0.333,  0.667]])
     """
     squares, sizes = profiles.subspace_overlaps("right", end, k), _sizes(profiles, k)
     chance = sizes / _extents(profiles, 1)

@@ -15,7 +15,7 @@ _CATEGORIES = {"encoder_gradient": "gradient", "input_gradient": "gradient"}
 
 @dataclass(frozen=True)
 class Traits:
-    """What is known of a metric besides its values.
+    """Properties of a metric: category, symmetry, range and the data it needs.
 
     Attributes:
         category: what it looks at; of a metric with a `view` other than the task vector, the view decides.
@@ -25,6 +25,12 @@ class Traits:
         needs_data: whether it needs calibration images and heads; a view other than the task vector always does.
         per_pair: whether it takes passes over the data for each pair; it is in the set `shared`, not in `all`.
         on_request: whether the set `weights` leaves it out; it is measured by its name or with `all`.
+
+    Examples:
+        >>> from mergeability.metrics.traits import Traits
+        >>> cosine = Traits("geometry", low=-1, high=1, equal=1)
+        >>> cosine.with_options({"view": "activation"}).needs_data
+        True
     """
 
     category: str
@@ -57,9 +63,34 @@ def metric(
     per_pair: bool = False,
     on_request: bool = False,
 ) -> Callable[[Function], Function]:
-    """Declare the traits of a function from profiles to a T×T matrix; see `Traits` for each of them.
+    """Declare the traits of a metric: a decorator of functions from profiles to a symmetric T×T matrix.
 
     The values must be literals: command lines read them from the source, without importing it.
+
+    Args:
+        category: group of the metric, such as "geometry" or "subspace"; "other" without this decorator.
+        low: lowest possible value.
+        high: highest possible value.
+        equal: value for two copies of a model; None if that depends on the model.
+        needs_data: whether the metric needs calibration images and heads.
+        per_pair: whether it takes passes over the data for each pair.
+        on_request: whether it is measured only if named, or with the set `all`.
+
+    Returns:
+        A decorator that records the traits and returns the function unchanged.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mergeability import measure
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.metrics import metric
+        >>> @metric(category="geometry", low=0)
+        ... def longer_norm(profiles):
+        ...     lengths = np.sqrt(np.diag(profiles.gram()))
+        ...     return np.maximum(lengths[:, None], lengths)
+        >>> models = tiny_task_vectors(cars=[3, 4], svhn=[1, 0])
+        >>> measure(models, {"longer_norm": longer_norm})["longer_norm"].tolist()
+        [5.0]
     """
 
     def declare(function: Function) -> Function:
@@ -70,13 +101,34 @@ def metric(
 
 
 def traits_of(function: Callable[..., Any]) -> Traits:
-    """Return what a metric declares, with the options it was made with; no range where it declares nothing."""
+    """Return what a metric declares, with the options it was made with; no range if it declares nothing.
+
+    Args:
+        function: a metric, or a `functools.partial` of one.
+
+    Examples:
+        >>> from mergeability.metrics.gram import cosine_similarity
+        >>> from mergeability.metrics.traits import traits_of
+        >>> found = traits_of(cosine_similarity)
+        >>> found.category, found.low, found.high
+        ('geometry', -1, 1)
+    """
     if isinstance(function, partial):
         return _DECLARED.get(function.func, _UNDECLARED).with_options(function.keywords)
     return _DECLARED.get(function, _UNDECLARED)
 
 
 def documented_range(function: Callable[..., Any]) -> tuple[float, float]:
-    """Return the lowest and the highest value a metric can take; infinite where none is documented."""
+    """Return the lowest and the highest value of a metric; infinite if none is documented.
+
+    Args:
+        function: a metric.
+
+    Examples:
+        >>> from mergeability.metrics.traits import documented_range
+        >>> from mergeability.metrics.rank import effective_rank
+        >>> documented_range(effective_rank)
+        (1.0, 2.0)
+    """
     traits = traits_of(function)
     return float(traits.low), float(traits.high)

@@ -124,7 +124,33 @@ def pretrain_base(
     accelerator: str = "auto",
     record: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Pretrain a base model with `pretrain(model, logger=…)` and keep it; return the card."""
+    """Pretrain a base model with a given function, and write it with its card.
+
+    Args:
+        folder: folder of the base model.
+        model: the architecture.
+        pretrain: called with the model, `logger`, `callbacks` and `accelerator`; returns the trained CLIP.
+        loggers: Lightning loggers.
+        callbacks: more Lightning callbacks; None is left out.
+        accelerator: Lightning's accelerator, such as "cpu" or "gpu".
+        record: JSON-able record of the settings, for the card.
+
+    Returns:
+        The card.
+
+    Examples:
+        >>> from functools import partial
+        >>> from tempfile import TemporaryDirectory
+        >>> from mergeability.examples import tiny_clip
+        >>> from mergeability.models import pretrain
+        >>> from mergeability.models.base import pretrain_base
+        >>> options = {"steps": 1, "batch_size": 4, "learning_rate": 1e-3, "weight_decay": 0.1, "seed": 0}
+        >>> short = partial(pretrain, subjects=["loops"], images_per_subject=4, **options)
+        >>> with TemporaryDirectory() as folder:
+        ...     card = pretrain_base(folder, tiny_clip(), short, accelerator="cpu")
+        ...     print(card["model"])
+        tiny
+    """
     began = time.monotonic()
     try:
         callbacks = [callback for callback in callbacks if callback is not None]

@@ -27,16 +27,37 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class ClipModel:
-    """A CLIP architecture, its pretrained weights if there are any, and the settings it is fine-tuned with.
+    """Describe a CLIP: its architecture, its pretrained weights, and the settings to fine-tune it with.
 
-    architecture: the name of an open_clip model, or its configuration (`embed_dim`, `vision_cfg`, `text_cfg`).
-    pretrained: a tag of open_clip, downloaded when first built; or a file or folder with the weights of both towers,
-    under open_clip's or Hugging Face's names; None builds from a seed. learning_rate, batch_size: what suits
-    fine-tuning this model. base_command: what makes the base model where it is not fetched.
+    Attributes:
+        name: name of the model, usable as a folder name.
+        architecture: the name of an open_clip model, or its configuration (`embed_dim`, `vision_cfg`, `text_cfg`).
+        learning_rate: default learning rate for fine-tuning, above 0.
+        batch_size: default batch size for fine-tuning, at least 1.
+        pretrained: an open_clip tag, downloaded on first use; or a file or folder with the weights of both towers,
+            under open_clip's or Hugging Face's names; None for random weights from a seed.
+        mean: mean of each colour channel, for pixels in [0, 1].
+        std: standard deviation of each colour channel.
+        base_command: the command that trains the base model; None if it is downloaded.
 
     Raises:
-        UserError: an architecture that is unknown or no plain CLIP; an unknown tag, one for a configuration of one's
-            own, or one whose weights were trained with another activation or preprocessing than configured.
+        UserError: the architecture is unknown or not a plain CLIP; or the tag is unknown, given for a custom
+            configuration, or was trained with another activation or preprocessing than configured.
+
+    Paper: Radford et al. 2021, Learning Transferable Visual Models From Natural Language Supervision, arXiv 2103.00020.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.models import ClipModel
+        >>> vision = {"image_size": 32, "patch_size": 16, "width": 16, "layers": 1, "head_width": 8}
+        >>> text = {"context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+        >>> configuration = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+        >>> model = ClipModel("tiny", configuration, learning_rate=1e-3, batch_size=8)
+        >>> images = torch.zeros(4, 3, 48, 64, dtype=torch.uint8)
+        >>> model.preprocess(images).shape
+        torch.Size([4, 3, 32, 32])
+        >>> model.build(seed=0).visual(model.preprocess(images)).shape
+        torch.Size([4, 16])
     """
 
     name: PathPart
@@ -55,8 +76,8 @@ class ClipModel:
             self._check_tag(self.architecture)
         elif self.pretrained is not None and not self.is_from_file:
             raise UserError(
-                f"Model {self.name!r}: open_clip has no weights {self.pretrained!r} for an architecture of "
-                "one's own. Set model.pretrained=null, or give a file with the weights of both towers."
+                f"Model {self.name!r}: open_clip has no weights {self.pretrained!r} for a custom "
+                "architecture. Set model.pretrained=null, or give a file with the weights of both towers."
             )
 
     @property
@@ -133,7 +154,7 @@ class ClipModel:
         return self.normalise(self.resize(images))
 
     def resize(self, images: UInt8[Tensor, "N 3 H W"]) -> UInt8[Tensor, "N 3 size size"]:
-        """Resize the shorter side (bicubic, anti-aliased) and crop the centre: the part that is worth keeping."""
+        """Resize the shorter side (bicubic, anti-aliased) and crop the centre: the part whose result is cached."""
         size = self.image_size
         if images.shape[-2:] == (size, size):
             return images
@@ -143,7 +164,7 @@ class ClipModel:
         return center_crop(resized, [size, size])
 
     def normalise(self, images: UInt8[Tensor, "N 3 size size"]) -> Float[Tensor, "N 3 size size"]:
-        """Scale to [0, 1] and normalise by the mean and deviation of each colour."""
+        """Scale to [0, 1] and normalise by each channel's mean and standard deviation."""
         mean = torch.tensor(self.mean, device=images.device)[:, None, None]
         std = torch.tensor(self.std, device=images.device)[:, None, None]
         return (images.float() / 255 - mean) / std

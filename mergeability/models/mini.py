@@ -185,10 +185,36 @@ def pretrain(
 ) -> open_clip.CLIP:
     """Build a model from the seed and pretrain both its towers on rendered, captioned images.
 
-    directory: where Lightning keeps what the callbacks write. Returns the model on the CPU, in evaluation mode.
+    Args:
+        model: the architecture; must have no pretrained weights.
+        subjects: names in `mergeability.data.rendered.SUBJECTS`.
+        steps: number of optimiser steps.
+        batch_size: image-caption pairs per step.
+        learning_rate: largest learning rate.
+        weight_decay: weight decay of the matrices.
+        seed: seed of the weights, images, captions and batches.
+        images_per_subject: number of images to render of each subject.
+        logger: a Lightning logger; False for none.
+        callbacks: Lightning callbacks, such as a progress bar.
+        directory: folder for files written by the callbacks; the working directory when None.
+        accelerator: Lightning's accelerator, such as "cpu" or "gpu".
+
+    Returns:
+        The pretrained model on the CPU, in evaluation mode.
 
     Raises:
-        UserError: no or an unknown subject, fewer images than a batch, or a model that is pretrained already.
+        UserError: a subject is unknown, there are fewer images than one batch holds, or the model is pretrained.
+
+    Paper: Radford et al. 2021, Learning Transferable Visual Models From Natural Language Supervision, arXiv 2103.00020.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.examples import tiny_clip
+        >>> from mergeability.models import pretrain
+        >>> options = {"steps": 2, "batch_size": 4, "learning_rate": 1e-3, "weight_decay": 0.1, "seed": 0}
+        >>> clip = pretrain(tiny_clip(), ["loops"], images_per_subject=4, accelerator="cpu", **options)
+        >>> clip.encode_image(torch.zeros(1, 3, 32, 32)).shape
+        torch.Size([1, 16])
     """
     if model.pretrained is not None:
         raise UserError(f"Model {model.name!r} has pretrained weights already. Set model.pretrained=null.")

@@ -13,7 +13,7 @@ FILE = "preprocessor_config.json"
 
 
 def check_preprocessing(weights: Path, model: ClipModel) -> None:
-    """Compare the preprocessing that a file beside the weights describes with the model's.
+    """Compare the preprocessing described by a file next to the weights with the model's.
 
     Where there is no such file, the model's preprocessing is taken as it is.
 

@@ -40,7 +40,7 @@ def check_plain(model: str, architecture: Any) -> None:
         if architecture not in open_clip.list_models():
             raise UserError(
                 f"Model {model!r}: open_clip has no architecture {architecture!r}. "
-                "`open_clip.list_models()` names those it has."
+                "`open_clip.list_models()` lists the available ones."
             )
         configuration, called = open_clip.get_model_config(architecture), architecture
     else:

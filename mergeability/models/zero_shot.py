@@ -24,15 +24,26 @@ def zero_shot_head(
     features normalised too, logits = features @ head.T are scaled cosines.
 
     Args:
-        clip: an `open_clip.CLIP`; not imported here, since that takes seconds and metrics do without.
+        clip: an `open_clip.CLIP`; not imported here, since the import takes seconds and metrics do not need it.
         tokenize: sentences → tokens.
-        class_names: one per row.
-        templates: sentences with a `{}` for the name.
+        class_names: class names in label order, one per row.
+        templates: prompts with one `{}` for the class name.
+
+    Returns:
+        The head, classes × d; every row has length exp(logit_scale).
 
     Raises:
-        UserError: no class name or no template.
+        UserError: there is no class name or no template.
 
     Paper: Radford et al. 2021, Learning Transferable Visual Models From Natural Language Supervision, 3.1.4.
+
+    Examples:
+        >>> from mergeability.examples import tiny_clip
+        >>> from mergeability.models import zero_shot_head
+        >>> model = tiny_clip()
+        >>> head = zero_shot_head(model.build(), model.tokenize, ["cat", "dog"], ["a photo of a {}", "a {}"])
+        >>> head.shape, head.norm(dim=1).round(decimals=2)
+        (torch.Size([2, 16]), tensor([14.2900, 14.2900]))
     """
     if not class_names or not templates:
         raise UserError(

@@ -1,6 +1,7 @@
-"""The analysis, end to end: what is asked for, the steps in order, what was found.
+"""The analysis, end to end: the request, the steps in order, and the result.
 
->>> from mergeability.pipeline import Analysis
+Examples:
+    >>> from mergeability.pipeline import Analysis
 """
 
 import lazy_loader

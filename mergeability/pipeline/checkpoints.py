@@ -77,11 +77,11 @@ def _check_merges(request: Request) -> None:
     refuse_methods_with_data(request, "checkpoints", "calibration images", "Without data")
     if not request.merging.keeps:
         raise UserError(
-            "suite=checkpoints has no images to evaluate merges on: add save=true to write them, or leave out merge=."
+            "suite=checkpoints provides no images to evaluate merges on: set save=true, or remove merge=."
         )
     if any(request.merging.scales.tunes(request.merges, by) for by in (TUNED, UNLABELLED)):
         raise UserError(
-            "Tuning alpha needs validation images, but suite=checkpoints has none: give a number."
+            "Tuning alpha requires validation images, but suite=checkpoints has none: set alpha to a number."
         )
 
 

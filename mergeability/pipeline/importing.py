@@ -52,7 +52,7 @@ def import_checkpoint(
     loggers: Sequence[object] = (),
     record: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Import a fine-tuned visual encoder; return the card.
+    """Import a fine-tuned visual encoder from a file, a folder or the Hugging Face Hub.
 
     Leaves `model.safetensors` (canonical names, the dtypes it came in), with a task `head.safetensors`, and, last,
     `card.json`: where it came from, under which names, the commit on the hub, the SHA-256 of both files.
@@ -73,9 +73,24 @@ def import_checkpoint(
         loggers: not used; every run is given them.
         record: settings for the card.
 
+    Returns:
+        The card.
+
     Raises:
         UserError: evaluation without a task, or a task without a base; the file cannot be found or read or holds more
             than tensors; names are left over or missing, or of other shapes (lists them); it is not from this base.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> from mergeability import checkpoints
+        >>> from mergeability.examples import tiny_clip
+        >>> from mergeability.pipeline.importing import import_checkpoint
+        >>> model = tiny_clip()
+        >>> with TemporaryDirectory() as folder:
+        ...     path = checkpoints.save(f"{folder}/mine.safetensors", model.build().visual.state_dict())
+        ...     card = import_checkpoint(path, f"{folder}/imported", model)
+        ...     print(card["model"], len(checkpoints.Checkpoint.open(f"{folder}/imported/model.safetensors").names))
+        tiny 20
     """
     if evaluate and task is None:
         raise UserError(

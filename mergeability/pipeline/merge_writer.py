@@ -1,4 +1,4 @@
-"""Keep the merges of a run: one folder a method and set of models, with weights and a card."""
+"""Write the merges of a run: one folder per method and set of models, with weights and a card."""
 
 import logging
 import shutil
@@ -51,7 +51,7 @@ def keep_only(folder: Path, wanted: Collection[tuple[str, str]]) -> None:
 
 @dataclass(frozen=True)
 class MergeWriter:
-    """Write each merge it is given to `<folder>/<method>/<a>+<b>/`; what is there already is left as it is.
+    """Write each merge it is given to `<folder>/<method>/<a>+<b>/`; existing identical merges are kept.
 
     Attributes:
         folder: of all merges.

@@ -74,7 +74,7 @@ class OwnModel:
         wrong = [one for one in given.get("templates", ()) if "{}" not in str(one)]
         if wrong:
             raise UserError(
-                f"suite.models.{name}: the template {wrong[0]!r} has no {{}} for the name of a class."
+                f"suite.models.{name}: the template {wrong[0]!r} lacks the placeholder {{}} for the class name."
             )
         return cls(**given)
 
@@ -113,7 +113,7 @@ class OwnModel:
 
 @dataclass(frozen=True)
 class ModelSuite:
-    """CLIP models of one's own, with unlabelled images of their tasks.
+    """Describe your own CLIP models with unlabelled images of their tasks.
 
     Attributes:
         name: of the suite.
@@ -124,6 +124,20 @@ class ModelSuite:
             the file's folder.
         warn_above: length of a task vector, as a share of the base's, above which another base is suspected.
         refuse_above: the length above which a model is refused.
+
+    Raises:
+        UserError: there are fewer than two models, no base, or a model's options are invalid.
+
+    Examples:
+        >>> from mergeability.examples import tiny_clip
+        >>> from mergeability.pipeline.own_models import ModelSuite
+        >>> models = {
+        ...     task: {"weights": f"{task}.safetensors", "images": f"photos/{task}", "classes": ["dark", "light"]}
+        ...     for task in ("greys", "hues")
+        ... }
+        >>> suite = ModelSuite("mine", tiny_clip(), "base.safetensors", models)
+        >>> list(suite.members)
+        ['greys', 'hues']
     """
 
     name: str

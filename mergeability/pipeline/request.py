@@ -23,7 +23,7 @@ UNLABELLED_SPLITS = ("validation", "train")
 
 @dataclass(frozen=True)
 class ProfileSettings:
-    """Options of the evidence.
+    """Set the options of the evidence: calibration samples, layers, layout, memory.
 
     Attributes:
         samples: calibration images of each task.
@@ -37,6 +37,11 @@ class ProfileSettings:
             images where there are fewer.
         unlabelled: images of each task for functional evidence, whose labels are not read; all where there are fewer.
         unlabelled_from: the split they are drawn from, `validation` or `train`.
+
+    Examples:
+        >>> from mergeability.pipeline.request import ProfileSettings
+        >>> ProfileSettings(samples=20, split_qkv=True).layout
+        Layout(split_qkv=True, matricize=None)
     """
 
     samples: Count = 10
@@ -74,7 +79,7 @@ class ProfileSettings:
 
 @dataclass(frozen=True)
 class MergeSettings:
-    """Which merges are made, at which scale, on which images they are evaluated, and whether they are kept.
+    """Set which merges are made, at which scales, on which images they are evaluated, and whether they are saved.
 
     Attributes:
         pairs: the pairs to merge, [[a, b], …]; every one when None.
@@ -91,6 +96,12 @@ class MergeSettings:
         save: whether to write the merged encoders.
         export: "hf" writes them in Hugging Face's names.
         dtype: of what is written: float32, float16 or bfloat16; None for the base's own.
+
+    Examples:
+        >>> from mergeability.pipeline.request import MergeSettings
+        >>> settings = MergeSettings(arity=[2, 3], alpha="tuned", save=True)
+        >>> settings.keeps, settings.chosen_sets.arity
+        (True, [2, 3])
     """
 
     pairs: Sequence[Sequence[str]] | None = None
@@ -153,23 +164,33 @@ class MergeSettings:
 
 @dataclass(frozen=True)
 class Request:
-    """Everything an analysis is asked for.
+    """Specify an analysis: its models, metrics, merges, predictors, and all options.
 
     Attributes:
-        suite: what to analyse.
+        suite: the models or the table to analyse.
         metrics: name → metric.
         merges: name → merge method.
         predictors: name → scikit-learn regressor.
-        prediction: how prediction is studied.
-        fitted: folder or file of a predictor fitted by an earlier run, which scores every pair.
-        margin: how far beyond the range it was fitted on a metric may lie, as a share of that range.
+        prediction: settings of the prediction study.
+        fitted: folder or file of a predictor fitted by an earlier run, which scores every pair; None for none.
+        margin: how far a metric may lie outside the predictor's training range, as a share of that range, at least 0.
         profile: options of the evidence.
-        merging: which merges, at which scale, and how they are evaluated.
+        merging: which sets are merged, at which scales, and how merges are evaluated and saved.
         store: folder of the store; in memory when None.
-        on_error: `raise`, or `nan` to go on without a metric that fails.
-        device: where the evidence is computed and merges are evaluated: `cpu`, `cuda`, or `auto`.
-        workers: processes that share the work, or the address of a Ray cluster.
-        folder: where merged encoders are written, in `merged/`.
+        on_error: "raise", or "nan" to continue without a metric that fails.
+        device: device of the evidence and evaluation: "cpu", "cuda", or "auto".
+        workers: number of processes that share the work, or the address of a Ray cluster.
+        folder: folder that gets merged encoders, in `merged/`; None if nothing is written.
+
+    Examples:
+        >>> from mergeability.merging import Ties
+        >>> from mergeability.metrics.catalogue import WEIGHT_SPACE
+        >>> from mergeability.pipeline import Request
+        >>> from mergeability.pipeline.suites import CheckpointSuite
+        >>> suite = CheckpointSuite("mine", "base.safetensors", {"a": "a.safetensors", "b": "b.safetensors"})
+        >>> request = Request(suite, WEIGHT_SPACE, {"ties": Ties(density=0.2)})
+        >>> len(request.metrics), request.device, request.merging.arity
+        (18, 'auto', 2)
     """
 
     suite: TaskSuite | ModelSuite | CheckpointSuite | TableSuite

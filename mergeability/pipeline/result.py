@@ -14,22 +14,43 @@ if TYPE_CHECKING:
     from mergeability.prediction.validation.evaluate import PredictionResult
 
 OBJECTIVES = (*TARGETS, "finetuned_accuracy")
-"""What a search over settings can be told."""
+"""Objectives available to a hyper-parameter search."""
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything one report shows; any part may be empty.
+    """Hold the results of an analysis: everything that its report shows. All but the first three may be empty.
 
-    `methods` are the merge methods with measured outcomes, `merged` those whose merges were probed without labels.
-    `sets` has one row a set of more than two models, `accuracies` one row a merge and task, `curves` one row a
-    merge, tried scale and task. `models` is indexed by task with the accuracies `chance`, `pixel_accuracy`,
-    `base_accuracy` and `finetuned_accuracy` (whichever are known), in [0, 1]. `pairs` has one row a pair: `task_a`,
-    `task_b`, metrics and outcomes. `evaluated` is how many of them a budget had evaluated, None without one;
-    `predicted_pairs` and `predicted_accuracy` are what `prediction.unevaluated` says of the others. `alphas` gives
-    each method's scaling coefficient. `fitted` is the predictor that this run fitted for later ones, `scorer` that
-    of an earlier run, `scores` what it gives each pair and `transfer` how that compares with outcomes. `missing`
-    are sentences, `run` the facts of `run.json`.
+    Attributes:
+        title: title of the report.
+        pairs: one row per pair of models: `task_a`, `task_b`, metrics, and outcomes such as `norm_acc_ties`.
+        metrics: columns of `pairs` that are metrics.
+        methods: merge methods with measured outcomes.
+        models: accuracies in [0, 1], indexed by task: `chance`, `pixel_accuracy`, `base_accuracy` and
+            `finetuned_accuracy`, as far as they are known.
+        alphas: merge method → its scale α.
+        prediction: results of the prediction study.
+        missing: sentences on what was left out, with the reasons.
+        run: the facts written to `run.json`.
+        sets: one row per set of more than two models.
+        accuracies: one row per merge and task.
+        curves: one row per merge, tried scale and task.
+        fitted: the predictor fitted by this run, for later ones.
+        scorer: the predictor of an earlier run that scored the pairs.
+        scores: predictions of `scorer`, one row per pair.
+        transfer: comparison of these predictions with outcomes.
+        merged: merge methods whose merges were probed without labels.
+        evaluated: how many pairs a budget had evaluated; None without a budget.
+        predicted_pairs: predicted outcomes of the other pairs.
+        predicted_accuracy: how well such predictions did on pairs that were evaluated.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from mergeability.pipeline import Analysis
+        >>> pairs = pd.DataFrame({"task_a": ["cars"], "task_b": ["svhn"], "norm_acc_ties": [0.95]})
+        >>> analysis = Analysis("Two models", pairs, metrics=[], methods=["ties"])
+        >>> analysis.tasks, analysis.targets
+        (['cars', 'svhn'], ['norm_acc'])
     """
 
     title: str
@@ -55,7 +76,7 @@ class Analysis:
 
     @property
     def tasks(self) -> list[str]:
-        """List the tasks in the order of the models, then of the pairs."""
+        """The names of all tasks, in the order of the models, then of the pairs."""
         ends = (
             pd.concat([self.pairs["task_a"], self.pairs["task_b"]])
             if len(self.pairs)
@@ -80,7 +101,7 @@ class Analysis:
 
     @property
     def targets(self) -> list[str]:
-        """List the targets that at least one method has outcomes of, the default first."""
+        """The targets for which at least one method has outcomes, the default first."""
         columns = set(self.pairs.columns)
         return [t for t in TARGETS if any(f"{t}_{m}" in columns for m in self.methods)]
 

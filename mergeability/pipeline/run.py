@@ -26,15 +26,34 @@ from mergeability.store import Store
 
 
 def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | None = None) -> Analysis:
-    """Run every stage that the suite has data for.
+    """Run every stage of the analysis that the suite has data for: metrics, merges, their evaluation, prediction.
 
     Args:
-        request: what to do.
+        request: the models, metrics, merges, predictors and options.
         progress: wraps long loops: (items, description, total) → the items.
         facts: more entries for `run.json`, such as the configuration.
 
+    Returns:
+        The results: what a report shows.
+
     Raises:
-        UserError: something is missing or wrong; says what to do.
+        UserError: an input is missing or invalid; the message states what was expected, what was found, and the remedy.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.metrics.catalogue import WEIGHT_SPACE
+        >>> from mergeability.pipeline import Request, analyse
+        >>> from mergeability.pipeline.suites import CheckpointSuite
+        >>> from mergeability.progress import no_progress
+        >>> models = tiny_task_vectors()
+        >>> files = {task: str(models.model(task).path) for task in models.tasks}
+        >>> suite = CheckpointSuite("three models", str(models.base_checkpoint.path), files)
+        >>> request = Request(suite, {"cosine": WEIGHT_SPACE["task_vector_cosine_similarity"]}, device="cpu")
+        >>> analyse(request, no_progress).pairs.round(2)
+          task_a task_b  cosine
+        0   cars    dtd    0.85
+        1   cars   svhn   -0.14
+        2    dtd   svhn   -0.40
     """
     merging = request.merging
     if merging.dtype is not None and not merging.keeps:

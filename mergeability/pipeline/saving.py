@@ -49,7 +49,7 @@ def save_merge(
     std: Sequence[float] = CLIP_STD,
     base: Checkpoint | None = None,
 ) -> Path:
-    """Write a merged encoder into a folder of its own, in the place of an earlier one.
+    """Write a merged encoder into its own folder, replacing an earlier one.
 
     The card is removed first and written last: where it is, the rest is whole and belongs to it.
 
@@ -145,7 +145,7 @@ def merge_card(
 
 
 def task_accuracies(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """Arrange the outcome of one merge, one row a task, for its card.
+    """Arrange the outcome of one merge for its card, one row per task.
 
     Args:
         rows: with `task` and at least one of `accuracy` (of the merge), `finetuned_accuracy`, `base_accuracy`,

@@ -1,4 +1,4 @@
-"""What can be analysed: tasks whose models `train.py` made, bare checkpoints from one base, or a table of pairs."""
+"""Inputs of an analysis: tasks with models trained by `train.py`, bare checkpoints of one base, or a table of pairs."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,11 +27,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Layout:
-    """How the checkpoints' tensors are cut into the parameters that metrics and merges see.
+    """Choose how the checkpoints' tensors are cut into the parameters of metrics and merges.
 
     Attributes:
         split_qkv: take the queries, keys and values of a fused attention for three parameters.
         matricize: "conv" takes a convolution's kernel for the matrix out × (in·height·width).
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.pipeline.suites import Layout
+        >>> models = tiny_task_vectors(cars=[[[[1, 0], [0, 2]]]])
+        >>> models.shapes, Layout(matricize="conv").of(models).shapes
+        ({'weight': (1, 1, 2, 2)}, {'weight': (1, 4)})
     """
 
     split_qkv: bool = False
@@ -48,7 +55,7 @@ _AS_STORED = Layout()
 
 @dataclass(frozen=True)
 class TaskSuite:
-    """Tasks, and where their fine-tuned models lie.
+    """Describe tasks and the folders of their fine-tuned models.
 
     Attributes:
         name: of the suite.
@@ -60,6 +67,14 @@ class TaskSuite:
         pixel_baseline: whether to fit logistic regression on raw pixels for comparison.
         warn_above: length of a task vector, as a share of the base's, above which another base is suspected.
         refuse_above: the length above which a model is refused.
+
+    Examples:
+        >>> from mergeability.examples import tiny_clip, tiny_task
+        >>> from mergeability.pipeline.suites import TaskSuite
+        >>> options = {"checkpoints": "outputs/tiny", "trained": "none-0/seed-0", "train_command": "python train.py"}
+        >>> suite = TaskSuite("mine", {"loops": tiny_task()}, tiny_clip(), **options)
+        >>> suite.base.as_posix(), suite.folder("loops").as_posix()
+        ('outputs/tiny/base/model.safetensors', 'outputs/tiny/none-0/seed-0/loops')
     """
 
     name: str
@@ -78,7 +93,7 @@ class TaskSuite:
         object.__setattr__(self, "tasks", {name: self.tasks[given] for name, given in names.items()})
 
     def folder(self, task: str) -> Path:
-        """Say where a task's model lies."""
+        """Return the folder of a task's model."""
         return Path(self.checkpoints) / self.trained / task
 
     @property
@@ -125,7 +140,7 @@ class TaskSuite:
         return all((self.folder(task) / f"{name}.safetensors").is_file() for name in ("model", "head"))
 
     def heads(self) -> dict[str, Tensor]:
-        """Read the frozen heads stored beside the models."""
+        """Read the frozen heads stored next to the models."""
         return {name: checkpoints.load(self.folder(name) / "head.safetensors")["head"] for name in self.tasks}
 
 
@@ -138,7 +153,7 @@ def _class_names(card: Mapping[str, Any]) -> Sequence[str] | None:
 
 @dataclass(frozen=True)
 class CheckpointSuite:
-    """Any models fine-tuned from one base, without data.
+    """Describe models fine-tuned from one base, without data.
 
     Attributes:
         name: of the suite.
@@ -149,6 +164,15 @@ class CheckpointSuite:
         towers: "both" to use the text tower of a CLIP as well as the visual one.
         warn_above: length of a task vector, as a share of the base's, above which another base is suspected.
         refuse_above: the length above which a model is refused.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.pipeline.suites import CheckpointSuite
+        >>> from mergeability.store import Store
+        >>> models = tiny_task_vectors()
+        >>> files = {task: str(models.model(task).path) for task in models.tasks}
+        >>> CheckpointSuite("mine", str(models.base_checkpoint.path), files).load(Store()).tasks
+        ('cars', 'dtd', 'svhn')
     """
 
     name: str
@@ -196,7 +220,7 @@ class CheckpointSuite:
 
 @dataclass(frozen=True)
 class TableSuite:
-    """A ready table of pairs: metrics and outcomes.
+    """Describe a file with a table of pairs: metrics and outcomes.
 
     Attributes:
         name: of the suite.
@@ -205,6 +229,17 @@ class TableSuite:
         extra_metrics: further columns that are metrics, in addition to these.
         methods: merge methods whose outcomes are predicted; all that have some when None.
         rows: `per_method`, or `complete`: only pairs with an outcome for every one of these methods.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> import pandas as pd
+        >>> from mergeability.pipeline.suites import TableSuite
+        >>> pairs = pd.DataFrame({"task_a": ["cars"], "task_b": ["dtd"], "cosine": [0.1], "norm_acc_ties": [0.9]})
+        >>> with TemporaryDirectory() as folder:
+        ...     pairs.to_csv(f"{folder}/pairs.csv", index=False)
+        ...     print(TableSuite("mine", f"{folder}/pairs.csv").read())
+          task_a task_b  cosine  norm_acc_ties
+        0   cars    dtd     0.1            0.9
     """
 
     name: str
@@ -215,7 +250,7 @@ class TableSuite:
     extra_metrics: Sequence[str] | None = None
 
     def file(self) -> PairFile:
-        """Read the table, with sentences about what was left out or converted.
+        """Read the table; also return remarks on skipped or converted parts.
 
         Raises:
             UserError: there is no such file, or it is not such a table.

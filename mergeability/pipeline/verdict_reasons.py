@@ -23,7 +23,7 @@ def distance(forecasts: Sequence[Forecast]) -> list[str]:
 
 
 def of_base(analysis: Analysis, models: Sequence[str]) -> list[str]:
-    """Say how well the base already does each model's task, by its answers on unlabelled images or by labels."""
+    """Describe how well the base already does each model's task, by predictions on unlabelled images or by labels."""
     known = analysis.models
     if "base_agreement" in known.columns and known["base_agreement"].notna().any():
         agreement = known["base_agreement"].dropna()
@@ -41,7 +41,7 @@ def of_base(analysis: Analysis, models: Sequence[str]) -> list[str]:
 
 
 def of_mean_features(row: pd.Series) -> list[str]:
-    """Say how far the mean of the models' features still answers as the models themselves do."""
+    """Describe how far the mean of the models' features still predicts the same classes as each model."""
     value = row.get("ensemble_overlap")
     if value is None or value != value:
         return []
@@ -144,7 +144,7 @@ def _of_probe(regret: float, fixed_regret: float) -> str:
 
 
 def readings_of_probes(half_width: float) -> list[str]:
-    """Say how good a probe's own reading is where no earlier merges calibrate it."""
+    """Describe the accuracy of a probe that no earlier merges calibrate."""
     return [
         "No earlier merges are used: the merge itself answers unlabelled images of each task, and the overlap with the"
         " answers of the task's own model estimates its normalised accuracy: a small evaluation without labels.",
@@ -169,7 +169,7 @@ def known_models(analysis: Analysis, models: Sequence[str]) -> list[str]:
 
 
 def unusual_images(analysis: Analysis, models: Sequence[str]) -> list[str]:
-    """Repeat what was found suspicious about the images of these models."""
+    """List suspicious findings about the images of these models."""
     return [
         sentence
         for sentence in analysis.missing
@@ -178,7 +178,7 @@ def unusual_images(analysis: Analysis, models: Sequence[str]) -> list[str]:
 
 
 def next_steps(analysis: Analysis) -> list[str]:
-    """Say what would make a verdict surer, the cheapest first, with what it costs."""
+    """List what would make a verdict more certain, cheapest first, with costs."""
     columns = set(analysis.pairs.columns)
     found = []
     models = max(len(analysis.tasks), 2)

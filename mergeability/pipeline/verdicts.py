@@ -36,18 +36,30 @@ _WORDS = {
 
 
 def verdict(analysis: Analysis, models: Sequence[str] | None = None) -> Verdict:
-    """Answer whether models merge well, by which method, how sure that is, and why.
+    """Answer whether models merge well, with which method, how reliable the answer is, and why.
 
-    What was measured goes before what is predicted; of predictions, those of a predictor fitted on earlier merges go
-    before a probe's own reading.
+    Measured outcomes are used if there are any; otherwise the predictions of a fitted predictor, and otherwise the
+    values of a probe.
 
     Args:
-        analysis: what was found.
-        models: names of two or more models of the analysis. By default the only pair or set that it is about, and
-            otherwise new pairs of models like its own.
+        analysis: the results of an analysis.
+        models: names of two or more models of the analysis. By default the only pair or set of the analysis, or, if it
+            has several, new pairs of models like its own.
+
+    Returns:
+        The verdict, with one forecast per merge method, best first.
 
     Raises:
         UserError: the analysis has no such pair or set.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from mergeability.pipeline import Analysis, verdict
+        >>> outcomes = {"norm_acc_average": [0.9], "norm_acc_ties": [0.95]}
+        >>> pairs = pd.DataFrame({"task_a": ["cars"], "task_b": ["svhn"], **outcomes})
+        >>> found = verdict(Analysis("Two models", pairs, metrics=[], methods=["average", "ties"]))
+        >>> found.recommended, [(one.method, one.expected) for one in found.forecasts]
+        ('ties', [('ties', 0.95), ('average', 0.9)])
     """
     if models is not None:
         return _of_one(analysis, *_row(analysis, list(models)))

@@ -70,8 +70,8 @@ def agreement(answers: Probabilities, own: Probabilities) -> float:
 def confidence(answers: Probabilities, own: Probabilities) -> float:
     """Average P(ŷ|x) over the inputs, ŷ the class that Q names, in [0, 1].
 
-    >>> confidence(np.array([[0.7, 0.3], [0.2, 0.8]]), np.array([[0.9, 0.1], [0.6, 0.4]]))
-    0.45
+    >>> confidence(np.array([[0.75, 0.25], [0.25, 0.75]]), np.array([[0.9, 0.1], [0.6, 0.4]]))
+    0.5
     """
     return float(answers[np.arange(len(own)), own.argmax(axis=1)].mean())
 

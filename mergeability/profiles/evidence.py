@@ -20,7 +20,25 @@ Found = TypeVar("Found", covariant=True)
 
 @runtime_checkable
 class Evidence(Protocol[Found]):
-    """One kind of evidence on several models, with its options; equal evidence is computed once."""
+    """Compute one kind of evidence on several models: the protocol of what `Profiles.evidence` takes.
+
+    Implementations are frozen dataclasses of their options, so that equal evidence is computed once.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> from mergeability import Profiles
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.profiles import Evidence
+        >>> @dataclass(frozen=True)
+        ... class LargestChange:
+        ...     name: str
+        ...     def combine(self, subject):
+        ...         return subject.task_vectors[self.name].abs().amax(1).tolist()
+        >>> isinstance(LargestChange("weight"), Evidence)
+        True
+        >>> Profiles(tiny_task_vectors(cars=[3, -5], svhn=[1, 2])).evidence(LargestChange("weight"))
+        [5.0, 2.0]
+    """
 
     def combine(self, subject: Subject) -> Found:
         """Return what follows from all models together, from entries that are computed where they are missing."""

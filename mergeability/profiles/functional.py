@@ -120,7 +120,7 @@ def answerable(views: Views, tasks: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class FunctionalValues:
-    """Every comparison v(m, t) of answers on a task's inputs with those of its own model.
+    """All comparisons v(m, t) of predictions on a task's inputs with those of the task's own model.
 
     Attributes:
         tasks: the order of rows and columns.

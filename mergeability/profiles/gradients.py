@@ -117,7 +117,7 @@ def _grams(
 
 
 def data_key(subject: Subject) -> dict[str, Any]:
-    """Return what everything made from the models' own samples and heads depends on besides the models."""
+    """Return the parts of store keys, other than the models, of everything computed from samples and heads."""
     views = subject.required_views("data")
     return {
         "tasks": [views.gradient_key(task) for task in sorted(subject.tasks)],

@@ -1,4 +1,4 @@
-"""What is known about each model, as T×T matrices: the evidence that every metric is arithmetic on."""
+"""Profiles of models as T×T matrices, from which every metric is computed by arithmetic."""
 
 import copy
 from collections.abc import Iterable
@@ -41,22 +41,32 @@ VIEWS: dict[str, Evidence[np.ndarray]] = {
 
 
 class Profiles:
-    """Task vectors together with data-dependent views of the same models; each computed when first asked for.
+    """Compute what metrics need of T models, as T×T matrices: task vectors, activations, gradients, subspaces.
 
-    What is expensive is computed once per model and layer and filed in the task vectors' store, so a run that
-    was killed goes on where it stopped, and runs that share a store share the work.
+    Everything is computed on first use. Expensive values are computed once per model and layer and kept in the task
+    vectors' store, so an interrupted run continues where it stopped, and runs that share a store share the work.
 
     Args:
         task_vectors: the models' weights.
-        views: inputs, heads and the encoder; without them there is only weight-space evidence.
-        run: device, memory budget and progress; the CPU, 4 GiB and none when None. Evidence is kept in the task
-            vectors' store, not in that of the run.
+        views: the encoder, heads and inputs; without them only weight-space evidence is available.
+        run: device, memory budget and progress; the CPU, 4 GiB and no progress when None. Evidence is kept in the
+            task vectors' store, not in that of the run.
 
     Attributes:
-        tasks: names of the models: the order of every matrix's rows.
+        tasks: names of the models, in the order of the rows of every matrix.
         task_vectors: the models' weights.
-        views: what was given, or None.
-        remarks: sentences on undefined values and their causes, as far as known by now.
+        views: the encoder, heads and inputs, or None.
+        remarks: sentences on values found to be undefined so far, with their causes.
+
+    Examples:
+        >>> from mergeability import Profiles
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> profiles = Profiles(tiny_task_vectors(cars=[3, 0], svhn=[-1, 2]))
+        >>> profiles.gram()
+        array([[ 9., -3.],
+               [-3.,  5.]])
+        >>> profiles.select(["svhn"]).gram()
+        array([[5.]])
     """
 
     def __init__(self, task_vectors: TaskVectors, views: Views | None = None, run: Run | None = None) -> None:
@@ -66,7 +76,7 @@ class Profiles:
         self._found: dict[Evidence[Any], Any] = {}
 
     def select(self, tasks: Iterable[str]) -> "Profiles":
-        """Return the same evidence for some of the tasks, in the order given; what is stored is shared.
+        """Return the same evidence for some of the tasks, in the given order; stored values are shared.
 
         Raises:
             UserError: a task is unknown, named twice, or none is named.
@@ -91,7 +101,7 @@ class Profiles:
 
     @property
     def data_key(self) -> dict[str, Any]:
-        """What everything made from the models' own samples and heads depends on besides the models."""
+        """The parts of store keys, other than the models, of everything computed from the models' samples and heads."""
         return gradients.data_key(self.subject)
 
     def gram(self, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
@@ -142,7 +152,7 @@ class Profiles:
         return found["singular_values"][:, :, :count]
 
     def decompose(self, k: int = SUBSPACE_SIZE) -> None:
-        """See to it that the singular values and outer vectors of every model's matrices are in the store."""
+        """Compute the first and last k singular vectors, and the singular values, of all matrices; keep them stored."""
         SubspaceOverlaps(k).decompose(self.subject)
 
     def sign_counts(self, density: float | int = 0.2) -> SignCounts:
@@ -171,15 +181,18 @@ class Profiles:
 
     @property
     def encoder_parameters(self) -> frozenset[str]:
-        """The checkpoints' names of the encoder's parameters: there is Fisher information on these."""
+        """The checkpoints' names of the encoder's parameters, which have Fisher information."""
         own = parameter_owners(self.subject.required_views("Fisher information").encoder)
         return frozenset(name for name in self.subject.tensors if name.removeprefix(PREFIX) in own)
 
     def fisher(self) -> dict[str, Read]:
-        """See to it that every model's diagonal Fisher information is in a store, and return readers of it.
+        """Compute every model's diagonal Fisher information, keep it in a store, and return functions that read it.
 
-        F = mean over the task's own samples of the squared gradient of the cross-entropy at the true label,
-        entry by entry. Read range by range: each is as large as a model.
+        F = mean over the task's own samples of the squared gradient of the cross-entropy at the true label, entry by
+        entry. It is read in ranges, since each is as large as a model.
+
+        Returns:
+            Task → function (tensor's name, start, stop) → float32 values of that range.
 
         Raises:
             UserError: inputs or heads are missing, or a gradient is not finite.
@@ -187,13 +200,13 @@ class Profiles:
         return self.evidence(FisherInformation())
 
     def linear_inputs(self) -> tuple[dict[str, list[LinearPart]], dict[str, ReadGram]]:
-        """See to it that the inputs of every model's linear layers are in a store, as Gram matrices XᵀX.
+        """Compute the Gram matrices XᵀX of the inputs of every model's linear layers, and keep them in a store.
 
-        X holds the inputs on the task's own samples, one row per token and sample. Read layer by layer: all of
-        them take as much as a model or two.
+        X holds the inputs on the task's own samples, one row per token and sample. The matrices are read layer by
+        layer, since together they are as large as one or two models.
 
         Returns:
-            Checkpoints' tensor → the linear layers it holds; and task → reader of a layer's Gram matrix.
+            Checkpoints' tensor → the linear layers it holds; and task → function that reads a layer's Gram matrix.
 
         Raises:
             UserError: inputs or heads are missing, or an input is not finite.

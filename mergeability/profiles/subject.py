@@ -52,7 +52,7 @@ class Subject:
         return selected
 
     def settings(self, version: int) -> dict[str, Any]:
-        """Return what every computed number depends on besides its input: part of a store's key.
+        """Return the settings that every computed number depends on, as part of a store key.
 
         Args:
             version: of the algorithm.

@@ -162,7 +162,7 @@ def matrix_shapes(vectors: TaskVectors) -> np.ndarray:
 def undetermined(
     found: dict[str, np.ndarray], tasks: tuple[str, ...], side: str, end: str, k: int
 ) -> list[str]:
-    """Say which changed matrices are left out of overlaps because their outer vectors are not determined.
+    """List the changed matrices that overlaps leave out because their outer vectors are not determined.
 
     Args:
         found: what `SubspaceOverlaps` gives.

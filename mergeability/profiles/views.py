@@ -18,20 +18,30 @@ from mergeability.weights.encoder_state import encoder_state
 
 @dataclass(frozen=True)
 class Views:
-    """The data that activations and gradients need.
+    """Hold the data that activations and gradients are computed from: encoder, heads and calibration samples.
 
     Attributes:
-        encoder: inputs → features; only its architecture is used, its weights never.
-        heads: task → frozen zero-shot head (classes × d), with the logit scale in it.
+        encoder: inputs → features; only its architecture is used, its weights are replaced.
+        heads: task → frozen zero-shot head, classes × d, multiplied by the logit scale.
         calibration: task → preprocessed inputs with their labels.
-        pool: tasks whose inputs make the pool of the activations; every task of `calibration` when None.
-        layer: dotted name of the layer whose activations are averaged; found when None.
-        batch_size: samples per pass; changes nothing but speed and memory.
-        configuration: what the encoder was built from, as a JSON-able record: part of the store's keys.
+        pool: tasks whose inputs are used for activations; every task of `calibration` when None.
+        layer: dotted name of the layer whose activations are averaged; the last block when None.
+        batch_size: samples per forward pass; affects only speed and memory.
+        configuration: JSON-able record of what the encoder was built from: part of the store's keys.
         unlabelled: task → preprocessed inputs without labels, for functional evidence.
 
     Raises:
         UserError: unlabelled inputs have labels.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.data import Inputs
+        >>> from mergeability.examples import tiny_encoder
+        >>> from mergeability.profiles import Views
+        >>> inputs = Inputs({"images": torch.zeros(5, 3, 2, 2)}, torch.tensor([0, 1, 2, 0, 1]))
+        >>> views = Views(tiny_encoder(), {"cars": torch.eye(3, 4)}, {"cars": inputs}, layer="hidden")
+        >>> len(views.samples("cars")), views.head("cars").shape
+        (5, torch.Size([3, 4]))
     """
 
     encoder: nn.Module
@@ -89,7 +99,7 @@ class Views:
         return Inputs.joined([self.samples(task) for task in self._pool_tasks])
 
     def gradient_key(self, task: str) -> dict[str, Any]:
-        """Return what a task's gradients depend on besides the model."""
+        """Return the parts of the store key of a task's gradients other than the model."""
         return {
             "encoder": self.architecture,
             "head": tensors_hash({"head": self.head(task)}),
@@ -98,7 +108,7 @@ class Views:
 
     @cached_property
     def activation_key(self) -> dict[str, Any]:
-        """What activations depend on besides the model."""
+        """The parts of the store key of activations other than the model."""
         pool = [self.samples(task).without_labels().fingerprint for task in self._pool_tasks]
         layer = last_layer(self.encoder) if self.layer is None else self.layer
         return {"encoder": self.architecture, "layer": layer, "pool": pool}

@@ -1,4 +1,4 @@
-"""Show what was found: the report, tables for the terminal, the summary across jobs, tracking."""
+"""Output: the report, tables for the terminal, the summary across jobs, dashboards and tracking."""
 
 import lazy_loader
 

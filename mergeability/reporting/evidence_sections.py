@@ -1,4 +1,4 @@
-"""Sections of the report on metrics as evidence: each on its own, by category, coefficients, agreement of methods."""
+"""Sections of the report on metrics as evidence: single metrics, categories, coefficients, agreement of methods."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ _SHOWN_METRICS = 15
 
 
 def single_metrics(analysis: Analysis) -> Section | None:
-    """Show how each metric predicts on its own; None where nothing was predicted."""
+    """Show how well each metric predicts alone; None if nothing was predicted."""
     single = study_table(analysis, "single_metrics")
     if single.empty:
         return None
@@ -52,19 +52,19 @@ def single_metrics(analysis: Analysis) -> Section | None:
                 grids["r"],
                 [figures.label(metric) for metric in metrics],
                 methods,
-                {"p by relabelling": grids["p"], "usual p": grids["p_usual"]},
+                {"p, permutation test": grids["p"], "usual p": grids["p_usual"]},
                 "r",
             )
         ]
     body = paragraphs(
-        "Correlation of each metric alone with the outcome, over all pairs that have both. The usual p-value"
-        " takes pairs"
-        " for independent, which those that share a task are not; the other compares with relabelled tasks.",
+        "Correlation of each single metric with the outcome, over all pairs that have both. The usual p-value "
+        "assumes independent pairs, but pairs that share a task are dependent; the other p-value comes from a "
+        "permutation test that permutes the tasks.",
         note=True,
     )
     body += figure_block("single", plots, [target_choice(analysis)])
     columns = {
-        "method": "method", "target": "target", "r": "r", "p_usual": "usual p", "p": "p, relabelled",
+        "method": "method", "target": "target", "r": "r", "p_usual": "usual p", "p": "p, permutation test",
         "n_pairs": "pairs",
     }  # fmt: skip
     body += folded("As a table", table(single.set_index("metric"), columns, "metric", ["method", "target"]))
@@ -72,7 +72,7 @@ def single_metrics(analysis: Analysis) -> Section | None:
 
 
 def category_ablation(analysis: Analysis) -> Section | None:
-    """Show what predictors lose without each category of metrics."""
+    """Show the loss of predictors without each category of metrics."""
     ablation = study_table(analysis, "ablation")
     if ablation.empty:
         return None
@@ -91,9 +91,9 @@ def category_ablation(analysis: Analysis) -> Section | None:
             for grid, title in zip(grids, ("change of r without it", "r with nothing else"), strict=True)
         ]
     body = paragraphs(
-        "Ridge refitted without each category of metrics (left: the change of its r; below 0 the category is"
-        " missed), and"
-        " with nothing else (right). For both new, r is that beyond the training mean.",
+        "Ridge refitted without each category of metrics (left: change in r; below 0 the category is needed) and "
+        "with that category alone (right). For two new tasks (leave two tasks out), r is the correlation beyond "
+        "the training mean.",
         note=True,
     )
     situations: Choice = (
@@ -124,7 +124,7 @@ def coefficients(analysis: Analysis) -> Section | None:
 
 
 def fingerprints(analysis: Analysis) -> Section | None:
-    """Show how alike the coefficients of merge methods are."""
+    """Show how similar the coefficients of merge methods are."""
     compared = study_table(analysis, "fingerprints")
     if compared.empty:
         return None

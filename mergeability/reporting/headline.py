@@ -1,4 +1,4 @@
-"""The first sentences of a report: what was compared, how well merges did, what predicts them."""
+"""The first sentences of a report: the comparison, the quality of the merges, and their best predictor."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,7 +23,7 @@ from mergeability.reporting.summaries import (
 
 
 def headline(analysis: Analysis) -> list[str]:
-    """Say in plain sentences what was found, and how far it can be trusted."""
+    """Summarise the findings in plain sentences, with their uncertainty."""
     sentences = [_what_was_compared(analysis), *analysis.of_budget]
     if analysis.targets:
         sentences += _merging_sentences(analysis)
@@ -58,7 +58,7 @@ def _what_was_compared(analysis: Analysis) -> str:
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """Write a number with its noun."""
+    """Format a number with its noun."""
     return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
 
 
@@ -159,9 +159,9 @@ def _known_partner_sentences(records: Sequence[Mapping[str, Any]], target: str) 
     if not np.isnan(additive):
         beats = row["r_mean"] > additive
         sentences.append(
-            f"The additive baseline, which sees no metric and only knows how the partner merges with others, reaches"
-            f" r = {additive:.2f}: here the metrics foresee {'more' if beats else 'no more'} than is known once the"
-            f" partner has been merged before.{_together(table)}"
+            f"The additive baseline, which uses no metrics but only each task's average outcome, reaches"
+            f" r = {additive:.2f}: here the metrics predict {'more' if beats else 'no more'} than is known once the"
+            f" other task has been merged before.{_together(table)}"
         )
     return sentences
 
@@ -172,7 +172,7 @@ def _together(table: pd.DataFrame) -> str:
 
 
 def _both_new_sentences(records: Sequence[Mapping[str, Any]], target: str) -> list[str]:
-    """Say how much of pairs of two unseen tasks ridge foresees: one predictor, lest the best be picked."""
+    """State how well ridge predicts pairs of two unseen tasks: a fixed predictor, to avoid selection bias."""
     own = [
         r
         for r in records
@@ -184,8 +184,8 @@ def _both_new_sentences(records: Sequence[Mapping[str, Any]], target: str) -> li
     blind = [str(r["method"]) for r in own if r not in seen]
     if not seen:
         return [
-            "For two tasks that are both new, ridge on the metrics foresees nothing for any method that the training"
-            " mean does not: every 95 % interval of its correlation reaches below 0."
+            "For two new tasks, ridge on the metrics predicts no better than the training mean for any method:"
+            " every 95 % interval of its correlation includes values below 0."
         ]
     found = ", ".join(
         f"{r['method']} (r = {r['r_beyond_mean']:.2f} beyond the training mean, 95 % from"
@@ -194,7 +194,7 @@ def _both_new_sentences(records: Sequence[Mapping[str, Any]], target: str) -> li
         for r in seen
     )
     rest = f"; for {', '.join(blind)} the interval reaches below 0" if blind else ""
-    return [f"For two tasks that are both new, ridge on the metrics foresees something for {found}{rest}."]
+    return [f"For two new tasks, ridge on the metrics is predictive for {found}{rest}."]
 
 
 def _beyond_sentences(tested: pd.DataFrame, target: str) -> list[str]:
@@ -205,8 +205,8 @@ def _beyond_sentences(tested: pd.DataFrame, target: str) -> list[str]:
     sentences = []
     if (~adds).any():
         sentences.append(
-            f"For {', '.join(own.loc[~adds, 'method'])} the metrics add nothing beyond task effects (relabelling"
-            " tasks)."
+            f"For {', '.join(own.loc[~adds, 'method'])} the metrics add nothing beyond task effects"
+            " (permutation test)."
         )
     if adds.any():
         gains = ", ".join(
@@ -219,7 +219,7 @@ def _beyond_sentences(tested: pd.DataFrame, target: str) -> list[str]:
 
 def _beside_mean(table: pd.DataFrame) -> str:
     error = table["mae"].get("mean", float("nan"))
-    return "" if np.isnan(error) else f", against {error:.3f} for always saying the training mean"
+    return "" if np.isnan(error) else f", against {error:.3f} for always predicting the training mean"
 
 
 def _plain(method: str) -> str:

@@ -85,7 +85,7 @@ _SHOWN_PAIRS = 60
 
 
 def sections(analysis: Analysis) -> list[Section | None]:
-    """Make all sections on prediction, in reading order; None where there is nothing to show."""
+    """Create all sections on prediction, in reading order; None for a section without content."""
     return [
         _scores(analysis),
         _predictors(analysis),
@@ -131,7 +131,7 @@ def _scores(analysis: Analysis) -> Section | None:
         }
     ).T
     columns = {
-        "r_beyond_mean": "r beyond mean, both new",
+        "r_beyond_mean": "r beyond mean, two new tasks",
         "r_low": "95 % from",
         "half_width": "± interval",
         "level": "at level",
@@ -141,7 +141,7 @@ def _scores(analysis: Analysis) -> Section | None:
     blind = [name for name, fit in evidence.methods.items() if not (fit.r_low or 0) > 0]
     if blind:
         body += paragraphs(
-            f"For {', '.join(blind)} it foresees nothing that the mean of earlier merges does not: a recommendation of"
+            f"For {', '.join(blind)} it predicts no better than the mean of earlier merges: a recommendation of"
             " them rests on their mean alone."
         )
     if len(analysis.transfer):
@@ -183,13 +183,12 @@ def _predictors(analysis: Analysis) -> Section | None:
         return None
     frame = record_frame(records)
     body = paragraphs(
-        "Known partner: the pairs of one task were left out of the fit, so that its partners, but not the task itself,"
-        " have been merged before. Pearson correlation between predicted and measured outcome on those pairs, averaged"
-        " over the tasks. The tinted rows are baselines that look at no metric: mean always says the"
-        " training mean and so"
-        " has no correlation, additive knows how the partner merges with others, finetuned knows the two models' own"
-        " accuracies. Pooled r mixes folds that differ in level, hence it can be negative even for mean; error is the"
-        " mean absolute one.",
+        "Leave one task out: predictors are fitted without the pairs of one task and predict those pairs, so each "
+        "pair's other task is known from other merges. Values are Pearson correlations between predicted and "
+        "measured outcomes on these pairs, averaged over the left-out tasks. Tinted rows are baselines that use no "
+        "metrics: mean always predicts the training mean and has no correlation, additive uses each task's average "
+        "outcome, finetuned uses the accuracies of the two models. Pooled r mixes folds with different levels and "
+        "can be negative even for mean; error is the mean absolute error.",
         note=True,
     )
     plots, tables = {}, ""
@@ -204,7 +203,7 @@ def _predictors(analysis: Analysis) -> Section | None:
     body += tables + folded(
         "Every method on its own", table(by_method, columns, "predictor", ["method", "target"], BASELINES)
     )
-    return Section("predictors", "How well merging can be foreseen: known partner", body)
+    return Section("predictors", "Prediction with one new task (leave one task out)", body)
 
 
 def _both_new(analysis: Analysis) -> Section | None:
@@ -214,20 +213,19 @@ def _both_new(analysis: Analysis) -> Section | None:
     frame = record_frame(records)
     frame = frame[frame["protocol"] == frame["protocol"].iloc[0]]
     body = paragraphs(
-        "Both new: neither task of a pair is in any pair of the fit that predicts it, which is what one faces with two"
-        " models that nobody has merged. All pairs are pooled. The training mean falls when a good pair is"
-        " left out, so"
-        " the pooled r of predicting nothing is close to -1 and that of a careful predictor is dragged down with it; r"
-        " beyond mean correlates what is predicted beyond the training mean with what is measured beyond it. Its"
-        " interval comes from leaving out tasks in turn. A dash: nothing is predicted beyond the mean.",
+        "Leave two tasks out: neither task of a pair occurs in any pair of the training set, as for two models "
+        "that were never merged before. All pairs are pooled. The training mean drops when a good pair is left "
+        "out, so the pooled r of a constant prediction is close to -1 and lowers that of careful predictors; r "
+        "beyond the mean correlates predictions and outcomes after subtracting the training mean of each fold. Its "
+        "interval is a jackknife over tasks. A dash means that nothing is predicted beyond the mean.",
         note=True,
     )
     first = str(frame["target"].iloc[0])
     worth = evidence_costs(records, analysis.prediction.tables if analysis.prediction else {}, first)
     if len(worth) > 1:
         body += paragraphs(
-            f"What each kind of evidence is worth, {TARGET_NAMES.get(first, first)}, means over methods. No merge: the"
-            " models are only looked at. A probe: the pair is merged, and the merge answers unlabelled images.",
+            f"What each kind of evidence is worth, {TARGET_NAMES.get(first, first)}, means over methods. No merge: only"
+            " the two models are used. A probe: the pair is merged, and the merge classifies unlabelled images.",
             note=True,
         )
         body += table(worth, _COST_COLUMNS, "predictor", ["cost", "rests_on"], ["mean"])
@@ -241,11 +239,11 @@ def _both_new(analysis: Analysis) -> Section | None:
             table(own, _NEW_COLUMNS, "predictor", ["method"], BASELINES),
             opened=target == first,
         )
-    return Section("both-new", "How well merging can be foreseen: both new", body)
+    return Section("both-new", "Prediction with two new tasks (leave two tasks out)", body)
 
 
 def in_order(rows: pd.DataFrame) -> Any:
-    """Sort by the order in which names come, baselines first among predictors."""
+    """Return a sort key: the order in which names appear, baselines first among predictors."""
 
     def rank(column: pd.Series) -> pd.Series:
         names = list(dict.fromkeys(rows[str(column.name)]))
@@ -260,10 +258,10 @@ def _beyond(analysis: Analysis) -> Section | None:
     if variance.empty:
         return None
     body = paragraphs(
-        "How much of the differences between pairs is explained by who is in them (task effects), how much more by the"
-        " metrics, corrected for their number, and what is left. Below it the test that counts: do metrics cleared of"
-        " task effects lower the error on the pairs of a left-out task, and would metrics of wrongly named tasks have"
-        " done as well?",
+        "Share of the variance between pairs explained by task effects (which tasks are in the pair), the "
+        "additional share explained by metrics (adjusted for their number), and the residual. Below, the decisive "
+        "test: do metrics with task effects removed reduce the error on pairs of a left-out task, and would "
+        "metrics with permuted task names have done as well?",
         note=True,
     )
     plots = {
@@ -277,9 +275,9 @@ def _beyond(analysis: Analysis) -> Section | None:
         columns = {
             "target": "target",
             "r": "r of ridge",
-            "p": "p, relabelled",
+            "p": "p, permutation test",
             "gain": "error saved beyond task effects",
-            "p_beyond": "p, relabelled",
+            "p_beyond": "p, permutation test",
         }
         body += folded(
             "The tests as a table", table(tested.set_index("method"), columns, "method", ["target"])

@@ -1,4 +1,4 @@
-"""The report: one HTML file that opens offline and says first what was found."""
+"""The report: one HTML file that opens offline and starts with the findings."""
 
 import json
 from html import escape
@@ -70,9 +70,27 @@ _MODEL_COLUMNS = {
 
 
 def write_report(analysis: Analysis, path: Path | str) -> None:
-    """Write an analysis as one self-contained HTML file; parts it lacks are left out.
+    """Write an analysis as one self-contained HTML file; sections without data are left out.
 
-    Raises UserError where the file cannot be written.
+    Args:
+        analysis: the results to show.
+        path: of the file.
+
+    Raises:
+        UserError: the file cannot be written.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from mergeability.pipeline.result import Analysis
+        >>> from mergeability.prediction.examples import example_pairs
+        >>> from mergeability.reporting import write_report
+        >>> analysis = Analysis("Six tasks", example_pairs(), ["cosine", "distance"], ["ties"])
+        >>> with TemporaryDirectory() as folder:
+        ...     write_report(analysis, Path(folder) / "report.html")
+        ...     text = (Path(folder) / "report.html").read_text(encoding="utf-8")
+        >>> "<title>Six tasks</title>" in text, 'id="merges"' in text, 'id="models"' in text
+        (True, True, False)
     """
     sections = [
         section

@@ -1,4 +1,4 @@
-"""A content-addressed cache on disk: what was computed once is found again, by any run and any process."""
+"""A content-addressed cache on disk, shared by all runs and processes."""
 
 import lazy_loader
 

@@ -29,7 +29,7 @@ _LONGEST_HEADER = 10**8
 
 
 class DamagedError(UserError):
-    """An entry is not what was filed.
+    """An entry is damaged.
 
     Attributes:
         reason: what is wrong with it.
@@ -183,7 +183,7 @@ def checked_json(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def hash_without_seal(path: Path) -> str:
-    """Hash a file of tensors as it was before it was sealed: what is filed under this hash stays found.
+    """Hash a file of tensors as it was before it was sealed, so that entries filed under that hash stay valid.
 
     Returns:
         The SHA-256 of the file that version 0.1.0 wrote, 64 hexadecimal digits.

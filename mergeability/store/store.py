@@ -38,7 +38,7 @@ _CHECKED: set[tuple[Path, int, int, int]] = set()
 
 @dataclass
 class Made:
-    """What was computed while somebody looked: for a store elsewhere to take.
+    """Entries computed while a store was collecting, to be filed by another store.
 
     Attributes:
         computed: how many entries of each kind were computed.
@@ -54,14 +54,23 @@ class Made:
 
 
 class Store:
-    """Keep computed tensors and records on disk, keyed by content.
+    """Cache computed tensors and records on disk, under the hash of everything they depend on.
 
     Args:
-        root: folder of the store; `None` keeps everything in memory, for notebooks and tests.
+        root: folder of the store; None keeps everything in memory, for notebooks and tests.
 
     Attributes:
-        computed: how many entries of each kind this process computed.
-        found: how many entries of each kind it found ready.
+        root: folder of the store; None if it is in memory.
+        computed: kind → number of entries that this process computed.
+        found: kind → number of entries that were in the store already.
+
+    Examples:
+        >>> from mergeability import Store
+        >>> store = Store()
+        >>> for _ in range(2):
+        ...     value = store.record("square", {"of": 3, "version": 1}, lambda: {"value": 3**2})
+        >>> value, store.computed, store.found
+        ({'value': 9}, Counter({'square': 1}), Counter({'square': 1}))
     """
 
     def __init__(self, root: str | Path | None = None) -> None:
@@ -91,20 +100,20 @@ class Store:
         return hash_without_seal(path)
 
     def path(self, kind: str, key: Mapping[str, Any], suffix: str) -> Path:
-        """Say where an entry lies: `<root>/<kind>/<2 digits>/<64 digits><suffix>`.
+        """Return the path of an entry: `<root>/<kind>/<2 digits>/<64 digits><suffix>`.
 
         Raises:
             UserError: the store lives in memory.
         """
         if self.root is None:
-            raise UserError("A store in memory has no files: give it a folder.")
+            raise UserError("A store in memory has no files. Create it with a folder.")
         name = digest(key)
         return self.root / kind / name[:2] / f"{name}{suffix}"
 
     def arrays(
         self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, "Tensor"]]
     ) -> dict[str, "Tensor"]:
-        """Return the named tensors filed under `key`, computing and keeping them the first time."""
+        """Return the named tensors stored under `key`, as `record` does; compute and store them if there are none."""
         if self.root is None:
             return dict(self._remember(kind, key, compute))
         if self._found(self._tensors(kind, key)):
@@ -114,14 +123,14 @@ class Store:
     def ensure(
         self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, "Tensor"]]
     ) -> None:
-        """See to it that tensors are filed under `key`, without keeping those that are there in memory."""
+        """Compute and store tensors under `key` if there are none, without reading those that are there."""
         if self.root is None:
             self._remember(kind, key, compute)
         elif not self._found(self._tensors(kind, key)):
             self._compute(kind, key, compute)
 
     def ensure_written(self, kind: str, key: Mapping[str, Any], write: Callable[[Path], None]) -> None:
-        """See to it that a file of tensors is filed under `key`; `write` makes it at a path, piece by piece.
+        """Store a file of tensors under `key` if there is none; `write` makes it at a path, piece by piece.
 
         Raises:
             UserError: the store lives in memory, or the disk is full.
@@ -132,10 +141,10 @@ class Store:
             self._count(self.computed, kind)
 
     def read(self, kind: str, key: Mapping[str, Any]) -> dict[str, "Tensor"]:
-        """Read the tensors that `ensure` has seen to.
+        """Read the tensors stored by `ensure`.
 
         Raises:
-            UserError: nothing is filed under `key`, or it is damaged.
+            UserError: nothing is stored under `key`, or it is damaged.
         """
         if self.root is None:
             return dict(self._memory[kind, digest(key)])
@@ -143,10 +152,10 @@ class Store:
         return {name: file.tensor(name) for name in file.entries}
 
     def file(self, kind: str, key: Mapping[str, Any]) -> "TensorFile":
-        """Open the file of tensors that `ensure` has seen to.
+        """Open the file of tensors stored by `ensure`.
 
         Raises:
-            UserError: nothing is filed under `key`, it is damaged, or the store lives in memory.
+            UserError: nothing is stored under `key`, it is damaged, or the store lives in memory.
         """
         from mergeability.weights.safetensors_file import TensorFile
 
@@ -161,7 +170,7 @@ class Store:
         """Return a function (name, start, stop) that reads a range of one flattened tensor of an entry, as float32.
 
         Raises:
-            UserError: nothing is filed under `key`, or it is damaged.
+            UserError: nothing is stored under `key`, or it is damaged.
         """
         if self.root is None:
             tensors = self._memory[kind, digest(key)]
@@ -171,7 +180,16 @@ class Store:
     def record(
         self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, Any]]
     ) -> dict[str, Any]:
-        """Return the JSON-able record filed under `key`, computing and keeping it the first time."""
+        """Return the JSON-able record stored under `key`; compute and store it if there is none.
+
+        Args:
+            kind: name of this kind of entry, a folder of the store.
+            key: JSON-able record of everything that the value depends on.
+            compute: makes the value, without NaN or Inf.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
         if self.root is None:
             return dict(self._remember(kind, key, compute))
         entry = RecordEntry(self.path(kind, key, RecordEntry.suffix), kind, key)
@@ -263,7 +281,7 @@ class Store:
         """Check an entry; say whether it has a checksum, without which only old ones are believed."""
         sealed = entry.check()
         if not sealed and entry.path.stat().st_mtime_ns >= self._folder.adopts_before:
-            raise DamagedError(entry.path, "it has no checksum")
+            raise DamagedError(entry.path, "its checksum is missing")
         return sealed
 
     def _adopt(self, folder: StoreFolder, entry: StoreEntry) -> None:

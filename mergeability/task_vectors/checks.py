@@ -115,7 +115,7 @@ def check_same_architecture(
         if tuple(model.shapes[name]) != tuple(base.shapes[name]):
             raise UserError(
                 f"'{name}' has shape {tuple(model.shapes[name])} in the model of '{task}' and "
-                f"{tuple(base.shapes[name])} in the base: another architecture. Give models of one."
+                f"{tuple(base.shapes[name])} in the base: the architectures differ; all models must share one."
             )
 
 

@@ -249,7 +249,7 @@ def _finite(tensor: Tensor, owner: str, name: str) -> Tensor:
     if not torch.isfinite(tensor).all():
         raise UserError(
             f"Expected finite weights, but '{name}' of the {owner} holds NaN or infinite values. "
-            "Train or export it anew."
+            "Train or export it again."
         )
     return tensor
 

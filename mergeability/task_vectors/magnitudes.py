@@ -23,17 +23,29 @@ _INFINITE = 0x7F80
 def magnitude_thresholds(
     vectors: TaskVectors, density: float | int, run: Run | None = None
 ) -> dict[str, np.float32]:
-    """Find the smallest magnitude among the entries each model keeps, once per model.
+    """Return the magnitude from which on each model keeps its entries, found exactly without sorting.
 
-    With D entries in all, a model keeps |τ| ≥ its (D − ⌊density·D⌋)-th smallest magnitude.
+    Of D entries, a model keeps those with |τ| ≥ its (D − ⌊density·D⌋)-th smallest magnitude, as TIES trims.
 
     Args:
         vectors: the models; their store keeps the thresholds.
         density: share of entries kept, in (0, 1].
-        run: memory budget and progress; 4 GiB and none when None.
+        run: memory budget and progress; 4 GiB and no progress when None.
+
+    Returns:
+        Task → threshold, at least 0.
 
     Raises:
-        UserError: the density is out of range, or a delta is not finite.
+        UserError: the density is outside (0, 1], or a delta is not finite.
+
+    Paper: Yadav et al. 2023, TIES-Merging, arXiv 2306.01708.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.task_vectors import magnitude_thresholds
+        >>> found = magnitude_thresholds(tiny_task_vectors(cars=[4, 1, 0, -2], svhn=[2, -3, 1, 0]), density=0.25)
+        >>> {task: float(threshold) for task, threshold in found.items()}
+        {'cars': 2.0, 'svhn': 2.0}
     """
     check_density(density)
     size = sum(vectors.parameters[name].size for name in vectors.names)

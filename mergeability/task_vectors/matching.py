@@ -108,7 +108,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Matched:
-    """Models under the base's names, and what is compared.
+    """Models under the base's names, and the tensors that are compared.
 
     Attributes:
         models: task → its checkpoint, under the base's names.

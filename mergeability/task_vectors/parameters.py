@@ -20,12 +20,18 @@ _RUNNING_STATISTICS = ("running_mean", "running_var")
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter as the metrics see it: a range of a flattened tensor of the checkpoints, in some shape.
+    """Locate a parameter of the metrics and merges: a range of a flattened tensor of the checkpoints, with a shape.
 
     Attributes:
-        tensor: the checkpoints' tensor.
-        start: the first of its elements.
-        shape: the parameter's shape.
+        tensor: name of the checkpoints' tensor.
+        start: index of its first element in the flattened tensor.
+        shape: shape of the parameter.
+
+    Examples:
+        >>> from mergeability.task_vectors import Parameter
+        >>> keys = Parameter("visual.attn.in_proj_weight", start=16, shape=(4, 4))
+        >>> keys.size
+        16
     """
 
     tensor: str
@@ -39,12 +45,21 @@ class Parameter:
 
     @property
     def content(self) -> dict[str, Any]:
-        """Which numbers of a checkpoint the parameter consists of: part of a store's key."""
+        """The range of the checkpoint that the parameter consists of, as a JSON-able record: part of a store's key."""
         return {"tensor": self.tensor, "start": self.start, "shape": list(self.shape)}
 
 
 def is_running_statistic(name: str) -> bool:
-    """Return whether a tensor is a batch norm's running mean or variance: state, not a parameter."""
+    """Return whether a tensor is a batch norm's running mean or variance: state, not a parameter.
+
+    Args:
+        name: name of the tensor.
+
+    Examples:
+        >>> from mergeability.task_vectors import is_running_statistic
+        >>> is_running_statistic("visual.bn1.running_mean"), is_running_statistic("visual.bn1.weight")
+        (True, False)
+    """
     return name.rsplit(".", 1)[-1] in _RUNNING_STATISTICS
 
 
@@ -104,7 +119,7 @@ def assembled(
     parts: dict[str, list[str]] = {}
     for name in merged:
         if name not in parameters:
-            raise UserError(f"'{name}' is none of the models' parameters.")
+            raise UserError(f"'{name}' is not a parameter of the models.")
         parts.setdefault(parameters[name].tensor, []).append(name)
     whole = {}
     for tensor, names in parts.items():

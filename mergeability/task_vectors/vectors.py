@@ -26,22 +26,37 @@ logger = logging.getLogger(__name__)
 
 
 class TaskVectors(Deltas):
-    """Task vectors τ_t = θ_t − θ_0 of several models from one base, as a mapping parameter name → stack.
+    """Compute task vectors τ_t = θ_t − θ_0 of T models from one base: a mapping from parameter names to stacked deltas.
 
-    Lazy: a stack is read when it is asked for, so no more than one parameter of all models is held. Deltas
-    stay in memory only where all of them take less than `keep_below` bytes.
-    Checkpoints in float16, bfloat16 or float64, mixed too, are read as they are and subtracted in float32.
-    Make one with `TaskVectors.load`.
+    A stack has the shape T × the parameter's shape and is read on access, so at most one parameter of all models is in
+    memory. Deltas stay in memory only if all of them take at most `keep_below` bytes. Checkpoints may be float16,
+    bfloat16, float32 or float64, also mixed; they are subtracted in float32. Create one with `TaskVectors.load`.
 
     Attributes:
         tasks: names of the models, in the order given.
         parameters: parameter (and buffer) name → its place in the checkpoints.
-        hashes: task → SHA-256 of the model's file; where the model has no projection and uses the base's, as
-            Hugging Face's `CLIPVisionModel`, the hash of both files.
+        hashes: task → SHA-256 of the model's file; for a model that uses the base's projection, as Hugging Face's
+            `CLIPVisionModel` does, the hash of both files.
         base_hash: SHA-256 of the base's file.
         store: where values derived from the deltas are kept.
         left_out: the tensors that are not used.
-        notes: sentences on what is used though it may not be meant.
+        notes: sentences on tensors that are used, perhaps unintentionally.
+
+    Paper: Ilharco et al. 2023, Editing Models with Task Arithmetic, arXiv 2212.04089.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from mergeability import TaskVectors, checkpoints
+        >>> with TemporaryDirectory() as folder:
+        ...     base = checkpoints.save(Path(folder) / "base.safetensors", {"weight": torch.tensor([5.0, 5.0])})
+        ...     cars = checkpoints.save(Path(folder) / "cars.safetensors", {"weight": torch.tensor([6.0, 5.0])})
+        ...     svhn = checkpoints.save(Path(folder) / "svhn.safetensors", {"weight": torch.tensor([5.0, 3.0])})
+        ...     models = TaskVectors.load({"cars": cars, "svhn": svhn}, base=base)
+        ...     models.tasks, models["weight"]
+        (('cars', 'svhn'), tensor([[ 1.,  0.],
+            [ 0., -2.]]))
     """
 
     def __init__(
@@ -64,7 +79,9 @@ class TaskVectors(Deltas):
         found = matched(base, completed, Chosen.of(include, exclude))
         models = found.models
         if not any(base.dtypes[name].is_floating_point for name in base.names):
-            raise UserError(f"{base.path} has no floating-point tensor: expected the weights of a model.")
+            raise UserError(
+                f"{base.path} contains no floating-point tensor: expected the weights of a model."
+            )
         store = Store(None) if store is None else store
         with ThreadPoolExecutor() as pool:
             base_hash, *files = pool.map(lambda one: file_hash(one, store), [base, *models.values()])
@@ -98,22 +115,22 @@ class TaskVectors(Deltas):
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
     ) -> "TaskVectors":
-        """Open the base and the models fine-tuned from it; nothing but headers is read yet.
+        """Open the base and the models fine-tuned from it; only headers are read.
 
         Args:
             models: task → a safetensors file, the index of several, a folder, a LoRA adapter's folder, or an open
                 checkpoint.
             base: the model they were fine-tuned from.
             store: where singular factors are kept; in memory when None.
-            warn_above: relative norm ‖τ‖/‖θ_0‖ above which a model is suspected to have another base.
-            refuse_above: relative norm above which it is refused.
-            keep_below: bytes of float32 deltas up to which they stay in memory once read.
-            towers: "both" to read the text tower of a CLIP as well as the visual one.
-            include: regular expressions; only tensors in whose names one is found are used.
-            exclude: regular expressions; tensors in whose names one is found are not used.
+            warn_above: relative norm ‖τ‖/‖θ_0‖ above which a warning suggests that the model has another base.
+            refuse_above: relative norm above which a model is an error.
+            keep_below: largest size of all float32 deltas, in bytes, for which they stay in memory once read.
+            towers: "visual", or "both" to read the text tower of a CLIP too.
+            include: regular expressions; only tensors whose names contain a match are used.
+            exclude: regular expressions; tensors whose names contain a match are not used.
 
         Raises:
-            UserError: no model, a missing or damaged file, or keys or shapes that differ from the base's.
+            UserError: there is no model, a file is missing or damaged, or names or shapes differ from the base's.
         """
         store = Store(None) if store is None else store
         origin = base.path if isinstance(base, Checkpoint) else base
@@ -186,7 +203,7 @@ class TaskVectors(Deltas):
         return changed
 
     def assembled(self, merged: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Put tensors named as these parameters are together again, as the checkpoints hold them.
+        """Assemble parameters into the tensors of the checkpoints: the inverse of `with_layout`.
 
         Args:
             merged: parameter name → tensor of the parameter's shape, for all parameters of a tensor or none.

@@ -160,7 +160,7 @@ class AdaptedFile:
             if match is None:
                 others[own] = name
             elif match["bias"] or "lora_bias" in own:
-                raise UserError(f"{self.path} has biases of its own in its factors ({name}). {INSTEAD}")
+                raise UserError(f"{self.path} has biases in its factors ({name}). {INSTEAD}")
             else:
                 modules.setdefault(match["module"], {})[match["kind"].replace("embedding_", "")] = name
         if not modules:

@@ -128,7 +128,7 @@ class Place:
         )
 
     def of(self, name: str) -> str:
-        """Return a tensor's name in the base; its own where the base has none."""
+        """Return a tensor's name in the base; its own name if the base lacks it."""
         moved = self.added + name.removeprefix(self.removed) if name.startswith(self.removed) else name
         return self.files.get(moved) or self.files.get(name) or name
 

@@ -38,27 +38,37 @@ PROJECTION = "visual.proj"
 
 
 class Checkpoint:
-    """One state dict on disk, read one tensor, or a part of one, at a time.
+    """Read a state dict from disk, one tensor or part of a tensor at a time.
 
     Attributes:
         path: the safetensors file.
         names: canonical tensor names, sorted.
         shapes: canonical name → shape.
         dtypes: canonical name → dtype.
-        origin: the file that was given, which may have been converted into `path`.
-        towers: what is read of a CLIP, "visual" or "both".
-        left_out: what is not read → its names in the file: the text tower, a head, other tensors.
+        origin: the given file, if it was converted into `path`; otherwise `path`.
+        towers: which towers of a CLIP are read, "visual" or "both".
+        left_out: what is not read (the text tower, a head, other tensors) → its names in the file.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from mergeability import checkpoints
+        >>> with TemporaryDirectory() as folder:
+        ...     path = checkpoints.save(f"{folder}/model.safetensors", {"weight": torch.ones(2, 3)})
+        ...     checkpoint = checkpoints.Checkpoint.open(path)
+        ...     checkpoint.shapes, checkpoint.tensor("weight").sum()
+        ({'weight': (2, 3)}, tensor(6.))
     """
 
     def __init__(
         self, file: TensorSource, hash_of: Callable[[Path], str] | None = None, towers: str = VISUAL
     ) -> None:
-        """Take an opened file.
+        """Use an opened file.
 
         Args:
             file: the file.
-            hash_of: what computes the hash of a file; that of its bytes when None.
-            towers: "both" to read the text tower of a CLIP as well as the visual one.
+            hash_of: function that hashes a file; SHA-256 of its bytes when None.
+            towers: "visual", or "both" to read the text tower of a CLIP too.
 
         Raises:
             UserError: its names are those of a visual tower in part only.
@@ -80,7 +90,7 @@ class Checkpoint:
 
         Args:
             path: the file.
-            towers: "both" to read the text tower of a CLIP as well as the visual one.
+            towers: "visual", or "both" to read the text tower of a CLIP too.
 
         Raises:
             UserError: there is no such file, or it is truncated, or it is not a safetensors file, or its names
@@ -96,7 +106,7 @@ class Checkpoint:
     def of(
         cls, file: TensorSource, hash_of: Callable[[Path], str] | None = None, towers: str = VISUAL
     ) -> "Checkpoint":
-        """Take an opened file, as the constructor does, and name it in messages.
+        """Use an opened file, as the constructor does, and name it in messages.
 
         Raises:
             UserError: it holds no tensors, or its names are those of a visual tower in part only.
@@ -114,8 +124,8 @@ class Checkpoint:
         """Rename the visual tower of a state dict from elsewhere to canonical names, fusing and transposing.
 
         Args:
-            tensors: under any known names; a text tower beside the visual one, whole or in part, is left out.
-            owner: whose they are, for messages.
+            tensors: state dict under any known names; a text tower, complete or not, is left out.
+            owner: file or model that the tensors belong to, for messages.
 
         Raises:
             UserError: names are missing or left over, or parts of a tensor do not fit together.
@@ -131,7 +141,7 @@ class Checkpoint:
             raise UserError(f"{owner}: {error}") from error
 
     def completed(self, base: "Checkpoint") -> "Checkpoint":
-        """Return this checkpoint with the base's projection where it has none and the base has one."""
+        """Return this checkpoint with the base's projection added if only the base has one."""
         if PROJECTION in self.shapes or PROJECTION not in base.shapes or not _is_tower(self.names):
             return self
         whole = copy.copy(self)
@@ -238,7 +248,7 @@ def _is_tower(names: Iterable[str]) -> bool:
 
 
 def assembled(tensors: Mapping[str, Tensor], source: Source) -> Tensor:
-    """Put one canonical tensor together from a file's tensors.
+    """Assemble one canonical tensor from the tensors of a file.
 
     Raises:
         UserError: the parts do not fit together.
@@ -255,6 +265,12 @@ def load(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         UserError: there is no such file, or it is truncated, or it is not a safetensors file.
+
+    Examples:
+        >>> from mergeability import checkpoints
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> checkpoints.load(tiny_task_vectors(cars=[1, 0]).model("cars").path)
+        {'weight': tensor([65., 64.])}
     """
     path = Path(path)
     if not path.is_file():
@@ -264,13 +280,28 @@ def load(path: str | Path) -> dict[str, Tensor]:
 
 
 def file_hash(path: str | Path) -> str:
-    """Hash a file's bytes: SHA-256, 64 hexadecimal digits."""
+    """Hash a file's bytes: SHA-256, 64 hexadecimal digits.
+
+    Examples:
+        >>> from mergeability import checkpoints
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> len(checkpoints.file_hash(tiny_task_vectors().base_checkpoint.path))
+        64
+    """
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """Hash named tensors by name, dtype, shape and bytes, independent of their order."""
+    """Hash named tensors by name, dtype, shape and bytes, independent of their order: 64 hexadecimal digits.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability import checkpoints
+        >>> tensors = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
+        >>> checkpoints.tensors_hash(tensors) == checkpoints.tensors_hash(dict(reversed(tensors.items())))
+        True
+    """
     hasher = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -282,8 +313,25 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 def save(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
     """Write named tensors as safetensors, atomically; return the path.
 
+    Args:
+        path: the file; its folder is created if needed.
+        tensors: name → tensor; tensors may share memory.
+        metadata: text for the header; {"format": "pt"} when None.
+
+    Returns:
+        The path.
+
     Raises:
         UserError: the disk is full or the folder cannot be written.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from mergeability import checkpoints
+        >>> with TemporaryDirectory() as folder:
+        ...     path = checkpoints.save(f"{folder}/model.safetensors", {"weight": torch.ones(2, 3)})
+        ...     print(path.name, sorted(checkpoints.load(path)))
+        model.safetensors ['weight']
     """
     path = Path(path)
     # Clones: safetensors refuses tensors that share memory, as tied weights do.
@@ -294,19 +342,48 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
 
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
-    """Write `card.json`, the last file of a finished checkpoint: where it is, the checkpoint is whole."""
+    """Write `card.json`, the last file of a finished checkpoint: if it exists, the checkpoint is complete.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+
+    Examples:
+        >>> from mergeability import checkpoints
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> folder = tiny_task_vectors().base_checkpoint.path.parent
+        >>> checkpoints.write_card(folder, {"task": "cars"})
+        >>> checkpoints.read_card(folder)
+        {'task': 'cars'}
+    """
     write_text(folder / "card.json", json.dumps(card, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def remove_card(folder: Path) -> None:
-    """Mark a checkpoint as unfinished, before its files are replaced one by one."""
+    """Mark a checkpoint as unfinished, before its files are replaced one by one.
+
+    Examples:
+        >>> from mergeability import checkpoints
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> folder = tiny_task_vectors().base_checkpoint.path.parent
+        >>> checkpoints.write_card(folder, {"task": "cars"})
+        >>> checkpoints.remove_card(folder)
+        >>> checkpoints.read_card(folder) is None
+        True
+    """
     (folder / "card.json").unlink(missing_ok=True)
 
 
 def read_card(folder: Path) -> dict[str, Any] | None:
-    """Read `card.json` of a checkpoint's folder; None where the checkpoint is not finished.
+    """Read `card.json` of a checkpoint's folder; None if the checkpoint is not finished.
 
     Raises:
         UserError: it is there but is not the JSON of an object.
+
+    Examples:
+        >>> from mergeability import checkpoints
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> folder = tiny_task_vectors().base_checkpoint.path.parent
+        >>> checkpoints.read_card(folder) is None
+        True
     """
     return read_object(folder / "card.json")

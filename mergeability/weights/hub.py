@@ -86,7 +86,7 @@ def _in_folder(folder: Path) -> Path:
 
 
 def is_hub_id(source: str) -> bool:
-    """Say whether a text can be the id of a repository: `owner/name`, and no file of weights."""
+    """Return whether a text can be a repository id: `owner/name`, and not a weights file."""
     return bool(_HUB_ID.match(source)) and not source.endswith((".safetensors", *SUFFIXES))
 
 

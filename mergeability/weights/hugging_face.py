@@ -159,7 +159,7 @@ def _expressible(configuration: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"transformers' CLIP cannot express {name}={value!r} of this encoder. {_INSTEAD}")
     if isinstance(vision.get("layers"), list | tuple):
         raise UserError(
-            f"transformers' CLIP has no ResNet, which layers={vision['layers']!r} describes. {_INSTEAD}"
+            f"CLIP in transformers does not support ResNets, which layers={vision['layers']!r} describes. {_INSTEAD}"
         )
     if unknown := set(vision.get("norm_kwargs") or {}) - {"eps"}:
         raise UserError(

@@ -71,7 +71,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read from a file.
+    """The selection of tensors read from a file.
 
     Attributes:
         sources: canonical name → where it comes from.
@@ -83,7 +83,7 @@ class Reading:
 
 
 def read_names(names: Iterable[str], which: str = VISUAL) -> Reading:
-    """Map canonical names to their sources in a file, and list what is left out.
+    """Map canonical names to their sources in a file, and list the tensors left out.
 
     The visual tower of a CLIP is found by its names, under open_clip's or Hugging Face's, whatever prefix they have.
     Queries, keys and values kept apart become one tensor. The names of any other network are kept as they are; so are
@@ -160,7 +160,7 @@ def _outside(names: Iterable[str], tower: Tower) -> dict[str, list[str]]:
 
 
 def layout_name(names: Iterable[str]) -> str:
-    """Say in words under which names a file keeps its visual tower."""
+    """Describe the naming scheme of a file's visual tower."""
     files = unwrapped(names)
     for tower in find_towers(files):
         if tower.hugging_face:
@@ -242,7 +242,7 @@ def _hugging_face_text(wrapper: str, names: set[str]) -> dict[str, Source]:
     expected = {name for source in sources.values() for name in source.names}
     if faults := _faults(sorted(expected - names), sorted(names - expected - {wrapper + _TEXT_POSITION_IDS})):
         raise UserError(
-            f"Expected the text tower of a CLIP beside its visual tower, but {faults}. Give the whole CLIPModel: the "
+            f"Expected a CLIP with both a text tower and a visual tower, but {faults}. Give the whole CLIPModel: the "
             "heads of tasks are made by its text tower."
         )
     return sources
@@ -281,7 +281,7 @@ def _check_one_tower(prefixes: list[str]) -> None:
         found = ", ".join(f"'{prefix}'" for prefix in prefixes)
         raise UserError(
             f"Expected one visual tower, but this file holds {len(prefixes)}, under the prefixes {found}. "
-            "Save the one that is meant in a file of its own."
+            "Save the intended one in a separate file."
         )
 
 
@@ -304,7 +304,7 @@ def _fuse_attention(tower: dict[str, str]) -> dict[str, Source]:
                 sources[attention + fused] = Source(tuple(tower[name] for name in given[0]))
     if repeated:
         raise UserError(
-            "Expected queries, keys and values either apart or fused, but this file gives them twice for "
+            "Expected either fused or split projections of queries, keys and values, but both are present for "
             f"{listed(repeated)}. Remove one of the two."
         )
     if missing:

@@ -112,13 +112,14 @@ class ShardedFile:
         path = self.path.parent / name
         if not path.is_file():
             raise UserError(
-                f"{self.path} names the file {name}, which is not beside it. Copy all files of the model."
+                f"{self.path} refers to the file {name}, which is missing from its folder. Copy all "
+                "files of the model."
             )
         return path
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Read an index: tensor name → the file beside the index that holds it.
+    """Read an index: tensor name → its file, in the folder of the index.
 
     Raises:
         UserError: it cannot be read, or is no such index.
@@ -132,12 +133,12 @@ def read_index(path: Path) -> dict[str, str]:
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not places:
         raise UserError(
-            f"{path} has no weight_map: expected the index of a sharded model. Download it again."
+            f"{path} lacks a weight_map: expected the index of a sharded model. Download it again."
         )
     # A file elsewhere than beside the index is never opened: an index may come from anyone.
     wrong = [name for name, file in places.items() if not _is_file_name(file)]
     if wrong:
-        raise UserError(f"{path} does not name a file beside it for {listed(wrong)}. Download it again.")
+        raise UserError(f"{path} does not name a file in its folder for {listed(wrong)}. Download it again.")
     return places
 
 

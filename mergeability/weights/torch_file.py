@@ -78,8 +78,8 @@ def load_pickle(path: Path) -> Any:
         if "GLOBAL" not in str(error):
             raise _not_whole(path, error) from error
         raise UserError(
-            f"{path} holds pickled objects beside tensors, such as a whole module: loading them would run code from "
-            f"the file, so it is refused ({_first_line(error)}). {_INSTEAD}"
+            f"{path} contains pickled objects in addition to tensors, such as a whole module; loading them would run "
+            f"code from the file, so it is refused ({_first_line(error)}). {_INSTEAD}"
         ) from error
     except _DAMAGE as error:
         raise _not_whole(path, error) from error

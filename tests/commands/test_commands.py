@@ -174,7 +174,7 @@ def of_another_shape(state: dict) -> dict:
     [
         (with_nan, ["visual.proj", "task1", "NaN"]),
         (without_a_key, ["visual.ln_post.weight", "task1"]),
-        (of_another_shape, ["visual.proj", "(7, 7)", "another architecture"]),
+        (of_another_shape, ["visual.proj", "(7, 7)", "architectures differ"]),
     ],
 )
 def test_weights_that_cannot_be_compared(command, root, models, tmp_path, change, parts):

@@ -152,7 +152,9 @@ def test_the_compiled_encoder_trains_under_its_own_names(monkeypatch):
     assert module.state_dict().keys() == plain.state_dict().keys()
     for ours, theirs in zip(module.trained, plain.trained, strict=True):
         assert torch.equal(ours, theirs)
-    with pytest.raises(UserError, match=r"no second derivative.*estimator=finite_difference"):
+    with pytest.raises(
+        UserError, match=r"needs second derivatives.*torch.compile.*estimator=finite_difference"
+    ):
         fit(16, GradMagnitude(strength=1, estimator="exact"), compile=True)
 
 

@@ -204,7 +204,7 @@ BAD = [
     (lambda m: m["digits"].update(head="shapes_head.safetensors"), (), "has 8 classes, but 10 class names"),
     (lambda m: m["digits"].update(classes="digits"), (), "No file of class names at digits"),
     (lambda m: m["digits"].update(classes=["one", "one"]), (), "two different class names for 'digits', got one twice"),
-    (lambda m: m["digits"].update(templates=["a photo"]), (), "has no {} for the name of a class"),
+    (lambda m: m["digits"].update(templates=["a photo"]), (), "lacks the placeholder {} for the class name"),
     (lambda m: m["digits"].update(labels="labels.csv"), (), "unknown labels"),
     (lambda m: m["digits"].pop("images"), (), "has no images"),
     (lambda m: m["digits"].pop("classes"), (), "suite.models.digits needs a head"),

@@ -83,7 +83,7 @@ def test_agreement_about_pairs_has_a_row_a_target_and_none_for_a_method_alone(fo
 
 
 def test_unfinished_folders_are_named(folders):
-    assert cross_method_summary(folders).missing == ("2 has no pairs.csv: that run did not finish.",)
+    assert cross_method_summary(folders).missing == ("2 contains no pairs.csv: the run did not finish.",)
     empty = cross_method_summary(folders[2:])
     assert empty.methods.empty
     assert empty.agreement.empty

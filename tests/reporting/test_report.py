@@ -133,8 +133,8 @@ def test_every_choice_of_the_drop_downs_has_its_figures(page):
 
 
 def test_both_situations_are_told_apart_and_the_main_sentences_are_there(page):
-    assert "Known partner: the pairs of one task were left out" in page.text
-    assert "Both new: neither task of a pair" in page.text
+    assert "Leave one task out: predictors are fitted without the pairs of one task" in page.text
+    assert "Leave two tasks out: neither task of a pair" in page.text
     assert "beyond task effects" in page.text
     single = json.loads(page.data["single-figures"])["norm_acc"][0]["data"][0]
     assert single["y"] == ["first metric", "second"]
@@ -161,7 +161,7 @@ def test_scores_of_an_earlier_fit_come_first_and_say_where_it_abstains(analysis,
     assert page.ids.index("scores") < page.ids.index("missing")
     assert "Will these models merge well?" in page.text
     assert scores["abstains"].tolist().count("second") == 1
-    assert "ties rests" in page.text or "foresees nothing" in page.text
+    assert "ties rests" in page.text or "predicts no better" in page.text
     assert "inside the interval" in page.text
 
 

@@ -108,8 +108,8 @@ def test_the_headline_says_what_was_found_beside_its_baselines(pairs, records):
         in text
     )
     assert "lasso, reaches a mean correlation of r = 0.50" in text
-    assert "0.100, against 0.300 for always saying the training mean" in text
-    assert "r = 0.85: here the metrics foresee no more than" in text
+    assert "0.100, against 0.300 for always predicting the training mean" in text
+    assert "r = 0.85: here the metrics predict no more than" in text
     assert "at most 2 pairs" in text
 
 
@@ -118,7 +118,7 @@ def test_the_headline_admits_when_metrics_win_or_nothing_correlates(pairs, recor
     text = " ".join(
         headline(Analysis("t", pairs, ["m"], ["ties", "ta"], prediction=PredictionResult(better)))
     )
-    assert "the metrics foresee more than" in text
+    assert "the metrics predict more than" in text
     text = " ".join(headline(Analysis("t", pairs, ["m"], ["ties"], prediction=PredictionResult(records[:2]))))
     assert "No predictor that uses metrics has a defined correlation" in text
 
@@ -149,11 +149,11 @@ def test_both_new_tasks_are_foreseen_only_where_the_interval_excludes_zero(pairs
     text = " ".join(
         headline(Analysis("t", pairs, ["m"], ["ties", "ta"], prediction=PredictionResult([*records, *new])))
     )
-    assert "foresees something for ties (r = 0.30 beyond the training mean, 95 % from 0.10 to 0.50)" in text
+    assert "is predictive for ties (r = 0.30 beyond the training mean, 95 % from 0.10 to 0.50)" in text
     assert "for ta the interval reaches below 0" in text
     result = PredictionResult([*records, _both_new("ties", -0.1, 0.5)])
     text = " ".join(headline(Analysis("t", pairs, ["m"], ["ties", "ta"], prediction=result)))
-    assert "foresees nothing for any method" in text
+    assert "predicts no better than the training mean for any method" in text
 
 
 def test_the_headline_says_in_those_words_where_metrics_add_nothing(pairs, records):

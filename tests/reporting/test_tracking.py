@@ -119,7 +119,7 @@ def test_a_run_that_is_resumed_with_other_settings_names_them(tmp_path, monkeypa
     assert "other settings" not in caplog.text
     made.log_hyperparams({"seed": 0, "reg": {"lambda": 2}})
     made.end(failed=False)
-    assert "other settings, which are replaced: reg. Leave out logger.wandb.id" in caplog.text
+    assert "other settings, which are overwritten: reg. Remove logger.wandb.id" in caplog.text
 
 
 class Failing(lightning_loggers.Logger):

@@ -61,7 +61,7 @@ class ClassNames:
                     )
 
     def label(self, name: str) -> int | None:
-        """Return the label of a class by one of its spellings or by its number; None where there is none."""
+        """Return the label of a class, given one of its spellings or its number; None if there is no such class."""
         found = self._labels.get(_compared(name))
         if found is None and name.isdecimal() and int(name) < len(self.names):
             return int(name)
@@ -77,9 +77,9 @@ class ClassNames:
         unknown = [name for name, label in found.items() if label is None]
         if unknown:
             raise UserError(
-                f"Task {self.task!r}: {where} has {len(unknown)} classes the task has not, such as "
-                f"'{shown(unknown[0])}'; it has {', '.join(self.names[:3])}, …. Rename them, or add the spelling under "
-                "dataset.spellings."
+                f"Task {self.task!r}: {where} has {len(unknown)} classes that are not listed in class_names, such as "
+                f"'{shown(unknown[0])}'; class_names lists {', '.join(self.names[:3])}, …. Rename them, or add the "
+                "spelling under dataset.spellings."
             )
         labels: dict[str, int] = {}
         by_label: dict[int, str] = {}

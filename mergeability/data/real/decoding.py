@@ -54,7 +54,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Decoded(Generic[T]):
-    """What became of one image: `value`, or the reason why there is none; and what decoding changed, if anything."""
+    """The result of decoding one image: `value`, or the reason why decoding failed; and changes made by decoding."""
 
     name: str
     label: int

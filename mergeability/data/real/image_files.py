@@ -75,7 +75,7 @@ def is_hidden(name: str) -> bool:
 
 
 def existing_folder(path: Path | str) -> Path | None:
-    """Return a folder with `~` expanded; None where there is none, or no folder can have that name."""
+    """Return a folder with `~` expanded; None if no folder was given or no folder can have that name."""
     try:
         place = Path(path).expanduser()
         return place if place.is_dir() else None
@@ -204,7 +204,7 @@ class _Walk:
 
 
 def ending_of(path: PurePath) -> str:
-    """Return a file's ending in small letters, with the dot; empty where there is none.
+    """Return a file's extension in lower case, with the dot; empty if it has no extension.
 
     >>> ending_of(PurePath("a.b.JPG "))
     '.jpg'

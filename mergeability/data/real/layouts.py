@@ -10,26 +10,33 @@ from mergeability.errors import UserError
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a task's images and labels are in a dataset.
+    """Describe where a dataset stores a task's images and labels.
 
     Attributes:
-        id: of the dataset on the Hugging Face Hub; a copy on disk or a folder of images needs none.
-        config: its configuration there, where it has several.
-        revision: of its repository: a commit or a tag; the newest when None.
-        image: the column of images; of several names the first that exists.
-        label: the column of labels; of several names the first that exists.
-        train: the split to learn from; several are joined.
-        test: the split to be judged on. No other split is read but these.
-        validation: a split of the dataset's own to hold out; where it is None, or a copy lacks it, a share of `train`.
-        validation_share: that share, in [0, 1].
-        validation_most: images held out at most, whatever split they come from.
-        validation_seed: of the draw of held-out images.
-        spellings: class name → what the dataset calls it, where cleaning does not lead from one to the other.
-        transpose: rows and columns of the files are swapped.
-        max_corrupt: the share of images, in [0, 1], that may fail to decode and are left out.
+        id: id of the dataset on the Hugging Face Hub; None for a copy on disk or a folder of images.
+        config: name of the dataset's configuration, if it has several.
+        revision: commit or tag of the dataset's repository; the newest when None.
+        image: column of images; of several names, the first that exists.
+        label: column of labels; of several names, the first that exists.
+        train: split to train on; several splits are joined.
+        test: split to test on. Only the splits named here are read.
+        validation: split of the dataset to take validation images from; if it is None, or a copy lacks it, they are
+            drawn from `train`.
+        validation_share: share of `train` to draw, in [0, 1].
+        validation_most: largest number of validation images, at least 1, from whichever split.
+        validation_seed: seed of the draw.
+        spellings: class name → its names in the dataset, if these are not the same after cleaning.
+        transpose: whether rows and columns are swapped in the image files.
+        max_corrupt: largest share of undecodable images, in [0, 1]; these images are left out.
 
     Raises:
-        UserError: a share outside [0, 1], or fewer than one held-out image.
+        UserError: a share is outside [0, 1], or `validation_most` below 1.
+
+    Examples:
+        >>> from mergeability.data import Layout
+        >>> layout = Layout(id="ylecun/mnist", validation_share=0.1, validation_most=5000)
+        >>> layout.splits("train"), layout.splits("validation"), layout.held_out(60_000, own=False)
+        (['train'], [], 5000)
     """
 
     id: str | None = None
@@ -60,13 +67,13 @@ class Layout:
             )
 
     def splits(self, split: Split) -> list[str]:
-        """Name the dataset's own splits that a split is made of; none where it is drawn from `train`."""
+        """Return the dataset's splits that a split is made of; an empty list if it is drawn from `train`."""
         if split == "train":
             return several(self.train)
         return [self.test] if split == "test" else several(self.validation)
 
     def held_out(self, count: int, own: bool) -> int:
-        """Say how many of a split's images are for validation: of `train`, or of a split of their `own`."""
+        """Return how many of `count` images are for validation: images of `train`, or of their `own` split."""
         wanted = count if own else round(self.validation_share * count)
         return min(wanted, self.validation_most)
 

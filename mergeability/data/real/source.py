@@ -38,14 +38,27 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Real images, opened when they are first asked for.
+    """Read real images from the Hugging Face Hub, a saved copy or a folder; opened on first use.
 
-    kind: `hub`, `disk` (what `save_to_disk` wrote, or Parquet files) or `folder` (`train/<class>/…`).
-    path: where a copy lies; it may hold one folder a task. layout: columns, splits and spellings.
-    classes: the task's.
+    Attributes:
+        kind: "hub", "disk" (written by `save_to_disk`, or Parquet files) or "folder" (`train/<class>/…`).
+        path: folder of the copy, or a folder with one folder per task; None for the Hub.
+        layout: columns, splits and spellings of the dataset.
+        classes: the task's classes and their spellings.
 
     Raises:
-        UserError: an unknown kind, a copy without a path, or the Hub without a dataset's id.
+        UserError: the kind is unknown, a copy has no path, or the Hub no dataset id.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> from mergeability.data import ImageSource, Layout
+        >>> from mergeability.data.real.class_names import ClassNames
+        >>> from mergeability.examples import write_tiny_images
+        >>> with TemporaryDirectory() as folder:
+        ...     write_tiny_images(folder)
+        ...     source = ImageSource("folder", folder, Layout(), ClassNames("greys", ["dark", "light"]))
+        ...     source.labels("test")
+        array([0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1])
     """
 
     kind: Kind
@@ -143,7 +156,7 @@ class ImageSource:
         return []
 
     def say(self, split: Split, about_pixels: Sequence[str] = ()) -> None:
-        """Log once what is left out of a split, which classes it lacks, and what decoding changed."""
+        """Log once which images of a split were skipped, which classes it lacks, and what decoding changed."""
         for remark in [*self.left_out(split), *self._lacking(split), *about_pixels]:
             self._say_once(f"{self.classes.task}, {split}: {remark}")
 
@@ -266,20 +279,36 @@ def image_task(
     epochs: int,
     expected_accuracy: float | None = None,
 ) -> Task:
-    """Make a task of a dataset of images; nothing is read or downloaded before its images are asked for.
+    """Create a task from a dataset of images; nothing is read or downloaded until its images are used.
 
     Args:
-        name: of the task.
-        source: `hub`, `disk` or `folder`.
-        path: where the copy lies, for the latter two.
-        dataset: how it is laid out.
-        class_names: what prompts call the classes, in label order.
-        templates: sentences with one `{}` for the class name.
-        epochs: how long to fine-tune.
-        expected_accuracy: of a plain fine-tuned model on the test split, in [0, 1].
+        name: name of the task.
+        source: "hub", "disk" or "folder".
+        path: folder of the copy; None for the Hub.
+        dataset: columns, splits and spellings of the dataset.
+        class_names: class names for the prompts, in label order.
+        templates: prompts with one `{}` for the class name.
+        epochs: number of fine-tuning epochs, at least 1.
+        expected_accuracy: test accuracy, in [0, 1], that a model fine-tuned without a penalty should reach; None if
+            unknown.
+
+    Returns:
+        The task.
 
     Raises:
-        UserError: an unknown source, a copy without a path, the Hub without an id, or settings that no task can have.
+        UserError: the source is unknown, a copy has no path, the Hub no dataset id, or a setting of the task is
+            invalid.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> from mergeability.data import Layout, image_task
+        >>> from mergeability.examples import write_tiny_images
+        >>> with TemporaryDirectory() as folder:
+        ...     write_tiny_images(folder)
+        ...     classes, prompts = ["dark", "light"], ["a {} photo"]
+        ...     task = image_task("greys", "folder", folder, Layout(validation_share=0.5), classes, prompts, epochs=1)
+        ...     len(task.source.labels("train")), len(task.source.labels("validation"))
+        (6, 6)
     """
     classes = ClassNames(clean_name(name, "the name of a task"), class_names, dataset.spellings)
     images = ImageSource(source, path, dataset, classes)

@@ -107,7 +107,7 @@ class ArrowTables:
     def _table(self, split: str) -> "datasets.Dataset":
         if split not in self.opened:
             raise UserError(
-                f"Task {self.classes.task!r}: {self.where} has no split {split!r}. It has: "
+                f"Task {self.classes.task!r}: {self.where} does not contain the split {split!r}. It has: "
                 f"{', '.join(self.opened) or 'none'}. Name the right ones with dataset.train and dataset.test."
             )
         return self.opened[split]

@@ -124,7 +124,7 @@ class FileTables:
         return FileRows(np.array([label for label, _ in pairs], dtype=np.int64), file_stamp(files), files)
 
     def others(self, used: Collection[str]) -> list[str]:
-        """Name the folders that are none of the splits in use, and the files outside of all of them."""
+        """List the folders that do not belong to any split in use, and the files outside all of them."""
         reasons: dict[str, list[str]] = {}
         splits = top_folders(self.root)
         for path in sorted(self.root.iterdir()):

@@ -28,16 +28,26 @@ _LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "scikit-learn")
 
 @dataclass(frozen=True)
 class Rendered:
-    """Images of one subject, drawn on the fly.
+    """Render images of one subject on request, without files or a network.
 
-    The same numbers always give the same images. Splits draw from separate streams of random numbers, and
-    handwritten digits from disjoint originals. A larger split is another draw, not an extension.
+    Equal arguments always give equal images. Splits use separate streams of random numbers, and handwritten digits
+    disjoint originals. A larger split is a new draw, not an extension of the smaller one.
 
-    subject: one of `subjects.SUBJECTS`. train, validation, test: images in each split. seed: another seed,
-    other images.
+    Attributes:
+        subject: a name in `SUBJECTS`.
+        train: number of training images, at least 0.
+        validation: number of validation images, at least 0.
+        test: number of test images, at least 0.
+        seed: seed of the images.
 
     Raises:
-        UserError: an unknown subject, or a negative count.
+        UserError: the subject is unknown, or a count is negative.
+
+    Examples:
+        >>> from mergeability.data import Rendered
+        >>> images = Rendered("loops", train=8, validation=4, test=4).load("train")
+        >>> images.images.shape, images.images.dtype, images.labels.unique()
+        (torch.Size([8, 3, 32, 32]), torch.uint8, tensor([0, 1, 2, 3]))
     """
 
     subject: str
@@ -77,10 +87,18 @@ class Rendered:
 
 
 def find_subject(name: str) -> Subject:
-    """Return a subject by its name.
+    """Return the subject of rendered images with this name.
+
+    Args:
+        name: a name in `SUBJECTS`.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: the name is unknown.
+
+    Examples:
+        >>> from mergeability.data.rendered import find_subject
+        >>> find_subject("loops").classes
+        ('apart', 'linked', 'nested', 'concentric')
     """
     if name not in SUBJECTS:
         raise UserError(f"Expected a rendered subject among {', '.join(SUBJECTS)}, got {name!r}.")
@@ -90,12 +108,26 @@ def find_subject(name: str) -> Subject:
 def render(
     subject: str, count: int, stream: Stream, seed: int, clutter: float = 1.0
 ) -> tuple[Images, Int64[Tensor, "N"]]:
-    """Draw balanced classes in random order, and return the images and each one's position in `canvas.HUES`.
+    """Render images of a subject, with balanced classes in random order.
 
-    clutter: in [0, 1], how much contrast, background, stray lines and noise disturb (see `canvas.paint`).
+    Args:
+        subject: a name in `SUBJECTS`.
+        count: number of images, N.
+        stream: split, or "pretraining": each has its own random numbers.
+        seed: seed of the images.
+        clutter: strength of the background, stray lines and noise, in [0, 1] (see `canvas.paint`).
+
+    Returns:
+        Images of 32×32 pixels with their labels, and the index of each image's colour in `canvas.HUES`, shape (N,).
 
     Raises:
-        UserError: an unknown subject.
+        UserError: the subject is unknown.
+
+    Examples:
+        >>> from mergeability.data.rendered import render
+        >>> images, hues = render("loops", 4, "train", seed=0)
+        >>> images.images.shape, sorted(images.labels.tolist()), hues.shape
+        (torch.Size([4, 3, 32, 32]), [0, 1, 2, 3], torch.Size([4]))
     """
     drawn = find_subject(subject)
     generator = seeded_generator("rendered", subject, stream, seed)

@@ -14,7 +14,7 @@ from mergeability.finetuning.objective import Step
 
 @runtime_checkable
 class Penalty(Protocol):
-    """A term strength · R(θ) added to the task loss.
+    """Add a term strength · R(θ) to the task loss: the protocol of penalties.
 
     A penalty is a frozen dataclass that inherits from this class, with fields `strength` and `name`, and defines
     `gradients`. It holds no state: what it derives from θ0 (`constants`) lies with the module, which moves it between
@@ -27,6 +27,12 @@ class Penalty(Protocol):
         name: of the penalty, in logs and messages.
         strength: λ ≥ 0; with 0 the penalty is never called, so training is plain, bit for bit.
         second_order: whether it differentiates the loss twice, which fused attention kernels cannot do.
+
+    Examples:
+        >>> from mergeability.finetuning.penalties.base import Penalty
+        >>> from mergeability.finetuning.penalties.l2_to_init import L2ToInit
+        >>> isinstance(L2ToInit(strength=0.1), Penalty)
+        True
     """
 
     # So that type checkers let `dataclasses.replace` change the strength of any penalty.
@@ -53,10 +59,18 @@ class Penalty(Protocol):
 
 
 def check_strength(name: str, strength: float | int) -> None:
-    """Refuse a λ that is negative, infinite or not a number.
+    """Check that λ is finite and not negative.
+
+    Args:
+        name: name of the penalty, for the message.
+        strength: λ.
 
     Raises:
         UserError: it is.
+
+    Examples:
+        >>> from mergeability.finetuning.penalties.base import check_strength
+        >>> check_strength("l2_to_init", 0.1)
     """
     if not (math.isfinite(strength) and strength >= 0):
         raise UserError(

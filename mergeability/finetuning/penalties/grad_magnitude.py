@@ -32,6 +32,19 @@ class GradMagnitude(Penalty):
 
     Raises:
         UserError: `strength` is negative or not finite, `radius` not positive or not finite, or `estimator` unknown.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.finetuning.objective import Step
+        >>> from mergeability.finetuning.penalties.grad_magnitude import GradMagnitude
+        >>> theta = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> base = torch.tensor([0.0, 0.0])
+        >>> penalty = GradMagnitude(strength=0.5, estimator="exact")
+        >>> def loss():
+        ...     return theta.square().sum() / 2
+        >>> step = Step(loss(), loss, [theta], [base])
+        >>> penalty.gradients(step)
+        ((tensor([2., 4.]),), tensor(5.))
     """
 
     strength: float | int = 0.0
@@ -48,7 +61,7 @@ class GradMagnitude(Penalty):
 
     @property
     def second_order(self) -> bool:
-        """Say whether the loss is differentiated twice."""
+        """Return whether the loss is differentiated twice."""
         return self.estimator == "exact"
 
     def gradients(self, step: Step) -> tuple[tuple[Tensor, ...], Float[Tensor, ""]]:

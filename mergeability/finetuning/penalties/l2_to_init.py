@@ -18,6 +18,21 @@ class L2ToInit(Penalty):
 
     Raises:
         UserError: `strength` is negative or not finite.
+
+    Paper: Li et al. 2018, Explicit Inductive Bias for Transfer Learning with Convolutional Networks, arXiv 1802.01483.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.finetuning.objective import Step
+        >>> from mergeability.finetuning.penalties.l2_to_init import L2ToInit
+        >>> theta = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> base = torch.tensor([0.0, 0.0])
+        >>> penalty = L2ToInit(strength=0.5)
+        >>> def loss():
+        ...     return theta.sum()
+        >>> step = Step(loss(), loss, [theta], [base])
+        >>> penalty.gradients(step)
+        ((tensor([2., 3.]),), tensor(5.))
     """
 
     strength: float | int = 0.0

@@ -28,6 +28,20 @@ class SingularAlignment(Penalty):
 
     Raises:
         UserError: `strength` is negative or not finite, or `k` below 1 or (in `constants`) larger than a matrix.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.finetuning.objective import Step
+        >>> from mergeability.finetuning.penalties.singular_alignment import SingularAlignment
+        >>> theta = torch.nn.Parameter(torch.tensor([[3.0, 1.0], [0.0, 2.0]]))
+        >>> base = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+        >>> penalty = SingularAlignment(strength=0.5, k=1)
+        >>> def loss():
+        ...     return theta.sum()
+        >>> step = Step(loss(), loss, [theta], [base], constants=penalty.constants([base]))
+        >>> penalty.gradients(step)
+        ((tensor([[1.5000, 1.2500],
+                [1.0000, 1.0000]]),), tensor(0.7500))
     """
 
     strength: float | int = 0.0

@@ -32,6 +32,20 @@ class Subspace(Penalty):
     Raises:
         UserError: `strength` is negative or not finite, `k` below 1 or (in `constants`) larger than a matrix, or
             `side` unknown.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.finetuning.objective import Step
+        >>> from mergeability.finetuning.penalties.subspace import Subspace
+        >>> theta = torch.nn.Parameter(torch.tensor([[3.0, 1.0], [0.0, 2.0]]))
+        >>> base = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
+        >>> penalty = Subspace(strength=0.5, k=1)
+        >>> def loss():
+        ...     return theta.sum()
+        >>> step = Step(loss(), loss, [theta], [base], constants=penalty.constants([base]))
+        >>> penalty.gradients(step)
+        ((tensor([[1., 2.],
+                [1., 2.]]),), tensor(2.))
     """
 
     strength: float | int = 0.0

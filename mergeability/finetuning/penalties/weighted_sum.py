@@ -25,6 +25,20 @@ class WeightedSum(Penalty):
 
     Raises:
         UserError: `strength` is negative or not finite, no term has a weight above 0, or two share a name.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.finetuning.objective import Step
+        >>> from mergeability.finetuning.penalties.weighted_sum import WeightedSum
+        >>> from mergeability.finetuning.penalties.l2_to_init import L2ToInit
+        >>> theta = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> base = torch.tensor([0.0, 0.0])
+        >>> penalty = WeightedSum({"distance": L2ToInit(strength=2)}, strength=0.5)
+        >>> def loss():
+        ...     return theta.sum()
+        >>> step = Step(loss(), loss, [theta], [base])
+        >>> penalty.gradients(step)
+        ((tensor([3., 5.]),), tensor(10.))
     """
 
     terms: Mapping[str, Penalty]
@@ -36,7 +50,7 @@ class WeightedSum(Penalty):
         names = [term.name for term in self._used.values()]
         if not names:
             raise UserError(
-                "reg.penalty.terms has no term of a weight above 0: set one, as in "
+                "Expected at least one term of reg.penalty.terms with a weight above 0. Set one, for example "
                 "reg.penalty.terms.l2_to_init.strength=1."
             )
         if len(set(names)) < len(names) or self.name in names:

@@ -24,7 +24,7 @@ _MARKS = (
 
 @dataclass(frozen=True)
 class Rows:
-    """A header and rows of text cells, as a file has them; and sentences about what was left out."""
+    """The header and text cells of a file, with remarks on skipped parts."""
 
     header: list[str]
     rows: list[list[str]]

@@ -1,4 +1,4 @@
-"""Centred sums of products: all that a least-squares fit depends on, whatever its number of rows."""
+"""Centred sums of products: the only input of a least-squares fit, independent of the number of rows."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ class Sums:
 
 
 class Moments(Sums):
-    """The sums of folds whose training rows are marked, (F, n)."""
+    """Compute the sums of folds from a mask of their training rows, (F, n)."""
 
     def __init__(
         self,
@@ -104,9 +104,9 @@ class TaskSums:
         )
 
     def removed_with(self, rows: Int[np.ndarray, " F"]) -> Sums:
-        """Return what the centred sums lose with all pairs that share a task with each of these pairs.
+        """Return the decrease of the centred sums when all pairs that share a task with a given pair are removed.
 
-        The means are those of the pairs that stay, about the means of all pairs.
+        Means are those of the remaining pairs, relative to the means of all pairs.
         """
         x, y, (a, b) = self.X[rows], self.Y[rows], self.ends[rows].T
         count = (len(self.X) - self.task_counts[a] - self.task_counts[b] + 1)[:, None]

@@ -1,1 +1,1 @@
-"""What a study answers besides the scores: one table per file."""
+"""Tables of a study in addition to the scores, one per module."""

@@ -77,12 +77,12 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class EvidenceScores:
-    """The scores of every kind of evidence on one table of pairs.
+    """Hold the scores of every kind of evidence on one table of pairs.
 
     Attributes:
-        scores: one row per group, situation, target and predictor: `r` and what `compare_evidence` lists.
-        without: `r` once more without the pairs of each `task` in turn, for intervals over tasks.
-        notes: sentences on what was left out.
+        scores: one row per group, situation, target and predictor: `r` and the columns listed in `compare_evidence`.
+        without: `r` without the pairs of each `task` in turn, for intervals over tasks.
+        notes: sentences on pairs and predictors left out.
     """
 
     scores: pd.DataFrame
@@ -138,7 +138,9 @@ def compare_evidence(
     """
     methods = outcome_methods(pairs, targets) if methods is None else list(methods)
     if not methods:
-        raise UserError("Evidence is compared by outcomes of merges, and this table has none: set merge=….")
+        raise UserError(
+            "Comparing evidence requires outcomes of merges, but this table contains none: set merge=…."
+        )
     populations, notes = _populations(pairs, groups)
     rows, without, found = [], [], {}
     for one in populations:

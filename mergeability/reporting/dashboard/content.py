@@ -1,4 +1,4 @@
-"""What the page holds: everything that its filters and figures read, as one JSON of bounded size."""
+"""The data of the page: everything that its filters and figures read, as one JSON of bounded size."""
 
 import math
 import os
@@ -35,13 +35,13 @@ Part = tuple[str, str, bool, Callable[[Run], tuple[Any, int]]]
 
 @dataclass
 class Budget:
-    """How many numbers may still be embedded."""
+    """Count the numbers that may still be embedded."""
 
     left: int
     used: int = 0
 
     def take(self, count: int) -> bool:
-        """Take so many if there are as many left."""
+        """Take `count` numbers from the budget; return False, and take none, if fewer are left."""
         if count > self.left:
             return False
         self.left, self.used = self.left - count, self.used + count
@@ -66,7 +66,7 @@ class _Numbering:
 def content(
     gathered: Gathered, page: Path, numbers: int = NUMBERS, progress: Progress = no_progress
 ) -> dict[str, Any]:
-    """Arrange what was gathered for the page's scripts.
+    """Arrange the gathered data for the page's scripts.
 
     Parts are embedded in the order of their importance, of the newest runs first: pairs, outcomes, correlations,
     coefficients, metrics, predictions. A part that does not fit is left out, counted and named; the run stays in the

@@ -3,7 +3,7 @@
 // Figures and tables of what is chosen: each panel is a function that makes one that draws it.
 const makePanels = (data, statistics, parts, style) => {
   const TARGETS = { norm_acc: "normalised accuracy", acc: "accuracy" };
-  const PROTOCOLS = { loto: "known partner (leave one task out)", l2to: "both new (leave two tasks out)" };
+  const PROTOCOLS = { loto: "one new task (leave one task out)", l2to: "two new tasks (leave two tasks out)" };
   const MOST_POINTS = 4000;
   const { escaped, number, plural, cells, choice, table, time, fill, draw, panel } = parts;
   const colour = (dimension, label, place) => {

@@ -1,7 +1,7 @@
-"""The same panels in Weights & Biases: a project's workspace and a report, from the names that runs are logged under.
+"""The panels of the dashboard in Weights & Biases: a project's workspace and a report, from the names of logged values.
 
-The panels name methods, which W&B cannot list by itself. What W&B has no panel for, such as a Pareto front, is only on
-the page of `reporting.dashboard.page`.
+The panels name methods, because W&B cannot list them. Figures that W&B has no panel for, such as a Pareto front, are
+only on the page of `reporting.dashboard.page`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,24 +12,24 @@ from mergeability.errors import UserError
 from mergeability.reporting import logged_names as names
 
 if TYPE_CHECKING:
-    import wandb_workspaces.reports.v2 as reports
-    import wandb_workspaces.workspaces as workspaces
+    import wandb_workspaces.reports.v2 as reports  # pyright: ignore[reportMissingImports]
+    import wandb_workspaces.workspaces as workspaces  # pyright: ignore[reportMissingImports]
 
 NAME = "Mergeability"
 """Of the workspace's view and of the report."""
 
-_PROTOCOLS = {"loto": "a known partner", "l2to": "two new tasks"}
+_PROTOCOLS = {"loto": "one new task", "l2to": "two new tasks"}
 # W&B's patience for an answer, in seconds.
 _TIMEOUT = 10
 
 
 @dataclass(frozen=True)
 class Group:
-    """Panels about one question.
+    """Hold the panels of one question.
 
     Attributes:
         title: of the section.
-        text: what the panels show, one or two sentences.
+        text: the content of the panels, in one or two sentences.
         job_type: of the runs that they read.
         panels: in reading order.
     """
@@ -47,13 +47,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Project:
-    """A project of W&B, and what its panels are about.
+    """Identify a W&B project, and the content of its panels.
 
     Attributes:
         entity: the user or team that owns it.
         name: of the project.
         methods: merge methods, as in `conf/merge`.
-        predictor: whose correlations are shown.
+        predictor: the predictor whose correlations are shown.
     """
 
     entity: str
@@ -63,10 +63,18 @@ class Project:
 
     @classmethod
     def parse(cls, path: str, methods: Sequence[str], predictor: str = "ridge") -> "Project":
-        """Read `ENTITY/PROJECT`.
+        """Parse `ENTITY/PROJECT`.
+
+        Args:
+            path: the text.
+            methods: merge methods, as in `conf/merge`.
+            predictor: the predictor whose correlations are shown.
+
+        Returns:
+            The project.
 
         Raises:
-            UserError: it is something else, or there are no methods.
+            UserError: the text has another form, or there are no methods.
         """
         entity, _, name = path.partition("/")
         if not entity or not name or "/" in name:
@@ -77,11 +85,7 @@ class Project:
 
 
 def groups(project: Project) -> list[Group]:
-    """Make all panels of a project, without a network.
-
-    Raises:
-        UserError: `wandb-workspaces` is not installed.
-    """
+    """Create all panels of a project, without a network."""
     wr, _ = _library()
     return [
         _merged(wr, project),
@@ -95,7 +99,7 @@ def groups(project: Project) -> list[Group]:
 
 
 def workspace(project: Project) -> "workspaces.Workspace":
-    """Make the workspace: one section per question, runs grouped by penalty and strength.
+    """Create the workspace: one section per question, runs grouped by penalty and strength.
 
     Raises:
         UserError: `wandb-workspaces` is not installed.
@@ -111,16 +115,19 @@ def workspace(project: Project) -> "workspaces.Workspace":
             groupby=[ws.Metric("JobType"), ws.Config(names.PENALTY), ws.Config(names.STRENGTH)],
             pinned_columns=[
                 f"config:{_nested(names.SEED)}",
-                *(f"summary:{names.mean_outcome('norm_acc', method)}" for method in project.methods),
-                f"summary:{names.OWN_ACCURACY}",
-                f"summary:{names.VERDICT}",
+                *(
+                    f"summary:{names.summarised(names.mean_outcome('norm_acc', method))}"
+                    for method in project.methods
+                ),
+                f"summary:{names.summarised(names.OWN_ACCURACY)}",
+                f"summary:{names.VERDICT_TEXT}",
             ],
         ),
     )
 
 
 def report(project: Project) -> "reports.Report":
-    """Make the report: for each question a heading, a text and the panels, on the runs of the fitting job type.
+    """Create the report: for each question a heading, a text and the panels, on the runs of the fitting job type.
 
     Raises:
         UserError: `wandb-workspaces` is not installed.
@@ -146,7 +153,7 @@ def save(project: Project) -> Mapping[str, str]:
     """Save the workspace and the report of a project; return the address of each.
 
     Raises:
-        UserError: there is no account, W&B cannot be reached or refuses.
+        UserError: there is no account, or W&B cannot be reached or refuses.
     """
     import wandb
     import wandb.errors
@@ -174,8 +181,8 @@ def save(project: Project) -> Mapping[str, str]:
 def _library() -> tuple[Any, Any]:
     """Import `wandb-workspaces`: the modules of reports and of workspaces."""
     try:
-        import wandb_workspaces.reports.v2 as wr
-        import wandb_workspaces.workspaces as ws
+        import wandb_workspaces.reports.v2 as wr  # pyright: ignore[reportMissingImports]
+        import wandb_workspaces.workspaces as ws  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
             "--wandb needs wandb-workspaces. Install it: uv pip install 'mergeability[dashboards]'."
@@ -184,8 +191,14 @@ def _library() -> tuple[Any, Any]:
 
 
 def _merged(wr: Any, project: Project) -> Group:
-    means = [wr.SummaryMetric(names.mean_outcome("norm_acc", method)) for method in project.methods]
-    worst = [wr.SummaryMetric(names.worst_outcome("norm_acc", method)) for method in project.methods]
+    means = [
+        wr.SummaryMetric(names.summarised(names.mean_outcome("norm_acc", method)))
+        for method in project.methods
+    ]
+    worst = [
+        wr.SummaryMetric(names.summarised(names.worst_outcome("norm_acc", method)))
+        for method in project.methods
+    ]
     columns = [
         _column(wr, wr.Config(names.PENALTY), "penalty"),
         _column(wr, wr.Config(names.STRENGTH), "λ"),
@@ -243,8 +256,8 @@ def _trade_off(wr: Any, project: Project) -> Group:
         [
             wr.ScatterPlot(
                 title=f"{method}: merged against single-task accuracy",
-                x=wr.SummaryMetric(names.OWN_ACCURACY),
-                y=wr.SummaryMetric(names.mean_outcome("acc", method)),
+                x=wr.SummaryMetric(names.summarised(names.OWN_ACCURACY)),
+                y=wr.SummaryMetric(names.summarised(names.mean_outcome("acc", method))),
                 running_ymax=True,
             )
             for method in project.methods
@@ -257,7 +270,9 @@ def _predicted(wr: Any, project: Project) -> Group:
         wr.BarPlot(
             title=f"r of {project.predictor} for {situation}",
             metrics=[
-                wr.SummaryMetric(names.correlation(protocol, "norm_acc", method, project.predictor))
+                wr.SummaryMetric(
+                    names.summarised(names.correlation(protocol, "norm_acc", method, project.predictor))
+                )
                 for method in project.methods
             ],
         )

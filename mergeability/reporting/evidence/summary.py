@@ -47,17 +47,17 @@ def save(found: EvidenceSummary, folder: Path) -> Path:
 
 
 def evidence_page(found: EvidenceSummary) -> str:
-    """Write the page: the comparison for pairs of two new tasks, for known partners, and against numbers of images."""
+    """Return the page as HTML: the comparison for two new tasks, for one new task, and against numbers of images."""
     sections = [
         _section(found, "both-new", BOTH_NEW, "Two new models", _BOTH_NEW),
-        _section(found, "known-partner", KNOWN_PARTNER, "A new model with a known partner", _KNOWN_PARTNER),
+        _section(found, "known-partner", KNOWN_PARTNER, "One new model (leave one task out)", _KNOWN_PARTNER),
         _images(found),
     ]
     return page("What evidence predicts merges", bullet_list(headline(found), lead=True), sections)
 
 
 def headline(found: EvidenceSummary) -> list[str]:
-    """Return one sentence per group on the main kinds of evidence, then what is missing and what was compared."""
+    """Return one sentence per group on the main kinds of evidence, then missing parts and the scope."""
     rows = _shown(found, BOTH_NEW)
     rows = rows[rows["target"] == rows["target"].iloc[0]]
     sentences = []

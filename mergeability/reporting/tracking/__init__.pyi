@@ -2,6 +2,7 @@ from .guard import Guarded as Guarded
 from .guard import one_line as one_line
 from .guard import tracking_errors as tracking_errors
 from .records import log_analysis as log_analysis
+from .records import log_summary as log_summary
 from .records import log_training as log_training
 from .records import model_artifact_name as model_artifact_name
 from .records import summary_metrics as summary_metrics

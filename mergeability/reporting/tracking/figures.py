@@ -8,30 +8,35 @@ from mergeability.pipeline.result import Analysis
 from mergeability.prediction.pair_table import TARGETS
 from mergeability.prediction.validation.folds import TASK_PREFIX
 from mergeability.reporting import figures
+from mergeability.reporting import logged_names as names
 from mergeability.reporting.prediction_parts import first_protocol
 from mergeability.reporting.summaries import KNOWN_PARTNER, TARGET_NAMES, best_predictor
 
 
 def figures_of(analysis: Analysis) -> dict[str, go.Figure]:
-    """Draw what the report draws of merges and predictions, for the first target.
+    """Draw the report's figures of merges and predictions, for the first target.
+
+    Args:
+        analysis: the results.
 
     Returns:
-        `pairs`: heat maps of the outcome of every method; `predicted`: predicted against measured, and `coefficients`,
-        for every method with the predictor that predicts it best from metrics; `fingerprints`: the mean coefficients of
-        every metric and method. Those without data are left out.
+        Name → figure; those without data are left out. `figures/pairs`: heat maps of the outcome of every method.
+        `figures/predicted` and `figures/coefficients`: predicted against measured, and the coefficients, of every
+        method with the predictor that predicts it best from metrics. `figures/fingerprints`: the mean coefficients of
+        every metric and method.
     """
     target = analysis.targets[0] if analysis.targets else TARGETS[0]
     found = {
-        "pairs": with_menu(_heat_maps(analysis, target)),
-        "predicted": with_menu(_scatters(analysis, target)),
-        "coefficients": with_menu(_coefficients(analysis, target)),
-        "fingerprints": _fingerprints(analysis, target),
+        names.HEAT_MAP: with_menu(_heat_maps(analysis, target)),
+        names.PREDICTED: with_menu(_scatters(analysis, target)),
+        names.COEFFICIENTS: with_menu(_coefficients(analysis, target)),
+        names.FINGERPRINTS: _fingerprints(analysis, target),
     }
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
 def with_menu(choices: Mapping[str, go.Figure]) -> go.Figure | None:
-    """Put several figures into one, with a menu that shows one of them at a time; None of none."""
+    """Combine several figures into one, with a menu that shows one of them at a time; return None without any."""
     if not choices:
         return None
     drawn = {name: figure.to_plotly_json() for name, figure in choices.items()}

@@ -1,9 +1,10 @@
-"""What trainings and analyses leave in a tracking service: configuration, numbers, tables, figures, lineage."""
+"""Records of trainings and analyses in a tracking service: configuration, numbers, tables, figures, lineage."""
 
 import re
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,10 @@ from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 
 from mergeability.pipeline.result import Analysis
 from mergeability.pipeline.verdicts import verdict
+from mergeability.prediction.csv_files import read_csv
 from mergeability.prediction.pair_table import TARGETS
 from mergeability.progress import Progress
+from mergeability.reporting import logged_names as names
 from mergeability.reporting.tracking.figures import figures_of
 from mergeability.reporting.tracking.guard import Guarded
 from mergeability.reporting.tracking.weights_and_biases import WandbLogger
@@ -31,22 +34,45 @@ _HASH_DIGITS = 12
 
 
 def key(name: str) -> str:
-    """Return a name under which every tracking service takes a number: others refuse `*`, `:`, quotes and the like."""
+    """Return a name that every tracking service accepts for a number: some refuse `*`, `:`, quotes and the like."""
     return _NOT_IN_METRICS.sub("_", name).strip(" _/") or "unnamed"
 
 
 def model_artifact_name(task: str, sha256: str) -> str:
-    """Name the artifact of a fine-tuned model: the same in the run that trained it and in those that use it."""
+    """Return the name of a fine-tuned model's artifact, the same for the run that trained it and the runs that use it.
+
+    Args:
+        task: name of the task.
+        sha256: of the model's weights, 64 hexadecimal digits.
+
+    Returns:
+        `<task>-<first 12 digits>`, at most 120 characters.
+
+    Examples:
+        >>> from mergeability.reporting.tracking import model_artifact_name
+        >>> model_artifact_name("my task", "0123456789abcdef" * 4)
+        'my_task-0123456789ab'
+    """
     return f"{_NOT_IN_NAMES.sub('_', task)[: _LONGEST_NAME - _HASH_DIGITS - 1]}-{sha256[:_HASH_DIGITS]}"
 
 
 def log_training(loggers: Sequence[Guarded], card: Mapping[str, Any], folder: Path) -> None:
-    """Log what a training ended with, from the card of its model.
+    """Log the results of a training, from the card of its model.
 
     Args:
-        loggers: open ones.
+        loggers: open loggers.
         card: of the model; accuracies in [0, 1], seconds, GiB.
-        folder: of the checkpoint, whose weights go to W&B where `log_model` asks for it.
+        folder: of the checkpoint; its weights are logged to W&B if `log_model` is set.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from lightning.pytorch.loggers.logger import DummyLogger
+        >>> from mergeability.reporting.tracking import Guarded, log_training
+        >>> class Printing(DummyLogger):
+        ...     def log_metrics(self, metrics, step=None):
+        ...         print(metrics)
+        >>> log_training([Guarded(Printing(), "printing")], {"accuracy": {"test": 0.9}, "seconds": 3.5}, Path("cars"))
+        {'test_accuracy': 0.9, 'seconds': 3.5}
     """
     numbers = training_metrics(card)
     for one in loggers:
@@ -60,28 +86,49 @@ def log_training(loggers: Sequence[Guarded], card: Mapping[str, Any], folder: Pa
 def training_metrics(card: Mapping[str, Any]) -> dict[str, float]:
     """Collect the numbers of a card: `test_accuracy`, `base_test_accuracy`, `parameters`, `seconds`, ….
 
-    >>> training_metrics({"accuracy": {"test": 0.9}, "base_accuracy": {"test": 0.2}, "seconds": 3.5})
-    {'test_accuracy': 0.9, 'base_test_accuracy': 0.2, 'seconds': 3.5}
+    Args:
+        card: of a model.
+
+    Returns:
+        Name → number.
+
+    Examples:
+        >>> training_metrics({"accuracy": {"test": 0.9}, "base_accuracy": {"test": 0.2}, "seconds": 3.5})
+        {'test_accuracy': 0.9, 'base_test_accuracy': 0.2, 'seconds': 3.5}
     """
     found = {f"{split}_accuracy": value for split, value in (card.get("accuracy") or {}).items()}
     found |= {f"base_{split}_accuracy": value for split, value in (card.get("base_accuracy") or {}).items()}
     found |= {f"parameters/{name}": count for name, count in (card.get("parameters") or {}).items()}
-    found |= {name: card.get(name) for name in ("seconds", "images_per_second", "peak_memory_gib")}
+    found |= {name: card.get(name) for name in (names.SECONDS, "images_per_second", names.PEAK_MEMORY)}
     return {name: value for name, value in found.items() if isinstance(value, int | float)}
 
 
 def summary_metrics(analysis: Analysis) -> dict[str, tuple[float, str]]:
     """Collect the means of an analysis, each with the direction that is better: `max` or `min`.
 
-    Mean and worst outcome of each method over pairs, the mean accuracy of the models on their own, the seconds, and
-    each predictor's r.
+    These are the mean and worst outcome of each method over pairs, the mean accuracy of the models on their own tasks,
+    the seconds, and each predictor's r.
+
+    Args:
+        analysis: the results.
+
+    Returns:
+        Name → value and direction.
+
+    Examples:
+        >>> from mergeability.pipeline.result import Analysis
+        >>> from mergeability.prediction.examples import example_pairs
+        >>> from mergeability.reporting.tracking import summary_metrics
+        >>> analysis = Analysis("Six tasks", example_pairs(), ["cosine"], ["ties"])
+        >>> {name: (round(value, 3), better) for name, (value, better) in summary_metrics(analysis).items()}
+        {'norm_acc_ties/mean': (0.884, 'max'), 'norm_acc_ties/worst': (0.835, 'max')}
     """
     found: dict[str, tuple[float, str]] = {}
-    for column in (f"{target}_{method}" for target in TARGETS for method in analysis.methods):
-        values = analysis.pairs.get(column, pd.Series(dtype=float)).dropna()
+    for target, method in product(TARGETS, analysis.methods):
+        values = analysis.pairs.get(f"{target}_{method}", pd.Series(dtype=float)).dropna()
         if len(values):
-            found[key(f"{column}/mean")] = float(values.mean()), "max"
-            found[key(f"{column}/worst")] = float(values.min()), "max"
+            found[key(names.mean_outcome(target, method))] = float(values.mean()), "max"
+            found[key(names.worst_outcome(target, method))] = float(values.min()), "max"
     for column in ("finetuned_accuracy", "base_accuracy"):
         if column in analysis.models and analysis.models[column].notna().any():
             found[f"{column}/mean"] = float(analysis.models[column].mean()), "max"
@@ -89,11 +136,11 @@ def summary_metrics(analysis: Analysis) -> dict[str, tuple[float, str]]:
         # A protocol whose folds are single pairs has a correlation over all of them only.
         r = record["r_mean"] if record["r_mean"] is not None else record["r_beyond_mean"]
         if r is not None:
-            name = f"r/{record['protocol']}/{record['target']}/{record['method']}/{record['predictor']}"
-            found[key(name)] = float(r), "max"
+            one = (record[name] for name in ("protocol", "target", "method", "predictor"))
+            found[key(names.correlation(*one))] = float(r), "max"
     seconds = analysis.run.get("seconds") or {}
     if seconds:
-        found["seconds"] = float(sum(seconds.values())), "min"
+        found[names.SECONDS] = float(sum(seconds.values())), "min"
     return found
 
 
@@ -101,30 +148,43 @@ def tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
     """Collect the tables of an analysis that have rows."""
     prediction = {} if analysis.prediction is None else analysis.prediction.tables
     found = {
-        "pairs": analysis.pairs,
+        names.PAIRS: analysis.pairs,
         "sets": analysis.sets,
-        "models": analysis.models.reset_index() if len(analysis.models) else analysis.models,
+        names.MODELS: analysis.models.reset_index() if len(analysis.models) else analysis.models,
         "accuracies": analysis.accuracies,
         "alpha_curves": analysis.curves,
         "scores": analysis.scores,
         "transfer": analysis.transfer,
         "predicted_pairs": analysis.predicted_pairs,
         "predicted_accuracy": analysis.predicted_accuracy,
-        **{f"prediction/{name}": frame for name, frame in prediction.items()},
+        **{names.prediction_table(name): frame for name, frame in prediction.items()},
     }
     return {key(name): frame for name, frame in found.items() if len(frame)}
 
 
 def log_analysis(loggers: Sequence[Guarded], analysis: Analysis, report: Path) -> None:
-    """Log what an analysis found.
+    """Log the results of an analysis.
 
-    Every logger gets the means. W&B gets tables, figures, report, verdict and lineage beside them; MLflow the files of
-    the run folder; TensorBoard the verdict as text.
+    Every logger receives the means. W&B also receives tables, figures, report, verdict and lineage; MLflow the files
+    of the run folder; TensorBoard the verdict as text.
 
     Args:
-        loggers: open ones.
-        analysis: what was found.
-        report: its report, beside the other files of the run folder.
+        loggers: open loggers.
+        analysis: the results.
+        report: path of its report, in the run folder.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from lightning.pytorch.loggers.logger import DummyLogger
+        >>> from mergeability.pipeline.result import Analysis
+        >>> from mergeability.prediction.examples import example_pairs
+        >>> from mergeability.reporting.tracking import Guarded, log_analysis
+        >>> class Printing(DummyLogger):
+        ...     def log_metrics(self, metrics, step=None):
+        ...         print({name: round(value, 3) for name, value in metrics.items()})
+        >>> analysis = Analysis("Six tasks", example_pairs(), ["cosine"], ["ties"])
+        >>> log_analysis([Guarded(Printing(), "printing")], analysis, Path("report.html"))
+        {'norm_acc_ties/mean': 0.884, 'norm_acc_ties/worst': 0.835}
     """
     numbers = summary_metrics(analysis)
     for one in loggers:
@@ -140,8 +200,74 @@ def log_analysis(loggers: Sequence[Guarded], analysis: Analysis, report: Path) -
         one.save()
 
 
+def log_summary(loggers: Sequence[Guarded], page: Path) -> None:
+    """Log the summary of a sweep to W&B and MLflow: its page and its tables. Other loggers are skipped.
+
+    Args:
+        loggers: open loggers.
+        page: the summary's page; the `.csv` files of its folder are logged as well.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from mergeability.reporting.tracking import Guarded, log_summary, wandb_logger
+        >>> with TemporaryDirectory() as folder:
+        ...     page = Path(folder) / "summary.html"
+        ...     _ = page.write_text("<h1>Across methods</h1>", encoding="utf-8")
+        ...     guarded = Guarded(wandb_logger(folder, mode="disabled"), "wandb")
+        ...     log_summary([guarded], page)
+        >>> guarded.lost
+        False
+    """
+    files = sorted(path for path in page.parent.glob("*.csv"))
+    for one in loggers:
+        inner = one.inner
+        if isinstance(inner, WandbLogger):
+            one.attempt(lambda inner=inner: _summarise_in_wandb(inner, page, files))
+        elif isinstance(inner, MLFlowLogger):
+            for file in (page, *files):
+                one.attempt(
+                    lambda inner=inner, file=file: inner.experiment.log_artifact(inner.run_id, str(file))
+                )
+
+
+def _summarise_in_wandb(inner: WandbLogger, page: Path, files: Sequence[Path]) -> None:
+    import wandb
+
+    run: wandb.Run = inner.experiment  # type: ignore[assignment]
+    artifact = wandb.Artifact(f"summary-{run.id}", type="summary")
+    for file in (page, *files):
+        artifact.add_file(str(file))
+    for file in files:
+        table = read_csv(file, keep_default_na=True)
+        if len(table):
+            run.log({key(file.stem): wandb.Table(dataframe=_plain(table))})
+    run.log({names.REPORT: wandb.Html(page.read_text(encoding="utf-8"), inject=False)})
+    run.log_artifact(artifact)
+
+
 def tracked_progress(progress: Progress, loggers: Sequence[Guarded]) -> Progress:
-    """Wrap a progress so that each loop's share of finished items is logged while it runs, as `progress/<loop>`."""
+    """Wrap a progress so that the share of finished items of each loop is logged as `progress/<loop>`, in (0, 1].
+
+    Args:
+        progress: shows loops on the terminal.
+        loggers: open loggers; those of CSV files are skipped.
+
+    Returns:
+        A progress that logs at most every two seconds, and at the end of each loop.
+
+    Examples:
+        >>> from lightning.pytorch.loggers.logger import DummyLogger
+        >>> from mergeability.progress import no_progress
+        >>> from mergeability.reporting.tracking import Guarded, tracked_progress
+        >>> class Printing(DummyLogger):
+        ...     def log_metrics(self, metrics, step=None):
+        ...         print(metrics)
+        >>> progress = tracked_progress(no_progress, [Guarded(Printing(), "printing")])
+        >>> list(progress(["cars", "dtd"], "merging", 2))
+        {'progress/merging': 1.0}
+        ['cars', 'dtd']
+    """
     live = [one for one in loggers if not isinstance(one.inner, CSVLogger)]
 
     def wrapped(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
@@ -168,15 +294,15 @@ def _log_to_wandb(
     for name, frame in tables(analysis).items():
         run.log({name: wandb.Table(dataframe=_plain(frame))})
     for name, figure in figures_of(analysis).items():
-        run.log({f"figures/{name}": wandb.Plotly(figure)})
+        run.log({name: wandb.Plotly(figure)})
     text = str(verdict(analysis))
     run.log(
         {
-            "verdict": wandb.Html(verdict(analysis).html(), inject=False),
-            "report": wandb.Html(report.read_text(encoding="utf-8"), inject=False),
+            names.VERDICT: wandb.Html(verdict(analysis).html(), inject=False),
+            names.REPORT: wandb.Html(report.read_text(encoding="utf-8"), inject=False),
         }
     )
-    run.summary["verdict_text"] = text
+    run.summary[names.VERDICT_TEXT] = text
     used = {
         task: model_artifact_name(str(task), sha256)
         for task, sha256 in (analysis.run.get("checkpoint_sha256") or {}).items()
@@ -228,7 +354,7 @@ def _log_to_mlflow(inner: MLFlowLogger, analysis: Analysis, report: Path) -> Non
             client.log_artifact(run, str(file))
     for name, figure in figures_of(analysis).items():
         with tempfile.TemporaryDirectory() as folder:
-            page = Path(folder) / f"{name}.html"
+            page = Path(folder) / f"{Path(name).name}.html"
             figure.write_html(page, include_plotlyjs="cdn")
             client.log_artifact(run, str(page), "figures")
 

@@ -1,4 +1,4 @@
-"""Relations: what covers what, what encloses what, what is larger, how many holes and how many colours there are."""
+"""Relations between shapes: covering, enclosing, relative size, and the numbers of holes and colours."""
 
 import math
 from itertools import permutations

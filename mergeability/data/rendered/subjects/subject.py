@@ -18,11 +18,24 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 
 @dataclass(frozen=True)
 class Subject:
-    """What a rendered task is about.
+    """Describe the subject of a rendered task: its classes, how they are drawn, and their captions.
 
-    classes: names in label order. caption: how a class is written in a sentence, with one `{}`. kind: the
-    subject without its class, for a caption that says no more. spoken: what captions call the classes, where
-    that is less precise than `classes`. colour_is_class: the label chooses the hue.
+    Attributes:
+        classes: names of the classes, in label order.
+        draw: function (labels, generator, stream) → ink in [0, 1], shape (N, 32, 32), or (N, colours, 32, 32).
+        caption: phrase with one `{}` for the class name.
+        kind: phrase that names the subject but not the class, for vague captions.
+        spoken: class names used in captions if these are less precise than `classes`; None if they are the same.
+        colour_is_class: whether the label determines the colour.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.data.rendered import Subject
+        >>> def draw(labels, generator, stream):
+        ...     return labels[:, None, None].float().expand(-1, 32, 32)
+        >>> subject = Subject(("empty", "full"), draw, caption="a {} square", kind="a square")
+        >>> subject.draw(torch.tensor([0, 1, 1]), torch.Generator(), "train").mean((1, 2))
+        tensor([0., 1., 1.])
     """
 
     classes: tuple[str, ...]
