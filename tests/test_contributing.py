@@ -74,7 +74,9 @@ def copy(tmp_path_factory):
 @pytest.fixture(scope="module")
 def outcomes(copy):
     """Whether each of the selected tests passed in the copy, by its full name."""
+    # The contracts, and the examples in the docstrings of the new files.
     files = [file for _, own in KINDS.values() for file in own]
+    files += [path for kind in KINDS for path in examples(kind) if path.endswith(".py")]
     selected = " or ".join([member(kind) for kind in KINDS] + list(OF_SETS))
     report = copy.parent / "report.xml"
     ended = subprocess.run(
@@ -116,6 +118,9 @@ def test_an_example_passes_the_contract_of_its_kind(outcomes, kind):
     assert len(of_configs) >= 2
     assert len(seen) - len(of_configs) >= FEWEST[group], sorted(seen)
     assert all(any(f"{Path(file).stem}::" in name for name in seen) for file in files)
+    # So was the example in its docstring.
+    modules = [Path(path).stem for path in examples(kind) if path.endswith(".py")]
+    assert all(any(f"{module}::" in name for name in seen) for module in modules)
 
 
 def test_the_sets_take_the_examples_in(outcomes):

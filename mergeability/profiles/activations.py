@@ -25,7 +25,15 @@ _ROWS = "images"
 
 @dataclass(frozen=True)
 class Activations:
-    """Every model's activations of the pool's inputs, one row per input."""
+    """Compute every model's activations of the pool's inputs, one row per input.
+
+    Examples:
+        >>> from mergeability.examples import tiny_profiles
+        >>> from mergeability.profiles.activations import Activations
+        >>> found = tiny_profiles("cars", "svhn").evidence(Activations())
+        >>> {task: tuple(rows.shape) for task, rows in found.items()}
+        {'cars': (16, 6), 'svhn': (16, 6)}
+    """
 
     kind: ClassVar[str] = "activation"
     description: ClassVar[str] = "activations"
@@ -52,7 +60,14 @@ class Activations:
 
 @dataclass(frozen=True)
 class ActivationGrams:
-    """The Gram matrix of the models' mean activations."""
+    """Compute the Gram matrix of the models' mean activations.
+
+    Examples:
+        >>> from mergeability.examples import tiny_profiles
+        >>> from mergeability.profiles.activations import ActivationGrams
+        >>> tiny_profiles("cars", "svhn").evidence(ActivationGrams()).shape
+        (1, 2, 2)
+    """
 
     def combine(self, subject: Subject) -> Float64[np.ndarray, "1 T T"]:
         """Compute the inner products of the mean rows, in float64."""
@@ -63,7 +78,14 @@ class ActivationGrams:
 
 @dataclass(frozen=True)
 class ActivationKernelGrams:
-    """The Gram matrix of the models' centred kernels, n×n inner products of their activations."""
+    """Compute the Gram matrix of the models' centred kernels, n×n inner products of their activations.
+
+    Examples:
+        >>> from mergeability.examples import tiny_profiles
+        >>> from mergeability.profiles.activations import ActivationKernelGrams
+        >>> tiny_profiles("cars", "svhn").evidence(ActivationKernelGrams()).shape
+        (1, 2, 2)
+    """
 
     def combine(self, subject: Subject) -> Float64[np.ndarray, "1 T T"]:
         """Compute the inner products of the flattened kernels."""
@@ -100,6 +122,15 @@ def sample_activations(
 
     Raises:
         UserError: there is no sample, or the encoder has no such layer.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.data import Inputs
+        >>> from mergeability.examples import tiny_encoder
+        >>> from mergeability.profiles.activations import sample_activations
+        >>> encoder, inputs = tiny_encoder(), Inputs({"images": torch.zeros(5, 3, 2, 2)})
+        >>> sample_activations(encoder, encoder.state_dict(), inputs, layer="hidden").shape
+        torch.Size([5, 6])
     """
     if not len(inputs):
         raise UserError("Expected at least one calibration image for the activations, got none.")
@@ -125,6 +156,12 @@ def centred_kernel(
         activations: one row per sample.
         start: the first element of the row-major matrix.
         stop: the one after the last.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mergeability.profiles.activations import centred_kernel
+        >>> centred_kernel(np.array([[1, 0], [3, 0]], dtype=np.float32), 0, 4)
+        array([ 1., -1., -1.,  1.])
     """
     count = len(activations)
     rows = activations.astype(np.float64)

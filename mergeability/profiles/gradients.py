@@ -27,12 +27,19 @@ _VERSION = 2
 
 @dataclass(frozen=True)
 class Gradients:
-    """Gradients of the cross-entropy of one model on its own calibration samples, in eval mode.
+    """Hold the gradients of the cross-entropy of one model on its own calibration samples, in eval mode.
 
     Attributes:
         encoder: parameter name → mean over the samples of ∇θ CE.
         inputs: per-sample ∇x CE, divided by the number of samples; x the floating-point tensor of the inputs, or
             the rows of several of them, flattened, one after the other.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.profiles.gradients import Gradients
+        >>> found = Gradients({"weight": torch.zeros(4, 6)}, torch.zeros(8, 3, 2, 2))
+        >>> found.encoder["weight"].shape, len(found.inputs)
+        (torch.Size([4, 6]), 8)
     """
 
     encoder: dict[str, Tensor]
@@ -41,7 +48,15 @@ class Gradients:
 
 @dataclass(frozen=True)
 class OwnGradients:
-    """Every model's gradients on its own task's samples; together as large as the models."""
+    """Compute every model's gradients on its own task's samples; together these are as large as the models.
+
+    Examples:
+        >>> from mergeability.examples import tiny_profiles
+        >>> from mergeability.profiles.gradients import OwnGradients
+        >>> store, keys = tiny_profiles("cars", "svhn").evidence(OwnGradients())
+        >>> sorted(keys)
+        ['cars', 'svhn']
+    """
 
     kind: ClassVar[str] = "gradient"
     description: ClassVar[str] = "gradients"
@@ -66,7 +81,14 @@ class OwnGradients:
 
 @dataclass(frozen=True)
 class EncoderGradientGrams:
-    """One Gram matrix per parameter of the encoder, of the models' gradients."""
+    """Compute one Gram matrix of the models' gradients per parameter of the encoder.
+
+    Examples:
+        >>> from mergeability.examples import tiny_profiles
+        >>> from mergeability.profiles.gradients import EncoderGradientGrams
+        >>> tiny_profiles("cars", "svhn").evidence(EncoderGradientGrams()).shape
+        (4, 2, 2)
+    """
 
     def combine(self, subject: Subject) -> Float64[np.ndarray, "L T T"]:
         """Compute the inner products of the gradients with respect to the weights."""
@@ -78,7 +100,14 @@ class EncoderGradientGrams:
 
 @dataclass(frozen=True)
 class InputGradientGrams:
-    """The Gram matrix of the models' gradients with respect to their inputs."""
+    """Compute the Gram matrix of the models' gradients with respect to their inputs.
+
+    Examples:
+        >>> from mergeability.examples import tiny_profiles
+        >>> from mergeability.profiles.gradients import InputGradientGrams
+        >>> tiny_profiles("cars", "svhn").evidence(InputGradientGrams()).shape
+        (1, 2, 2)
+    """
 
     def combine(self, subject: Subject) -> Float64[np.ndarray, "1 T T"]:
         """Compute the inner products of the gradients with respect to the inputs.
@@ -117,7 +146,17 @@ def _grams(
 
 
 def data_key(subject: Subject) -> dict[str, Any]:
-    """Return the parts of store keys, other than the models, of everything computed from samples and heads."""
+    """Return the parts of store keys, other than the models, of everything computed from samples and heads.
+
+    Args:
+        subject: the models with their data.
+
+    Examples:
+        >>> from mergeability.examples import tiny_profiles
+        >>> from mergeability.profiles.gradients import data_key
+        >>> sorted(data_key(tiny_profiles("cars", "svhn").subject))
+        ['device', 'tasks', 'version']
+    """
     views = subject.required_views("data")
     return {
         "tasks": [views.gradient_key(task) for task in sorted(subject.tasks)],
@@ -128,8 +167,17 @@ def data_key(subject: Subject) -> dict[str, Any]:
 def check_differentiable(subject: Subject) -> None:
     """Check that there are gradients with respect to every task's inputs.
 
+    Args:
+        subject: the models with their data.
+
     Raises:
         UserError: a task's inputs are all integers, such as tokens.
+
+    Examples:
+        >>> from mergeability.examples import tiny_profiles
+        >>> from mergeability.profiles.gradients import check_differentiable
+        >>> check_differentiable(tiny_profiles("cars", "svhn").subject) is None
+        True
     """
     views = subject.required_views("gradient")
     for task in subject.tasks:
@@ -141,14 +189,39 @@ def check_differentiable(subject: Subject) -> None:
 
 
 def stored_gradients(store: Store, key: Mapping[str, Any]) -> Gradients:
-    """Read the gradients of one model, as `OwnGradients` filed them."""
+    """Read the gradients of one model, as stored by `OwnGradients`.
+
+    Args:
+        store: the store.
+        key: key of the model's entry.
+
+    Examples:
+        >>> from mergeability.examples import tiny_profiles
+        >>> from mergeability.profiles.gradients import OwnGradients, stored_gradients
+        >>> store, keys = tiny_profiles("cars", "svhn").evidence(OwnGradients())
+        >>> stored_gradients(store, keys["cars"]).inputs.shape
+        torch.Size([8, 3, 2, 2])
+    """
     found = store.read("gradient", key)
     inputs = found.pop("inputs")
     return Gradients({name.removeprefix("encoder."): tensor for name, tensor in found.items()}, inputs)
 
 
 def differentiated(subject: Subject, task: str, of: str) -> Gradients:
-    """Compute one model's gradients on the samples of a task, with that task's head."""
+    """Compute one model's gradients on the samples of a task, with that task's head.
+
+    Args:
+        subject: the models with their data.
+        task: the model.
+        of: the task whose samples and head are used.
+
+    Examples:
+        >>> from mergeability.examples import tiny_profiles
+        >>> from mergeability.profiles.gradients import differentiated
+        >>> found = differentiated(tiny_profiles("cars", "svhn").subject, "cars", of="svhn")
+        >>> found.inputs.shape
+        torch.Size([8, 3, 2, 2])
+    """
     views = subject.required_views("gradient")
     samples, state = views.samples(of), subject.state(task)
     batch_size = subject.batch_size(state, samples)
@@ -177,6 +250,17 @@ def task_gradients(
 
     Raises:
         UserError: there is no sample, or a label has no row in the head.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.data import Inputs
+        >>> from mergeability.examples import tiny_encoder
+        >>> from mergeability.profiles.gradients import task_gradients
+        >>> samples = Inputs({"images": torch.zeros(5, 3, 2, 2)}, torch.tensor([0, 1, 2, 0, 1]))
+        >>> encoder = tiny_encoder()
+        >>> found = task_gradients(encoder, encoder.state_dict(), torch.eye(3, 4), samples)
+        >>> sorted(found.encoder), found.inputs.shape
+        (['hidden.bias', 'hidden.weight', 'output.bias', 'output.weight'], torch.Size([5, 3, 2, 2]))
     """
     check_samples(head, samples, "the gradients")
     names = [name for name, _ in encoder.named_parameters() if name in state]
@@ -198,8 +282,21 @@ def task_gradients(
 def check_samples(head: Float[Tensor, "classes d"], samples: Inputs, purpose: str) -> None:
     """Check that there are samples whose labels all have a row in the head.
 
+    Args:
+        head: zero-shot head, classes × d.
+        samples: the samples.
+        purpose: what needs them, for the message.
+
     Raises:
         UserError: there is no sample, or a label without a row.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.data import Inputs
+        >>> from mergeability.profiles.gradients import check_samples
+        >>> samples = Inputs({"images": torch.zeros(2, 3, 2, 2)}, torch.tensor([0, 2]))
+        >>> check_samples(torch.eye(3, 4), samples, "gradients") is None
+        True
     """
     if not len(samples) or samples.labels is None:
         raise UserError(f"Expected at least one calibration sample for {purpose}, got none.")

@@ -49,7 +49,15 @@ class Side:
 
 @dataclass(frozen=True)
 class SharedGradientGrams:
-    """Every pair's 2×2 Gram matrices of gradients on the same samples, one entry per pair."""
+    """Compute every pair's 2×2 Gram matrices of gradients on the same samples, one entry per pair.
+
+    Examples:
+        >>> from mergeability.examples import tiny_profiles
+        >>> from mergeability.profiles.shared_gradients import SharedGradientGrams
+        >>> found = tiny_profiles("cars", "svhn").evidence(SharedGradientGrams())
+        >>> {view: grams.shape for view, grams in found.items()}
+        {'encoder_gradient': (2, 2, 2, 2), 'input_gradient': (2, 2, 2, 2)}
+    """
 
     def combine(self, subject: Subject) -> dict[str, Float64[np.ndarray, "T T 2 2"]]:
         """Return view → Gram matrices [[⟨x_a, x_a⟩, ⟨x_a, x_b⟩], [⟨x_b, x_a⟩, ⟨x_b, x_b⟩]] of all pairs."""

@@ -22,11 +22,18 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class SignCounts:
-    """How many entries two models both keep, and in how many of them their signs are opposite.
+    """Count the entries that two models both keep, and those of them with opposite signs.
 
     Attributes:
         shared: entries that both keep.
         opposite: those of them that one model raised and the other lowered.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mergeability.profiles.sign_conflict import SignCounts
+        >>> counts = SignCounts(shared=np.array([[4, 2], [2, 4]]), opposite=np.array([[0, 1], [1, 0]]))
+        >>> (counts.opposite / counts.shared).tolist()
+        [[0.0, 0.5], [0.5, 0.0]]
     """
 
     shared: Int64[np.ndarray, "T T"]
@@ -35,10 +42,19 @@ class SignCounts:
 
 @dataclass(frozen=True)
 class SignConflicts:
-    """Counts of the entries that two models both changed most, and of opposite signs among them.
+    """Count the entries that two models both changed most, and opposite signs among them.
 
     Attributes:
         density: share of entries that a model keeps, in (0, 1].
+
+    Examples:
+        >>> from mergeability import Profiles
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.profiles.sign_conflict import SignConflicts
+        >>> profiles = Profiles(tiny_task_vectors(cars=[3, 1, -2, 5], svhn=[4, -2, -1, 1]))
+        >>> profiles.evidence(SignConflicts(density=1)).opposite
+        array([[0, 1],
+               [1, 0]])
     """
 
     density: float | int = 0.2
@@ -60,8 +76,19 @@ def count_signs(vectors: TaskVectors, density: float | int, run: Run | None = No
         density: share of entries kept, in (0, 1].
         run: memory budget and progress; 4 GiB and none when None.
 
+    Returns:
+        Counts for every pair, T×T.
+
     Raises:
         UserError: the density is out of range, or a delta is not finite.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.profiles.sign_conflict import count_signs
+        >>> models = tiny_task_vectors(cars=[3, 1, -2, 5], svhn=[4, -2, -1, 1])
+        >>> count_signs(models, density=1).shared
+        array([[4, 4],
+               [4, 4]])
     """
     check_density(density)
     # Sorted by content: one set of models is one entry, in whatever order and under whatever names.

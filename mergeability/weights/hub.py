@@ -52,8 +52,18 @@ def find_weights(source: str | Path) -> Path:
         source: a file; a folder with one of `WEIGHTS`, an index of several files, or a LoRA adapter; or a hub id,
             `tanganke/clip-vit-base-patch16_svhn`. What exists here is never looked for on the hub.
 
+    Returns:
+        The path of the file.
+
     Raises:
         UserError: there is no such file, folder or repository; or neither a network nor a copy in the hub's cache.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.weights.hub import find_weights
+        >>> path = tiny_task_vectors(cars=[1, 0]).model("cars").path
+        >>> find_weights(path) == path
+        True
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -86,15 +96,37 @@ def _in_folder(folder: Path) -> Path:
 
 
 def is_hub_id(source: str) -> bool:
-    """Return whether a text can be a repository id: `owner/name`, and not a weights file."""
+    """Return whether a text can be a repository id: `owner/name`, but not a weights file.
+
+    Args:
+        source: a repository id or a path.
+
+    Examples:
+        >>> from mergeability.weights.hub import is_hub_id
+        >>> is_hub_id("tanganke/clip-vit-base-patch16_svhn"), is_hub_id("models/svhn.safetensors")
+        (True, False)
+    """
     return bool(_HUB_ID.match(source)) and not source.endswith((".safetensors", *SUFFIXES))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file, of PyTorch's own kind, or of several, under the names they have there.
 
+    Args:
+        path: the file, or the index of several.
+
+    Returns:
+        Name in the file → tensor.
+
     Raises:
         UserError: the file is missing, damaged, or holds more than tensors, or it is an adapter.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.weights.hub import read_tensors
+        >>> path = tiny_task_vectors(cars=[1, 0]).model("cars").path
+        >>> read_tensors(path)
+        {'weight': tensor([65., 64.])}
     """
     _refuse_adapter(path)
     if not path.name.endswith(INDEX):
@@ -109,8 +141,20 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def open_source(source: str | Path, store: "Store") -> TensorSource:
     """Open the weights of a model under their own names; PyTorch files are first converted into the store, once.
 
+    Args:
+        source: a file, a folder or a hub id, as `find_weights` takes it.
+        store: where converted files are kept.
+
     Raises:
         UserError: it cannot be found or read, or is an adapter.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.store import Store
+        >>> from mergeability.weights.hub import open_source
+        >>> path = tiny_task_vectors(cars=[1, 0]).model("cars").path
+        >>> list(open_source(path, Store()).entries)
+        ['weight']
     """
     path = find_weights(source)
     _refuse_adapter(path)
@@ -132,8 +176,19 @@ def open_checkpoint(
         base: the model that an adapter was trained on, given the same way; None where there can be no adapter.
         towers: "both" to read the text tower of a CLIP as well as the visual one.
 
+    Returns:
+        The opened checkpoint.
+
     Raises:
         UserError: it cannot be found or read, or must be converted and the store has no folder.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.store import Store
+        >>> from mergeability.weights.hub import open_checkpoint
+        >>> path = tiny_task_vectors(cars=[1, 0]).model("cars").path
+        >>> open_checkpoint(path, Store()).shapes
+        {'weight': (2,)}
     """
     path = find_weights(source)
     if path.name in adapter_settings.WEIGHTS:
@@ -206,6 +261,19 @@ def companions(path: Path) -> list[Path]:
     """Return the configuration and tokenizer files next to a file of weights, as `save_pretrained` names them.
 
     Those of a repository on the hub are downloaded where the cache lacks them and there is a network.
+
+    Args:
+        path: a file of weights.
+
+    Returns:
+        The paths, sorted.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.weights.hub import companions
+        >>> path = tiny_task_vectors(cars=[1, 0]).model("cars").path
+        >>> companions(path)
+        []
     """
     if revision(path) is not None:
         _fetch_companions(path)
@@ -233,7 +301,19 @@ def _fetch_companions(path: Path) -> None:
 
 
 def revision(path: Path) -> str | None:
-    """Return the commit of a file in the hub's cache, 40 hexadecimal digits; None for any other file."""
+    """Return the commit of a file in the hub's cache, 40 hexadecimal digits; None for any other file.
+
+    Args:
+        path: path of the file.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from mergeability.weights.hub import revision
+        >>> revision(Path("hub/snapshots") / ("0" * 40) / "model.safetensors")[:8]
+        '00000000'
+        >>> revision(Path("model.safetensors")) is None
+        True
+    """
     return next((part for part in path.parts if re.fullmatch(r"[0-9a-f]{40}", part)), None)
 
 

@@ -61,6 +61,13 @@ def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises:
         UserError: these are not the tensors of a CLIP's visual transformer.
+
+    Examples:
+        >>> from mergeability.examples import tiny_clip
+        >>> from mergeability.weights.hugging_face import renamed
+        >>> state = {f"visual.{name}": tensor for name, tensor in tiny_clip().build().visual.state_dict().items()}
+        >>> sorted(renamed(state))[:2]
+        ['vision_model.embeddings.class_embedding', 'vision_model.embeddings.patch_embedding.weight']
     """
     found: dict[str, Tensor] = {}
     for name, source in hugging_face_sources(tensors).items():
@@ -88,6 +95,14 @@ def vision_config(configuration: Mapping[str, Any], tensors: Mapping[str, Tensor
 
     Raises:
         UserError: transformers has no such model, or the tensors are not of this configuration.
+
+    Examples:
+        >>> from mergeability.examples import tiny_clip
+        >>> from mergeability.weights.hugging_face import vision_config
+        >>> state = {f"visual.{name}": tensor for name, tensor in tiny_clip().build().visual.state_dict().items()}
+        >>> found = vision_config(tiny_clip().configuration, state)
+        >>> found["hidden_size"], found["patch_size"], found["projection_dim"]
+        (16, 16, 16)
     """
     vision = _expressible(configuration)
     width, mlp_ratio = int(vision["width"]), vision.get("mlp_ratio", _DEFAULT_MLP_RATIO)
@@ -127,6 +142,14 @@ def preprocessor_config(image_size: int, mean: Sequence[float], std: Sequence[fl
         image_size: side of the square images the encoder takes, in pixels.
         mean: of the three channels, in [0, 1].
         std: of the three channels.
+
+    Returns:
+        A JSON-able record.
+
+    Examples:
+        >>> from mergeability.weights.hugging_face import preprocessor_config
+        >>> preprocessor_config(32, mean=[0.5] * 3, std=[0.5] * 3)["size"]
+        {'shortest_edge': 32}
     """
     return {
         "image_processor_type": "CLIPImageProcessor",

@@ -44,8 +44,24 @@ _NUMPY = {torch.float64: np.float64, torch.float32: np.float32, torch.float16: n
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     """Write a safetensors file.
 
+    Args:
+        tensors: name → contiguous tensor; no two share memory.
+        path: the file.
+        metadata: text for the header.
+
     Raises:
         OSError: the disk is full, or another failure of the system, which the library reports as its own error.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from mergeability.weights.safetensors_file import TensorFile, write_tensors
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "model.safetensors"
+        ...     write_tensors({"weight": torch.ones(2)}, path, {"format": "pt"})
+        ...     print(TensorFile(path).tensor("weight"))
+        tensor([1., 1.])
     """
     try:
         safetensors.torch.save_file(dict(tensors), path, metadata=dict(metadata))
@@ -76,6 +92,18 @@ def write_rows(
     Raises:
         OSError: the disk is full, or another failure of the system.
         UserError: there are no parts, or the header is longer than its room.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from mergeability.weights.safetensors_file import TensorFile, write_rows
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "images.safetensors"
+        ...     rows = (torch.full((2, 3), value, dtype=torch.uint8) for value in (1, 2))
+        ...     write_rows(path, "images", rows, lambda: {"labels": torch.arange(4)}, {"format": "pt"})
+        ...     print(sorted(TensorFile(path).entries), tuple(TensorFile(path).tensor("images").shape))
+        ['images', 'labels'] (4, 3)
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     count, shape = 0, None
@@ -107,12 +135,18 @@ def write_rows(
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies in the file.
+    """Locate one tensor in the file.
 
     Attributes:
         offset: of its first byte.
         shape: its extents.
         dtype: of its elements.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.weights.safetensors_file import Entry
+        >>> Entry(offset=128, shape=(2, 3), dtype=torch.float32).size
+        6
     """
 
     offset: int
@@ -126,11 +160,18 @@ class Entry:
 
 
 class TensorFile:
-    """An opened safetensors file: the header is read, the tensors are not.
+    """Open a safetensors file: the header is read, tensors are read on request.
 
     Attributes:
         path: the file.
         entries: tensor name → where it lies.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.weights.safetensors_file import TensorFile
+        >>> file = TensorFile(tiny_task_vectors(cars=[1, 0]).model("cars").path)
+        >>> file.entries["weight"].shape, file.read_float32("weight", 0, 1)
+        ((2,), array([65.], dtype=float32))
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -46,9 +46,23 @@ _INSTEAD = (
 def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a `.bin`, `.pt`, `.pth` or `.ckpt` file that holds a state dict, onto the CPU.
 
+    Args:
+        path: the file.
+
     Raises:
         UserError: there is no such file, it is damaged, or it holds anything but tensors by name: a pickled module or
             a TorchScript archive is refused, and never loaded.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from mergeability.weights.torch_file import load_state_dict
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "model.pt"
+        ...     torch.save({"weight": torch.ones(2)}, path)
+        ...     print(load_state_dict(path))
+        {'weight': tensor([1., 1.])}
     """
     path = Path(path)
     return _tensors(load_pickle(path), path)
@@ -57,8 +71,22 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
 def load_pickle(path: Path) -> Any:
     """Read plain containers and tensors from PyTorch's own kind of file; nothing else is ever built.
 
+    Args:
+        path: the file.
+
     Raises:
         UserError: there is no such file, it is damaged, or it holds anything else.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from mergeability.weights.torch_file import load_pickle
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "model.pt"
+        ...     torch.save({"weight": torch.ones(2)}, path)
+        ...     print(load_pickle(path))
+        {'weight': tensor([1., 1.])}
     """
     if not path.is_file():
         raise UserError(f"No checkpoint at {path}: expected a state dict. Check the path.")

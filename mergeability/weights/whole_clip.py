@@ -25,9 +25,24 @@ def clip_weights(clip: nn.Module, source: str, model: str, quick_gelu: bool) -> 
         model: its name, for messages.
         quick_gelu: whether the architecture's activation is QuickGELU.
 
+    Returns:
+        Name → tensor.
+
     Raises:
         UserError: there is no such file, names are missing or left over, shapes differ, or a `config.json` beside the
             weights names another activation.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> from mergeability import checkpoints
+        >>> from mergeability.examples import tiny_clip
+        >>> from mergeability.weights.whole_clip import clip_weights
+        >>> clip = tiny_clip().build()
+        >>> with TemporaryDirectory() as folder:
+        ...     path = checkpoints.save(f"{folder}/clip.safetensors", clip.state_dict())
+        ...     weights = clip_weights(clip, str(path), "tiny", quick_gelu=False)
+        >>> set(weights) == set(clip.state_dict())
+        True
     """
     path = find_weights(source)
     _check_activation(path.parent / "config.json", model, quick_gelu)
@@ -58,6 +73,14 @@ def check_same(
 
     Raises:
         UserError: some are missing, left over, of another shape, or hold NaN or Inf; lists them.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.weights.whole_clip import check_same
+        >>> own = {"weight": torch.zeros(2), "steps": torch.tensor(0)}
+        >>> check_same(own, {"weight": torch.ones(2)}, "my file", "tiny", optional=frozenset({"steps"}))
+        >>> check_same(own, own, "my file", "tiny") is None
+        True
     """
     faults = {
         "missing": sorted(own.keys() - given.keys() - optional),
