@@ -232,11 +232,10 @@ def _forked(function: Callable[..., None], output: Path, arguments: tuple) -> No
 
 
 def forget_jobs() -> None:
-    """Empty the ledger of a sweep's jobs, which is one per process."""
+    """Forget the sweep of the last command, of which there is one per process."""
     from mergeability.commands import sweep
 
-    sweep.Ledger.jobs.clear()
-    sweep.Ledger.summary_failed, sweep.Ledger.summary_page = False, None
+    sweep.Ledger.current = None
 
 
 def run_script(script: str, *arguments: str) -> None:

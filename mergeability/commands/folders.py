@@ -208,6 +208,15 @@ def _quoted(value: str) -> str:
     return f"'{escaped}'"
 
 
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """End the command with the sentence of a user error in the block; Hydra would turn it into a warning."""
+    try:
+        yield
+    except UserError as error:
+        _refuse(str(error))
+
+
 def _refuse(sentence: str) -> NoReturn:
     sys.stderr.write(f"Error: {printable(sentence)}\n")
     raise SystemExit(1)

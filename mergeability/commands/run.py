@@ -11,8 +11,9 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from mergeability.commands.folders import claimed_folders
+from mergeability.commands.launchers import forget_schemas
 from mergeability.commands.repeated_keys import refuse_repeated_keys
-from mergeability.commands.sweep import Ledger, close_sweep, user_error
+from mergeability.commands.sweep import close_sweep, user_error
 from mergeability.commands.wording import check_overrides, flags_first, known_settings, sentence
 from mergeability.context import cores
 from mergeability.errors import printable
@@ -38,6 +39,7 @@ def run(main: Callable[[], Any]) -> None:
     try:
         refuse_repeated_keys(sys.argv[1:])
         check_overrides(sys.argv[1:])
+        forget_schemas()
         with claimed_folders():
             main()
     except KeyboardInterrupt:
@@ -52,8 +54,8 @@ def run(main: Callable[[], Any]) -> None:
         sys.stderr.write(f"Error: {printable(told)}\n")
         code = 1
     finally:
-        failed = close_sweep()
-    if code or failed or Ledger.summary_failed:
+        failed = close_sweep(interrupted=code == 130)
+    if code or failed:
         sys.exit(code or 1)
 
 

@@ -1,79 +1,109 @@
 """A ledger of a sweep's jobs: how each ended, the summary across them, the time left."""
 
+import contextlib
+import json
 import logging
+import math
+import os
 import re
+import socket
 import sys
 import time
 import traceback
 import warnings
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from hydra.utils import get_method
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from mergeability.commands.folders import shown_path
-from mergeability.errors import UserError, short
+from mergeability.commands.folders import refusing, shown_path
+from mergeability.commands.job_records import KILLED, Record, Records, held
+from mergeability.commands.launchers import take_over
+from mergeability.commands.launchers.jobs import QuietReturn
+from mergeability.commands.loggers import log_sweep
+from mergeability.errors import UserError, printable, short
+from mergeability.files import write_text
 
 logger = logging.getLogger(__name__)
+# In the folder of a job that has a process of its own: everything it printed.
+TERMINAL = "terminal.log"
 # PyTorch's words when memory on the CPU is out.
 _NO_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|Storage size calculation overflowed|out of memory"
 )
 
 
-@dataclass(frozen=True)
-class Job:
-    """How one job ended: its overrides, its folder, and the sentence it failed with, if it did."""
-
-    overrides: tuple[str, ...]
-    folder: Path
-    error: str | None
-
-
-class QuietReturn(JobReturn):
-    """How a job ended; its exception is raised without a word of Hydra's."""
-
-    @property
-    def return_value(self) -> Any:
-        """Return what the job returned, or raise what it raised."""
-        if self.status != JobStatus.COMPLETED:
-            raise self._return_value
-        return self._return_value
-
-
 class Ledger(Callback):
-    """Remember how each job of a sweep ended, and refresh the sweep's summary after each.
+    """Record how each job of a sweep begins and ends, and refresh the sweep's summary after each.
 
-    Hydra turns an exception in a callback into a warning and skips `on_multirun_end` after a failed job, so
-    `commands.run` looks at this ledger and sees to the exit code.
+    The process of the command makes one, and launchers send copies to the processes that run jobs. What they share is
+    on disk (`job_records`). Hydra turns an exception in a callback into a warning and skips `on_multirun_end` after a
+    failed job, so `commands.run` closes the ledger and sees to the exit code.
     """
 
-    jobs: list[Job] = []  # noqa: RUF012  (one ledger a process: Hydra makes the instances)
-    summary_failed = False
-    summary_page: Path | None = None
+    # Of the sweep that this process has started.
+    current: "Ledger | None" = None
 
     def __init__(self, summary: str | None = None, beside: str | None = None) -> None:
         # The dotted name of a function (sweep folder, finished job folders, earlier ones beside them), imported only
         # when it is needed; and the folder of an earlier sweep whose jobs are summarised with these.
         self.summary, self.beside = summary, beside
         self.total: int | None = None
-        self.began = time.monotonic()
+        self.began = time.time()
+        self.records: Records | None = None
+        self.config: DictConfig | None = None
+        self.process = (socket.gethostname(), os.getpid())
+        # What launchers keep from one batch of jobs to the next: pools of processes, a cluster.
+        self.closing = contextlib.ExitStack()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave pools of processes out of copies."""
+        return {**self.__dict__, "closing": contextlib.ExitStack(), "config": None}
+
+    @property
+    def away(self) -> bool:
+        """Whether this is a copy in a process that a launcher started."""
+        return self.process != (socket.gethostname(), os.getpid())
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Count the jobs to come; keep what Optuna's parts say while they are imported from the terminal."""
         logging.getLogger("alembic").setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", message="Deprecated API features detected")
-        self.total, self.began = _count_jobs(config), time.monotonic()
+        with refusing():
+            take_over(config.hydra.launcher)
+        self.total, self.began = _count_jobs(config), time.time()
+        self.records = Records.of_new_start(Path(config.hydra.sweep.dir).absolute())
+        self.config = config
+        Ledger.current = self
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Record that the job has begun; in a process of its own, send its output to a file in its folder."""
+        if self.records is None:
+            return
+        folder = Path(config.hydra.runtime.output_dir)
+        if self.away:
+            _write_output_to(folder / TERMINAL)
+        if config.hydra.output_subdir is not None:
+            _hold(folder / config.hydra.output_subdir)
+        self.records.write(
+            Record(
+                number=int(config.hydra.job.num),
+                overrides=tuple(config.hydra.overrides.task),
+                folder=str(folder),
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                began=time.time(),
+            )
+        )
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Record the job."""
+        """Record how the job has ended."""
         failed = job_return.status != JobStatus.COMPLETED
         # Hydra would write "Error executing job with overrides" before the sentence.
         job_return.__class__ = QuietReturn
@@ -86,19 +116,82 @@ class Ledger(Callback):
         ):
             # A defect: in a sweep Hydra shows the traceback of the first failed job only.
             traceback.print_exception(raised)
-        overrides = tuple(job_return.overrides or ())
+        if self.records is None or self.records.replaced:
+            _held.close()
+            return
         folder = Path(config.hydra.runtime.output_dir)
-        Ledger.jobs.append(Job(overrides, folder, error))
-        finished = [ended.folder for ended in Ledger.jobs if ended.error is None]
-        if self.total is not None and self.total > len(Ledger.jobs):
-            logger.info("%s", _remaining(len(Ledger.jobs), self.total, time.monotonic() - self.began))
-        if config.hydra.mode == RunMode.MULTIRUN and self.summary is not None and finished:
-            earlier = sorted(Path(self.beside).rglob("run.json")) if self.beside is not None else []
-            Ledger.summary_failed = True
-            Ledger.summary_page = get_method(self.summary)(
-                Path(config.hydra.sweep.dir), finished, beside=[found.parent for found in earlier]
-            )
-            Ledger.summary_failed = False
+        if failed and self.away:
+            if user_error(raised) is None:
+                error = f"{error}. The traceback is in {folder / TERMINAL}."
+            # An exception of any class might not survive the way to the process of the command.
+            job_return._return_value = UserError(error)
+        number = int(config.hydra.job.num)
+        (record,) = [one for one in self.records.read() if one.number == number]
+        self.records.write(
+            replace(record, ended=time.time(), error=error, value=None if failed else _plain(raised))
+        )
+        _held.close()
+        ended = sum(one.ended is not None for one in self.records.read())
+        if not self.away:
+            self.tell()
+        # Others are followed by the process of the command; the last one need not rely on it.
+        if not self.away or ended == self.total:
+            self.summarise()
+
+    def tell(self) -> None:
+        """Log how many jobs have ended and how long the rest may take."""
+        ended = sum(record.ended is not None for record in self.records.read()) if self.records else 0
+        if self.total is not None and 0 < ended < self.total:
+            logger.info("%s", _remaining(ended, self.total, time.time() - self.began))
+
+    def summarise(self) -> Path | None:
+        """Write the summary of the jobs that have finished so far, unless it is there; return its page."""
+        if self.summary is None or self.records is None:
+            return None
+        with self.records.locked():
+            finished = [record for record in self.records.read() if record.finished]
+            if not finished:
+                return None
+            note = self.records.folder / "summary"
+            known = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
+            numbers = [record.number for record in finished]
+            if known.get("jobs") != numbers:
+                earlier = sorted(Path(self.beside).rglob("run.json")) if self.beside is not None else []
+                page = get_method(self.summary)(
+                    self.records.sweep,
+                    [Path(record.folder) for record in finished],
+                    beside=[found.parent for found in earlier],
+                )
+                known = {"jobs": numbers, "page": str(page)}
+                write_text(note, json.dumps(known))
+            return Path(known["page"])
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON can hold of a job's value: a number or several; None for anything else."""
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return float(value) if isinstance(value, float | int) and math.isfinite(value) else None
+
+
+# Open for as long as a job runs in this process.
+_held = contextlib.ExitStack()
+
+
+def _hold(folder: Path) -> None:
+    """Hold a job's folder until the job ends; wait for a process that an earlier start of the sweep left there."""
+    _held.close()
+    _held.enter_context(held(folder))
+
+
+def _write_output_to(path: Path) -> None:
+    """Send everything that this process and its children print to a file, in place of the terminal of the command."""
+    logging.captureWarnings(True)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    with path.open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
 
 
 def _count_jobs(config: DictConfig) -> int | None:
@@ -145,13 +238,38 @@ def user_error(error: BaseException | None) -> UserError | None:
     return None
 
 
-def close_sweep() -> int:
-    """Say where the sweep's summary is and which of its jobs failed; return how many did."""
-    if Ledger.summary_page is not None:
-        sys.stdout.write(f"Summary of the sweep: {shown_path(Ledger.summary_page)}\n")
-    failed = [ended for ended in Ledger.jobs if ended.error is not None]
-    if len(Ledger.jobs) > 1 and failed:
-        sys.stderr.write(f"{len(failed)} of {len(Ledger.jobs)} jobs failed:\n")
-        for ended in failed:
-            sys.stderr.write(f"  {' '.join(ended.overrides)}: {ended.error}\n")
-    return len(failed)
+def close_sweep(*, interrupted: bool = False) -> int:
+    """Say where the sweep's summary is and which of its jobs failed; return how many did.
+
+    Args:
+        interrupted: whether a person has stopped the sweep, whose running jobs have then not failed.
+    """
+    ledger, Ledger.current = Ledger.current, None
+    if ledger is None or ledger.records is None:
+        return 0
+    _held.close()
+    ledger.closing.close()
+    failures = 0
+    page = None
+    try:
+        if not interrupted:
+            for record in ledger.records.read():
+                if record.ended is None:
+                    ledger.records.close(
+                        record.number, record.overrides, Path(record.folder), time.time(), KILLED
+                    )
+        page = ledger.summarise()
+    except (UserError, OSError) as error:
+        sys.stderr.write(f"Error: no summary of the sweep: {printable(str(error))}\n")
+        failures = 1
+    if page is not None:
+        sys.stdout.write(f"Summary of the sweep: {shown_path(page)}\n")
+        if ledger.config is not None and not interrupted:
+            log_sweep(ledger.config, ledger.records.sweep, page)
+    jobs = ledger.records.read()
+    failed = [record for record in jobs if record.error is not None]
+    if len(jobs) > 1 and failed:
+        sys.stderr.write(f"{len(failed)} of {len(jobs)} jobs failed:\n")
+        for record in failed:
+            sys.stderr.write(f"  {' '.join(record.overrides)}: {printable(str(record.error))}\n")
+    return len(failed) + failures

@@ -188,14 +188,16 @@ def _gpus(device: str) -> int:
 
 
 def cores() -> int:
-    """Count the CPU cores this process may use.
+    """Count the CPU cores this process may use; LOKY_MAX_CPU_COUNT, joblib's variable, limits them.
 
     Examples:
         >>> from mergeability.context import cores
         >>> cores() >= 1
         True
     """
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = os.environ.get("LOKY_MAX_CPU_COUNT", "")
+    return min(found, int(limit)) if limit.isdecimal() and int(limit) else found
 
 
 def _finished(pool: ThreadPoolExecutor, futures: list[Future[Result]]) -> Iterator[None]:

@@ -26,6 +26,7 @@ class MergeSets:
         arity: models in a set, from 2; "all" for the whole suite; or several of these.
         sets: how many sets of each arity to draw at random, without repetition; every one when None.
         seed: of the draw, which depends on it, the arity and the tasks' names alone.
+        many_pairs: whether all pairs are listed, however many there are.
 
     Raises:
         UserError: these are not pairs, or an arity or a count is no such number.
@@ -35,6 +36,7 @@ class MergeSets:
     arity: int | str | Sequence[int | str] = 2
     sets: int | None = None
     seed: int = 0
+    many_pairs: bool = False
 
     def __post_init__(self) -> None:
         if not self._arities:
@@ -92,9 +94,10 @@ class MergeSets:
             raise UserError(f"arity={size} is more than the {len(tasks)} models of the suite.")
         count = math.comb(len(tasks), size)
         if self.sets is None or self.sets >= count:
-            if self.sets is None and count > MOST_UNASKED:
+            if self.sets is None and count > MOST_UNASKED and not (size == 2 and self.many_pairs):
                 raise UserError(
-                    f"There are {count} sets of {size} out of {len(tasks)} models: choose how many, such as sets=200."
+                    f"There are {count} sets of {size} out of {len(tasks)} models: choose how many, such as sets=200"
+                    f"{', or evaluate=200, which predicts the others' if size == 2 else ''}."
                 )
             if self.sets is not None and self.sets > count:
                 logger.info("There are only %d sets of %d out of %d models.", count, size, len(tasks))

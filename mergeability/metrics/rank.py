@@ -13,6 +13,8 @@ from mergeability.profiles.profiles import Profiles
 
 # A tensor that moved less than this is skipped by the layerwise rank.
 _SMALLEST_NORM = 1e-10
+# Models whose pairs with all others are looked at together.
+_TOGETHER = 64
 
 
 @metric(category="effective rank", low=1, high=2, equal=1)
@@ -170,13 +172,19 @@ def layerwise_effective_rank(profiles: Profiles, view: str = "task_vector") -> F
                [1.98, 1.  ]])
     """
     grams = profiles.layer_grams(view)
+    total, weighted = np.zeros(grams.shape[1:]), np.zeros(grams.shape[1:])
     norms = np.sqrt(np.diagonal(grams, axis1=1, axis2=2))
     moved = norms >= _SMALLEST_NORM
-    counted = moved[:, :, None] & moved[:, None, :]
-    weights = np.where(counted, norms[:, :, None] + norms[:, None, :], 0)
-    ranks = _effective_rank(*_singular_values(np.where(counted, grams, np.nan), norms**2))
-    total = weights.sum(0)
-    weighted = np.where(counted, weights * ranks, 0).sum(0)
+    # Some models after the others: L×T×T numbers take GiB for many models, and the sum over all L tensors at once is
+    # pairwise.
+    for first in range(0, grams.shape[1], _TOGETHER):
+        rows = slice(first, first + _TOGETHER)
+        counted = moved[:, rows, None] & moved[:, None, :]
+        weights = np.where(counted, norms[:, rows, None] + norms[:, None, :], 0)
+        values = _singular_values(np.where(counted, grams[:, rows], np.nan), (norms[:, rows] ** 2, norms**2))
+        ranks = _effective_rank(*values)
+        total[rows] = weights.sum(0)
+        weighted[rows] = np.where(counted, weights * ranks, 0).sum(0)
     return np.divide(weighted, total, out=np.full_like(total, 2.0), where=total > 0)
 
 
@@ -212,12 +220,15 @@ def _without_zeros(gram: Float64[np.ndarray, "T T"]) -> Float64[np.ndarray, "T T
 
 
 def _singular_values(
-    gram: Float64[np.ndarray, "*L T T"], squares: Float64[np.ndarray, "*L T"] | None = None
-) -> tuple[Float64[np.ndarray, "*L T T"], Float64[np.ndarray, "*L T T"]]:
-    """Compute s₁ and s₂ of every pair from its 2×2 Gram matrix [[‖a‖², ⟨a,b⟩], [⟨a,b⟩, ‖b‖²]]."""
-    if squares is None:
-        squares = np.diagonal(gram, axis1=-2, axis2=-1)
-    left, right = squares[..., :, None], squares[..., None, :]
+    gram: Float64[np.ndarray, "*L R T"],
+    squares: tuple[Float64[np.ndarray, "*L R"], Float64[np.ndarray, "*L T"]] | None = None,
+) -> tuple[Float64[np.ndarray, "*L R T"], Float64[np.ndarray, "*L R T"]]:
+    """Compute s₁ and s₂ of every pair from its 2×2 Gram matrix [[‖a‖², ⟨a,b⟩], [⟨a,b⟩, ‖b‖²]].
+
+    `squares` are ‖a‖² and ‖b‖² where `gram` is not square; otherwise they are its diagonal.
+    """
+    rows, columns = (np.diagonal(gram, axis1=-2, axis2=-1),) * 2 if squares is None else squares
+    left, right = rows[..., :, None], columns[..., None, :]
     largest = (left + right) / 2 + np.hypot((left - right) / 2, gram)
     # The smaller eigenvalue from the determinant: the difference of two large numbers would lose it.
     smallest = np.maximum(left * right - gram**2, 0) / np.where(largest > 0, largest, np.nan)
@@ -225,12 +236,12 @@ def _singular_values(
 
 
 def _effective_rank(
-    first: Float64[np.ndarray, "*L T T"], second: Float64[np.ndarray, "*L T T"]
-) -> Float64[np.ndarray, "*L T T"]:
+    first: Float64[np.ndarray, "*L R T"], second: Float64[np.ndarray, "*L R T"]
+) -> Float64[np.ndarray, "*L R T"]:
     share = second / (first + second)
     return np.exp(-_entropy_term(share) - _entropy_term(1 - share))
 
 
-def _entropy_term(share: Float64[np.ndarray, "*L T T"]) -> Float64[np.ndarray, "*L T T"]:
+def _entropy_term(share: Float64[np.ndarray, "*L R T"]) -> Float64[np.ndarray, "*L R T"]:
     """Compute p log p, which is 0 at p = 0."""
     return share * np.log(np.where(share > 0, share, 1))

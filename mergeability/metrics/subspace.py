@@ -4,6 +4,7 @@
 subspace and is skipped for that pair; a pair without any matrix left is NaN.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -35,9 +36,15 @@ def singular_value_overlap(profiles: Profiles, count: Count = 100) -> Float64[np
     """
     values = profiles.singular_values(count)
     norms = np.linalg.norm(values, axis=-1)
-    changed = (norms[:, :, None] > 0) & (norms[:, None, :] > 0)
-    units = values / np.where(norms > 0, norms, 1)[:, :, None]
-    return _mean_over_matrices(np.where(changed, np.einsum("lak,lbk->lab", units, units), np.nan))
+    changed, units = norms > 0, values / np.where(norms > 0, norms, 1)[:, :, None]
+
+    def cosines(layer: int) -> Float64[np.ndarray, "T T"]:
+        both = changed[layer][:, None] & changed[layer][None, :]
+        # Of one layer at a time, and with its axis: sums in another order would end in other bits.
+        own = units[layer : layer + 1]
+        return np.where(both, np.einsum("lak,lbk->lab", own, own)[0], np.nan)
+
+    return _mean_over_matrices(cosines, len(values), len(profiles.tasks))
 
 
 @metric(category="subspace", low=0, high=1)
@@ -65,7 +72,10 @@ def left_overlap(profiles: Profiles, k: Count = 10) -> Float64[np.ndarray, "T T"
                [0., 1.]])
     """
     squares = profiles.subspace_overlaps("left", "top", k)
-    return _mean_over_matrices(np.sqrt(squares) / _sizes(profiles, k))
+    sizes = _sizes(profiles, k)
+    return _mean_over_matrices(
+        lambda layer: np.sqrt(squares[layer]) / sizes[layer], len(squares), len(profiles.tasks)
+    )
 
 
 @metric(category="subspace", low=0, high=1, equal=1)
@@ -94,7 +104,10 @@ def right_overlap(
                [0., 1.]])
     """
     squares = profiles.subspace_overlaps("right", end, k)
-    return _mean_over_matrices(np.sqrt(squares / _sizes(profiles, k)))
+    sizes = _sizes(profiles, k)
+    return _mean_over_matrices(
+        lambda layer: np.sqrt(squares[layer] / sizes[layer]), len(squares), len(profiles.tasks)
+    )
 
 
 @metric(category="subspace", low=0, high=1, equal=1)
@@ -123,7 +136,8 @@ def interaction_overlap(
                [0., 1.]])
     """
     squares = profiles.subspace_overlaps("right", end, k)
-    return _mean_over_matrices(squares / _sizes(profiles, k))
+    sizes = _sizes(profiles, k)
+    return _mean_over_matrices(lambda layer: squares[layer] / sizes[layer], len(squares), len(profiles.tasks))
 
 
 @metric(category="subspace", low=-1, high=1, on_request=True)
@@ -150,7 +164,12 @@ def left_overlap_excess(profiles: Profiles, k: Count = 10) -> Float64[np.ndarray
                [-0.707,  0.293]])
     """
     squares, sizes = profiles.subspace_overlaps("left", "top", k), _sizes(profiles, k)
-    return _mean_over_matrices(np.sqrt(squares / sizes) - np.sqrt(sizes / _extents(profiles, 0)))
+    chance = np.sqrt(sizes / _extents(profiles, 0))
+    return _mean_over_matrices(
+        lambda layer: np.sqrt(squares[layer] / sizes[layer]) - chance[layer],
+        len(squares),
+        len(profiles.tasks),
+    )
 
 
 @metric(category="subspace", low=-1, high=1, on_request=True)
@@ -179,7 +198,12 @@ def right_overlap_excess(
                [-0.577,  0.423]])
     """
     squares, sizes = profiles.subspace_overlaps("right", end, k), _sizes(profiles, k)
-    return _mean_over_matrices(np.sqrt(squares / sizes) - np.sqrt(sizes / _extents(profiles, 1)))
+    chance = np.sqrt(sizes / _extents(profiles, 1))
+    return _mean_over_matrices(
+        lambda layer: np.sqrt(squares[layer] / sizes[layer]) - chance[layer],
+        len(squares),
+        len(profiles.tasks),
+    )
 
 
 @metric(category="subspace", low=-1, high=1, on_request=True)
@@ -208,7 +232,10 @@ def interaction_overlap_excess(
                [-0.333,  0.667]])
     """
     squares, sizes = profiles.subspace_overlaps("right", end, k), _sizes(profiles, k)
-    return _mean_over_matrices(squares / sizes - sizes / _extents(profiles, 1))
+    chance = sizes / _extents(profiles, 1)
+    return _mean_over_matrices(
+        lambda layer: squares[layer] / sizes[layer] - chance[layer], len(squares), len(profiles.tasks)
+    )
 
 
 def _extents(profiles: Profiles, axis: int) -> Float64[np.ndarray, "L 1 1"]:
@@ -220,9 +247,14 @@ def _sizes(profiles: Profiles, k: int) -> Float64[np.ndarray, "L 1 1"]:
     return profiles.subspace_sizes(k).astype(np.float64)[:, None, None]
 
 
-def _mean_over_matrices(values: Float64[np.ndarray, "L T T"]) -> Float64[np.ndarray, "T T"]:
-    """Average over the matrices where the pair's value is defined."""
-    defined = ~np.isnan(values)
-    count = defined.sum(0)
-    total = np.where(defined, values, 0).sum(0)
+def _mean_over_matrices(
+    values: Callable[[int], Float64[np.ndarray, "T T"]], layers: int, tasks: int
+) -> Float64[np.ndarray, "T T"]:
+    """Average over the matrices where the pair's value is defined, one after another: all of them may take GiB."""
+    total, count = np.zeros((tasks, tasks)), np.zeros((tasks, tasks), dtype=np.int64)
+    for layer in range(layers):
+        of_layer = values(layer)
+        defined = ~np.isnan(of_layer)
+        total += np.where(defined, of_layer, 0)
+        count += defined
     return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)

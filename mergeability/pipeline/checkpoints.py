@@ -13,6 +13,7 @@ from mergeability.merging.method import TUNED
 from mergeability.metrics.catalogue import Metric
 from mergeability.metrics.measure import measure
 from mergeability.metrics.traits import traits_of
+from mergeability.pipeline.budget import refuse_budget
 from mergeability.pipeline.merges import (
     asks_for_all,
     chosen_sets,
@@ -36,6 +37,7 @@ def analyse_checkpoints(suite: CheckpointSuite, request: Request, run: Run) -> A
     """
     if len(suite.models) < 2:
         raise UserError(f"Comparing needs at least two models; suite.models names {len(suite.models)}.")
+    refuse_budget(request, "checkpoints")
     sets = chosen_sets(request, tuple(map(str, suite.models)))
     if request.merges:
         _check_merges(request)

@@ -1,7 +1,7 @@
 """What every suite shares about its merges: which are made, where they are kept, what is recorded of them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pandas as pd
@@ -27,7 +27,9 @@ def chosen_sets(request: Request, tasks: tuple[str, ...]) -> list[tuple[str, ...
     Raises:
         UserError: a method merges another number of models.
     """
-    sets = request.merging.chosen_sets.choose(tasks)
+    # Pairs that are only measured are listed, however many there are.
+    many = request.merging.evaluate is not None or not request.merges
+    sets = replace(request.merging.chosen_sets, many_pairs=many).choose(tasks)
     for name, method in request.merges.items():
         count = method.models
         other = next((len(one) for one in sets if count is not None and len(one) != count), None)

@@ -85,7 +85,9 @@ class MergeSettings:
         pairs: the pairs to merge, [[a, b], …]; every one when None.
         arity: models that are merged together: a number, "all", or several of these.
         sets: how many sets of that many to draw; every one when None.
-        seed: of the draw.
+        evaluate: how many pairs are merged and evaluated, chosen to help the prediction of the others most; every one
+            when None.
+        seed: of the draw and of the choice.
         alpha: None for each method's own scale, a number, "tuned", "unlabelled", "both", or a list of words.
         alpha_grid: the scales that tuning tries.
         validation_images: how many of each task tuning looks at.
@@ -105,6 +107,7 @@ class MergeSettings:
     pairs: Sequence[Sequence[str]] | None = None
     arity: int | str | Sequence[int | str] = 2
     sets: Count | None = None
+    evaluate: Count | None = None
     seed: Seed = 0
     alpha: float | int | str | Sequence[str] | None = None
     alpha_grid: Sequence[float | int] = GRID
@@ -126,8 +129,22 @@ class MergeSettings:
             )
         if self.export not in (None, "hf"):
             raise UserError(f"Expected export to be hf or null, got {self.export!r}.")
+        self._check_budget()
         # Made to be checked: what is wrong would else be found after minutes.
         _ = self.chosen_sets, self.scales
+
+    def _check_budget(self) -> None:
+        if self.evaluate is None:
+            return
+        if not is_count(self.evaluate, least=1):
+            raise UserError(
+                f"Expected evaluate to be a whole number of at least 1 or null, got {self.evaluate!r}."
+            )
+        if self.arity not in (2, [2]) or self.sets is not None:
+            raise UserError(
+                "evaluate=… chooses among pairs. Leave out arity=… and sets=…, or bound sets of more models by sets=… "
+                "alone."
+            )
 
     @property
     def chosen_sets(self) -> MergeSets:

@@ -40,6 +40,9 @@ class Analysis:
         scores: predictions of `scorer`, one row per pair.
         transfer: comparison of these predictions with outcomes.
         merged: merge methods whose merges were probed without labels.
+        evaluated: how many pairs a budget had evaluated; None without a budget.
+        predicted_pairs: predicted outcomes of the other pairs.
+        predicted_accuracy: how well such predictions did on pairs that were evaluated.
 
     Examples:
         >>> import pandas as pd
@@ -67,6 +70,9 @@ class Analysis:
     scores: pd.DataFrame = field(default_factory=pd.DataFrame)
     transfer: pd.DataFrame = field(default_factory=pd.DataFrame)
     merged: list[str] = field(default_factory=list)
+    evaluated: int | None = None
+    predicted_pairs: pd.DataFrame = field(default_factory=pd.DataFrame)
+    predicted_accuracy: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def tasks(self) -> list[str]:
@@ -76,7 +82,22 @@ class Analysis:
             if len(self.pairs)
             else pd.Series(dtype=object)
         )
-        return list(dict.fromkeys([*map(str, self.models.index), *ends.astype(str)]))
+        # Each once before they become Python's: of 499,500 pairs, every look would take seconds.
+        return list(dict.fromkeys([*map(str, self.models.index), *ends.astype(str).unique().tolist()]))
+
+    @property
+    def of_budget(self) -> list[str]:
+        """Say how many pairs a budget had evaluated, and what the numbers of the others are; nothing without one."""
+        others = len(self.pairs) - (self.evaluated or 0)
+        if self.evaluated is None or others == 0:
+            return []
+        sentence = f"{self.evaluated} of the {len(self.pairs)} pairs were merged and evaluated."
+        if self.predicted_pairs.empty:
+            return [f"{sentence} Those that were not ({others}) are not predicted either."]
+        return [
+            f"{sentence} The outcomes of those that were not ({others}) are predictions from these, in"
+            " predicted_pairs.csv, and in no other number of this run."
+        ]
 
     @property
     def targets(self) -> list[str]:

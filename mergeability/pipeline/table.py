@@ -8,6 +8,7 @@ import pandas as pd
 
 from mergeability.context import Run
 from mergeability.errors import UserError
+from mergeability.pipeline.budget import refuse_budget
 from mergeability.pipeline.predict import PairOutcomes, predict_table
 from mergeability.pipeline.request import Request
 from mergeability.pipeline.result import Analysis
@@ -30,6 +31,7 @@ def analyse_table(suite: TableSuite, request: Request, run: Run) -> Analysis:
     Raises:
         UserError: the table lacks the metrics or the methods asked for, or cannot be predicted from.
     """
+    refuse_budget(request, "table")
     file = suite.file()
     pairs, of_ratios = with_zero_shot_ratio(file.frame)
     notes = [*file.notes, *of_ratios]

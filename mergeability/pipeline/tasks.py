@@ -24,6 +24,7 @@ from mergeability.evaluation.probes import Probe, probes_on
 from mergeability.evaluation.scales import UNLABELLED
 from mergeability.metrics.functional import functional_names, of_models
 from mergeability.metrics.measure import measure
+from mergeability.pipeline.budget import check_budget, evaluated_sets, predicted_others, with_outcomes
 from mergeability.pipeline.merges import (
     chosen_sets,
     merge_writer,
@@ -52,6 +53,7 @@ def analyse_tasks(suite: TaskSuite, request: Request, run: Run) -> Analysis:
         UserError: too few tasks, a missing model, or images or models that do not fit together.
     """
     _require_tasks(suite, request)
+    check_budget(request)
     sets = chosen_sets(request, tuple(suite.tasks))
     # Models that no chosen pair has need not be there; the images of all tasks stay the pool of the activations.
     everything, merged = (
@@ -64,18 +66,21 @@ def analyse_tasks(suite: TaskSuite, request: Request, run: Run) -> Analysis:
     with run.clock.stage("measuring metrics"):
         profiles = Profiles(vectors, views, run)
         table = measure(profiles, request.metrics, on_error=request.on_error)
+        evaluated, of_budget = evaluated_sets(sets, table, request)
     with run.clock.stage("evaluating models"):
         models = evaluate_models(vectors, evaluator)
         if suite.pixel_baseline:
             models["pixel_accuracy"] = merged.pixel_accuracies()
     with run.clock.stage("merging and evaluating"):
-        outcomes = _evaluation(vectors, merged, models, sets).sets(request.merges, sets, run)
+        outcomes = _evaluation(vectors, merged, models, evaluated).sets(request.merges, evaluated, run)
     pairs = with_own_accuracies(_with_outcomes(table, request, sets, outcomes), models)
     models = models.assign(**of_models(profiles, request.metrics))
     methods = outcomes.methods if any(len(one) == 2 for one in sets) else []
     merged_sets = _larger_sets(outcomes, profiles, request)
+    others = predicted_others(pairs, methods, request)
+    studied = with_outcomes(pairs, methods) if request.merging.evaluate is not None else pairs
     predicted = predict_pairs(
-        PairOutcomes(pairs, list(request.metrics), methods, merged_sets), sets, request, run
+        PairOutcomes(studied, list(request.metrics), methods, merged_sets), evaluated, request, run
     )
     return Analysis(
         title=f"Mergeability of {suite.name}",
@@ -90,6 +95,8 @@ def analyse_tasks(suite: TaskSuite, request: Request, run: Run) -> Analysis:
             *everything.fewer,
             *everything.remarks,
             *outcomes.notes,
+            *of_budget,
+            *others.notes,
             *predicted.notes,
         ],
         run=recorded(vectors, request),
@@ -97,6 +104,9 @@ def analyse_tasks(suite: TaskSuite, request: Request, run: Run) -> Analysis:
         accuracies=outcomes.accuracies,
         curves=outcomes.curves,
         fitted=None if predicted.fitted is None else predicted.fitted.with_models(vectors.hashes),
+        evaluated=None if request.merging.evaluate is None else len(evaluated),
+        predicted_pairs=others.predictions,
+        predicted_accuracy=others.accuracy,
     )
 
 

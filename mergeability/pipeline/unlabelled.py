@@ -25,6 +25,7 @@ from mergeability.metrics.catalogue import Metric
 from mergeability.metrics.functional import of_models
 from mergeability.metrics.measure import measure
 from mergeability.metrics.traits import traits_of
+from mergeability.pipeline.budget import refuse_budget
 from mergeability.pipeline.merges import (
     asks_for_all,
     chosen_sets,
@@ -50,6 +51,7 @@ def analyse_models(suite: ModelSuite, request: Request, run: Run) -> Analysis:
     Raises:
         UserError: images, heads or models that do not fit together, or something that needs labels.
     """
+    refuse_budget(request, "models")
     sets = chosen_sets(request, tuple(suite.members))
     metrics, left_out = _measurable(request.metrics)
     _check_merges(request)

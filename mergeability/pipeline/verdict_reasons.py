@@ -5,9 +5,21 @@ from collections.abc import Sequence
 import pandas as pd
 
 from mergeability.pipeline.result import Analysis
+from mergeability.prediction.answers import Forecast
 
 _BETTER = 0.05
 """How much larger a correlation must be to be worth naming as a next step."""
+
+
+def distance(forecasts: Sequence[Forecast]) -> list[str]:
+    """Say how far the second best method is behind the best one, and the worst."""
+    if len(forecasts) < 2:
+        return ["Only one method was tried."]
+    best, second, last = forecasts[0], forecasts[1], forecasts[-1]
+    sentence = f"{second.method} comes second, {100 * (best.expected - second.expected):.1f} points lower"
+    if last is not second:
+        sentence += f"; {last.method} is last, {100 * (best.expected - last.expected):.1f} points lower"
+    return [f"{sentence}."]
 
 
 def of_base(analysis: Analysis, models: Sequence[str]) -> list[str]:

@@ -1,13 +1,15 @@
 """From what an analysis found to its verdict: on one pair or set, or on new pairs of models like its own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from mergeability.errors import UserError
+from mergeability.pipeline.predicted_verdicts import of_predicted_pair
 from mergeability.pipeline.result import Analysis
 from mergeability.pipeline.verdict_reasons import (
+    distance,
     known_models,
     next_steps,
     of_base,
@@ -75,9 +77,28 @@ def verdict(analysis: Analysis, models: Sequence[str] | None = None) -> Verdict:
         rows = [(str(row["tasks"]).split("+"), row) for _, row in sets.iterrows()]
         answers = [(" + ".join(models), _of_one(analysis, row, models)) for models, row in rows]
         return answers[0][1] if len(answers) == 1 else _of_many(analysis, answers, "set")
+    if analysis.scores.empty and not any(
+        str(name).startswith("probe_overlap_") for name in analysis.pairs.columns
+    ):
+        # Nothing speaks of any of them, however many there are.
+        return _unanswered(analysis, f"{len(analysis.pairs)} pairs of {len(analysis.tasks)} models")
     pairs = [([str(row["task_a"]), str(row["task_b"])], row) for _, row in analysis.pairs.iterrows()]
+    places = _places(analysis)
     return _of_many(
-        analysis, [(" + ".join(models), _of_one(analysis, row, models)) for models, row in pairs], "pair"
+        analysis,
+        [(" + ".join(models), _of_one(analysis, row, models, places)) for models, row in pairs],
+        "pair",
+    )
+
+
+def _unanswered(analysis: Analysis, subject: str) -> Verdict:
+    """Answer for models of which nothing but metrics is known."""
+    return Verdict(
+        subject,
+        TARGETS[0],
+        "No prediction: these models were compared, but neither merged nor scored by a fitted predictor.",
+        next_steps=tuple(next_steps(analysis)),
+        cautions=tuple(unusual_images(analysis, analysis.tasks)),
     )
 
 
@@ -100,18 +121,23 @@ def _has_outcomes(analysis: Analysis, table: pd.DataFrame) -> bool:
     return bool(columns) and bool(table[columns].notna().any(axis=None))
 
 
-def _of_one(analysis: Analysis, row: pd.Series, models: list[str]) -> Verdict:
-    """Answer for one pair or set."""
+def _of_one(
+    analysis: Analysis, row: pd.Series, models: list[str], places: Mapping[frozenset[str], int] | None = None
+) -> Verdict:
+    """Answer for one pair or set; `places` are those of pairs among the scores, for many answers."""
     subject = f"Merging {' + '.join(models)}"
     measured = _measured(analysis, row)
     if measured is not None:
         return _from_measured(analysis, subject, models, *measured)
-    scores = _scores_of(analysis, models)
+    scores = _scores_of(analysis, models, _places(analysis) if places is None else places)
     if scores is not None and scores["recommended"]:
         return _from_scores(analysis, subject, models, scores)
     probed = _probed(analysis, row)
     if probed:
         return _from_probe(analysis, subject, models, row, probed)
+    predicted = of_predicted_pair(analysis, subject, models)
+    if predicted is not None:
+        return predicted
     cautions = [*known_models(analysis, models), *unusual_images(analysis, models)]
     if scores is not None:
         cautions.insert(0, f"Outside the range of the fitted predictor: {scores['abstains']}.")
@@ -153,19 +179,27 @@ def _from_measured(
         target,
         f"Merge by {best.method}: it keeps {best.expected:.1%} {TARGET_WORDS[target]} on the test images.",
         tuple(forecasts),
-        choice=tuple(_distance(forecasts)),
+        choice=tuple(distance(forecasts)),
         sureness=("Measured on labelled test images of each task, not predicted.",),
         reasons=tuple(of_base(analysis, models)),
         cautions=tuple(unusual_images(analysis, models)),
     )
 
 
-def _scores_of(analysis: Analysis, models: list[str]) -> pd.Series | None:
+def _places(analysis: Analysis) -> dict[frozenset[str], int]:
+    """Find the row of each pair among the scores by the fitted predictor."""
+    if analysis.scores.empty:
+        return {}
+    ends = zip(analysis.scores["task_a"].astype(str), analysis.scores["task_b"].astype(str), strict=True)
+    return {frozenset(pair): place for place, pair in enumerate(ends)}
+
+
+def _scores_of(
+    analysis: Analysis, models: list[str], places: Mapping[frozenset[str], int]
+) -> pd.Series | None:
     """Find the scores of a pair by the fitted predictor."""
-    for _, row in analysis.scores.iterrows():
-        if {str(row["task_a"]), str(row["task_b"])} == set(models) and len(models) == 2:
-            return row
-    return None
+    place = places.get(frozenset(models)) if len(models) == 2 else None
+    return None if place is None else analysis.scores.iloc[place]
 
 
 def _from_scores(analysis: Analysis, subject: str, models: list[str], scores: pd.Series) -> Verdict:
@@ -267,23 +301,12 @@ def _from_probe(
         " 90% of such merges.",
         tuple(forecasts),
         0.9,
-        tuple(_distance(forecasts)),
+        tuple(distance(forecasts)),
         tuple(readings_of_probes(PROBE_HALF_WIDTH)),
         (*of_base(analysis, models), *of_mean_features(row)),
         tuple(next_steps(analysis)),
         tuple(unusual_images(analysis, models)),
     )
-
-
-def _distance(forecasts: Sequence[Forecast]) -> list[str]:
-    """Say how far the second best method is behind the best one, and the worst."""
-    if len(forecasts) < 2:
-        return ["Only one method was tried."]
-    best, second, last = forecasts[0], forecasts[1], forecasts[-1]
-    sentence = f"{second.method} comes second, {100 * (best.expected - second.expected):.1f} points lower"
-    if last is not second:
-        sentence += f"; {last.method} is last, {100 * (best.expected - last.expected):.1f} points lower"
-    return [f"{sentence}."]
 
 
 def _of_new_pairs(analysis: Analysis) -> Verdict:
@@ -304,7 +327,7 @@ def _of_new_pairs(analysis: Analysis) -> Verdict:
     forecasts.sort(key=lambda one: -one.expected)
     best = forecasts[0]
     spread = f", from {best.interval} for {level:.0%} of pairs" if best.interval else ""
-    choice = _distance(forecasts)
+    choice = distance(forecasts)
     fixed = _NAN if "mean" not in worth.index else float(worth["fixed_regret"]["mean"])
     if pd.notna(fixed):
         choice.append(
@@ -317,7 +340,7 @@ def _of_new_pairs(analysis: Analysis) -> Verdict:
         f"Merge by {best.method}: expect {best.expected:.1%} {TARGET_WORDS[target]}{spread}.",
         tuple(forecasts),
         level,
-        tuple(choice),
+        (*analysis.of_budget, *choice),
         *of_pairs_like_these(analysis, worth),
     )
 
@@ -339,13 +362,7 @@ def _of_many(analysis: Analysis, answers: Sequence[tuple[str, Verdict]], noun: s
     answered = [(name, one) for name, one in answers if one.forecasts]
     subject = f"{len(answers)} {noun}s of {len(analysis.tasks)} models"
     if not answered:
-        return Verdict(
-            subject,
-            TARGETS[0],
-            "No prediction: these models were compared, but neither merged nor scored by a fitted predictor.",
-            next_steps=tuple(next_steps(analysis)),
-            cautions=tuple(unusual_images(analysis, analysis.tasks)),
-        )
+        return _unanswered(analysis, subject)
     answered.sort(key=lambda item: -item[1].forecasts[0].expected)
     (good, best), (bad, worst) = answered[0], answered[-1]
     words, verb = (

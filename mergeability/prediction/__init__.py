@@ -1,9 +1,4 @@
-"""Step 10, the outcome of a merge predicted from how two models relate.
-
-A predictor is a scikit-learn regressor on a table of pairs; `conf/predictor` lists them. Plain ones
-(`sklearn.linear_model.LinearRegression` for `ols`, `sklearn.dummy.DummyRegressor` for `mean`) need no file
-here.
-"""
+"""Predict the outcome of merging two models from metrics of the pair: step 10 of the pipeline."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The answer to the question of this package: will these models merge well, by which method, how surely, and why."""
+"""The verdict of an analysis: whether these models merge well, by which method, how certain that is, and why."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +9,19 @@ TARGET_WORDS = {"norm_acc": "of the fine-tuned accuracy", "acc": "accuracy"}
 
 @dataclass(frozen=True)
 class Forecast:
-    """The outcome of one merge method.
+    """Describe the outcome of one merge method for a pair or a set of models.
 
     Attributes:
-        method: its name.
-        expected: predicted or measured outcome, in outcome units; NaN where it is unknown.
-        low: lower end of its interval; NaN without one.
-        high: upper end.
-        source: what it rests on, such as `probe`, `functional` or `measured`.
+        method: name of the merge method.
+        expected: predicted or measured outcome, in outcome units; NaN if unknown.
+        low: lower end of its interval; NaN without an interval.
+        high: upper end of its interval; NaN without an interval.
+        source: the evidence behind it, such as `probe`, `functional` or `measured`.
+
+    Examples:
+        >>> from mergeability.prediction import Forecast
+        >>> Forecast("ties", expected=0.91, low=0.87, high=0.95, source="ridge").interval
+        '87% to 95%'
     """
 
     method: str
@@ -27,7 +32,7 @@ class Forecast:
 
     @property
     def interval(self) -> str:
-        """The interval in words, an empty text without one; shares end at 0."""
+        """The interval in words, its lower end cut off at 0; an empty text without an interval."""
         if self.low != self.low or self.high != self.high:
             return ""
         return f"{max(self.low, 0):.0%} to {self.high:.0%}"
@@ -35,19 +40,36 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Verdict:
-    """An answer for a pair or a set of models, or for new pairs of models like those of an analysis.
+    """State which merge method to use for a pair or a set of models, and how certain that is.
+
+    A verdict on an analysis is about new pairs of models like those of the analysis.
 
     Attributes:
-        subject: whom it is about, in words.
+        subject: the models that it is about, in words.
         target: the outcome, `norm_acc` or `acc`.
         answer: one sentence: which method, and how good.
         forecasts: one per merge method, the recommended one first.
-        level: the share of pairs that the intervals are meant to hold; NaN without intervals.
-        choice: sentences on what the choice of the method costs.
-        sureness: sentences on how this evidence did on pairs it had not seen.
-        reasons: sentences with the numbers that the answer rests on.
-        next_steps: sentences on what would make it surer, and at which cost.
-        cautions: sentences on what speaks against relying on it.
+        level: the nominal share of pairs inside the intervals, in (0, 1); NaN without intervals.
+        choice: sentences on the cost of choosing a method by prediction.
+        sureness: sentences on how well this evidence predicted pairs that were left out of the fit.
+        reasons: sentences with the numbers behind the answer.
+        next_steps: sentences on measurements that would make it more certain, and their cost.
+        cautions: sentences on reasons not to rely on it.
+
+    Examples:
+        >>> from mergeability.prediction import Forecast, Verdict
+        >>> forecast = Forecast("task_arithmetic", 0.91, 0.87, 0.95, "ridge")
+        >>> answer = "Merge them by task_arithmetic."
+        >>> verdict = Verdict("cars + dtd", "norm_acc", answer, (forecast,), level=0.9)
+        >>> verdict.recommended
+        'task_arithmetic'
+        >>> print(verdict)
+        cars + dtd
+        <BLANKLINE>
+        Merge them by task_arithmetic.
+        <BLANKLINE>
+        method           normalised accuracy, interval for 90% of pairs
+        task_arithmetic   91.0%  87% to 95%      ridge
     """
 
     subject: str
@@ -63,7 +85,7 @@ class Verdict:
 
     @property
     def recommended(self) -> str:
-        """The method to take; empty where none is recommended."""
+        """The recommended method; an empty text if none is recommended."""
         return self.forecasts[0].method if self.forecasts else ""
 
     @property
@@ -80,7 +102,7 @@ class Verdict:
 
     @property
     def heading(self) -> str:
-        """What the numbers of the forecasts are."""
+        """The heading of the forecasts' numbers: the outcome and the level of the intervals."""
         words = "normalised accuracy" if self.target == "norm_acc" else "accuracy"
         # Levels such as 0.9 are exact only as far as people write them.
         return words if self.level != self.level else f"{words}, interval for {self.level:.0%} of pairs"
@@ -104,7 +126,7 @@ class Verdict:
         return self.html()
 
     def html(self) -> str:
-        """Set the verdict as HTML: the answer, the table of methods, the reasons."""
+        """Write the verdict as HTML: the answer, the table of methods, the reasons."""
         rows = "".join(
             f"<tr><td>{escape(one.method)}</td><td>{_percent(one.expected)}</td><td>{one.interval}</td>"
             f'<td class="text">{escape(one.source)}</td></tr>'

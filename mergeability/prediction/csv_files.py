@@ -13,23 +13,28 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 def cell(value: Any) -> Any:
     """Put a quote before text that a spreadsheet would compute.
 
-    >>> cell("=1+1"), cell("svhn"), cell(-0.5)
-    ("'=1+1", 'svhn', -0.5)
+    Examples:
+        >>> cell("=1+1"), cell("svhn"), cell(-0.5)
+        ("'=1+1", 'svhn', -0.5)
     """
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 def original(value: Any) -> Any:
-    """Take the quote off that `cell` put there.
-
-    >>> original(cell("=1+1")), original(cell("'=1+1")), original("'quoted'")
-    ('=1+1', "'=1+1", "'quoted'")
-    """
+    """Remove the quote that `cell` added."""
     return value[1:] if isinstance(value, str) and value[:1] == "'" and _FORMULA.match(value) else value
 
 
 def csv_text(frame: pd.DataFrame, index: bool = False) -> str:
-    """Write a table as CSV, its index too if asked, with a quote before each text that looks like a formula."""
+    """Write a table as CSV, with a quote before each text that looks like a formula.
+
+    Args:
+        frame: the table.
+        index: whether to write the index too.
+
+    Returns:
+        The CSV text.
+    """
     return _mapped(frame, cell, index).to_csv(index=index)
 
 

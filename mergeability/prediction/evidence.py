@@ -33,7 +33,7 @@ class OwnEvidence:
 def with_own_evidence(
     predictors: Mapping[str, Predictor],
 ) -> tuple[dict[str, Predictor], dict[str, Predictor]]:
-    """Separate the predictors that name their columns from those that look at the metrics."""
+    """Separate the predictors that name their columns from those that use the metrics."""
     own = {name: one for name, one in predictors.items() if hasattr(one, "columns")}
     return own, {name: one for name, one in predictors.items() if name not in own}
 
@@ -41,7 +41,7 @@ def with_own_evidence(
 def evidence_columns(
     predictors: Iterable[Predictor], targets: Sequence[str], methods: Sequence[str]
 ) -> list[str]:
-    """List every column that a predictor may ask for, each once."""
+    """List every column that a predictor may need, each once."""
     found = [
         column
         for predictor in predictors
@@ -54,7 +54,7 @@ def evidence_columns(
 
 
 def joined(first: PredictionResult, second: PredictionResult) -> PredictionResult:
-    """Put two results of the same table together."""
+    """Combine two results of the same table."""
 
     def stacked(name: str) -> pd.DataFrame:
         frames = [frame for frame in (getattr(first, name), getattr(second, name)) if len(frame)]
@@ -73,16 +73,19 @@ def joined(first: PredictionResult, second: PredictionResult) -> PredictionResul
 def study_own_evidence(
     predictors: Mapping[str, Predictor], table: PairTable, methods: Sequence[str], settings: Any
 ) -> OwnEvidence:
-    """Score each predictor on its own columns, and test these as the metrics are tested.
+    """Score each predictor on its own columns, and test these columns in the same way as the metrics.
 
-    A predictor looks at the first of its alternatives that all pairs have; at the last one where none is whole. One
-    whose columns the table lacks predicts nothing, with a note.
+    A predictor uses the first of its alternatives that all pairs have, or the last one if none is complete. A
+    predictor whose columns the table lacks predicts nothing, with a note.
 
     Args:
         predictors: name → predictor with `columns`.
         table: all pairs, with the columns.
         methods: merge methods.
         settings: the `StudySettings`.
+
+    Returns:
+        Scores, and the permutation tests of the columns.
     """
     result, tested, lacking = PredictionResult(), [], {}
     # Two predictors may look at the same columns, which are tested once.
@@ -125,10 +128,10 @@ def study_own_evidence(
 def asked_columns(
     name: str, predictor: Predictor, table: PairTable, methods: Sequence[str], targets: Sequence[str]
 ) -> tuple[dict[tuple[str, tuple[str, ...]], list[str]], list[str]]:
-    """Group the methods of each target by the columns that the predictor looks at.
+    """Group the methods of each target by the columns that the predictor uses.
 
     Returns:
-        (target, columns) → methods, without those whose columns the table lacks; and sentences on what was chosen.
+        (target, columns) → methods, without those whose columns the table lacks; and sentences on the chosen columns.
     """
     found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     notes: list[str] = []

@@ -1,4 +1,4 @@
-"""Linear fits of outcomes on one set of columns, for every merge method: what a fitted predictor is made of."""
+"""Linear fits of outcomes on one set of columns, one per merge method: the parts of a fitted predictor."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,14 +26,14 @@ class MethodFit:
     Attributes:
         weights: one per metric, for metrics scaled to [-1, 1] by the ranges they were fitted on.
         intercept: in outcome units.
-        half_width: of the interval that is meant to hold a share `level` of the pairs of new tasks.
-        level: of the interval.
-        r_beyond_mean: correlation with outcomes of pairs of two unseen tasks, beyond the training mean; None where
-            nothing is predicted.
+        half_width: of the prediction interval, in outcome units.
+        level: nominal share of pairs of new tasks inside the interval, in (0, 1).
+        r_beyond_mean: correlation with outcomes of pairs of two unseen tasks, beyond the training mean; None if
+            predictions do not vary around it.
         r_low: lower end of its 95 % interval.
         n_pairs: number of pairs that it was fitted on.
-        mean: mean outcome of these pairs; None in files that do not hold it.
-        coverage: share of held-out tasks' pairs inside the interval of the other tasks; None where it is unknown.
+        mean: mean outcome of these pairs; None in files without it.
+        coverage: share of held-out tasks' pairs inside the interval of the other tasks; None if unknown.
     """
 
     weights: list[float]
@@ -74,7 +74,7 @@ class Evidence:
 
     @property
     def r(self) -> float:
-        """Mean over methods of the correlation beyond the mean; a method without one counts as 0."""
+        """The mean over methods of the correlation beyond the mean; an undefined one counts as 0."""
         return float(np.mean([fit.r_beyond_mean or 0.0 for fit in self.methods.values()]))
 
     @property
@@ -93,6 +93,15 @@ class Evidence:
 
 def ridge_evidence(name: str, table: PairTable, methods: Sequence[str], target: str) -> Evidence:
     """Fit ridge for every method on the metrics of a table; the ranges are those of all pairs that have them.
+
+    Args:
+        name: of the tier.
+        table: the pairs, with the metrics of the tier.
+        methods: merge methods.
+        target: the outcome.
+
+    Returns:
+        The tier.
 
     Raises:
         UserError: no pair has all of the metrics, or there are too few pairs to leave two tasks out.
@@ -117,9 +126,17 @@ def ridge_evidence(name: str, table: PairTable, methods: Sequence[str], target: 
 
 
 def probe_evidence(table: PairTable, methods: Sequence[str], target: str) -> Evidence | None:
-    """Take each method's probe as the estimate of its outcome; None if the table contains no probes.
+    """Use each method's probe as the estimate of its outcome; return None if the table contains no probes.
 
-    The columns are shares in [0, 1], and that is their range: nothing is extrapolated.
+    The columns are shares, and their range is [0, 1]: nothing is extrapolated.
+
+    Args:
+        table: the pairs, with columns of probes.
+        methods: merge methods.
+        target: the outcome.
+
+    Returns:
+        The tier.
     """
     columns = {method: probe_columns(target, method)[0] for method in methods}
     known = [m for m in methods if columns[m] in table.frame and table.frame[columns[m]].notna().any()]

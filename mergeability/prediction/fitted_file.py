@@ -1,4 +1,4 @@
-"""The file of a fitted predictor: plain JSON, numbers and names, so that reading one runs nothing."""
+"""The file of a fitted predictor: plain JSON with numbers and names, so that reading it never executes code."""
 
 import json
 from collections.abc import Mapping
@@ -16,14 +16,17 @@ _READ = (1, FORMAT)
 def read(path: Path | str) -> dict[str, Any]:
     """Read the file of a fitted predictor, or the one in the folder of the analysis that fitted it.
 
-    Files of format 1 have no names of tiers, no mean outcomes and no hashes of models: the mean outcome of a fit is
-    that of the mean pair, which ridge with an intercept predicts exactly.
+    Files of format 1 have no names of tiers, no mean outcomes and no hashes of models. Their mean outcome of a fit is
+    computed as that of the mean pair, which ridge with an intercept predicts exactly.
+
+    Args:
+        path: the file or the folder.
 
     Returns:
         `target`, `tasks`, `evidence` and `models`, the arguments of `Scorer`.
 
     Raises:
-        UserError: there is none, or it is not one that this version reads.
+        UserError: the file does not exist, or this version cannot read it.
     """
     path = Path(path).expanduser()
     file = path / FILE if path.is_dir() else path

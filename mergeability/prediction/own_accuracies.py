@@ -1,4 +1,4 @@
-"""What the models of a pair table reach on their own: known before any merge, and the same in all rows of a model."""
+"""The accuracies of the models of a pair table on their own tasks, known before any merge."""
 
 from collections.abc import Mapping, Sequence
 
@@ -25,11 +25,17 @@ _SAME = 1e-6
 def with_finetuned_accuracy(frame: pd.DataFrame) -> pd.DataFrame:
     """Add the column `finetuned_accuracy`, the mean of the two models' own accuracies, where they are known.
 
-    They are the columns `finetuned_accuracy_a` and `finetuned_accuracy_b`; what these leave open follows from the
-    outcomes where possible (`implied_accuracies`). A column that is there already is kept.
+    They are the columns `finetuned_accuracy_a` and `finetuned_accuracy_b`; missing values are derived from the
+    outcomes if possible (`implied_accuracies`). An existing column is kept.
+
+    Args:
+        frame: one row per pair.
+
+    Returns:
+        The table with the column, if any value is known.
 
     Raises:
-        UserError: as `given_accuracies` does.
+        UserError: for the reasons given in `given_accuracies`.
     """
     ends = frame.get(["task_a", "task_b"])
     if FINETUNED in frame.columns or ends is None or ends.isna().any(axis=None):
@@ -77,22 +83,32 @@ def with_zero_shot_ratio(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 def finetuned_accuracies(frame: pd.DataFrame) -> dict[str, float]:
     """Return task → fine-tuned accuracy: given by columns, or implied by the outcomes for tasks without a value.
 
+    Args:
+        frame: one row per pair.
+
+    Returns:
+        The known accuracies, in [0, 1].
+
     Raises:
-        UserError: as `given_accuracies` does.
+        UserError: for the reasons given in `given_accuracies`.
     """
     given = given_accuracies(frame, FINETUNED)
     return {**implied_accuracies(frame), **given}
 
 
 def given_accuracies(frame: pd.DataFrame, kind: str) -> dict[str, float]:
-    """Return task → accuracy from the columns `<kind>_a` and `<kind>_b`, of which a model needs one value in any row.
+    """Return task → accuracy from the columns `<kind>_a` and `<kind>_b`; one value per model in any row is enough.
 
     Args:
         frame: one row per pair.
         kind: `base_accuracy` or `finetuned_accuracy`.
 
+    Returns:
+        The known accuracies.
+
     Raises:
-        UserError: only one of the columns is there, a value is no number in [0, 1], or two rows contradict each other.
+        UserError: one of the two columns is missing, a value is not a number in [0, 1], or two rows contradict each
+            other.
     """
     columns = {f"{kind}_a": "task_a", f"{kind}_b": "task_b"}
     there = [name for name in columns if name in frame.columns]
@@ -122,10 +138,16 @@ def given_accuracies(frame: pd.DataFrame, kind: str) -> dict[str, float]:
 
 
 def implied_accuracies(frame: pd.DataFrame) -> dict[str, float]:
-    """Return task → the fine-tuned model's own accuracy that the outcomes imply; nothing where they do not.
+    """Return task → fine-tuned accuracy implied by the outcomes; empty if they do not determine it.
 
     `norm_acc` is the mean of acc_a/f_a and acc_b/f_b, linear in 1/f, so all pairs of a method together determine the
-    tasks' own accuracies f. They count only where every pair agrees with them to six digits.
+    tasks' own accuracies f. They are used only if every pair agrees with them to six digits.
+
+    Args:
+        frame: one row per pair.
+
+    Returns:
+        The accuracies f of all tasks, or none.
     """
     ends = frame[["task_a", "task_b"]]
     if ends.isna().any(axis=None):

@@ -24,7 +24,13 @@ _SLACK = 1e-5
 class PairRows:
     """The rows of a table that have every metric and one outcome.
 
-    `ends` are the two tasks of each pair; `incidence[i, t]` is 1 where pair i contains task t.
+    Attributes:
+        metrics: names of the m columns of features.
+        tasks: the T tasks of the whole table.
+        ends: the two tasks of each pair, (n, 2).
+        features: metrics of each pair.
+        incidence: entry (i, t) is 1 if pair i contains task t, else 0.
+        outcome: one number per pair, in outcome units.
     """
 
     metrics: tuple[str, ...]
@@ -37,16 +43,26 @@ class PairRows:
 
 @dataclass(frozen=True)
 class PairTable:
-    """A validated pair table. Only the named metrics are ever features; every other column stays out.
+    """Hold a checked pair table, in which only the named metrics are features.
 
-    The functions of this package that take a data frame make one of it (`of`) and pass it on, so that a table is
+    Functions of this package that take a data frame convert it with `of` and pass the result on, so that a table is
     checked once.
 
     Attributes:
         frame: task names, and the checked columns as numbers, NaN for an empty cell.
-        metrics: columns used as features; those without any value are left out.
+        metrics: columns used as features, without those that have no value.
         tasks: in order of appearance.
         notes: sentences about metrics left out.
+
+    Examples:
+        >>> from mergeability.prediction import PairTable
+        >>> from mergeability.prediction.examples import example_pairs
+        >>> table = PairTable.validate(example_pairs(), ["cosine", "distance"], ["norm_acc_ties"])
+        >>> table.tasks
+        ('cars', 'dtd', 'gtsrb', 'mnist', 'sun397', 'svhn')
+        >>> rows, left_out = table.rows("norm_acc_ties")
+        >>> rows.features.shape, rows.incidence.shape, left_out
+        ((15, 2), (15, 6), [])
     """
 
     frame: pd.DataFrame
@@ -66,13 +82,17 @@ class PairTable:
 
         Args:
             frame: one row per pair.
-            metrics: columns used as features. One without any value is left out, with a note.
+            metrics: columns used as features. A metric without any value is left out, with a note.
             outcomes: names of outcome columns, all of them present.
             ranges: metric → its lowest and highest value.
 
+        Returns:
+            The checked table.
+
         Raises:
-            UserError: missing or repeated columns, an outcome named as a metric, text or infinity in a number
-                column, a metric outside its range, a pair given twice or with itself, or fewer than four tasks.
+            UserError: columns are missing or repeated, an outcome is named as a metric, a number column contains text
+                or infinity, a metric is outside its range, a pair is repeated or pairs a task with itself, or there
+                are fewer than four tasks.
         """
         _check_columns(frame, metrics, outcomes)
         tasks = _check_pairs(frame)
@@ -93,18 +113,21 @@ class PairTable:
         ranges: Mapping[str, tuple[float, float]] | None = None,
         also: Sequence[str] = (),
     ) -> "PairTable":
-        """Check a data frame with the outcomes that it has of these methods; take a checked table as it is.
+        """Check a data frame with the outcomes of these methods that it has; return a checked table unchanged.
 
         Args:
             table: one row per pair.
             metrics: columns used as features.
             methods: merge methods.
-            targets: of each method.
+            targets: outcomes of each method, `norm_acc` or `acc`.
             ranges: metric → its lowest and highest value; a checked table is not checked again.
-            also: further number columns to keep where the table has values of them; they are no features.
+            also: further number columns to keep if they have values; they are not features.
+
+        Returns:
+            The checked table.
 
         Raises:
-            UserError: as `validate` does.
+            UserError: for the reasons given in `validate`.
         """
         if isinstance(table, PairTable):
             return table.select(metrics)
@@ -118,10 +141,14 @@ class PairTable:
         return cls.validate(table, metrics, [*present, *extra], ranges)
 
     def select(self, metrics: Sequence[str], outcomes: Sequence[str] | None = None) -> "PairTable":
-        """Take other columns of the same pairs as metrics, and keep all outcomes or only these.
+        """Select other columns of the same pairs as metrics, and keep all outcomes or only these.
+
+        Args:
+            metrics: columns used as features.
+            outcomes: outcome columns to keep; all columns when None.
 
         Raises:
-            UserError: a column is missing, or none of the metrics has a value.
+            UserError: a column is missing, or no metric has a value.
         """
         _check_columns(self.frame, metrics, outcomes or ())
         frame = self.frame
@@ -146,11 +173,19 @@ class PairTable:
         return self.frame[["task_a", "task_b"]].to_numpy(dtype=object)
 
     def usable(self, outcome: str, complete_for: Sequence[str] = ()) -> Bool[np.ndarray, " n"]:
-        """Mark the rows with all metrics and this outcome, and with those of `complete_for` as well."""
+        """Mark the rows with all metrics, this outcome and the columns in `complete_for`."""
         return self.frame[[*self.metrics, outcome, *complete_for]].notna().all(axis=1).to_numpy()
 
     def rows(self, outcome: str, complete_for: Sequence[str] = ()) -> tuple[PairRows, list[str]]:
-        """Take the usable rows, and name the pairs left out."""
+        """Return the usable rows and the names of the pairs left out.
+
+        Args:
+            outcome: name of a column.
+            complete_for: further columns that must have a value.
+
+        Returns:
+            The rows, and one text `a-b` per pair left out.
+        """
         whole = self.usable(outcome, complete_for)
         left_out = [f"{a}-{b}" for a, b in self.ends[~whole]]
         kept = self.frame.loc[whole]
@@ -173,10 +208,18 @@ FINETUNED = "finetuned_accuracy"
 def chosen_methods(
     table: pd.DataFrame | PairTable, methods: Sequence[str] | None, targets: Sequence[str]
 ) -> list[str]:
-    """Return the methods asked for, or those that a table has outcomes of.
+    """Return the requested merge methods, or all methods that a table has outcomes of.
+
+    Args:
+        table: the pairs.
+        methods: merge methods; those the table has outcomes of when None.
+        targets: `norm_acc`, `acc` or both.
+
+    Returns:
+        Names of merge methods.
 
     Raises:
-        UserError: there is no target, or one that is not known.
+        UserError: there is no target, or an unknown one.
     """
     unknown = [target for target in targets if target not in TARGETS]
     if unknown or not targets:
@@ -190,7 +233,7 @@ def chosen_methods(
 def outcome_methods(frame: pd.DataFrame, targets: Sequence[str] = TARGETS) -> list[str]:
     """List the merge methods that a table has outcomes of, in column order.
 
-    A method's two single-task columns end in `_a` and `_b` and are no methods of their own.
+    A method's two single-task columns end in `_a` and `_b` and do not count as methods.
     """
     columns = [str(name) for name in frame.columns]
     found: list[str] = []
@@ -203,13 +246,21 @@ def outcome_methods(frame: pd.DataFrame, targets: Sequence[str] = TARGETS) -> li
 
 
 def incidence(groups: Any, tasks: Sequence[str]) -> Float[np.ndarray, "n T"]:
-    """Mark who is in which pair: entry (i, t) is 1 where pair i contains task t, so each row has two ones."""
+    """Return the incidence matrix of pairs: entry (i, t) is 1 if pair i contains task t, so each row has two ones.
+
+    Args:
+        groups: the two tasks of each pair, (n, 2).
+        tasks: the T tasks, in the order of the columns.
+
+    Returns:
+        A matrix of zeros and ones.
+    """
     ends = np.asarray(groups, dtype=object).reshape(-1, 2)
     return (ends[:, :, None] == np.array(tasks, dtype=object)).any(axis=1).astype(np.float64)
 
 
 def task_order(groups: Any) -> tuple[str, ...]:
-    """List the tasks: those of the first column as they appear, then those of the second alone."""
+    """List the tasks: first those of the first column in order of appearance, then the others."""
     ends = np.asarray(groups, dtype=object).reshape(-1, 2)
     return tuple(dict.fromkeys(ends.T.ravel().tolist()))
 
@@ -288,7 +339,7 @@ def numbers_in(frame: pd.DataFrame, name: str) -> Float[np.ndarray, " n"]:
     """Read a column as numbers, NaN for an empty cell.
 
     Raises:
-        UserError: a cell holds text or infinity.
+        UserError: a cell contains text or infinity.
     """
     column = frame[name]
     if pd.api.types.is_bool_dtype(column):

@@ -1,4 +1,4 @@
-"""A fitted predictor: scores pairs that nobody merged, and abstains outside what it was fitted on."""
+"""A fitted predictor: scores pairs that were not merged, and abstains outside its training range."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,14 +25,26 @@ _ENDS = ("task_a", "task_b")
 
 @dataclass(frozen=True)
 class Scorer:
-    """Predicts outcomes of pairs from the evidence about them.
+    """Predict outcomes of new pairs from the evidence about them.
 
     Attributes:
         target: the outcome, `norm_acc` or `acc`.
-        tasks: whose pairs it was fitted on.
-        evidence: tiers of evidence, the one that predicted pairs of two unseen tasks best first. Each pair is scored by
-            the first tier that it has and whose range it lies in.
-        models: task → SHA-256 of the fine-tuned model, where it is known, to recognise models of the fit.
+        tasks: the tasks whose pairs it was fitted on.
+        evidence: tiers of evidence, ordered by how well they predicted pairs of two unseen tasks, the best first. Each
+            pair is scored by the first tier whose metrics are all known and within their training range.
+        models: task → SHA-256 of the fine-tuned model, if known, to recognise models of the fit.
+
+    Examples:
+        >>> from mergeability.prediction import Scorer
+        >>> from mergeability.prediction.examples import example_pairs
+        >>> scorer = Scorer.fit(example_pairs(), ["cosine", "distance"], ["task_arithmetic", "ties"])
+        >>> scorer.tasks
+        ['cars', 'dtd', 'gtsrb', 'mnist', 'sun397', 'svhn']
+        >>> new = example_pairs()[["task_a", "task_b", "cosine", "distance"]].head(2)
+        >>> new["distance"] = [0.5, 9.0]
+        >>> scores = scorer.score(new)
+        >>> scores["score_ties"].round(2).tolist(), scores["abstains"].tolist()
+        ([0.88, nan], ['', 'distance'])
     """
 
     target: str
@@ -48,20 +60,23 @@ class Scorer:
         methods: Sequence[str],
         tiers: Mapping[str, Sequence[str]] | None = None,
     ) -> "Scorer":
-        """Fit ridge for every method and tier, its strength and its interval by leaving two tasks out.
+        """Fit ridge for every method and tier, with strength and interval chosen by leaving two tasks out.
 
-        Probes of the merges in the table (`probe_overlap_<method>`, `probe_confidence_<method>`) are a tier
-        of their own, which needs no fit.
+        Probes of the merges in the table (`probe_overlap_<method>`, `probe_confidence_<method>`) form a separate tier
+        that needs no fit.
 
         Args:
             table: pairs, their metrics and outcomes; a data frame is checked first.
             metrics: the columns of the first tier, `metrics`.
             methods: merge methods with outcomes.
-            tiers: name → columns of further tiers, for models of which less is known or that differ in size; those
-                that the table lacks are left out, and a tier without any is not fitted.
+            tiers: name → columns of further tiers, for models with less evidence or of different sizes; columns that
+                the table lacks are left out, and a tier without any is not fitted.
+
+        Returns:
+            The fitted predictor.
 
         Raises:
-            UserError: as `PairTable.validate`.
+            UserError: for the reasons given in `PairTable.validate`.
         """
         columns = table.frame.columns if isinstance(table, PairTable) else table.columns
         target = fitted_target(list(columns), methods)
@@ -85,7 +100,7 @@ class Scorer:
         return cls(target, list(table.tasks), in_order_of_merit(fitted))
 
     def with_models(self, models: Mapping[str, str]) -> "Scorer":
-        """Return this predictor with the hashes of the models that it was fitted on."""
+        """Return this predictor with the hashes of the models it was fitted on."""
         return replace(self, models={task: models[task] for task in self.tasks if task in models})
 
     def save(self, path: Path) -> None:
@@ -98,16 +113,28 @@ class Scorer:
     def load(cls, path: Path | str) -> "Scorer":
         """Read a scorer from its file, or from the folder of the analysis that fitted it.
 
+        Args:
+            path: the file or the folder.
+
+        Returns:
+            The scorer.
+
         Raises:
-            UserError: there is none, or it is not one that this version reads.
+            UserError: the file does not exist, or this version cannot read it.
         """
         return cls(**fitted_file.read(path))
 
     def evidence_for(self, columns: Sequence[str]) -> Evidence:
-        """Choose the best tier that a table has.
+        """Return the best tier whose columns a table has.
+
+        Args:
+            columns: of the table.
+
+        Returns:
+            The tier.
 
         Raises:
-            UserError: it has none of them whole.
+            UserError: the table lacks columns of every tier.
         """
         return self._available(columns)[0]
 
@@ -124,25 +151,25 @@ class Scorer:
         )
 
     def score(self, table: pd.DataFrame, margin: float | int = MARGIN) -> pd.DataFrame:
-        """Score every pair, recommend a method, and say what drove its score.
+        """Score every pair, recommend a method, and name the metrics that determined its score.
 
-        A pair is scored by the best tier that knows it. A tier does not know a pair where a metric is undefined or lies
-        outside the range of the fit by more than `margin` of that range; where no tier does, the pair is not scored.
-        The method with the best lower bound is recommended; where a tier's correlation is above 0 for no method, that
-        with the best mean is recommended for every pair, and nothing is said to drive it.
+        A pair is scored by the best tier that covers it. A tier does not cover a pair if a metric is undefined or lies
+        outside the training range by more than `margin` of that range; without any such tier, the pair is not scored.
+        The method with the best lower bound is recommended. If a tier's correlation is above 0 for no method, the
+        method with the best mean is recommended for every pair, and no metric is named.
 
         Args:
             table: one row per pair, with `task_a` and `task_b` as columns or as the index.
-            margin: as above, at least 0.
+            margin: share of the training range, at least 0.
 
         Returns:
             One row per pair: `task_a`, `task_b`; for each method m `score_m` with its interval `score_low_m`,
             `score_high_m`; `recommended`; `driven_by`, the metrics that moved its score most from that of the mean
-            pair; `evidence`, the name of the tier; `abstains`, the metrics of the best tier that are outside, empty
-            where the pair is scored. Where it abstains, scores are NaN and nothing is recommended.
+            pair; `evidence`, the name of the tier; `abstains`, the metrics of the best tier that are out of range,
+            empty if the pair is scored. If it abstains, scores are NaN and no method is recommended.
 
         Raises:
-            UserError: the table has no tier whole, its pairs are not named, or the margin is negative.
+            UserError: the table lacks columns of every tier, its pairs are not named, or the margin is negative.
         """
         if not margin >= 0:
             raise UserError(f"Expected a margin of at least 0, got {margin}.")
@@ -169,10 +196,16 @@ class Scorer:
 
 
 def with_ends(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of pairs with the columns `task_a` and `task_b`, which may have been its index.
+    """Return a table of pairs with the columns `task_a` and `task_b`, taken from its index if necessary.
+
+    Args:
+        table: the pairs.
+
+    Returns:
+        The table with both columns.
 
     Raises:
-        UserError: it names its pairs in neither way.
+        UserError: the tasks are neither in the columns nor in the index.
     """
     if set(_ENDS) <= set(table.columns):
         return table
@@ -218,7 +251,7 @@ def _scored(evidence: Evidence, table: pd.DataFrame, margin: float | int) -> dic
 
 
 def fitted_target(columns: Sequence[str], methods: Sequence[str]) -> str:
-    """Return the target that a scorer is fitted on: the first that a table has outcomes of."""
+    """Return the target that a scorer is fitted on: the first one with outcomes in the table."""
     present = set(columns)
     return next(
         (one for one in TARGETS if any(f"{one}_{method}" in present for method in methods)), TARGETS[0]
@@ -226,11 +259,18 @@ def fitted_target(columns: Sequence[str], methods: Sequence[str]) -> str:
 
 
 def transfer_table(scorer: Scorer, table: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """Compare scores with the outcomes a table has: one row per method, over the pairs that were scored.
+    """Compare scores with measured outcomes, over the pairs that were scored.
 
-    `r` is Pearson's correlation, `mae` the mean absolute error, `mae_of_mean` that of the table's own mean; `covered`
-    the share of pairs inside their interval of mean half-width `half_width`, `level` the share that was meant to be;
-    `n_pairs` how many were scored, `n_abstained` how many were not; `evidence` the tiers that scored them.
+    Args:
+        scorer: the fitted predictor.
+        table: pairs with outcomes.
+        scores: the result of `scorer.score`.
+
+    Returns:
+        One row per method: `r`, Pearson's correlation; `mae`, the mean absolute error, and `mae_of_mean`, that of the
+        table's mean; `covered`, the share of pairs inside their interval of mean half-width `half_width`, and `level`,
+        its nominal value; `n_pairs` and `n_abstained`, the numbers of pairs scored and not scored; `evidence`, the
+        tiers used.
     """
     table = with_ends(table)
     rows = []

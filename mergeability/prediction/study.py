@@ -1,4 +1,4 @@
-"""A study of prediction: the scores of all predictors, and one table per question that they leave open."""
+"""A study of prediction: the scores of all predictors, and one table for each further question."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -42,17 +42,25 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class StudySettings:
-    """How prediction is studied.
+    """Configure a study of prediction.
 
     Attributes:
-        protocols: names of the protocols, `loto`, `l2to` or `halves`.
-        targets: outcomes to predict, the first one the default of the report.
+        protocols: names of the protocols: `loto`, `l2to` or `halves`.
+        targets: outcomes to predict; the first one is the default of the report.
         rows: `per_method`, or `complete`: only pairs with an outcome for every method.
-        permutations: of tasks, for the p-values; 0 leaves them out.
-        seeds: starts of the predictors that start at random, on the first target; 0 leaves their spread out.
+        permutations: number of permutations of tasks, for the p-values; 0 skips the test.
+        seeds: number of starts of predictors with a random start, on the first target; 0 skips their spread.
         seed: of the permutations.
-        level: of the intervals.
+        level: nominal share of pairs inside the intervals, in (0, 1).
         ablation: whether to refit without each category of metrics.
+
+    Raises:
+        UserError: a protocol is unknown, a number is negative, or the level is not between 0 and 1.
+
+    Examples:
+        >>> from mergeability.prediction import StudySettings
+        >>> StudySettings(protocols=["l2to"], permutations=99).level
+        0.9
     """
 
     protocols: Sequence[str] = ("loto", "l2to")
@@ -98,24 +106,40 @@ def study_predictions(
     known: Known | None = None,
     progress: Progress = no_progress,
 ) -> PredictionResult:
-    """Score the predictors, and answer the questions that their scores leave open, in `tables`.
+    """Score the predictors, and answer further questions about them, one table per question.
 
-    The tables are `stable_metrics` and `metric_weights` (which metrics the predictors use), `fingerprints` (whether
-    methods depend on the same metrics), `consistency` (whether methods rank pairs alike), `variance` and `relabelling`
-    (whether metrics add to the identity of the two tasks), `single_metrics`, `ablation`, `seeds`, `intervals`,
-    `method_choice`, and `sets` where sets were merged.
+    The result's `tables` are `stable_metrics` and `metric_weights` (which metrics the predictors use), `fingerprints`
+    (whether methods depend on the same metrics), `consistency` (whether methods rank pairs alike), `variance` and
+    `relabelling` (whether metrics add to the identity of the two tasks; the second is the permutation test),
+    `single_metrics`, `ablation`, `seeds`, `intervals`, `method_choice`, and `sets` if sets were merged. Empty tables
+    are left out.
 
     Args:
         table: one row per pair; a data frame is checked first.
         metrics: the columns that may be features.
         predictors: name → regressor.
         methods: merge methods; those the table has outcomes of when None.
-        settings: how prediction is studied.
+        settings: of the study; the defaults when None.
         known: ranges and categories of metrics, and merges of larger sets.
         progress: wraps the loops over predictors and permutations.
 
+    Returns:
+        Scores, predictions, coefficients, notes and tables.
+
     Raises:
-        UserError: as `evaluate_predictors` does.
+        UserError: for the reasons given in `evaluate_predictors`.
+
+    Examples:
+        >>> from mergeability.prediction import Additive, Ridge, StudySettings, study_predictions
+        >>> from mergeability.prediction.examples import example_pairs
+        >>> settings = StudySettings(targets=["norm_acc"], permutations=19, seeds=0)
+        >>> predictors = {"additive": Additive(), "ridge": Ridge()}
+        >>> found = study_predictions(example_pairs(), ["cosine", "distance"], predictors, settings=settings)
+        >>> [name for name in found.tables if "metric" in name]
+        ['metric_weights', 'stable_metrics', 'single_metrics']
+        >>> variance = found.tables["variance"].set_index("method")
+        >>> variance[["task_effects", "metrics_beyond", "residual"]].round(2).loc["ties"].to_dict()
+        {'task_effects': 0.7, 'metrics_beyond': 0.25, 'residual': 0.05}
     """
     settings, known = settings or StudySettings(), known or Known()
     methods = chosen_methods(table, methods, settings.targets)

@@ -1,4 +1,4 @@
-"""Studies as records of the store: a second run with the same table finds what the first one fitted."""
+"""Studies as records of the store: a second run with the same table reuses the fits of the first."""
 
 import hashlib
 import math
@@ -27,7 +27,7 @@ def study_key(
     settings: StudySettings,
     known: Known,
 ) -> dict[str, Any]:
-    """Return what determines a study: the numbers, every option, a version of the code and its libraries."""
+    """Return the key of a study: its numbers, every option, and the versions of the code and its libraries."""
     return {
         "table": table_hash(table),
         "sets": table_hash(known.sets),
@@ -60,7 +60,7 @@ def to_record(result: PredictionResult) -> dict[str, Any]:
 
 
 def from_record(record: Mapping[str, Any]) -> PredictionResult:
-    """Read what `to_record` wrote."""
+    """Read the result of `to_record`."""
     frames = {name: from_columns(columns) for name, columns in record["frames"].items()}
     tables = {name: from_columns(columns) for name, columns in record["tables"].items()}
     return PredictionResult(records=record["records"], notes=record["notes"], tables=tables, **frames)
@@ -75,7 +75,7 @@ def to_columns(frame: pd.DataFrame) -> list[list[Any]]:
 
 
 def from_columns(columns: Sequence[Sequence[Any]]) -> pd.DataFrame:
-    """Read what `to_columns` wrote."""
+    """Read the result of `to_columns`."""
     return pd.DataFrame({name: pd.Series(values, dtype=kind) for name, kind, values in columns})
 
 

@@ -101,7 +101,7 @@ def finite_grams(
 
 
 def frozen(array: np.ndarray) -> np.ndarray:
-    """Return a private, read-only copy: the same matrix is handed to every metric."""
-    copied = np.array(array, dtype=np.float64)
-    copied.setflags(write=False)
-    return copied
+    """Return a read-only view: the same matrix is handed to every metric, and a copy of L×T×T numbers may take GiB."""
+    view = np.asarray(array, dtype=np.float64).view()
+    view.setflags(write=False)
+    return view

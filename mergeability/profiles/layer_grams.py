@@ -61,4 +61,9 @@ def layer_grams(subject: Subject, vectors: LayerVectors) -> Float64[np.ndarray, 
     layers = subject.run.map(
         find, list(vectors.sizes), description=vectors.description, memory=grams.needed(len(order))
     )
-    return np.stack(layers)[:, places][:, :, places]
+    # In one array that is filled layer by layer: at most one layer is there twice. The layers lie next to each other in
+    # memory, so that NumPy sums them pairwise: with another order of the axes, sums end in other bits.
+    found = np.empty((len(places), len(places), len(layers))).transpose(2, 1, 0)
+    for layer, gram in enumerate(layers):
+        found[layer] = gram[np.ix_(places, places)]
+    return found

@@ -18,6 +18,8 @@ _VERSION = 2
 SUBSPACE_SIZE = 10
 # Models whose subspaces meet in one product. Fixed, so that sums never depend on the memory budget.
 _GROUP = 64
+# Models whose decompositions are held together, several groups: each is read T / _TOGETHER times for T models.
+_TOGETHER = 8 * _GROUP
 # Elements of a delta that are read at a time.
 _PART = 2**20
 _NAMES = tuple(f"{side}_{end}" for side in subspaces.SIDES for end in subspaces.ENDS)
@@ -75,9 +77,11 @@ class SubspaceOverlaps:
         def compare(name: str) -> dict[str, np.ndarray]:
             return self._compare(subject, name)
 
-        # The bases of two groups side by side, and their products.
+        # The decompositions that are held; the bases of two groups side by side, and their products.
         length = int(shapes.sum(1).max(initial=0))
         largest = 8 * min(_GROUP, count) * self.k * (length + 4 * _GROUP * self.k)
+        if count > _GROUP:
+            largest += 8 * min(2 * _TOGETHER, count) * self.k * length
         compared = subject.run.map(compare, matrices, description="subspaces of all pairs", memory=largest)
         for layer, of_layer in enumerate(compared):
             for name, values in of_layer.items():
@@ -129,12 +133,24 @@ class SubspaceOverlaps:
             keys = [self._key(subject, subject.tasks[row], name) for row in rows]
             return [subject.store.read("singular", key) for key in keys]
 
+        def groups(rows: range) -> list[range]:
+            return [
+                range(first, min(first + _GROUP, rows.stop)) for first in range(rows.start, rows.stop, _GROUP)
+            ]
+
         count = len(subject.tasks)
-        groups = [range(first, min(first + _GROUP, count)) for first in range(0, count, _GROUP)]
-        for position, rows in enumerate(groups):
+        blocks = [range(first, min(first + _TOGETHER, count)) for first in range(0, count, _TOGETHER)]
+        for position, rows in enumerate(blocks):
             left = read(rows)
-            for columns in groups[position:]:
-                yield rows, left, columns, left if columns == rows else read(columns)
+            for columns in blocks[position:]:
+                right = left if columns == rows else read(columns)
+                for one in groups(rows):
+                    ours = left[one.start - rows.start : one.stop - rows.start]
+                    for other in groups(columns):
+                        if other.start < one.start:
+                            continue
+                        theirs = right[other.start - columns.start : other.stop - columns.start]
+                        yield one, ours, other, ours if other == one else theirs
 
 
 def matrix_shapes(vectors: TaskVectors) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Results of several analysis runs side by side, one row per method."""
+"""Compare the merge methods of several analysis runs, one row per method."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,11 +27,22 @@ _STYLE = (
 
 @dataclass(frozen=True)
 class CrossMethodSummary:
-    """One row per method, one row per pair of methods, and what is missing.
+    """Hold the comparison of the merge methods of several runs.
 
-    `methods` has the mean and worst outcome of each method and `r_<predictor>` for the default target;
-    `agreement` the shares `top5_overlap` and `sign_agreement` of every two methods for each predictor and
-    target; `consistency` how far every two methods agree about the pairs, as `method_consistency` says it.
+    Attributes:
+        methods: one row per method: mean and worst outcome, and `r_<predictor>` for the default target.
+        agreement: one row per target, predictor and pair of methods: the shares `top5_overlap` and `sign_agreement`,
+            in [0, 1], as in `fingerprints`.
+        consistency: one row per target and pair of methods: rank correlations over pairs, as in `method_consistency`.
+        missing: sentences on folders or tables that could not be used.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from mergeability.reporting import CrossMethodSummary
+        >>> methods = pd.DataFrame({"method": ["ties"], "mean_norm_acc": [0.89]})
+        >>> summary = CrossMethodSummary(methods, pd.DataFrame(), pd.DataFrame(), ("run_2 contains no outcomes.",))
+        >>> summary.methods["method"].tolist(), summary.missing
+        (['ties'], ('run_2 contains no outcomes.',))
     """
 
     methods: pd.DataFrame
@@ -90,11 +101,30 @@ class CrossMethodSummary:
 
 
 def cross_method_summary(run_folders: Sequence[Path | str]) -> CrossMethodSummary:
-    """Read the folders that analysis runs left and compare their methods.
+    """Read the folders of several analysis runs and compare their merge methods.
 
-    A folder holds `pairs.csv` and, where prediction was part of the run, `prediction.json` and
-    `coefficients.csv`. A folder without a readable table is named in `missing`. A method that several folders
-    hold keeps the folder's name beside its own.
+    Args:
+        run_folders: each with `pairs.csv` and, if the run included prediction, `prediction.json` and
+            `coefficients.csv`.
+
+    Returns:
+        The comparison. A folder without a readable table is named in `missing`. If several folders contain the same
+        method, the folder's name is added to the method's name.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from mergeability.prediction.examples import example_pairs
+        >>> from mergeability.reporting import cross_method_summary
+        >>> with TemporaryDirectory() as name:
+        ...     folder = Path(name) / "run_1"
+        ...     folder.mkdir()
+        ...     example_pairs().to_csv(folder / "pairs.csv", index=False)
+        ...     summary = cross_method_summary([folder, Path(name) / "run_2"])
+        >>> summary.methods[["method", "mean_norm_acc"]].round(3).values.tolist()
+        [['task_arithmetic', 0.885], ['ties', 0.884]]
+        >>> len(summary.missing)
+        1
     """
     found: list[tuple[str, pd.DataFrame, list[dict[str, Any]], pd.DataFrame]] = []
     missing: list[str] = []

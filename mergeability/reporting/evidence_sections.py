@@ -1,4 +1,4 @@
-"""Sections of the report on metrics as evidence: each on its own, by category, coefficients, agreement of methods."""
+"""Sections of the report on metrics as evidence: single metrics, categories, coefficients, agreement of methods."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ _SHOWN_METRICS = 15
 
 
 def single_metrics(analysis: Analysis) -> Section | None:
-    """Show how each metric predicts on its own; None where nothing was predicted."""
+    """Show how well each metric predicts alone; None if nothing was predicted."""
     single = study_table(analysis, "single_metrics")
     if single.empty:
         return None
@@ -72,7 +72,7 @@ def single_metrics(analysis: Analysis) -> Section | None:
 
 
 def category_ablation(analysis: Analysis) -> Section | None:
-    """Show what predictors lose without each category of metrics."""
+    """Show the loss of predictors without each category of metrics."""
     ablation = study_table(analysis, "ablation")
     if ablation.empty:
         return None
@@ -124,7 +124,7 @@ def coefficients(analysis: Analysis) -> Section | None:
 
 
 def fingerprints(analysis: Analysis) -> Section | None:
-    """Show how alike the coefficients of merge methods are."""
+    """Show how similar the coefficients of merge methods are."""
     compared = study_table(analysis, "fingerprints")
     if compared.empty:
         return None

@@ -1,4 +1,4 @@
-"""The first sentences of a report: the comparison, the quality of the merges, and what predicts it."""
+"""The first sentences of a report: the comparison, the quality of the merges, and their best predictor."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ from mergeability.reporting.summaries import (
 
 def headline(analysis: Analysis) -> list[str]:
     """Summarise the findings in plain sentences, with their uncertainty."""
-    sentences = [_what_was_compared(analysis)]
+    sentences = [_what_was_compared(analysis), *analysis.of_budget]
     if analysis.targets:
         sentences += _merging_sentences(analysis)
     sentences += _set_sentences(analysis)
@@ -58,7 +58,7 @@ def _what_was_compared(analysis: Analysis) -> str:
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """Write a number with its noun."""
+    """Format a number with its noun."""
     return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
 
 

@@ -1,4 +1,4 @@
-"""Names under which runs are logged, shared by tracking, which writes them, and dashboards, which read them."""
+"""Names under which runs are logged: tracking writes them, dashboards read them."""
 
 from typing import Final
 
@@ -76,11 +76,11 @@ SUITE: Final = "suite.name"
 
 
 def mean_outcome(target: str, method: str) -> str:
-    """Name the mean over pairs of an outcome.
+    """Return the logged name of an outcome's mean over pairs.
 
     Args:
         target: `norm_acc` or `acc`.
-        method: the merge method, with its suffix where scales are compared.
+        method: the merge method, with its suffix if scales are compared.
 
     Examples:
         >>> mean_outcome("norm_acc", "ties")
@@ -90,7 +90,7 @@ def mean_outcome(target: str, method: str) -> str:
 
 
 def worst_outcome(target: str, method: str) -> str:
-    """Name the lowest outcome over pairs.
+    """Return the logged name of the lowest outcome over pairs.
 
     Args:
         target: `norm_acc` or `acc`.
@@ -104,13 +104,13 @@ def worst_outcome(target: str, method: str) -> str:
 
 
 def correlation(protocol: str, target: str, method: str, predictor: str) -> str:
-    """Name the correlation of predicted and measured outcomes.
+    """Return the logged name of the correlation of predicted and measured outcomes.
 
     Args:
-        protocol: how it was validated, such as `loto`.
+        protocol: of the validation, such as `loto`.
         target: `norm_acc` or `acc`.
         method: the merge method.
-        predictor: what predicted.
+        predictor: name of the predictor.
 
     Examples:
         >>> correlation("loto", "norm_acc", "ties", "ridge")
@@ -134,7 +134,7 @@ def summarised(name: str, direction: str = "max") -> str:
 
 
 def prediction_table(name: str) -> str:
-    """Name a table of the study of predictors.
+    """Return the logged name of a table of the study of predictors.
 
     Args:
         name: of its file in `prediction/`, without the suffix.

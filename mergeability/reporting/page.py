@@ -20,21 +20,25 @@ Choice = tuple[str, Sequence[tuple[str, str]]]
 
 @dataclass(frozen=True)
 class Section:
-    """One heading of the page with what stands below it, already HTML."""
+    """Hold one section of the page, its body already HTML."""
 
     anchor: str
     heading: str
     body: str
 
 
+MOST_ROWS = 5000
+"""Of a table in the report: browsers are slow with more, and so are readers."""
+
+
 def paragraphs(*sentences: str, note: bool = False) -> str:
-    """Set each sentence as a paragraph."""
+    """Format each sentence as an HTML paragraph."""
     kind = ' class="note"' if note else ""
     return "".join(f"<p{kind}>{escape(sentence)}</p>" for sentence in sentences)
 
 
 def bullet_list(sentences: Sequence[str], lead: bool = False) -> str:
-    """Set sentences as a list."""
+    """Format sentences as an HTML list."""
     kind = ' class="lead"' if lead else ""
     return f"<ul{kind}>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>"
 
@@ -52,7 +56,22 @@ def table(
     marked: Sequence[str] = (),
     digits: int = 3,
 ) -> str:
-    """Set a frame as a table, its index first; `columns` gives headings, `marked` rows are tinted."""
+    """Format a data frame as an HTML table, its index first.
+
+    Only the first `MOST_ROWS` rows are shown if there are more, with the number of the others.
+
+    Args:
+        frame: the rows.
+        columns: column → heading; missing columns are skipped.
+        first: heading of the index.
+        texts: columns aligned as text.
+        marked: index values of the rows to highlight.
+        digits: decimals of numbers.
+
+    Returns:
+        The HTML.
+    """
+    left_out, frame = len(frame) - MOST_ROWS, frame.head(MOST_ROWS)
     shown = [name for name in columns if name in frame.columns]
     kinds = [' class="text"' if name in texts else "" for name in shown]
     head = "".join(f"<th{kind}>{escape(columns[name])}</th>" for name, kind in zip(shown, kinds, strict=True))
@@ -65,9 +84,10 @@ def table(
         tint = ' class="baseline"' if index in marked else ""
         rows.append(f"<tr{tint}><td>{escape(str(index))}</td>{cells}</tr>")
     body = "".join(rows)
+    more = f"{left_out} more rows are in the CSV files of the run folder."
     return (
         f'<div class="scroll"><table><thead><tr><th>{escape(first)}</th>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f"<tbody>{body}</tbody></table></div>{paragraphs(more, note=True) if left_out > 0 else ''}"
     )
 
 
@@ -77,10 +97,17 @@ def figure_block(
     choices: Sequence[Choice] = (),
     square: bool = False,
 ) -> str:
-    """Show figures that drop-downs choose between.
+    """Show figures with drop-down menus that select one.
 
-    `figures` maps the chosen values, joined by "|", to the plots shown side by side for that choice; a
-    combination that is not there says so on the page.
+    Args:
+        anchor: identifier of the block in the page.
+        figures: chosen values, joined by "|" → the plots shown next to each other for that choice; the page states
+            which combinations are missing.
+        choices: the menus.
+        square: whether plots are square.
+
+    Returns:
+        The HTML.
     """
     controls = "".join(_select(caption, options) for caption, options in choices)
     count = max((len(plots) for plots in figures.values()), default=0)
@@ -120,7 +147,7 @@ def embedded_json(value: Any) -> str:
 
 
 def page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """Put sections on one page that needs no network: styles, scripts and data inside."""
+    """Combine sections into one page that needs no network: styles, scripts and data are inside."""
     contents = "".join(f'<li><a href="#{s.anchor}">{escape(s.heading)}</a></li>' for s in sections)
     body = "".join(
         f'<section id="{s.anchor}"><h2>{escape(s.heading)}</h2>{s.body}</section>' for s in sections
@@ -135,13 +162,16 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
 
 
 def document(title: str, body: str, styles: Sequence[str], scripts: Sequence[str]) -> str:
-    """Make an HTML document with Plotly inside.
+    """Create an HTML document with Plotly inside.
 
     Args:
         title: of the document.
-        body: what it shows, already HTML.
+        body: its content, already HTML.
         styles: style sheets of this package, by their paths in it.
         scripts: scripts of this package, which run in this order after Plotly.
+
+    Returns:
+        The HTML.
     """
     style, script = (_resources(names) for names in (styles, scripts))
     return (

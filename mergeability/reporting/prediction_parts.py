@@ -1,4 +1,4 @@
-"""What the sections on prediction share: tables and records of the study, and choices between them."""
+"""Tables, records and menus shared by the sections on prediction."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from mergeability.reporting.summaries import (
 
 
 def target_choice(analysis: Analysis) -> Choice:
-    """Offer the outcomes."""
+    """Return the menu of outcomes."""
     return ("outcome", [(target, TARGET_NAMES[target]) for target in analysis.targets])
 
 
@@ -29,7 +29,7 @@ def study_table(analysis: Analysis, name: str) -> pd.DataFrame:
 
 
 def study_records(analysis: Analysis, situation: str) -> list[dict[str, Any]]:
-    """Take the records of the first protocol of a situation."""
+    """Return the records of the first protocol of a situation."""
     prediction = analysis.prediction
     if prediction is None:
         return []
@@ -44,7 +44,7 @@ def first_protocol(analysis: Analysis, situation: str) -> str:
 
 
 def predictor_choice(analysis: Analysis, rows: pd.DataFrame) -> Choice:
-    """Offer the best predictor first, so that the default view shows the main result."""
+    """Return the menu of predictors, the best one first, so that the default view shows the main result."""
     names: Sequence[str] = list(dict.fromkeys(rows["predictor"].astype(str)))
     shown = [record for record in study_records(analysis, KNOWN_PARTNER) if record["predictor"] in names]
     best = best_predictor(shown, str(rows["target"].iloc[0]))

@@ -85,7 +85,7 @@ _SHOWN_PAIRS = 60
 
 
 def sections(analysis: Analysis) -> list[Section | None]:
-    """Make all sections on prediction, in reading order; None where there is nothing to show."""
+    """Create all sections on prediction, in reading order; None for a section without content."""
     return [
         _scores(analysis),
         _predictors(analysis),
@@ -243,7 +243,7 @@ def _both_new(analysis: Analysis) -> Section | None:
 
 
 def in_order(rows: pd.DataFrame) -> Any:
-    """Sort by the order in which names come, baselines first among predictors."""
+    """Return a sort key: the order in which names appear, baselines first among predictors."""
 
     def rank(column: pd.Series) -> pd.Series:
         names = list(dict.fromkeys(rows[str(column.name)]))

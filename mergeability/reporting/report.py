@@ -8,6 +8,7 @@ from mergeability.files import atomic_file
 from mergeability.pipeline.verdicts import verdict
 from mergeability.reporting import figures
 from mergeability.reporting import prediction_sections as foresight
+from mergeability.reporting.budget_section import predicted_pairs
 from mergeability.reporting.headline import headline
 from mergeability.reporting.page import (
     Section,
@@ -69,9 +70,27 @@ _MODEL_COLUMNS = {
 
 
 def write_report(analysis: Analysis, path: Path | str) -> None:
-    """Write an analysis as one self-contained HTML file; parts it lacks are left out.
+    """Write an analysis as one self-contained HTML file; sections without data are left out.
 
-    Raises UserError where the file cannot be written.
+    Args:
+        analysis: the results to show.
+        path: of the file.
+
+    Raises:
+        UserError: the file cannot be written.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from mergeability.pipeline.result import Analysis
+        >>> from mergeability.prediction.examples import example_pairs
+        >>> from mergeability.reporting import write_report
+        >>> analysis = Analysis("Six tasks", example_pairs(), ["cosine", "distance"], ["ties"])
+        >>> with TemporaryDirectory() as folder:
+        ...     write_report(analysis, Path(folder) / "report.html")
+        ...     text = (Path(folder) / "report.html").read_text(encoding="utf-8")
+        >>> "<title>Six tasks</title>" in text, 'id="merges"' in text, 'id="models"' in text
+        (True, True, False)
     """
     sections = [
         section
@@ -79,6 +98,7 @@ def write_report(analysis: Analysis, path: Path | str) -> None:
             Section("found", "What this run found", bullet_list(headline(analysis), lead=True)),
             _models(analysis),
             _merges(analysis),
+            predicted_pairs(analysis),
             _probes(analysis),
             _scales(analysis),
             _sets(analysis),

@@ -1,4 +1,4 @@
-"""The files that an analysis leaves in its run folder."""
+"""The result files of an analysis in its run folder."""
 
 import json
 import shutil
@@ -24,6 +24,8 @@ RESULTS = (
     "prediction",
     "scores.csv",
     "transfer.csv",
+    "predicted_pairs.csv",
+    "predicted_accuracy.csv",
     FITTED,
     "run.json",
     "verdict.txt",
@@ -32,11 +34,33 @@ RESULTS = (
 
 
 def save(analysis: Analysis, folder: Path) -> Path:
-    """Write the tables, `prediction.json`, `run.json`, `verdict.txt` and `report.html`; return the report's path.
+    """Write the tables, `prediction.json`, `run.json`, `verdict.txt` and `report.html` of an analysis.
 
-    All of them or none, in one step: they are written into a new folder, which then takes the place of `folder` with
-    what else is in it. Only where a folder cannot be replaced (`mergeability.files.can_be_replaced`) they are moved one
-    after another.
+    Either all files are written or none: they are written into a new folder, which then replaces `folder` and takes
+    over its other files. Only if the folder cannot be replaced (`mergeability.files.can_be_replaced`) are they moved
+    one by one.
+
+    Args:
+        analysis: the results.
+        folder: where the files go; created if necessary.
+
+    Returns:
+        The path of the report.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from mergeability.pipeline.result import Analysis
+        >>> from mergeability.prediction.examples import example_pairs
+        >>> from mergeability.reporting import save
+        >>> analysis = Analysis("Six tasks", example_pairs(), ["cosine", "distance"], ["ties"])
+        >>> with TemporaryDirectory() as name:
+        ...     report = save(analysis, Path(name) / "run")
+        ...     files = sorted(file.name for file in report.parent.iterdir())
+        >>> report.name
+        'report.html'
+        >>> [file for file in files if file.endswith((".json", ".txt"))]
+        ['prediction.json', 'run.json', 'verdict.txt']
     """
     folder.mkdir(parents=True, exist_ok=True)
     sweep_folders(folder.resolve())
@@ -64,6 +88,8 @@ def _write(analysis: Analysis, folder: Path) -> None:
         ("alpha_curves.csv", analysis.curves),
         ("scores.csv", analysis.scores),
         ("transfer.csv", analysis.transfer),
+        ("predicted_pairs.csv", analysis.predicted_pairs),
+        ("predicted_accuracy.csv", analysis.predicted_accuracy),
     ):
         if not table.empty:
             write_text(folder / name, csv_text(table))

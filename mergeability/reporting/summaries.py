@@ -1,4 +1,4 @@
-"""What an analysis found, as plain tables."""
+"""Plain tables that summarise an analysis."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -41,10 +41,17 @@ def pair_name(row: Any) -> str:
 def method_table(pairs: pd.DataFrame, methods: Sequence[str], alphas: Mapping[str, Any]) -> pd.DataFrame:
     """Summarise each method over its pairs, best mean normalised accuracy first.
 
-    Indexed by method: `alpha`, `n_pairs`, `mean_norm_acc`, `worst_norm_acc`, `worst_pair`, `mean_acc`,
-    `worst_acc`, `median_kept_gain`, `median_margin`; NaN or empty where unknown. The kept gain of a pair,
-    (merged − base) / (fine-tuned − base), is summarised by its median: where fine-tuning gained little, single
-    values explode.
+    The kept gain of a pair is (merged − base) / (fine-tuned − base). It is summarised by its median, because single
+    values are extreme where fine-tuning gained little.
+
+    Args:
+        pairs: the pair table.
+        methods: merge methods.
+        alphas: method → its scaling coefficient.
+
+    Returns:
+        One row per method, indexed by it: `alpha`, `n_pairs`, `mean_norm_acc`, `worst_norm_acc`, `worst_pair`,
+        `mean_acc`, `worst_acc`, `median_kept_gain`, `median_margin`; NaN or empty if unknown.
     """
     rows = []
     for method in methods:
@@ -78,11 +85,15 @@ def method_table(pairs: pd.DataFrame, methods: Sequence[str], alphas: Mapping[st
 
 
 def scale_table(analysis: Analysis) -> pd.DataFrame:
-    """Put each method's own scale beside the tuned one: one row per method that has both, best tuned mean first.
+    """Compare each method's default scale with the tuned ones, best tuned mean first.
 
-    Columns: `alpha`, `mean`, `worst` at the method's own scale, `tuned_alpha`, `tuned_mean`, `tuned_worst`, and
-    `unlabelled_alpha`, … where the scale was chosen without labels; mean and worst over pairs, of normalised
-    accuracy.
+    Args:
+        analysis: the results.
+
+    Returns:
+        One row per method with outcomes at more than one scale: `alpha`, `mean`, `worst` at the default scale,
+        `tuned_alpha`, `tuned_mean`, `tuned_worst`, and `unlabelled_alpha`, … if the scale was chosen without labels;
+        mean and worst normalised accuracy over pairs.
     """
     summary = method_table(analysis.pairs, analysis.methods, analysis.alphas)
     rows: dict[str, dict[str, Any]] = {}
@@ -100,9 +111,16 @@ def scale_table(analysis: Analysis) -> pd.DataFrame:
 
 
 def curve_table(curves: pd.DataFrame) -> pd.DataFrame:
-    """Average the curves over merges: `method`, `alpha`, `norm_accuracy`, and the share of merges that `chosen` each
-    scale. Where scales were tried without labels, the overlap stands for the normalised accuracy, which it estimates.
-    """  # noqa: D205
+    """Average the curves of accuracy against scale over merges.
+
+    Args:
+        curves: one row per merge, tried scale and task. If scales were tried without labels, the overlap replaces the
+            normalised accuracy, which it estimates.
+
+    Returns:
+        One row per method and scale: `method`, `alpha`, `norm_accuracy`, and `chosen`, the share of merges that chose
+        the scale.
+    """
     if "overlap" in curves:
         known = (
             curves["norm_accuracy"] if "norm_accuracy" in curves else pd.Series(float("nan"), curves.index)
@@ -113,7 +131,7 @@ def curve_table(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def sets_table(analysis: Analysis) -> pd.DataFrame:
-    """Summarise the merges of more than two models: one row an arity and method."""
+    """Summarise the merges of more than two models: one row per number of models and method."""
     rows = []
     for arity, group in analysis.sets.groupby("arity", sort=True) if len(analysis.sets) else ():
         for method in analysis.methods:
@@ -140,7 +158,7 @@ def _worst_set(sets: pd.DataFrame, column: str) -> str:
 
 
 def record_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Turn records of `prediction.json` into a frame, `None` into NaN."""
+    """Convert records of `prediction.json` into a data frame, `None` into NaN."""
     frame = pd.DataFrame(list(records))
     texts = {"method", "predictor", "protocol", "situation", "target"}
     return frame.assign(**{name: pd.to_numeric(frame[name]) for name in frame.columns if name not in texts})
@@ -154,7 +172,12 @@ def known_partner(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
 def predictor_table(records: Sequence[Mapping[str, Any]], target: str) -> pd.DataFrame:
     """Average each predictor's scores over methods, baselines first, then by r.
 
-    A predictor without any r keeps NaN: nothing stands in for it.
+    Args:
+        records: of `prediction.json`.
+        target: the outcome.
+
+    Returns:
+        One row per predictor; a predictor without any r keeps NaN.
     """
     frame = record_frame(known_partner(records))
     if frame.empty or target not in set(frame["target"]):
@@ -173,9 +196,18 @@ def predictor_table(records: Sequence[Mapping[str, Any]], target: str) -> pd.Dat
 def best_predictor(
     records: Sequence[Mapping[str, Any]], target: str, method: str | None = None
 ) -> str | None:
-    """Name the predictor with the largest mean r among those that use metrics alone; None where none has an r.
+    """Return the name of the predictor with the largest mean r among those that use only metrics.
 
-    One that has an r in every fold goes before any that lacks some: a mean over chosen folds is no rival.
+    A predictor with an r in every fold precedes one that lacks some, since a mean over selected folds is not
+    comparable.
+
+    Args:
+        records: of `prediction.json`.
+        target: the outcome.
+        method: the merge method; all when None.
+
+    Returns:
+        The name; None if no predictor has an r.
     """
     apart = (*BASELINES, *WITH_TASK_EFFECTS, *OWN_EVIDENCE)
     kept = [r for r in records if r["predictor"] not in apart and (method is None or r["method"] == method)]
@@ -189,10 +221,17 @@ def best_predictor(
 def pair_extremes(
     pairs: pd.DataFrame, methods: Sequence[str], target: str
 ) -> tuple[str, float, str, float] | None:
-    """Find the pairs that merge best and worst on average over the methods: (best, score, worst, score).
+    """Find the pairs that merge best and worst on average over the methods.
 
-    Only pairs with an outcome for every method are compared, lest a missing method flatter its pair. None
-    where no pair is complete.
+    Only pairs with an outcome for every method are compared: a missing method would bias the average of its pair.
+
+    Args:
+        pairs: the pair table.
+        methods: merge methods.
+        target: the outcome.
+
+    Returns:
+        The best pair, its mean outcome, the worst pair, its mean outcome; None if no pair has all outcomes.
     """
     columns = [f"{target}_{m}" for m in methods if f"{target}_{m}" in pairs.columns]
     whole = pairs.dropna(subset=columns)
@@ -204,7 +243,25 @@ def pair_extremes(
 
 
 def summary_table(analysis: Analysis) -> "Table":
-    """Lay out one row per method for the terminal: mean and worst outcome, best predictor's and additive r."""
+    """Make a table for the terminal, one row per method: mean and worst outcome, best predictor's and additive r.
+
+    Args:
+        analysis: the results.
+
+    Returns:
+        A table for `rich.console.Console.print`.
+
+    Examples:
+        >>> from mergeability.pipeline.result import Analysis
+        >>> from mergeability.prediction.examples import example_pairs
+        >>> from mergeability.reporting import summary_table
+        >>> analysis = Analysis("Six tasks", example_pairs(), ["cosine"], ["task_arithmetic", "ties"])
+        >>> table = summary_table(analysis)
+        >>> [column.header for column in table.columns]
+        ['method', 'mean norm_acc', 'worst norm_acc', 'best predictor', 'its r', 'additive r']
+        >>> [list(column.cells) for column in table.columns[:2]]
+        [['task_arithmetic', 'ties'], ['0.885', '0.884']]
+    """
     from rich.markup import escape
     from rich.table import Table
 
@@ -229,7 +286,7 @@ def summary_table(analysis: Analysis) -> "Table":
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """Write a number for a reader; a dash where it is undefined or unknown."""
+    """Format a number for a reader; a dash if it is undefined or unknown."""
     if value is None or (isinstance(value, float | np.floating) and np.isnan(value)):
         return "–"
     if isinstance(value, bool | int | np.integer | str):
@@ -240,7 +297,7 @@ def number(value: Any, digits: int = 3) -> str:
 def record_r(
     records: Sequence[Mapping[str, Any]], method: str, target: str, predictor: str | None
 ) -> float | None:
-    """Return the correlation of a method's best predictor, or of the named one; None if there is none."""
+    """Return the correlation of a method's named predictor; None if there is no such record."""
     wanted = (method, target, predictor)
     return next(
         (r["r_mean"] for r in known_partner(records) if (r["method"], r["target"], r["predictor"]) == wanted),

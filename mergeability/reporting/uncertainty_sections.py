@@ -52,7 +52,7 @@ def prediction_intervals(analysis: Analysis) -> Section | None:
 
 
 def choice_of_method(analysis: Analysis) -> Section | None:
-    """Show what choosing the method by prediction gains or costs."""
+    """Show the gain or loss of choosing the method by prediction."""
     choice = study_table(analysis, "method_choice")
     if choice.empty:
         return None

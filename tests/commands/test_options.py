@@ -25,6 +25,7 @@ DOCUMENTED = {
     ("analyze", "analysis.merging"): {
         "arity": {"2": 2, "5": 5, "all": "all", "[2,all]": [2, "all"]},
         "sets": {"null": None, "20": 20},
+        "evaluate": {"null": None, "60": 60},
         "alpha": {"null": None, "0.5": 0.5, "1": 1, "tuned": "tuned", "unlabelled": "unlabelled", "both": "both",
                   "own": "own", "[own,tuned,unlabelled]": ["own", "tuned", "unlabelled"]},
         "probe": {"null": None, "16": 16, "64": 64},

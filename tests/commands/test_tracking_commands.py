@@ -145,6 +145,20 @@ def test_the_jobs_of_a_sweep_are_one_group(sweep):
     assert [list(run.config["merge"]) for run in runs] == [["ties"], ["ta"]]
 
 
+def test_the_summary_of_a_sweep_is_a_run_of_its_group(sweep):
+    output, folder = sweep
+    run = Read(folder)
+    assert run.run.job_type == "summary"
+    assert run.run.run_group == "/".join(folder.parts[-2:])
+    assert run.exit == 0
+    assert run.summary["report/_type"] == "html-file"
+    assert run.summary["summary/nrows"] == len(pd.read_csv(folder / "summary.csv")) == 2
+    ((kind, _, files),) = [found for name, found in run.artifacts.items() if name.startswith("summary-")]
+    assert kind == "summary"
+    assert {"summary.html", "summary.csv", "fingerprints.csv"} <= set(files)
+    assert output.index("Summary of the sweep") < output.rindex("wandb sync")
+
+
 def test_an_analysis_logs_means_tables_figures_verdict_and_lineage(sweep, smoke_root):
     output, folder = sweep[0], sweep[1] / "0"
     assert output.index("report.html") < output.index("wandb sync")

@@ -207,17 +207,30 @@ def reads(monkeypatch):
     return counts
 
 
-# Of seven models, the second group's members are read for two meetings, the third's for three, …
+# Of seven models, those of the second block are read for two meetings, those of the third for three, …
 @pytest.mark.parametrize(
-    ("group", "times"),
-    [(1, 1 + 2 + 3 + 4 + 5 + 6 + 7), (2, 2 * (1 + 2 + 3) + 4), (3, 3 * (1 + 2) + 3), (64, 7)],
+    ("group", "together", "times"),
+    [
+        (1, 1, 1 + 2 + 3 + 4 + 5 + 6 + 7),
+        (2, 2, 2 * (1 + 2 + 3) + 4),
+        (2, 4, 4 + 2 * 3),
+        (3, 3, 3 * (1 + 2) + 3),
+        (2, 8, 7),
+        (64, 512, 7),
+    ],
 )
-def test_groups_of_models_give_the_same_subspaces(load, monkeypatch, reads, group, times):
+def test_groups_of_models_give_the_same_subspaces(load, monkeypatch, reads, group, together, times):
     whole = measure(load(MODELS))
     monkeypatch.setattr(subspace_overlaps, "_GROUP", group)
+    monkeypatch.setattr(subspace_overlaps, "_TOGETHER", 7)
+    # How many are held at a time changes no bit: the same groups meet.
+    held = measure(load(MODELS))
+    monkeypatch.setattr(subspace_overlaps, "_TOGETHER", together)
     reads["singular"] = 0
-    np.testing.assert_allclose(measure(load(MODELS)), whole, rtol=1e-6)
-    assert reads["singular"] == times * len(MATRICES), "the groups met"
+    found = measure(load(MODELS))
+    np.testing.assert_allclose(found, whole, rtol=1e-6)
+    np.testing.assert_array_equal(found, held)
+    assert reads["singular"] == times * len(MATRICES), "the blocks met"
 
 
 GEOMETRY = {name: WEIGHT_SPACE[name] for name in (*CATEGORIES["geometry"], *CATEGORIES["effective rank"])}

@@ -134,7 +134,7 @@ def test_every_choice_of_the_drop_downs_has_its_figures(page):
 
 def test_both_situations_are_told_apart_and_the_main_sentences_are_there(page):
     assert "Leave one task out: predictors are fitted without the pairs of one task" in page.text
-    assert "Both new: neither task of a pair" in page.text
+    assert "Leave two tasks out: neither task of a pair" in page.text
     assert "beyond task effects" in page.text
     single = json.loads(page.data["single-figures"])["norm_acc"][0]["data"][0]
     assert single["y"] == ["first metric", "second"]

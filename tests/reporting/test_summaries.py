@@ -108,7 +108,7 @@ def test_the_headline_says_what_was_found_beside_its_baselines(pairs, records):
         in text
     )
     assert "lasso, reaches a mean correlation of r = 0.50" in text
-    assert "0.100, against 0.300 for always saying the training mean" in text
+    assert "0.100, against 0.300 for always predicting the training mean" in text
     assert "r = 0.85: here the metrics predict no more than" in text
     assert "at most 2 pairs" in text
 

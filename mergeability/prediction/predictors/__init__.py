@@ -1,1 +1,1 @@
-"""Predictors: one scikit-learn regressor per file, and what they share."""
+"""Predictors: one scikit-learn regressor per file, and their shared parts."""

@@ -1,4 +1,4 @@
-"""Task effects alone: the baseline that every metric has to beat."""
+"""Ridge regression on task effects alone: the baseline that metrics have to beat."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -23,11 +23,30 @@ STRENGTHS = (0.01, 0.1, 1, 10)
 
 
 class Additive(RegressorMixin, BaseEstimator):
-    """Predict y = μ + u_a + u_b from who is in the pair, ridge on the task effects u, no metric at all.
+    """Predict an outcome from the two tasks alone: y = μ + u_a + u_b, ridge on the task effects u.
 
-    A task that no training pair contains has effect 0, so for a held-out task only the partner speaks, and for
-    two of them the training mean. `coef_` holds the effects u in outcome units, `intercept_` μ. The strength is
-    given, or chosen of `strengths` by inner folds.
+    It minimises ‖y - μ - Xu‖² + s ‖u‖², where X is the incidence matrix of pairs and tasks. A task without a training
+    pair has effect 0: with one held-out task the prediction depends only on the partner, with two it is the training
+    mean.
+
+    Args:
+        strength: the strength s > 0; chosen from `strengths` by inner folds when None.
+        strengths: candidates for s.
+
+    Attributes:
+        coef_: the task effects u, in outcome units, one per task.
+        intercept_: μ, in outcome units.
+        strength_: the chosen s.
+
+    Examples:
+        >>> from mergeability.prediction import Additive
+        >>> from mergeability.prediction.pair_table import incidence
+        >>> tasks, pairs = ["a", "b", "c"], [("a", "b"), ("a", "c"), ("b", "c")]
+        >>> model = Additive(strength=0.01).fit(incidence(pairs, tasks), [0.9, 0.8, 0.7])
+        >>> model.coef_.round(2).tolist()
+        [0.1, 0.0, -0.1]
+        >>> model.predict(incidence([("a", "new")], tasks)).round(2).tolist()
+        [0.9]
     """
 
     inputs: ClassVar[str] = "tasks"
@@ -40,7 +59,19 @@ class Additive(RegressorMixin, BaseEstimator):
         self.strengths = strengths
 
     def fit(self, X: Rows, y: Values, folds: Sequence[InnerFold] | None = None) -> "Additive":
-        """Minimise ‖y - μ - Xu‖² + strength ‖u‖² on incidence columns X."""
+        """Estimate μ and u on incidence columns X.
+
+        Args:
+            X: incidence matrix, (n, T).
+            y: n outcomes.
+            folds: inner folds that choose the strength; the middle one of the candidates without any.
+
+        Returns:
+            The fitted predictor.
+
+        Raises:
+            UserError: a strength is not positive.
+        """
         X, y = training_arrays(self, X, y)
         return self._take(solve_ridge([(X, y, folds)], self._checked_strengths())[0])
 

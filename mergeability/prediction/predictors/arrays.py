@@ -1,4 +1,4 @@
-"""The input checks that every predictor here shares: scikit-learn's own, with plain types."""
+"""Input checks shared by all predictors: those of scikit-learn, with plain types."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,17 +27,29 @@ _validate: Any = validate_data
 def training_arrays(
     estimator: BaseEstimator, X: Rows, y: Values
 ) -> tuple[Float[np.ndarray, "n m"], Float[np.ndarray, " n"]]:
-    """Check and convert what `fit` was given; ValueError for NaN, infinity, text or unequal lengths."""
+    """Check and convert the arguments of `fit`.
+
+    Args:
+        estimator: the predictor.
+        X: n rows of m columns.
+        y: n outcomes.
+
+    Returns:
+        Both as arrays in double precision.
+
+    Raises:
+        ValueError: NaN, infinity, text or unequal lengths.
+    """
     X, y = _validate(estimator, X, y, dtype=np.float64, y_numeric=True)
     return X, np.asarray(y, dtype=np.float64)
 
 
 def new_rows(estimator: BaseEstimator, X: Rows) -> Float[np.ndarray, "n m"]:
-    """Check and convert what `predict` was given: the estimator is fitted, and to as many columns."""
+    """Check and convert the argument of `predict`: the estimator must be fitted, with the same number of columns."""
     check_is_fitted(estimator)
     return _validate(estimator, X, dtype=np.float64, reset=False)
 
 
 def unlabelled_rows(estimator: BaseEstimator, X: Rows) -> Float[np.ndarray, "n m"]:
-    """Check and convert what a transformer's `fit` was given."""
+    """Check and convert the argument of a transformer's `fit`."""
     return _validate(estimator, X, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Start from all metrics and drop those that training r can do without."""
+"""Least squares on the metrics that remain after dropping those that barely affect the training correlation."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -7,11 +7,27 @@ from mergeability.prediction.predictors.subset import COLLINEAR, SubsetRegressor
 
 
 class BackwardElimination(SubsetRegressor):
-    """Drop the metric whose removal costs the training r of least squares least, until it exceeds `tolerance`.
+    """Drop metrics one by one, each time the one that lowers the training r of least squares least.
 
-    A metric that is a linear combination of the others costs nothing and goes first, one that is constant as
-    well. With columns = QR and b their coefficients, removing column j adds b_j² / ‖row j of R⁻¹‖² to the
-    residual's square, so a step needs one small inverse and no further fit.
+    Elimination stops when every removal would lower r by more than `tolerance`. Constant metrics and linear
+    combinations of other metrics are removed first. With columns = QR and coefficients b, removing column j adds b_j²
+    / ‖row j of R⁻¹‖² to the squared residual, so each step needs one small inverse and no refit.
+
+    Args:
+        tolerance: the largest accepted loss of r per step, at least 0.
+
+    Attributes:
+        selected_: indices of the remaining metrics.
+        coef_: weights, 0 for removed metrics.
+        intercept_: in outcome units.
+
+    Examples:
+        >>> from mergeability.prediction import BackwardElimination
+        >>> X = [[0.0, 1.0], [1.0, 0.0], [2.0, 1.0], [3.0, 0.0], [4.0, 1.0], [5.0, 0.0]]
+        >>> y = [0.50, 0.61, 0.70, 0.81, 0.90, 1.01]
+        >>> model = BackwardElimination(tolerance=0.01).fit(X, y)
+        >>> model.selected_.tolist(), model.coef_.round(2).tolist()
+        ([0], [0.1, 0.0])
     """
 
     def _select(
@@ -35,9 +51,15 @@ class BackwardElimination(SubsetRegressor):
 
 
 def independent_columns(columns: Float[np.ndarray, "n m"]) -> Int[np.ndarray, " independent"]:
-    """Name columns that span what all of them span, none of which the others explain; in table order.
+    """Return a set of linearly independent columns with the same span, in table order.
 
-    `columns` have length 1, or 0. The next is always the one that is farthest from those taken before.
+    The columns have length 1, or 0. Each step takes the column that is farthest from the span of those taken before.
+
+    Args:
+        columns: n rows of m columns.
+
+    Returns:
+        Indices of the columns taken.
     """
     left, taken = columns, []
     while len(taken) < columns.shape[1]:
@@ -53,7 +75,15 @@ def independent_columns(columns: Float[np.ndarray, "n m"]) -> Int[np.ndarray, " 
 def removal_costs(
     triangle: Float[np.ndarray, "k k"], pull: Float[np.ndarray, " k"]
 ) -> Float[np.ndarray, " k"]:
-    """Give by how much r² falls when one column is removed: b_j² / (S⁻¹)_jj, b = R⁻¹ pull, S = R'R."""
+    """Return by how much r² falls when one column is removed: b_j² / (S⁻¹)_jj, b = R⁻¹ pull, S = RᵀR.
+
+    Args:
+        triangle: R of the QR decomposition of the columns.
+        pull: Qᵀy, for an outcome y of mean 0 and length 1.
+
+    Returns:
+        One number in [0, 1] per column.
+    """
     # SciPy's solver for triangles has threads of its own, which stand in the way of NumPy's.
     inverse = np.linalg.inv(triangle)
     return (inverse @ pull) ** 2 / (inverse**2).sum(axis=1)

@@ -14,23 +14,25 @@ from mergeability.prediction.predictors.arrays import Problem
 
 @runtime_checkable
 class Predictor(Protocol):
-    """A scikit-learn regressor.
+    """Interface of a predictor: that of a scikit-learn regressor.
 
-    Optional attributes, none of which scikit-learn's own regressors have to declare; `traits` reads them:
+    Optional attributes, which `traits` reads and scikit-learn's own regressors need not declare:
 
-    - `inputs`, the columns that `fit` is given: "metrics" (the default, scaled by their ranges), "raw" (the metrics in
-      their own units), "tasks" (incidence columns) or "both".
-    - `columns(target, method)`, alternatives of columns of the table that it looks at instead of the metrics.
-      With "both" the last columns are those of the tasks, and `fit` takes their number as `tasks`.
-    - `closed_form`, whether the fit is solved rather than searched for, so that hundreds of folds cost little.
+    - `inputs`, the columns passed to `fit`: "metrics" (the default, scaled by their ranges), "raw" (the metrics in
+      their own units), "tasks" (incidence columns) or "both". With "both" the last columns are those of the tasks, and
+      `fit` takes their number as `tasks`.
+    - `columns(target, method)`, alternatives of columns of the table used instead of the metrics.
+    - `closed_form`, whether the fit is a closed-form solution rather than a search, so that hundreds of folds are
+      cheap.
     - a `fit` argument `folds`, for which the inner folds of the training rows are passed.
     - `fit_many(problems)`, which fits all folds at once (`BatchPredictor`); with an argument `seeds`, each problem
       from a random start.
     - `coef_` after the fit, one number per column.
 
-    >>> from sklearn.linear_model import Ridge
-    >>> isinstance(Ridge(), Predictor)
-    True
+    Examples:
+        >>> from sklearn.linear_model import Ridge
+        >>> isinstance(Ridge(), Predictor)
+        True
     """
 
     def fit(self, X: Any, y: Any, /) -> Any:
@@ -42,26 +44,26 @@ class Predictor(Protocol):
         ...
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the options that it was made with."""
+        """Return the constructor's options."""
         ...
 
 
 @runtime_checkable
 class BatchPredictor(Predictor, Protocol):
-    """A predictor that fits many problems at once, which takes a fraction of the time of separate fits."""
+    """Interface of a predictor that fits many problems at once, in a fraction of the time of separate fits."""
 
     def fit_many(self, problems: Sequence[Problem], /, **options: Any) -> Sequence[Predictor]:
-        """Fit a copy of the predictor to each problem; options are `tasks` and `seeds`, where it takes them."""
+        """Fit a copy of the predictor to each problem; options are `tasks` and `seeds`, if it accepts them."""
         ...
 
 
 @dataclass(frozen=True)
 class Traits:
-    """Optional abilities of a predictor.
+    """Optional traits of a predictor.
 
     Attributes:
-        inputs: the columns that it is given: "metrics", "raw", "tasks" or "both".
-        closed_form: whether it is solved rather than searched for.
+        inputs: the columns that it receives: "metrics", "raw", "tasks" or "both".
+        closed_form: whether the fit is a closed-form solution rather than a search.
         nested: whether `fit` takes inner folds.
         random_start: whether it fits many problems at once, each from a random start.
     """
@@ -75,8 +77,15 @@ class Traits:
 def traits(predictor: Predictor) -> Traits:
     """Return the optional traits of a predictor.
 
-    >>> traits(LinearRegression())
-    Traits(inputs='metrics', closed_form=True, nested=False, random_start=False)
+    Args:
+        predictor: the regressor.
+
+    Returns:
+        Its traits, defaults for those that it does not declare.
+
+    Examples:
+        >>> traits(LinearRegression())
+        Traits(inputs='metrics', closed_form=True, nested=False, random_start=False)
     """
     return Traits(
         inputs=getattr(predictor, "inputs", "metrics"),

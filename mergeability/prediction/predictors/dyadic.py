@@ -1,4 +1,4 @@
-"""Task effects first, then metrics for the residuals: does the pair matter beyond its two tasks?"""
+"""Ridge on task effects first, then on metrics for the residuals: does the pair matter beyond its two tasks?"""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -31,15 +31,36 @@ STRENGTHS = (10, 30, 100, 300, 1000, float("inf"))
 
 
 class Dyadic(RegressorMixin, BaseEstimator):
-    """Predict y = μ + u_a + u_b + (x - e_a - e_b)·w: task effects of outcome and metrics, then ridge of the rest.
+    """Predict y = μ + u_a + u_b + (x - e_a - e_b)·w: task effects first, then ridge on the residuals of the metrics.
 
     The effects u of the outcome and e of the metrics are ridge estimates of strength `task_strength` on incidence
-    columns. What they leave of the outcome is regressed on what they leave of the metrics, of strength s, chosen by
-    `best_strengths` within the inner folds; an infinite one is `Additive`, as is a fit without inner folds. A task
-    never seen has effect 0, in the outcome as in the metrics.
+    columns. The residuals of the outcome are regressed on the residuals of the metrics with strength s, chosen by
+    `best_strengths` within the inner folds. With infinite s, and without inner folds, the model is that of `Additive`.
+    A task without a training pair has effect 0, for the outcome and for the metrics.
 
-    `coef_` holds the weights of the metrics, then those of the incidence columns, for X as it comes in;
-    `metric_strength_` is s.
+    Args:
+        task_strength: strength of the ridge on task effects, above 0.
+        strengths: candidates for s.
+
+    Attributes:
+        coef_: weights of the metrics, then of the incidence columns, for unadjusted X.
+        intercept_: in outcome units.
+        metric_strength_: the chosen s.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mergeability.prediction import Dyadic, LeaveOneTaskOut
+        >>> from mergeability.prediction.examples import example_pairs
+        >>> from mergeability.prediction.pair_table import incidence
+        >>> pairs = example_pairs()
+        >>> ends = pairs[["task_a", "task_b"]].to_numpy()
+        >>> tasks = sorted(set(ends.ravel()))
+        >>> X = np.hstack([pairs[["cosine"]], incidence(ends, tasks)])
+        >>> folds = list(LeaveOneTaskOut().split(X, groups=ends))
+        >>> model = Dyadic(strengths=(0.1, 1, float("inf")))
+        >>> model = model.fit(X, pairs["norm_acc_ties"], folds, tasks=len(tasks))
+        >>> model.metric_strength_, model.coef_.round(3).tolist()
+        (0.1, [0.044, -0.025, -0.004, 0.024, 0.002, 0.018, -0.015])
     """
 
     inputs: ClassVar[str] = "both"
@@ -50,7 +71,20 @@ class Dyadic(RegressorMixin, BaseEstimator):
         self.strengths = strengths
 
     def fit(self, X: Rows, y: Values, folds: Sequence[InnerFold] | None = None, tasks: int = 0) -> "Dyadic":
-        """Choose the strength on the inner folds and fit all rows; the last `tasks` columns are incidences."""
+        """Choose the strength on the inner folds and fit all rows.
+
+        Args:
+            X: metrics, then incidence columns, (n, m + T).
+            y: n outcomes.
+            folds: inner folds that choose the strength; the largest of the candidates without any.
+            tasks: T, the number of incidence columns at the end.
+
+        Returns:
+            The fitted predictor.
+
+        Raises:
+            UserError: there are fewer columns than `tasks`, or a strength is not positive.
+        """
         X, y = training_arrays(self, X, y)
         if not 0 <= tasks <= X.shape[1]:
             raise UserError(f"Of {X.shape[1]} columns {tasks} cannot be those of tasks.")

@@ -22,11 +22,31 @@ logger = logging.getLogger(__name__)
 class ElasticNet(RegressorMixin, BaseEstimator):
     """Minimise ‖y - a - Xw‖² / 2n + s (q ‖w‖₁ + (1 - q) ‖w‖² / 2σ), the strength s chosen by inner folds.
 
-    q is `l1_ratio`, in (0, 1]; 1 is the lasso. σ, the standard deviation of y, makes the choice independent of
-    the outcome's units, which s itself is in (`strength_`). The strength with the least mean squared error over
-    the inner folds wins, of `strengths` logarithmic steps from the smallest one that selects nothing down to
-    `smallest` times that. The metrics come in already scaled, by the ranges of the whole training fold. Inner
-    leave-one-task-out gives one fold a task, a pair being in two of them. Zou and Hastie, 2005.
+    The standard deviation σ of y makes the choice independent of the outcome's units. The candidates for s are spaced
+    logarithmically from the smallest strength that selects no metric down to `smallest` times that; the one with the
+    least mean squared error over the inner folds is chosen. Metrics are expected already scaled, by their ranges in
+    the training rows. Inner leave-one-task-out makes one fold per task, so each pair is in two of them.
+
+    Source: Zou and Hastie, "Regularization and variable selection via the elastic net", 2005.
+
+    Args:
+        l1_ratio: q, in (0, 1]; 1 is the lasso.
+        strengths: number of candidates for s.
+        smallest: the smallest candidate, as a share of the largest, in (0, 1].
+        tolerance: of the coordinate descent of scikit-learn.
+        max_sweeps: most passes over the coordinates.
+
+    Attributes:
+        coef_: the weights w, in outcome units.
+        intercept_: a, in outcome units.
+        strength_: the chosen s, in outcome units.
+
+    Examples:
+        >>> from mergeability.prediction import ElasticNet
+        >>> X = [[-1.0, 0.2], [-0.6, -0.5], [-0.2, 0.9], [0.2, -0.9], [0.6, 0.5], [1.0, -0.2]]
+        >>> model = ElasticNet().fit(X, [0.57, 0.58, 0.80, 0.70, 0.92, 0.93])
+        >>> model.coef_.round(1).tolist(), round(model.intercept_, 2)
+        ([0.2, 0.1], 0.75)
     """
 
     inputs: ClassVar[str] = "metrics"
@@ -46,9 +66,18 @@ class ElasticNet(RegressorMixin, BaseEstimator):
         self.max_sweeps = max_sweeps
 
     def fit(self, X: Rows, y: Values, folds: Sequence[InnerFold] | None = None) -> "ElasticNet":
-        """Choose the strength on the inner folds (five interleaved ones by default) and refit all rows.
+        """Choose the strength on the inner folds and refit all rows.
 
-        Raises UserError for settings that span no grid of strengths.
+        Args:
+            X: metrics, (n, m).
+            y: n outcomes.
+            folds: inner folds that choose the strength; five interleaved ones when None.
+
+        Returns:
+            The fitted predictor.
+
+        Raises:
+            UserError: the settings do not define a grid of strengths.
         """
         self._check_settings()
         X, y = training_arrays(self, X, y)
@@ -133,9 +162,14 @@ class ElasticNet(RegressorMixin, BaseEstimator):
 
 
 def interleaved_folds(n: int, count: int = 5) -> list[InnerFold]:
-    """Leave out every fifth row, starting from each of the first five: for rows whose tasks are unknown.
+    """Make folds of every fifth row, for rows whose tasks are unknown.
 
-    Fewer than two rows allow no fold.
+    Args:
+        n: number of rows; fewer than two allow no fold.
+        count: number of folds.
+
+    Returns:
+        Training and validation rows of each fold.
     """
     if n < 2:
         return []

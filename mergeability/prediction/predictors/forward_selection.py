@@ -1,4 +1,4 @@
-"""Start from no metric and add those that raise training r."""
+"""Least squares on metrics that are added one by one while they raise the training correlation."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -7,10 +7,27 @@ from mergeability.prediction.predictors.subset import COLLINEAR, SubsetRegressor
 
 
 class ForwardSelection(SubsetRegressor):
-    """Add the metric whose addition raises the training r of least squares most, until by less than `tolerance`.
+    """Add metrics one by one, each time the one that raises the training r of least squares most.
 
-    With z_j what the metrics taken so far leave of metric j, adding it raises r² by (z_j'y)² / z_j'z_j, y of
-    length 1. A metric of which they leave nothing but rounding is never added.
+    Selection stops when no metric would raise r by `tolerance`. Let z_j be the residual of metric j given the metrics
+    already taken; adding it raises r² by (z_j·y)² / ‖z_j‖², for y of length 1. A metric that is a linear combination
+    of those taken is never added.
+
+    Args:
+        tolerance: the smallest gain of r per step, at least 0.
+
+    Attributes:
+        selected_: indices of the metrics taken.
+        coef_: weights, 0 for the other metrics.
+        intercept_: in outcome units.
+
+    Examples:
+        >>> from mergeability.prediction import ForwardSelection
+        >>> X = [[0.0, 1.0], [1.0, 0.0], [2.0, 1.0], [3.0, 0.0], [4.0, 1.0], [5.0, 0.0]]
+        >>> y = [0.50, 0.61, 0.70, 0.81, 0.90, 1.01]
+        >>> model = ForwardSelection(tolerance=0.01).fit(X, y)
+        >>> model.selected_.tolist(), model.predict([[6.0, 0.0]]).round(2).tolist()
+        ([0], [1.11])
     """
 
     def _select(

@@ -1,4 +1,4 @@
-"""A small neural network: what a predictor that nobody can read gets out of the same metrics."""
+"""A small neural network: how well a non-linear predictor does with the same metrics."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -14,18 +14,43 @@ from mergeability.prediction.predictors.arrays import Problem, Rows, Values, new
 
 
 class MLP(RegressorMixin, BaseEstimator):
-    """Minimise the squared error of b + v'·relu(c + W'x), one hidden layer with dropout, by Adam.
+    """Minimise the squared error of b + v·relu(c + Wᵀx), a network with one hidden layer and dropout, by Adam.
 
-    Weight decay is coupled, as in `torch.optim.Adam`: its multiple of the weights joins the gradient. Starts
-    are uniform within 1/√fan-in. There are no coefficients: use
-    `sklearn.inspection.permutation_importance` to measure how much a fit relies on each metric.
+    Weight decay is added to the gradient, as in `torch.optim.Adam`. Initial weights are uniform within ±1/√fan-in.
+    There are no coefficients: use `sklearn.inspection.permutation_importance` to measure how much a fit relies on each
+    metric.
 
-    Whether the published network saw standardised outcomes, and in what batches, is not known. On the
-    published table (accuracy, r by leave-one-task-out, mean of five methods and three seeds; published .493),
-    batches of 32 reach .597 with standardised and .473 with raw outcomes, whole folds .560 and .132. Raw, most
-    of the epochs pass before the output has climbed from 0 to the level of the outcomes, and seeds differ by
-    .05 instead of .02. Hence batches of 32 and outcomes standardised by the training rows;
-    `standardise=False` comes closest to what was published. arXiv 2601.22285.
+    Source: arXiv 2601.22285. It does not state whether outcomes were standardised, nor the batch size. On its table
+    (accuracy, r by leave-one-task-out, mean of five methods and three seeds; published .493), batches of 32 reach .597
+    with standardised and .473 with raw outcomes, full batches .560 and .132. With raw outcomes, most epochs pass while
+    the output climbs from 0 to the level of the outcomes, and seeds differ by .05 instead of .02. The defaults are
+    therefore batches of 32 and outcomes standardised by the training rows; `standardise=False` is closest to the
+    published value.
+
+    Args:
+        hidden: number of hidden units.
+        dropout: share of hidden units set to 0 in training, in [0, 1).
+        learning_rate: step size of Adam.
+        weight_decay: multiple of the weights added to the gradient.
+        epochs: passes over the training rows.
+        batch_size: rows per step.
+        standardise: whether to standardise outcomes by the training rows.
+        seed: of the initial weights, the order of the rows and dropout.
+
+    Attributes:
+        parameters_: `into` (m, h), `into_bias` (1, h), `out` (h, 1) and `out_bias` (1, 1), in single precision.
+        level_: subtracted from outcomes before the fit, in outcome units.
+        unit_: divisor of outcomes before the fit, in outcome units.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mergeability.prediction import MLP
+        >>> X = np.linspace(-1, 1, 16)[:, None]
+        >>> model = MLP(hidden=4, dropout=0.0, learning_rate=0.02, epochs=100).fit(X, 0.8 + 0.1 * X[:, 0])
+        >>> model.parameters_["into"].shape
+        (1, 4)
+        >>> bool(np.abs(model.predict([[-0.5], [0.5]]) - [0.75, 0.85]).max() < 0.03)
+        True
     """
 
     inputs: ClassVar[str] = "metrics"
@@ -51,7 +76,18 @@ class MLP(RegressorMixin, BaseEstimator):
         self.seed = seed
 
     def fit(self, X: Rows, y: Values) -> "MLP":
-        """Train one network; UserError for settings that describe none."""
+        """Train one network.
+
+        Args:
+            X: metrics, (n, m).
+            y: n outcomes.
+
+        Returns:
+            The fitted predictor.
+
+        Raises:
+            UserError: a count is below 1, or dropout is outside [0, 1).
+        """
         X, y = training_arrays(self, X, y)
         fitted = self.fit_many([(X, y, None)])[0]
         self.n_features_in_, self.parameters_ = X.shape[1], fitted.parameters_
@@ -59,10 +95,19 @@ class MLP(RegressorMixin, BaseEstimator):
         return self
 
     def fit_many(self, problems: Sequence[Problem], seeds: Sequence[int] | None = None) -> list["MLP"]:
-        """Fit one regressor per problem (X, y, unused), all of them as a single batched optimisation.
+        """Fit one network per problem, all of them as a single batched optimisation.
 
-        `seeds` gives each problem its own random numbers; by default all use `seed`. Either way a problem gets
-        what it would get alone.
+        The result for a problem does not depend on the other problems.
+
+        Args:
+            problems: X, y and an unused third entry for each fit.
+            seeds: one per problem; `seed` for all when None.
+
+        Returns:
+            One fitted predictor per problem.
+
+        Raises:
+            UserError: a count is below 1, or dropout is outside [0, 1).
         """
         self._check_settings()
         seeds = [self.seed] * len(problems) if seeds is None else seeds
@@ -162,7 +207,7 @@ class MLP(RegressorMixin, BaseEstimator):
 def forward(
     parameters: Parameters, X: np.ndarray, masks: np.ndarray | None = None
 ) -> tuple[Float[np.ndarray, "runs n"], Float[np.ndarray, "runs n hidden"]]:
-    """Give each run's outputs, and its hidden units after ReLU and dropout factors."""
+    """Return the outputs of each run, and its hidden units after ReLU and dropout factors."""
     hidden = np.maximum(X @ parameters["into"] + parameters["into_bias"], 0)
     hidden = hidden if masks is None else hidden * masks
     return (hidden @ parameters["out"] + parameters["out_bias"])[:, :, 0], hidden
@@ -175,7 +220,7 @@ def backward(
     present: Bool[np.ndarray, "runs n"],
     masks: np.ndarray | None = None,
 ) -> Parameters:
-    """Derive each run's mean squared error over its present rows by its parameters."""
+    """Return the gradient of each run's mean squared error over its present rows."""
     score, hidden = forward(parameters, X, masks)
     count = np.maximum(present.sum(axis=1, keepdims=True), 1)
     slope = (2 * (score - y) * present / count).astype(X.dtype)[:, :, None]

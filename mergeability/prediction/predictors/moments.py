@@ -1,9 +1,12 @@
-"""Centred sums of products: all that a least-squares fit depends on, whatever its number of rows."""
+"""Centred sums of products: the only input of a least-squares fit, independent of the number of rows."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+
+# Products of the rows that are kept together, 2 GiB of them: one product of matrices then sums those of all folds.
+_MOST_PRODUCTS = 2**28
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Sums:
 
 
 class Moments(Sums):
-    """The sums of folds whose training rows are marked, (F, n)."""
+    """Compute the sums of folds from a mask of their training rows, (F, n)."""
 
     def __init__(
         self,
@@ -38,12 +41,17 @@ class Moments(Sums):
         count = weights.sum(axis=1)[:, None]
         n, m = X.shape
         mean, outcome_mean = weights @ X / count, weights @ Y / count
-        squares = (X[:, :, None] * X[:, None, :]).reshape(n, m * m)
-        products = (X[:, :, None] * Y[:, None, :]).reshape(n, m * Y.shape[1])
-        gram = (weights @ squares).reshape(-1, m, m) - count[:, None] * mean[:, :, None] * mean[:, None]
-        cross = (weights @ products).reshape(-1, m, Y.shape[1]) - (
-            count[:, None] * mean[:, :, None] * outcome_mean[:, None]
-        )
+        if n * m * m <= _MOST_PRODUCTS:
+            squares = (X[:, :, None] * X[:, None, :]).reshape(n, m * m)
+            products = (X[:, :, None] * Y[:, None, :]).reshape(n, m * Y.shape[1])
+            gram = (weights @ squares).reshape(-1, m, m)
+            cross = (weights @ products).reshape(-1, m, Y.shape[1])
+        else:
+            # A thousand tasks have as many columns: the products of their rows would take tens of GiB.
+            gram = np.stack([X[rows].T @ X[rows] for rows in training])
+            cross = np.stack([X[rows].T @ Y[rows] for rows in training])
+        gram = gram - count[:, None] * mean[:, :, None] * mean[:, None]
+        cross = cross - count[:, None] * mean[:, :, None] * outcome_mean[:, None]
         super().__init__(mean + centre, outcome_mean + outcome_centre, gram, cross)
 
 
@@ -96,9 +104,9 @@ class TaskSums:
         )
 
     def removed_with(self, rows: Int[np.ndarray, " F"]) -> Sums:
-        """Return what the centred sums lose with all pairs that share a task with each of these pairs.
+        """Return the decrease of the centred sums when all pairs that share a task with a given pair are removed.
 
-        The means are those of the pairs that stay, about the means of all pairs.
+        Means are those of the remaining pairs, relative to the means of all pairs.
         """
         x, y, (a, b) = self.X[rows], self.Y[rows], self.ends[rows].T
         count = (len(self.X) - self.task_counts[a] - self.task_counts[b] + 1)[:, None]

@@ -1,7 +1,7 @@
 """Predictors that use a few named columns of the table instead of its metrics.
 
-Twenty-eight noisy metrics in one ridge drown a good one; so what is known of each model alone, what models answer on
-unlabelled images, and probes of the merge itself are each studied beside the metrics, not among them.
+One ridge on twenty-eight noisy metrics obscures a single good one. Evidence about each model alone, functional metrics
+on unlabelled images and probes of the merge are therefore studied as separate predictors.
 """
 
 from collections.abc import Sequence
@@ -24,42 +24,67 @@ _NEXT_TO_NONE = 1e-9
 
 
 class Known(Ridge):
-    """Ridge on per-model evidence: how well the base already does the task.
+    """Predict by ridge on per-model evidence: how well the base model already solves each task.
 
-    The mean over the pair of base accuracy over fine-tuned accuracy, or, where not all pairs have it, the base's
-    agreement with the fine-tuned models on unlabelled images. A baseline: it knows nothing of the pair.
+    The column is the mean over the pair of base accuracy divided by fine-tuned accuracy; if some pairs lack it, the
+    base model's agreement with the fine-tuned models on unlabelled images. This is a baseline, since neither depends
+    on how the two models relate. Arguments and attributes are those of `Ridge`.
+
+    Examples:
+        >>> from mergeability.prediction import Known
+        >>> Known().columns("norm_acc", "ties")
+        [('zero_shot_ratio',), ('base_agreement',)]
+        >>> model = Known(strengths=(0.1,)).fit([[-1.0], [0.0], [1.0]], [0.7, 0.8, 0.9])
+        >>> model.predict([[0.5]]).round(3).tolist()
+        [0.848]
     """
 
     def columns(self, target: str, method: str) -> list[tuple[str, ...]]:
-        """List the columns that it looks at: the first of these that all pairs have."""
+        """List the alternatives of columns; the first one that all pairs have is used."""
         return [(ZERO_SHOT_RATIO,), ("base_agreement",)]
 
 
 class Functional(Ridge):
-    """Ridge on two functional metrics: `base_agreement`, and of the mean of features the overlap (target `norm_acc`)
-    or the confidence (target `acc`). A forecast without any merge and without labels.
-    """  # noqa: D205
+    """Predict by ridge on two functional metrics, which need neither a merge nor labels.
+
+    The columns are `base_agreement` and, from the models' mean image features, the overlap for target `norm_acc` or
+    the confidence for target `acc`. Arguments and attributes are those of `Ridge`.
+
+    Examples:
+        >>> from mergeability.prediction import Functional
+        >>> Functional().columns("norm_acc", "ties")
+        [('base_agreement', 'ensemble_overlap')]
+        >>> Functional().columns("acc", "ties")
+        [('base_agreement', 'ensemble_confidence')]
+    """
 
     def columns(self, target: str, method: str) -> list[tuple[str, ...]]:
-        """List the columns that it looks at."""
+        """List the columns that the predictor uses."""
         return [("base_agreement", "ensemble_confidence" if target == "acc" else "ensemble_overlap")]
 
 
 class Probe(RegressorMixin, BaseEstimator):
-    """Predict an outcome by the probe of the very merge: its overlap for `norm_acc`, its confidence for `acc`.
+    """Predict an outcome by the probe of the same merge: its overlap for `norm_acc`, its confidence for `acc`.
 
-    The prediction is the column (the mean of several): nothing is fitted, and no other pair is needed.
+    The prediction is the column itself (the mean of several): nothing is fitted, and no other pair is needed.
+
+    Examples:
+        >>> from mergeability.prediction import Probe
+        >>> Probe().columns("norm_acc", "ties")
+        [('probe_overlap_ties',)]
+        >>> Probe().fit([[0.9], [0.8]], [0.85, 0.75]).predict([[0.7]]).tolist()
+        [0.7]
     """
 
     inputs: ClassVar[str] = "raw"
     closed_form: ClassVar[bool] = True
 
     def columns(self, target: str, method: str) -> list[tuple[str, ...]]:
-        """List the columns that it looks at."""
+        """List the columns that the predictor uses."""
         return [probe_columns(target, method)]
 
     def fit(self, X: Rows, y: Values) -> "Probe":
-        """Remember the number of columns."""
+        """Store the number of columns; nothing is fitted."""
         training_arrays(self, X, y)
         self.fitted_ = True
         return self
@@ -70,10 +95,33 @@ class Probe(RegressorMixin, BaseEstimator):
 
 
 class AdditiveProbe(Dyadic):
-    """Predict y = μ + u_a + u_b + β (p - e_a - e_b): task effects, and the probe p for what they leave.
+    """Predict y = μ + u_a + u_b + β (p - e_a - e_b): task effects, and the probe p for the residuals.
 
     The effects u of the outcome and e of the probe are ridge estimates of strength `task_strength`; β is the least
-    squares solution for what both leave. For a new model with a partner that was merged before.
+    squares solution for the residuals of both. Use it for a new model with a partner that was merged before.
+
+    Args:
+        task_strength: strength of the ridge on task effects, above 0.
+        strengths: of the ridge on the residuals; by default one so small that β is the least squares solution.
+
+    Attributes:
+        coef_: β, then the weights of the incidence columns.
+        intercept_: in outcome units.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mergeability.prediction import AdditiveProbe
+        >>> from mergeability.prediction.examples import example_pairs
+        >>> from mergeability.prediction.pair_table import incidence
+        >>> AdditiveProbe().columns("norm_acc", "ties")
+        [('probe_overlap_ties',)]
+        >>> pairs = example_pairs()
+        >>> ends = pairs[["task_a", "task_b"]].to_numpy()
+        >>> tasks = sorted(set(ends.ravel()))
+        >>> X = np.hstack([pairs[["cosine"]], incidence(ends, tasks)])
+        >>> model = AdditiveProbe().fit(X, pairs["norm_acc_ties"], tasks=len(tasks))
+        >>> round(float(model.coef_[0]), 3)
+        0.048
     """
 
     def __init__(
@@ -82,7 +130,7 @@ class AdditiveProbe(Dyadic):
         super().__init__(task_strength, strengths)
 
     def columns(self, target: str, method: str) -> list[tuple[str, ...]]:
-        """List the columns that it looks at."""
+        """List the columns that the predictor uses."""
         return [probe_columns(target, method)]
 
 
@@ -92,6 +140,6 @@ def probe_columns(target: str, method: str) -> tuple[str, ...]:
 
 
 def own_columns(predictor: object, target: str, method: str) -> list[tuple[str, ...]]:
-    """List the alternatives of columns that a predictor looks at instead of the metrics; none for most predictors."""
+    """List the alternatives of columns that a predictor uses instead of the metrics; empty for most predictors."""
     columns = getattr(predictor, "columns", None)
     return [] if columns is None else list(columns(target, method))

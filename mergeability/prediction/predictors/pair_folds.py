@@ -1,4 +1,4 @@
-"""The folds of leaving out both tasks of a pair, made one at a time, and ridge in all of them at once."""
+"""The folds of leaving out both tasks of a pair, created one at a time."""
 
 from collections.abc import Iterator, Sequence
 from typing import overload
@@ -10,16 +10,17 @@ from mergeability.prediction.predictors.arrays import InnerFold
 
 
 class PairFolds(Sequence[InnerFold]):
-    """One fold per pair: it is validated alone, by a fit on the pairs that share neither of its tasks.
+    """Split pairs into one fold per pair, trained on the pairs that share neither of its tasks.
 
-    A pair that leaves no such pair has no fold.
+    A pair without any such training pair has no fold.
 
     Args:
         ends: the two tasks of each pair, as numbers from 0.
 
-    >>> folds = PairFolds(np.array([[0, 1], [0, 2], [2, 3]]))
-    >>> [(training.tolist(), validation.tolist()) for training, validation in folds]
-    [([2], [0]), ([0], [2])]
+    Examples:
+        >>> folds = PairFolds(np.array([[0, 1], [0, 2], [2, 3]]))
+        >>> [(training.tolist(), validation.tolist()) for training, validation in folds]
+        [([2], [0]), ([0], [2])]
     """
 
     def __init__(self, ends: Int[np.ndarray, "n 2"]) -> None:

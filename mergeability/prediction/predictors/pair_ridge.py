@@ -31,7 +31,7 @@ _CONDITION = 1e6
 def applies(
     X: Float[np.ndarray, "n m"], folds: Sequence[InnerFold], strengths: Float[np.ndarray, " S"]
 ) -> bool:
-    """Return whether `predicted_pairs` can take the place of a fit per fold.
+    """Return whether `predicted_pairs` can replace one fit per fold.
 
     It can for `PairFolds` without repeated pairs, unless a strength is so small that subtracted sums lose digits.
     """

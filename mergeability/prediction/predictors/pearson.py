@@ -13,14 +13,39 @@ from mergeability.prediction.predictors.arrays import Problem, Rows, Values, new
 
 
 class Pearson(RegressorMixin, BaseEstimator):
-    """Minimise -r(Xw, y) + penalty ‖w‖₁ over w by Adam, from a random start, stopping early.
+    """Minimise -r(Xw, y) + penalty ‖w‖₁ over w by Adam, from a random start, with early stopping.
 
-    `sum_to_one` rescales w to w / (Σw + 1e-8) before each step. A run stops after `patience` steps without a
-    gain of more than `tolerance`; then |w| < `cutoff` is set to 0. The score Xw is free of scale, so the
-    outcome is a + b Xw with a and b by least squares on the training rows: `coef_` is b w, `intercept_` a,
-    `weights_` w. As r does not depend on the scale of w, the penalised objective has no minimiser with w ≠ 0:
-    what comes out depends on start, step size and patience. Defaults are the published unpenalised form,
-    arXiv 2601.22285.
+    A run stops after `patience` steps without a gain of more than `tolerance`; then weights with |w| < `cutoff` are
+    set to 0. The score Xw has no scale, so the outcome is predicted as a + b Xw, with a and b by least squares on the
+    training rows. Because r does not depend on the scale of w, the penalised objective has no minimiser with w ≠ 0:
+    the result depends on the start, the step size and the patience. Defaults are the published unpenalised form.
+
+    Source: arXiv 2601.22285.
+
+    Args:
+        penalty: weight of ‖w‖₁, at least 0.
+        initial_std: standard deviation of the random start.
+        sum_to_one: whether to rescale w to w / (Σw + 1e-8) before each step.
+        learning_rate: step size of Adam.
+        max_steps: most steps of a run.
+        patience: steps without a gain after which a run stops.
+        tolerance: the smallest change of the objective that counts as a gain.
+        cutoff: weights below it in absolute value are set to 0.
+        seed: of the random start.
+
+    Attributes:
+        weights_: w, one per metric.
+        coef_: b w, in outcome units.
+        intercept_: a, in outcome units.
+        n_steps_: steps taken.
+
+    Examples:
+        >>> from mergeability.prediction import Pearson
+        >>> from mergeability.prediction.examples import example_pairs
+        >>> pairs = example_pairs()
+        >>> model = Pearson().fit(pairs[["cosine", "distance"]].to_numpy(), pairs["norm_acc_ties"])
+        >>> model.coef_.shape, bool(model.coef_[0] > 0), model.n_steps_ <= 1000
+        ((2,), True, True)
     """
 
     inputs: ClassVar[str] = "metrics"
@@ -56,9 +81,14 @@ class Pearson(RegressorMixin, BaseEstimator):
         return self
 
     def fit_many(self, problems: Sequence[Problem], seeds: Sequence[int] | None = None) -> list["Pearson"]:
-        """Fit one regressor per problem (X, y, unused), all of them as a single batched optimisation.
+        """Fit one regressor per problem, all of them as a single batched optimisation.
 
-        `seeds` gives each problem a start of its own; by default all share `seed`.
+        Args:
+            problems: X, y and an unused third entry for each fit.
+            seeds: of the random start of each problem; `seed` for all when None.
+
+        Returns:
+            One fitted predictor per problem.
         """
         seeds = [self.seed] * len(problems) if seeds is None else seeds
         covariances, covariations = _moments(problems)
@@ -123,10 +153,18 @@ def correlation_and_slope(
     covariations: Float[np.ndarray, "runs m"],
     weights: Float[np.ndarray, "runs m"],
 ) -> tuple[Float[np.ndarray, " runs"], Float[np.ndarray, "runs m"]]:
-    """Correlate Xw and y in each run, and derive by w: r = w'c / (√(w'Sw) + 1e-8), in [-1, 1].
+    """Return the correlation of Xw and y in each run, r = w·c / (√(wᵀSw) + 1e-8) in [-1, 1], and its gradient by w.
 
-    S is the covariance of the metrics, c their covariance with the standardised outcome. Weights that do not
-    spread Xw have r = 0 and no slope.
+    S is the covariance of the metrics, c their covariance with the standardised outcome. Weights for which Xw is
+    constant have r = 0 and gradient 0.
+
+    Args:
+        covariances: S of each run.
+        covariations: c of each run.
+        weights: w of each run.
+
+    Returns:
+        The correlations, and their gradients.
     """
     pull = np.matmul(covariances, weights[:, :, None])[:, :, 0]
     # Rounding can push the variance of collinear metrics below 0.

@@ -70,16 +70,21 @@ def training_masks(folds: Sequence[InnerFold], n: int) -> Bool[np.ndarray, "F n"
 def best_strengths(
     validations: Iterator[Validation], count: int, *, within: bool = False
 ) -> Int[np.ndarray, " K"] | None:
-    """Return for each outcome the index of the strength that predicts the inner folds best, of equals the last.
+    """Return for each outcome the index of the strength that predicts the inner folds best; the largest of equals.
 
-    That is the one with the least squared error over all their validation rows; `within` takes the errors about
-    their mean in each fold, so that the level of a fold, which no correlation sees, does not decide.
+    The chosen strength has the least squared error over all validation rows. If every fold has one row, the largest
+    correlation decides instead, pooled over the folds, between predictions and measurements relative to the training
+    mean: there the squared error mostly favours predicting nothing, since the training mean falls as the left-out
+    outcome rises.
 
-    Where every fold has one row, the largest correlation decides instead, pooled over the folds, of what is
-    predicted beyond the training mean with what is measured beyond it: there the smallest error mostly belongs to
-    predicting nothing, since the training mean falls as the left-out outcome rises.
+    Args:
+        validations: predictions and measurements of each inner fold.
+        count: number of strengths.
+        within: whether to centre the errors within each fold, so that the level of a fold, which no correlation
+            depends on, does not affect the choice.
 
-    None where there is no fold.
+    Returns:
+        One index per outcome; None without a fold.
     """
     kept = list(validations)
     if not kept:
@@ -99,7 +104,7 @@ def best_strengths(
 def most_correlated(
     predicted: Float[np.ndarray, "S F K"], measured: Float[np.ndarray, "F K"]
 ) -> Int[np.ndarray, " K"]:
-    """Return for each outcome the index of the strength with the largest correlation, of equals the last."""
+    """Return for each outcome the index of the strength with the largest correlation; the last of equals."""
     scores = _correlations(predicted, measured)
     scores = np.where(np.isnan(scores), -np.inf, scores)
     return len(scores) - 1 - np.argmax(scores[::-1], axis=0)
@@ -118,7 +123,7 @@ def _correlations(
 
 
 def with_shared_rows(problems: Sequence[Problem]) -> list[list[int]]:
-    """Group the problems that have the very same rows and folds and differ in their outcomes only."""
+    """Group the problems that share rows and folds and differ only in their outcomes."""
     groups: dict[tuple[int, int], list[int]] = {}
     for index, (X, _, folds) in enumerate(problems):
         groups.setdefault((id(X), id(folds)), []).append(index)
@@ -128,8 +133,15 @@ def with_shared_rows(problems: Sequence[Problem]) -> list[list[int]]:
 def checked_strengths(strengths: Sequence[float | int], owner: str) -> Float[np.ndarray, " S"]:
     """Return strengths in ascending order.
 
+    Args:
+        strengths: candidates.
+        owner: name of the predictor, for the message.
+
+    Returns:
+        The sorted strengths.
+
     Raises:
-        UserError: there is none, or one is not positive.
+        UserError: there is no strength, or one is not positive.
     """
     found = np.array(sorted(float(one) for one in strengths))
     if not len(found) or not (found > 0).all():
@@ -157,10 +169,13 @@ def fit_together(
 
     Args:
         problems: training rows, outcomes and inner folds.
-        strengths: to choose from.
+        strengths: candidates.
         solve: from the sums of products of some folds to the weights for every strength.
         choose: from rows, outcomes and inner folds to the index of each outcome's strength; None without a fold.
-        otherwise: the index of the strength where there is no inner fold.
+        otherwise: the index of the strength without inner folds.
+
+    Returns:
+        One fit per problem.
     """
     fitted: dict[int, LinearFit] = {}
     for group in with_shared_rows(problems):
@@ -180,8 +195,29 @@ def fit_together(
 class Ridge(RegressorMixin, BaseEstimator):
     """Minimise ‖y - a - Xw‖² + s ‖w‖², the strength s chosen by inner folds of the training rows.
 
-    `best_strengths` says which one wins; without inner folds the middle one does. `coef_` is w, `intercept_` a,
-    `strength_` s. Hoerl and Kennard, 1970.
+    `best_strengths` describes the choice; without inner folds the middle candidate is used.
+
+    Source: Hoerl and Kennard, "Ridge regression: biased estimation for nonorthogonal problems", 1970.
+
+    Args:
+        strengths: candidates for s, all above 0.
+
+    Attributes:
+        coef_: the weights w, in outcome units.
+        intercept_: a, in outcome units.
+        strength_: the chosen s.
+
+    Examples:
+        >>> from mergeability.prediction import LeaveOneTaskOut, Ridge
+        >>> from mergeability.prediction.examples import example_pairs
+        >>> pairs = example_pairs()
+        >>> X, ends = pairs[["cosine", "distance"]].to_numpy(), pairs[["task_a", "task_b"]]
+        >>> folds = list(LeaveOneTaskOut().split(X, groups=ends))
+        >>> model = Ridge(strengths=(0.1, 1, 10)).fit(X, pairs["norm_acc_ties"], folds)
+        >>> model.strength_, model.coef_.round(3).tolist()
+        (1.0, [0.024, 0.005])
+        >>> model.predict([[0.5, 0.5]]).round(3).tolist()
+        [0.885]
     """
 
     inputs: ClassVar[str] = "metrics"
@@ -191,7 +227,19 @@ class Ridge(RegressorMixin, BaseEstimator):
         self.strengths = strengths
 
     def fit(self, X: Rows, y: Values, folds: Sequence[InnerFold] | None = None) -> "Ridge":
-        """Choose the strength on the inner folds and fit all rows."""
+        """Choose the strength on the inner folds and fit all rows.
+
+        Args:
+            X: metrics, (n, m).
+            y: n outcomes.
+            folds: inner folds that choose the strength; the middle candidate without any.
+
+        Returns:
+            The fitted predictor.
+
+        Raises:
+            UserError: a strength is not positive.
+        """
         X, y = training_arrays(self, X, y)
         return self._take(solve_ridge([(X, y, folds)], self.strengths, subtract=True)[0])
 

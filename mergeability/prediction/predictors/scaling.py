@@ -12,12 +12,16 @@ _RELATIVE_SPREAD = 1e-12
 class RangeScaler(TransformerMixin, BaseEstimator):
     """Map each column to [-1, 1] by the range seen in `fit`: 2 (x - min) / (max - min) - 1.
 
-    New rows may fall outside. A column without spread becomes 0 everywhere, so that no regressor can weigh
-    it; its place is marked in `constant_`.
+    New rows may fall outside [-1, 1]. A constant column becomes 0 everywhere, so that no regressor can use it.
+
+    Attributes:
+        data_min_: smallest value of each column.
+        data_max_: largest value of each column.
+        constant_: whether each column is constant.
     """
 
     def fit(self, X: Rows, y: object = None) -> "RangeScaler":
-        """Remember each column's smallest and largest value."""
+        """Store each column's smallest and largest value."""
         X = unlabelled_rows(self, X)
         self.data_min_, self.data_max_ = X.min(axis=0), X.max(axis=0)
         largest = np.maximum(np.abs(self.data_min_), np.abs(self.data_max_))
@@ -25,7 +29,7 @@ class RangeScaler(TransformerMixin, BaseEstimator):
         return self
 
     def transform(self, X: Rows) -> Float[np.ndarray, "n m"]:
-        """Scale by the remembered ranges."""
+        """Scale by the stored ranges."""
         X = new_rows(self, X)
         spread = np.where(self.constant_, 1.0, self.data_max_ - self.data_min_)
         return np.where(self.constant_, 0.0, 2.0 * (X - self.data_min_) / spread - 1.0)

@@ -1,4 +1,4 @@
-"""Least squares on a subset of the metrics: what elimination and selection by training r share."""
+"""Least squares on a subset of the metrics: shared by backward elimination and forward selection."""
 
 from abc import abstractmethod
 from typing import ClassVar
@@ -19,9 +19,15 @@ Metrics are measured in single precision: what is left of an exact relation is r
 
 
 class SubsetRegressor(RegressorMixin, BaseEstimator):
-    """Least squares with intercept on the columns that `_select` chooses.
+    """Fit least squares with intercept on the columns that `_select` chooses.
 
-    `selected_` holds their indices in table order; `coef_` is 0 elsewhere.
+    Args:
+        tolerance: the change of the training r that counts, at least 0.
+
+    Attributes:
+        selected_: indices of the chosen columns, in table order.
+        coef_: weights, 0 for all other columns.
+        intercept_: in outcome units.
     """
 
     inputs: ClassVar[str] = "metrics"
@@ -30,7 +36,18 @@ class SubsetRegressor(RegressorMixin, BaseEstimator):
         self.tolerance = tolerance
 
     def fit(self, X: Rows, y: Values) -> "SubsetRegressor":
-        """Choose the columns on the training rows and fit them; UserError for a negative tolerance."""
+        """Choose the columns on the training rows and fit them.
+
+        Args:
+            X: metrics, (n, m).
+            y: n outcomes.
+
+        Returns:
+            The fitted predictor.
+
+        Raises:
+            UserError: the tolerance is negative.
+        """
         if not self.tolerance >= 0:
             raise UserError(f"The tolerance of {type(self).__name__} is at least 0, not {self.tolerance}.")
         X, y = training_arrays(self, X, y)
@@ -54,7 +71,7 @@ class SubsetRegressor(RegressorMixin, BaseEstimator):
 
 
 def unit_columns(X: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
-    """Bring each column to mean 0 and length 1; one that is constant but for rounding becomes 0."""
+    """Scale each column to mean 0 and length 1; a column that is constant up to rounding becomes 0."""
     centred = X - X.mean(axis=0)
     length = np.sqrt((centred**2).sum(axis=0))
     constant = length <= 1e-12 * np.sqrt((X**2).sum(axis=0))
@@ -62,7 +79,7 @@ def unit_columns(X: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
 
 
 def without_direction(columns: Float[np.ndarray, "n m"], index: int) -> Float[np.ndarray, "n m"]:
-    """Remove from every column what points along one of them, which itself becomes 0."""
+    """Project every column onto the complement of one of them, which itself becomes 0."""
     direction = columns[:, index] / np.sqrt(columns[:, index] @ columns[:, index])
     left = columns - np.outer(direction, direction @ columns)
     left[:, index] = 0.0

@@ -12,10 +12,31 @@ from mergeability.prediction.predictors.arrays import Rows, Values, new_rows, tr
 
 
 class Trees(RegressorMixin, BaseEstimator):
-    """Average the leaf means of trees whose cuts are drawn at random and chosen by squared error.
+    """Average the predictions of extremely randomised trees on the metrics of a pair.
 
-    `forest_` is scikit-learn's. Nothing runs in parallel: starting threads takes longer than a forest on a few
-    hundred pairs. Geurts, Ernst and Wehenkel, 2006.
+    Cuts are drawn at random and compared by squared error. The trees are those of scikit-learn, fitted without
+    parallel jobs: starting threads takes longer than a forest on a few hundred pairs.
+
+    Source: Geurts, Ernst and Wehenkel, "Extremely randomized trees", 2006.
+
+    Args:
+        trees: number of trees.
+        smallest_leaf: fewest training rows in a leaf.
+        seed: of the random cuts.
+
+    Attributes:
+        forest_: the fitted `sklearn.ensemble.ExtraTreesRegressor`.
+
+    Examples:
+        >>> from mergeability.prediction import Trees
+        >>> from mergeability.prediction.examples import example_pairs
+        >>> pairs = example_pairs()
+        >>> model = Trees(trees=20).fit(pairs[["cosine", "distance"]].to_numpy(), pairs["norm_acc_ties"])
+        >>> len(model.forest_.estimators_)
+        20
+        >>> low, high = model.predict([[0.1, 0.5], [0.9, 0.5]])
+        >>> bool(low < high)
+        True
     """
 
     inputs: ClassVar[str] = "metrics"

@@ -1,4 +1,4 @@
-"""What each category of metrics is worth: the fit without it, and the fit with nothing else."""
+"""The contribution of each category of metrics: refits without it, and with it alone."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,17 +22,19 @@ def category_ablation(
     protocols: Sequence[SplitProtocol],
     predictor: Predictor | None = None,
 ) -> pd.DataFrame:
-    """Refit without each category of metrics, and with each alone: one row per protocol, outcome and category.
-
-    The score is the mean r over folds, or, where every fold is one pair, r beyond the training mean (`score` says
-    which). `delta` is `without` - `whole`: below 0 the category is missed. Scores that are undefined are NaN.
+    """Refit without each category of metrics, and with each category alone.
 
     Args:
         table: the pairs.
-        categories: name → metrics; those the table lacks are passed over, and so is a category without any.
+        categories: name → metrics; metrics that the table lacks are ignored, as are categories without any.
         outcomes: (target, method) of each outcome.
-        protocols: who is predicted from whom.
-        predictor: what is refitted; ridge with nested strength when None.
+        protocols: splits into training and validation pairs.
+        predictor: the regressor to refit; ridge with a nested choice of its strength when None.
+
+    Returns:
+        One row per protocol, outcome and category. Scores are the mean r over folds or, if every fold is one pair, r
+        beyond the training mean; `score` names the one used. `delta` is `without` - `whole`: below 0 the category is
+        missed. Undefined scores are NaN.
     """
     predictor = Ridge() if predictor is None else predictor
     present = {name: [m for m in metrics if m in table.metrics] for name, metrics in categories.items()}

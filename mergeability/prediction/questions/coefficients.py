@@ -1,4 +1,4 @@
-"""What the fits of one predictor listen to: coefficients over folds, and metrics that mean the same to all methods."""
+"""Coefficients of one predictor over folds, and the metrics whose sign agrees for all methods."""
 
 import pandas as pd
 
@@ -9,11 +9,15 @@ CORE_SHARE = 0.8
 
 
 def coefficient_table(coefficients: pd.DataFrame) -> pd.DataFrame:
-    """Summarise the coefficients of metrics over folds: one row a target, predictor, method and metric.
+    """Summarise the coefficients of metrics over folds.
 
-    `coefficients` has the columns `target`, `predictor`, `method`, `held_out`, `metric` and `coefficient`, one row
-    a fold and metric. The result adds `mean` and `std` over folds (population), `selected`, the share of folds with
-    w ≠ 0, and `contribution`, |mean w| / Σ|mean w| over the metrics, in [0, 1].
+    Args:
+        coefficients: columns `target`, `predictor`, `method`, `held_out`, `metric` and `coefficient`, one row per fold
+            and metric.
+
+    Returns:
+        One row per target, predictor, method and metric: `mean` and population `std` over folds, `selected`, the share
+        of folds with w ≠ 0, and `contribution`, |mean w| / Σ|mean w| over the metrics, in [0, 1].
     """
     keys = ["target", "predictor", "method"]
     metrics = coefficients[~coefficients["metric"].astype(str).str.startswith(TASK_PREFIX)]
@@ -38,10 +42,10 @@ def stable_metrics(table: pd.DataFrame) -> pd.DataFrame:
     """Find the metrics whose mean coefficient has one sign under every method.
 
     Args:
-        table: what `coefficient_table` returned.
+        table: the result of `coefficient_table`.
 
     Returns:
-        One row a target, predictor and metric: `sign` (+1, -1, or 0 where signs differ or a mean is 0), `stable`,
+        One row per target, predictor and metric: `sign` (+1, -1, or 0 if signs differ or a mean is 0), `stable`,
         `least_selected` and `core` (stable, and selected in at least 80 % of every method's folds), and
         `contribution`, the mean over methods; the largest contribution first.
     """

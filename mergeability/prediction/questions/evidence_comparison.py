@@ -77,12 +77,12 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class EvidenceScores:
-    """The scores of every kind of evidence on one table of pairs.
+    """Hold the scores of every kind of evidence on one table of pairs.
 
     Attributes:
-        scores: one row per group, situation, target and predictor: `r` and what `compare_evidence` lists.
-        without: `r` once more without the pairs of each `task` in turn, for intervals over tasks.
-        notes: sentences on what was left out.
+        scores: one row per group, situation, target and predictor: `r` and the columns listed in `compare_evidence`.
+        without: `r` without the pairs of each `task` in turn, for intervals over tasks.
+        notes: sentences on pairs and predictors left out.
     """
 
     scores: pd.DataFrame

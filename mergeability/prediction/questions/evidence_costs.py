@@ -1,4 +1,4 @@
-"""What each kind of evidence is worth for pairs of two new models, and what it costs to have it."""
+"""The accuracy and the cost of each kind of evidence for pairs of two new models."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,12 +32,12 @@ def evidence_costs(
         target: `norm_acc` or `acc`.
 
     Returns:
-        One row per predictor that stands for a kind of evidence, indexed by its name: `cost` and `rests_on` in words;
+        One row per predictor that represents a kind of evidence, indexed by its name: `cost` and `rests_on` in words;
         `r`, `r_low` and `r_high`, means over methods of the correlation beyond the training mean and the ends of its
-        95 % interval, 0 for a method where nothing is predicted beyond the mean; `informative`, the number of methods
-        whose interval lies above 0; `half_width` of prediction intervals, their measured `coverage` and the `level`
-        that was asked; `regret` of choosing the method by the predictor and `fixed_regret` of always taking the best
-        on average; `n_methods`. Empty where no pair of two new tasks was predicted.
+        95 % interval, 0 for a method whose predictions do not vary around that mean; `informative`, the number of
+        methods whose interval is above 0; `half_width` of prediction intervals, their measured `coverage` and their
+        nominal `level`; `regret` of choosing the method by the predictor and `fixed_regret` of always taking the best
+        on average; `n_methods`. The table is empty if no pair of two new tasks was predicted.
     """
     frame = pd.DataFrame([r for r in records if r["situation"] == BOTH_NEW and r["target"] == target])
     if frame.empty:

@@ -1,4 +1,4 @@
-"""What a method listens to: its fold-averaged coefficients, compared between methods."""
+"""Fingerprints of merge methods: the fold-averaged coefficients of a predictor, compared between methods."""
 
 from itertools import combinations
 
@@ -10,11 +10,28 @@ TOP = 5
 
 
 def fingerprints(coefficients: pd.DataFrame) -> pd.DataFrame:
-    """Compare the fold-averaged coefficients of every two methods: one row per pair of methods.
+    """Compare the fold-averaged coefficients of every two methods.
 
-    `coefficients` has the columns `method`, `metric` and `coefficient`, one row a fold and metric, of one
-    predictor and one target. The result has `method_a`, `method_b`, `top5_overlap` and `sign_agreement`,
-    shares in [0, 1] over the metrics that both methods have, NaN where they have none.
+    Args:
+        coefficients: columns `method`, `metric` and `coefficient`, one row per fold and metric, of one predictor and
+            one target.
+
+    Returns:
+        One row per pair of methods: `method_a`, `method_b`, `top5_overlap` and `sign_agreement`, shares in [0, 1] of
+        the metrics that both methods have; NaN if they have none in common.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from mergeability.prediction import fingerprints
+        >>> coefficients = pd.DataFrame(
+        ...     {
+        ...         "method": ["ties", "ties", "dare", "dare"],
+        ...         "metric": ["cosine", "distance", "cosine", "distance"],
+        ...         "coefficient": [0.5, -0.2, 0.4, 0.1],
+        ...     }
+        ... )
+        >>> fingerprints(coefficients).values.tolist()
+        [['ties', 'dare', 1.0, 0.5]]
     """
     columns = ["method_a", "method_b", "top5_overlap", "sign_agreement"]
     if coefficients.empty:
@@ -28,10 +45,10 @@ def fingerprints(coefficients: pd.DataFrame) -> pd.DataFrame:
 
 
 def top_overlap(first: Float[np.ndarray, " m"], second: Float[np.ndarray, " m"], top: int = TOP) -> float:
-    """Share of metrics among the `top` largest |w| of both: |top(a) ∩ top(b)| / top, in [0, 1].
+    """Return the share of metrics among the `top` largest |w| of both: |top(a) ∩ top(b)| / top, in [0, 1].
 
-    Zero coefficients select nothing and never count. With fewer than `top` metrics, all of them are compared;
-    NaN of none.
+    Zero coefficients are never among the largest. With fewer than `top` metrics, all of them are compared; the share
+    is NaN without any metric.
     """
     top = min(top, len(first))
     if top == 0:
@@ -44,5 +61,5 @@ def top_overlap(first: Float[np.ndarray, " m"], second: Float[np.ndarray, " m"],
 
 
 def sign_agreement(first: Float[np.ndarray, " m"], second: Float[np.ndarray, " m"]) -> float:
-    """Share of metrics whose coefficients have equal sign (0 equals 0 only), in [0, 1]; NaN of none."""
+    """Return the share of metrics whose coefficients have equal signs (0 equals only 0), in [0, 1]; NaN without any."""
     return float(np.mean(np.sign(first) == np.sign(second))) if len(first) else float("nan")

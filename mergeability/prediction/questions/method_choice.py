@@ -1,4 +1,4 @@
-"""Which method to merge a pair by: what it costs to trust a predictor's choice."""
+"""The choice of a merge method for a pair by prediction, and its cost."""
 
 import numpy as np
 import pandas as pd
@@ -9,14 +9,20 @@ VALUES = ["measured", "predicted", "training_mean"]
 
 
 def method_choice(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Choose for each validated pair the method with the best predicted outcome, and compare with the best there was.
+    """Choose for each validated pair the method with the best predicted outcome, and compare it with the best method.
 
-    One row a protocol, target and predictor. `regret` is the mean of (best measured outcome - that of the chosen
-    method), in outcome units, 0 at best; `hit_rate` the share of pairs whose chosen method is the best one. Beside
-    them, `fixed_regret` and `fixed_hit_rate` of always choosing the method with the best mean outcome on the fold's
-    training pairs. Only pairs with an outcome and a prediction for every method count, `n_choices` of them (a pair
-    is validated in the fold of either task); of methods predicted alike, the one with the better training mean is
-    chosen. With fewer than two methods there is nothing to choose, and no row.
+    Only pairs with an outcome and a prediction for every method count. Of methods with equal predictions, the one with
+    the better training mean is chosen.
+
+    Args:
+        predictions: `PredictionResult.predictions`, one row per fold, outcome and validated pair.
+
+    Returns:
+        One row per protocol, target and predictor: `regret`, the mean of (best measured outcome - outcome of the
+        chosen method), in outcome units, at least 0; `hit_rate`, the share of pairs whose chosen method is the best
+        one; `fixed_regret` and `fixed_hit_rate`, the same for always choosing the method with the best mean outcome on
+        the fold's training pairs; `n_choices`, the number of pairs, each counted once per fold that validates it.
+        There is no row with fewer than two methods.
     """
     if predictions.empty:
         return pd.DataFrame()

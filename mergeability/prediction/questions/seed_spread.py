@@ -1,4 +1,4 @@
-"""How much a predictor that starts at random depends on its start."""
+"""The spread of scores over the random starts of a predictor."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,9 +13,15 @@ from mergeability.prediction.validation.scores import pearson_r
 def seed_spread(
     predictors: Mapping[str, Predictor], folds: Sequence[Fold], seeds: Sequence[int]
 ) -> pd.DataFrame:
-    """Fit each fold from every seed: one row per predictor, target, method and seed, `r` the mean over the folds.
+    """Fit each fold from every seed, for predictors with a random start; all runs of a predictor are one batch.
 
-    Predictors without a random start are passed over; all runs of one are a single batch.
+    Args:
+        predictors: name → regressor; those without a random start are skipped.
+        folds: of all outcomes.
+        seeds: of the random starts.
+
+    Returns:
+        One row per predictor, target, method and seed, with `r`, the mean over the folds.
     """
     rows = []
     for name, predictor in predictors.items():

@@ -1,4 +1,4 @@
-"""Do pairs tell how well many models merge? The score of a set is the mean of its pairs' scores."""
+"""The score of a set of models as the mean of its pairs' scores: do pairs predict how well many models merge?"""
 
 from itertools import combinations
 
@@ -12,17 +12,19 @@ MEASURED = "measured pairs"
 
 
 def set_score_table(sets: pd.DataFrame, pairs: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
-    """Rank sets by their pairs' scores and compare with how well they merged.
+    """Compare the ranking of sets by the scores of their pairs with the ranking by their measured outcomes.
 
-    A pair's score is what was predicted for it while its tasks were left out, the mean over the folds; that of a set is
-    the mean over its pairs. One row a protocol, target, method, arity and predictor: `rho`, Spearman's rank correlation
-    over the `n_sets` sets all of whose pairs have a score, NaN for fewer than three. `measured pairs` in the place of
-    a predictor scores a pair by its own merge.
+    A pair's score is its prediction while its tasks were left out, averaged over folds; the score of a set is the mean
+    over its pairs. For `measured pairs`, the score of a pair is its own measured outcome.
 
     Args:
-        sets: one row a set: `tasks`, joined by +, `arity`, and outcomes `<target>_<method>`.
+        sets: one row per set: `tasks`, joined by +, `arity`, and outcomes `<target>_<method>`.
         pairs: the pair table.
         predictions: of `PredictionResult`.
+
+    Returns:
+        One row per protocol, target, method, arity and predictor: `rho`, Spearman's rank correlation over the `n_sets`
+        sets whose pairs all have a score; NaN for fewer than three.
     """
     rows = []
     ends = pairs[["task_a", "task_b"]].itertuples(index=False, name=None)

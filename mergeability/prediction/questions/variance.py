@@ -1,4 +1,4 @@
-"""Where the variance of outcomes lies: in who is in the pair, in what metrics say beyond that, or in neither."""
+"""The variance of outcomes, split into task effects, metrics beyond them and a residual."""
 
 from collections.abc import Sequence
 
@@ -11,20 +11,20 @@ from mergeability.prediction.predictors.scaling import RangeScaler
 
 
 def variance_split(table: PairTable, outcomes: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Split the variance of each outcome by least squares: one row a target and method.
+    """Split the variance of each outcome into task effects, metrics beyond them and a residual, by least squares.
 
-    `task_effects` is R² of y = μ + u_a + u_b. `beyond_raw` is what R² gains when the metrics join; as every column
-    explains something by chance, `metrics_beyond` is what is left of that gain after the correction for their number
-    (as in adjusted R²), at least 0, and `residual` the rest: the three shares add up to 1. All are fits to the rows
-    themselves, not predictions.
+    `task_effects` is R² of y = μ + u_a + u_b. `beyond_raw` is the gain of R² when the metrics are added. Every column
+    explains something by chance; `metrics_beyond` is this gain corrected for the number of columns, as in adjusted R²,
+    at least 0. `residual` is the rest, so the three shares sum to 1. All are fits to the rows themselves, not
+    predictions.
 
     Args:
         table: the pairs.
         outcomes: (target, method) of each outcome.
 
     Returns:
-        Columns `target`, `method`, `n_pairs`, `task_effects`, `metrics_beyond`, `residual`, `beyond_raw`; shares
-        are NaN where the outcome is constant or there are not more pairs than columns.
+        One row per target and method: `target`, `method`, `n_pairs`, `task_effects`, `metrics_beyond`, `residual`,
+        `beyond_raw`. Shares are NaN if the outcome is constant or there are not more pairs than columns.
     """
     rows = []
     for target, method in outcomes:
@@ -58,7 +58,7 @@ def _shares(pairs) -> dict[str, float]:
 def residuals(
     columns: Float[np.ndarray, "n q"], y: Float[np.ndarray, " n"]
 ) -> tuple[Float[np.ndarray, " n"], int]:
-    """Fit y = μ + columns · w by least squares; return what it leaves of y, and the rank of the columns with μ's."""
+    """Fit y = μ + columns · w by least squares; return the residuals, and the rank of the columns with the constant."""
     columns = np.hstack([np.ones((len(y), 1)), columns])
     # Metrics are measured in single precision: what is left of an exact relation is rounding.
     weights, _, rank, _ = np.linalg.lstsq(columns, y, rcond=1e-6)

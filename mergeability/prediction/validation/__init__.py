@@ -1,1 +1,1 @@
-"""How well a predictor predicts: protocols that leave tasks out, folds, scores, intervals, the permutation test."""
+"""Validation of predictors: protocols that leave tasks out, folds, scores, intervals, the permutation test."""

@@ -1,4 +1,4 @@
-"""The folds of every outcome, ready to fit: rows chosen, metrics scaled by what each fit may see."""
+"""The folds of every outcome, ready to fit: rows selected, metrics scaled by the training rows of each fit."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +20,10 @@ TASK_PREFIX = "task="
 
 
 class FoldRows:
-    """The rows of one fold, whatever the outcome: metrics are scaled by the ranges of its training rows.
+    """Hold the rows of one fold, for any outcome, with metrics scaled by the ranges of its training rows.
 
-    Rows and inner folds are computed when they are asked for. Kept for all folds at once, those of leaving two of T
-    tasks out would take memory in proportion to T⁶.
+    Rows and inner folds are computed on access: kept for all folds at once, those of leaving two of T tasks out would
+    take memory in proportion to T⁶.
     """
 
     def __init__(self, rows: PairRows, split: Split, protocol: SplitProtocol) -> None:
@@ -35,11 +35,11 @@ class FoldRows:
 
     @property
     def inner(self) -> Sequence[InnerFold]:
-        """The same protocol once more, on the training rows alone."""
+        """The folds of the same protocol within the training rows."""
         return inner_folds(self.protocol, self.rows.ends[self.split.training])
 
     def features(self, inputs: str) -> Float[np.ndarray, "n q"]:
-        """Give all rows' columns that a predictor asks for: metrics, tasks (incidence columns), or both."""
+        """Return the columns that a predictor needs, for all rows: metrics, tasks (incidence columns), or both."""
         choices: dict[str, Callable[[], list[np.ndarray]]] = {
             "metrics": lambda: [self._scaled()],
             "raw": lambda: [self.rows.features],
@@ -51,7 +51,7 @@ class FoldRows:
         return np.hstack(choices[inputs]())
 
     def training_features(self, inputs: str) -> Float[np.ndarray, "training q"]:
-        """Give the training rows of `features`."""
+        """Return the training rows of `features`."""
         return self.features(inputs)[self.split.training]
 
     def _scaled(self) -> Float[np.ndarray, "n m"]:
@@ -69,12 +69,12 @@ class Fold:
 
     @property
     def split(self) -> Split:
-        """Who is held out, and the rows of either side."""
+        """The held-out tasks, and the training and validation rows."""
         return self.shared.split
 
     @property
     def training_outcome(self) -> Float[np.ndarray, " training"]:
-        """The outcomes a fit may see."""
+        """The outcomes of the training rows."""
         return self.outcome[self.split.training]
 
     def feature_names(self, inputs: str) -> list[str]:
@@ -87,7 +87,7 @@ class Fold:
 
 @dataclass
 class Folds:
-    """All folds of a protocol, and remarks on what was left out."""
+    """All folds of a protocol, and notes on pairs left out."""
 
     folds: list[Fold] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -105,9 +105,12 @@ def make_folds(
     Args:
         table: the pairs.
         methods: merge methods.
-        targets: of each method.
-        protocol: what splits.
+        targets: outcomes of each method, `norm_acc` or `acc`.
+        protocol: the splitter.
         complete: whether only pairs with an outcome for every method are used.
+
+    Returns:
+        The folds, and notes on pairs left out.
     """
     made = Folds()
     shared: dict[bytes, list[FoldRows]] = {}
@@ -153,8 +156,15 @@ def _constant_notes(constant_in: dict[str, set[str]]) -> list[str]:
 def fit_folds(predictor: Predictor, folds: Sequence[Fold]) -> list[Predictor]:
     """Fit a predictor on the training rows of every fold.
 
-    A search that fits all folds at once is given all of them. Any other predictor is given one set of training rows at
-    a time, with every outcome that is known for them, so that only one such set is in memory.
+    A predictor that searches all folds at once receives all of them. Any other predictor receives one set of training
+    rows at a time, with every outcome known for them, so that only one such set is in memory.
+
+    Args:
+        predictor: the regressor.
+        folds: of one protocol.
+
+    Returns:
+        One fitted copy per fold.
     """
     own = traits(predictor)
     batched = isinstance(predictor, BatchPredictor)

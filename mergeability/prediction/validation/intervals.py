@@ -1,4 +1,4 @@
-"""How far a prediction may be off: conformal intervals for pairs of new tasks, and the share of pairs they cover."""
+"""Conformal prediction intervals for pairs of new tasks, and the share of pairs they cover."""
 
 import math
 
@@ -12,20 +12,22 @@ SHARE = 0.9
 
 
 def half_width(residuals: Float[np.ndarray, " n"], level: float | int = SHARE) -> tuple[float, float]:
-    """Return the half-width q of an interval, and the level that it has.
+    """Return the half-width q of a prediction interval, and its level.
 
     q is the ⌈(n + 1)·level⌉-th smallest of the absolute residuals |measured - predicted| of held-out pairs, so that
-    the interval predicted ± q holds a new pair with probability `level` (split conformal prediction, Vovk et al.,
-    2005). Pairs that share a task are not exchangeable, so the level is an expectation rather than a guarantee:
-    `conformal_table` measures the share that is covered on tasks that did not choose q.
+    the interval predicted ± q contains a new pair with probability `level` (split conformal prediction). Pairs that
+    share a task are not exchangeable, so the level is an expectation rather than a guarantee: `conformal_table`
+    measures the share covered on tasks that did not determine q.
+
+    Source: Vovk, Gammerman and Shafer, "Algorithmic learning in a random world", 2005.
 
     Args:
         residuals: of held-out pairs, at least 0; NaN is not allowed.
-        level: the share of pairs to hold, in (0, 1).
+        level: nominal share of pairs inside, in (0, 1).
 
     Returns:
-        q in units of the outcome, and its level. n residuals promise no more than n/(n + 1): where more is asked for, q
-        is the largest residual and the level returned is n/(n + 1). Both are NaN where there are no residuals.
+        q in units of the outcome, and its level. n residuals allow at most n/(n + 1): for a higher level, q is the
+        largest residual and the level returned is n/(n + 1). Both are NaN without residuals.
 
     Examples:
         >>> half_width(np.array([0.3, 0.1, 0.2, 0.4]), 0.6)
@@ -43,7 +45,12 @@ def half_width(residuals: Float[np.ndarray, " n"], level: float | int = SHARE) -
 def student_interval(values: Float[np.ndarray, " n"], level: float | int = 0.95) -> tuple[float, float]:
     """Return the confidence interval of the mean of independent values, such as seeds, by Student's t.
 
-    NaN for fewer than two values.
+    Args:
+        values: independent numbers.
+        level: of the interval, in (0, 1).
+
+    Returns:
+        The lower and the upper end; NaN for fewer than two values.
 
     Examples:
         >>> low, high = student_interval(np.array([0.0, 1.0, 2.0]))
@@ -106,13 +113,14 @@ def conformal_table(predictions: pd.DataFrame, level: float | int = SHARE) -> pd
 
     Args:
         predictions: validated pairs, one row per fold and pair.
-        level: the share of pairs of new tasks that an interval is meant to hold, in (0, 1).
+        level: nominal share of pairs of new tasks inside an interval, in (0, 1).
 
     Returns:
-        One row per protocol, target, method and predictor: `half_width` and its `level`, `spread`, the standard
-        deviation of the outcome for comparison, `tasks`; and, where each task's pairs are judged by the half-width of
-        the pairs without that task: `coverage`, the mean over tasks of the share inside, and `tasks_covered`, the share
-        of tasks with at least `level` of their pairs inside. Both are NaN where no pair is without the task.
+        One row per protocol, target, method and predictor: `half_width` and its `level`; `spread`, the standard
+        deviation of the outcome for comparison; `tasks`, their number. With each task's pairs compared with the
+        half-width of the pairs without that task: `coverage`, the mean over tasks of the share inside, and
+        `tasks_covered`, the share of tasks with at least `level` of their pairs inside. Both are NaN if every pair has
+        the task.
     """
     rows = []
     keys = ["protocol", "target", "method", "predictor"]

@@ -1,7 +1,7 @@
-"""Who may be predicted from whom: cross-validation splitters over pairs of tasks, in scikit-learn's style.
+"""Cross-validation splitters over pairs of tasks, in scikit-learn's style: which pairs are predicted from which.
 
-A pair belongs to two tasks at once, so ordinary cross-validation would leave both of a pair's tasks in the
-training rows. `groups` are the pairs themselves, an (n, 2) array of task names:
+A pair belongs to two tasks at once, so ordinary cross-validation would leave both of a pair's tasks in the training
+rows. `groups` are the pairs themselves, an (n, 2) array of task names:
 
 >>> from sklearn.linear_model import LinearRegression
 >>> from sklearn.model_selection import cross_val_predict, cross_val_score
@@ -30,7 +30,13 @@ KNOWN_PARTNER, BOTH_NEW = "known partner", "both new"
 
 @dataclass(frozen=True)
 class Split:
-    """One fold: the tasks whose pairs are validated, and the rows of either side."""
+    """One fold: the held-out tasks, and the training and validation rows.
+
+    Attributes:
+        held_out: the tasks whose pairs are validated.
+        training: indices of the training rows.
+        validation: indices of the validation rows.
+    """
 
     held_out: tuple[str, ...]
     training: Int[np.ndarray, " training"]
@@ -44,11 +50,11 @@ class Split:
 
 @runtime_checkable
 class SplitProtocol(Protocol):
-    """Anything that splits pairs into named folds.
+    """Interface of a protocol that splits pairs into named folds.
 
     Attributes:
         name: as in `prediction.json`.
-        situation: what the validated tasks are to the fit.
+        situation: whether validated tasks occur in the training pairs.
         many: whether there are so many folds that only closed forms are fitted.
     """
 
@@ -84,8 +90,14 @@ class _Splitter(ABC):
 class LeaveOneTaskOut(_Splitter):
     """Train on the pairs without one task and validate on the pairs with it; one fold per task.
 
-    With all pairs of T tasks: (T-1)(T-2)/2 training and T-1 validation pairs a fold (171 and 19 for T = 20).
-    A task without any row gives no fold, nor does one that leaves no training row.
+    With all pairs of T tasks, each fold has (T-1)(T-2)/2 training and T-1 validation pairs (171 and 19 for T = 20). A
+    fold without validation or training rows is skipped.
+
+    Examples:
+        >>> from mergeability.prediction import LeaveOneTaskOut
+        >>> pairs = [("a", "b"), ("a", "c"), ("b", "c")]
+        >>> [(fold.label, fold.training.tolist()) for fold in LeaveOneTaskOut().folds(pairs)]
+        [('a', [2]), ('b', [1]), ('c', [0])]
     """
 
     name: ClassVar[str] = "loto"
@@ -105,8 +117,14 @@ class LeaveOneTaskOut(_Splitter):
 class LeaveTwoTasksOut(_Splitter):
     """Validate each pair alone, by a fit on the pairs that share neither of its tasks; one fold per pair.
 
-    With all pairs of T tasks: (T-2)(T-3)/2 training pairs a fold (153 for T = 20). The honest test for two
-    models that nobody has merged before. A single pair has no correlation: the folds' predictions are pooled.
+    With all pairs of T tasks, each fold has (T-2)(T-3)/2 training pairs (153 for T = 20). This is the test for two
+    models that were never merged before. A single pair has no correlation, so the predictions of all folds are pooled.
+
+    Examples:
+        >>> from mergeability.prediction import LeaveTwoTasksOut
+        >>> pairs = [("a", "b"), ("a", "c"), ("b", "d"), ("c", "d")]
+        >>> [(fold.label, fold.training.tolist()) for fold in LeaveTwoTasksOut().folds(pairs)]
+        [('a+b', [3]), ('a+c', [2]), ('b+d', [1]), ('c+d', [0])]
     """
 
     name: ClassVar[str] = "l2to"
@@ -123,13 +141,21 @@ class LeaveTwoTasksOut(_Splitter):
 
 @dataclass(frozen=True)
 class DisjointHalves(_Splitter):
-    """Fit on the pairs within one half of the tasks and validate on those within the other, over random halves.
+    """Fit on the pairs within one random half of the tasks and validate on the pairs within the other.
 
-    With all pairs of T tasks: T/2·(T/2-1)/2 pairs on either side (45 for T = 20); pairs across are left out.
+    With all pairs of an even number T of tasks, each fold has T/2·(T/2-1)/2 training and as many validation pairs (45
+    for T = 20); pairs with a task in each half are left out.
 
     Attributes:
-        repeats: how many times the tasks are halved.
-        seed: of the halving.
+        repeats: number of random halvings.
+        seed: of the halvings.
+
+    Examples:
+        >>> from itertools import combinations
+        >>> from mergeability.prediction import DisjointHalves
+        >>> folds = list(DisjointHalves(repeats=3).folds(list(combinations("abcdef", 2))))
+        >>> [(len(fold.held_out), len(fold.training), len(fold.validation)) for fold in folds]
+        [(3, 3, 3), (3, 3, 3), (3, 3, 3)]
     """
 
     repeats: int = 20
@@ -183,7 +209,7 @@ class AcrossGroups(_Splitter):
             )
 
     def folds(self, groups: Any) -> Iterator[Split]:
-        """Yield the fold from one group to the other, or those within the first where there is no other."""
+        """Yield the fold from one group to the other, or the folds within the first if there is no other."""
         ends = np.asarray(groups, dtype=object).reshape(-1, 2)
         training, validation = (
             np.flatnonzero(np.isin(ends, list(tasks)).all(axis=1)) for tasks in (self.fitted, self.validated)
@@ -202,8 +228,15 @@ PROTOCOLS: dict[str, type[LeaveOneTaskOut] | type[LeaveTwoTasksOut] | type[Disjo
 def inner_folds(protocol: SplitProtocol, groups: Any) -> Sequence[InnerFold]:
     """Return the folds of a protocol as training and validation rows.
 
-    Those of leaving two tasks out are made one at a time: their rows together take memory in proportion to T⁴ for T
+    Folds of leaving two tasks out are made one at a time: together, their rows take memory in proportion to T⁴ for T
     tasks.
+
+    Args:
+        protocol: the splitter.
+        groups: the two tasks of each pair, (n, 2).
+
+    Returns:
+        Training and validation rows of each fold.
     """
     if isinstance(protocol, LeaveTwoTasksOut):
         return PairFolds(_ends(groups)[1])
@@ -211,10 +244,16 @@ def inner_folds(protocol: SplitProtocol, groups: Any) -> Sequence[InnerFold]:
 
 
 def named_protocols(names: Sequence[str]) -> list[SplitProtocol]:
-    """Make protocols by their names.
+    """Create protocols by their names.
+
+    Args:
+        names: `loto`, `l2to` or `halves`.
+
+    Returns:
+        One protocol per distinct name.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is no name, or an unknown one.
     """
     unknown = [name for name in names if name not in PROTOCOLS]
     if unknown or not names:

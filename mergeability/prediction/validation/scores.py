@@ -19,16 +19,16 @@ _RELATIVE_SPREAD = 1e-9
 
 
 def is_constant(values: Float[np.ndarray, " n"]) -> bool:
-    """Tell whether values differ by no more than rounding."""
+    """Return whether values differ by no more than rounding."""
     if values.size == 0:
         return True
     return bool(np.ptp(values) <= _RELATIVE_SPREAD * np.abs(values).max())
 
 
 def pearson_r(predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray, " n"]) -> float:
-    """Correlate linearly: cov(p, m) / (std p · std m), in [-1, 1].
+    """Return Pearson's correlation: cov(p, m) / (std p · std m), in [-1, 1].
 
-    NaN for fewer than three pairs, or where either side is constant.
+    It is NaN for fewer than three pairs, or if either side is constant.
     """
     if len(measured) < MIN_PAIRS or is_constant(predicted) or is_constant(measured):
         return float("nan")
@@ -39,7 +39,7 @@ def pearson_r(predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray, " 
 
 
 def spearman_rho(predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray, " n"]) -> float:
-    """Correlate ranks (ties share their mean rank), in [-1, 1]; NaN where `pearson_r` is."""
+    """Return Spearman's correlation of ranks (ties share their mean rank), in [-1, 1]; NaN if `pearson_r` is NaN."""
     # Constancy is judged before ranking, which would turn rounding noise into distinct ranks.
     if len(measured) < MIN_PAIRS or is_constant(predicted) or is_constant(measured):
         return float("nan")
@@ -52,11 +52,21 @@ def interval_over_tasks(
     ends: np.ndarray,
     correlate: Callable[..., float] = pearson_r,
 ) -> tuple[float, float]:
-    """Estimate a 95 % confidence interval of r over pairs, whose errors are alike where they share a task.
+    """Estimate a 95 % confidence interval of r over pairs, whose errors are correlated if they share a task.
 
-    By the jackknife over tasks on Fisher's z = artanh r: SE² = (T - 2)/(2T) Σ (z₋ₜ - z̄)², z₋ₜ without the pairs of
-    task t (Snijders and Borgatti, 1999, for statistics of networks). r is Pearson's, or what `correlate` gives. NaN
-    where any of these r is undefined.
+    The jackknife over tasks is applied to Fisher's z = artanh r: SE² = (T - 2)/(2T) Σ (z₋ₜ - z̄)², with z₋ₜ computed
+    without the pairs of task t.
+
+    Source: Snijders and Borgatti, 1999, for statistics of networks.
+
+    Args:
+        predicted: one number per pair.
+        measured: one number per pair.
+        ends: the two tasks of each pair, (n, 2).
+        correlate: the correlation; Pearson's by default.
+
+    Returns:
+        The lower and the upper end, in [-1, 1]; NaN if any of these correlations is undefined.
     """
     tasks = list(dict.fromkeys(ends.ravel().tolist()))
     kept = [~(ends == task).any(axis=1) for task in tasks]
@@ -88,9 +98,18 @@ def beyond_training_mean(
     measured: Float[np.ndarray, " n"],
     training_mean: Float[np.ndarray, " n"],
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Subtract from either side the mean of the fold that predicted it: the two sides of "r beyond the mean".
+    """Subtract the mean of the fold that predicted each pair from both sides, for the correlation beyond the mean.
 
-    Predictions that spread less than 1 % of the outcomes around that mean predict nothing beyond it: they become 0.
+    Predictions whose standard deviation around that mean is below 1 % of that of the outcomes become 0: they predict
+    nothing beyond it.
+
+    Args:
+        predicted: one number per pair.
+        measured: one number per pair.
+        training_mean: for each pair, the mean of the fold that predicted it.
+
+    Returns:
+        Predictions and measurements relative to that mean.
     """
     beyond, measured_beyond = predicted - training_mean, measured - training_mean
     if beyond.std() < _LEAST_SPREAD * measured_beyond.std():
@@ -99,7 +118,7 @@ def beyond_training_mean(
 
 
 def mean_absolute_error(predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray, " n"]) -> float:
-    """Average |predicted - measured|, in outcome units; NaN of nothing."""
+    """Return the mean of |predicted - measured|, in outcome units; NaN without any pair."""
     if len(measured) == 0:
         return float("nan")
     return float(np.abs(predicted - measured).mean())
@@ -112,8 +131,16 @@ def r2_over_training_mean(
 ) -> float:
     """Compare squared errors with those of the training mean: 1 - Σ(m - p)² / Σ(m - m̄_train)².
 
-    At most 1; 0 is no better than the training mean, below 0 is worse. Each row brings the mean of the fold
-    that predicted it. NaN where the training mean makes no error at all.
+    The score is at most 1; it is 0 for the training mean, below 0 for worse predictions, and NaN if the training mean
+    makes no error.
+
+    Args:
+        predicted: one number per pair.
+        measured: one number per pair.
+        training_mean: for each pair, the mean of the fold that predicted it.
+
+    Returns:
+        The score.
     """
     baseline = float(((measured - training_mean) ** 2).sum())
     if len(measured) == 0 or baseline == 0.0:
@@ -122,7 +149,7 @@ def r2_over_training_mean(
 
 
 def mean_and_std(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """Average the defined values, and their population standard deviation; NaN of none."""
+    """Return the mean and the population standard deviation of the defined values; NaN without any."""
     defined = values[~np.isnan(values)]
     if defined.size == 0:
         return float("nan"), float("nan")

@@ -1,4 +1,4 @@
-"""What a setting of fine-tuning does to merges: analyses that differ in penalty, strength and seed, side by side."""
+"""Effects of a setting of fine-tuning on merges: analyses that differ in penalty, strength and seed, compared."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -28,18 +28,18 @@ _PAIR = ["task_a", "task_b"]
 
 @dataclass(frozen=True)
 class Ablation:
-    """Results of an ablation.
+    """Hold the results of an ablation.
 
     Attributes:
-        merges: one row a setting, method (and the mean over methods) and target: `value`, `plain`, `change` and its
-            intervals, and `seeds`, how many.
-        models: one row a setting: the same for the models' own accuracy.
-        metrics: one row a setting and metric: `value` and `plain`, means over pairs and seeds; `change` with its
-            interval in standard deviations of plain's pairs; `stable`, its sign where all methods agree on one, or 0.
-        choices: one row a penalty: the strength with the best trade-off, chosen without the seed it is judged on.
-        missing: sentences.
-        facts: what the runs have in common.
-        stable_by: the predictor of normalised accuracy whose signs `metrics` has.
+        merges: one row per setting, method (and the mean over methods) and target: `value`, `plain`, `change` and its
+            intervals, and `seeds`, their number.
+        models: one row per setting: the same for the models' own accuracy.
+        metrics: one row per setting and metric: `value` and `plain`, means over pairs and seeds; `change` with its
+            interval in standard deviations of plain's pairs; `stable`, its sign if all methods agree on one, or 0.
+        choices: one row per penalty: the strength with the best trade-off, chosen without the seed it is evaluated on.
+        missing: sentences on runs and methods left out.
+        facts: properties shared by all runs.
+        stable_by: the predictor of normalised accuracy that determines the signs in `metrics`.
     """
 
     merges: pd.DataFrame
@@ -55,16 +55,19 @@ def compare(run_folders: Sequence[Path | str], beside: Sequence[Path | str] = ()
     """Compare every setting of fine-tuning with the plain one.
 
     Means are over pairs (over tasks for the models' own accuracy) and seeds. A change is setting − plain with the same
-    seed, so that what the seed does to both cancels. Its 95 % intervals are Student's t: `low`, `high` over the seeds'
+    seed, so that effects of the seed on both cancel. Its 95 % intervals are Student's t: `low`, `high` over the seeds'
     changes, `task_low`, `task_high` over the tasks' changes (each the mean over partners and seeds of the task's own
-    accuracy in its merges). NaN for fewer than two. Settings are not corrected for their number.
+    accuracy in its merges). They are NaN for fewer than two values and not corrected for the number of settings.
 
     Args:
-        run_folders: what analyses left; of two with one setting and seed the later one counts.
-        beside: what earlier analyses left; those of another suite, model, α, … are left out and named.
+        run_folders: folders of analyses; of two with one setting and seed the later one counts.
+        beside: folders of earlier analyses to include; those of another suite, model, α, … are left out and named.
+
+    Returns:
+        The comparison.
 
     Raises:
-        UserError: the runs differ in more than penalty, strength and seed, or none has merged anything.
+        UserError: the runs differ in more than penalty, strength and seed, or no run has merged anything.
     """
     own = read_runs(run_folders)
     if not own:
@@ -309,10 +312,13 @@ def _missing(runs: Sequence[Run], everywhere: Sequence[str]) -> list[str]:
 
 
 def winners(merges: pd.DataFrame) -> pd.DataFrame:
-    """Find where both outcomes, absolute and normalised, beat plain by more than the interval over seeds.
+    """Find the settings that beat plain fine-tuning in both outcomes by more than the interval over seeds.
+
+    Args:
+        merges: of `Ablation`.
 
     Returns:
-        One row a setting and method: `acc` and `norm_acc`, the changes, largest `acc` first.
+        One row per setting and method: `acc` and `norm_acc`, the changes, largest `acc` first.
     """
     columns = [*_SETTING, "method", "acc", "norm_acc"]
     better = merges[merges["low"] > 0].pivot_table(

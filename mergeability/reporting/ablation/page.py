@@ -18,7 +18,7 @@ _SHOWN_WINNERS = 5
 
 
 def ablation_page(found: Ablation) -> str:
-    """Write the page."""
+    """Return the page of an ablation as HTML."""
     sections = [
         _trade_off(found),
         _choice(found),
@@ -35,7 +35,7 @@ def ablation_page(found: Ablation) -> str:
 
 
 def headline(found: Ablation) -> list[str]:
-    """State first whether any setting beats plain fine-tuning, where and at what cost."""
+    """Return the main sentences: whether any setting beats plain fine-tuning, where and at what cost."""
     compared = found.merges[(found.merges["setting"] != PLAIN) & found.merges["change"].notna()]
     if compared.empty:
         return ["No setting could be compared with plain fine-tuning.", *found.missing]
@@ -112,13 +112,18 @@ def _trade_off(found: Ablation) -> Section | None:
 
 
 def trade_off_table(found: Ablation, method: str, target: str) -> pd.DataFrame:
-    """Compare each setting's single-task accuracy with that of its merges, and mark those that none beats in both.
+    """Compare each setting's single-task accuracy with that of its merges, and mark the Pareto front.
 
-    Both are plain's mean plus the change with the same seeds: means over unequal seeds would compare seeds.
+    Both are plain's mean plus the change with the same seeds, because means over unequal seeds are not comparable.
+
+    Args:
+        found: the ablation.
+        method: the merge method.
+        target: the outcome.
 
     Returns:
-        One row a setting: `setting`, `penalty`, `strength`, `own`, `merged`, half-widths `own_half` and `merged_half`,
-        and `front`.
+        One row per setting: `setting`, `penalty`, `strength`, `own`, `merged`, half-widths `own_half` and
+        `merged_half`, and `front`.
     """
     rows = found.merges[(found.merges["method"] == method) & (found.merges["target"] == target)]
     merged, own = rows.set_index("setting"), found.models.set_index("setting").reindex(rows["setting"])

@@ -1,4 +1,4 @@
-"""The analyses that an ablation compares: what each left in its run folder, and whether two can be compared."""
+"""The analyses that an ablation compares: reading their run folders, and checking that they are comparable."""
 
 import json
 from collections.abc import Sequence
@@ -14,19 +14,20 @@ from mergeability.prediction.pair_table import TARGETS, outcome_methods
 
 @dataclass(frozen=True)
 class Run:
-    """One analysis: all models of a suite, fine-tuned with one setting and seed.
+    """Hold one analysis: all models of a suite, fine-tuned with one setting and seed.
 
     Attributes:
         setting: `<penalty>-<λ>`, as in the checkpoint's folder, without its variant; `none-0` is plain fine-tuning.
         penalty: its name; `none` for λ = 0.
         strength: λ.
         seed: of the fine-tuning.
-        conditions: what runs must share to be compared, under the names of the settings.
-        models: one row a task, with `finetuned_accuracy`.
-        pairs: one row a pair, with metrics and outcomes.
+        conditions: settings that comparable runs must share, by name.
+        models: one row per task, with `finetuned_accuracy`.
+        pairs: one row per pair, with metrics and outcomes.
         metrics: the columns of `pairs` that are metrics.
-        stable: metric → the sign that `stable_by`, a predictor of normalised accuracy, gives it under every method;
-            empty where that was not studied.
+        stable: metric → its sign in `stable_by`, a predictor of normalised accuracy, if equal under every method;
+            empty if this was not studied.
+        stable_by: name of that predictor.
     """
 
     setting: str
@@ -42,7 +43,7 @@ class Run:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Identify the run in columns."""
+        """The setting, penalty, strength and seed that identify the run."""
         return {
             "setting": self.setting,
             "penalty": self.penalty,
@@ -52,7 +53,7 @@ class Run:
 
 
 def read_runs(folders: Sequence[Path | str]) -> list[Run]:
-    """Read run folders in their order, without those that merged nothing."""
+    """Read run folders in their order, without those that contain no merges."""
     return [run for run in map(_read, map(Path, folders)) if run is not None]
 
 

@@ -1,4 +1,4 @@
-"""The ablation's page and tables, written into the folder of a sweep."""
+"""The page and tables of an ablation, written into the folder of a sweep."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the page holds: everything that its filters and figures read, as one JSON of bounded size."""
+"""The data of the page: everything that its filters and figures read, as one JSON of bounded size."""
 
 import math
 import os
@@ -35,13 +35,13 @@ Part = tuple[str, str, bool, Callable[[Run], tuple[Any, int]]]
 
 @dataclass
 class Budget:
-    """How many numbers may still be embedded."""
+    """Count the numbers that may still be embedded."""
 
     left: int
     used: int = 0
 
     def take(self, count: int) -> bool:
-        """Take so many if there are as many left."""
+        """Take `count` numbers from the budget; return False, and take none, if fewer are left."""
         if count > self.left:
             return False
         self.left, self.used = self.left - count, self.used + count

@@ -1,4 +1,4 @@
-"""Find what runs left below some folders: analyses, trained models, and runs that did not finish."""
+"""Find the runs below some folders: analyses, trained models, and runs that did not finish."""
 
 import os
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _COPIES = "wandb"
 
 @dataclass
 class Found:
-    """Paths in alphabetical order.
+    """Hold the paths that were found, in alphabetical order.
 
     Attributes:
         analyses: folders with a `run.json`.
@@ -32,9 +32,15 @@ class Found:
 
 
 def find(folders: Sequence[Path]) -> Found:
-    """Look for runs below some folders; each is found once, however often its folder is given.
+    """Find runs below some folders; each is found once, even if its folder is given more than once.
 
-    Not searched: the store, hidden folders, `wandb/` and links to folders.
+    The store, hidden folders, `wandb/` and links to folders are not searched.
+
+    Args:
+        folders: where to start.
+
+    Returns:
+        The paths.
 
     Raises:
         UserError: one of the folders does not exist.

@@ -22,12 +22,12 @@ FACTS = ("suite", "model", "penalty", "strength", "seed", "variant")
 
 @dataclass(frozen=True)
 class Gathered:
-    """Gathered runs.
+    """Hold the gathered runs.
 
     Attributes:
         runs: finished analyses, the newest first.
         repeated: folder → the methods whose merges a newer run evaluated as well, and "" if it measured the metrics.
-        other: folder → the settings in which this run differs from others, as text; empty where none differs.
+        other: folder → the settings in which this run differs from others, as text; empty if it differs in none.
         trainings: one row per checkpoint: its task and settings, test accuracies in [0, 1], seconds, GiB.
         left_out: sentences, each about a file or folder that could not be used.
     """
@@ -56,7 +56,7 @@ class Gathered:
         return pd.DataFrame(rows)
 
     def is_repeated(self, run: Run) -> bool:
-        """Return whether newer runs evaluated all merges of a run, or, if it has no merges, measured its metrics."""
+        """Return whether newer runs evaluated all merges of a run or, if it has none, measured its metrics."""
         return self.repeated[run.folder] >= set(run.methods or [""])
 
     @property
@@ -78,8 +78,15 @@ class Gathered:
 def gather(folders: Sequence[Path | str], progress: Progress = no_progress) -> Gathered:
     """Read every finished analysis and training below some folders.
 
+    Args:
+        folders: where to start.
+        progress: wraps the loops over files.
+
+    Returns:
+        The runs, and sentences on unusable files.
+
     Raises:
-        UserError: a folder does not exist, or holds neither a finished analysis nor a trained model.
+        UserError: a folder does not exist, or contains neither a finished analysis nor a trained model.
     """
     found = find([Path(folder) for folder in folders])
     left_out = [f"{folder} did not finish." for folder in found.unfinished]

@@ -1,4 +1,4 @@
-"""One analysis as it lies in its folder: which run it is, its pairs, and what it predicted."""
+"""One analysis read from its folder: its identity, its pairs and its predictions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ _ALPHA = ("alpha", "alpha_grid", "validation_images")
 
 @dataclass(frozen=True)
 class Run:
-    """A finished analysis.
+    """Hold a finished analysis.
 
     Attributes:
-        folder: where it lies.
-        facts: `suite`, `model`, `penalty`, `strength`, `seed`, `variant`; None where the run has no such thing.
-        settings: what else an outcome depends on: setting → its value as text.
+        folder: its path.
+        facts: `suite`, `model`, `penalty`, `strength`, `seed`, `variant`; None if it does not apply to the run.
+        settings: further settings that affect an outcome: setting → its value as text.
         identities: method → a digest, equal for runs that evaluated the same merges by it; "" → one for the metrics.
-        finished_at: ISO time, empty where unknown.
-        seconds: what its stages took together, NaN where unknown.
+        finished_at: ISO time, empty if unknown.
+        seconds: total time of its stages, NaN if unknown.
         methods: merge methods with outcomes.
         metrics: columns of `pairs` that are metrics.
         pairs: one row per pair: `task_a`, `task_b`, metrics and outcomes `<target>_<method>`.
@@ -40,7 +40,7 @@ class Run:
         predictions: one row per protocol, method, predictor and pair: the predicted outcome, mean over the folds that
             left out one of the pair's tasks.
         coefficients: one row per protocol, method, predictor and metric: the mean over folds.
-        target: the outcome that `predictions` and `coefficients` are about.
+        target: the outcome of `predictions` and `coefficients`.
         report: whether there is a `report.html`.
     """
 
@@ -68,10 +68,16 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read what an analysis left in its folder.
+    """Read an analysis from its run folder.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        The analysis.
 
     Raises:
-        UserError: a file is missing, damaged or holds something else.
+        UserError: a file is missing, damaged or of another kind.
     """
     record = read_object(folder / "run.json") or {}
     config = _mapping(record.get("config"))

@@ -1,7 +1,7 @@
-"""The same panels in Weights & Biases: a project's workspace and a report, from the names that runs are logged under.
+"""The panels of the dashboard in Weights & Biases: a project's workspace and a report, from the names of logged values.
 
-The panels name methods, which W&B cannot list by itself. What W&B has no panel for, such as a Pareto front, is only on
-the page of `reporting.dashboard.page`.
+The panels name methods, because W&B cannot list them. Figures that W&B has no panel for, such as a Pareto front, are
+only on the page of `reporting.dashboard.page`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,11 +25,11 @@ _TIMEOUT = 10
 
 @dataclass(frozen=True)
 class Group:
-    """Panels about one question.
+    """Hold the panels of one question.
 
     Attributes:
         title: of the section.
-        text: what the panels show, one or two sentences.
+        text: the content of the panels, in one or two sentences.
         job_type: of the runs that they read.
         panels: in reading order.
     """
@@ -47,13 +47,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Project:
-    """A project of W&B, and what its panels are about.
+    """Identify a W&B project, and the content of its panels.
 
     Attributes:
         entity: the user or team that owns it.
         name: of the project.
         methods: merge methods, as in `conf/merge`.
-        predictor: whose correlations are shown.
+        predictor: the predictor whose correlations are shown.
     """
 
     entity: str
@@ -63,10 +63,18 @@ class Project:
 
     @classmethod
     def parse(cls, path: str, methods: Sequence[str], predictor: str = "ridge") -> "Project":
-        """Read `ENTITY/PROJECT`.
+        """Parse `ENTITY/PROJECT`.
+
+        Args:
+            path: the text.
+            methods: merge methods, as in `conf/merge`.
+            predictor: the predictor whose correlations are shown.
+
+        Returns:
+            The project.
 
         Raises:
-            UserError: it is something else, or there are no methods.
+            UserError: the text has another form, or there are no methods.
         """
         entity, _, name = path.partition("/")
         if not entity or not name or "/" in name:
@@ -77,11 +85,7 @@ class Project:
 
 
 def groups(project: Project) -> list[Group]:
-    """Make all panels of a project, without a network.
-
-    Raises:
-        UserError: `wandb-workspaces` is not installed.
-    """
+    """Create all panels of a project, without a network."""
     wr, _ = _library()
     return [
         _merged(wr, project),
@@ -95,7 +99,7 @@ def groups(project: Project) -> list[Group]:
 
 
 def workspace(project: Project) -> "workspaces.Workspace":
-    """Make the workspace: one section per question, runs grouped by penalty and strength.
+    """Create the workspace: one section per question, runs grouped by penalty and strength.
 
     Raises:
         UserError: `wandb-workspaces` is not installed.
@@ -123,7 +127,7 @@ def workspace(project: Project) -> "workspaces.Workspace":
 
 
 def report(project: Project) -> "reports.Report":
-    """Make the report: for each question a heading, a text and the panels, on the runs of the fitting job type.
+    """Create the report: for each question a heading, a text and the panels, on the runs of the fitting job type.
 
     Raises:
         UserError: `wandb-workspaces` is not installed.
@@ -149,7 +153,7 @@ def save(project: Project) -> Mapping[str, str]:
     """Save the workspace and the report of a project; return the address of each.
 
     Raises:
-        UserError: there is no account, W&B cannot be reached or refuses.
+        UserError: there is no account, or W&B cannot be reached or refuses.
     """
     import wandb
     import wandb.errors

@@ -86,16 +86,16 @@ class Job:
 
 @dataclass(frozen=True)
 class EvidenceSummary:
-    """All kinds of evidence, compared.
+    """Hold the comparison of all kinds of evidence.
 
     Attributes:
         kinds: one row per numbers of images (`unlabelled`, `samples`), group, situation, target and predictor, with
-            what `over_seeds` gives.
+            the columns of `over_seeds`.
         images: `r` of the predictors that depend on a number of images against that number: `kind` of images,
             `images`, and the columns of r and its intervals.
         shown: the numbers of images that the page shows first.
-        facts: what the jobs have in common.
-        missing: sentences on what is not there.
+        facts: properties shared by all jobs.
+        missing: sentences on jobs and columns that are missing.
     """
 
     kinds: pd.DataFrame
@@ -106,13 +106,16 @@ class EvidenceSummary:
 
 
 def summarise(folder: Path, run_folders: Sequence[Path], beside: Sequence[Path] = ()) -> EvidenceSummary:
-    """Score every job's pairs and put seeds and numbers of images together; nothing is measured again.
+    """Score every job's pairs and combine seeds and numbers of images; nothing is measured again.
 
     Args:
         folder: of the sweep; jobs that began there and did not finish are named.
-        run_folders: what the finished jobs left.
-        beside: what jobs of an earlier sweep left; of two with one seed and numbers of images the later one counts, and
-            those of another suite, model, α, … are left out and named.
+        run_folders: folders of the finished jobs.
+        beside: folders of the jobs of an earlier sweep; of two with one seed and numbers of images the later one
+            counts, and those of another suite, model, α, … are left out and named.
+
+    Returns:
+        The comparison.
 
     Raises:
         UserError: no job has merged anything, or jobs differ in more than the seed and the numbers of images.

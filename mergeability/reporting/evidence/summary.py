@@ -47,7 +47,7 @@ def save(found: EvidenceSummary, folder: Path) -> Path:
 
 
 def evidence_page(found: EvidenceSummary) -> str:
-    """Write the page: the comparison for two new tasks, for one new task, and against numbers of images."""
+    """Return the page as HTML: the comparison for two new tasks, for one new task, and against numbers of images."""
     sections = [
         _section(found, "both-new", BOTH_NEW, "Two new models", _BOTH_NEW),
         _section(found, "known-partner", KNOWN_PARTNER, "One new model (leave one task out)", _KNOWN_PARTNER),

@@ -19,11 +19,34 @@ _LABEL_SIZE = (0.05, 0.04)
 
 
 def trade_off(settings: pd.DataFrame, outcome: str) -> go.Figure:
-    """Mark each setting at its models' own accuracy and its merges' outcome; a line joins the Pareto front.
+    """Plot each setting at its models' own accuracy and its merges' outcome; a line joins the Pareto front.
 
-    `settings` has `setting`, `penalty`, `strength`, `own`, `merged`, the half-widths `own_half` and `merged_half` of
-    their intervals, and `front`. Where settings lie close, only one is labelled, of the front if there is one; hovering
-    names all.
+    Args:
+        settings: one row per setting: `setting`, `penalty`, `strength`, `own`, `merged`, the half-widths `own_half`
+            and `merged_half` of their intervals, and `front`, whether no setting is better in both.
+        outcome: name of the merges' outcome, for the axis.
+
+    Returns:
+        The figure. Of overlapping labels only one is drawn, if possible of the front; hovering names every setting.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from mergeability.reporting.figures import trade_off
+        >>> settings = pd.DataFrame(
+        ...     {
+        ...         "setting": ["none-0", "l2-0.1"],
+        ...         "penalty": ["none", "l2"],
+        ...         "strength": [0.0, 0.1],
+        ...         "own": [0.95, 0.93],
+        ...         "merged": [0.80, 0.84],
+        ...         "own_half": [0.01, 0.01],
+        ...         "merged_half": [0.02, 0.02],
+        ...         "front": [True, True],
+        ...     }
+        ... )
+        >>> figure = trade_off(settings, "accuracy")
+        >>> [trace.name for trace in figure.data], figure.layout.yaxis.title.text
+        (['Pareto front', 'plain', 'l2'], 'merged accuracy')
     """
     settings = settings.assign(labelled=_apart(settings))
     figure = go.Figure(
@@ -82,7 +105,26 @@ def _apart(settings: pd.DataFrame) -> list[bool]:
 
 
 def changes_by_strength(changes: pd.DataFrame, outcome: str) -> go.Figure:
-    """Draw each penalty's change of an outcome against its strength, with intervals over seeds."""
+    """Plot each penalty's change of an outcome against its strength, with intervals over seeds.
+
+    Args:
+        changes: one row per penalty and strength: `penalty`, `strength`, `change` and `high`, the upper end of its
+            interval.
+        outcome: name of the outcome, for the axis.
+
+    Returns:
+        The figure, one line per penalty.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from mergeability.reporting.figures import changes_by_strength
+        >>> changes = pd.DataFrame(
+        ...     {"penalty": ["l2", "l2"], "strength": [0.1, 1.0], "change": [0.01, -0.02], "high": [0.02, 0.01]}
+        ... )
+        >>> figure = changes_by_strength(changes, "normalised accuracy")
+        >>> figure.data[0].name, figure.data[0].y, figure.layout.yaxis.title.text
+        ('l2', (0.01, -0.02), 'change of normalised accuracy')
+    """
     strengths = sorted(set(changes["strength"]))
     figure = go.Figure(
         layout=figure_layout(

@@ -9,11 +9,24 @@ from mergeability.reporting.figures.style import MUTED, PALETTE, figure_layout, 
 
 
 def r_by_images(rows: pd.DataFrame, images_of: Mapping[str, str]) -> go.Figure:
-    """Draw each predictor's r against the number of images, with intervals over tasks.
+    """Plot each predictor's r against the number of images, with intervals over tasks.
 
     Args:
-        rows: `predictor`, `images`, `r`, `r_low`, `r_high`.
-        images_of: predictor → the kind of images that its evidence is taken on.
+        rows: one row per predictor and number of images: `predictor`, `images`, `r`, `r_low`, `r_high`.
+        images_of: predictor → kind of images that its evidence is measured on.
+
+    Returns:
+        The figure, one line per predictor.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from mergeability.reporting.figures import r_by_images
+        >>> rows = pd.DataFrame(
+        ...     {"predictor": "probe", "images": [16, 64], "r": [0.5, 0.6], "r_low": [0.3, 0.5], "r_high": [0.6, 0.7]}
+        ... )
+        >>> figure = r_by_images(rows, {"probe": "unlabelled"})
+        >>> figure.data[0].name, figure.data[0].x, figure.layout.xaxis.title.text
+        ('probe (unlabelled)', (16, 64), 'images of each task')
     """
     figure = go.Figure(
         layout=figure_layout(

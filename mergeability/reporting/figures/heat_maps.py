@@ -19,11 +19,31 @@ from mergeability.reporting.figures.style import (
     value_bounds,
 )
 
+MOST_TASKS = 100
+"""In a heat map of pairs: a thousand would take some 20 MB for each metric, and no cell would be seen."""
+
 
 def pair_matrix(
     pairs: pd.DataFrame, column: str, tasks: Sequence[str], own: float = float("nan")
 ) -> Float[np.ndarray, "T T"]:
-    """Arrange a column of the pair table as a symmetric task by task matrix, NaN where unknown."""
+    """Arrange a column of the pair table as a symmetric T×T matrix of tasks, NaN where unknown.
+
+    Args:
+        pairs: one row per pair, with `task_a` and `task_b`.
+        column: the values.
+        tasks: the T tasks in the order of rows and columns.
+        own: value on the diagonal.
+
+    Returns:
+        The matrix.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from mergeability.reporting.figures import pair_matrix
+        >>> pairs = pd.DataFrame({"task_a": ["a", "a"], "task_b": ["b", "c"], "cosine": [0.1, 0.2]})
+        >>> pair_matrix(pairs, "cosine", ["a", "b", "c"], own=1.0).tolist()
+        [[1.0, 0.1, 0.2], [0.1, 1.0, nan], [0.2, nan, 1.0]]
+    """
     index = {task: i for i, task in enumerate(tasks)}
     matrix = np.full((len(tasks), len(tasks)), np.nan)
     np.fill_diagonal(matrix, own)
@@ -39,11 +59,29 @@ def matrix_heat_map(
     bounds: tuple[float, float] | None = None,
     name: str = "value",
 ) -> go.Figure:
-    """Draw a symmetric matrix; values of both signs get a diverging scale centred on 0.
+    """Draw a symmetric matrix as a heat map; values of both signs get a diverging scale centred on 0.
 
-    `bounds` fixes the colour scale, so that matrices can be compared.
+    Only the first `MOST_TASKS` rows are drawn if there are more; the title then says so.
+
+    Args:
+        matrix: the values, NaN where unknown.
+        labels: names of rows and columns.
+        bounds: range of the colour scale, so that matrices can be compared; the range of the values when None.
+        name: of the values, for the text on hover.
+
+    Returns:
+        The figure.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mergeability.reporting.figures import matrix_heat_map
+        >>> figure = matrix_heat_map(np.array([[1.0, -0.2], [-0.2, 1.0]]), ["cars", "dtd"], name="cosine")
+        >>> figure.data[0].zmin, figure.data[0].zmax, figure.data[0].x
+        (-1.0, 1.0, ('cars', 'dtd'))
     """
+    count = len(labels)
     low, high = bounds or value_bounds(matrix)
+    matrix, labels = matrix[:MOST_TASKS, :MOST_TASKS], labels[:MOST_TASKS]
     signed = low < 0 < high
     if signed:
         high = max(-low, high)
@@ -86,6 +124,9 @@ def matrix_heat_map(
         xaxis={**ticks, "tickangle": -60, "constrain": "domain"},
         yaxis={**ticks, "autorange": "reversed", "scaleanchor": "x", "constrain": "domain"},
     )
+    if count > MOST_TASKS:
+        title = f"The first {MOST_TASKS} of {count}; pairs.csv has all pairs"
+        layout.update(title={"text": title, "font": {"size": 12}, "x": 0.5, "y": 0.01, "yanchor": "bottom"})
     return go.Figure(trace, layout=layout)
 
 
@@ -97,9 +138,26 @@ def labelled_heat_map(
     name: str,
     limit: float | None = None,
 ) -> go.Figure:
-    """Draw a table of signed numbers on a scale centred on 0; the tables in `beside` are shown on hover.
+    """Draw a table of signed numbers as a heat map on a scale centred on 0.
 
-    Beyond ±`limit` colours do not change.
+    Args:
+        values: the numbers.
+        rows: names of the rows.
+        columns: names of the columns.
+        beside: title → further numbers of the same shape, shown on hover.
+        name: of the values.
+        limit: absolute value beyond which colours do not change.
+
+    Returns:
+        The figure.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mergeability.reporting.figures import labelled_heat_map
+        >>> values = np.array([[0.5, -2.0]])
+        >>> figure = labelled_heat_map(values, ["cosine"], ["ties", "dare"], {}, "coefficient", limit=1)
+        >>> figure.data[0].zmin, figure.data[0].zmax, figure.layout.xaxis.title.text
+        (-1, 1, 'coefficient')
     """
     largest = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
     largest = largest if limit is None else min(largest, limit)

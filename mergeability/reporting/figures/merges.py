@@ -28,7 +28,22 @@ _FEW_SETS = 60
 
 
 def accuracy_bars(models: pd.DataFrame) -> go.Figure:
-    """Show chance, pixels, base and fine-tuned accuracy of every task, side by side."""
+    """Draw the chance, pixel, base and fine-tuned accuracy of every task as grouped bars.
+
+    Args:
+        models: indexed by task: `chance`, `pixel_accuracy`, `base_accuracy` and `finetuned_accuracy`, in [0, 1], or
+            some of them.
+
+    Returns:
+        The figure, one trace per known accuracy.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from mergeability.reporting.figures import accuracy_bars
+        >>> models = pd.DataFrame({"base_accuracy": [0.6], "finetuned_accuracy": [0.9]}, index=["cars"])
+        >>> [trace.name for trace in accuracy_bars(models).data]
+        ['base model, zero-shot', 'fine-tuned']
+    """
     figure = go.Figure(layout=figure_layout(yaxis={"title": {"text": "test accuracy"}, "range": [0, 1.02]}))
     for column, label, colour in _ACCURACIES:
         if column in models.columns and models[column].notna().any():
@@ -41,7 +56,22 @@ def accuracy_bars(models: pd.DataFrame) -> go.Figure:
 
 
 def scale_curves(curves: pd.DataFrame) -> go.Figure:
-    """Draw each method's mean normalised validation accuracy against α, its best α marked."""
+    """Plot each method's mean normalised validation accuracy against α, with its best α marked.
+
+    Args:
+        curves: the result of `curve_table`.
+
+    Returns:
+        The figure, one line per method.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from mergeability.reporting.figures import scale_curves
+        >>> curves = pd.DataFrame({"method": "ties", "alpha": [0.5, 1.0], "norm_accuracy": [0.8, 0.9]})
+        >>> figure = scale_curves(curves)
+        >>> figure.data[0].y, figure.data[0].marker.size, figure.layout.xaxis.title.text
+        ((0.8, 0.9), (5, 10), 'α')
+    """
     figure = go.Figure(
         layout=figure_layout(
             xaxis={"title": {"text": "α"}},
@@ -65,7 +95,22 @@ def scale_curves(curves: pd.DataFrame) -> go.Figure:
 
 
 def chosen_scales(curves: pd.DataFrame) -> go.Figure:
-    """Show for each method the share of merges for which each α of the grid was best."""
+    """Draw for each method the share of merges for which each α of the grid was best, as a heat map.
+
+    Args:
+        curves: the result of `curve_table`.
+
+    Returns:
+        The figure.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from mergeability.reporting.figures import chosen_scales
+        >>> curves = pd.DataFrame({"method": "ties", "alpha": [0.5, 1.0], "chosen": [0.25, 0.75]})
+        >>> figure = chosen_scales(curves)
+        >>> figure.data[0].x, figure.data[0].text
+        (('0.5', '1'), (['25%', '75%'],))
+    """
     shares = curves.pivot_table(index="method", columns="alpha", values="chosen", sort=False)
     shares = shares[sorted(shares.columns)]
     values = shares.to_numpy(dtype=float)
@@ -94,7 +139,23 @@ def chosen_scales(curves: pd.DataFrame) -> go.Figure:
 
 
 def set_outcomes(sets: pd.DataFrame, columns: Sequence[str]) -> go.Figure:
-    """Show the normalised accuracy of all sets, one box per method and number of models."""
+    """Draw the normalised accuracy of all sets, one box per method and number of models.
+
+    Args:
+        sets: one row per set: `tasks`, `arity` and outcomes.
+        columns: outcomes to draw, `norm_acc_<method>`; missing ones are skipped.
+
+    Returns:
+        The figure, one trace per method.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from mergeability.reporting.figures import set_outcomes
+        >>> sets = pd.DataFrame({"tasks": ["a+b+c", "a+b+d"], "arity": [3, 3], "norm_acc_ties": [0.8, 0.7]})
+        >>> figure = set_outcomes(sets, ["norm_acc_ties", "norm_acc_dare"])
+        >>> [trace.name for trace in figure.data], figure.data[0].y
+        (['ties'], (0.8, 0.7))
+    """
     figure = go.Figure(
         layout=figure_layout(
             xaxis={"title": {"text": "models in a set"}, "type": "category"},

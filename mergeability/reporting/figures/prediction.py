@@ -1,4 +1,4 @@
-"""Figures of predictors: what they predict, and by which metrics."""
+"""Figures of predictors: their predictions, scores and coefficients."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,24 @@ from mergeability.reporting.figures.style import (
 
 
 def variance_bars(variance: pd.DataFrame) -> go.Figure:
-    """Stack the shares of variance of each method: task effects, metrics beyond them, and the rest."""
+    """Stack the shares of variance of each method: task effects, metrics beyond them, and the rest.
+
+    Args:
+        variance: one row per method: `method`, `task_effects`, `metrics_beyond`, `residual`, in [0, 1].
+
+    Returns:
+        The figure, one trace per share.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from mergeability.reporting.figures import variance_bars
+        >>> variance = pd.DataFrame(
+        ...     {"method": ["ties"], "task_effects": [0.6], "metrics_beyond": [0.1], "residual": [0.3]}
+        ... )
+        >>> figure = variance_bars(variance)
+        >>> len(figure.data), [trace.x for trace in figure.data], figure.layout.barmode
+        (3, [(0.6,), (0.1,), (0.3,)], 'stack')
+    """
     ordered = variance.iloc[::-1]
     figure = go.Figure(
         layout=figure_layout(
@@ -54,9 +71,32 @@ def variance_bars(variance: pd.DataFrame) -> go.Figure:
 
 
 def predicted_against_measured(predictions: pd.DataFrame, target_name: str) -> go.Figure:
-    """Scatter the validation predictions of every fold; on the diagonal a prediction is exact.
+    """Plot the validation predictions of every fold against the measurements; exact ones lie on the diagonal.
 
-    Each pair appears once for each of its tasks, predicted by the fit that left that task out.
+    By leave-one-task-out, each pair appears once for each of its tasks, predicted by the fit without that task.
+
+    Args:
+        predictions: one row per fold and pair: `held_out`, `task_a`, `task_b`, `measured`, `predicted`.
+        target_name: name of the outcome, for the axes.
+
+    Returns:
+        The figure.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from mergeability.reporting.figures import predicted_against_measured
+        >>> predictions = pd.DataFrame(
+        ...     {
+        ...         "held_out": ["a", "a"],
+        ...         "task_a": ["a", "a"],
+        ...         "task_b": ["b", "c"],
+        ...         "measured": [0.8, 0.9],
+        ...         "predicted": [0.82, 0.87],
+        ...     }
+        ... )
+        >>> figure = predicted_against_measured(predictions, "normalised accuracy")
+        >>> figure.data[0].text, figure.layout.xaxis.title.text
+        (('a + b', 'a + c'), 'measured normalised accuracy')
     """
     folds = list(dict.fromkeys(predictions["held_out"]))
     colours = [PALETTE[folds.index(h) % len(PALETTE)] for h in predictions["held_out"]]
@@ -88,7 +128,21 @@ def predicted_against_measured(predictions: pd.DataFrame, target_name: str) -> g
 
 
 def fold_correlations(folds: pd.DataFrame) -> go.Figure:
-    """Show each fold's validation correlation; folds without a defined one stay empty."""
+    """Draw each fold's validation correlation as a bar; folds with an undefined one stay empty.
+
+    Args:
+        folds: one row per fold: `held_out` and `r`.
+
+    Returns:
+        The figure, smallest r first.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from mergeability.reporting.figures import fold_correlations
+        >>> figure = fold_correlations(pd.DataFrame({"held_out": ["cars", "dtd"], "r": [0.6, -0.1]}))
+        >>> figure.data[0].y, figure.data[0].x, figure.layout.xaxis.title.text
+        (('dtd', 'cars'), (-0.1, 0.6), 'r on the pairs of the left-out task')
+    """
     ordered = folds.sort_values("r", kind="stable", na_position="first")
     values = ordered["r"].to_numpy(dtype=float)
     return go.Figure(
@@ -112,7 +166,24 @@ def fold_correlations(folds: pd.DataFrame) -> go.Figure:
 
 
 def coefficient_bars(coefficients: pd.DataFrame) -> go.Figure:
-    """Show coefficients averaged over folds, largest first, whiskers showing their spread over folds."""
+    """Draw coefficients averaged over folds, largest on top, with whiskers of one standard deviation over folds.
+
+    Args:
+        coefficients: one row per fold and metric: `metric`, `coefficient`.
+
+    Returns:
+        The figure.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from mergeability.reporting.figures import coefficient_bars
+        >>> coefficients = pd.DataFrame(
+        ...     {"metric": ["cosine", "l2", "cosine", "l2"], "coefficient": [0.4, -0.1, 0.6, -0.1]}
+        ... )
+        >>> figure = coefficient_bars(coefficients)
+        >>> figure.data[0].y, figure.data[0].x, figure.data[0].error_x.array
+        (('l2', 'cosine'), (-0.1, 0.5), (0.0, 0.1))
+    """
     groups = coefficients.groupby("metric", sort=False)["coefficient"]
     table = pd.DataFrame(
         {"mean": groups.mean(), "std": groups.std(ddof=0), "used": groups.agg(lambda c: (c != 0).mean())}
@@ -148,9 +219,22 @@ def coefficient_bars(coefficients: pd.DataFrame) -> go.Figure:
 
 
 def predictor_comparison(records: pd.DataFrame, order: Sequence[str]) -> go.Figure:
-    """Mark every predictor's mean r under each method, and its mean over methods as a bar.
+    """Mark every predictor's mean r for each method, and its mean over methods as a bar.
 
-    `order` runs from top to bottom. A predictor without a defined r keeps its row, empty.
+    Args:
+        records: one row per predictor and method: `predictor`, `method`, `r_mean`.
+        order: predictors from top to bottom; one without a defined r keeps an empty row.
+
+    Returns:
+        The figure.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from mergeability.reporting.figures import predictor_comparison
+        >>> records = pd.DataFrame({"predictor": ["ridge", "additive"], "method": "ties", "r_mean": [0.5, 0.6]})
+        >>> figure = predictor_comparison(records, ["additive", "ridge"])
+        >>> [trace.name for trace in figure.data], figure.data[0].x, figure.layout.xaxis.title.text
+        (['mean over methods', 'ties'], (0.5, 0.6), 'mean r over left-out tasks')
     """
     top_down = list(order)[::-1]
     means = records.groupby("predictor")["r_mean"].mean().reindex(top_down)

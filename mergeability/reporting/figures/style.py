@@ -1,4 +1,4 @@
-"""What all figures share: colours, labels, rounding, the layout."""
+"""Colours, labels, rounding and layout shared by all figures."""
 
 import numpy as np
 import pandas as pd
@@ -32,27 +32,66 @@ ROW_HEIGHT = 22
 
 
 def label(name: str) -> str:
-    """Write a column name for a reader."""
+    """Return a column name as text for a reader.
+
+    Args:
+        name: a metric, or a task effect with its prefix `task=`.
+
+    Returns:
+        The name without prefix and underscores.
+
+    Examples:
+        >>> from mergeability.reporting.figures import label
+        >>> label("weight_cosine"), label("task=sun_397")
+        ('weight cosine', 'sun_397')
+    """
     return name.removeprefix(TASK_PREFIX) if name.startswith(TASK_PREFIX) else name.replace("_", " ")
 
 
 def in_template(name: object) -> str:
     """Escape a name for a hover template, where {, < and & are special.
 
-    >>> in_template("a<b %{x}")
-    'a&lt;b %&#123;x&#125;'
+    Examples:
+        >>> in_template("a<b %{x}")
+        'a&lt;b %&#123;x&#125;'
     """
     text = str(name).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return text.replace("{", "&#123;").replace("}", "&#125;")
 
 
 def shared_bounds(columns: pd.DataFrame) -> tuple[float, float]:
-    """Find one range for the colour scale of several columns."""
+    """Return one range for the colour scale of several columns.
+
+    Args:
+        columns: numbers, NaN where unknown.
+
+    Returns:
+        The lowest and the highest value.
+
+    Examples:
+        >>> import pandas as pd
+        >>> from mergeability.reporting.figures import shared_bounds
+        >>> shared_bounds(pd.DataFrame({"ties": [0.8, 0.9], "dare": [0.7, float("nan")]}))
+        (0.7, 0.9)
+    """
     return value_bounds(columns.to_numpy(dtype=float))
 
 
 def value_bounds(values: np.ndarray) -> tuple[float, float]:
-    """Return the lowest and highest finite value; 0 and 1 if there is no finite value."""
+    """Return the lowest and highest finite value, ±0.5 around it if they are equal; 0 and 1 without any.
+
+    Args:
+        values: an array of any shape.
+
+    Returns:
+        The lowest and the highest value, always different.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mergeability.reporting.figures import value_bounds
+        >>> value_bounds(np.array([0.2, np.nan, 0.7])), value_bounds(np.array([np.nan]))
+        ((0.2, 0.7), (0.0, 1.0))
+    """
     known = values[np.isfinite(values)]
     if known.size == 0:
         return 0.0, 1.0
@@ -61,14 +100,42 @@ def value_bounds(values: np.ndarray) -> tuple[float, float]:
 
 
 def low(values: "np.ndarray | pd.Series") -> float:
-    """Return the lowest finite value, with a margin, for the start of an axis."""
+    """Return the lowest finite value times 1.05, for the start of an axis; 0 if there is no finite value.
+
+    Args:
+        values: numbers.
+
+    Returns:
+        The start of the axis.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mergeability.reporting.figures import low
+        >>> round(low(np.array([-0.2, 0.5, np.nan])), 2)
+        -0.21
+    """
     known = np.asarray(values, dtype=float)
     known = known[np.isfinite(known)]
     return float(known.min()) * 1.05 if known.size else 0.0
 
 
 def rounded(values: np.ndarray, digits: int = 4) -> list:
-    """Shorten numbers, as they travel as text: significant digits for small ones, decimals for the rest."""
+    """Round numbers to keep the figure's JSON short.
+
+    Args:
+        values: numbers.
+        digits: decimals; if the largest magnitude is below 0.1, more decimals keep the same number of significant
+            digits.
+
+    Returns:
+        Nested lists of numbers, None for NaN.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mergeability.reporting.figures import rounded
+        >>> rounded(np.array([0.123456, np.nan]), 3), rounded(np.array([0.00123456]), 3)
+        ([0.123, None], [0.001235])
+    """
     values = np.asarray(values, dtype=float)
     largest = np.nanmax(np.abs(values)) if np.isfinite(values).any() else 1.0
     extra = 0 if largest >= 0.1 or largest == 0 else int(-np.floor(np.log10(largest)))
@@ -78,10 +145,22 @@ def rounded(values: np.ndarray, digits: int = 4) -> list:
 
 
 def cell_texts(matrix: Float[np.ndarray, "T T"]) -> list[list[str]]:
-    """Write all cells in one notation, chosen by the largest magnitude, so that they can be compared.
+    """Format all cells of a matrix in one notation, chosen by the largest magnitude, so that they can be compared.
 
-    Two decimals, fewer for large values; scientific where the whole matrix is tiny or huge. Undefined cells are
-    empty.
+    Args:
+        matrix: the numbers.
+
+    Returns:
+        One text per cell: two decimals, fewer for large values, scientific notation if all values are tiny or some are
+        huge; empty for NaN.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mergeability.reporting.figures import cell_texts
+        >>> cell_texts(np.array([[0.5, np.nan], [np.nan, -1.25]]))
+        [['0.50', ''], ['', '-1.25']]
+        >>> cell_texts(np.array([[120.4, 3.0], [3.0, 98.6]]))
+        [['120', '3'], ['3', '99']]
     """
     largest = float(np.nanmax(np.abs(matrix), initial=0.0)) if not np.isnan(matrix).all() else 0.0
     ordinary = largest == 0 or 0.05 <= largest < 10_000
@@ -90,5 +169,17 @@ def cell_texts(matrix: Float[np.ndarray, "T T"]) -> list[list[str]]:
 
 
 def figure_layout(**parts: object) -> dict:
-    """Leave the common look (fonts, margins, grid) to the page, which sets it once for all figures."""
+    """Return a layout without Plotly's default template: the page sets the common look once for all figures.
+
+    Args:
+        parts: further properties of the layout.
+
+    Returns:
+        The properties, with an empty template.
+
+    Examples:
+        >>> from mergeability.reporting.figures import figure_layout
+        >>> sorted(figure_layout(height=300))
+        ['height', 'template']
+    """
     return {"template": go.layout.Template(), **parts}

@@ -1,4 +1,4 @@
-"""Experiment tracking through Lightning's loggers; it never ends the work that it follows."""
+"""Experiment tracking through Lightning's loggers; a failure of a logger never stops the work."""
 
 import lazy_loader
 

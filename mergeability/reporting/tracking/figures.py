@@ -14,7 +14,10 @@ from mergeability.reporting.summaries import KNOWN_PARTNER, TARGET_NAMES, best_p
 
 
 def figures_of(analysis: Analysis) -> dict[str, go.Figure]:
-    """Draw what the report draws of merges and predictions, for the first target.
+    """Draw the report's figures of merges and predictions, for the first target.
+
+    Args:
+        analysis: the results.
 
     Returns:
         Name → figure; those without data are left out. `figures/pairs`: heat maps of the outcome of every method.
@@ -33,7 +36,7 @@ def figures_of(analysis: Analysis) -> dict[str, go.Figure]:
 
 
 def with_menu(choices: Mapping[str, go.Figure]) -> go.Figure | None:
-    """Put several figures into one, with a menu that shows one of them at a time; None of none."""
+    """Combine several figures into one, with a menu that shows one of them at a time; return None without any."""
     if not choices:
         return None
     drawn = {name: figure.to_plotly_json() for name, figure in choices.items()}

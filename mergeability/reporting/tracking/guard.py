@@ -1,4 +1,4 @@
-"""A logger that fails is left out, with one sentence; the work goes on."""
+"""Loggers that are dropped at their first failure, with one warning, while the work continues."""
 
 import logging
 import sys
@@ -17,7 +17,18 @@ _ERRORS = {
 
 
 def tracking_errors() -> tuple[type[Exception], ...]:
-    """List the exceptions that tracking services raise on refusals, lost connections and full disks."""
+    """Return the exceptions that tracking services raise on refusals, lost connections and full disks.
+
+    Exceptions of `wandb`, `mlflow` and `comet_ml` are included if the package is already imported.
+
+    Returns:
+        Exception classes, for an `except` clause.
+
+    Examples:
+        >>> from mergeability.reporting.tracking import tracking_errors
+        >>> OSError in tracking_errors(), KeyError in tracking_errors()
+        (True, False)
+    """
     found: list[type[Exception]] = [OSError, ValueError, TypeError, RuntimeError]
     for module, names in _ERRORS.items():
         found += [
@@ -27,16 +38,39 @@ def tracking_errors() -> tuple[type[Exception], ...]:
 
 
 def one_line(error: BaseException) -> str:
-    """Write an exception in one line, without its final full stop."""
+    r"""Return the message of an exception in one line, without its final full stop.
+
+    Args:
+        error: the exception.
+
+    Returns:
+        Its message, or the name of its class if there is no message.
+
+    Examples:
+        >>> from mergeability.reporting.tracking import one_line
+        >>> one_line(OSError("No space\nleft on device.")), one_line(ValueError())
+        ('No space left on device', 'ValueError')
+    """
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 class Guarded(Logger):
-    """Pass everything on to a Lightning logger; at its first failure, warn once and stop using it.
+    """Pass all calls on to a Lightning logger; at its first failure, warn once and stop using it.
 
     Args:
         inner: the logger.
-        name: what to call it in the warning, such as `mlflow`.
+        name: of the logger in the warning, such as `mlflow`.
+
+    Examples:
+        >>> from lightning.pytorch.loggers.logger import DummyLogger
+        >>> from mergeability.reporting.tracking import Guarded
+        >>> def fail():
+        ...     raise OSError("No space left on device")
+        >>> guarded = Guarded(DummyLogger(), "dummy")
+        >>> guarded.attempt(lambda: "passed on"), guarded.lost
+        ('passed on', False)
+        >>> guarded.attempt(fail), guarded.lost
+        (None, True)
     """
 
     def __init__(self, inner: Logger, name: str) -> None:
@@ -44,7 +78,7 @@ class Guarded(Logger):
         self.inner, self.title, self.lost = inner, name, False
 
     def attempt(self, call: Callable[[], Any]) -> Any:
-        """Return what `call` returns; None where it fails, or where the logger has failed before."""
+        """Return the result of `call`; None if it fails, or if the logger has failed before."""
         if self.lost:
             return None
         try:
@@ -58,12 +92,12 @@ class Guarded(Logger):
 
     @property
     def name(self) -> str | None:
-        """The logger's own name of the experiment."""
+        """The name of the experiment in the logger."""
         return self.attempt(lambda: self.inner.name)
 
     @property
     def version(self) -> int | str | None:
-        """The logger's own name of the run."""
+        """The name of the run in the logger."""
         return self.attempt(lambda: self.inner.version)
 
     @property
@@ -73,7 +107,7 @@ class Guarded(Logger):
 
     @property
     def experiment(self) -> Any:
-        """What the logger logs to."""
+        """The logger's underlying object, such as a W&B run."""
         return self.attempt(lambda: self.inner.experiment)  # type: ignore[attr-defined]
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # type: ignore[override]

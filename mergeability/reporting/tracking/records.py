@@ -1,4 +1,4 @@
-"""What trainings and analyses leave in a tracking service: configuration, numbers, tables, figures, lineage."""
+"""Records of trainings and analyses in a tracking service: configuration, numbers, tables, figures, lineage."""
 
 import re
 import tempfile
@@ -34,22 +34,45 @@ _HASH_DIGITS = 12
 
 
 def key(name: str) -> str:
-    """Return a name under which every tracking service takes a number: others refuse `*`, `:`, quotes and the like."""
+    """Return a name that every tracking service accepts for a number: some refuse `*`, `:`, quotes and the like."""
     return _NOT_IN_METRICS.sub("_", name).strip(" _/") or "unnamed"
 
 
 def model_artifact_name(task: str, sha256: str) -> str:
-    """Name the artifact of a fine-tuned model: the same in the run that trained it and in those that use it."""
+    """Return the name of a fine-tuned model's artifact, the same for the run that trained it and the runs that use it.
+
+    Args:
+        task: name of the task.
+        sha256: of the model's weights, 64 hexadecimal digits.
+
+    Returns:
+        `<task>-<first 12 digits>`, at most 120 characters.
+
+    Examples:
+        >>> from mergeability.reporting.tracking import model_artifact_name
+        >>> model_artifact_name("my task", "0123456789abcdef" * 4)
+        'my_task-0123456789ab'
+    """
     return f"{_NOT_IN_NAMES.sub('_', task)[: _LONGEST_NAME - _HASH_DIGITS - 1]}-{sha256[:_HASH_DIGITS]}"
 
 
 def log_training(loggers: Sequence[Guarded], card: Mapping[str, Any], folder: Path) -> None:
-    """Log what a training ended with, from the card of its model.
+    """Log the results of a training, from the card of its model.
 
     Args:
-        loggers: open ones.
+        loggers: open loggers.
         card: of the model; accuracies in [0, 1], seconds, GiB.
-        folder: of the checkpoint, whose weights go to W&B where `log_model` asks for it.
+        folder: of the checkpoint; its weights are logged to W&B if `log_model` is set.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from lightning.pytorch.loggers.logger import DummyLogger
+        >>> from mergeability.reporting.tracking import Guarded, log_training
+        >>> class Printing(DummyLogger):
+        ...     def log_metrics(self, metrics, step=None):
+        ...         print(metrics)
+        >>> log_training([Guarded(Printing(), "printing")], {"accuracy": {"test": 0.9}, "seconds": 3.5}, Path("cars"))
+        {'test_accuracy': 0.9, 'seconds': 3.5}
     """
     numbers = training_metrics(card)
     for one in loggers:
@@ -63,8 +86,15 @@ def log_training(loggers: Sequence[Guarded], card: Mapping[str, Any], folder: Pa
 def training_metrics(card: Mapping[str, Any]) -> dict[str, float]:
     """Collect the numbers of a card: `test_accuracy`, `base_test_accuracy`, `parameters`, `seconds`, ….
 
-    >>> training_metrics({"accuracy": {"test": 0.9}, "base_accuracy": {"test": 0.2}, "seconds": 3.5})
-    {'test_accuracy': 0.9, 'base_test_accuracy': 0.2, 'seconds': 3.5}
+    Args:
+        card: of a model.
+
+    Returns:
+        Name → number.
+
+    Examples:
+        >>> training_metrics({"accuracy": {"test": 0.9}, "base_accuracy": {"test": 0.2}, "seconds": 3.5})
+        {'test_accuracy': 0.9, 'base_test_accuracy': 0.2, 'seconds': 3.5}
     """
     found = {f"{split}_accuracy": value for split, value in (card.get("accuracy") or {}).items()}
     found |= {f"base_{split}_accuracy": value for split, value in (card.get("base_accuracy") or {}).items()}
@@ -76,8 +106,22 @@ def training_metrics(card: Mapping[str, Any]) -> dict[str, float]:
 def summary_metrics(analysis: Analysis) -> dict[str, tuple[float, str]]:
     """Collect the means of an analysis, each with the direction that is better: `max` or `min`.
 
-    Mean and worst outcome of each method over pairs, the mean accuracy of the models on their own, the seconds, and
-    each predictor's r.
+    These are the mean and worst outcome of each method over pairs, the mean accuracy of the models on their own tasks,
+    the seconds, and each predictor's r.
+
+    Args:
+        analysis: the results.
+
+    Returns:
+        Name → value and direction.
+
+    Examples:
+        >>> from mergeability.pipeline.result import Analysis
+        >>> from mergeability.prediction.examples import example_pairs
+        >>> from mergeability.reporting.tracking import summary_metrics
+        >>> analysis = Analysis("Six tasks", example_pairs(), ["cosine"], ["ties"])
+        >>> {name: (round(value, 3), better) for name, (value, better) in summary_metrics(analysis).items()}
+        {'norm_acc_ties/mean': (0.884, 'max'), 'norm_acc_ties/worst': (0.835, 'max')}
     """
     found: dict[str, tuple[float, str]] = {}
     for target, method in product(TARGETS, analysis.methods):
@@ -111,21 +155,36 @@ def tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
         "alpha_curves": analysis.curves,
         "scores": analysis.scores,
         "transfer": analysis.transfer,
+        "predicted_pairs": analysis.predicted_pairs,
+        "predicted_accuracy": analysis.predicted_accuracy,
         **{names.prediction_table(name): frame for name, frame in prediction.items()},
     }
     return {key(name): frame for name, frame in found.items() if len(frame)}
 
 
 def log_analysis(loggers: Sequence[Guarded], analysis: Analysis, report: Path) -> None:
-    """Log what an analysis found.
+    """Log the results of an analysis.
 
-    Every logger gets the means. W&B gets tables, figures, report, verdict and lineage beside them; MLflow the files of
-    the run folder; TensorBoard the verdict as text.
+    Every logger receives the means. W&B also receives tables, figures, report, verdict and lineage; MLflow the files
+    of the run folder; TensorBoard the verdict as text.
 
     Args:
-        loggers: open ones.
-        analysis: what was found.
-        report: its report, beside the other files of the run folder.
+        loggers: open loggers.
+        analysis: the results.
+        report: path of its report, in the run folder.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from lightning.pytorch.loggers.logger import DummyLogger
+        >>> from mergeability.pipeline.result import Analysis
+        >>> from mergeability.prediction.examples import example_pairs
+        >>> from mergeability.reporting.tracking import Guarded, log_analysis
+        >>> class Printing(DummyLogger):
+        ...     def log_metrics(self, metrics, step=None):
+        ...         print({name: round(value, 3) for name, value in metrics.items()})
+        >>> analysis = Analysis("Six tasks", example_pairs(), ["cosine"], ["ties"])
+        >>> log_analysis([Guarded(Printing(), "printing")], analysis, Path("report.html"))
+        {'norm_acc_ties/mean': 0.884, 'norm_acc_ties/worst': 0.835}
     """
     numbers = summary_metrics(analysis)
     for one in loggers:
@@ -142,11 +201,23 @@ def log_analysis(loggers: Sequence[Guarded], analysis: Analysis, report: Path) -
 
 
 def log_summary(loggers: Sequence[Guarded], page: Path) -> None:
-    """Log the summary of a sweep to W&B and MLflow: its page and its tables.
+    """Log the summary of a sweep to W&B and MLflow: its page and its tables. Other loggers are skipped.
 
     Args:
-        loggers: open ones.
-        page: the summary's page, in the sweep's folder.
+        loggers: open loggers.
+        page: the summary's page; the `.csv` files of its folder are logged as well.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from mergeability.reporting.tracking import Guarded, log_summary, wandb_logger
+        >>> with TemporaryDirectory() as folder:
+        ...     page = Path(folder) / "summary.html"
+        ...     _ = page.write_text("<h1>Across methods</h1>", encoding="utf-8")
+        ...     guarded = Guarded(wandb_logger(folder, mode="disabled"), "wandb")
+        ...     log_summary([guarded], page)
+        >>> guarded.lost
+        False
     """
     files = sorted(path for path in page.parent.glob("*.csv"))
     for one in loggers:
@@ -171,12 +242,32 @@ def _summarise_in_wandb(inner: WandbLogger, page: Path, files: Sequence[Path]) -
         table = read_csv(file, keep_default_na=True)
         if len(table):
             run.log({key(file.stem): wandb.Table(dataframe=_plain(table))})
-    run.log({names.SUMMARY: wandb.Html(page.read_text(encoding="utf-8"), inject=False)})
+    run.log({names.REPORT: wandb.Html(page.read_text(encoding="utf-8"), inject=False)})
     run.log_artifact(artifact)
 
 
 def tracked_progress(progress: Progress, loggers: Sequence[Guarded]) -> Progress:
-    """Wrap a progress so that each loop's share of finished items is logged while it runs, as `progress/<loop>`."""
+    """Wrap a progress so that the share of finished items of each loop is logged as `progress/<loop>`, in (0, 1].
+
+    Args:
+        progress: shows loops on the terminal.
+        loggers: open loggers; those of CSV files are skipped.
+
+    Returns:
+        A progress that logs at most every two seconds, and at the end of each loop.
+
+    Examples:
+        >>> from lightning.pytorch.loggers.logger import DummyLogger
+        >>> from mergeability.progress import no_progress
+        >>> from mergeability.reporting.tracking import Guarded, tracked_progress
+        >>> class Printing(DummyLogger):
+        ...     def log_metrics(self, metrics, step=None):
+        ...         print(metrics)
+        >>> progress = tracked_progress(no_progress, [Guarded(Printing(), "printing")])
+        >>> list(progress(["cars", "dtd"], "merging", 2))
+        {'progress/merging': 1.0}
+        ['cars', 'dtd']
+    """
     live = [one for one in loggers if not isinstance(one.inner, CSVLogger)]
 
     def wrapped(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:

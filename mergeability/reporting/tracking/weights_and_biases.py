@@ -1,6 +1,6 @@
-"""Weights & Biases without surprises: online with an account, offline without one, never a prompt.
+"""Weights & Biases: online with an account, offline without one, and never a prompt.
 
-Tracking never ends the work: where W&B refuses the account or cannot be reached, a run is logged offline.
+Tracking never stops the work: if W&B refuses the account or cannot be reached, a run is logged offline.
 """
 
 import logging
@@ -30,7 +30,20 @@ _failed: set[str] = set()
 
 
 def wandb_mode(environment: Mapping[str, str] = os.environ, home: Path | None = None) -> str:
-    """Return `WANDB_MODE` where it is set, `online` where credentials are found, else `offline`."""
+    """Return `WANDB_MODE` if it is set, `online` if credentials are found, else `offline`.
+
+    Args:
+        environment: variables; credentials are `WANDB_API_KEY`.
+        home: folder whose `.netrc` may contain credentials; the user's by default.
+
+    Returns:
+        A mode of `wandb.init`.
+
+    Examples:
+        >>> from mergeability.reporting.tracking import wandb_mode
+        >>> wandb_mode({"WANDB_API_KEY": "key"}), wandb_mode({"WANDB_MODE": "disabled"})
+        ('online', 'disabled')
+    """
     if environment.get("WANDB_MODE"):
         return environment["WANDB_MODE"]
     if environment.get("WANDB_API_KEY"):
@@ -44,14 +57,26 @@ def wandb_mode(environment: Mapping[str, str] = os.environ, home: Path | None = 
 
 
 def open_run(folder: Path | str, *, mode: str | None = None, **options: Any) -> "wandb.Run | None":
-    """Open a W&B run; offline if it cannot be opened in another mode; None, with a warning, if not even so.
+    """Open a W&B run; if that fails, open it offline.
 
-    A run is one of its own whatever else is open in this process.
+    The run is independent of other runs open in this process.
 
     Args:
         folder: where its files go, in `wandb/`.
-        mode: `online`, `offline`, `shared` or `disabled`; that of `wandb_mode` by default.
+        mode: `online`, `offline`, `shared` or `disabled`; the result of `wandb_mode` when None.
         options: of `wandb.init`.
+
+    Returns:
+        The run; None, with a warning, if it cannot be opened offline either.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> from mergeability.reporting.tracking import open_run
+        >>> with TemporaryDirectory() as folder, open_run(folder, mode="disabled", config={"seed": 0}) as run:
+        ...     run.log({"accuracy": 0.9})
+        ...     seed = run.config["seed"]
+        >>> seed
+        0
     """
     import wandb
     import wandb.errors
@@ -80,12 +105,27 @@ def open_run(folder: Path | str, *, mode: str | None = None, **options: Any) -> 
 
 
 class WandbLogger(lightning_loggers.WandbLogger):
-    """Lightning's logger for one W&B run; `keeps_weights` says whether trained models are logged with it."""
+    """Log one W&B run through Lightning's logger.
+
+    Attributes:
+        keeps_weights: whether the weights of trained models are logged with the run.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> from mergeability.reporting.tracking import WandbLogger, open_run
+        >>> with TemporaryDirectory() as folder:
+        ...     logger = WandbLogger(save_dir=folder, experiment=open_run(folder, mode="disabled"))
+        ...     logger.log_hyperparams({"seed": 0})
+        ...     seed = logger.experiment.config["seed"]
+        ...     logger.end(failed=False)
+        >>> seed, logger.keeps_weights
+        (0, False)
+    """
 
     keeps_weights = False
 
     def log_hyperparams(self, params: Any) -> None:
-        """Log the configuration; name the settings that differ from those of a run that is resumed."""
+        """Log the configuration; warn about settings that differ from those of a resumed run."""
         known = dict(self.experiment.config) if rank_zero_only.rank == 0 else {}
         changed = [name for name, value in dict(params).items() if name in known and known[name] != value]
         if changed:
@@ -98,7 +138,7 @@ class WandbLogger(lightning_loggers.WandbLogger):
         super().log_hyperparams(params)
 
     def end(self, *, failed: bool) -> None:
-        """End the run; say where it is if it has to be uploaded."""
+        """End the run; log where its files are if it has to be uploaded."""
         run = self._experiment
         if run is None or rank_zero_only.rank != 0:
             return
@@ -124,7 +164,7 @@ def wandb_logger(
     log_model: bool = False,
     **options: Any,
 ) -> WandbLogger | None:
-    """Make a Lightning logger for one W&B run whose files go to `folder`.
+    """Create a Lightning logger for one W&B run whose files go to `folder`.
 
     Args:
         folder: where its files go.
@@ -134,15 +174,25 @@ def wandb_logger(
         job_type: `train`, `analyze` or `summary`.
         tags: of the run; those that are None are left out.
         notes: of the run.
-        entity: a user or team; the account's default.
-        id: of the run, to go on with it.
-        resume: whether a run of this id is gone on with.
+        entity: a user or team; the account's default when None.
+        id: of the run, to resume it.
+        resume: whether to resume a run of this id.
         mode: see `open_run`.
         log_model: whether the weights of a trained model are logged as an artifact.
-        options: more ones of `wandb.init`.
+        options: further arguments of `wandb.init`.
 
     Returns:
-        The logger; None where W&B cannot be used at all.
+        The logger; None if W&B cannot be used at all.
+
+    Examples:
+        >>> from tempfile import TemporaryDirectory
+        >>> from mergeability.reporting.tracking import wandb_logger
+        >>> with TemporaryDirectory() as folder:
+        ...     logger = wandb_logger(folder, mode="disabled", log_model=True)
+        ...     logger.log_metrics({"accuracy": 0.9})
+        ...     logger.end(failed=False)
+        >>> type(logger).__name__, logger.keeps_weights
+        ('WandbLogger', True)
     """
     # Of several processes that train one model, the first one logs.
     run = None

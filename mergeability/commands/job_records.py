@@ -1,0 +1,141 @@
+"""Records that the jobs of a sweep leave on disk: that each began, and how it ended.
+
+Any process may run a job: that of the command, one of a pool, or one on another machine. All of them write into
+`<sweep folder>/.jobs/<start of the sweep>/`, one file per job, so the list of jobs is the same with every launcher. A
+record without an end belongs to a job that runs, or to one that was killed.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mergeability.files import canonical_json, lock, read_object, write_text
+
+logger = logging.getLogger(__name__)
+FOLDER = ".jobs"
+KILLED = (
+    "ended without a word: killed, out of memory or out of time; start the same command again to finish it."
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """How one job began and ended.
+
+    Attributes:
+        number: its place in the sweep, from 0.
+        overrides: its settings.
+        folder: where its results are.
+        host: the machine that runs it.
+        pid: its process there.
+        began: seconds since 1970.
+        ended: seconds since 1970; None while it runs, and for a job that was killed.
+        error: the sentence it failed with; None for success.
+        value: what it returned for a sweeper that searches: a number or several.
+    """
+
+    number: int
+    overrides: tuple[str, ...]
+    folder: str
+    host: str
+    pid: int
+    began: float
+    ended: float | None = None
+    error: str | None = None
+    value: Any = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the job ended without an error."""
+        return self.ended is not None and self.error is None
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records of one start of a sweep.
+
+    Attributes:
+        sweep: the folder of the sweep.
+        start: names this start of the sweep; records of earlier starts in the same folder are not read.
+    """
+
+    sweep: Path
+    start: str
+
+    @classmethod
+    def of_new_start(cls, sweep: Path) -> "Records":
+        """Open an empty set of records, and remove those of earlier starts."""
+        shutil.rmtree(sweep / FOLDER, ignore_errors=True)
+        opened = cls(sweep, uuid.uuid4().hex[:12])
+        opened.folder.mkdir(parents=True, exist_ok=True)
+        return opened
+
+    @property
+    def folder(self) -> Path:
+        """Where the records are."""
+        return self.sweep / FOLDER / self.start
+
+    @property
+    def replaced(self) -> bool:
+        """Whether a later start of the sweep has taken over: this one's jobs that still run count for nothing."""
+        return not self.folder.is_dir()
+
+    def write(self, record: Record) -> None:
+        """Write one record, whole or not at all.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        write_text(self.folder / f"{record.number}.json", canonical_json(asdict(record)))
+
+    def read(self) -> list[Record]:
+        """Read all records, in the order of the jobs.
+
+        Raises:
+            UserError: a record is damaged.
+        """
+        if not self.folder.is_dir():
+            return []
+        found = []
+        for path in self.folder.iterdir():
+            fields = read_object(path) if path.name[0] != "." and path.suffix == ".json" else None
+            if fields is not None:
+                found.append(Record(**{**fields, "overrides": tuple(fields["overrides"])}))
+        return sorted(found, key=lambda record: record.number)
+
+    def close(self, number: int, overrides: Sequence[str], folder: Path, now: float, error: str) -> None:
+        """Record the failure of a job whose own process did not; a record with an end stays as it is."""
+        (old,) = [one for one in self.read() if one.number == number] or [
+            Record(number, tuple(overrides), str(folder), socket.gethostname(), os.getpid(), now)
+        ]
+        if old.ended is None:
+            self.write(replace(old, ended=now, error=error))
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Let one process at a time summarise the sweep; the others wait."""
+        with held(self.folder, logging.DEBUG):
+            yield
+
+
+@contextlib.contextmanager
+def held(folder: Path, level: int = logging.INFO) -> Iterator[None]:
+    """Lock a folder, waiting for the process that holds it; without effect where folders cannot be locked."""
+    if os.name == "nt":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if lock(descriptor, wait=False) is False:
+            logger.log(level, "Waiting for another process that uses %s.", folder)
+            lock(descriptor, wait=True)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,171 @@
+"""Launchers for clusters: a Slurm queue, and Ray."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from hydra.core.utils import JobReturn
+from omegaconf import OmegaConf
+
+from mergeability.commands.job_records import KILLED
+from mergeability.commands.launchers.jobs import Job, ManyProcesses, failure, lost, plain
+from mergeability.commands.launchers.shares import environment, visible_devices
+from mergeability.context import cores
+from mergeability.errors import UserError, short
+
+# Seconds to wait for the head of a Ray cluster.
+_PATIENCE = 20
+
+
+class SubmititSlurm(ManyProcesses):
+    """A job array in a Slurm queue."""
+
+    def __init__(self, submitit_folder: str, max_num_timeout: int = 0, **options: Any) -> None:
+        super().__init__(**options)
+        self.folder, self.max_num_timeout = submitit_folder, max_num_timeout
+
+    def run_all(self, jobs: Sequence[Job]) -> Sequence[JobReturn]:
+        """Queue all jobs and wait for them."""
+        import submitit  # pyright: ignore[reportMissingImports]
+        from submitit.core.utils import FailedSubmissionError, UncompletedJobError  # pyright: ignore[reportMissingImports]
+
+        absent = [name for name in ("sbatch", "srun") if shutil.which(name) is None]
+        if absent:
+            raise UserError(
+                f"hydra/launcher=submitit_slurm needs Slurm's {' and '.join(absent)}, which are not on this machine. "
+                "Start the sweep on a login node of the cluster, or choose hydra/launcher=submitit_local."
+            )
+        executor = submitit.AutoExecutor(
+            folder=self.folder, cluster="slurm", slurm_max_num_timeout=self.max_num_timeout
+        )
+        threads = self.threads or 1
+        shared = {"timeout_min", "mem_gb", "name", "stderr_to_stdout"}
+        chosen = {name: value for name, value in self.options.items() if value is not None}
+        executor.update_parameters(
+            cpus_per_task=threads,
+            **({"gpus_per_node": int(self.gpus)} if self.gpus else {}),
+            **{name if name in shared else f"slurm_{name}": value for name, value in chosen.items()},
+            **({"slurm_array_parallelism": self.n_jobs} if self.n_jobs else {}),
+        )
+        try:
+            with executor.batch():
+                submitted = [
+                    executor.submit(replace(job, environment=environment(threads, None))) for job in jobs
+                ]
+        except (FailedSubmissionError, UncompletedJobError, subprocess.CalledProcessError) as error:
+            raise UserError(f"Slurm refused the jobs: {short(' '.join(str(error).split()), 300)}.") from error
+        ended = []
+        for one in submitted:
+            try:
+                ended.append(one.results()[0])
+            except UncompletedJobError as error:
+                ended.append(failure(lost(error, one.paths.stderr)))
+        return ended
+
+
+class Ray(ManyProcesses):
+    """Tasks on a Ray cluster, or on one that is started on this machine for the sweep."""
+
+    def __init__(
+        self, address: str | None = None, init: Any = None, remote: Any = None, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.address = address
+        self.init, self.remote = (dict(plain(value or {})) for value in (init, remote))
+
+    def run_all(self, jobs: Sequence[Job]) -> Sequence[JobReturn]:
+        """Run jobs as tasks, which Ray does not repeat."""
+        # Ray would report its use, and send the working folder to workers where the command is run by uv.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        # A task without GPUs keeps the CUDA_VISIBLE_DEVICES of its node; unset, Ray warns of this on every start.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray  # pyright: ignore[reportMissingImports]
+        from hydra_plugins.hydra_ray_launcher._launcher_util import start_ray  # pyright: ignore[reportMissingImports]
+
+        if not ray.is_initialized():
+            start_ray(OmegaConf.create(self._init()))
+            self.ledger.closing.callback(ray.shutdown)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        total = ray.cluster_resources()
+        division = self.divided(len(jobs), int(total.get("CPU", 0)), int(total.get("GPU", 0)))
+        threads = min(division.threads, int(max((node.get("CPU", 0) for node in nodes), default=0)))
+        if threads < 1:
+            raise UserError("The Ray cluster has no CPUs. Start its nodes with ray start --num-cpus=….")
+        options = {
+            "num_cpus": threads,
+            "num_gpus": division.gpus,
+            "max_retries": 0,
+            **self.remote,
+        }
+        task = ray.remote(**options)(_call)
+        started = [task.remote(replace(job, environment=environment(threads, None))) for job in jobs]
+        return [_of_ray(one) for one in started]
+
+    def _init(self) -> dict[str, Any]:
+        if self.address is not None:
+            check_answer(self.address)
+            return {"address": self.address, "log_to_driver": False, **self.init}
+        here = cores()
+        workers = here if self.n_jobs in (None, -1) else max(here, int(self.n_jobs or 1))
+        return {
+            "address": "local",
+            "num_cpus": workers,
+            "num_gpus": len(visible_devices()),
+            "include_dashboard": False,
+            "log_to_driver": False,
+            **self.init,
+        }
+
+
+def _call(job: Job) -> JobReturn:
+    return job()
+
+
+def _of_ray(started: Any) -> JobReturn:
+    import ray  # pyright: ignore[reportMissingImports]
+    from ray.exceptions import RayError, WorkerCrashedError  # pyright: ignore[reportMissingImports]
+
+    try:
+        return ray.get(started)
+    except WorkerCrashedError:
+        return failure(KILLED)
+    except RayError as error:
+        return failure(f"Ray: {short(' '.join(str(error).split()), 300)}")
+
+
+def check_answer(address: str, patience: float = _PATIENCE) -> None:
+    """Check that a Ray cluster answers at an address, within a bounded time.
+
+    Raises:
+        UserError: none does.
+    """
+    sentence = (
+        f"No Ray cluster answers at {short(address)} (hydra.launcher.address). "
+        "Start one with ray start --head, or leave the address out to use this machine."
+    )
+    host, _, port = address.rpartition("://")[2].partition(":")
+    if address != "auto":
+        if not port.isdecimal():
+            raise UserError(f"Expected hydra.launcher.address to be auto or host:port, got {short(address)}.")
+        try:
+            socket.create_connection((host, int(port)), timeout=patience / 2).close()
+        except (OSError, OverflowError) as error:
+            raise UserError(sentence) from error
+    if address.startswith("ray://"):
+        return
+    # Ray itself waits for minutes for something that accepts connections and is not Ray.
+    asked = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--skip-version-check"]
+    try:
+        answer = subprocess.run(
+            [*asked, "--address", address], capture_output=True, timeout=patience, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UserError(sentence) from error
+    if answer.returncode:
+        raise UserError(sentence)

@@ -1,0 +1,116 @@
+"""Launchers for this machine: worker processes of joblib, and a process per job started by submitit."""
+
+import queue
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from typing import Any
+
+from hydra.core.utils import JobReturn
+
+from mergeability.commands.job_records import KILLED
+from mergeability.commands.launchers.jobs import Job, ManyProcesses, failure, lost
+from mergeability.commands.launchers.shares import environment, slot_devices, visible_devices
+from mergeability.context import cores
+
+
+class Slots(ManyProcesses):
+    """A launcher that keeps a number of jobs running on this machine."""
+
+    def run_all(self, jobs: Sequence[Job]) -> Sequence[JobReturn]:
+        """Run jobs; a slot takes the next job when its last one has ended."""
+        devices = visible_devices()
+        division = self.divided(len(jobs), cores(), len(devices))
+        free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(division.at_once):
+            free.put(slot)
+
+        def run_next(job: Job) -> JobReturn:
+            slot = free.get()
+            try:
+                own = slot_devices(slot, division.gpus, devices)
+                return self.run_one(replace(job, environment=environment(division.threads, own)), slot, own)
+            finally:
+                free.put(slot)
+
+        pool = ThreadPoolExecutor(division.at_once)
+        futures = [pool.submit(run_next, job) for job in jobs]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            # An interrupt reaches no thread: their processes are ended.
+            self.stop()
+            raise
+        finally:
+            pool.shutdown()
+
+    def run_one(self, job: Job, slot: int, devices: Sequence[str]) -> JobReturn:
+        """Run one job and wait for it."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """End the processes of the jobs that run."""
+
+
+class Joblib(Slots):
+    """Worker processes of joblib's pool, loky: one pool for each slot, so that a killed worker ends its job only."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.pools: dict[int, Any] = {}
+
+    def setup(self, **given: Any) -> None:
+        """Keep the workers until the sweep ends: importing PyTorch takes seconds."""
+        super().setup(**given)
+        self.ledger.closing.callback(self.stop)
+
+    def run_one(self, job: Job, slot: int, devices: Sequence[str]) -> JobReturn:
+        """Run one job in the slot's worker."""
+        from joblib.externals.loky import ProcessPoolExecutor
+
+        if slot not in self.pools:
+            self.pools[slot] = ProcessPoolExecutor(1)
+        try:
+            return self.pools[slot].submit(job).result()
+        except BrokenProcessPool:
+            self.pools.pop(slot).shutdown(kill_workers=True)
+            return failure(KILLED)
+
+    def stop(self) -> None:
+        """End all workers."""
+        while self.pools:
+            self.pools.popitem()[1].shutdown(kill_workers=True)
+
+
+class SubmititLocal(Slots):
+    """A process for each job, started by submitit as if this machine were a cluster."""
+
+    def __init__(self, submitit_folder: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.folder = submitit_folder
+        self.running: list[Any] = []
+
+    def run_one(self, job: Job, slot: int, devices: Sequence[str]) -> JobReturn:
+        """Run one job in a new process."""
+        import submitit  # pyright: ignore[reportMissingImports]
+        from submitit.core.utils import UncompletedJobError  # pyright: ignore[reportMissingImports]
+
+        executor = submitit.LocalExecutor(self.folder)
+        visible = {"gpus_per_node": len(devices), "visible_gpus": tuple(map(int, devices))} if devices else {}
+        executor.update_parameters(**self.options, **visible)
+        submitted = executor.submit(job)
+        self.running.append(submitted)
+        # Without this, submitit looks for the results of a killed process for 15 seconds.
+        submitted.wait()
+        try:
+            return submitted.results()[0] if submitted.paths.result_pickle.exists() else failure(KILLED)
+        except UncompletedJobError as error:
+            return failure(lost(error, submitted.paths.stderr))
+
+    def stop(self) -> None:
+        """Interrupt the jobs that run."""
+        for submitted in self.running:
+            submitted.cancel()
