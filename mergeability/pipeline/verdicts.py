@@ -36,18 +36,13 @@ _WORDS = {
 
 
 def verdict(analysis: Analysis, models: Sequence[str] | None = None) -> Verdict:
-    """Answer whether models merge well, with which method, how reliable the answer is, and why.
+    """Return whether models merge well, with which method (forecasts are sorted, best first), how surely, and why.
 
-    Measured outcomes are used if there are any; otherwise the predictions of a fitted predictor, and otherwise the
-    values of a probe.
+    Measured outcomes are preferred to the predictions of a fitted predictor, and these to the values of a probe.
 
     Args:
         analysis: the results of an analysis.
-        models: names of two or more models of the analysis. By default the only pair or set of the analysis, or, if it
-            has several, new pairs of models like its own.
-
-    Returns:
-        The verdict, with one forecast per merge method, best first.
+        models: two or more models of the analysis; by default its only pair or set, or else new pairs like its own.
 
     Raises:
         UserError: the analysis has no such pair or set.
@@ -55,11 +50,9 @@ def verdict(analysis: Analysis, models: Sequence[str] | None = None) -> Verdict:
     Examples:
         >>> import pandas as pd
         >>> from mergeability.pipeline import Analysis, verdict
-        >>> outcomes = {"norm_acc_average": [0.9], "norm_acc_ties": [0.95]}
-        >>> pairs = pd.DataFrame({"task_a": ["cars"], "task_b": ["svhn"], **outcomes})
-        >>> found = verdict(Analysis("Two models", pairs, metrics=[], methods=["average", "ties"]))
-        >>> found.recommended, [(one.method, one.expected) for one in found.forecasts]
-        ('ties', [('ties', 0.95), ('average', 0.9)])
+        >>> pairs = pd.DataFrame({"task_a": ["cars"], "task_b": ["svhn"], "norm_acc_ties": [0.95]})
+        >>> verdict(Analysis("Two models", pairs, metrics=[], methods=["ties"])).recommended
+        'ties'
     """
     if models is not None:
         return _of_one(analysis, *_row(analysis, list(models)))
