@@ -91,9 +91,9 @@ def more_than_tensors(path):
     [
         (
             pickled_module,
-            r"pickled objects beside tensors.*refused .*torch.nn.modules.linear.Linear.*save_file",
+            r"pickled objects in addition to tensors.*refused .*torch.nn.modules.linear.Linear.*save_file",
         ),
-        (bomb, "pickled objects beside tensors"),
+        (bomb, "pickled objects in addition to tensors"),
         (plain_bomb, "not a whole PyTorch file.*a pickle of another kind"),
         (program, "TorchScript archive, a program: it is never loaded"),
         (truncated, "not a whole PyTorch file"),
@@ -202,7 +202,7 @@ def test_a_pytorch_file_is_converted_once_into_the_store(tmp_path, clip_state, m
     ("prefix", "extra", "message"),
     [
         ("", {"visual.head.bias": torch.ones(2)}, r"lacks 56 such as 'visual\."),
-        ("visual.", {"visual.transformer.resblocks.0.attn.q_proj.bias": torch.ones(2)}, "twice|missing"),
+        ("visual.", {"visual.transformer.resblocks.0.attn.q_proj.bias": torch.ones(2)}, "both are present|missing"),
     ],
 )
 def test_names_that_do_not_fit_are_refused(tmp_path, clip_state, prefix, extra, message):
