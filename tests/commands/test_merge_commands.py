@@ -201,7 +201,7 @@ def test_methods_that_need_data_name_those_that_do_not(bare):
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["merge=ties"], "add save=true to write them"),
+        (["merge=ties"], "set save=true, or remove merge="),
         (["merge=ties", "save=true", "alpha=tuned"], "Tuning alpha requires validation images"),
         (["merge=slerp", "save=true", "arity=3"], "slerp merges exactly 2 models, and arity asks for 3"),
         (["merge=ties", "save=true", "arity=4"], "arity=4 is more than the 3 models"),

@@ -202,7 +202,11 @@ def test_a_pytorch_file_is_converted_once_into_the_store(tmp_path, clip_state, m
     ("prefix", "extra", "message"),
     [
         ("", {"visual.head.bias": torch.ones(2)}, r"lacks 56 such as 'visual\."),
-        ("visual.", {"visual.transformer.resblocks.0.attn.q_proj.bias": torch.ones(2)}, "both are present|missing"),
+        (
+            "visual.",
+            {"visual.transformer.resblocks.0.attn.q_proj.bias": torch.ones(2)},
+            "both are present|missing",
+        ),
     ],
 )
 def test_names_that_do_not_fit_are_refused(tmp_path, clip_state, prefix, extra, message):

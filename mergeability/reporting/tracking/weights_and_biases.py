@@ -92,6 +92,9 @@ def open_run(folder: Path | str, *, mode: str | None = None, **options: Any) -> 
             return wandb.init(mode=tried, **options)  # type: ignore[arg-type]
         except tracking_errors() as error:
             _failed.add(tried)
+            if os.environ.get("WANDB_MODE") == tried:
+                # W&B reads the variable whatever mode it is given, and refuses a wrong one again.
+                os.environ["WANDB_MODE"] = "offline"
             if tried == "offline":
                 logger.warning("Weights & Biases is not used in this run: %s.", one_line(error))
             else:

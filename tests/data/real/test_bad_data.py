@@ -60,7 +60,7 @@ def reordered(tables):
             "expected the image column 'image'",
         ),
         ("rendered_sst2", reordered, "expected class 0 to be 'negative'"),
-        ("mnist", lambda tables: emptied(tables), "the test split is empty"),
+        ("mnist", lambda tables: emptied(tables), "its test split is empty"),
         (
             "fer2013",
             lambda tables: tables.map(lambda row: {"cls": row["cls"] + 5}),
@@ -172,7 +172,9 @@ def test_a_split_there_is_none_of(copied):
         del tables["test"]
         return tables
 
-    with pytest.raises(UserError, match=r"has no split 'test'. It has: train\. .*dataset\.test"):
+    with pytest.raises(
+        UserError, match=r"does not contain the split 'test'. It has: train\. .*dataset\.test"
+    ):
         read(copied("mnist", without_test))
 
 
@@ -259,7 +261,7 @@ def emptied(tables):
 
 
 def test_an_empty_split_on_disk(copied):
-    with pytest.raises(UserError, match="'mnist': the test split is empty"):
+    with pytest.raises(UserError, match="'mnist': its test split is empty"):
         read(copied("mnist", emptied))
 
 
@@ -273,7 +275,7 @@ def test_an_empty_split_of_a_repository(real, tmp_path):
 def test_an_empty_split_of_a_tree(on_disk, real, tmp_path):
     (tmp_path / "tree" / "test").mkdir(parents=True)
     task = real.configured("mnist", "task.source=folder", f"task.path={tmp_path / 'tree'}")
-    with pytest.raises(UserError, match="'mnist': the test split is empty"):
+    with pytest.raises(UserError, match="'mnist': its test split is empty"):
         read(task, root=tmp_path / "store" if on_disk else None)
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
 
