@@ -154,7 +154,8 @@ class Ledger(Callback):
                 return None
             note = self.records.folder / "summary"
             known = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
-            numbers = [record.number for record in finished]
+            # Jobs that failed are named in summaries.
+            numbers = [[record.number, record.finished] for record in self.records.read() if record.ended]
             if known.get("jobs") != numbers:
                 earlier = sorted(Path(self.beside).rglob("run.json")) if self.beside is not None else []
                 page = get_method(self.summary)(

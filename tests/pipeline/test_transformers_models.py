@@ -205,10 +205,10 @@ def test_a_sharded_pytorch_model_is_the_safetensors_one(tmp_path):
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (lambda index: index | {"weight_map": {}}, "has no weight_map"),
-        (lambda index: [], "has no weight_map"),
-        (lambda index: index | {"weight_map": index["weight_map"] | {"more": "model-00001.safetensors"}}, "not beside it"),
-        (lambda index: index | {"weight_map": {"a": "../b/model.safetensors"}}, "does not name a file beside it"),
+        (lambda index: index | {"weight_map": {}}, "lacks a weight_map"),
+        (lambda index: [], "lacks a weight_map"),
+        (lambda index: index | {"weight_map": index["weight_map"] | {"more": "model-00001.safetensors"}}, "missing from its folder"),
+        (lambda index: index | {"weight_map": {"a": "../b/model.safetensors"}}, "does not name a file in its folder"),
         (lambda index: index | {"weight_map": dict(list(index["weight_map"].items())[1:])}, "that it does not name"),
         (lambda index: index | {"weight_map": index["weight_map"] | {"more": next(iter(index["weight_map"].values()))}},
          "its files do not hold: more"),

@@ -273,5 +273,5 @@ def test_the_hub_may_not_lack_one(real, tmp_path):
     del tables["validation"]
     folder = real.write_repository(tables, tmp_path / "repository", None)
     task = real.configured("rendered_sst2", f"task.dataset.id={folder}")
-    with pytest.raises(UserError, match="has no split 'validation'"):
+    with pytest.raises(UserError, match="does not contain the split 'validation'"):
         prepared(task, "validation")
