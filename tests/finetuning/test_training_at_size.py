@@ -217,7 +217,7 @@ def test_the_card_says_how_fast_on_what_and_how_much_memory(smoke_root, command)
     [
         (
             torch.OutOfMemoryError("CUDA out of memory."),
-            ["on 32 images", "training.batch_size=16 training.accumulate=2"],
+            ["Out of GPU memory with batch size 32", "training.batch_size=16 training.accumulate=2"],
         ),
         (OSError(errno.ENOSPC, "No space left on device"), ["disk", "is full", "paths.root"]),
     ],
