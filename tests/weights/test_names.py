@@ -337,7 +337,7 @@ def test_a_missing_sibling_under_open_clip_names_is_listed(given, missing):
 @pytest.mark.parametrize("fused", ["in_proj_weight", "in_proj_bias"])
 def test_an_attention_given_twice_is_refused(fused):
     apart = [f"{part}_proj.{kind}" for part in "qkv" for kind in ("weight", "bias")]
-    with pytest.raises(UserError, match=rf"twice for {ATTENTION}{fused}\. Remove"):
+    with pytest.raises(UserError, match=rf"both are present for {ATTENTION}{fused}\. Remove"):
         canonical_sources([ATTENTION + name for name in [*apart, fused]])
 
 

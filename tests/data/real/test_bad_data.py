@@ -275,7 +275,7 @@ def test_an_empty_split_of_a_repository(real, tmp_path):
 def test_an_empty_split_of_a_tree(on_disk, real, tmp_path):
     (tmp_path / "tree" / "test").mkdir(parents=True)
     task = real.configured("mnist", "task.source=folder", f"task.path={tmp_path / 'tree'}")
-    with pytest.raises(UserError, match="'mnist': its test split is empty"):
+    with pytest.raises(UserError, match="'mnist': the test split is empty"):
         read(task, root=tmp_path / "store" if on_disk else None)
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
 

@@ -210,7 +210,7 @@ def test_missing_probes_are_named():
     ("groups", "pairs", "sentence"),
     [
         ({"few": ["a", "b"]}, _pairs(), "Expected a group of at least 4 tasks"),
-        ({"old": OLD}, _pairs().drop(columns=[f"norm_acc_{method}" for method in METHODS]), "has none: set merge=…"),
+        ({"old": OLD}, _pairs().drop(columns=[f"norm_acc_{method}" for method in METHODS]), "contains none: set merge=…"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_one_sentence(groups, pairs, sentence):
