@@ -132,7 +132,7 @@ def test_a_killed_run_goes_on_where_it_stopped(load, tmp_path, monkeypatch):
         return whole(vectors, models, thresholds, name)
 
     # One after the other, so that it is known how many were filed.
-    monkeypatch.setattr("mergeability.context.cores", lambda: 1)
+    monkeypatch.setattr("mergeability.context.run.cores", lambda: 1)
     monkeypatch.setattr(sign_conflict, "_layer_counts", dying)
     store = Store(tmp_path / "store")
     with pytest.raises(KilledError):
