@@ -67,3 +67,17 @@ def short(name: str, limit: int = 60) -> str:
     """
     written = printable(name).replace("\n", "\\n")
     return written if len(written) <= limit else f"{written[: limit - 1]}…"
+
+
+def one_line(error: BaseException) -> str:
+    r"""Return the message of an exception in one line, without its final full stop.
+
+    Returns:
+        Its message, or the name of its class if there is no message.
+
+    Examples:
+        >>> from mergeability.errors import one_line
+        >>> one_line(OSError("No space\nleft on device.")), one_line(ValueError())
+        ('No space left on device', 'ValueError')
+    """
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__

@@ -50,7 +50,7 @@ def analyse(cfg: DictConfig) -> float | tuple[float, ...] | None:
         if request.merging.keeps and (run_folder() / "merged").is_dir():
             logger.info("Merged models: %s", shown_path(run_folder() / "merged"))
         logger.info("Report: %s", shown_path(report))
-        # Last: whatever tracking meets, the report is there and its place is told.
+        # Last, so that the report exists and its path is logged even if tracking fails.
         if opened:
             from mergeability.reporting.tracking import log_analysis
 

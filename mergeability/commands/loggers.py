@@ -5,15 +5,16 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
+from mergeability.commands.folders import shown_path
 from mergeability.commands.naming import group_name
 from mergeability.commands.record import plain
-from mergeability.errors import UserError
+from mergeability.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from mergeability.reporting.tracking import Guarded
@@ -92,13 +93,13 @@ def log_sweep(cfg: DictConfig, folder: Path, page: Path) -> None:
         _end(opened, failed=False)
 
 
-def check_packages(names: object) -> None:
+def check_packages(names: Iterable[object] | None) -> None:
     """Check that the packages of the named loggers are installed.
 
     Raises:
         UserError: one is missing.
     """
-    for name in names if isinstance(names, list | tuple | dict) else []:
+    for name in names or ():
         package, extra = _PACKAGES.get(str(name), ("", ""))
         if package and package not in sys.modules and importlib.util.find_spec(package) is None:
             raise UserError(
@@ -113,7 +114,7 @@ def _opened(nodes: dict) -> list["Guarded"]:
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    from mergeability.reporting.tracking import Guarded, one_line, tracking_errors
+    from mergeability.reporting.tracking import Guarded, tracking_errors
 
     for name, value in _MLFLOW.items():
         os.environ.setdefault(name, value)
@@ -143,6 +144,8 @@ def _end(opened: list["Guarded"], *, failed: bool) -> None:
         if isinstance(inner, WandbLogger):
             # Ended even if something could not be logged: what was logged before is kept.
             one.lost = False
-            one.attempt(lambda inner=inner: inner.end(failed=failed))
+            folder = one.attempt(lambda inner=inner: inner.end(failed=failed))
+            if folder is not None:
+                logger.info("W&B run, logged offline; upload it with: wandb sync %s", shown_path(folder))
         else:
             one.finalize("failed" if failed else "success")

@@ -27,7 +27,7 @@ from mergeability.commands.job_records import KILLED, Record, Records, held
 from mergeability.commands.launchers import take_over
 from mergeability.commands.launchers.jobs import QuietReturn
 from mergeability.commands.loggers import log_sweep
-from mergeability.errors import UserError, printable, short
+from mergeability.errors import UserError, one_line, printable, short
 from mergeability.files import write_text
 
 logger = logging.getLogger(__name__)
@@ -232,9 +232,7 @@ def user_error(error: BaseException | None) -> UserError | None:
         if isinstance(error, MemoryError) or (
             isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))
         ):
-            return UserError(
-                f"Out of memory: {short(' '.join(str(error).split()), 160)}. Choose smaller sizes."
-            )
+            return UserError(f"Out of memory: {short(one_line(error), 160)}. Choose smaller sizes.")
         error = error.__cause__
     return None
 

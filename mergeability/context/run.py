@@ -206,5 +206,5 @@ def _finished(pool: ThreadPoolExecutor, futures: list[Future[Result]]) -> Iterat
             future.result()
             yield
     finally:
-        # After an error or an interrupt, nothing that has not begun begins.
+        # After an error or an interrupt, no further items start.
         pool.shutdown(wait=False, cancel_futures=True)

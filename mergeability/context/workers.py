@@ -9,7 +9,6 @@ import importlib.util
 import io
 import logging
 import os
-import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -17,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mergeability.errors import UserError
+from mergeability.context.ray_cluster import check_answer, prepare_ray
+from mergeability.errors import UserError, one_line, short
 from mergeability.files import lock
 from mergeability.progress import Progress
 from mergeability.store import Store
@@ -32,8 +32,6 @@ LOCAL_RAY = "ray"
 
 # How often in a row a map may lose workers before it gives up.
 _TRIES = 3
-# Seconds that a cluster may take to accept a connection.
-_PATIENCE = 10
 _ADDRESS_EXAMPLES = "ray://head-node:10001, head-node:6379, auto, or ray"
 
 
@@ -195,20 +193,14 @@ def connect(address: str) -> None:
     Raises:
         UserError: nothing answers at the address.
     """
+    prepare_ray()
     import ray  # pyright: ignore[reportMissingImports]
 
     if ray.is_initialized():
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if ":" in address:
-        host, _, port = address.removeprefix("ray://").rpartition(":")
-        try:
-            socket.create_connection((host, int(port)), _PATIENCE).close()
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"No Ray cluster answers at {address}: {error}. Start one with: ray start --head, or give "
-                f"workers={LOCAL_RAY}, or a number of processes."
-            ) from error
+    instead = f"set workers={LOCAL_RAY}, or a number of processes"
+    if address != LOCAL_RAY:
+        check_answer(address, "workers", instead)
     try:
         ray.init(
             address="local" if address == LOCAL_RAY else address,
@@ -220,10 +212,9 @@ def connect(address: str) -> None:
             },
         )
     except (ConnectionError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"Cannot use the Ray cluster workers={address}: {reason}. Start one with: ray start --head, or give "
-            f"workers={LOCAL_RAY}, or a number of processes."
+            f"Cannot use the Ray cluster workers={address}: {short(one_line(error), 200)}. Start one with "
+            f"ray start --head, or {instead}."
         ) from error
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mergeability.data.image_cache import prepared, remarks
 from mergeability.data.tasks import SPLITS, Images, Task
-from mergeability.errors import UserError
+from mergeability.errors import UserError, one_line
 from mergeability.files import digest, read_json, write_text
 from mergeability.finetuning.data import TaskDataModule
 from mergeability.finetuning.module import FineTuningModule, TrainingSettings
@@ -225,7 +225,7 @@ def _trainer(**options: Any) -> pl.Trainer:
     try:
         return pl.Trainer(**options)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"Lightning's Trainer refuses the settings of trainer: {reason}") from error
 
 

@@ -4,11 +4,11 @@
 subspace and is skipped for that pair; a pair without any matrix left is NaN.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
 from mergeability.checks import Count
 from mergeability.metrics.traits import metric
@@ -38,13 +38,12 @@ def singular_value_overlap(profiles: Profiles, count: Count = 100) -> Float64[np
     norms = np.linalg.norm(values, axis=-1)
     changed, units = norms > 0, values / np.where(norms > 0, norms, 1)[:, :, None]
 
-    def cosines(layer: int) -> Float64[np.ndarray, "T T"]:
-        both = changed[layer][:, None] & changed[layer][None, :]
-        # Of one layer at a time, and with its axis: sums in another order would end in other bits.
-        own = units[layer : layer + 1]
-        return np.where(both, np.einsum("lak,lbk->lab", own, own)[0], np.nan)
+    def cosines(known: Bool[np.ndarray, " T"], own: Float64[np.ndarray, "T K"]) -> Float64[np.ndarray, "T T"]:
+        # With an axis for the one matrix: sums in another order would end in other bits.
+        products = np.einsum("lak,lbk->lab", own[None], own[None])[0]
+        return np.where(known[:, None] & known[None, :], products, np.nan)
 
-    return _mean_over_matrices(cosines, len(values), len(profiles.tasks))
+    return _mean_over_matrices(map(cosines, changed, units), len(profiles.tasks))
 
 
 @metric(category="subspace", low=0, high=1)
@@ -74,7 +73,7 @@ def left_overlap(profiles: Profiles, k: Count = 10) -> Float64[np.ndarray, "T T"
     squares = profiles.subspace_overlaps("left", "top", k)
     sizes = _sizes(profiles, k)
     return _mean_over_matrices(
-        lambda layer: np.sqrt(squares[layer]) / sizes[layer], len(squares), len(profiles.tasks)
+        (np.sqrt(square) / size for square, size in zip(squares, sizes, strict=True)), len(profiles.tasks)
     )
 
 
@@ -106,7 +105,7 @@ def right_overlap(
     squares = profiles.subspace_overlaps("right", end, k)
     sizes = _sizes(profiles, k)
     return _mean_over_matrices(
-        lambda layer: np.sqrt(squares[layer] / sizes[layer]), len(squares), len(profiles.tasks)
+        (np.sqrt(square / size) for square, size in zip(squares, sizes, strict=True)), len(profiles.tasks)
     )
 
 
@@ -137,7 +136,9 @@ def interaction_overlap(
     """
     squares = profiles.subspace_overlaps("right", end, k)
     sizes = _sizes(profiles, k)
-    return _mean_over_matrices(lambda layer: squares[layer] / sizes[layer], len(squares), len(profiles.tasks))
+    return _mean_over_matrices(
+        (square / size for square, size in zip(squares, sizes, strict=True)), len(profiles.tasks)
+    )
 
 
 @metric(category="subspace", low=-1, high=1, on_request=True)
@@ -165,11 +166,8 @@ def left_overlap_excess(profiles: Profiles, k: Count = 10) -> Float64[np.ndarray
     """
     squares, sizes = profiles.subspace_overlaps("left", "top", k), _sizes(profiles, k)
     chance = np.sqrt(sizes / _extents(profiles, 0))
-    return _mean_over_matrices(
-        lambda layer: np.sqrt(squares[layer] / sizes[layer]) - chance[layer],
-        len(squares),
-        len(profiles.tasks),
-    )
+    excess = (np.sqrt(square / size) - one for square, size, one in zip(squares, sizes, chance, strict=True))
+    return _mean_over_matrices(excess, len(profiles.tasks))
 
 
 @metric(category="subspace", low=-1, high=1, on_request=True)
@@ -199,11 +197,8 @@ def right_overlap_excess(
     """
     squares, sizes = profiles.subspace_overlaps("right", end, k), _sizes(profiles, k)
     chance = np.sqrt(sizes / _extents(profiles, 1))
-    return _mean_over_matrices(
-        lambda layer: np.sqrt(squares[layer] / sizes[layer]) - chance[layer],
-        len(squares),
-        len(profiles.tasks),
-    )
+    excess = (np.sqrt(square / size) - one for square, size, one in zip(squares, sizes, chance, strict=True))
+    return _mean_over_matrices(excess, len(profiles.tasks))
 
 
 @metric(category="subspace", low=-1, high=1, on_request=True)
@@ -233,9 +228,8 @@ def interaction_overlap_excess(
     """
     squares, sizes = profiles.subspace_overlaps("right", end, k), _sizes(profiles, k)
     chance = sizes / _extents(profiles, 1)
-    return _mean_over_matrices(
-        lambda layer: squares[layer] / sizes[layer] - chance[layer], len(squares), len(profiles.tasks)
-    )
+    excess = (square / size - one for square, size, one in zip(squares, sizes, chance, strict=True))
+    return _mean_over_matrices(excess, len(profiles.tasks))
 
 
 def _extents(profiles: Profiles, axis: int) -> Float64[np.ndarray, "L 1 1"]:
@@ -248,12 +242,11 @@ def _sizes(profiles: Profiles, k: int) -> Float64[np.ndarray, "L 1 1"]:
 
 
 def _mean_over_matrices(
-    values: Callable[[int], Float64[np.ndarray, "T T"]], layers: int, tasks: int
+    values: Iterable[Float64[np.ndarray, "T T"]], tasks: int
 ) -> Float64[np.ndarray, "T T"]:
     """Average over the matrices where the pair's value is defined, one after another: all of them may take GiB."""
     total, count = np.zeros((tasks, tasks)), np.zeros((tasks, tasks), dtype=np.int64)
-    for layer in range(layers):
-        of_layer = values(layer)
+    for of_layer in values:
         defined = ~np.isnan(of_layer)
         total += np.where(defined, of_layer, 0)
         count += defined

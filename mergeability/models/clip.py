@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from mergeability.checks import Count, PathPart, Positive, check_path_part
-from mergeability.errors import UserError
+from mergeability.errors import UserError, one_line
 from mergeability.models.published import check_plain, check_tag, side
 from mergeability.weights.whole_clip import SUFFIXES, clip_weights
 
@@ -146,7 +146,7 @@ class ClipModel:
             ) as error:
                 raise UserError(
                     f"open_clip cannot build model {self.name!r} from model.architecture "
-                    f"({type(error).__name__}: {' '.join(str(error).split())[:200]}). Correct its sizes."
+                    f"({type(error).__name__}: {one_line(error)[:200]}). Correct its sizes."
                 ) from error
 
     def preprocess(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 size size"]:

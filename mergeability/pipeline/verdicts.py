@@ -73,7 +73,7 @@ def verdict(analysis: Analysis, models: Sequence[str] | None = None) -> Verdict:
     if analysis.scores.empty and not any(
         str(name).startswith("probe_overlap_") for name in analysis.pairs.columns
     ):
-        # Nothing speaks of any of them, however many there are.
+        # No evidence covers any of the pairs.
         return _unanswered(analysis, f"{len(analysis.pairs)} pairs of {len(analysis.tasks)} models")
     pairs = [([str(row["task_a"]), str(row["task_b"])], row) for _, row in analysis.pairs.iterrows()]
     places = _places(analysis)

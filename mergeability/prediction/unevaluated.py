@@ -1,7 +1,8 @@
-"""Outcomes of the pairs that were not evaluated, predicted from those of the same models that were.
+"""Prediction of the outcomes of pairs that were not evaluated from those of evaluated pairs of the same models.
 
-Both models of such a pair are in evaluated pairs, so that their effects are known: an easier situation than that of new
-models, which the protocols measure. Four linear predictors compete by cross-validation over the evaluated pairs.
+Both models of a predicted pair also occur in evaluated pairs, so their task effects are known. This is easier than the
+prediction for new models, which the protocols measure. Four linear predictors compete by cross-validation over the
+evaluated pairs.
 """
 
 from collections.abc import Mapping, Sequence

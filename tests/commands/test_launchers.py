@@ -16,8 +16,8 @@ import pytest
 from mergeability.commands import launchers
 from mergeability.commands.job_records import KILLED
 from mergeability.commands.launchers import shares
-from mergeability.commands.launchers.clusters import check_answer
 from mergeability.context import cores
+from mergeability.context.ray_cluster import check_answer
 from mergeability.errors import UserError
 from mergeability.files import hold_folder, read_object
 
@@ -270,7 +270,7 @@ def test_an_address_that_accepts_connections_and_is_no_ray_cluster_is_given_up_s
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
         with pytest.raises(UserError, match="No Ray cluster answers"):
-            check_answer(f"127.0.0.1:{silent.getsockname()[1]}", patience=2)
+            check_answer(f"127.0.0.1:{silent.getsockname()[1]}", "workers", "go without", patience=2)
         assert time.monotonic() - began < 10
 
 

@@ -216,6 +216,21 @@ def test_an_analysis_that_fails_is_a_failed_run(command, smoke_root, tmp_path, o
     assert run.run.run_group == f"{tmp_path.name}/run"
 
 
+def test_in_a_folder_that_was_used_before_the_upload_is_told_by_its_last_place(
+    command, smoke_root, tmp_path, offline
+):
+    folder = tmp_path / "run"
+    words = (
+        *ANALYSIS, "merge=none", "predictor=none", "logger=wandb", f"paths.root={smoke_root}", f"hydra.run.dir={folder}",
+    )  # fmt: skip
+    for number in (1, 2):
+        ended = command("analyze", *words)
+        assert ended.code == 0, ended.output
+        told = ended.output.rpartition("wandb sync ")[2].split()[0]
+        assert list(Path(told).glob("*.wandb")), told
+        assert len(list(folder.glob("wandb/offline-run-*"))) == number
+
+
 def test_a_wrong_mode_is_one_sentence_and_the_run_goes_on_offline(command, smoke_root, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "on")
     folder = tmp_path / "run"
@@ -233,11 +248,14 @@ def test_a_logger_whose_package_is_missing_is_refused_before_the_work(
 ):
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     ended = command(
-        "analyze", *ANALYSIS, "logger=comet", f"paths.root={smoke_root}", f"hydra.run.dir={tmp_path}/run"
-    )
+        "analyze", *ANALYSIS, "logger=comet", f"paths.root={smoke_root}", f"hydra.run.dir={tmp_path}/run",
+        # Not even a model is trained before.
+        "train.missing=true", "seed=55",
+    )  # fmt: skip
     assert ended.code == 1
     assert "logger=comet needs the package comet_ml" in ended.output
     assert "uv pip install comet-ml" in ended.output
+    assert "Model 1 of" not in ended.output
     assert not (tmp_path / "run" / "pairs.csv").exists()
 
 

@@ -1,10 +1,7 @@
 """Launchers for clusters: a Slurm queue, and Ray."""
 
-import os
 import shutil
-import socket
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,13 +10,12 @@ from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
 from mergeability.commands.job_records import KILLED
-from mergeability.commands.launchers.jobs import Job, ManyProcesses, failure, lost, plain
+from mergeability.commands.launchers.jobs import Job, ManyProcesses, failure, lost
 from mergeability.commands.launchers.shares import environment, visible_devices
+from mergeability.commands.record import plain
 from mergeability.context import cores
-from mergeability.errors import UserError, short
-
-# Seconds to wait for the head of a Ray cluster.
-_PATIENCE = 20
+from mergeability.context.ray_cluster import check_answer, prepare_ray
+from mergeability.errors import UserError, one_line, short
 
 
 class SubmititSlurm(ManyProcesses):
@@ -58,7 +54,7 @@ class SubmititSlurm(ManyProcesses):
                     executor.submit(replace(job, environment=environment(threads, None))) for job in jobs
                 ]
         except (FailedSubmissionError, UncompletedJobError, subprocess.CalledProcessError) as error:
-            raise UserError(f"Slurm refused the jobs: {short(' '.join(str(error).split()), 300)}.") from error
+            raise UserError(f"Slurm refused the jobs: {short(one_line(error), 300)}.") from error
         ended = []
         for one in submitted:
             try:
@@ -80,11 +76,7 @@ class Ray(ManyProcesses):
 
     def run_all(self, jobs: Sequence[Job]) -> Sequence[JobReturn]:
         """Run jobs as tasks, which Ray does not repeat."""
-        # Ray would report its use, and send the working folder to workers where the command is run by uv.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        # A task without GPUs keeps the CUDA_VISIBLE_DEVICES of its node; unset, Ray warns of this on every start.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        prepare_ray()
         import ray  # pyright: ignore[reportMissingImports]
         from hydra_plugins.hydra_ray_launcher._launcher_util import start_ray  # pyright: ignore[reportMissingImports]
 
@@ -109,7 +101,7 @@ class Ray(ManyProcesses):
 
     def _init(self) -> dict[str, Any]:
         if self.address is not None:
-            check_answer(self.address)
+            check_answer(self.address, "hydra.launcher.address", "leave the address out to use this machine")
             return {"address": self.address, "log_to_driver": False, **self.init}
         here = cores()
         workers = here if self.n_jobs in (None, -1) else max(here, int(self.n_jobs or 1))
@@ -136,36 +128,4 @@ def _of_ray(started: Any) -> JobReturn:
     except WorkerCrashedError:
         return failure(KILLED)
     except RayError as error:
-        return failure(f"Ray: {short(' '.join(str(error).split()), 300)}")
-
-
-def check_answer(address: str, patience: float = _PATIENCE) -> None:
-    """Check that a Ray cluster answers at an address, within a bounded time.
-
-    Raises:
-        UserError: none does.
-    """
-    sentence = (
-        f"No Ray cluster answers at {short(address)} (hydra.launcher.address). "
-        "Start one with ray start --head, or leave the address out to use this machine."
-    )
-    host, _, port = address.rpartition("://")[2].partition(":")
-    if address != "auto":
-        if not port.isdecimal():
-            raise UserError(f"Expected hydra.launcher.address to be auto or host:port, got {short(address)}.")
-        try:
-            socket.create_connection((host, int(port)), timeout=patience / 2).close()
-        except (OSError, OverflowError) as error:
-            raise UserError(sentence) from error
-    if address.startswith("ray://"):
-        return
-    # Ray itself waits for minutes for something that accepts connections and is not Ray.
-    asked = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--skip-version-check"]
-    try:
-        answer = subprocess.run(
-            [*asked, "--address", address], capture_output=True, timeout=patience, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise UserError(sentence) from error
-    if answer.returncode:
-        raise UserError(sentence)
+        return failure(f"Ray: {short(one_line(error), 300)}")

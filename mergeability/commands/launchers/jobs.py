@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,11 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from mergeability.commands.job_records import KILLED, Records
 from mergeability.commands.launchers.shares import Share, share
+from mergeability.commands.record import plain
 from mergeability.errors import UserError, short
 
 logger = logging.getLogger(__name__)
@@ -104,11 +106,6 @@ class Job:
         return submitit.helpers.DelayedSubmission(self)
 
 
-def plain(value: Any) -> Any:
-    """Return a part of a configuration as plain lists, dictionaries and values."""
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-
 def failure(sentence: str) -> JobReturn:
     """Return a failed job with a sentence."""
     return QuietReturn(status=JobStatus.FAILED, _return_value=UserError(sentence))
@@ -144,9 +141,9 @@ class ManyProcesses(Launcher):
             ended = self.run_all(jobs)
         return [self._recorded(job, one) for job, one in zip(jobs, ended, strict=True)]
 
+    @abstractmethod
     def run_all(self, jobs: Sequence[Job]) -> Sequence[JobReturn]:
         """Run jobs; one whose process was killed is a failure."""
-        raise NotImplementedError
 
     def divided(self, jobs: int, cores: int, devices: int) -> Share:
         """Divide a machine among jobs; a number of threads that the user has chosen for all programs holds."""

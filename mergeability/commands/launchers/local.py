@@ -1,6 +1,7 @@
 """Launchers for this machine: worker processes of joblib, and a process per job started by submitit."""
 
 import queue
+from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -38,18 +39,15 @@ class Slots(ManyProcesses):
         futures = [pool.submit(run_next, job) for job in jobs]
         try:
             return [future.result() for future in futures]
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            # An interrupt reaches no thread: their processes are ended.
-            self.stop()
-            raise
         finally:
+            # After an interrupt, which reaches no thread, no more jobs start, and the processes that run are ended.
+            if [future for future in futures if not (future.cancel() or future.done())]:
+                self.stop()
             pool.shutdown()
 
+    @abstractmethod
     def run_one(self, job: Job, slot: int, devices: Sequence[str]) -> JobReturn:
         """Run one job and wait for it."""
-        raise NotImplementedError
 
     def stop(self) -> None:
         """End the processes of the jobs that run."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from mergeability.errors import UserError
+from mergeability.errors import UserError, one_line
 from mergeability.files import digest, read_json, read_object
 from mergeability.prediction.csv_files import read_csv
 from mergeability.prediction.pair_table import TARGETS, outcome_methods
@@ -241,7 +241,7 @@ def _table(path: Path, texts: Sequence[str], columns: Sequence[str] | None = Non
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     except ValueError as error:  # of pandas: not a table, or not UTF-8
-        raise UserError(f"{path} is not a table ({' '.join(str(error).split())}).") from error
+        raise UserError(f"{path} is not a table ({one_line(error)}).") from error
     missing = [name for name in columns or texts if name not in frame.columns]
     if missing:
         raise UserError(f"{path} has no column {', '.join(missing)}.")

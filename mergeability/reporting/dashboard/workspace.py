@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mergeability.errors import UserError
+from mergeability.errors import UserError, one_line
 from mergeability.reporting import logged_names as names
 
 if TYPE_CHECKING:
@@ -359,4 +359,4 @@ def _nested(setting: str) -> str:
 
 def _told(error: BaseException) -> str:
     """Write an error of W&B on one line, with one full stop."""
-    return f"{' '.join(str(error).split()).rstrip('.')}."
+    return f"{one_line(error)}."

@@ -1,5 +1,4 @@
 from .guard import Guarded as Guarded
-from .guard import one_line as one_line
 from .guard import tracking_errors as tracking_errors
 from .records import log_analysis as log_analysis
 from .records import log_summary as log_summary

@@ -7,6 +7,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
+from mergeability.errors import one_line
+
 logger = logging.getLogger(__name__)
 # Where tracking packages define the exceptions that none of Python's own covers. Looked up in what is imported already.
 _ERRORS = {
@@ -35,23 +37,6 @@ def tracking_errors() -> tuple[type[Exception], ...]:
             getattr(sys.modules[module], name) for name in names if hasattr(sys.modules.get(module), name)
         ]
     return tuple(found)
-
-
-def one_line(error: BaseException) -> str:
-    r"""Return the message of an exception in one line, without its final full stop.
-
-    Args:
-        error: the exception.
-
-    Returns:
-        Its message, or the name of its class if there is no message.
-
-    Examples:
-        >>> from mergeability.reporting.tracking import one_line
-        >>> one_line(OSError("No space\nleft on device.")), one_line(ValueError())
-        ('No space left on device', 'ValueError')
-    """
-    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
 
 
 class Guarded(Logger):

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import lightning.pytorch.loggers as lightning_loggers
 from lightning.pytorch.utilities import rank_zero_only
 
-from mergeability.errors import short
-from mergeability.reporting.tracking.guard import one_line, tracking_errors
+from mergeability.errors import one_line, short
+from mergeability.reporting.tracking.guard import tracking_errors
 
 if TYPE_CHECKING:
     import wandb
@@ -140,15 +140,14 @@ class WandbLogger(lightning_loggers.WandbLogger):
             )
         super().log_hyperparams(params)
 
-    def end(self, *, failed: bool) -> None:
-        """End the run; log where its files are if it has to be uploaded."""
+    def end(self, *, failed: bool) -> Path | None:
+        """End the run; return the folder of its files if it has to be uploaded."""
         run = self._experiment
         if run is None or rank_zero_only.rank != 0:
-            return
+            return None
         offline, folder = bool(getattr(run, "offline", False)), Path(run.dir).parent
         run.finish(exit_code=1 if failed else 0)
-        if offline:
-            logger.info("W&B run, logged offline; upload it with: wandb sync %s", _shown(folder))
+        return folder if offline else None
 
 
 def wandb_logger(
@@ -219,7 +218,3 @@ def wandb_logger(
     made = WandbLogger(save_dir=folder, project=project, group=group, name=name, experiment=run)
     made.keeps_weights = log_model
     return made
-
-
-def _shown(folder: Path) -> Path:
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder

@@ -1,0 +1,55 @@
+"""Ray clusters: environment variables that are set before Ray is imported, and whether a cluster answers in time."""
+
+import os
+import socket
+import subprocess
+import sys
+
+from mergeability.errors import UserError, short
+
+# Seconds to wait for the head of a cluster.
+_PATIENCE = 20
+
+
+def prepare_ray() -> None:
+    """Set variables that a user has not set; to be called before Ray is imported."""
+    # Ray would report its use, and send the working folder to workers where the command is run by uv.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # A task without GPUs keeps the CUDA_VISIBLE_DEVICES of its node; unset, Ray warns of this on every start.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+def check_answer(address: str, setting: str, instead: str, patience: float = _PATIENCE) -> None:
+    """Check that a Ray cluster answers at an address, within a bounded time.
+
+    Args:
+        address: `auto`, `host:port`, or `ray://host:port`.
+        setting: the setting that gave it, for messages.
+        instead: what the user can do without a cluster, for messages.
+        patience: seconds.
+
+    Raises:
+        UserError: no cluster answers, or it is not an address.
+    """
+    sentence = f"No Ray cluster answers at {short(address)} ({setting}). Start one with ray start --head, or {instead}."
+    if address != "auto":
+        host, colon, port = address.rpartition("://")[2].partition(":")
+        if not colon:
+            raise UserError(f"Expected {setting} to be auto or host:port, got {short(address)}.")
+        try:
+            socket.create_connection((host, int(port)), timeout=patience / 2).close()
+        except (OSError, OverflowError, ValueError) as error:
+            raise UserError(sentence) from error
+    if address.startswith("ray://"):
+        return
+    # Ray itself waits for minutes for something that accepts connections and is not Ray.
+    asked = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--skip-version-check"]
+    try:
+        answer = subprocess.run(
+            [*asked, "--address", address], capture_output=True, timeout=patience, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UserError(sentence) from error
+    if answer.returncode:
+        raise UserError(sentence)
