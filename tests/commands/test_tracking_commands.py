@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ ANALYSIS = ("suite=smoke", "model=clip_mini", "metric=minimal", "test_images=20"
 # W&B writes a log as LevelDB does: seven bytes of header, then blocks of 32 KiB; a record is a checksum of four bytes,
 # its length in two, its kind in one (whole, first, middle, last), and its part of a message.
 HEADER, BLOCK, WHOLE, LAST = 7, 32 * 1024, 1, 4
+# Tenths of a second.
+PATIENCE = 100
 
 
 def messages(file: Path) -> Iterator[wandb_internal_pb2.Record]:
@@ -24,6 +27,8 @@ def messages(file: Path) -> Iterator[wandb_internal_pb2.Record]:
             place += left
             continue
         _, length, kind = struct.unpack_from("<IHB", data, place)
+        if place + HEADER + length > len(data):
+            return
         message += data[place + HEADER : place + HEADER + length]
         place += HEADER + length
         if kind in (WHOLE, LAST):
@@ -31,6 +36,16 @@ def messages(file: Path) -> Iterator[wandb_internal_pb2.Record]:
             record.ParseFromString(message)
             message = b""
             yield record
+
+
+def ended_messages(file: Path) -> list[wandb_internal_pb2.Record]:
+    """Records of a run that has ended: W&B's service may write the last of them just after `finish` has returned."""
+    for _ in range(PATIENCE):
+        found = list(messages(file))
+        if any(record.WhichOneof("record_type") == "exit" for record in found):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{file} has no record of the run's end")
 
 
 class Read:
@@ -43,7 +58,7 @@ class Read:
         self.directions: dict[str, str] = {}
         self.artifacts: dict[str, tuple[str, dict, list[str]]] = {}
         self.exit: int | None = None
-        for record in messages(file):
+        for record in ended_messages(file):
             match record.WhichOneof("record_type"):
                 case "run":
                     self.run = record.run
