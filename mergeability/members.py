@@ -123,6 +123,16 @@ def fixed_set(group: str, name: str) -> tuple[str, ...]:
     return tuple(read_member(files(group)[name])["defaults"])
 
 
+def options_of(group: str, name: str) -> dict[str, Any]:
+    """Read the YAML file of one option of a group, as it is written.
+
+    Args:
+        group: the folder in `conf`.
+        name: of the file, without its ending.
+    """
+    return _read(folder(group) / f"{name}.yaml")
+
+
 @cache
 def declared(target: str) -> dict[str, Any]:
     """Return what a class or function declares about itself in its source, which is parsed and not imported.
