@@ -56,7 +56,7 @@ class Commented:
 
 
 def docstring(target: str) -> Docstring:
-    """Read the docstring of a member of this package; an empty one if it is defined elsewhere.
+    """Read the docstring of a member; an empty one if it is defined in another library.
 
     Args:
         target: the dotted name of a member's `_target_`.
@@ -67,10 +67,11 @@ def docstring(target: str) -> Docstring:
         >>> found.summary, found.facts["formula"]
         ('Average the task vectors', 'M = (1/T) Σ τ_t')
     """
-    if not target.startswith("mergeability."):
-        return Docstring()
     found = located(target)
-    return Docstring() if found is None else split_docstring(ast.get_docstring(found[0]) or "")
+    # A library's own docstrings follow other conventions; a user's module lies in no library.
+    if found is None or not (target.startswith("mergeability.") or "site-packages" not in found[1].parts):
+        return Docstring()
+    return split_docstring(ast.get_docstring(found[0]) or "")
 
 
 def split_docstring(text: str) -> Docstring:
