@@ -67,11 +67,13 @@ def docstring(target: str) -> Docstring:
         >>> found.summary, found.facts["formula"]
         ('Average the task vectors', 'M = (1/T) Σ τ_t')
     """
-    found = located(target)
-    # A library's own docstrings follow other conventions; a user's module lies in no library.
-    if found is None or not (target.startswith("mergeability.") or "site-packages" not in found[1].parts):
+    top = target.partition(".")[0]
+    # A user's module lies in the working folder. Docstrings of libraries follow other conventions, and finding them
+    # would import the library.
+    if top != "mergeability" and not any(path.exists() for path in (Path(top), Path(f"{top}.py"))):
         return Docstring()
-    return split_docstring(ast.get_docstring(found[0]) or "")
+    found = located(target)
+    return Docstring() if found is None else split_docstring(ast.get_docstring(found[0]) or "")
 
 
 def split_docstring(text: str) -> Docstring:
