@@ -5,24 +5,29 @@ Imports are inside functions: `mergeability --help` loads neither PyTorch nor Hy
 
 import contextlib
 import io
-import logging
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 import click
 
 from mergeability import __version__
 from mergeability.commands.invocation import as_typed, started_as
+from mergeability.commands.verb_arguments import (
+    NO_STORE,
+    by_name,
+    classes,
+    named_models,
+    option_values,
+    progress,
+    say_report,
+    sentences,
+    store_folder,
+)
 from mergeability.errors import UserError, printable
 
-if TYPE_CHECKING:
-    from mergeability.progress import Progress
-
 _PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
-_NO_STORE = "none"
 
 
 @click.group(
@@ -43,7 +48,7 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
             "--store",
             metavar="DIR",
             help="Where computed values are kept for the next call [default: outputs/store if it exists, or else the "
-            f"user's cache folder]; '{_NO_STORE}' keeps nothing.",
+            f"user's cache folder]; '{NO_STORE}' keeps nothing.",
         ),
         click.option("--exclude", multiple=True, metavar="REGEX", help="Tensors to leave out, by name."),
         click.option("--include", multiple=True, metavar="REGEX", help="Tensors to use, by name."),
@@ -83,18 +88,18 @@ def compare(
       mergeability compare base.safetensors cars.safetensors svhn.safetensors
       mergeability compare base/ a/ b/ owner/name --metric stable_rank --report report/
     """
-    with _errors():
+    with sentences():
         from mergeability import verbs
 
         found = verbs.compare(
             base,
-            _named(models),
+            named_models(models),
             metrics=list(metrics) or None,
             include=list(include) or None,
             exclude=list(exclude) or None,
             towers="both" if both_towers else None,
-            store=_store(store),
-            progress=_progress(),
+            store=store_folder(store),
+            progress=progress(),
         )
         written = None if report is None else found.save(report)
         if as_json:
@@ -103,7 +108,7 @@ def compare(
             from mergeability.commands.tables import show_comparison
 
             show_comparison(found)
-        _say_report(written, as_json)
+        say_report(written, as_json)
 
 
 @cli.command(short_help="Predict whether models merge well, and by which method.")
@@ -144,11 +149,11 @@ def predict(base: str, models: tuple[str, ...], as_json: bool, report: Path | No
         --images cars=photos/cars --classes cars=audi,bmw,fiat \\
         --images svhn=photos/svhn --classes svhn=0,1,2,3,4,5,6,7,8,9
     """
-    with _errors():
+    with sentences():
         found = _predicted(base, models, **options)
         written = None if report is None else found.save(report)
         click.echo(found.to_json() if as_json else printable(str(found.verdict)))
-        _say_report(written, as_json)
+        say_report(written, as_json)
 
 
 @cli.command(short_help="Merge models into a folder that their library opens.")
@@ -211,7 +216,7 @@ def merge(
       mergeability merge base.safetensors cars.safetensors svhn.safetensors --method tsv --out merged/
       mergeability merge base/ a/ b/ --method ties -o density=0.1 --alpha 0.5 --dtype bfloat16
     """
-    with _errors():
+    with sentences():
         from mergeability import verbs
         from mergeability.pipeline.saving import merge_folder_name
         from mergeability.verbs.merging import check_out
@@ -223,15 +228,15 @@ def merge(
         method = _best(base, models, given) if method == "best" else method
         found = verbs.merge(
             base,
-            _named(models),
+            named_models(models),
             method,
             alpha=alpha,
-            options=_values(options),
+            options=option_values(options),
             dtype=dtype,
             include=list(include) or None,
             exclude=list(exclude) or None,
             towers="both" if both_towers else None,
-            store=_store(store),
+            store=store_folder(store),
         )
         place = out or Path("merged") / method / merge_folder_name(found.task_vectors.tasks)
         found.save(place, overwrite=overwrite)
@@ -298,7 +303,7 @@ def listing(kind: str) -> None:
 
     Kinds: metrics, methods, penalties, predictors, protocols, tasks, models, suites.
     """
-    with _errors():
+    with sentences():
         from mergeability.commands import catalogue
 
         click.echo(catalogue.listing(kind))
@@ -308,7 +313,7 @@ def listing(kind: str) -> None:
 @click.argument("name")
 def show(name: str) -> None:
     """Show the definition, formula, source, options and cost of NAME."""
-    with _errors():
+    with sentences():
         from mergeability.commands import catalogue
 
         click.echo(catalogue.text(catalogue.entry(name)))
@@ -322,16 +327,16 @@ def _predicted(base: str, models: Sequence[str], **options: Any) -> Any:
         raise UserError(f"predict takes no --{refused[0]}: it looks at whole encoders.")
     return verbs.predict(
         base,
-        _named(models),
-        images=_pairs("--images", options["images"]),
-        classes=_classes(options["classes"]),
-        heads=_pairs("--head", options["head"]),
+        named_models(models),
+        images=by_name("--images", options["images"]),
+        classes=classes(options["classes"]),
+        heads=by_name("--head", options["head"]),
         model=options["model"],
         fitted=options["fitted"],
         methods=list(options.get("methods") or ()) or None,
         device=options["device"],
-        store=_store(options["store"]),
-        progress=_progress(),
+        store=store_folder(options["store"]),
+        progress=progress(),
         **({"templates": list(options["template"])} if options["template"] else {}),
     )
 
@@ -350,106 +355,3 @@ def _best(base: str, models: Sequence[str], given: dict[str, Any]) -> str:
         )
     click.echo(printable(found.verdict.answer), err=True)
     return str(found.verdict.recommended)
-
-
-def _named(models: Sequence[str]) -> Any:
-    """Take NAME=PATH apart where such a file does not exist as it stands."""
-    from mergeability.verbs.sources import named
-
-    found: dict[str, str] = {}
-    for model in models:
-        name, sign, path = model.partition("=")
-        if sign and "/" not in name and not Path(model).exists():
-            pair = {name: path}
-        else:
-            pair = {key: str(value) for key, value in named([model]).items()}
-        for key, value in pair.items():
-            if key in found:
-                raise UserError(
-                    f"Two models are called {key!r}: {found[key]} and {value}. Name them: NAME=PATH."
-                )
-            found[key] = value
-    return found
-
-
-def _pairs(option: str, words: Sequence[str]) -> dict[str, str]:
-    found = {}
-    for word in words:
-        name, sign, value = word.partition("=")
-        if not (sign and name and value):
-            raise UserError(f"Expected {option} NAME=…, with the name of a model, got {word!r}.")
-        if name in found:
-            raise UserError(f"{option} is given twice for {name!r}.")
-        found[name] = value
-    return found
-
-
-def _classes(words: Sequence[str]) -> dict[str, str | list[str]]:
-    """Read names of classes: a list with commas, or a file."""
-    return {
-        name: value if Path(value).expanduser().is_file() else [one.strip() for one in value.split(",")]
-        for name, value in _pairs("--classes", words).items()
-    }
-
-
-def _values(words: Sequence[str]) -> dict[str, Any]:
-    """Read options of a method: values are numbers, truth values or text, as in YAML."""
-    import yaml
-
-    return {name: yaml.safe_load(value) for name, value in _pairs("--option", words).items()}
-
-
-def _store(given: str | None) -> str | None:
-    if given is not None:
-        return None if given == _NO_STORE else given
-    project = Path("outputs/store")
-    if project.is_dir():
-        return str(project)
-    from platformdirs import user_cache_dir
-
-    return str(
-        Path(os.environ.get("MERGEABILITY_CACHE") or user_cache_dir("mergeability", appauthor=False))
-        / "store"
-    )
-
-
-def _progress() -> "Progress":
-    from mergeability.progress import track
-
-    return track
-
-
-def _say_report(path: Path | None, as_json: bool) -> None:
-    if path is not None:
-        click.echo(f"Report: {path}", err=as_json)
-
-
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    """End with one sentence and exit code 1 on what a person can correct; show warnings as plain lines."""
-    from mergeability.commands.search_path import use_own_folders
-    from mergeability.commands.terminal import PlainFormatter
-
-    handler = logging.StreamHandler()
-    handler.setFormatter(PlainFormatter("%(message)s"))
-    handler.setLevel(logging.WARNING)
-    root = logging.getLogger()
-    root.addHandler(handler)
-    logging.captureWarnings(True)
-    try:
-        use_own_folders([])
-        yield
-    except UserError as error:
-        _fail(str(error))
-    except OSError as error:
-        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}.")
-    except KeyboardInterrupt:
-        click.echo("\nInterrupted.", err=True)
-        sys.exit(130)
-    finally:
-        root.removeHandler(handler)
-
-
-def _fail(sentence: str) -> NoReturn:
-    click.echo(f"Error: {as_typed(printable(sentence))}", err=True)
-    sys.exit(1)

@@ -2,9 +2,11 @@
 
 import copy
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from html import escape
 from pathlib import Path
 
 from jaxtyping import Float
@@ -146,6 +148,18 @@ class TaskVectors(Deltas):
             include=include,
             exclude=exclude,
         )
+
+    def __repr__(self) -> str:
+        count = sum(math.prod(shape) for shape in self.shapes.values())
+        size = f"{count:,} parameters in {len(self.shapes)} tensors"
+        return f"TaskVectors({', '.join(self.tasks)}; {size}, base {self.base_checkpoint.origin.name})"
+
+    def _repr_html_(self) -> str:
+        """Show the models and their lengths in a notebook."""
+        norms = self.relative_norms().items()
+        rows = "".join(f"<tr><td>{escape(task)}</td><td>{100 * norm:.3g} %</td></tr>" for task, norm in norms)
+        head = "<tr><th>model</th><th>‖τ‖ / ‖θ_0‖</th></tr>"
+        return f"<table><caption>{escape(repr(self))}</caption>{head}{rows}</table>"
 
     def select(self, tasks: Iterable[str]) -> "TaskVectors":
         """Return the same task vectors for some of the tasks, in the order given; memory is shared.

@@ -1,7 +1,10 @@
 """Where the weights of a model are: a file, a folder, or an id on the Hugging Face hub, found through its cache."""
 
+import atexit
 import logging
 import re
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +175,7 @@ def open_checkpoint(
 
     Args:
         source: a file, a folder or a hub id, as `find_weights` takes it.
-        store: where converted files are kept.
+        store: where converted files are kept; until the process ends where it has no folder.
         base: the model that an adapter was trained on, given the same way; None where there can be no adapter.
         towers: "both" to read the text tower of a CLIP as well as the visual one.
 
@@ -180,7 +183,7 @@ def open_checkpoint(
         The opened checkpoint.
 
     Raises:
-        UserError: it cannot be found or read, or must be converted and the store has no folder.
+        UserError: it cannot be found or read.
 
     Examples:
         >>> from mergeability.examples import tiny_task_vectors
@@ -207,7 +210,7 @@ def open_checkpoint(
 
 def _converted(path: Path, store: "Store") -> Checkpoint:
     """Open a PyTorch file through its visual tower in the store, or as it is where that would lose a tensor."""
-    key = _conversion(path, store)
+    store, key = _conversion(path, store)
     # What is dropped is named as for any other file.
     record = store.record("converted_names", key, lambda: {"names": sorted(load_state_dict(path))})
     reading = read_names(record["names"])
@@ -225,18 +228,25 @@ def _plain(path: Path, store: "Store") -> TensorFile:
     """Open one file under its own names, converted to safetensors if need be."""
     if path.suffix not in SUFFIXES:
         return TensorFile(path)
-    key = _conversion(path, store)
+    store, key = _conversion(path, store)
     store.ensure("converted_plain", key, lambda: load_state_dict(path))
     return store.file("converted_plain", key)
 
 
-def _conversion(path: Path, store: "Store") -> dict[str, Any]:
-    """Return the key of a conversion."""
-    if store.root is None:
-        raise UserError(
-            f"{path} is converted to safetensors first, for which paths.store must name a folder."
-        )
-    return {"sha256": checkpoints.file_hash(path), "version": _VERSION}
+def _conversion(path: Path, store: "Store") -> "tuple[Store, dict[str, Any]]":
+    """Return where a conversion is kept, and its key."""
+    kept = store if store.root is not None else _temporary_store()
+    return kept, {"sha256": checkpoints.file_hash(path), "version": _VERSION}
+
+
+@cache
+def _temporary_store() -> "Store":
+    """Return a store for conversions of a process that keeps nothing: weights are read from files, piece by piece."""
+    from mergeability.store import Store
+
+    folder = tempfile.TemporaryDirectory(prefix="mergeability-converted-")
+    atexit.register(folder.cleanup)
+    return Store(folder.name)
 
 
 def _refuse_adapter(path: Path) -> None:

@@ -194,8 +194,13 @@ def test_a_pytorch_file_is_converted_once_into_the_store(tmp_path, clip_state, m
     assert all(torch.equal(opened.tensor(name), value) for name, value in clip_state.items())
     monkeypatch.setattr(hub, "load_state_dict", lambda path: pytest.fail("converted again"))
     assert hub.open_checkpoint(tmp_path / "m.bin", store).path == opened.path
-    with pytest.raises(UserError, match=r"paths\.store must name a folder"):
-        hub.open_checkpoint(tmp_path / "m.bin", Store(None))
+
+
+def test_without_a_folder_for_the_store_a_pytorch_file_is_converted_for_this_process(tmp_path, clip_state):
+    torch.save({f"model.{name}": value for name, value in clip_state.items()}, tmp_path / "m.bin")
+    opened = hub.open_checkpoint(tmp_path / "m.bin", Store(None))
+    assert opened.origin == tmp_path / "m.bin"
+    assert all(torch.equal(opened.tensor(name), value) for name, value in clip_state.items())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,134 @@
+"""What the verbs of the command line share: names of models, options by name, the store, errors in one sentence."""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from mergeability.commands.invocation import as_typed
+from mergeability.errors import UserError, printable
+
+if TYPE_CHECKING:
+    from mergeability.progress import Progress
+
+NO_STORE = "none"
+
+
+def named_models(models: Sequence[str]) -> Any:
+    """Take NAME=PATH apart where such a file does not exist as it stands."""
+    from mergeability.verbs.sources import named
+
+    found: dict[str, str] = {}
+    for model in models:
+        name, sign, path = model.partition("=")
+        if sign and "/" not in name and not Path(model).exists():
+            pair = {name: path}
+        else:
+            pair = {key: str(value) for key, value in named([model]).items()}
+        for key, value in pair.items():
+            if key in found:
+                raise UserError(
+                    f"Two models are called {key!r}: {found[key]} and {value}. Name them: NAME=PATH."
+                )
+            found[key] = value
+    return found
+
+
+def by_name(option: str, words: Sequence[str]) -> dict[str, str]:
+    """Take NAME=VALUE apart.
+
+    >>> by_name("--images", ["cars=photos/cars"])
+    {'cars': 'photos/cars'}
+
+    Raises:
+        UserError: a word is not of this form, or a name is given twice.
+    """
+    found = {}
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not (sign and name and value):
+            raise UserError(f"Expected {option} NAME=…, with the name of a model, got {word!r}.")
+        if name in found:
+            raise UserError(f"{option} is given twice for {name!r}.")
+        found[name] = value
+    return found
+
+
+def classes(words: Sequence[str]) -> dict[str, str | list[str]]:
+    """Read names of classes: a list with commas, or a file."""
+    return {
+        name: value if Path(value).expanduser().is_file() else [one.strip() for one in value.split(",")]
+        for name, value in by_name("--classes", words).items()
+    }
+
+
+def option_values(words: Sequence[str]) -> dict[str, Any]:
+    """Read options of a method: values are numbers, truth values or text, as in YAML."""
+    import yaml
+
+    return {name: yaml.safe_load(value) for name, value in by_name("--option", words).items()}
+
+
+def store_folder(given: str | None) -> str | None:
+    """Return where computed values are kept: what is given, the project's store, or else the user's cache."""
+    if given is not None:
+        return None if given == NO_STORE else given
+    project = Path("outputs/store")
+    if project.is_dir():
+        return str(project)
+    from platformdirs import user_cache_dir
+
+    return str(
+        Path(os.environ.get("MERGEABILITY_CACHE") or user_cache_dir("mergeability", appauthor=False))
+        / "store"
+    )
+
+
+def progress() -> "Progress":
+    """Return the progress bar of the terminal."""
+    from mergeability.progress import track
+
+    return track
+
+
+def say_report(path: Path | None, as_json: bool) -> None:
+    """Print where a report is; beside JSON, on standard error."""
+    if path is not None:
+        click.echo(f"Report: {path}", err=as_json)
+
+
+@contextlib.contextmanager
+def sentences() -> Iterator[None]:
+    """End with one sentence and exit code 1 on what a person can correct; show warnings as plain lines."""
+    from mergeability.commands.search_path import use_own_folders
+    from mergeability.commands.terminal import PlainFormatter
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter("%(message)s"))
+    handler.setLevel(logging.WARNING)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    logging.captureWarnings(True)
+    try:
+        use_own_folders([])
+        yield
+    except UserError as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}.")
+    except KeyboardInterrupt:
+        click.echo("\nInterrupted.", err=True)
+        sys.exit(130)
+    finally:
+        root.removeHandler(handler)
+
+
+def fail(sentence: str) -> NoReturn:
+    """Print an error and exit with code 1."""
+    click.echo(f"Error: {as_typed(printable(sentence))}", err=True)
+    sys.exit(1)
