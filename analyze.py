@@ -9,8 +9,7 @@ from mergeability.commands import analyze, run
 @hydra.main(version_base="1.3", config_path="conf", config_name="analyze")
 def main(cfg: DictConfig) -> float | tuple[float, ...] | None:
     """Run the analysis the configuration describes; leave its tables and its report in the run folder."""
-    run.prepare()
-    return analyze.analyse(cfg)
+    return analyze.job(cfg)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,8 @@ from mergeability.commands import run, train
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
-    """Train unless it is done; or look the task's images over."""
-    run.prepare()
-    if cfg.doctor:
-        train.examine(cfg)
-    else:
-        train.fine_tune(cfg)
+    """Train unless it is done; or check the task's images."""
+    train.job(cfg)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The one exception that is meant for the person at the keyboard, and text that is safe to show there."""
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 from unicodedata import category
 
@@ -81,3 +83,13 @@ def one_line(error: BaseException) -> str:
         ('No space left on device', 'ValueError')
     """
     return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Name the known words that are most like one that is not known, as a sentence with a blank before it.
+
+    >>> did_you_mean("tis", ["ta", "ties", "tsv"])
+    " Did you mean 'ties' or 'tsv'?"
+    """
+    near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(one) for one in near)}?" if near else ""

@@ -68,6 +68,57 @@ def tiny_task_vectors(**deltas: Sequence | Tensor) -> TaskVectors:
     return _written({"weight": base}, {task: {"weight": change} for task, change in changes.items()})
 
 
+def tiny_files() -> tuple[str, dict[str, str]]:
+    """Return the files of the three models of `tiny_task_vectors`, and of their base.
+
+    Returns:
+        Path of the base; name → path of each model.
+
+    Examples:
+        >>> from mergeability.examples import tiny_files
+        >>> base, models = tiny_files()
+        >>> base.endswith("base.safetensors"), list(models)
+        (True, ['cars', 'dtd', 'svhn'])
+    """
+    models = _kept_models()
+    return str(models.base_checkpoint.path), {task: str(models.model(task).path) for task in models.tasks}
+
+
+@cache
+def _kept_models() -> TaskVectors:
+    return tiny_task_vectors()
+
+
+def tiny_own_models() -> tuple[str, dict[str, str], dict[str, str]]:
+    """Write a tiny CLIP, two models with random changes, and a folder of twelve unlabelled images for each.
+
+    Returns:
+        Path of the base; name → path of each model; name → folder of images.
+
+    Examples:
+        >>> from mergeability.examples import tiny_own_models
+        >>> base, models, images = tiny_own_models()
+        >>> list(models), list(images)
+        (['greys', 'hues'], ['greys', 'hues'])
+    """
+    folder = Path(tempfile.mkdtemp(dir=_temporary_folder()))
+    base = tiny_clip().build(seed=0).state_dict()
+    path = checkpoints.save(folder / "base.safetensors", base)
+    models, images = {}, {}
+    for task in ("greys", "hues"):
+        changed = {
+            name: value + 0.02 * _noise("own models", task, name, like=value)
+            if name.startswith("visual.")
+            else value
+            for name, value in base.items()
+        }
+        models[task] = str(checkpoints.save(folder / f"{task}.safetensors", changed))
+        place = folder / "images" / task
+        write_tiny_images(place)
+        images[task] = str(place / "train")
+    return str(path), models, images
+
+
 def tiny_encoder() -> nn.Module:
     """Build an encoder of normalised 2×2 images to 4 features: two linear layers, `hidden` and `output`.
 

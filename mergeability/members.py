@@ -57,11 +57,51 @@ _PUBLISHED_ORDER = {
 }
 
 
+# Folders of users' own configuration, which are searched before the package's.
+_own: list[Path] = []
+
+
+def add_folder(path: Path) -> None:
+    """Search a user's own folder of configuration before the package's."""
+    if path not in _own:
+        _own.append(path)
+        members.cache_clear()
+
+
+def own_folders() -> tuple[Path, ...]:
+    """List the users' own folders, in the order of the search."""
+    return tuple(_own)
+
+
+def forget_folders() -> None:
+    """Search the package's own folder only."""
+    _own.clear()
+    members.cache_clear()
+
+
 def folder(group: str) -> Path:
     """Return the folder of a group: inside the installed package, or next to it in a checkout."""
     package = Path(__file__).parent
-    installed = package / "conf" / group
-    return installed if installed.is_dir() else package.parent / "conf" / group
+    installed = package / "conf"
+    return (installed if installed.is_dir() else package.parent / "conf") / group
+
+
+def files(group: str) -> dict[str, Path]:
+    """Find the YAML files of a group, by name: users' own, and the package's where there is no such own one."""
+    found: dict[str, Path] = {}
+    for place in (folder(group), *(own / group for own in reversed(_own))):
+        found |= {path.stem: path for path in sorted(place.glob("*.yaml"))}
+    return dict(sorted(found.items()))
+
+
+def is_group(name: str) -> bool:
+    """Return whether there is a group of this name."""
+    return any((place / name).is_dir() for place in (folder(""), *_own))
+
+
+def groups() -> list[str]:
+    """List the names of all groups."""
+    return sorted({one.name for place in (folder(""), *_own) for one in place.iterdir() if one.is_dir()})
 
 
 @cache
@@ -72,15 +112,25 @@ def members(group: str) -> dict[str, dict[str, Any]]:
         Name → options of its YAML file, in the order of tables: the set `paper`, the others of version 0.1.0, and then
         later members by name.
     """
-    files = {path.stem: _read(path) for path in sorted(folder(group).glob("*.yaml"))}
-    found = {name: options for name, options in files.items() if "_target_" in options}
-    first = (*(fixed_set(group, "paper") if "paper" in files else ()), *_PUBLISHED_ORDER.get(group, ()))
+    read = {name: read_member(path) for name, path in files(group).items()}
+    found = {name: options for name, options in read.items() if "_target_" in options}
+    first = (*(fixed_set(group, "paper") if "paper" in read else ()), *_PUBLISHED_ORDER.get(group, ()))
     return {name: found[name] for name in dict.fromkeys((*first, *found)) if name in found}
 
 
 def fixed_set(group: str, name: str) -> tuple[str, ...]:
     """List the members that a set's YAML file names."""
-    return tuple(_read(folder(group) / f"{name}.yaml")["defaults"])
+    return tuple(read_member(files(group)[name])["defaults"])
+
+
+def options_of(group: str, name: str) -> dict[str, Any]:
+    """Read the YAML file of one option of a group, as it is written.
+
+    Args:
+        group: the folder in `conf`.
+        name: of the file, without its ending.
+    """
+    return _read(folder(group) / f"{name}.yaml")
 
 
 @cache
@@ -112,7 +162,12 @@ def data_free() -> tuple[str, ...]:
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_member(path: Path) -> dict[str, Any]:
+    """Read a YAML file as Hydra does.
+
+    Raises:
+        UserError: it is not valid YAML.
+    """
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
     except yaml.YAMLError as error:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from mergeability.commands.folders import forget_merges, run_folder, shown_path
 from mergeability.commands.loggers import check_packages, open_loggers
 from mergeability.commands.record import plain
+from mergeability.commands.run import prepare
 from mergeability.commands.settings import check_settings
 from mergeability.commands.train import fine_tune
 from mergeability.context import Run, check_workers, cores
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from mergeability.reporting.tracking import Guarded
 
 logger = logging.getLogger(__name__)
+
+
+def job(cfg: DictConfig) -> float | tuple[float, ...] | None:
+    """Run the analysis the configuration describes; leave its tables and its report in the run folder."""
+    prepare()
+    return analyse(cfg)
 
 
 def analyse(cfg: DictConfig) -> float | tuple[float, ...] | None:

@@ -11,8 +11,10 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from mergeability.commands.folders import claimed_folders
+from mergeability.commands.invocation import as_typed
 from mergeability.commands.launchers import forget_schemas
 from mergeability.commands.repeated_keys import refuse_repeated_keys
+from mergeability.commands.search_path import use_own_folders
 from mergeability.commands.sweep import close_sweep, user_error
 from mergeability.commands.wording import check_overrides, flags_first, known_settings, sentence
 from mergeability.context import cores
@@ -37,6 +39,7 @@ def run(main: Callable[[], Any]) -> None:
     sys.argv[1:] = flags_first(sys.argv[1:])
     code = 0
     try:
+        use_own_folders(sys.argv[1:])
         refuse_repeated_keys(sys.argv[1:])
         check_overrides(sys.argv[1:])
         forget_schemas()
@@ -51,7 +54,7 @@ def run(main: Callable[[], Any]) -> None:
             traceback.print_exception(error)
         if told is None:
             raise
-        sys.stderr.write(f"Error: {printable(told)}\n")
+        sys.stderr.write(f"Error: {as_typed(printable(told))}\n")
         code = 1
     finally:
         failed = close_sweep(interrupted=code == 130)

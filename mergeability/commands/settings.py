@@ -16,8 +16,7 @@ from mergeability.commands.annotations import (
     take,
     words,
 )
-from mergeability.commands.wording import did_you_mean
-from mergeability.errors import UserError, shown
+from mergeability.errors import UserError, did_you_mean, shown
 
 # Settings that the commands read themselves, or that several nodes take.
 _OTHERS = {

@@ -2,12 +2,13 @@
 
 import logging
 
+from mergeability.commands.invocation import as_typed
 from mergeability.errors import printable
 
 
 class PlainFormatter(logging.Formatter):
-    """A formatter that escapes control characters, which names of files and tensors may hold."""
+    """A formatter that escapes control characters, which names may contain, and names commands as they were typed."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record."""
-        return printable(super().format(record))
+        return as_typed(printable(super().format(record)))

@@ -11,11 +11,21 @@ from omegaconf import DictConfig
 from mergeability.commands.folders import run_folder
 from mergeability.commands.loggers import open_loggers
 from mergeability.commands.record import settings
+from mergeability.commands.run import prepare
 from mergeability.commands.settings import check_settings
 from mergeability.errors import UserError
 from mergeability.files import read_object
 
 logger = logging.getLogger(__name__)
+
+
+def job(cfg: DictConfig) -> None:
+    """Train unless it is done; or check the task's images."""
+    prepare()
+    if cfg.doctor:
+        examine(cfg)
+    else:
+        fine_tune(cfg)
 
 
 def fine_tune(cfg: DictConfig) -> dict[str, Any] | None:

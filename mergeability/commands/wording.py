@@ -1,6 +1,5 @@
 """What Hydra and OmegaConf refuse, said in one sentence: which override it was, and how to write it."""
 
-import difflib
 import re
 import shlex
 import sys
@@ -16,23 +15,13 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mergeability.commands.sets import derived_sets
-from mergeability.errors import UserError, printable, short
-from mergeability.members import folder
+from mergeability.errors import UserError, did_you_mean, printable, short
+from mergeability.members import files, folder, groups, is_group
 
 _NOT_FOUND = re.compile(r"Could not find '([^']*)'")
 _OPTIONS = re.compile(r"Available options in '([^']*)':\n((?:\s*[^\n]+\n?)*)")
 _NO_KEY = re.compile(r"Could not (?:override|append to|delete) ?(?:config)?\.? ?'?([^'\n]*?)'?[.\n]")
 _PUNCTUATION = "{}[],:"
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Name the known words that are most like one that is not known, as a sentence with a blank before it.
-
-    >>> did_you_mean("tis", ["ta", "ties", "tsv"])
-    " Did you mean 'ties' or 'tsv'?"
-    """
-    near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)
-    return f" Did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
 
 
 def parse_failure(override: str, several: bool = False) -> str | None:
@@ -182,10 +171,8 @@ def check_overrides(arguments: Sequence[str]) -> None:
             raise UserError(failure)
         key = word.partition("=")[0].lstrip("+")
         value = OverridesParser.create().parse_override(word).value()
-        if key and key != "experiment" and folder(key).is_dir() and not _chooses(value):
-            names = sorted(
-                {one.stem for one in folder(key).glob("*.yaml")} | set(derived_sets().get(key, {}))
-            )
+        if key and key != "experiment" and is_group(key) and not _chooses(value):
+            names = sorted({*files(key), *derived_sets().get(key, {})})
             raise UserError(f"Expected {key} to be one of {', '.join(names)}, got {word.partition('=')[2]}.")
 
 
@@ -200,21 +187,20 @@ def known_settings(error: Exception) -> list[str]:
     """List the settings of the present command if an error may be about an unknown name."""
     if not isinstance(error, ConfigCompositionException) or "Could not" not in str(error):
         return []
-    script = "train" if Path(sys.argv[0]).stem == "train" else "analyze"
+    script = "train" if Path(sys.argv[0]).stem.endswith("train") else "analyze"
     choices = [word for word in sys.argv[1:] if _is_choice(word)]
     with initialize_config_dir(str(folder("")), version_base="1.3"):
         try:
             cfg = compose(script, choices)
         except (HydraException, OmegaConfBaseException):
             cfg = compose(script)
-    groups = [one.name for one in folder("").iterdir() if one.is_dir()]
-    return [*groups, *_paths(cfg, "")]
+    return [*groups(), *_paths(cfg, "")]
 
 
 def _is_choice(word: str) -> bool:
     """Return whether a setting chooses a member of a group."""
     key, sign, _ = word.partition("=")
-    return bool(sign) and folder(key).is_dir()
+    return bool(sign) and is_group(key)
 
 
 def _paths(node: DictConfig, path: str) -> Iterator[str]:

@@ -13,7 +13,9 @@ from mergeability.task_vectors.vectors import TaskVectors
 
 @dataclass(frozen=True)
 class Average:
-    """Average the models: M = (1/T) Σ τ_t.
+    """Average the task vectors.
+
+    Formula: M = (1/T) Σ τ_t.
 
     Attributes:
         alpha: default scale of M: a finite number, or "tuned" to choose it on validation images.

@@ -22,6 +22,8 @@ class Breadcrumbs:
     Of the D entries of a tensor, sorted by magnitude, the first ⌊smallest·D⌋ and the last ⌊largest·D⌋ are dropped.
     Entries of equal magnitude are treated alike: an entry as large as a kept one is kept too.
 
+    Formula: M = Σ m_t ⊙ τ_t, where m_t is 0 at the largest and the smallest entries of τ_t and 1 elsewhere.
+
     Attributes:
         largest: share of the largest entries, in [0, 1).
         smallest: share of the smallest entries, in [0, 1); both together are below 1.

@@ -23,6 +23,8 @@ class ConsensusTA:
     An entry of Σ τ_t = M matters to task t if |τ_t| > threshold·|M − τ_t|. Entries that matter to fewer than `agree`
     tasks are set to 0.
 
+    Formula: M = Σ τ_t where at least `agree` tasks have |τ_t| > threshold · |Σ τ_s − τ_t|, and 0 elsewhere.
+
     Attributes:
         agree: number of tasks that an entry must matter to, at least 1 and at most the number of models.
         threshold: the paper's λ, at least 0; larger values keep fewer entries.

@@ -22,6 +22,8 @@ class Dare:
     Whether an entry is dropped depends only on the seed, the task name, the tensor name and its position, not on the
     other models or any global random state.
 
+    Formula: M = merge of the vectors m_t ⊙ τ_t / (1 − p), where m_t is 0 with probability p and 1 otherwise.
+
     Attributes:
         p: probability of dropping an entry, in [0, 1).
         seed: seed of the masks.

@@ -18,10 +18,12 @@ from mergeability.task_vectors.vectors import TaskVectors
 
 @dataclass(frozen=True)
 class Fisher:
-    """Average each entry weighted by the models' diagonal Fisher information: M = Σ F_t τ_t / Σ F_t.
+    """Average each entry weighted by the models' diagonal Fisher information.
 
     F_t is the squared gradient of the cross-entropy at the true label, averaged over the calibration samples of task t.
     Entries with Σ F_t = 0, and tensors that are not parameters of the encoder, are averaged without weights.
+
+    Formula: M = Σ F_t τ_t / Σ F_t.
 
     Attributes:
         alpha: default scale of M: a finite number, or "tuned" to choose it on validation images.

@@ -19,7 +19,9 @@ from mergeability.task_vectors.vectors import TaskVectors
 class IsoC:
     """Add the task vectors and set all singular values of each matrix to their mean.
 
-    M = mean(σ)·UVᵀ, where Σ τ_t = U diag(σ) Vᵀ. Tensors that are not matrices are averaged.
+    Tensors that are not matrices are averaged.
+
+    Formula: M = mean(σ) U Vᵀ, where Σ τ_t = U diag(σ) Vᵀ.
 
     Attributes:
         truncate: first truncate each τ_t to rank max(1, ⌊min(m, n)/T⌋), as in the experiments of arXiv 2601.22285.

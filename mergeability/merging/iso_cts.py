@@ -32,6 +32,8 @@ class IsoCTS:
     task, the matrix is merged in the common subspace only. Triplets whose singular value is zero up to rounding are
     left out, so zero matrices give zero.
 
+    Formula: M = mean(σ) U_⊥ V_⊥ᵀ, where U_⊥ and V_⊥ are the polar factors of [U_c U_1 … U_T] and [V_c V_1 … V_T].
+
     Attributes:
         common: share of common directions, in [0, 1].
         alpha: default scale of M: a number, "tuned", or "published": the paper's, by architecture and number of models.

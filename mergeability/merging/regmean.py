@@ -24,10 +24,12 @@ _LEAST_RIDGE = 0.01
 class RegMean:
     """Merge each linear layer so that its outputs on the models' own inputs change least; average all else.
 
-    M = (Σ G_t)⁻¹ Σ G_t τ_t for weights stored inputs × outputs. G_t is X_tᵀX_t with its off-diagonal entries multiplied
+    G_t is X_tᵀX_t with its off-diagonal entries multiplied
     by `scale`, and X_t the layer's inputs in model t on the calibration samples of task t. With scale 1, M minimises
     Σ ‖X_t (W − W_t)‖². Inputs that are zero in every model are averaged. Where there are several solutions (scale 1
     and few samples), M is the one nearest to the average, in units of each input's length.
+
+    Formula: M = (Σ G_t)⁻¹ Σ G_t τ_t, for weights stored inputs × outputs.
 
     Attributes:
         scale: factor of the off-diagonal entries of G_t, in [0, 1].

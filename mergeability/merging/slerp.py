@@ -21,9 +21,11 @@ _PARALLEL = 1e-6
 class Slerp:
     """Interpolate between the weights of two models along the arc between them, tensor by tensor.
 
-    M = (sin((1−t)·Ω)·θ_a + sin(t·Ω)·θ_b) / sin Ω − θ_0, where Ω is the angle between the flattened θ_a and θ_b, and a
+    Ω is the angle between the flattened θ_a and θ_b, and a
     and b are the two models sorted by name. If the two are parallel or opposite, or one is zero, the interpolation is
     linear: M = (1−t)·τ_a + t·τ_b.
+
+    Formula: M = (sin((1−t)·Ω)·θ_a + sin(t·Ω)·θ_b) / sin Ω − θ_0.
 
     Attributes:
         t: position between a (0) and b (1), in [0, 1].

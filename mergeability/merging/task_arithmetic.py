@@ -13,7 +13,9 @@ from mergeability.task_vectors.vectors import TaskVectors
 
 @dataclass(frozen=True)
 class TaskArithmetic:
-    """Add the task vectors: M = Σ τ_t.
+    """Add the task vectors.
+
+    Formula: M = Σ τ_t.
 
     Attributes:
         alpha: default scale of M: a finite number, or "tuned" to choose it on validation images.

@@ -27,6 +27,8 @@ class Ties:
     sign of the sum over the models; if the sum is exactly 0, the sign that most entries of the scope elected. Merge:
     average the kept entries with the elected sign.
 
+    Formula: M = mean of the kept entries of τ_t whose sign is the elected one, entry by entry.
+
     Attributes:
         density: share of entries kept, in (0, 1].
         scope: "global" trims over the whole vector, as in the paper; "tensor" trims each tensor separately.

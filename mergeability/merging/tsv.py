@@ -22,6 +22,8 @@ class TSVM:
     their polar factors, and the matrix is recomposed with the tasks' own singular values. Tensors that are not
     matrices, and matrices too small for one triplet per task, are averaged.
 
+    Formula: M = U_⊥ diag(σ) V_⊥ᵀ, where U_⊥ and V_⊥ are the polar factors of [U_1 … U_T] and [V_1 … V_T].
+
     Attributes:
         alpha: default scale of M: a finite number, or "tuned" to choose it on validation images.
 

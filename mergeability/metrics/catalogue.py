@@ -1,6 +1,6 @@
 """The metrics that there are: each YAML file of `conf/metric` with what its function declares. The only list."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float64
 
+from mergeability.errors import UserError, did_you_mean
 from mergeability.members import fixed_set, members
 from mergeability.metrics.traits import Traits, traits_of
 from mergeability.profiles.profiles import Profiles
@@ -74,3 +75,30 @@ CATEGORIES: dict[str, tuple[str, ...]] = {
     category: tuple(name for name in PAPER if CATALOGUE[name].traits.category == category)
     for category in dict.fromkeys(CATALOGUE[name].traits.category for name in PAPER)
 }
+
+
+def metrics_called(names: Iterable[str]) -> dict[str, Metric]:
+    """Return metrics by their names.
+
+    Args:
+        names: names of the catalogue, such as "stable_rank".
+
+    Returns:
+        Name → metric, in the order given.
+
+    Raises:
+        UserError: a name is unknown.
+
+    Examples:
+        >>> from mergeability.metrics.catalogue import metrics_called
+        >>> list(metrics_called(["stable_rank", "spectral_gap"]))
+        ['stable_rank', 'spectral_gap']
+    """
+    # A single name is an iterable of letters.
+    chosen = [names] if isinstance(names, str) else list(names)
+    for name in chosen:
+        if name not in CATALOGUE:
+            raise UserError(
+                f"There is no metric {name!r}.{did_you_mean(str(name), CATALOGUE)} Metrics: {', '.join(CATALOGUE)}."
+            )
+    return {name: CATALOGUE[name].metric for name in chosen}

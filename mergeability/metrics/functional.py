@@ -17,16 +17,19 @@ from mergeability.profiles.profiles import Profiles
 
 @metric(category="functional", low=0, high=1, needs_data=True)
 def base_agreement(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
-    """Compute the share of images that the base classifies as the fine-tuned model does, in [0, 1].
+    """Compute the share of images on which the base model predicts the class of the fine-tuned model, in [0, 1].
 
-    ½ (v(base, a) + v(base, b)), v the agreement of the highest logits. How well the base already knows both tasks;
-    arXiv 2601.06672 finds this the main cause of mergeability.
+    It measures how well the base model already solves both tasks.
+
+    Formula: ½ (v(base, a) + v(base, b)), where v is the share of images with the same highest logit.
 
     Args:
         profiles: the models.
 
     Raises:
         UserError: the profiles have no unlabelled inputs or heads.
+
+    Paper: arXiv 2601.06672, which finds it the main cause of mergeability.
 
     Examples:
         >>> from mergeability.examples import tiny_profiles
@@ -40,15 +43,17 @@ def base_agreement(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="functional", low=0, high=1, needs_data=True)
 def base_overlap(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
-    """Compute the overlap Σ_y min(p, q) of the base's class probabilities with the fine-tuned model's, in [0, 1].
+    """Compute the overlap of the class probabilities of the base model and of the fine-tuned model, in [0, 1].
 
-    ½ (v(base, a) + v(base, b)), v the mean over images.
+    Formula: ½ (v(base, a) + v(base, b)), where v is the mean over images of Σ_y min(p_y, q_y).
 
     Args:
         profiles: the models.
 
     Raises:
         UserError: the profiles have no unlabelled inputs or heads.
+
+    Source: this project; not published elsewhere.
 
     Examples:
         >>> from mergeability.examples import tiny_profiles
@@ -62,16 +67,20 @@ def base_overlap(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="functional", low=0, high=1, equal=1, needs_data=True)
 def ensemble_overlap(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
-    """Compute the overlap of what the mean of both models' features answers with each task's own model, in [0, 1].
+    """Compute the overlap of the class probabilities of both models' mean features and of each task's own model.
 
     The features are z = (z_a + z_b)/‖z_a + z_b‖ of L2-normalised z_a and z_b: the merge without merging. NaN where
     ‖z_a + z_b‖ < 1e-6.
+
+    Formula: ½ (v(z, a) + v(z, b)), where v is the mean over images of Σ_y min(p_y, q_y).
 
     Args:
         profiles: the models.
 
     Raises:
         UserError: the profiles have no unlabelled inputs or heads.
+
+    Source: this project; not published elsewhere.
 
     Examples:
         >>> from mergeability.examples import tiny_profiles
@@ -85,15 +94,19 @@ def ensemble_overlap(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="functional", low=0, high=1, needs_data=True)
 def ensemble_confidence(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
-    """Compute the probability that the mean of both models' features gives the class of each task's model, in [0, 1].
+    """Compute the probability that both models' mean features give to the class that each task's model predicts.
 
     As `ensemble_overlap`, with the mean over images of P(ŷ), ŷ the class that the task's own model names.
+
+    Formula: ½ (v(z, a) + v(z, b)), where v is the mean over images of P(ŷ).
 
     Args:
         profiles: the models.
 
     Raises:
         UserError: the profiles have no unlabelled inputs or heads.
+
+    Source: this project; not published elsewhere.
 
     Examples:
         >>> from mergeability.examples import tiny_profiles
@@ -107,15 +120,19 @@ def ensemble_confidence(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="functional", low=0, high=1, equal=1, needs_data=True)
 def partner_agreement(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
-    """Compute the share of images on which each model answers as the other task's own model does, in [0, 1].
+    """Compute the share of images on which each model predicts the class of the other task's model, in [0, 1].
 
     ½ (v(b, a) + v(a, b)): each model on the other task's images, by that task's head.
+
+    Formula: ½ (v(b, a) + v(a, b)), where v is the share of images with the same highest logit.
 
     Args:
         profiles: the models.
 
     Raises:
         UserError: the profiles have no unlabelled inputs or heads.
+
+    Source: this project; not published elsewhere.
 
     Examples:
         >>> from mergeability.examples import tiny_profiles
@@ -129,15 +146,21 @@ def partner_agreement(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="functional", low=0, needs_data=True)
 def partner_retention(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
-    """Compute how much of the base's agreement with a task's model the other model keeps, at least 0.
+    """Compute the share of the base model's agreement with a task's model that the other model keeps.
 
     ½ (v(b, a)/v(base, a) + v(a, b)/v(base, b)), v the agreement. NaN where the base agrees on no image of a task.
+
+    Formula: ½ (v(b, a) / v(base, a) + v(a, b) / v(base, b)), where v is the agreement.
+
+    Range: [0, ∞), without a unit.
 
     Args:
         profiles: the models.
 
     Raises:
         UserError: the profiles have no unlabelled inputs or heads.
+
+    Source: this project; not published elsewhere.
 
     Examples:
         >>> from mergeability.examples import tiny_profiles

@@ -16,7 +16,9 @@ _SMALLEST_NORM = 1e-8
 
 @metric(category="geometry", low=-1, high=1, equal=1)
 def cosine_similarity(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute the cosine ⟨a, b⟩ / (‖a‖‖b‖), in [−1, 1]; NaN where either vector is zero.
+    """Compute the cosine of the angle between two vectors, in [−1, 1]; NaN where either vector is zero.
+
+    Formula: ⟨a, b⟩ / (‖a‖ ‖b‖).
 
     Args:
         profiles: the models.
@@ -48,7 +50,11 @@ def cosine_similarity(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T
 
 @metric(category="geometry", low=0, equal=0)
 def l2_distance(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute the distance ‖a − b‖₂ ≥ 0 as √(‖a‖² + ‖b‖² − 2⟨a, b⟩).
+    """Compute the Euclidean distance of two vectors, at least 0.
+
+    Formula: ‖a − b‖₂ = √(‖a‖² + ‖b‖² − 2⟨a, b⟩).
+
+    Range: [0, ∞), in the units of the vectors.
 
     Args:
         profiles: the models.
@@ -76,7 +82,11 @@ def l2_distance(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="geometry")
 def dot_product(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute the dot product ⟨a, b⟩.
+    """Compute the dot product of two vectors.
+
+    Formula: ⟨a, b⟩ = Σ aᵢ bᵢ.
+
+    Range: (−∞, ∞), in squared units of the vectors.
 
     Args:
         profiles: the models.
@@ -101,7 +111,11 @@ def dot_product(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="geometry", low=0, high=180, equal=0)
 def angle(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute the angle arccos(cosine) in degrees, in [0, 180]; NaN where either vector is zero.
+    """Compute the angle between two vectors in degrees, in [0, 180]; NaN where either vector is zero.
+
+    Formula: arccos(⟨a, b⟩ / (‖a‖ ‖b‖)) · 180/π.
+
+    Range: [0, 180], in degrees.
 
     Args:
         profiles: the models.
@@ -126,7 +140,9 @@ def angle(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="geometry", low=0, high=1, equal=1)
 def magnitude_ratio(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute the ratio of lengths min(‖a‖, ‖b‖) / max(‖a‖, ‖b‖), in [0, 1]; 0 where either norm is below 1e-8.
+    """Compute the ratio of the shorter length to the longer one, in [0, 1]; 0 where either norm is below 1e-8.
+
+    Formula: min(‖a‖, ‖b‖) / max(‖a‖, ‖b‖).
 
     Args:
         profiles: the models.
@@ -155,9 +171,11 @@ def magnitude_ratio(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]
 def linear_cka(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
     """Compute the linear centred kernel alignment of two models' activations, in [0, 1].
 
-    ‖X_aᵀX_b‖²_F / (‖X_aᵀX_a‖_F ‖X_bᵀX_b‖_F), X_t the n×d activations of the pool's inputs (each the mean over
-    its tokens), less their mean over the inputs: the cosine of the flattened n×n kernels X_tX_tᵀ. 1 if the
+    X_t are the n×d activations of the pool's inputs (each the mean over its tokens), minus their mean over the
+    inputs. The value is the cosine of the flattened n×n kernels X_tX_tᵀ. 1 if the
     activations are equal up to rotation and scale; NaN if a model maps all inputs to one point.
+
+    Formula: ‖X_aᵀX_b‖²_F / (‖X_aᵀX_a‖_F ‖X_bᵀX_b‖_F).
 
     Args:
         profiles: the models.

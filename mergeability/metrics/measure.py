@@ -1,14 +1,14 @@
 """The pair table: every metric of every pair of models."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
 import torch
 
 from mergeability.errors import UserError
-from mergeability.metrics.catalogue import PAPER, WEIGHT_SPACE, Metric
+from mergeability.metrics.catalogue import PAPER, WEIGHT_SPACE, Metric, metrics_called
 from mergeability.metrics.traits import documented_range, traits_of
 from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
@@ -21,7 +21,7 @@ _TOLERANCE = 1e-5
 
 def measure(
     profiles: Profiles | TaskVectors,
-    metrics: Mapping[str, Metric] | None = None,
+    metrics: Mapping[str, Metric] | Iterable[str] | None = None,
     *,
     on_error: str = "raise",
 ) -> pd.DataFrame:
@@ -32,8 +32,8 @@ def measure(
 
     Args:
         profiles: the models; task vectors are enough for the metrics of weight space.
-        metrics: name → function from profiles to a T×T matrix. By default the 28 of arXiv 2601.22285 if the profiles
-            have views, and otherwise the 18 of these that need no data.
+        metrics: names of the catalogue, or name → function from profiles to a T×T matrix. By default the 28 of arXiv
+            2601.22285 if the profiles have views, and otherwise the 18 of these that need no data.
         on_error: "raise" stops at a value that cannot be computed, "nan" writes NaN and continues.
 
     Returns:
@@ -65,6 +65,8 @@ def measure(
         raise UserError(f"Expected at least two models to compare, got {len(profiles.tasks)}.")
     if metrics is None:
         metrics = WEIGHT_SPACE if profiles.views is None else PAPER
+    elif not isinstance(metrics, Mapping):
+        metrics = metrics_called(metrics)
     if profiles.views is None and on_error == "raise":
         _check_data(metrics)
     failures: list[str] = []

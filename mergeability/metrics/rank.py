@@ -19,7 +19,9 @@ _TOGETHER = 64
 
 @metric(category="effective rank", low=1, high=2, equal=1)
 def effective_rank(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
-    """Compute the effective rank exp(−Σ pᵢ log pᵢ) with pᵢ = sᵢ/Σs, in [1, 2] (Roy & Vetterli 2007).
+    """Compute the effective rank of the two vectors, in [1, 2]: 1 if they are parallel (Roy & Vetterli 2007).
+
+    Formula: exp(−Σ pᵢ log pᵢ), where pᵢ = sᵢ / Σ s.
 
     Args:
         profiles: the models.
@@ -44,7 +46,9 @@ def effective_rank(profiles: Profiles, view: str = "task_vector") -> Float64[np.
 
 @metric(category="effective rank", low=0, high=1, equal=1)
 def mergeability_score(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
-    """Compute the mergeability score 2 − effective rank, clipped to [0, 1]: 1 for parallel task vectors.
+    """Compute the mergeability score, in [0, 1]: 1 for parallel task vectors.
+
+    Formula: 2 − effective rank, clipped to [0, 1].
 
     Args:
         profiles: the models.
@@ -69,9 +73,11 @@ def mergeability_score(profiles: Profiles, view: str = "task_vector") -> Float64
 
 @metric(category="effective rank", low=1, high=2, equal=1)
 def stable_rank(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
-    """Compute the stable rank (Σs)² / Σs², in [1, 2].
+    """Compute the stable rank of the two vectors, in [1, 2]: 1 if they are parallel.
 
     The name is the paper's; elsewhere the stable rank is ‖·‖²_F / ‖·‖²₂.
+
+    Formula: (s₁ + s₂)² / (s₁² + s₂²).
 
     Args:
         profiles: the models.
@@ -97,7 +103,9 @@ def stable_rank(profiles: Profiles, view: str = "task_vector") -> Float64[np.nda
 
 @metric(category="effective rank", low=0, high=1, equal=1)
 def spectral_gap(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
-    """Compute the spectral gap (s₁ − s₂) / s₁, in [0, 1].
+    """Compute the relative gap between the two singular values, in [0, 1]: 1 for parallel vectors.
+
+    Formula: (s₁ − s₂) / s₁.
 
     Args:
         profiles: the models.
@@ -122,7 +130,9 @@ def spectral_gap(profiles: Profiles, view: str = "task_vector") -> Float64[np.nd
 
 @metric(category="effective rank", low=0, high=1, equal=0)
 def singular_value_ratio(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
-    """Compute the ratio of singular values s₂ / s₁, in [0, 1]: 1 for orthogonal task vectors of one length.
+    """Compute the ratio of the singular values, in [0, 1]: 1 for orthogonal task vectors of equal length.
+
+    Formula: s₂ / s₁.
 
     Args:
         profiles: the models.
@@ -148,10 +158,12 @@ def singular_value_ratio(profiles: Profiles, view: str = "task_vector") -> Float
 
 @metric(category="effective rank", low=1, high=2, equal=1)
 def layerwise_effective_rank(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
-    """Compute the mean effective rank Σ wₗ erₗ / Σ wₗ over parameter tensors l, wₗ = ‖aₗ‖ + ‖bₗ‖, in [1, 2].
+    """Compute the mean effective rank over the parameter tensors, weighted by their norms, in [1, 2].
 
     erₗ is the effective rank of the tensor's two deltas. Tensors where either norm is below 1e-10 are
     skipped; 2 where none is left.
+
+    Formula: Σ wₗ erₗ / Σ wₗ over parameter tensors l, where wₗ = ‖aₗ‖ + ‖bₗ‖.
 
     Args:
         profiles: the models.
@@ -191,6 +203,8 @@ def layerwise_effective_rank(profiles: Profiles, view: str = "task_vector") -> F
 @metric(category="effective rank", low=0, high=1, equal=1)
 def layerwise_mergeability_score(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
     """Compute the layerwise mergeability score 2 − layerwise effective rank, clipped to [0, 1].
+
+    Formula: 2 − layerwise effective rank, clipped to [0, 1].
 
     Args:
         profiles: the models.

@@ -14,7 +14,9 @@ from mergeability.profiles.profiles import Profiles
 
 @metric(category="gradient", low=-1, high=1, equal=1, needs_data=True, per_pair=True)
 def cosine_similarity(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute the cosine ⟨a, b⟩ / (‖a‖‖b‖), in [−1, 1]; NaN where either gradient is zero.
+    """Compute the cosine of two gradients on the same samples, in [−1, 1]; NaN where either gradient is zero.
+
+    Formula: ⟨a, b⟩ / (‖a‖ ‖b‖).
 
     Args:
         profiles: the models.
@@ -22,6 +24,8 @@ def cosine_similarity(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T
 
     Raises:
         UserError: the view is not one of gradients, a gradient is not finite, or the profiles have no data.
+
+    Paper: arXiv 2601.22285, on the samples of both tasks instead of each model's own.
 
     Examples:
         >>> from mergeability.examples import tiny_profiles
@@ -40,7 +44,11 @@ def cosine_similarity(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T
 
 @metric(category="gradient", low=0, equal=0, needs_data=True, per_pair=True)
 def l2_distance(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute the distance ‖a − b‖₂ ≥ 0 as √(‖a‖² + ‖b‖² − 2⟨a, b⟩).
+    """Compute the Euclidean distance of two gradients on the same samples, at least 0.
+
+    Formula: ‖a − b‖₂ = √(‖a‖² + ‖b‖² − 2⟨a, b⟩).
+
+    Range: [0, ∞), in the units of the gradients.
 
     Args:
         profiles: the models.
@@ -48,6 +56,8 @@ def l2_distance(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
 
     Raises:
         UserError: the view is not one of gradients, a gradient is not finite, or the profiles have no data.
+
+    Paper: arXiv 2601.22285, on the samples of both tasks instead of each model's own.
 
     Examples:
         >>> from mergeability.examples import tiny_profiles
@@ -63,7 +73,11 @@ def l2_distance(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="gradient", needs_data=True, per_pair=True)
 def dot_product(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute the dot product ⟨a, b⟩.
+    """Compute the dot product of two gradients on the same samples.
+
+    Formula: ⟨a, b⟩ = Σ aᵢ bᵢ.
+
+    Range: (−∞, ∞), in squared units of the gradients.
 
     Args:
         profiles: the models.
@@ -71,6 +85,8 @@ def dot_product(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
 
     Raises:
         UserError: the view is not one of gradients, a gradient is not finite, or the profiles have no data.
+
+    Paper: arXiv 2601.22285, on the samples of both tasks instead of each model's own.
 
     Examples:
         >>> from mergeability.examples import tiny_profiles

@@ -15,12 +15,17 @@ def sign_conflict(profiles: Profiles, density: float | int = 0.2) -> Float64[np.
     TIES (Yadav et al. 2023, arXiv 2306.01708), whose election has to settle these conflicts. About 0.5 for
     unrelated models; NaN where the two keep no entry in common.
 
+    Formula: |{i : sign aᵢ ≠ sign bᵢ}| / |{i}|, i over the entries that both models keep.
+
     Args:
         profiles: the models.
         density: share of entries kept, in (0, 1].
 
     Raises:
         UserError: the density is out of range.
+
+    Paper: Yadav et al. 2023, TIES-Merging, arXiv 2306.01708, for the trimming; the share is a metric of this
+    project.
 
     Examples:
         >>> from mergeability import Profiles

@@ -17,7 +17,9 @@ from mergeability.profiles.profiles import Profiles
 
 @metric(category="subspace", low=0, high=1, equal=1)
 def singular_value_overlap(profiles: Profiles, count: Count = 100) -> Float64[np.ndarray, "T T"]:
-    """Compute the cosine of the two vectors of the `count` leading singular values, in [0, 1].
+    """Compute the cosine of two models' vectors of leading singular values, mean over matrices, in [0, 1].
+
+    Formula: ⟨s_a, s_b⟩ / (‖s_a‖ ‖s_b‖), where s_t are the `count` leading singular values of τ_t.
 
     Args:
         profiles: the models.
@@ -48,9 +50,13 @@ def singular_value_overlap(profiles: Profiles, count: Count = 100) -> Float64[np
 
 @metric(category="subspace", low=0, high=1)
 def left_overlap(profiles: Profiles, k: Count = 10) -> Float64[np.ndarray, "T T"]:
-    """Compute the overlap ‖UaᵀUb‖_F / k of the k leading left vectors, in [0, 1/√k].
+    """Compute the overlap of the subspaces of the k leading left singular vectors, mean over matrices.
 
     Divided by k as published, not by √k: identical subspaces score 1/√k, which is 0.316 at k = 10.
+
+    Formula: ‖UaᵀUb‖_F / k.
+
+    Range: [0, 1/√k], without a unit.
 
     Args:
         profiles: the models.
@@ -81,7 +87,9 @@ def left_overlap(profiles: Profiles, k: Count = 10) -> Float64[np.ndarray, "T T"
 def right_overlap(
     profiles: Profiles, end: Literal["top", "bottom"] = "top", k: Count = 10
 ) -> Float64[np.ndarray, "T T"]:
-    """Compute the overlap ‖VaᵀVb‖_F / √k of the first or the last k right vectors of the thin SVD, in [0, 1].
+    """Compute the overlap of the subspaces of k right singular vectors, mean over matrices, in [0, 1].
+
+    Formula: ‖VaᵀVb‖_F / √k, where V_t are the first or the last k right vectors of the thin SVD.
 
     Args:
         profiles: the models.
@@ -113,7 +121,9 @@ def right_overlap(
 def interaction_overlap(
     profiles: Profiles, end: Literal["top", "bottom"] = "top", k: Count = 10
 ) -> Float64[np.ndarray, "T T"]:
-    """Compute the mean squared singular value of VaᵀVb, ‖VaᵀVb‖²_F / k, in [0, 1].
+    """Compute the mean squared singular value of the interaction matrix VaᵀVb, mean over matrices, in [0, 1].
+
+    Formula: ‖VaᵀVb‖²_F / k, where V_t are the first or the last k right vectors of the thin SVD.
 
     Args:
         profiles: the models.
@@ -143,10 +153,14 @@ def interaction_overlap(
 
 @metric(category="subspace", low=-1, high=1, on_request=True)
 def left_overlap_excess(profiles: Profiles, k: Count = 10) -> Float64[np.ndarray, "T T"]:
-    """Compute the excess overlap ‖UaᵀUb‖_F / √k − √(k/m) of the k leading left vectors, in (−1, 1).
+    """Compute how far the overlap of the leading left subspaces exceeds chance, mean over matrices, in (−1, 1).
 
     ‖UaᵀUb‖²_F is k²/m on average for random subspaces of Rᵐ, and k for equal ones: without the second term, the
     overlap of unrelated matrices depends on their shape. 0 at about chance. Divided by √k, unlike `left_overlap`.
+
+    Formula: ‖UaᵀUb‖_F / √k − √(k/m).
+
+    Range: (−1, 1), without a unit; about 0 for unrelated models.
 
     Args:
         profiles: the models.
@@ -154,6 +168,8 @@ def left_overlap_excess(profiles: Profiles, k: Count = 10) -> Float64[np.ndarray
 
     Raises:
         UserError: `k` is below 1, or a delta is not finite.
+
+    Source: this project; not published elsewhere.
 
     Examples:
         >>> from mergeability import Profiles
@@ -174,9 +190,13 @@ def left_overlap_excess(profiles: Profiles, k: Count = 10) -> Float64[np.ndarray
 def right_overlap_excess(
     profiles: Profiles, end: Literal["top", "bottom"] = "top", k: Count = 10
 ) -> Float64[np.ndarray, "T T"]:
-    """Compute the excess overlap ‖VaᵀVb‖_F / √k − √(k/n) of the first or the last k right vectors, in (−1, 1).
+    """Compute how far the overlap of the right subspaces exceeds chance, mean over matrices, in (−1, 1).
 
     0 at about chance: see `left_overlap_excess`; the right vectors lie in Rⁿ.
+
+    Formula: ‖VaᵀVb‖_F / √k − √(k/n), where V_t are the first or the last k right vectors of the thin SVD.
+
+    Range: (−1, 1), without a unit; about 0 for unrelated models.
 
     Args:
         profiles: the models.
@@ -185,6 +205,8 @@ def right_overlap_excess(
 
     Raises:
         UserError: `k` is below 1, `end` is unknown, or a delta is not finite.
+
+    Source: this project; not published elsewhere.
 
     Examples:
         >>> from mergeability import Profiles
@@ -205,9 +227,13 @@ def right_overlap_excess(
 def interaction_overlap_excess(
     profiles: Profiles, end: Literal["top", "bottom"] = "top", k: Count = 10
 ) -> Float64[np.ndarray, "T T"]:
-    """Compute the excess overlap ‖VaᵀVb‖²_F / k − k/n of the first or the last k right vectors, in (−1, 1).
+    """Compute how far the interaction overlap exceeds chance, mean over matrices, in (−1, 1).
 
     Random subspaces of Rⁿ give 0 on average, exactly.
+
+    Formula: ‖VaᵀVb‖²_F / k − k/n, where V_t are the first or the last k right vectors of the thin SVD.
+
+    Range: (−1, 1), without a unit; 0 on average for unrelated models.
 
     Args:
         profiles: the models.
@@ -216,6 +242,8 @@ def interaction_overlap_excess(
 
     Raises:
         UserError: `k` is below 1, `end` is unknown, or a delta is not finite.
+
+    Source: this project; not published elsewhere.
 
     Examples:
         >>> from mergeability import Profiles

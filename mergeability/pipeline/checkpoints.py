@@ -41,15 +41,27 @@ def analyse_checkpoints(suite: CheckpointSuite, request: Request, run: Run) -> A
     sets = chosen_sets(request, tuple(map(str, suite.models)))
     if request.merges:
         _check_merges(request)
-    metrics, without_data = _measurable(request.metrics)
-    with run.clock.stage("measuring metrics"):
-        vectors = suite.load(run.store, request.profile.layout)
-        table = measure(Profiles(vectors, None, run), metrics, on_error=request.on_error)
+    vectors = suite.load(run.store, request.profile.layout)
+    found = compared(vectors, request, run)
     if request.merges:
         with run.clock.stage("merging"):
             _merge(vectors, request, sets, run)
+    return found
+
+
+def compared(vectors: TaskVectors, request: Request, run: Run) -> Analysis:
+    """Measure every pair of opened models.
+
+    Args:
+        vectors: two or more models.
+        request: names the suite and the metrics.
+        run: store, progress and memory budget.
+    """
+    metrics, without_data = _measurable(request.metrics)
+    with run.clock.stage("measuring metrics"):
+        table = measure(Profiles(vectors, None, run), metrics, on_error=request.on_error)
     return Analysis(
-        title=f"Mergeability of {suite.name}",
+        title=f"Mergeability of {request.suite.name}",
         pairs=table.reset_index(),
         metrics=list(metrics),
         missing=[
@@ -57,8 +69,8 @@ def analyse_checkpoints(suite: CheckpointSuite, request: Request, run: Run) -> A
             *map(str, vectors.left_out),
             *vectors.notes,
             *without_data,
-            *alike_remarks(suite.models, "models"),
-            "No merge was evaluated and nothing predicted: suite=checkpoints has no images.",
+            *alike_remarks(vectors.tasks, "models"),
+            "No merge was evaluated and nothing predicted: that takes images of the tasks.",
         ],
         run=recorded(vectors, request),
     )

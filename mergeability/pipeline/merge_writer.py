@@ -93,7 +93,14 @@ class MergeWriter:
         Raises:
             UserError: the disk is full, or the encoder cannot be written in the names asked for.
         """
-        place = self.folder / column / merge_folder_name(merge.tasks)
+        self.write(
+            self.folder / column / merge_folder_name(merge.tasks), merge, column, alpha, alpha_from, rows
+        )
+
+    def write(
+        self, place: Path, merge: Merge, column: str, alpha: float, alpha_from: str, rows: pd.DataFrame
+    ) -> None:
+        """Write one merge into a folder of the caller's choice; the other arguments are those of a call."""
         base = self.task_vectors.base_checkpoint
         layout = {"names": "transformers"} if is_transformers(base) else {}
         written = {} if self.dtype is None else {"dtype": str(self.dtype)}

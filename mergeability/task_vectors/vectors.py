@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from mergeability.errors import UserError
 from mergeability.files import digest
@@ -20,6 +20,7 @@ from mergeability.task_vectors.factors import stacked_triplets
 from mergeability.task_vectors.matching import Chosen, matched
 from mergeability.weights.checkpoints import Checkpoint
 from mergeability.weights.hub import open_checkpoint
+from mergeability.weights.in_memory import InMemory, open_in_memory
 from mergeability.weights.names import VISUAL
 
 logger = logging.getLogger(__name__)
@@ -104,8 +105,8 @@ class TaskVectors(Deltas):
     @classmethod
     def load(
         cls,
-        models: Mapping[str, str | Path | Checkpoint],
-        base: str | Path | Checkpoint,
+        models: Mapping[str, str | Path | Checkpoint | InMemory],
+        base: str | Path | Checkpoint | InMemory,
         *,
         store: Store | None = None,
         warn_above: float | int = 0.5,
@@ -118,8 +119,8 @@ class TaskVectors(Deltas):
         """Open the base and the models fine-tuned from it; only headers are read.
 
         Args:
-            models: task → a safetensors file, the index of several, a folder, a LoRA adapter's folder, or an open
-                checkpoint.
+            models: task → a safetensors file, the index of several, a folder, a LoRA adapter's folder, an open
+                checkpoint, a state dict, or a module.
             base: the model they were fine-tuned from.
             store: where singular factors are kept; in memory when None.
             warn_above: relative norm ‖τ‖/‖θ_0‖ above which a warning suggests that the model has another base.
@@ -133,10 +134,10 @@ class TaskVectors(Deltas):
             UserError: there is no model, a file is missing or damaged, or names or shapes differ from the base's.
         """
         store = Store(None) if store is None else store
-        origin = base.path if isinstance(base, Checkpoint) else base
-        opened = {task: _opened(model, store, origin, towers) for task, model in models.items()}
+        base = _opened(base, store, None, towers)
+        opened = {task: _opened(model, store, base.origin, towers) for task, model in models.items()}
         return cls(
-            _opened(base, store, None, towers),
+            base,
             opened,
             store=store,
             warn_above=warn_above,
@@ -263,9 +264,13 @@ class TaskVectors(Deltas):
         return copied
 
 
-def _opened(model: str | Path | Checkpoint, store: Store, base: str | Path | None, towers: str) -> Checkpoint:
+def _opened(
+    model: str | Path | Checkpoint | InMemory, store: Store, base: str | Path | None, towers: str
+) -> Checkpoint:
     if isinstance(model, Checkpoint):
         return model
+    if isinstance(model, Mapping | nn.Module):
+        return open_in_memory(model, towers)
     path = Path(model).expanduser()
     # What is not here is not looked for on the hub: this function uses no network.
     return open_checkpoint(path, store, base, towers) if path.exists() else Checkpoint.open(path)

@@ -26,6 +26,12 @@ class GradMagnitude(Penalty):
     Summing `parameter.grad ** 2` instead would add a constant: `.grad` carries no graph.
     Source: arXiv 2601.22285; the estimator as in Barrett and Dherin (ICLR 2021), Zhao et al. (ICML 2022).
 
+    Formula: R = ‖∇θ L‖².
+
+    Range: [0, ∞), in squared units of the loss per unit of a parameter.
+
+    Cost: one more forward and backward pass per step (`finite_difference`), or second derivatives (`exact`).
+
     Attributes:
         strength: λ ≥ 0.
         radius: r > 0, a length in parameter space; `None` takes 1e-3, or 1e-2 under reduced precision.

@@ -16,6 +16,12 @@ class L2ToInit(Penalty):
 
     Known as L2-SP (Li et al., ICML 2018).
 
+    Formula: R = ‖θ − θ0‖².
+
+    Range: [0, ∞), in squared units of a parameter.
+
+    Cost: element-wise operations on the parameters.
+
     Raises:
         UserError: `strength` is negative or not finite.
 

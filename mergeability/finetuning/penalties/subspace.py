@@ -24,6 +24,12 @@ class Subspace(Penalty):
     "u" or "v" the other projector is the identity. τ ↦ P_U τ P_V is an orthogonal projection, so the gradient is
     ∇R = 2(τ − P_U τ P_V), in closed form. The range is 0 ≤ R ≤ ‖τ‖²_F. Without matrices, R = 0.
 
+    Formula: R = Σ ‖τ − P_U τ P_V‖²_F, summed over matrices.
+
+    Range: [0, ‖τ‖²_F], in squared units of a parameter.
+
+    Cost: products of every matrix with 2k vectors per step; one partial SVD per base matrix before training.
+
     Attributes:
         strength: λ ≥ 0.
         k: how many leading singular vectors span the subspace.
@@ -32,6 +38,8 @@ class Subspace(Penalty):
     Raises:
         UserError: `strength` is negative or not finite, `k` below 1 or (in `constants`) larger than a matrix, or
             `side` unknown.
+
+    Source: this project; not published elsewhere.
 
     Examples:
         >>> import torch

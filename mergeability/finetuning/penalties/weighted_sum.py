@@ -19,12 +19,20 @@ class WeightedSum(Penalty):
     Every term is a penalty, and its own strength is its weight wᵢ ≥ 0; one of weight 0 is never called. The value
     of each term, without its weight, is logged under its name.
 
+    Formula: R = Σ wᵢ Rᵢ.
+
+    Range: [0, ∞), in the units of its terms.
+
+    Cost: the sum over the terms with a weight above 0; the gradient of the loss is shared.
+
     Attributes:
         terms: penalties by any names.
         strength: λ ≥ 0, which scales the sum.
 
     Raises:
         UserError: `strength` is negative or not finite, no term has a weight above 0, or two share a name.
+
+    Source: this project; not published elsewhere.
 
     Examples:
         >>> import torch

@@ -42,11 +42,11 @@ class Additive(RegressorMixin, BaseEstimator):
         >>> from mergeability.prediction import Additive
         >>> from mergeability.prediction.pair_table import incidence
         >>> tasks, pairs = ["a", "b", "c"], [("a", "b"), ("a", "c"), ("b", "c")]
-        >>> model = Additive(strength=0.01).fit(incidence(pairs, tasks), [0.9, 0.8, 0.7])
+        >>> model = Additive(strength=0.01).fit(incidence(pairs, tasks), [0.9, 0.7, 0.6])
         >>> model.coef_.round(2).tolist()
-        [0.1, 0.0, -0.1]
+        [0.13, 0.03, -0.17]
         >>> model.predict(incidence([("a", "new")], tasks)).round(2).tolist()
-        [0.9]
+        [0.87]
     """
 
     inputs: ClassVar[str] = "tasks"

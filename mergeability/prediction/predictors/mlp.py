@@ -20,7 +20,9 @@ class MLP(RegressorMixin, BaseEstimator):
     There are no coefficients: use `sklearn.inspection.permutation_importance` to measure how much a fit relies on each
     metric.
 
-    Source: arXiv 2601.22285. It does not state whether outcomes were standardised, nor the batch size. On its table
+    Source: arXiv 2601.22285.
+
+    The paper does not state whether outcomes were standardised, nor the batch size. On its table
     (accuracy, r by leave-one-task-out, mean of five methods and three seeds; published .493), batches of 32 reach .597
     with standardised and .473 with raw outcomes, full batches .560 and .132. With raw outcomes, most epochs pass while
     the output climbs from 0 to the level of the outcomes, and seeds differ by .05 instead of .02. The defaults are

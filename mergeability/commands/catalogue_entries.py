@@ -1,0 +1,400 @@
+"""Entries of the catalogue, one builder per kind, from docstrings, declared traits and YAML files."""
+
+import ast
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from mergeability.commands.member_docs import (
+    Docstring,
+    docstring,
+    flattened,
+    installed,
+    shown_value,
+    split_docstring,
+    yaml_comments,
+)
+from mergeability.members import declared, fixed_set, folder, located, members, options_of, parsed
+from mergeability.metrics.traits import Traits
+
+RENDERED, REAL = "rendered images", "real images"
+_OWN = "this project; not published elsewhere"
+_PROTOCOLS = "mergeability.prediction.validation.protocols"
+# What the view of a metric is, and what its evidence costs.
+_VIEWS = {
+    "task_vector": "task vectors: fine-tuned weights minus base weights",
+    "activation": "mean activations of a layer over the calibration images of all tasks",
+    "encoder_gradient": "gradients of the loss with respect to the encoder's parameters",
+    "input_gradient": "gradients of the loss with respect to the input images",
+}
+_COSTS = {
+    "geometry": "weights only; one pass over the task vectors for all pairs together",
+    "effective rank": "weights only; one pass over the task vectors for all pairs together",
+    "subspace": "weights only; leading singular vectors of every matrix, computed once per model",
+    "sign": "weights only; one pass over the task vectors to find the largest entries, and one to compare signs",
+    "activation": "calibration images; one forward pass per model over the images of all tasks",
+    "gradient": "calibration images with labels; one forward and backward pass per model over its task's images",
+    "functional": "unlabelled images and zero-shot heads; one forward pass per model and task",
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a member.
+
+    Attributes:
+        setting: its name on the command line.
+        default: its value in the YAML file, as text.
+        description: from the docstring and the comment behind the value; empty if there is neither.
+    """
+
+    setting: str
+    default: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One member of the catalogue with its documentation.
+
+    Attributes:
+        name: as on command lines and in tables.
+        kind: "metric", "method", "penalty", "predictor", "protocol", "task", "model" or "suite".
+        group: a finer group: the category of a metric, or whether a task's images are rendered or real.
+        summary: one line, without a full stop.
+        definition: the paragraphs that follow in the docstring or at the start of the YAML file.
+        formula: in symbols; empty where there is none.
+        range: range and units of the value; empty where there is none.
+        source: the paper, or "this project".
+        options: name, default and meaning of each option.
+        cost: what it needs: data, gradients, passes.
+        config: path of its YAML file; empty for protocols.
+        implementation: dotted name of the class or function.
+        example: a command that uses it.
+
+    Examples:
+        >>> from mergeability.commands.catalogue import entry
+        >>> ties = entry("ties")
+        >>> ties.kind, ties.source, ties.options[0].setting, ties.options[0].default
+        ('method', 'Yadav et al. 2023, TIES-Merging, arXiv 2306.01708', 'merge.ties.density', '0.2')
+    """
+
+    name: str
+    kind: str
+    group: str
+    summary: str
+    definition: str
+    formula: str
+    range: str
+    source: str
+    options: tuple[Option, ...]
+    cost: str
+    config: str
+    implementation: str
+    example: str
+
+
+def suite_tasks(suite: str) -> tuple[str, ...]:
+    """List the tasks of a suite in its order; none for a suite of checkpoints or of a table.
+
+    Examples:
+        >>> from mergeability.commands.catalogue_entries import suite_tasks
+        >>> suite_tasks("smoke")
+        ('digits', 'letters', 'shapes', 'orientation')
+    """
+    defaults = options_of("suite", suite).get("defaults", [])
+    return tuple(
+        str(task)
+        for one in defaults
+        if isinstance(one, dict)
+        for key, task in one.items()
+        if re.match(r"/task@tasks\.", key)
+    )
+
+
+def metric_entry(name: str) -> Entry:
+    """Build the entry of a metric."""
+    options = members("metric")[name]
+    doc, traits = docstring(options["_target_"]), metric_traits(name)
+    view = options.get("view")
+    cost = _COSTS.get(traits.category) or ("calibration images" if traits.needs_data else "weights only")
+    if traits.per_pair:
+        cost += "; two more passes per pair, of each model over the images of the other task"
+    published = "arXiv 2601.22285" if name in fixed_set("metric", "paper") else ""
+    return _entry(
+        name,
+        "metric",
+        "metric",
+        doc,
+        options,
+        group=traits.category,
+        summary=doc.summary + _distinction("metric", name),
+        definition=f"The vectors a and b are {_VIEWS[view]}." if view in _VIEWS else "",
+        range=doc.facts.get("range") or _range(traits),
+        source=_source(doc) or published,
+        cost=cost,
+        example=f"mergeability analyze suite=mini model=clip_mini metric=[{name}] merge=none predictor=none",
+    )
+
+
+def _distinction(group: str, name: str) -> str:
+    """Write how a metric differs from others with the same function: by its view, or by an end of the spectrum."""
+    options = members(group)[name]
+    alike = [one for one in members(group).values() if one["_target_"] == options["_target_"]]
+    if len(alike) == 1:
+        return ""
+    words = {
+        "task_vector": "task vectors",
+        "activation": "mean activations",
+        "encoder_gradient": "gradients of the encoder",
+        "input_gradient": "gradients of the input",
+        "top": "of the largest singular values",
+        "bottom": "of the smallest singular values",
+    }
+    found = [words[value] for value in options.values() if isinstance(value, str) and value in words]
+    return f" ({', '.join(found)})" if found else ""
+
+
+def metric_traits(name: str) -> Traits:
+    """Return what a metric of the catalogue declares about itself, without importing it.
+
+    Examples:
+        >>> from mergeability.commands.catalogue_entries import metric_traits
+        >>> metric_traits("activation_cosine_similarity").needs_data
+        True
+    """
+    options = members("metric")[name]
+    found: dict[str, Any] = {"category": "other", **declared(options["_target_"])}
+    return Traits(**found).with_options(options)
+
+
+def method_entry(name: str) -> Entry:
+    """Build the entry of a merge method."""
+    options = members("merge")[name]
+    traits = declared(options["_target_"])
+    data = bool(traits.get("needs_data"))
+    count = traits.get("models")
+    number = f"merges exactly {count} models" if count else "merges two or more models"
+    needs = "calibration images and zero-shot heads of each task" if data else "weights only, no images"
+    models = " ".join(f"{one}.safetensors" for one in ("base", "a", "b"))
+    return _entry(
+        name,
+        "method",
+        "merge",
+        docstring(options["_target_"]),
+        options,
+        range="M in the units of the weights, in float32; the merged model is θ_0 + α M",
+        cost=f"{needs}; {number}",
+        example=f"mergeability analyze suite=mini model=clip_mini merge={name}"
+        if data
+        else f"mergeability merge {models} --method {name}",
+    )
+
+
+def penalty_entry(name: str) -> Entry:
+    """Build the entry of a penalty."""
+    options = options_of("reg", name)
+    penalty = dict(options["penalty"] or {})
+    target = penalty.pop("_target_", "")
+    doc = docstring(target) if target else Docstring("Fine-tune without a penalty")
+    return _entry(
+        name,
+        "penalty",
+        "reg",
+        doc,
+        {"lambda": options["lambda"], "penalty": penalty or None},
+        implementation=target,
+        cost=doc.facts.get("cost", "nothing"),
+        example=f"mergeability train task=digits reg={name}" + (" reg.lambda=0.01" if target else ""),
+    )
+
+
+def predictor_entry(name: str) -> Entry:
+    """Build the entry of a predictor; its YAML file says in its first line how it differs from others of its class."""
+    options = members("predictor")[name]
+    target = options["_target_"]
+    doc, header = docstring(target), yaml_comments(folder("predictor") / f"{name}.yaml")
+    place = located(target) if target.startswith("mergeability.") else None
+    # Those in this module read a few named columns, which only an analysis with images has.
+    named_columns = place is not None and place[1].stem == "own_evidence"
+    text = f"{doc.summary}.\n\n{doc.body}" if doc.summary else ""
+    return _entry(
+        name,
+        "predictor",
+        "predictor",
+        doc,
+        options,
+        summary=header.summary,
+        definition="\n\n".join(part.strip() for part in (header.body, text) if part.strip()),
+        body="",
+        range="predictions in the units of the outcome",
+        source=_source(doc) or ("scikit-learn" if target.startswith("sklearn.") else _OWN),
+        cost="unlabelled images and the merge itself" if name == "probe" else "outcomes of other pairs",
+        example="mergeability analyze suite=mini model=clip_mini metric=[paper,functional] probe=64 "
+        f"predictor={name}"
+        if named_columns
+        else f"mergeability analyze suite=table suite.table=pairs.csv predictor={name}",
+    )
+
+
+def task_entry(name: str) -> Entry:
+    """Build the entry of a task."""
+    options = options_of("task", name)
+    rendered = "source" in options
+    data_set = options.get("dataset", {}).get("id", "")
+    header = yaml_comments(folder("task") / f"{name}.yaml")
+    return _entry(
+        name,
+        "task",
+        "task",
+        Docstring(header.summary, header.body),
+        options,
+        group=RENDERED if rendered else REAL,
+        source="rendered by this project" if rendered else f"data set {data_set} on the Hugging Face Hub",
+        cost="no network" if rendered else "images from the Hub, downloaded once, or a local copy",
+        example=f"mergeability train task={name}" + ("" if rendered else " doctor=true"),
+    )
+
+
+def model_entry(name: str) -> Entry:
+    """Build the entry of a model, with the options of the model that it starts from."""
+    own = options_of("model", name)
+    options: dict[str, Any] = {}
+    for one in own.get("defaults", []):
+        options |= own if one == "_self_" else options_of("model", one)
+    options = options or own
+    header = yaml_comments(folder("model") / f"{name}.yaml")
+    command = options.get("base_command")
+    return _entry(
+        name,
+        "model",
+        "model",
+        Docstring(header.summary, header.body, parameters=docstring(options["_target_"]).parameters),
+        options,
+        source="Radford et al. 2021, Learning Transferable Visual Models From Natural Language Supervision, "
+        "arXiv 2103.00020",
+        cost="pretraining on rendered images" if command else "weights downloaded once, or from a file",
+        example=installed(command) if command else f"mergeability train task=svhn model={name}",
+    )
+
+
+def suite_entry(name: str) -> Entry:
+    """Build the entry of a suite."""
+    options = {key: value for key, value in options_of("suite", name).items() if key != "tasks"}
+    header, tasks = yaml_comments(folder("suite") / f"{name}.yaml"), suite_tasks(name)
+    pairs = len(tasks) * (len(tasks) - 1) // 2
+    model = " model=clip_mini" if options.get("pixel_baseline") and name != "mini20" else ""
+    return _entry(
+        name,
+        "suite",
+        "suite",
+        Docstring(header.summary, header.body),
+        options,
+        definition=f"Tasks: {', '.join(tasks)}." if tasks else "",
+        implementation=options.get("_target_", "mergeability.pipeline.suites.TaskSuite"),
+        source="the benchmark of arXiv 2601.22285" if re.match(r"n\d+$", name) else "this project",
+        cost=f"{len(tasks)} tasks, {pairs} pairs" if tasks else "no training",
+        example=installed(
+            header.commands[0] if header.commands else f"python analyze.py suite={name}{model}"
+        ),
+    )
+
+
+def protocol_entry(node: ast.ClassDef) -> Entry:
+    """Build the entry of a cross-validation protocol from its class."""
+    name = constant(node, "name")
+    doc = split_docstring(ast.get_docstring(node) or "")
+    return _entry(
+        name,
+        "protocol",
+        "",
+        doc,
+        {},
+        implementation=f"{_PROTOCOLS}.{node.name}",
+        source=_OWN,
+        cost="one fit per fold",
+        # The groups of `across` are those of one experiment.
+        example="mergeability analyze experiment=evidence"
+        if name == "across"
+        else f"mergeability analyze suite=mini model=clip_mini prediction.protocols=[{name}]",
+    )
+
+
+def protocol_classes() -> list[ast.ClassDef]:
+    """List the classes of protocols in the order of their module."""
+    found = located(f"{_PROTOCOLS}.LeaveOneTaskOut")
+    assert found is not None
+    return [one for one in parsed(found[1]).body if isinstance(one, ast.ClassDef) and constant(one, "name")]
+
+
+def constant(node: ast.ClassDef, name: str) -> str:
+    """Return a constant that a protocol's class declares, or an empty text."""
+    return str(declared(f"{_PROTOCOLS}.{node.name}").get(name, ""))
+
+
+def _entry(
+    name: str,
+    kind: str,
+    folder_name: str,
+    doc: Docstring,
+    options: dict[str, Any],
+    *,
+    definition: str = "",
+    body: str | None = None,
+    **given: str,
+) -> Entry:
+    """Make an entry from its docstring and options; `given` replaces what is taken from these."""
+    path = folder(folder_name) / f"{name}.yaml"
+    comments = yaml_comments(path).comments if folder_name else {}
+    prefix = f"{folder_name}.{name}" if kind in ("metric", "method", "predictor") else folder_name
+    values: dict[str, Any] = {
+        "group": "",
+        "summary": doc.summary,
+        "formula": doc.facts.get("formula") or _formula(doc.summary),
+        "range": doc.facts.get("range", ""),
+        "source": _source(doc),
+        "implementation": options.get("_target_", ""),
+        **given,
+    }
+    return Entry(
+        name=name,
+        kind=kind,
+        definition=installed(
+            "\n\n".join(part for part in (definition, doc.body if body is None else body) if part)
+        ),
+        options=tuple(
+            Option(f"{prefix}.{key}", shown_value(value), _description(key, doc, comments))
+            for key, value in flattened(options)
+            if key != "name"
+        ),
+        config=f"conf/{folder_name}/{name}.yaml" if folder_name else "",
+        **values,
+    )
+
+
+def _description(key: str, doc: Docstring, comments: dict[str, str]) -> str:
+    """Join the description of an option in the docstring and the comment behind its value."""
+    described = doc.parameters.get(key.removeprefix("penalty.").removesuffix("._target_"), "")
+    comment = comments.get(key, "")
+    # Comments such as "or tensor: …" continue the value in the file, and the docstring has the same.
+    repeated = described and (comment in described or comment.startswith(("or ", "and ", "the method that")))
+    return "; ".join(part for part in (described, "" if repeated else comment) if part)
+
+
+def _source(doc: Docstring) -> str:
+    return doc.facts.get("paper") or doc.facts.get("source", "")
+
+
+def _formula(summary: str) -> str:
+    """Return the equation behind the colon of a first line, as predictors have it."""
+    _, _, end = summary.partition(": ")
+    return end if " = " in end else ""
+
+
+def _range(traits: Traits) -> str:
+    """Write the declared range of a metric without a unit."""
+    low = "(−∞" if math.isinf(traits.low) else f"[{traits.low:g}".replace("-", "−")
+    high = "∞)" if math.isinf(traits.high) else f"{traits.high:g}]"
+    equal = "" if traits.equal is None else f"; {traits.equal:g} for two copies of one model"
+    return f"{low}, {high}, without a unit{equal}"

@@ -1,0 +1,455 @@
+"""The command `mergeability`: three verbs for people with files, the two scripts, the catalogue, the dashboard.
+
+Imports are inside functions: `mergeability --help` loads neither PyTorch nor Hydra.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from mergeability import __version__
+from mergeability.commands.invocation import as_typed, started_as
+from mergeability.errors import UserError, printable
+
+if TYPE_CHECKING:
+    from mergeability.progress import Progress
+
+_PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+_NO_STORE = "none"
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Options of a command: mergeability COMMAND --help. What a metric or method is: mergeability show NAME.",
+)
+@click.version_option(__version__, prog_name="mergeability")
+def cli() -> None:
+    """Will these fine-tuned models merge well, with which method, and why?"""
+    started_as("mergeability")
+
+
+def _common(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the arguments and options that the three verbs share."""
+    for decorate in (
+        click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text."),
+        click.option(
+            "--store",
+            metavar="DIR",
+            help="Where computed values are kept for the next call [default: outputs/store if it exists, or else the "
+            f"user's cache folder]; '{_NO_STORE}' keeps nothing.",
+        ),
+        click.option("--exclude", multiple=True, metavar="REGEX", help="Tensors to leave out, by name."),
+        click.option("--include", multiple=True, metavar="REGEX", help="Tensors to use, by name."),
+        click.argument("models", nargs=-1, metavar="MODEL..."),
+        click.argument("base", metavar="BASE"),
+    ):
+        command = decorate(command)
+    return command
+
+
+@cli.command(short_help="Measure how models of one base relate, without data.")
+@_common
+@click.option(
+    "--metric", "metrics", multiple=True, metavar="NAME", help="A metric, instead of the default 18."
+)
+@click.option("--both-towers", is_flag=True, help="Compare the text tower of a CLIP as well.")
+@click.option(
+    "--report", type=click.Path(path_type=Path), metavar="DIR", help="Write a report and tables there."
+)
+def compare(
+    base: str,
+    models: tuple[str, ...],
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    store: str | None,
+    as_json: bool,
+    metrics: tuple[str, ...],
+    both_towers: bool,
+    report: Path | None,
+) -> None:
+    r"""Measure how two or more models that were fine-tuned from BASE relate, without data.
+
+    BASE and each MODEL are a file (safetensors or PyTorch), a folder as save_pretrained writes it, or an id on the
+    Hugging Face hub; a MODEL may be the folder of a LoRA adapter. NAME=PATH gives a model a name.
+
+    \b
+      mergeability compare base.safetensors cars.safetensors svhn.safetensors
+      mergeability compare base/ a/ b/ owner/name --metric stable_rank --report report/
+    """
+    with _errors():
+        from mergeability import verbs
+
+        found = verbs.compare(
+            base,
+            _named(models),
+            metrics=list(metrics) or None,
+            include=list(include) or None,
+            exclude=list(exclude) or None,
+            towers="both" if both_towers else None,
+            store=_store(store),
+            progress=_progress(),
+        )
+        written = None if report is None else found.save(report)
+        if as_json:
+            click.echo(found.to_json())
+        else:
+            from mergeability.commands.tables import show_comparison
+
+            show_comparison(found)
+        _say_report(written, as_json)
+
+
+@cli.command(short_help="Predict whether models merge well, and by which method.")
+@_common
+@click.option(
+    "--images",
+    multiple=True,
+    metavar="NAME=DIR",
+    help="Unlabelled images of a model's task, 8 or more; for every model.",
+)
+@click.option(
+    "--classes",
+    multiple=True,
+    metavar="NAME=a,b,…",
+    help="Names of its classes, or a text file with one per line.",
+)
+@click.option("--head", multiple=True, metavar="NAME=FILE", help="A saved head, instead of names of classes.")
+@click.option(
+    "--template", multiple=True, metavar="TEXT", help="A sentence around names of classes, with {}."
+)
+@click.option("--model", metavar="NAME", help="The architecture [default: recognised by its shapes].")
+@click.option("--fitted", metavar="RUN", help="Folder of an analysis whose fitted predictor is used.")
+@click.option(
+    "--method", "methods", multiple=True, metavar="NAME", help="A merge method, instead of the default six."
+)
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto.")
+@click.option(
+    "--report", type=click.Path(path_type=Path), metavar="DIR", help="Write a report and tables there."
+)
+def predict(base: str, models: tuple[str, ...], as_json: bool, report: Path | None, **options: Any) -> None:
+    r"""Predict whether models of BASE merge well, with which method, how surely, and why.
+
+    With --images for every model, each merge is tried on unlabelled images of each task (CLIP models). With --fitted, a
+    predictor of an earlier analysis is used. With neither, the answer says what it would need.
+
+    \b
+      mergeability predict base.safetensors cars.safetensors svhn.safetensors \
+        --images cars=photos/cars --classes cars=audi,bmw,fiat \\
+        --images svhn=photos/svhn --classes svhn=0,1,2,3,4,5,6,7,8,9
+    """
+    with _errors():
+        found = _predicted(base, models, **options)
+        written = None if report is None else found.save(report)
+        click.echo(found.to_json() if as_json else printable(str(found.verdict)))
+        _say_report(written, as_json)
+
+
+@cli.command(short_help="Merge models into a folder that their library opens.")
+@_common
+@click.option(
+    "--method",
+    required=True,
+    metavar="NAME",
+    help="A merge method, or 'best': the one that predict recommends.",
+)
+@click.option(
+    "--alpha", type=float, metavar="NUMBER", help="Scale of the merged update [default: the method's own]."
+)
+@click.option(
+    "-o",
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An option of the method, such as density=0.1.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="The folder [default: merged/METHOD/A+B]."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="Number format [default: the base's].",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a folder that exists.")
+@click.option("--both-towers", is_flag=True, help="Merge the text tower of a CLIP as well.")
+@click.option("--images", multiple=True, metavar="NAME=DIR", help="For --method best: as for predict.")
+@click.option("--classes", multiple=True, metavar="NAME=a,b,…", help="For --method best: as for predict.")
+@click.option("--head", multiple=True, metavar="NAME=FILE", help="For --method best: as for predict.")
+@click.option("--template", multiple=True, metavar="TEXT", help="For --method best: as for predict.")
+@click.option("--model", metavar="NAME", help="For --method best: as for predict.")
+@click.option("--fitted", metavar="RUN", help="For --method best: as for predict.")
+@click.option("--device", default="auto", help="For --method best: as for predict.")
+def merge(
+    base: str,
+    models: tuple[str, ...],
+    method: str,
+    alpha: float | None,
+    options: tuple[str, ...],
+    out: Path | None,
+    dtype: str | None,
+    overwrite: bool,
+    both_towers: bool,
+    as_json: bool,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    store: str | None,
+    **evidence: Any,
+) -> None:
+    r"""Merge models of BASE by one method; write the result, with a card that says what it is made of.
+
+    Of a folder of transformers, the merge is one too: tensor names, configuration and tokenizer are the base's.
+
+    \b
+      mergeability merge base.safetensors cars.safetensors svhn.safetensors --method tsv --out merged/
+      mergeability merge base/ a/ b/ --method ties -o density=0.1 --alpha 0.5 --dtype bfloat16
+    """
+    with _errors():
+        from mergeability import verbs
+        from mergeability.pipeline.saving import merge_folder_name
+        from mergeability.verbs.merging import check_out
+
+        if out is not None:
+            # Before minutes of merging, not after.
+            check_out(out, overwrite)
+        given = {**evidence, "include": include, "exclude": exclude, "store": store}
+        method = _best(base, models, given) if method == "best" else method
+        found = verbs.merge(
+            base,
+            _named(models),
+            method,
+            alpha=alpha,
+            options=_values(options),
+            dtype=dtype,
+            include=list(include) or None,
+            exclude=list(exclude) or None,
+            towers="both" if both_towers else None,
+            store=_store(store),
+        )
+        place = out or Path("merged") / method / merge_folder_name(found.task_vectors.tasks)
+        found.save(place, overwrite=overwrite)
+        if as_json:
+            click.echo(found.to_json(place))
+        else:
+            click.echo(
+                f"{' + '.join(found.task_vectors.tasks)}, merged by {method} at alpha = {found.alpha:g}: {place}"
+            )
+
+
+def _script(name: str) -> Callable[..., None]:
+    """Return the command that is the same as a script of a checkout, with Hydra's grammar."""
+
+    def command(arguments: tuple[str, ...]) -> None:
+        from importlib import import_module
+
+        import hydra
+
+        from mergeability.commands.run import run
+        from mergeability.members import folder
+
+        sys.argv = [f"mergeability {name}", *arguments]
+        job = import_module(f"mergeability.commands.{name}").job
+        main = hydra.main(version_base="1.3", config_path=str(folder("").resolve()), config_name=name)(job)
+        if not {"--help", "-h"} & set(arguments):
+            run(main)
+            return
+        # Hydra prints its help by itself; the examples in it are those of the scripts.
+        told = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(told):
+                run(main)
+        finally:
+            click.echo(as_typed(told.getvalue()), nl=False)
+
+    return command
+
+
+for _name, _help in (
+    ("train", "Fine-tune one model (Hydra's grammar: task=svhn reg.lambda=1)."),
+    ("analyze", "Measure, merge, evaluate and predict a suite (suite=mini merge=ties)."),
+):
+    cli.command(_name, context_settings=_PASSED_ON, short_help=_help, add_help_option=False)(
+        click.argument("arguments", nargs=-1, type=click.UNPROCESSED)(_script(_name))
+    )
+
+
+@cli.command(
+    context_settings=_PASSED_ON, add_help_option=False, short_help="Show all runs below a folder on one page."
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def dashboard(arguments: tuple[str, ...]) -> None:
+    """Show all finished runs below a folder on one page."""
+    from mergeability.commands.dashboard import main
+
+    sys.exit(main(list(arguments)))
+
+
+@cli.command("list", short_help="List metrics, methods, penalties, predictors, tasks, models or suites.")
+@click.argument("kind", metavar="KIND")
+def listing(kind: str) -> None:
+    """List all members of a KIND with one line each.
+
+    Kinds: metrics, methods, penalties, predictors, protocols, tasks, models, suites.
+    """
+    with _errors():
+        from mergeability.commands import catalogue
+
+        click.echo(catalogue.listing(kind))
+
+
+@cli.command(short_help="Define a metric, method, penalty, predictor, task, model or suite.")
+@click.argument("name")
+def show(name: str) -> None:
+    """Show the definition, formula, source, options and cost of NAME."""
+    with _errors():
+        from mergeability.commands import catalogue
+
+        click.echo(catalogue.text(catalogue.entry(name)))
+
+
+def _predicted(base: str, models: Sequence[str], **options: Any) -> Any:
+    from mergeability import verbs
+
+    refused = [name for name in ("include", "exclude") if options.get(name)]
+    if refused:
+        raise UserError(f"predict takes no --{refused[0]}: it looks at whole encoders.")
+    return verbs.predict(
+        base,
+        _named(models),
+        images=_pairs("--images", options["images"]),
+        classes=_classes(options["classes"]),
+        heads=_pairs("--head", options["head"]),
+        model=options["model"],
+        fitted=options["fitted"],
+        methods=list(options.get("methods") or ()) or None,
+        device=options["device"],
+        store=_store(options["store"]),
+        progress=_progress(),
+        **({"templates": list(options["template"])} if options["template"] else {}),
+    )
+
+
+def _best(base: str, models: Sequence[str], given: dict[str, Any]) -> str:
+    """Return the method that the verdict recommends.
+
+    Raises:
+        UserError: there is no evidence for one.
+    """
+    found = _predicted(base, models, **given)
+    if not found.verdict.recommended:
+        raise UserError(
+            "--method best takes the method that predict recommends, and there is no evidence for one: give --images "
+            "and --classes for every model, or --fitted. Or choose a method: mergeability list methods."
+        )
+    click.echo(printable(found.verdict.answer), err=True)
+    return str(found.verdict.recommended)
+
+
+def _named(models: Sequence[str]) -> Any:
+    """Take NAME=PATH apart where such a file does not exist as it stands."""
+    from mergeability.verbs.sources import named
+
+    found: dict[str, str] = {}
+    for model in models:
+        name, sign, path = model.partition("=")
+        if sign and "/" not in name and not Path(model).exists():
+            pair = {name: path}
+        else:
+            pair = {key: str(value) for key, value in named([model]).items()}
+        for key, value in pair.items():
+            if key in found:
+                raise UserError(
+                    f"Two models are called {key!r}: {found[key]} and {value}. Name them: NAME=PATH."
+                )
+            found[key] = value
+    return found
+
+
+def _pairs(option: str, words: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not (sign and name and value):
+            raise UserError(f"Expected {option} NAME=…, with the name of a model, got {word!r}.")
+        if name in found:
+            raise UserError(f"{option} is given twice for {name!r}.")
+        found[name] = value
+    return found
+
+
+def _classes(words: Sequence[str]) -> dict[str, str | list[str]]:
+    """Read names of classes: a list with commas, or a file."""
+    return {
+        name: value if Path(value).expanduser().is_file() else [one.strip() for one in value.split(",")]
+        for name, value in _pairs("--classes", words).items()
+    }
+
+
+def _values(words: Sequence[str]) -> dict[str, Any]:
+    """Read options of a method: values are numbers, truth values or text, as in YAML."""
+    import yaml
+
+    return {name: yaml.safe_load(value) for name, value in _pairs("--option", words).items()}
+
+
+def _store(given: str | None) -> str | None:
+    if given is not None:
+        return None if given == _NO_STORE else given
+    project = Path("outputs/store")
+    if project.is_dir():
+        return str(project)
+    from platformdirs import user_cache_dir
+
+    return str(
+        Path(os.environ.get("MERGEABILITY_CACHE") or user_cache_dir("mergeability", appauthor=False))
+        / "store"
+    )
+
+
+def _progress() -> "Progress":
+    from mergeability.progress import track
+
+    return track
+
+
+def _say_report(path: Path | None, as_json: bool) -> None:
+    if path is not None:
+        click.echo(f"Report: {path}", err=as_json)
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """End with one sentence and exit code 1 on what a person can correct; show warnings as plain lines."""
+    from mergeability.commands.search_path import use_own_folders
+    from mergeability.commands.terminal import PlainFormatter
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter("%(message)s"))
+    handler.setLevel(logging.WARNING)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    logging.captureWarnings(True)
+    try:
+        use_own_folders([])
+        yield
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}.")
+    except KeyboardInterrupt:
+        click.echo("\nInterrupted.", err=True)
+        sys.exit(130)
+    finally:
+        root.removeHandler(handler)
+
+
+def _fail(sentence: str) -> NoReturn:
+    click.echo(f"Error: {as_typed(printable(sentence))}", err=True)
+    sys.exit(1)

@@ -1,0 +1,59 @@
+"""Where configuration is looked for: `--config-dir`, then `./conf` of the working folder, then the package's own.
+
+Hydra itself would search `--config-dir` last. A user's own task, metric or method is a YAML file there, and its
+`_target_` may be a module in the working folder.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+from mergeability import members
+from mergeability.commands.sets import register_sets
+from mergeability.errors import UserError
+
+_OPTIONS = ("--config-dir", "-cd")
+
+
+class OwnFolders(SearchPathPlugin):
+    """Put users' own folders in front of the package's."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Prepend the folders, the first one last."""
+        for place in reversed(members.own_folders()):
+            search_path.prepend("own", f"file://{place}")
+
+
+def use_own_folders(arguments: Sequence[str]) -> None:
+    """Search `--config-dir` of a command line and `./conf` before the package's own configuration.
+
+    Raises:
+        UserError: `--config-dir` is no folder.
+    """
+    members.forget_folders()
+    package = members.folder("").resolve()
+    for place in (*_given(arguments), Path("conf")):
+        if place.is_dir() and place.resolve() != package:
+            members.add_folder(place.resolve())
+    if members.own_folders():
+        register_sets()
+        Plugins.instance().register(OwnFolders)
+        if str(Path.cwd()) not in sys.path:
+            # What a file of ./conf names as its `_target_` is next to it, as for `python train.py`.
+            sys.path.append(str(Path.cwd()))
+
+
+def _given(arguments: Sequence[str]) -> Iterator[Path]:
+    for number, word in enumerate(arguments):
+        name, sign, value = word.partition("=")
+        if name not in _OPTIONS:
+            continue
+        value = value if sign else next(iter(arguments[number + 1 :]), "")
+        place = Path(value).expanduser()
+        if not value or not place.is_dir():
+            raise UserError(f"Expected {name} to be a folder of configuration, got {value or 'nothing'}.")
+        yield place

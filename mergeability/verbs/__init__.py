@@ -1,0 +1,8 @@
+"""Three verbs for people with files: `compare`, `predict` and `merge`, each a few lines over the pipeline.
+
+The command line `mergeability compare|predict|merge` calls them; their defaults are those of the YAML files in `conf`.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,95 @@
+"""Which of the configured models a checkpoint is, by the shapes of its visual tower."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mergeability.errors import UserError, did_you_mean
+from mergeability.members import files
+from mergeability.models.clip import ClipModel
+from mergeability.verbs.defaults import composed, made
+from mergeability.weights.checkpoints import Checkpoint
+
+_PATCHES, _POSITIONS, _OUTPUT = "visual.conv1.weight", "visual.positional_embedding", "visual.proj"
+
+
+def model_called(name: str) -> ClipModel:
+    """Make the description of a configured model.
+
+    Args:
+        name: a member of `conf/model`, such as "vit_b16".
+
+    Raises:
+        UserError: there is no such model.
+
+    Examples:
+        >>> from mergeability.verbs.architecture import model_called
+        >>> model_called("clip_mini").image_size
+        32
+    """
+    known = files("model")
+    if name not in known:
+        raise UserError(f"There is no model {name!r}.{did_you_mean(name, known)} Models: {', '.join(known)}.")
+    return made(composed("model", name))
+
+
+def recognised(base: Checkpoint) -> ClipModel:
+    """Find the configured model whose visual tower has a checkpoint's shapes; the first of several.
+
+    Args:
+        base: the base model.
+
+    Raises:
+        UserError: there is none.
+
+    Examples:
+        >>> from mergeability.verbs.architecture import model_called, recognised
+        >>> from mergeability.weights.in_memory import open_in_memory
+        >>> state = model_called("clip_mini").build().state_dict()
+        >>> recognised(open_in_memory(state)).name
+        'clip_mini'
+    """
+    own = _of_checkpoint(base)
+    for name in files("model"):
+        model = model_called(name)
+        if own is not None and _of_configuration(model.configuration) == own:
+            return model
+    raise UserError(
+        f"{base.origin} has the shapes of no configured model ({', '.join(files('model'))}): name its architecture, "
+        "--model on the command line, model= in Python."
+    )
+
+
+def _of_checkpoint(base: Checkpoint) -> dict[str, Any] | None:
+    """Return the sizes of a visual tower; None of another network."""
+    shapes = base.shapes
+    blocks = {name.split(".")[3] for name in shapes if name.startswith("visual.transformer.resblocks.")}
+    if blocks and {_PATCHES, _POSITIONS, _OUTPUT} <= shapes.keys():
+        width, _, patch, _ = shapes[_PATCHES]
+        # One position is the class token's.
+        side = round((shapes[_POSITIONS][0] - 1) ** 0.5) * patch
+        return {
+            "width": width,
+            "patch": patch,
+            "side": side,
+            "layers": len(blocks),
+            "out": shapes[_OUTPUT][1],
+        }
+    stages = [
+        {name.split(".")[2] for name in shapes if name.startswith(f"visual.layer{stage}.")}
+        for stage in (1, 2, 3, 4)
+    ]
+    if all(stages) and "visual.attnpool.c_proj.weight" in shapes:
+        width = shapes["visual.layer1.0.conv1.weight"][0]
+        out = shapes["visual.attnpool.c_proj.weight"][0]
+        return {"width": width, "layers": [len(one) for one in stages], "out": out}
+    return None
+
+
+def _of_configuration(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    vision, out = configuration["vision_cfg"], configuration["embed_dim"]
+    layers, width = vision.get("layers", 12), vision.get("width", 768)
+    if isinstance(layers, list | tuple):
+        return {"width": width, "layers": list(layers), "out": out}
+    side = vision.get("image_size", 224)
+    side = side if isinstance(side, int) else side[0]
+    return {"width": width, "patch": vision.get("patch_size", 16), "side": side, "layers": layers, "out": out}

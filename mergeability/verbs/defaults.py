@@ -1,0 +1,148 @@
+"""Defaults of the verbs: those of the YAML files that `analyze.py` composes, so that both give the same numbers."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from mergeability.errors import UserError, did_you_mean
+from mergeability.members import files, fixed_set, members, read_member
+from mergeability.merging.method import MergeMethod
+from mergeability.pipeline.request import ProfileSettings
+
+
+def suite_options(name: str) -> dict[str, Any]:
+    """Return the options of a suite that have a default.
+
+    Args:
+        name: a member of `conf/suite`.
+
+    Examples:
+        >>> from mergeability.verbs.defaults import suite_options
+        >>> suite_options("checkpoints")["warn_above"]
+        0.5
+    """
+    return {name: value for name, value in members("suite")[name].items() if _is_default(name, value)}
+
+
+def profile() -> ProfileSettings:
+    """Return the options of the evidence.
+
+    Examples:
+        >>> from mergeability.verbs.defaults import profile
+        >>> profile().unlabelled
+        64
+    """
+    return made(members("profile")["default"])
+
+
+def method_called(name: str, options: Mapping[str, Any] | None = None) -> MergeMethod:
+    """Make a merge method by its name.
+
+    Args:
+        name: a member of `conf/merge`, such as "ties".
+        options: values that replace those of its file.
+
+    Returns:
+        The method with the options of its file.
+
+    Raises:
+        UserError: the name or an option is unknown, or a value is invalid.
+
+    Examples:
+        >>> from mergeability.verbs.defaults import method_called
+        >>> method_called("ties", {"density": 0.1})
+        Ties(density=0.1, scope='global', agg='mean', alpha=1.0)
+    """
+    known = members("merge")
+    if name not in known:
+        raise UserError(
+            f"There is no merge method {name!r}.{did_you_mean(name, known)} Methods: {', '.join(known)}."
+        )
+    own = known[name]
+    for option in options or {}:
+        if option not in own or option.startswith("_"):
+            names = [one for one in own if not one.startswith("_")]
+            raise UserError(
+                f"{name} takes no option {option!r}.{did_you_mean(option, names)} Its options: {', '.join(names)}."
+            )
+    return made({**own, **(options or {})})
+
+
+def published_methods() -> tuple[str, ...]:
+    """Return the names of the methods that arXiv 2601.22285 compares, all of which need no data.
+
+    Examples:
+        >>> from mergeability.verbs.defaults import published_methods
+        >>> published_methods()
+        ('average', 'ta', 'ties', 'dare', 'tsv', 'iso_c')
+    """
+    return fixed_set("merge", "paper")
+
+
+def composed(group: str, name: str) -> dict[str, Any]:
+    """Read a member whose file may build on others of its group, as `defaults: [clip_mini, _self_]` does.
+
+    Args:
+        group: a folder of `conf`.
+        name: a file of it.
+
+    Returns:
+        Its options.
+
+    Examples:
+        >>> from mergeability.verbs.defaults import composed
+        >>> composed("model", "clip_mini_wide")["architecture"]["embed_dim"]
+        64
+    """
+    own = dict(read_member(files(group)[name]))
+    found: dict[str, Any] = {}
+    for one in own.pop("defaults", ()):
+        if isinstance(one, str) and one != "_self_":
+            found = _overridden(found, composed(group, one))
+    return _overridden(found, own)
+
+
+def _overridden(options: Mapping[str, Any], by: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {
+        name: _overridden(options[name], value)
+        for name, value in by.items()
+        if isinstance(value, Mapping) and isinstance(options.get(name), Mapping)
+    }
+    return {**options, **by, **inner}
+
+
+def probed_images() -> int:
+    """Return how many unlabelled images of each task a probe passes through a merge.
+
+    Examples:
+        >>> from mergeability.verbs.defaults import probed_images
+        >>> probed_images()
+        64
+    """
+    return int(composed("suite/base", "probed")["probe"])
+
+
+def _is_default(name: str, value: Any) -> bool:
+    """Return whether a value is one: neither missing nor to be filled in by a composition."""
+    given = name in ("name", "model", "base", "models", "defaults") or name.startswith("_")
+    return (
+        not given and value is not None and not (isinstance(value, str) and value.startswith(("${", "???")))
+    )
+
+
+def made(options: Any) -> Any:
+    """Call what `_target_` names with the other options, inner ones first.
+
+    Args:
+        options: of a member; anything without `_target_` is returned as it is.
+
+    Examples:
+        >>> from mergeability.verbs.defaults import made
+        >>> made({"_target_": "fractions.Fraction", "numerator": 1, "denominator": 2})
+        Fraction(1, 2)
+    """
+    if not isinstance(options, Mapping) or "_target_" not in options:
+        return options
+    module, _, attribute = options["_target_"].rpartition(".")
+    given = {name: made(value) for name, value in options.items() if not name.startswith("_")}
+    return getattr(import_module(module), attribute)(**given)
