@@ -3,6 +3,7 @@
 Needs the standard library alone, so that it also runs where nothing is installed.
 """
 
+import re
 import sys
 import tarfile
 import tomllib
@@ -31,7 +32,8 @@ def main(folder: Path) -> int:
     """Check both distributions in a folder and return an exit code."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     project, targets = settings["project"], settings["tool"]["hatch"]["build"]["targets"]
-    version = project["version"]
+    source_of_version = (ROOT / settings["tool"]["hatch"]["version"]["path"]).read_text(encoding="utf-8")
+    version = re.findall(r'^__version__ = "(.*)"$', source_of_version, re.MULTILINE)[0]
     stem = f"{project['name']}-{version}"
     wheel, source = folder / f"{stem}-py3-none-any.whl", folder / f"{stem}.tar.gz"
     given = sorted(path.name for path in folder.iterdir() if path.name != ".gitignore")
@@ -51,7 +53,7 @@ def main(folder: Path) -> int:
     if f"{stem}.dist-info/licenses/LICENSE" not in names:
         faults.append(f"{wheel.name} lacks the licence")
     if (metadata["Version"], metadata["Requires-Python"]) != (version, project["requires-python"]):
-        faults.append(f"{wheel.name} states another version, or other Python versions, than pyproject.toml")
+        faults.append(f"{wheel.name} states another version, or other Python versions, than the source")
 
     with tarfile.open(source) as archive:
         names = {

@@ -14,8 +14,9 @@ import mergeability
 # Each command with what its output must contain; {base}, {a} and {b} are files.
 COMMANDS = [
     ("--help", ["compare", "predict", "merge", "list"]),
+    ("--version", [mergeability.__version__]),
     ("list metrics", ["task_vector_cosine_similarity", "sign_conflict"]),
-    ("compare --base {base} {a} {b}", ["task_vector_cosine_similarity"]),
+    ("compare {base} first={a} {b} --store none --report report", ["task_vector_cosine_similarity", "first"]),
 ]
 
 
@@ -39,9 +40,11 @@ def check_python(paths: dict[str, str]) -> None:
     table = mergeability.measure(models)
     if len(table) != 1 or not -1 <= table["task_vector_cosine_similarity"].item() <= 1:
         raise SystemExit(f"measure returned {table}")
-    merged = mergeability.merging.Average()(models)["hidden.bias"]
-    states = [mergeability.checkpoints.load(paths[name])["hidden.bias"] for name in ("a", "b")]
-    torch.testing.assert_close(merged, torch.stack(states).mean(0))
+    merged = mergeability.merge(
+        paths["base"], {name: paths[name] for name in ("a", "b")}, method="average"
+    ).state_dict
+    states = [mergeability.checkpoints.load(paths[name]) for name in ("a", "b")]
+    torch.testing.assert_close(merged, {name: (one + states[1][name]) / 2 for name, one in states[0].items()})
 
 
 def check_command(arguments: list[str], expected: list[str], folder: Path) -> None:

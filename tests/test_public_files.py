@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mergeability import __version__
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
@@ -25,7 +27,7 @@ def test_the_changelog_begins_with_what_is_unreleased_and_knows_the_version():
     titles = list(sections())
     assert titles[0] == "[Unreleased]"
     versions = [re.fullmatch(r"\[(\d+\.\d+\.\d+)\]( - \d{4}-\d{2}-\d{2})?", title)[1] for title in titles[1:]]
-    assert versions[0] == PROJECT["version"]
+    assert versions[0] == __version__
     assert versions == sorted(versions, key=lambda one: [int(part) for part in one.split(".")], reverse=True)
 
 
@@ -39,7 +41,7 @@ def test_every_change_is_of_a_known_kind(title):
 
 
 def test_the_citation_states_version_licence_and_paper():
-    assert (CITATION["version"], CITATION["license"]) == (PROJECT["version"], PROJECT["license"])
+    assert (CITATION["version"], CITATION["license"]) == (__version__, PROJECT["license"])
     paper = CITATION["references"][0]
     assert paper["url"] == "https://arxiv.org/abs/2601.22285"
     assert [one["family-names"] for one in paper["authors"]] == ["Zhou", "Zhao", "Yu", "Rodolà"]
