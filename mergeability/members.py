@@ -130,7 +130,7 @@ def options_of(group: str, name: str) -> dict[str, Any]:
         group: the folder in `conf`.
         name: of the file, without its ending.
     """
-    return _read(folder(group) / f"{name}.yaml")
+    return read_member(files(group)[name])
 
 
 @cache

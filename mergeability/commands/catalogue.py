@@ -26,7 +26,7 @@ from mergeability.commands.catalogue_entries import (
 )
 from mergeability.commands.wording import did_you_mean
 from mergeability.errors import UserError, short
-from mergeability.members import fixed_set, folder, members
+from mergeability.members import files, fixed_set, members
 
 __all__ = ["KINDS", "Entry", "Option", "entries", "entry", "listing", "page", "text"]
 
@@ -250,7 +250,7 @@ def _fixed_sets(kind: str) -> dict[str, int]:
     if kind not in ("metrics", "methods", "predictors"):
         return {}
     group = KINDS[kind]
-    names = [path.stem for path in sorted(folder(group).glob("*.yaml")) if path.stem not in members(group)]
+    names = [name for name in files(group) if name not in members(group)]
     return {name: len(fixed_set(group, name)) for name in names if name != "none"}
 
 
@@ -262,7 +262,7 @@ def _names(kind: str) -> tuple[str, ...]:
     group = KINDS[kind]
     if kind in ("metrics", "methods", "predictors"):
         return tuple(members(group))
-    found = [path.stem for path in sorted(folder(group).glob("*.yaml"))]
+    found = list(files(group))
     if kind == "tasks":
         order = [name for suite in ("mini20", "n20") for name in suite_tasks(suite)]
         return tuple(name for name in dict.fromkeys([*order, *found]) if name in found)

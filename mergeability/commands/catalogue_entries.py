@@ -15,7 +15,7 @@ from mergeability.commands.member_docs import (
     split_docstring,
     yaml_comments,
 )
-from mergeability.members import declared, fixed_set, folder, located, members, options_of, parsed
+from mergeability.members import declared, files, fixed_set, located, members, options_of, parsed
 from mergeability.metrics.traits import Traits
 
 RENDERED, REAL = "rendered images", "real images"
@@ -214,7 +214,7 @@ def predictor_entry(name: str) -> Entry:
     """Build the entry of a predictor; its YAML file says in its first line how it differs from others of its class."""
     options = members("predictor")[name]
     target = options["_target_"]
-    doc, header = docstring(target), yaml_comments(folder("predictor") / f"{name}.yaml")
+    doc, header = docstring(target), yaml_comments(files("predictor")[name])
     place = located(target) if target.startswith("mergeability.") else None
     # Those in this module read a few named columns, which only an analysis with images has.
     named_columns = place is not None and place[1].stem == "own_evidence"
@@ -243,7 +243,7 @@ def task_entry(name: str) -> Entry:
     options = options_of("task", name)
     rendered = "source" in options
     data_set = options.get("dataset", {}).get("id", "")
-    header = yaml_comments(folder("task") / f"{name}.yaml")
+    header = yaml_comments(files("task")[name])
     return _entry(
         name,
         "task",
@@ -264,7 +264,7 @@ def model_entry(name: str) -> Entry:
     for one in own.get("defaults", []):
         options |= own if one == "_self_" else options_of("model", one)
     options = options or own
-    header = yaml_comments(folder("model") / f"{name}.yaml")
+    header = yaml_comments(files("model")[name])
     command = options.get("base_command")
     return _entry(
         name,
@@ -282,7 +282,7 @@ def model_entry(name: str) -> Entry:
 def suite_entry(name: str) -> Entry:
     """Build the entry of a suite."""
     options = {key: value for key, value in options_of("suite", name).items() if key != "tasks"}
-    header, tasks = yaml_comments(folder("suite") / f"{name}.yaml"), suite_tasks(name)
+    header, tasks = yaml_comments(files("suite")[name]), suite_tasks(name)
     pairs = len(tasks) * (len(tasks) - 1) // 2
     model = " model=clip_mini" if options.get("pixel_baseline") and name != "mini20" else ""
     return _entry(
@@ -345,8 +345,7 @@ def _entry(
     **given: str,
 ) -> Entry:
     """Make an entry from its docstring and options; `given` replaces what is taken from these."""
-    path = folder(folder_name) / f"{name}.yaml"
-    comments = yaml_comments(path).comments if folder_name else {}
+    comments = yaml_comments(files(folder_name)[name]).comments if folder_name else {}
     prefix = f"{folder_name}.{name}" if kind in ("metric", "method", "predictor") else folder_name
     values: dict[str, Any] = {
         "group": "",
