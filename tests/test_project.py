@@ -43,6 +43,8 @@ def test_every_dependency_and_extra_is_in_a_lock():
         assert names(extras[extra]) <= set(pinned(LOCK)), extra
     everything = [*project["dependencies"], *(one for extra in extras.values() for one in extra)]
     everything += PROJECT["dependency-groups"]["witnesses"]
+    # The extra `all` names this project's own extras.
+    everything = [one for one in everything if not one.startswith("mergeability[")]
     assert names(everything) <= set(pinned(LOCK_OF_ALL))
     assert {"data", "slurm", "ray", "joblib", "mlflow", "tensorboard", "dashboards"} <= set(extras)
 
@@ -62,3 +64,16 @@ def test_what_the_demo_does_not_need_is_not_installed_for_it():
 @pytest.mark.parametrize("script", ["train.py", "analyze.py"])
 def test_the_entries_are_thin(script):
     assert len((ROOT / script).read_text().splitlines()) <= 60
+
+
+def test_the_extra_all_is_every_extra_for_users():
+    extras = PROJECT["project"]["optional-dependencies"]
+    (everything,) = extras["all"]
+    assert set(re.search(r"\[(.*)\]", everything)[1].split(",")) == set(extras) - {"all", "dev", "docs"}
+
+
+def test_the_version_is_written_once():
+    import mergeability
+
+    assert "version" in PROJECT["project"]["dynamic"]
+    assert re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == mergeability.__version__

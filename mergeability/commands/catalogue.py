@@ -8,6 +8,7 @@ import re
 import textwrap
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 from mergeability.commands.catalogue_entries import (
     Entry,
@@ -26,7 +27,7 @@ from mergeability.commands.catalogue_entries import (
 )
 from mergeability.commands.wording import did_you_mean
 from mergeability.errors import UserError, short
-from mergeability.members import files, fixed_set, members
+from mergeability.members import files, fixed_set, members, own_folders
 
 __all__ = ["KINDS", "Entry", "Option", "entries", "entry", "listing", "page", "text"]
 
@@ -55,7 +56,6 @@ _PLURALS = {"penalty": "penalties"} | {kind[:-1]: kind for kind in KINDS if kind
 _WIDTH = 100
 
 
-@cache
 def entries(kind: str) -> tuple[Entry, ...]:
     """List the members of a kind, in the order of tables.
 
@@ -74,6 +74,12 @@ def entries(kind: str) -> tuple[Entry, ...]:
         raise UserError(
             f"Expected one of {', '.join(KINDS)}, got {short(kind)!r}.{did_you_mean(kind, KINDS)}"
         )
+    return _entries_in(kind, own_folders())
+
+
+@cache
+def _entries_in(kind: str, _own: tuple[Path, ...]) -> tuple[Entry, ...]:
+    # Users' own folders decide what is found, so each choice of them has its own place in the cache.
     if kind == "protocols":
         return tuple(protocol_entry(node) for node in protocol_classes())
     return tuple(_BUILDERS[kind](name) for name in _names(kind))
@@ -254,9 +260,13 @@ def _fixed_sets(kind: str) -> dict[str, int]:
     return {name: len(fixed_set(group, name)) for name in names if name != "none"}
 
 
-@cache
 def _names(kind: str) -> tuple[str, ...]:
     """List the names of a kind in the order of tables."""
+    return _names_in(kind, own_folders())
+
+
+@cache
+def _names_in(kind: str, _own: tuple[Path, ...]) -> tuple[str, ...]:
     if kind == "protocols":
         return tuple(constant(node, "name") for node in protocol_classes())
     group = KINDS[kind]

@@ -56,7 +56,7 @@ class Commented:
 
 
 def docstring(target: str) -> Docstring:
-    """Read the docstring of a member of this package; an empty one if it is defined elsewhere.
+    """Read the docstring of a member; an empty one if it is defined in another library.
 
     Args:
         target: the dotted name of a member's `_target_`.
@@ -67,7 +67,10 @@ def docstring(target: str) -> Docstring:
         >>> found.summary, found.facts["formula"]
         ('Average the task vectors', 'M = (1/T) Σ τ_t')
     """
-    if not target.startswith("mergeability."):
+    top = target.partition(".")[0]
+    # A user's module lies in the working folder. Docstrings of libraries follow other conventions, and finding them
+    # would import the library.
+    if top != "mergeability" and not any(path.exists() for path in (Path(top), Path(f"{top}.py"))):
         return Docstring()
     found = located(target)
     return Docstring() if found is None else split_docstring(ast.get_docstring(found[0]) or "")

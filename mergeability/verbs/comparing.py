@@ -24,6 +24,7 @@ from mergeability.verbs.sources import Model, Models, task_vectors
 from mergeability.verbs.standing_out import standing_out
 
 PAIR = ["task_a", "task_b"]
+_MOST_COLUMNS = 6
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,14 +93,16 @@ class Comparison:
         return json.dumps(record, indent=1, default=str)
 
     def __repr__(self) -> str:
-        return repr(self.table)
+        # Metrics as rows: a terminal is narrower than eighteen columns.
+        few = len(self.table) <= _MOST_COLUMNS
+        table = self.table.T.to_string(float_format="{:.4g}".format) if few else repr(self.table)
+        return "\n".join([*self.stands_out, table])
 
     def _repr_html_(self) -> str:
         """Show the table and what stands out in a notebook."""
         from html import escape
 
         remarks = "".join(f"<li>{escape(one)}</li>" for one in self.stands_out)
-        # Metrics as rows: a notebook is narrower than thirty columns.
         return f"{self.table.T.to_html(float_format='{:.4g}'.format)}<ul>{remarks}</ul>"
 
 
