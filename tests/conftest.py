@@ -21,6 +21,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,7 @@ def run_command(script: str, *arguments: str) -> Ended:
                 if script == "mergeability":
                     # The command notes how it was started, for its messages and its worker processes.
                     patch.setenv("MERGEABILITY_COMMAND", "")
-                    runpy.run_module(script, run_name="__main__")
+                    import_module("mergeability.__main__").main()
                 else:
                     runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
             except SystemExit as stop:

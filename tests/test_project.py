@@ -76,4 +76,7 @@ def test_the_version_is_written_once():
     import mergeability
 
     assert "version" in PROJECT["project"]["dynamic"]
-    assert re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == mergeability.__version__
+    assert (
+        re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1]
+        == mergeability.__version__
+    )

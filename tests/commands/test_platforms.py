@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from mergeability.__main__ import write_utf8
 
@@ -66,3 +67,19 @@ def test_the_command_writes_utf8_into_a_pipe():
     ended = subprocess.run(arguments, capture_output=True, env=surroundings, timeout=120)
     assert ended.returncode == 0, ended.stderr.decode()
     assert json.dumps(ended.stdout.decode()).count("\\u") > 0
+
+
+@pytest.mark.parametrize("absent", ["preadv", "sched_getaffinity", "sysconf"])
+def test_checkpoints_are_read_without_the_calls_that_windows_lacks(absent, monkeypatch, tmp_path):
+    from mergeability import checkpoints, compare
+
+    monkeypatch.delattr(os, absent, raising=False)
+    weights = torch.arange(6.0).reshape(2, 3)
+    for name, factor in {"base": 1, "a": 2, "b": 3}.items():
+        # The first tensor moves the others from the beginning of the file.
+        checkpoints.save(
+            tmp_path / f"{name}.safetensors", {"bias": torch.ones(5), "weight": factor * weights}
+        )
+    base, a, b = (tmp_path / f"{name}.safetensors" for name in ("base", "a", "b"))
+    table = compare(base, {"a": a, "b": b}, metrics=["task_vector_dot_product"]).table
+    assert table["task_vector_dot_product"].item() == 2 * 55  # Σ i² for i = 1 … 5
