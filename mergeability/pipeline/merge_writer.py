@@ -5,9 +5,8 @@ import shutil
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 
 from mergeability.checks import check_path_part
@@ -27,6 +26,9 @@ from mergeability.pipeline.saving import (
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights import checkpoints
 from mergeability.weights.base_folder import is_transformers
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +82,9 @@ class MergeWriter:
         size = encoder_bytes(self.task_vectors.base_checkpoint, self.dtype)
         check_space(self.folder, self.expected, size)
 
-    def __call__(self, merge: Merge, column: str, alpha: float, alpha_from: str, rows: pd.DataFrame) -> None:
+    def __call__(
+        self, merge: Merge, column: str, alpha: float, alpha_from: str, rows: "pd.DataFrame | None"
+    ) -> None:
         """Write one merge.
 
         Args:
@@ -88,7 +92,7 @@ class MergeWriter:
             column: the method's name.
             alpha: the scale.
             alpha_from: how it was chosen.
-            rows: its accuracies, one row a task; empty where nothing was evaluated.
+            rows: its accuracies, one row per task; None where nothing was evaluated.
 
         Raises:
             UserError: the disk is full, or the encoder cannot be written in the names asked for.
@@ -98,7 +102,13 @@ class MergeWriter:
         )
 
     def write(
-        self, place: Path, merge: Merge, column: str, alpha: float, alpha_from: str, rows: pd.DataFrame
+        self,
+        place: Path,
+        merge: Merge,
+        column: str,
+        alpha: float,
+        alpha_from: str,
+        rows: "pd.DataFrame | None",
     ) -> None:
         """Write one merge into a folder of the caller's choice; the other arguments are those of a call."""
         base = self.task_vectors.base_checkpoint
@@ -121,7 +131,7 @@ class MergeWriter:
             merge.task_vectors,
             describe(merge.method),
             alpha,
-            task_accuracies(rows),
+            {} if rows is None else task_accuracies(rows),
             alpha_from=alpha_from,
             facts={"merge_sha256": identity, "dtype": self._format(), **_survival(rounding)},
         )

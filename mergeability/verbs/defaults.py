@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergeability.errors import UserError, did_you_mean
 from mergeability.members import files, fixed_set, members, read_member
 from mergeability.merging.method import MergeMethod
-from mergeability.pipeline.request import ProfileSettings
+
+if TYPE_CHECKING:
+    from mergeability.pipeline.request import ProfileSettings
 
 
 def suite_options(name: str) -> dict[str, Any]:
@@ -24,7 +26,7 @@ def suite_options(name: str) -> dict[str, Any]:
     return {name: value for name, value in members("suite")[name].items() if _is_default(name, value)}
 
 
-def profile() -> ProfileSettings:
+def profile() -> "ProfileSettings":
     """Return the options of the evidence.
 
     Examples:

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -96,10 +95,10 @@ class Merged:
             raise UserError(f"Cannot make {place.parent}: {error.strerror or error}.") from error
         write = MergeWriter(place.absolute().parent, self.task_vectors, None, self.dtype)
         if place.exists():
-            write.write(place, self.merge, self.name, self.alpha, self.alpha_from, pd.DataFrame())
+            write.write(place, self.merge, self.name, self.alpha, self.alpha_from, None)
             return place
         with temporary_folder(place.absolute()) as staging:
-            write.write(staging, self.merge, self.name, self.alpha, self.alpha_from, pd.DataFrame())
+            write.write(staging, self.merge, self.name, self.alpha, self.alpha_from, None)
             try:
                 staging.rename(place)
             except OSError as error:
