@@ -2,9 +2,12 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all demo test test-slow test-breaks bench check format lock clean-store
+.PHONY: help setup setup-all demo test test-slow test-breaks bench check format lock dist smoke clean-store
 
 PYTHON := .venv/bin/python
+# Of a new environment, and of the smoke test: `make test PYTHON_VERSION=3.13`.
+PYTHON_VERSION ?= >=3.11
+export PYTHON_VERSION
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 CHECKPOINTS := outputs/checkpoints/clip_mini
 MINI_TASKS := $(shell sed -n 's|.*/task@tasks\.\([a-z0-9_]*\):.*|\1|p' conf/suite/mini.yaml)
@@ -26,7 +29,7 @@ setup: .venv/ready  ## make the environment in .venv
 
 .venv/ready: requirements.lock pyproject.toml
 	@$(UV) --version >/dev/null 2>&1 || python3 -m pip install --quiet --target .uv uv
-	@test -x $(PYTHON) || $(UV) venv --quiet --python '>=3.11' .venv
+	@test -x $(PYTHON) || $(UV) venv --quiet --python '$(PYTHON_VERSION)' .venv
 	$(UV) pip sync --quiet $(BYTECODE) --python $(PYTHON) requirements.lock
 	$(UV) pip install --quiet --python $(PYTHON) --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -71,6 +74,16 @@ lock: setup  ## pin every dependency anew
 	$(UV) pip compile $(LOCK) --upgrade --all-extras --group witnesses pyproject.toml -o requirements-all.lock
 	$(UV) pip compile $(LOCK) --upgrade -c requirements-all.lock $(addprefix --extra ,$(EXTRAS)) pyproject.toml \
 	  -o requirements.lock
+
+dist:  ## build wheel and source distribution into dist/ and check what they contain
+	@$(UV) --version >/dev/null 2>&1 || python3 -m pip install --quiet --target .uv uv
+	rm -rf dist
+	$(UV) build --quiet --python '$(PYTHON_VERSION)'
+	$(UV) run --quiet --no-project --python '$(PYTHON_VERSION)' python .ci/check_dist.py
+	$(UV) tool run --quiet 'twine>=6.1' check --strict dist/*
+
+smoke: dist  ## install the wheel into a fresh environment and run it there
+	.ci/smoke
 
 clean-store:  ## forget what was computed; trained models stay
 	rm -rf outputs/store

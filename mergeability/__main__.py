@@ -1,11 +1,23 @@
 """The command `mergeability`; `python -m mergeability` is the same."""
 
+import io
+import sys
+from typing import TextIO
+
 
 def main() -> None:
     """Run the command line."""
     from mergeability.commands.cli import cli
 
+    for stream in (sys.stdout, sys.stderr):
+        write_utf8(stream)
     cli(prog_name="mergeability")
+
+
+def write_utf8(stream: TextIO) -> None:
+    """Write UTF-8 to files and pipes: the code pages of Windows lack the Greek letters and signs of formulas."""
+    if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
+        stream.reconfigure(encoding="utf-8")
 
 
 if __name__ == "__main__":

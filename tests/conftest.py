@@ -21,6 +21,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,12 @@ def run_command(script: str, *arguments: str) -> Ended:
         patch.delenv("HYDRA_FULL_ERROR", raising=False)
         with contextlib.redirect_stdout(written), contextlib.redirect_stderr(written):
             try:
-                runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
+                if script == "mergeability":
+                    # The command notes how it was started, for its messages and its worker processes.
+                    patch.setenv("MERGEABILITY_COMMAND", "")
+                    import_module("mergeability.__main__").main()
+                else:
+                    runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
             except SystemExit as stop:
                 code = stop.code
     return Ended(int(code or 0), written.getvalue())
@@ -197,7 +203,7 @@ def run_command(script: str, *arguments: str) -> Ended:
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., Ended]:
-    """Run `train.py` or `analyze.py` with arguments."""
+    """Run `train.py`, `analyze.py` or the command `mergeability` with arguments."""
     return run_command
 
 

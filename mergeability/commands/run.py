@@ -1,10 +1,12 @@
 """Run a Hydra entry point: errors in one sentence, an exit code that tells the truth."""
 
+import argparse
+import contextlib
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from hydra.errors import HydraException
@@ -43,7 +45,7 @@ def run(main: Callable[[], Any]) -> None:
         refuse_repeated_keys(sys.argv[1:])
         check_overrides(sys.argv[1:])
         forget_schemas()
-        with claimed_folders():
+        with claimed_folders(), _lazy_help():
             main()
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. What is finished is kept: start the same command again.\n")
@@ -60,6 +62,21 @@ def run(main: Callable[[], Any]) -> None:
         failed = close_sweep(interrupted=code == 130)
     if code or failed:
         sys.exit(code or 1)
+
+
+@contextlib.contextmanager
+def _lazy_help() -> Iterator[None]:
+    """Let Hydra add an option whose help is written when it is read, which Python 3.14 refuses as no text."""
+    name = "_check_help"
+    check = getattr(argparse.ArgumentParser, name, None)
+    if check is None:
+        yield
+        return
+    setattr(argparse.ArgumentParser, name, lambda *_: None)
+    try:
+        yield
+    finally:
+        setattr(argparse.ArgumentParser, name, check)
 
 
 def _told(error: Exception) -> str | None:

@@ -4,6 +4,7 @@ A memory map keeps every page it touched resident for as long as it is open, so 
 twenty models ends up holding all of them. Here each piece is read by position into memory the caller owns.
 """
 
+import io
 import json
 import math
 import os
@@ -274,12 +275,11 @@ class TensorFile:
         stop = entry.size if stop is None else stop
         data = np.empty((stop - start) * width, dtype=np.uint8)
         try:
-            handle = os.open(self.path, os.O_RDONLY)
-            try:
-                self._compare(handle)
-                _fill(handle, data, entry.offset + start * width)
-            finally:
-                os.close(handle)
+            # A handle of its own for each read: threads that read at once would move a shared position.
+            with self.path.open("rb", buffering=0) as file:
+                self._compare(file.fileno())
+                file.seek(entry.offset + start * width)
+                _fill(file, data)
         except OSError as error:
             raise UserError(f"Cannot read {self.path}: {error.strerror or error}.") from error
         return data
@@ -310,11 +310,11 @@ def _check(path: Path) -> None:
         ) from error
 
 
-def _fill(handle: int, data: np.ndarray, offset: int) -> None:
-    """Fill an array from a position of an open file: one system call may return less than was asked for."""
+def _fill(file: io.FileIO, data: np.ndarray) -> None:
+    """Fill an array from the position of an open file: one system call may return less than was asked for."""
     view, done = data.data, 0
     while done < len(data):
-        count = os.preadv(handle, [view[done:]], offset + done)
-        if count == 0:
+        count = file.readinto(view[done:])
+        if not count:
             raise OSError("the file became shorter while it was read")
         done += count
