@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all demo test test-slow test-breaks bench check format lock clean-store
+.PHONY: help setup setup-all demo test test-slow test-breaks bench docs check format lock clean-store
 
 PYTHON := .venv/bin/python
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
@@ -56,6 +56,15 @@ test-breaks: setup  ## every recorded break must turn a test red
 
 bench: setup  ## time and memory of the pair metrics, about 20 minutes (BENCH='--sizes tiny': one minute)
 	$(PYTHON) -m benchmarks $(BENCH)
+
+# A folder of packages next to .venv, which stays as the lock has it.
+.docs/ready: .venv/ready pyproject.toml
+	$(UV) pip install --quiet --python $(PYTHON) --target .docs -c requirements-all.lock \
+	  $$($(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
+	@touch $@
+
+docs: .docs/ready  ## the documentation site, in site/; broken links and missing docstrings are errors
+	PYTHONPATH=.docs $(PYTHON) -m mkdocs build --strict
 
 check: setup  ## format, lint, types, layers
 	.venv/bin/ruff format --check .

@@ -225,7 +225,7 @@ def predictor_entry(name: str) -> Entry:
         "predictor",
         doc,
         options,
-        summary=header.summary,
+        summary=header.summary or doc.summary or f"The predictor {name}",
         definition="\n\n".join(part.strip() for part in (header.body, text) if part.strip()),
         body="",
         range="predictions in the units of the outcome",
@@ -303,8 +303,7 @@ def suite_entry(name: str) -> Entry:
 
 def protocol_entry(node: ast.ClassDef) -> Entry:
     """Build the entry of a cross-validation protocol from its class."""
-    name = constant(node, "name")
-    doc = split_docstring(ast.get_docstring(node) or "")
+    name, doc = constant(node, "name"), split_docstring(ast.get_docstring(node) or "")
     return _entry(
         name,
         "protocol",
@@ -350,7 +349,8 @@ def _entry(
     prefix = f"{folder_name}.{name}" if kind in ("metric", "method", "predictor") else folder_name
     values: dict[str, Any] = {
         "group": "",
-        "summary": doc.summary,
+        # A file without a comment is a member all the same.
+        "summary": doc.summary or f"The {kind} {name}",
         "formula": doc.facts.get("formula") or _formula(doc.summary),
         "range": doc.facts.get("range", ""),
         "source": _source(doc),
