@@ -24,11 +24,12 @@ from mergeability.commands.catalogue_entries import (
     suite_tasks,
     task_entry,
 )
+from mergeability.commands.sets import derived_sets
 from mergeability.commands.wording import did_you_mean
 from mergeability.errors import UserError, short
 from mergeability.members import fixed_set, folder, members
 
-__all__ = ["KINDS", "Entry", "Option", "entries", "entry", "listing", "page", "text"]
+__all__ = ["KINDS", "Entry", "Option", "entries", "entry", "listing", "page", "sets_of", "text"]
 
 # Plural name → group in `conf`. Protocols have no files: they are classes.
 KINDS = {
@@ -129,10 +130,9 @@ def listing(kind: str) -> str:
     found = entries(kind)
     width = max(len(one.name) for one in found)
     lines = [f"{one.name:{width}}  {one.summary}" for one in found]
-    sets = _fixed_sets(kind)
+    sets = sets_of(kind)
     if sets:
-        lines.append("")
-        lines += [f"{name}: a set of {count}" for name, count in sets.items()]
+        lines += ["", "Sets: " + ", ".join(f"{name} ({len(names)})" for name, names in sets.items())]
     return "\n".join(lines)
 
 
@@ -207,6 +207,7 @@ def _facts(one: Entry) -> list[tuple[str, str]]:
     return [
         ("Formula", one.formula),
         ("Group", one.group),
+        ("Sets", ", ".join(name for name, names in sets_of(_PLURALS[one.kind]).items() if one.name in names)),
         ("Range", one.range),
         ("Cost", one.cost),
         ("Source", one.source),
@@ -245,13 +246,24 @@ def _wrapped(value: str, first: str = "", indent: int = 0) -> list[str]:
     ) or [first.rstrip()]
 
 
-def _fixed_sets(kind: str) -> dict[str, int]:
-    """Return the sets that files name, with the number of their members."""
+@cache
+def sets_of(kind: str) -> dict[str, tuple[str, ...]]:
+    """Return the sets that command lines take in place of names: those of `conf` and those that are derived.
+
+    Args:
+        kind: a key of `KINDS`; only metrics, methods and predictors have sets.
+
+    Examples:
+        >>> from mergeability.commands.catalogue import sets_of
+        >>> sets_of("methods")["paper"]
+        ('average', 'ta', 'ties', 'dare', 'tsv', 'iso_c')
+    """
     if kind not in ("metrics", "methods", "predictors"):
         return {}
     group = KINDS[kind]
-    names = [path.stem for path in sorted(folder(group).glob("*.yaml")) if path.stem not in members(group)]
-    return {name: len(fixed_set(group, name)) for name in names if name != "none"}
+    files = [path.stem for path in sorted(folder(group).glob("*.yaml")) if path.stem not in members(group)]
+    fixed = {name: fixed_set(group, name) for name in files if name != "none"}
+    return fixed | {name: tuple(names) for name, names in derived_sets().get(group, {}).items()}
 
 
 @cache

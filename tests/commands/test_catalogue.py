@@ -190,8 +190,17 @@ def test_a_list_has_a_line_for_every_member(kind):
 
 
 def test_sets_are_listed_with_their_size():
-    assert "minimal: a set of 25" in listing("metrics").splitlines()
-    assert "set of" not in listing("tasks")
+    # Six metrics take passes for each pair, and are not in the set of all.
+    metrics, methods = len(files("metrics")), len(files("methods"))
+    last = listing("metrics").splitlines()[-1]
+    assert last.startswith(f"Sets: minimal (25), paper (28), all ({metrics - 6}), weights (")
+    assert last.endswith("shared (6), functional (6)")
+    assert (
+        listing("methods").splitlines()[-1] == f"Sets: paper (6), all ({methods}), data_free ({methods - 2})"
+    )
+    assert "Sets" not in listing("tasks")
+    assert "Sets     minimal, paper, all, weights\n" in text(entry("stable_rank"))
+    assert "- **Sets:** shared\n" in page(entry("shared_input_gradient_l2_distance"))
 
 
 @pytest.mark.parametrize("one", EVERY, ids=lambda one: f"{one.kind}/{one.name}")
