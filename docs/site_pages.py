@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from mergeability.commands import catalogue  # noqa: E402
 from mergeability.commands.catalogue_entries import REAL, RENDERED  # noqa: E402
-from mergeability.commands.member_docs import flattened, shown_value, yaml_comments  # noqa: E402
+from mergeability.commands.member_docs import docstring, flattened, shown_value, yaml_comments  # noqa: E402
 from mergeability.members import located, options_of  # noqa: E402
 
 GLOSSARY = ROOT / "mergeability/reporting/glossary.md"
@@ -43,6 +43,25 @@ INTRODUCTIONS = {
     "tasks": "A task is a data set with class names and prompts.",
     "models": "A model is a CLIP with its pretrained weights and default settings for fine-tuning.",
     "suites": "A suite is a list of models that are compared: of tasks, of checkpoints, or a table of pairs.",
+}
+
+# Sections of the page of settings: title, prefix on the command line, and the file.
+SETTINGS = (
+    ("`mergeability analyze`", "", ".", "analyze"),
+    ("`mergeability train`", "", ".", "train"),
+    ("Evidence (`profile`)", "profile.", "profile", "default"),
+    ("Folders (`paths`)", "paths.", "paths", "default"),
+    ("The trainer (`trainer`)", "trainer.", "trainer", "default"),
+    ("Real images (`task`)", "task.", "task/base", "images"),
+)
+# The classes whose docstrings describe them: file and prefix → class.
+DESCRIBED = {
+    ("./analyze", ""): "mergeability.pipeline.request.MergeSettings",
+    ("./analyze", "prediction."): "mergeability.prediction.study.StudySettings",
+    ("./train", "training."): "mergeability.finetuning.module.TrainingSettings",
+    ("profile/default", ""): "mergeability.pipeline.request.ProfileSettings",
+    ("task/base/images", ""): "mergeability.data.real.source.image_task",
+    ("task/base/images", "dataset."): "mergeability.data.real.layouts.Layout",
 }
 
 
@@ -121,26 +140,32 @@ def _settings() -> str:
         "configuration of the command it is added to. Options of metrics, methods, penalties, predictors, tasks, "
         "models and suites are on their pages.",
     ]
-    tables = {
-        "`mergeability analyze`": [(".", "analyze", "")],
-        "`mergeability train`": [(".", "train", "")],
-        "Evidence (`profile`)": [("profile", "default", "profile.")],
-        "Folders (`paths`)": [("paths", "default", "paths.")],
-        "The trainer (`trainer`)": [("trainer", "default", "trainer.")],
-        "Real images (`task`)": [("task/base", "images", "task.")],
-    }
-    for title, files in tables.items():
+    for title, prefix, group, name in SETTINGS:
         rows = ["| setting | default | meaning |", "|---|---|---|"]
-        for group, name, prefix in files:
-            options = options_of(group, name)
-            comments = yaml_comments(ROOT / "conf" / group / f"{name}.yaml").comments
-            for key, value in flattened(options):
-                # What Hydra and the configuration wire among themselves is not for command lines.
-                if key.startswith(("hydra.", "analysis.", "settings.", "tracking.")) or "_target_" in key:
-                    continue
-                rows.append(f"| `{prefix}{key}` | `{shown_value(value)}` | {_cell(comments.get(key, ''))} |")
+        rows += [
+            f"| `{prefix}{key}` | `{value}` | {_cell(meaning)} |"
+            for key, value, meaning in settings(group, name)
+        ]
         parts += [f"## {title}", "\n".join(rows)]
     return "\n\n".join(parts) + "\n"
+
+
+def settings(group: str, name: str) -> Iterator[tuple[str, str, str]]:
+    """Yield the settings of a file of `conf`: dotted name, default and meaning."""
+    described = {
+        f"{prefix}{key}": re.sub(r"\bNone\b", "null", text)
+        for (wanted, prefix), target in DESCRIBED.items()
+        if wanted == f"{group}/{name}"
+        for key, text in docstring(target).parameters.items()
+    }
+    if name == "analyze":
+        # The seed of the draw of sets is a setting of another name.
+        described["sets_seed"] = described.pop("seed")
+    comments = yaml_comments(ROOT / "conf" / group / f"{name}.yaml").comments
+    for key, value in flattened(options_of(group, name)):
+        # What Hydra and the configuration wire among themselves is not for command lines.
+        if not key.startswith(("hydra.", "analysis.", "settings.", "tracking.")) and "_target_" not in key:
+            yield key, shown_value(value), described.get(key) or comments.get(key, "")
 
 
 def _glossary() -> str:

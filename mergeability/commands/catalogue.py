@@ -155,18 +155,9 @@ def text(one: Entry) -> str:
         "\n".join(line for label, value in facts for line in _wrapped(value, f"{label:{width}}  ", width + 2))
     )
     if one.options:
-        width = max(len(f"{option.setting}={option.default}") for option in one.options)
-        width = min(width, _WIDTH // 2)
-        parts.append(
-            "Options:\n"
-            + "\n".join(
-                line
-                for option in one.options
-                for line in _wrapped(
-                    option.description, f"  {f'{option.setting}={option.default}':{width}}  ", width + 4
-                )
-            )
-        )
+        width = min(max(len(_given(option)) for option in one.options), _WIDTH // 2)
+        lines = [line for option in one.options for line in _option_lines(option, width)]
+        parts.append("\n".join(["Options:", *lines]))
     parts.append(f"Example:\n  {one.example}")
     return "\n\n".join(parts)
 
@@ -214,6 +205,19 @@ def _facts(one: Entry) -> list[tuple[str, str]]:
         ("File", one.config),
         ("Code", one.implementation),
     ]
+
+
+def _given(option: Option) -> str:
+    return f"{option.setting}={option.default}"
+
+
+def _option_lines(option: Option, width: int) -> list[str]:
+    """Write an option and its description in two columns; a long option has lines for itself."""
+    given = _given(option)
+    if len(given) <= width:
+        return _wrapped(option.description, f"  {given:{width}}  ", width + 4)
+    described = _wrapped(option.description, " " * (width + 4), width + 4) if option.description else []
+    return [*_wrapped(given, "  ", 6), *described]
 
 
 def _cell(value: str) -> str:

@@ -142,8 +142,20 @@ def test_settings_have_their_comments():
     page = GENERATED["reference/settings.md"]
     assert "| `seed` | `0` | of the fine-tuned models |" in page
     assert "| `profile.samples` | `10` | calibration images of each task |" in page
-    assert "| `training.optimizer` | `adamw` | or sgd |" in page
+    assert '| `training.optimizer` | `adamw` | "adamw", or "sgd" with momentum |' in page
     assert "hydra.run" not in page
+
+
+@pytest.mark.parametrize(("title", "prefix", "group", "name"), SITE.SETTINGS)
+def test_every_setting_has_a_meaning(title, prefix, group, name):
+    found = list(SITE.settings(group, name))
+    assert [key for key, _, meaning in found if not meaning] == []
+    # The names at the start of lines in the file.
+    lines = (ROOT / "conf" / group / f"{name}.yaml").read_text().splitlines()
+    top = {line.partition(":")[0] for line in lines if re.match(r"[a-z]\w*:", line)}
+    left_out = {"defaults", "hydra", "tracking", "analysis", "settings"}
+    assert {key.partition(".")[0] for key, _, _ in found} >= top - left_out - {"progress"}
+    assert len(found) > 3
 
 
 def test_a_public_name_without_a_docstring_is_an_error(tmp_path, monkeypatch):
