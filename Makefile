@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-all demo test test-slow test-breaks bench check format lock dist smoke clean-store
+.PHONY: help setup setup-all demo test test-slow test-breaks bench docs check format lock dist smoke clean-store
 
 PYTHON := .venv/bin/python
 # Of a new environment, and of the smoke test: `make test PYTHON_VERSION=3.13`.
@@ -59,6 +59,15 @@ test-breaks: setup  ## every recorded break must turn a test red
 
 bench: setup  ## time and memory of the pair metrics, about 20 minutes (BENCH='--sizes tiny': one minute)
 	$(PYTHON) -m benchmarks $(BENCH)
+
+# A folder of packages next to .venv, which stays as the lock has it.
+.docs/ready: .venv/ready pyproject.toml
+	$(UV) pip install --quiet --python $(PYTHON) --target .docs -c requirements-all.lock \
+	  $$($(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
+	@touch $@
+
+docs: .docs/ready  ## the documentation site, in site/; broken links and missing docstrings are errors
+	PYTHONPATH=.docs $(PYTHON) -m mkdocs build --strict
 
 check: setup  ## format, lint, types, layers
 	.venv/bin/ruff format --check .

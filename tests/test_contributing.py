@@ -23,6 +23,7 @@ KINDS = {
     "A model": ("model", []),
 }
 CONFIGS = "tests/commands/test_configs.py"
+CATALOGUE = "tests/commands/test_catalogue.py"
 PUBLISHED = json.loads((ROOT / "tests/published/members_0.1.0.json").read_text())["sets"]
 # The fewest tests of its contract that a member of each kind has to pass, besides those of its configuration.
 FEWEST = {"metric": 4, "merge": 15, "reg": 4, "predictor": 2, "task": 0, "model": 0}
@@ -82,7 +83,7 @@ def outcomes(copy):
     ended = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"),
-            *("-k", selected, CONFIGS, *files),
+            *("-k", selected, CONFIGS, CATALOGUE, *files),
         ],
         cwd=copy,
         env=environment(copy),
@@ -116,7 +117,10 @@ def test_an_example_passes_the_contract_of_its_kind(outcomes, kind):
     of_configs = [name for name in seen if "test_configs" in name]
     assert any("resolve" in name for name in of_configs)
     assert len(of_configs) >= 2
-    assert len(seen) - len(of_configs) >= FEWEST[group], sorted(seen)
+    # So was the catalogue: a summary, a source and what else a page of the reference has.
+    of_catalogue = [name for name in seen if "test_catalogue" in name]
+    assert any("documented" in name for name in of_catalogue)
+    assert len(seen) - len(of_configs) - len(of_catalogue) >= FEWEST[group], sorted(seen)
     assert all(any(f"{Path(file).stem}::" in name for name in seen) for file in files)
     # So was the example in its docstring.
     modules = [Path(path).stem for path in examples(kind) if path.endswith(".py")]

@@ -1,24 +1,61 @@
-"""The README's commands do what they say, as typed; those that need ten trained models run on four."""
+"""The commands of the README and of docs/ do what they say, as typed; those that need ten trained models run on four.
 
+Commands that would take hours or a GPU are composed instead (`COMPOSED`), and those of the command line `mergeability` are
+parsed by its documented grammar.
+"""
+
+import argparse
 import re
+import shlex
 import shutil
-from importlib import import_module
+import tomllib
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
+from mergeability.commands import catalogue, dashboard
 from mergeability.prediction import Scorer
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-COMMANDS = [
-    line.removeprefix("$ ")
-    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-    if line.startswith("$ ")
-]
+PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
+README = PAGES[ROOT / "README.md"]
+
+
+def blocks(language: str, text: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def commands(text: str) -> list[str]:
+    """The lines behind a prompt."""
+    lines = [line for block in blocks("console", text) for line in block.splitlines()]
+    return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+
+
+# Each once, wherever it is shown.
+COMMANDS = list(dict.fromkeys(line for text in PAGES.values() for line in commands(text)))
+# Parts of commands that take hours, a GPU or several processes.
+COMPOSED = ("experiment=paper_", "mini20", "experiment=import", "hydra/launcher=")
+JOBS = [line for line in COMMANDS if re.match(r"mergeability (train|analyze) ", line)]
+RUN = [line for line in JOBS if not any(part in line for part in COMPOSED)]
+LONG = [line for line in JOBS if line not in RUN]
+# In sentences: complete commands, which nothing runs.
+INLINE = list(
+    dict.fromkeys(
+        line
+        for text in PAGES.values()
+        for line in re.findall(r"`(mergeability (?:train|analyze) [^`…]*=[^`…]*)`", text)
+        if line not in COMMANDS
+    )
+)
+VERBS = [line for line in COMMANDS if re.match(r"mergeability (compare|predict|merge) ", line)]
+SHOWN = [line for line in COMMANDS if re.match(r"mergeability (list|show) ", line)]
+DASHBOARDS = [line for line in COMMANDS if line.startswith("mergeability dashboard ")]
+INSTALLING = [line for line in COMMANDS if line.startswith("pip ")]
+MAKING = [line for line in COMMANDS if line.startswith("make ")]
 SMALL = {
     "experiment=pretrain_mini": ["pretraining.steps=2", "pretraining.images_per_subject=20"],
     "task=": [
@@ -55,22 +92,51 @@ QUICK = ["prediction.permutations=9", "prediction.seeds=0", "prediction.ablation
 FEW_PREDICTORS = "predictor=[mean,additive,ridge]"
 
 
-def words(command: str) -> list[str]:
-    """Split a command line as a shell does."""
-    import shlex
+def test_every_command_is_of_a_kind_that_is_checked():
+    kinds = [RUN, LONG, VERBS, SHOWN, DASHBOARDS, INSTALLING, MAKING]
+    assert sorted(COMMANDS) == sorted(line for kind in kinds for line in kind)
+    assert [len(kind) for kind in kinds] == [22, 7, 8, 11, 1, 2, 2]
+    assert len(INLINE) == 3
 
-    return shlex.split(command)
+
+def test_prompts_are_in_console_blocks_and_no_command_lacks_one():
+    """Otherwise it would be shown and not checked; docs/results.md has commands of the published table, without prompts."""
+    for path, text in PAGES.items():
+        outside = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+        assert not re.search(r"^\s*\$ ", outside, re.MULTILINE), path
+        if path.parent.name != "decisions" and path.name != "results.md":
+            lines = [line for block in blocks("console", text) for line in block.splitlines()]
+            assert [line for line in lines if not line.startswith("$ ")] == [], path
 
 
-def test_the_readme_shows_the_commands_this_file_knows():
-    assert len(COMMANDS) == 25
-    assert COMMANDS[:2] == ["make demo", "make test"]
+def test_the_readme_shows_the_two_commands_of_a_checkout():
+    assert MAKING == ["make demo", "make test"]
+    assert "```console\n$ make demo\n$ make test\n```" in README
     makefile = (ROOT / "Makefile").read_text()
-    assert all(f"\n{command.split()[1]}:" in makefile for command in COMMANDS[:2])
+    assert all(f"\n{command.split()[1]}:" in makefile for command in MAKING)
 
 
-PYTHON = [line for line in COMMANDS if line.startswith("python") and not line.startswith("python -m")]
-MODULES = [line for line in COMMANDS if line.startswith("python -m")]
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 120
+
+
+def test_what_is_installed_exists():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for line in INSTALLING:
+        for word in shlex.split(line)[2:]:
+            name = re.match(r"[a-z_-]+", word)
+            if name and not word.startswith("-") and "://" not in word:
+                known = {re.match(r"[\w-]+", one)[0] for one in project["dependencies"]} | {project["name"]}
+                assert name[0] in known, line
+    extras = set(project["optional-dependencies"])
+    for path in ("README.md", "docs/index.md"):
+        table = re.search(r"\| extra \| adds \|\n.*?\n\n", PAGES[ROOT / path], re.DOTALL)[0]
+        named = {
+            one for row in table.strip().splitlines()[2:] for one in re.findall(r"`(\w+)`", row.split("|")[1])
+        }
+        assert named == extras - {"dev"} - ({"docs"} if path == "README.md" else set()), path
+    for text in PAGES.values():
+        assert set(re.findall(r"mergeability\[(\w+)\]", text)) <= extras
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +145,7 @@ def store(smoke_root, tmp_path_factory) -> Path:
     return Path(shutil.copytree(smoke_root / "store", tmp_path_factory.mktemp("readme") / "store"))
 
 
-@pytest.mark.parametrize("line", PYTHON)
+@pytest.mark.parametrize("line", RUN)
 def test_every_command_runs(line, smoke_root, store, command, tmp_path, monkeypatch):
     few = [] if "predictor=" in line else [FEW_PREDICTORS]
     if "alpha=both" in line or "alpha=tuned" in line:
@@ -88,7 +154,7 @@ def test_every_command_runs(line, smoke_root, store, command, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", [line for line in PYTHON if "analyze.py" in line])
+@pytest.mark.parametrize("line", [line for line in RUN if "analyze" in line])
 def test_every_analysis_runs_with_all_predictors_on_a_fresh_store(
     line, smoke_root, command, tmp_path, monkeypatch
 ):
@@ -96,7 +162,7 @@ def test_every_analysis_runs_with_all_predictors_on_a_fresh_store(
 
 
 def run_as_typed(line, smoke_root, command, tmp_path, monkeypatch, quicker):
-    """Run a line of the README in an empty folder, on four models where it names the ten."""
+    """Run a line in an empty folder, on four models where it names the ten."""
     monkeypatch.chdir(tmp_path)
     for ours, theirs in (("base", "base"), ("a", "task0"), ("b", "task1")):
         shutil.copy(ROOT / f"tests/golden/{theirs}.safetensors", tmp_path / f"{ours}.safetensors")
@@ -105,7 +171,7 @@ def run_as_typed(line, smoke_root, command, tmp_path, monkeypatch, quicker):
     frame = pd.DataFrame(pairs, columns=["task_a", "task_b", "stable_rank"])
     frame["stable_rank"] = 1 + frame["stable_rank"] / 10
     frame.assign(norm_acc_ties=frame["stable_rank"] ** 2 / 9).to_csv("pairs.csv", index=False)
-    _, script, *arguments = words(line.replace("suite=mini", "suite=smoke"))
+    _, script, *arguments = shlex.split(line.replace("suite=mini", "suite=smoke"))
     root = tmp_path / "outputs"
     if "fitted=outputs/demo" in line:
         scorer = Scorer.fit(
@@ -121,15 +187,15 @@ def run_as_typed(line, smoke_root, command, tmp_path, monkeypatch, quicker):
         if "reg.lambda=0.01" in line
         else ""
     )
-    small = [one for key, extra in SMALL.items() if key in line and "analyze" not in script for one in extra]
+    small = [one for key, extra in SMALL.items() if key in line and script == "train" for one in extra]
     if "pretrain" in line or "grad_magnitude-0.01" in expected:
         shutil.rmtree(root / "checkpoints/clip_mini" / ("base" if "pretrain" in line else "none-0"))
-    if script == "analyze.py":
+    if script == "analyze":
         # Of a study, what takes long is done less often.
         small = [*QUICK, *quicker, *next((few for name, few in ABLATIONS.items() if name in arguments), [])]
-    ended = command(script.removesuffix(".py"), *arguments, *small, f"paths.root={root}", "logger=csv")
+    ended = command(script, *arguments, *small, f"paths.root={root}", "logger=csv")
     assert ended.code == 0, ended.output
-    if script == "analyze.py":
+    if script == "analyze":
         assert list(root.rglob("report.html"))
     if "save=true" in line or "export=hf" in line:
         assert list((root / "runs").rglob("merged/*/*/card.json"))
@@ -143,19 +209,114 @@ def run_as_typed(line, smoke_root, command, tmp_path, monkeypatch, quicker):
         assert (root / f"checkpoints/clip_mini/{expected}/seed-0/digits/card.json").exists()
 
 
-@pytest.mark.parametrize("line", MODULES)
-def test_every_module_runs(line, smoke_root, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("line", [*LONG, *INLINE])
+def test_a_long_command_composes(line):
+    """Its first job; every value of a sweep is an option that exists."""
+    _, script, *arguments = shlex.split(line)
+    overrides = []
+    for word in [argument for argument in arguments if argument != "-m"]:
+        override = OverridesParser.create().parse_override(word)
+        values = list(override.sweep_string_iterator()) if override.is_sweep_override() else []
+        assert not values or "-m" in arguments
+        if (ROOT / "conf" / override.key_or_group).is_dir():
+            options = values or str(override.value()).strip("[]").split(", ")
+            assert [one for one in options if not is_option(override.key_or_group, one)] == []
+        # Launchers have schemas of their own, with which tests/commands/test_launchers.py runs them.
+        if override.key_or_group != "hydra/launcher":
+            overrides.append(f"{override.key_or_group}={values[0]}" if values else word)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        compose(script, overrides, return_hydra_config=True)
+
+
+def is_option(group, name):
+    derived = ("all", "data_free", "weights", "functional", "shared")
+    return (ROOT / "conf" / group / f"{name}.yaml").is_file() or name in derived
+
+
+def grammar() -> argparse.ArgumentParser:
+    """The verbs as docs/reference/commands.md documents them."""
+    parser = argparse.ArgumentParser(prog="mergeability", exit_on_error=False)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    compare, predict, merge = (
+        verbs.add_parser(name, exit_on_error=False) for name in ("compare", "predict", "merge")
+    )
+    for verb in (compare, predict, merge):
+        verb.add_argument("base")
+        verb.add_argument("models", nargs="+")
+        verb.add_argument("--json", action="store_true")
+    for verb in (compare, predict):
+        verb.add_argument("--report")
+    compare.add_argument("--metric", action="append", default=[])
+    for option in ("--images", "--classes", "--head"):
+        predict.add_argument(option, action="append", default=[])
+    predict.add_argument("--model", default="vit_b16")
+    predict.add_argument("--fitted")
+    merge.add_argument("--method", required=True)
+    merge.add_argument("--alpha", type=float)
+    merge.add_argument("--out")
+    return parser
+
+
+@pytest.mark.parametrize("line", VERBS)
+def test_a_verb_is_used_as_documented(line):
+    given = grammar().parse_args(shlex.split(line)[1:])
+    assert len(given.models) >= 2
+    names = [model.rpartition("=")[0] or Path(model).stem for model in given.models]
+    if given.verb == "compare":
+        assert set(given.metric) <= {one.name for one in catalogue.entries("metrics")}
+    if given.verb == "merge":
+        methods = {one.name for one in catalogue.entries("methods") if "weights only" in one.cost}
+        assert given.method in methods | {"best"}
+    if given.verb == "predict":
+        assert given.model in {path.stem for path in (ROOT / "conf/model").glob("*.yaml")}
+        assert {one.partition("=")[0] for one in given.images} == set(names)
+        assert {one.partition("=")[0] for one in [*given.classes, *given.head]} == set(names)
+
+
+def test_the_documented_grammar_is_that_of_the_page():
+    """Every option has a row in the page of the command line, for its verbs."""
+    page = PAGES[ROOT / "docs/reference/commands.md"]
+    rows = dict(re.findall(r"^\| `(--[a-z]+)[^|]*\| ([^|]*)\|", page, re.MULTILINE))
+    parsers = grammar()._subparsers._group_actions[0].choices
+    documented = {(verb, option) for option, verbs in rows.items() for verb in re.findall(r"`(\w+)`", verbs)}
+    options = {
+        (verb, option)
+        for verb, parser in parsers.items()
+        for action in parser._actions
+        for option in action.option_strings
+        if option not in ("-h", "--help")
+    }
+    assert documented == options
+    assert set(re.findall(r"^\| `mergeability (\w+)", page, re.MULTILINE)) >= {
+        *parsers,
+        "list",
+        "show",
+        "train",
+    }
+
+
+@pytest.mark.parametrize("line", SHOWN)
+def test_what_is_listed_or_shown_is_there(line):
+    _, verb, name = shlex.split(line)
+    if verb == "list":
+        assert len(catalogue.listing(name).splitlines()) >= 4
+    else:
+        assert catalogue.text(catalogue.entry(name)).startswith(f"{name} (")
+
+
+@pytest.mark.parametrize("line", DASHBOARDS)
+def test_a_dashboard_is_made(line, smoke_root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(smoke_root / "checkpoints", tmp_path / "outputs/checkpoints")
-    _, _, module, *arguments = words(line)
-    assert import_module(module).main(arguments) == 0
+    _, _, *arguments = shlex.split(line)
+    assert dashboard.main(arguments) == 0
     assert "trainings: 4" in capsys.readouterr().out
     assert (tmp_path / "outputs/dashboard.html").is_file()
 
 
 def as_described(trained, folder):
-    """Lay out what the README's mine.yaml describes, with `shapes` in the place of `colours`."""
-    (described,) = re.findall(r"```yaml\n(base: .*?)```", README, re.DOTALL)
+    """Lay out what the guide's mine.yaml describes, with `shapes` in the place of `colours`."""
+    (described,) = blocks("yaml", PAGES[ROOT / "docs/guides/checkpoints.md"])
     (folder / "mine.yaml").write_text(described)
     shutil.copy(trained / "base/model.safetensors", folder / "base.safetensors")
     for name, model in (("digits", "digits"), ("colours", "shapes")):
@@ -166,13 +327,30 @@ def as_described(trained, folder):
             Image.new("RGB", (32, 32), (31 * index, 90, 0)).save(folder / "photos" / name / f"{index}.png")
 
 
-def test_the_notebook_example_runs(tmp_path, monkeypatch):
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+EXPORTED = set(re.findall(r"as (\w+)$", (ROOT / "mergeability/__init__.pyi").read_text(), re.MULTILINE))
+SNIPPETS = [
+    pytest.param(block, id=f"{path.stem}-{index}")
+    for path, text in PAGES.items()
+    if path.name != "results.md"  # of the published table, which is not part of this repository
+    for index, block in enumerate(blocks("python", text))
+]
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_a_snippet_runs(snippet, tmp_path, monkeypatch):
+    used = set(re.findall(r"\bmergeability\.(\w+)\(", snippet))
+    if not used <= EXPORTED:
+        pytest.skip(f"{', '.join(sorted(used - EXPORTED))}: no part of the package yet")
     monkeypatch.chdir(tmp_path)
     for ours, theirs in (("base", "base"), ("a", "task0"), ("b", "task1")):
         shutil.copy(ROOT / f"tests/golden/{theirs}.safetensors", tmp_path / f"{ours}.safetensors")
     names: dict = {}
-    exec(compile(example, "README.md", "exec"), names)
-    assert names["table"].shape == (1, 18)
-    assert (tmp_path / "merged.safetensors").exists()
-    assert set(names["weights"]) >= set(names["merged"])
+    exec(compile(snippet, "snippet", "exec"), names)
+    if "table" in names and not used:
+        assert names["table"].shape == (1, 18)
+        assert (tmp_path / "merged.safetensors").exists()
+        assert set(names["weights"]) >= set(names["merged"])
+
+
+def test_the_snippets_are_found():
+    assert len(SNIPPETS) == 3

@@ -25,11 +25,12 @@ from mergeability.commands.catalogue_entries import (
     suite_tasks,
     task_entry,
 )
+from mergeability.commands.sets import derived_sets
 from mergeability.commands.wording import did_you_mean
 from mergeability.errors import UserError, short
 from mergeability.members import files, fixed_set, members, own_folders
 
-__all__ = ["KINDS", "Entry", "Option", "entries", "entry", "listing", "page", "text"]
+__all__ = ["KINDS", "Entry", "Option", "entries", "entry", "listing", "page", "sets_of", "text"]
 
 # Plural name → group in `conf`. Protocols have no files: they are classes.
 KINDS = {
@@ -135,10 +136,9 @@ def listing(kind: str) -> str:
     found = entries(kind)
     width = max(len(one.name) for one in found)
     lines = [f"{one.name:{width}}  {one.summary}" for one in found]
-    sets = _fixed_sets(kind)
+    sets = sets_of(kind)
     if sets:
-        lines.append("")
-        lines += [f"{name}: a set of {count}" for name, count in sets.items()]
+        lines += ["", "Sets: " + ", ".join(f"{name} ({len(names)})" for name, names in sets.items())]
     return "\n".join(lines)
 
 
@@ -161,18 +161,9 @@ def text(one: Entry) -> str:
         "\n".join(line for label, value in facts for line in _wrapped(value, f"{label:{width}}  ", width + 2))
     )
     if one.options:
-        width = max(len(f"{option.setting}={option.default}") for option in one.options)
-        width = min(width, _WIDTH // 2)
-        parts.append(
-            "Options:\n"
-            + "\n".join(
-                line
-                for option in one.options
-                for line in _wrapped(
-                    option.description, f"  {f'{option.setting}={option.default}':{width}}  ", width + 4
-                )
-            )
-        )
+        width = min(max(len(_given(option)) for option in one.options), _WIDTH // 2)
+        lines = [line for option in one.options for line in _option_lines(option, width)]
+        parts.append("\n".join(["Options:", *lines]))
     parts.append(f"Example:\n  {one.example}")
     return "\n\n".join(parts)
 
@@ -213,12 +204,26 @@ def _facts(one: Entry) -> list[tuple[str, str]]:
     return [
         ("Formula", one.formula),
         ("Group", one.group),
+        ("Sets", ", ".join(name for name, names in sets_of(_PLURALS[one.kind]).items() if one.name in names)),
         ("Range", one.range),
         ("Cost", one.cost),
         ("Source", one.source),
         ("File", one.config),
         ("Code", one.implementation),
     ]
+
+
+def _given(option: Option) -> str:
+    return f"{option.setting}={option.default}"
+
+
+def _option_lines(option: Option, width: int) -> list[str]:
+    """Write an option and its description in two columns; a long option has lines for itself."""
+    given = _given(option)
+    if len(given) <= width:
+        return _wrapped(option.description, f"  {given:{width}}  ", width + 4)
+    described = _wrapped(option.description, " " * (width + 4), width + 4) if option.description else []
+    return [*_wrapped(given, "  ", 6), *described]
 
 
 def _cell(value: str) -> str:
@@ -251,13 +256,24 @@ def _wrapped(value: str, first: str = "", indent: int = 0) -> list[str]:
     ) or [first.rstrip()]
 
 
-def _fixed_sets(kind: str) -> dict[str, int]:
-    """Return the sets that files name, with the number of their members."""
+@cache
+def sets_of(kind: str) -> dict[str, tuple[str, ...]]:
+    """Return the sets that command lines take in place of names: those of `conf` and those that are derived.
+
+    Args:
+        kind: a key of `KINDS`; only metrics, methods and predictors have sets.
+
+    Examples:
+        >>> from mergeability.commands.catalogue import sets_of
+        >>> sets_of("methods")["paper"]
+        ('average', 'ta', 'ties', 'dare', 'tsv', 'iso_c')
+    """
     if kind not in ("metrics", "methods", "predictors"):
         return {}
     group = KINDS[kind]
     names = [name for name in files(group) if name not in members(group)]
-    return {name: len(fixed_set(group, name)) for name in names if name != "none"}
+    fixed = {name: fixed_set(group, name) for name in names if name != "none"}
+    return fixed | {name: tuple(names) for name, names in derived_sets().get(group, {}).items()}
 
 
 def _names(kind: str) -> tuple[str, ...]:

@@ -1,11 +1,17 @@
 """Entries of the catalogue, one builder per kind, from docstrings, declared traits and YAML files."""
 
 import ast
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
+from mergeability.commands.catalogue_metrics import (
+    VIEWS,
+    distinction,
+    metric_cost,
+    metric_range,
+    metric_traits,
+)
 from mergeability.commands.member_docs import (
     Docstring,
     docstring,
@@ -16,27 +22,10 @@ from mergeability.commands.member_docs import (
     yaml_comments,
 )
 from mergeability.members import declared, files, fixed_set, located, members, options_of, parsed
-from mergeability.metrics.traits import Traits
 
 RENDERED, REAL = "rendered images", "real images"
 _OWN = "this project; not published elsewhere"
 _PROTOCOLS = "mergeability.prediction.validation.protocols"
-# What the view of a metric is, and what its evidence costs.
-_VIEWS = {
-    "task_vector": "task vectors: fine-tuned weights minus base weights",
-    "activation": "mean activations of a layer over the calibration images of all tasks",
-    "encoder_gradient": "gradients of the loss with respect to the encoder's parameters",
-    "input_gradient": "gradients of the loss with respect to the input images",
-}
-_COSTS = {
-    "geometry": "weights only; one pass over the task vectors for all pairs together",
-    "effective rank": "weights only; one pass over the task vectors for all pairs together",
-    "subspace": "weights only; leading singular vectors of every matrix, computed once per model",
-    "sign": "weights only; one pass over the task vectors to find the largest entries, and one to compare signs",
-    "activation": "calibration images; one forward pass per model over the images of all tasks",
-    "gradient": "calibration images with labels; one forward and backward pass per model over its task's images",
-    "functional": "unlabelled images and zero-shot heads; one forward pass per model and task",
-}
 
 
 @dataclass(frozen=True)
@@ -118,9 +107,6 @@ def metric_entry(name: str) -> Entry:
     options = members("metric")[name]
     doc, traits = docstring(options["_target_"]), metric_traits(name)
     view = options.get("view")
-    cost = _COSTS.get(traits.category) or ("calibration images" if traits.needs_data else "weights only")
-    if traits.per_pair:
-        cost += "; two more passes per pair, of each model over the images of the other task"
     published = "arXiv 2601.22285" if name in fixed_set("metric", "paper") else ""
     return _entry(
         name,
@@ -129,44 +115,13 @@ def metric_entry(name: str) -> Entry:
         doc,
         options,
         group=traits.category,
-        summary=doc.summary + _distinction("metric", name),
-        definition=f"The vectors a and b are {_VIEWS[view]}." if view in _VIEWS else "",
-        range=doc.facts.get("range") or _range(traits),
+        summary=doc.summary + distinction(name),
+        definition=f"The vectors a and b are {VIEWS[view]}." if view in VIEWS else "",
+        range=doc.facts.get("range") or metric_range(traits),
         source=_source(doc) or published,
-        cost=cost,
+        cost=metric_cost(traits),
         example=f"mergeability analyze suite=mini model=clip_mini metric=[{name}] merge=none predictor=none",
     )
-
-
-def _distinction(group: str, name: str) -> str:
-    """Write how a metric differs from others with the same function: by its view, or by an end of the spectrum."""
-    options = members(group)[name]
-    alike = [one for one in members(group).values() if one["_target_"] == options["_target_"]]
-    if len(alike) == 1:
-        return ""
-    words = {
-        "task_vector": "task vectors",
-        "activation": "mean activations",
-        "encoder_gradient": "gradients of the encoder",
-        "input_gradient": "gradients of the input",
-        "top": "of the largest singular values",
-        "bottom": "of the smallest singular values",
-    }
-    found = [words[value] for value in options.values() if isinstance(value, str) and value in words]
-    return f" ({', '.join(found)})" if found else ""
-
-
-def metric_traits(name: str) -> Traits:
-    """Return what a metric of the catalogue declares about itself, without importing it.
-
-    Examples:
-        >>> from mergeability.commands.catalogue_entries import metric_traits
-        >>> metric_traits("activation_cosine_similarity").needs_data
-        True
-    """
-    options = members("metric")[name]
-    found: dict[str, Any] = {"category": "other", **declared(options["_target_"])}
-    return Traits(**found).with_options(options)
 
 
 def method_entry(name: str) -> Entry:
@@ -198,6 +153,7 @@ def penalty_entry(name: str) -> Entry:
     penalty = dict(options["penalty"] or {})
     target = penalty.pop("_target_", "")
     doc = docstring(target) if target else Docstring("Fine-tune without a penalty")
+    doc.parameters["lambda"] = "strength λ of the penalty, at least 0; 0 is plain fine-tuning"
     return _entry(
         name,
         "penalty",
@@ -225,7 +181,7 @@ def predictor_entry(name: str) -> Entry:
         "predictor",
         doc,
         options,
-        summary=header.summary,
+        summary=header.summary or doc.summary or f"The predictor {name}",
         definition="\n\n".join(part.strip() for part in (header.body, text) if part.strip()),
         body="",
         range="predictions in the units of the outcome",
@@ -248,13 +204,21 @@ def task_entry(name: str) -> Entry:
         name,
         "task",
         "task",
-        Docstring(header.summary, header.body),
+        Docstring(header.summary, header.body, parameters=_task_options(rendered)),
         options,
         group=RENDERED if rendered else REAL,
         source="rendered by this project" if rendered else f"data set {data_set} on the Hugging Face Hub",
         cost="no network" if rendered else "images from the Hub, downloaded once, or a local copy",
         example=f"mergeability train task={name}" + ("" if rendered else " doctor=true"),
     )
+
+
+def _task_options(rendered: bool) -> dict[str, str]:
+    """Return the descriptions of the options of tasks, under their dotted names."""
+    place, target = ("source", "rendered.source.Rendered") if rendered else ("dataset", "real.layouts.Layout")
+    nested = docstring(f"mergeability.data.{target}").parameters
+    own = docstring("mergeability.data.tasks.Task").parameters
+    return own | {f"{place}.{key}": text for key, text in nested.items()}
 
 
 def model_entry(name: str) -> Entry:
@@ -285,14 +249,15 @@ def suite_entry(name: str) -> Entry:
     header, tasks = yaml_comments(files("suite")[name]), suite_tasks(name)
     pairs = len(tasks) * (len(tasks) - 1) // 2
     model = " model=clip_mini" if options.get("pixel_baseline") and name != "mini20" else ""
+    target = options.get("_target_", "mergeability.pipeline.suites.TaskSuite")
     return _entry(
         name,
         "suite",
         "suite",
-        Docstring(header.summary, header.body),
+        Docstring(header.summary, header.body, parameters=docstring(target).parameters),
         options,
         definition=f"Tasks: {', '.join(tasks)}." if tasks else "",
-        implementation=options.get("_target_", "mergeability.pipeline.suites.TaskSuite"),
+        implementation=target,
         source="the benchmark of arXiv 2601.22285" if re.match(r"n\d+$", name) else "this project",
         cost=f"{len(tasks)} tasks, {pairs} pairs" if tasks else "no training",
         example=installed(
@@ -303,8 +268,7 @@ def suite_entry(name: str) -> Entry:
 
 def protocol_entry(node: ast.ClassDef) -> Entry:
     """Build the entry of a cross-validation protocol from its class."""
-    name = constant(node, "name")
-    doc = split_docstring(ast.get_docstring(node) or "")
+    name, doc = constant(node, "name"), split_docstring(ast.get_docstring(node) or "")
     return _entry(
         name,
         "protocol",
@@ -349,7 +313,8 @@ def _entry(
     prefix = f"{folder_name}.{name}" if kind in ("metric", "method", "predictor") else folder_name
     values: dict[str, Any] = {
         "group": "",
-        "summary": doc.summary,
+        # A file without a comment is a member all the same.
+        "summary": doc.summary or f"The {kind} {name}",
         "formula": doc.facts.get("formula") or _formula(doc.summary),
         "range": doc.facts.get("range", ""),
         "source": _source(doc),
@@ -378,6 +343,8 @@ def _description(key: str, doc: Docstring, comments: dict[str, str]) -> str:
     comment = comments.get(key, "")
     # Comments such as "or tensor: …" continue the value in the file, and the docstring has the same.
     repeated = described and (comment in described or comment.startswith(("or ", "and ", "the method that")))
+    # Options are written in YAML.
+    described = re.sub(r"\bNone\b", "null", described)
     return "; ".join(part for part in (described, "" if repeated else comment) if part)
 
 
@@ -389,11 +356,3 @@ def _formula(summary: str) -> str:
     """Return the equation behind the colon of a first line, as predictors have it."""
     _, _, end = summary.partition(": ")
     return end if " = " in end else ""
-
-
-def _range(traits: Traits) -> str:
-    """Write the declared range of a metric without a unit."""
-    low = "(−∞" if math.isinf(traits.low) else f"[{traits.low:g}".replace("-", "−")
-    high = "∞)" if math.isinf(traits.high) else f"{traits.high:g}]"
-    equal = "" if traits.equal is None else f"; {traits.equal:g} for two copies of one model"
-    return f"{low}, {high}, without a unit{equal}"

@@ -182,7 +182,8 @@ def flattened(options: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, 
     for name, value in options.items():
         if name.startswith(("_", "/")) or name == "defaults":
             continue
-        if isinstance(value, dict):
+        # Spellings are names of classes, and no options.
+        if isinstance(value, dict) and name != "spellings":
             if "_target_" in value:
                 yield f"{prefix}{name}._target_", value["_target_"]
             yield from flattened(value, f"{prefix}{name}.")
@@ -201,6 +202,11 @@ def shown_value(value: Any) -> str:
     if isinstance(value, list):
         items = [shown_value(one) for one in value]
         return f"[{', '.join(items[:6])}, …] ({len(items)})" if len(items) > 8 else f"[{', '.join(items)}]"
+    if isinstance(value, dict):
+        items = [f"{key}: {shown_value(one)}" for key, one in value.items()]
+        return (
+            f"{{{', '.join(items[:3])}, …}} ({len(items)})" if len(items) > 3 else f"{{{', '.join(items)}}}"
+        )
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)

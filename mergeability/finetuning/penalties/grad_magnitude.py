@@ -34,6 +34,7 @@ class GradMagnitude(Penalty):
 
     Attributes:
         strength: λ ≥ 0.
+        estimator: "finite_difference" or "exact".
         radius: r > 0, a length in parameter space; `None` takes 1e-3, or 1e-2 under reduced precision.
 
     Raises:

@@ -20,6 +20,9 @@ class L2ToInit(Penalty):
 
     Range: [0, ∞), in squared units of a parameter.
 
+    Attributes:
+        strength: λ ≥ 0.
+
     Cost: element-wise operations on the parameters.
 
     Raises:
