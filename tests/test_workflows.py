@@ -116,7 +116,7 @@ def test_only_a_tag_publishes_and_only_after_all_checks():
     publishing = [(file, name) for file, name, step in STEPS if "pypi-publish" in step.get("uses", "")]
     assert publishing == [("release.yml", "publish")]
     commands = made_by("release.yml", "publish")
-    assert {"make check", "make test", "make dist", ".ci/smoke"} <= commands
+    assert {"make check", "make test", "make docs", "make dist", ".ci/smoke"} <= commands
     # A job that runs although what it needs has failed would publish all the same.
     assert "if" not in JOBS["release.yml", "publish"]
 
