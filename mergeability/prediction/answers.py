@@ -68,8 +68,9 @@ class Verdict:
         <BLANKLINE>
         Merge them by task_arithmetic.
         <BLANKLINE>
-        method           normalised accuracy, interval for 90% of pairs
-        task_arithmetic   91.0%  87% to 95%      ridge
+        Normalised accuracy, interval for 90% of pairs:
+        method           expected  interval    from
+        task_arithmetic     91.0%  87% to 95%  ridge
     """
 
     subject: str
@@ -112,10 +113,18 @@ class Verdict:
         lines = [self.subject, "", self.answer]
         if self.forecasts:
             width = max(len(one.method) for one in self.forecasts)
-            lines += ["", f"{'method':<{width}}  {self.heading}"]
+            width = max(width, len("method"))
+            # Without intervals, their column is left out.
+            ends = max(
+                len("interval") if any(one.interval for one in self.forecasts) else 0,
+                *(len(one.interval) for one in self.forecasts),
+            )
+            rows = [("method", "expected", "interval" if ends else "", "from")]
+            rows += [(one.method, _percent(one.expected), one.interval, one.source) for one in self.forecasts]
+            lines += ["", f"{self.heading[0].upper()}{self.heading[1:]}:"]
             lines += [
-                f"{one.method:<{width}}  {_percent(one.expected):>6}  {one.interval:<15} {one.source}".rstrip()
-                for one in self.forecasts
+                f"{method:<{width}}  {expected:>8}  {f'{interval:<{ends}}  ' if ends else ''}{source}".rstrip()
+                for method, expected, interval, source in rows
             ]
         for heading, sentences in self.parts:
             lines += ["", f"{heading}:", *(f"- {sentence}" for sentence in sentences)]
