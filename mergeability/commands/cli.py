@@ -82,7 +82,8 @@ def compare(
     r"""Measure how two or more models that were fine-tuned from BASE relate, without data.
 
     BASE and each MODEL are a file (safetensors or PyTorch), a folder as save_pretrained writes it, or an id on the
-    Hugging Face hub; a MODEL may be the folder of a LoRA adapter. NAME=PATH gives a model a name.
+    Hugging Face hub; a MODEL may be the folder of a LoRA adapter. A path that exists is never looked for on the hub.
+    NAME=PATH gives a model a name.
 
     \b
       mergeability compare base.safetensors cars.safetensors svhn.safetensors

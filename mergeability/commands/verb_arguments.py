@@ -111,8 +111,10 @@ def sentences() -> Iterator[None]:
     handler = logging.StreamHandler()
     handler.setFormatter(PlainFormatter("%(message)s"))
     handler.setLevel(logging.WARNING)
-    root = logging.getLogger()
-    root.addHandler(handler)
+    # Libraries that log warnings print them by themselves.
+    shown = [logging.getLogger(name) for name in ("mergeability", "py.warnings")]
+    for one in shown:
+        one.addHandler(handler)
     logging.captureWarnings(True)
     try:
         use_own_folders([])
@@ -125,7 +127,8 @@ def sentences() -> Iterator[None]:
         click.echo("\nInterrupted.", err=True)
         sys.exit(130)
     finally:
-        root.removeHandler(handler)
+        for one in shown:
+            one.removeHandler(handler)
 
 
 def fail(sentence: str) -> NoReturn:
