@@ -14,6 +14,7 @@ from mergeability.metrics.catalogue import Metric
 from mergeability.metrics.measure import measure
 from mergeability.metrics.traits import traits_of
 from mergeability.pipeline.budget import refuse_budget
+from mergeability.pipeline.layers import layer_cosines
 from mergeability.pipeline.merges import (
     asks_for_all,
     chosen_sets,
@@ -44,7 +45,9 @@ def analyse_checkpoints(suite: CheckpointSuite, request: Request, run: Run) -> A
     metrics, without_data = _measurable(request.metrics)
     with run.clock.stage("measuring metrics"):
         vectors = suite.load(run.store, request.profile.layout)
-        table = measure(Profiles(vectors, None, run), metrics, on_error=request.on_error)
+        profiles = Profiles(vectors, None, run)
+        table = measure(profiles, metrics, on_error=request.on_error)
+        layers, of_layers = layer_cosines(profiles, table.reset_index())
     if request.merges:
         with run.clock.stage("merging"):
             _merge(vectors, request, sets, run)
@@ -58,9 +61,11 @@ def analyse_checkpoints(suite: CheckpointSuite, request: Request, run: Run) -> A
             *vectors.notes,
             *without_data,
             *alike_remarks(suite.models, "models"),
+            *of_layers,
             "No merge was evaluated and nothing predicted: suite=checkpoints has no images.",
         ],
         run=recorded(vectors, request),
+        layers=layers,
     )
 
 

@@ -1,26 +1,42 @@
 "use strict";
+
+// Figures behind drop-down menus, drawn when they come near.
 (() => {
   const read = (id) => JSON.parse(document.getElementById(id).textContent);
 
-  function refresh(block, figures) {
+  // Parts that several figures have in common are written once.
+  function whole(part, shared) {
+    if (Array.isArray(part)) return part.map((inner) => whole(inner, shared));
+    if (part === null || typeof part !== "object") return part;
+    if ("shared" in part) return shared[part.shared];
+    return Object.fromEntries(Object.entries(part).map(([key, inner]) => [key, whole(inner, shared)]));
+  }
+
+  function refresh(block, content) {
     const choice = [...block.querySelectorAll("select")].map((select) => select.value).join("|");
-    const shown = figures[choice];
-    const empty = block.querySelector(".empty");
-    empty.hidden = Boolean(shown);
-    block.querySelectorAll(".plot").forEach((box, position) => {
-      box.hidden = !shown;
-      if (shown) plots.draw(box, shown[position]);
+    const shown = content.figures[choice];
+    block.querySelector(".empty").hidden = Boolean(shown);
+    block.querySelectorAll(".figure").forEach((figure, position) => {
+      figure.hidden = !shown;
+      if (!shown) return;
+      const box = figure.querySelector(".plot");
+      plots.draw(box, whole(shown[position], content.shared));
+      if (!figure.querySelector(".tools")) tools.ofFigure(figure);
     });
+    block.dispatchEvent(new CustomEvent("drawn"));
   }
 
   function start(block) {
-    const figures = read(block.dataset.figures);
+    if (block.dataset.started) return;
+    block.dataset.started = "yes";
+    const content = read(block.dataset.figures);
     for (const select of block.querySelectorAll("select")) {
-      select.addEventListener("change", () => refresh(block, figures));
+      select.addEventListener("change", () => refresh(block, content));
     }
-    refresh(block, figures);
+    refresh(block, content);
   }
 
+  tools.start();
   // Figures far down the page wait until they come near: a report of 20 tasks has hundreds of choices.
   const waiting = new IntersectionObserver(
     (entries) => {
@@ -32,5 +48,7 @@
     },
     { rootMargin: "600px" },
   );
-  document.querySelectorAll(".block").forEach((block) => waiting.observe(block));
+  const blocks = document.querySelectorAll(".block");
+  blocks.forEach((block) => waiting.observe(block));
+  addEventListener("beforeprint", () => blocks.forEach(start));
 })();

@@ -55,6 +55,8 @@ const document = {
   getElementById: (id) => byId.get(id),
 };
 const window = { innerWidth: 1440 };
+const theme = { dark: false, follow() {} };
+const tools = { start() {}, ofTable() {}, ofFigure() {} };
 const Plotly = { react: (box, data, layout) => drawn.set(box, { data, layout }) };
 class IntersectionObserver {
   constructor(seen) {
