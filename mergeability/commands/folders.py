@@ -119,7 +119,9 @@ def _claimed(config: DictConfig, mode: str) -> Path:
     Hydra turns exceptions of callbacks into warnings, so the sentence is written here.
     """
     folder = Path(config.hydra[mode].dir)
-    RunFolders.claim.root = (Path(config.paths.root).absolute(), Path(config.paths.runs).absolute())
+    paths = config.get("paths")
+    if paths is not None:
+        RunFolders.claim.root = (Path(paths.root).absolute(), Path(paths.runs).absolute())
     by_time = "${now:" in str(OmegaConf.to_container(config.hydra[mode], resolve=False))
     try:
         return _new(folder) if by_time else _given(folder, private=mode == "run")

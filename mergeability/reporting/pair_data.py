@@ -130,9 +130,8 @@ def _predicted(analysis: Analysis, pairs: pd.DataFrame) -> tuple[dict[str, dict[
 
     scores = analysis.scores
     if analysis.scorer is not None and len(scores):
-        for name in (
-            column.removeprefix("score_low_") for column in scores if column.startswith("score_low_")
-        ):
+        columns = [str(column) for column in scores if str(column).startswith("score_low_")]
+        for name in (column.removeprefix("score_low_") for column in columns):
             fill(
                 analysis.scorer.target,
                 name,
