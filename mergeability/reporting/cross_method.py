@@ -20,6 +20,14 @@ from mergeability.reporting.page import Section, bullet_list, page, table
 from mergeability.reporting.run_lines import RunLine, run_line
 from mergeability.reporting.summaries import known_partner, method_table, number
 
+_TITLES = {
+    "n_pairs": "pairs", "mean_norm_acc": "mean normalised", "worst_norm_acc": "worst", "worst_pair": "worst pair",
+    "mean_acc": "mean accuracy", "worst_acc": "worst accuracy", "median_kept_gain": "gain kept",
+    "median_margin": "± 95 %", "method_a": "method", "method_b": "and", "top5_overlap": "top-5 overlap",
+    "sign_agreement": "sign agreement", "rho": "ρ", "rho_low": "95 % from", "rho_high": "to",
+    "rho_beyond": "ρ beyond task effects",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class CrossMethodSummary:
@@ -85,20 +93,30 @@ class CrossMethodSummary:
         sections = []
         for anchor, heading, frame in self._tables():
             first = str(frame.columns[0]) if len(frame.columns) else ""
-            texts = [str(name) for name in frame.columns if frame[name].dtype == object]
-            shown = frame.set_index(first) if first else frame
-            columns = {str(name): str(name) for name in shown.columns}
+            shown = (frame.set_index(first) if first else frame).dropna(axis=1, how="all")
+            texts = [name for name in shown.columns if not pd.api.types.is_numeric_dtype(shown[name])]
+            columns = {
+                name: _TITLES.get(name, name.replace("r_", "r of ", 1)) for name in map(str, shown.columns)
+            }
             sections.append(Section(anchor, heading, table(shown, columns, first, texts, caption=heading)))
         if self.runs:
-            rows = [Markup('<a href="{}">{}</a>').format(one.link(folder), one.title) for one in self.runs]
             frame = pd.DataFrame(
-                {"report": rows, "verdict": [one.verdict or "–" for one in self.runs]},
+                {
+                    "report": [one.title for one in self.runs],
+                    "verdict": [one.verdict or "–" for one in self.runs],
+                },
                 index=[one.page.parent.name for one in self.runs],
             )
-            reports = table(frame, {"report": "report", "verdict": "verdict"}, "job", ["report", "verdict"],
-                            caption="Reports of the jobs")  # fmt: skip
+            reports = table(
+                frame,
+                {"report": "report", "verdict": "verdict"},
+                "job",
+                ["report", "verdict"],
+                caption="Reports of the jobs",
+                links={"report": [one.link(folder) for one in self.runs]},
+            )
             wrapped = Markup('<div class="wrapped">') + reports + Markup("</div>")
-            sections.append(Section("jobs", "What does each job say?", wrapped))
+            sections.append(Section("jobs", "What is the verdict of each job?", wrapped))
         if self.missing:
             sections.append(Section("missing", "What is missing?", bullet_list(self.missing)))
         lead = Markup()

@@ -131,12 +131,13 @@ def linked_name(name: str) -> Markup:
     )
 
 
-def glossary_section(body: str, names: Sequence[str]) -> Markup:
+def glossary_section(body: str, names: Sequence[str], level: int = 3) -> Markup:
     """Define every term that a page links to, and every name; empty without any.
 
     Args:
         body: the HTML of the page.
         names: metrics, methods, predictors and protocols.
+        level: of its headings.
     """
     wanted = set(re.findall(r'href="#(term-[^"]+)"', body))
     found = [one for anchor, one in terms().items() if anchor in wanted]
@@ -153,6 +154,7 @@ def glossary_section(body: str, names: Sequence[str]) -> Markup:
     groups = [(headings[kind], own) for kind, own in kinds.items() if own]
     return render(
         "glossary",
+        level=level,
         groups=[(title, [(one.anchor, one.term, _marked(one.text)) for one in own]) for title, own in groups],
     )
 

@@ -64,13 +64,20 @@ def index_page(lines: list[RunLine], base: Path) -> str:
     else:
         rows = pd.DataFrame(
             {
-                "page": [Markup('<a href="{}">{}</a>').format(line.link(base), line.title) for line in lines],
+                "page": [line.title for line in lines],
                 "verdict": [line.verdict or "–" for line in lines],
                 "command": [line.command or "–" for line in lines],
             },
             index=[line.finished.replace("T", " ")[:16] or "–" for line in lines],
         )
-        body = table(rows, _COLUMNS, "finished (UTC)", list(_COLUMNS), caption="All runs, the last one first")
+        body = table(
+            rows,
+            _COLUMNS,
+            "finished (UTC)",
+            list(_COLUMNS),
+            caption="All runs, the last one first",
+            links={"page": [line.link(base) for line in lines]},
+        )
         body = Markup('<div class="wrapped">') + body + Markup("</div>")
     return page("Runs", Markup(), [Section("runs", "Which runs are there?", body)], plotly=False)
 

@@ -1,6 +1,7 @@
 """The section of the report on layers: where the task vectors of two models conflict."""
 
 import re
+from itertools import takewhile
 
 import pandas as pd
 
@@ -69,10 +70,9 @@ def _by_number(name: str) -> list[tuple[int, str]]:
 def _wide(layers: pd.DataFrame) -> pd.DataFrame:
     """Arrange cosines by layer and pair, pairs by their mean, without the common beginning of the layers' names."""
     names = sorted(dict.fromkeys(layers["layer"].astype(str)), key=_by_number)
-    # The names that come first and last in the alphabet share what all share.
-    first, last = min(names).split("."), max(names).split(".")
-    common = [one for one, other in zip(first, last, strict=False) if one == other] if len(names) > 1 else []
-    start = "".join(f"{part}." for part in first[: len(common)]) if first[: len(common)] == common else ""
+    parts = [name.split(".") for name in names]
+    common = takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False))
+    start = "".join(f"{column[0]}." for column in common) if len(names) > 1 else ""
     pairs = [pair_name(row) for row in layers[["task_a", "task_b"]].to_dict("records")]
     wide = layers.assign(pair=pairs).pivot_table(
         index="layer", columns="pair", values="cosine", sort=False, dropna=False

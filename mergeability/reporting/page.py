@@ -75,6 +75,7 @@ def table(
     marked: Sequence[str] = (),
     digits: int = 3,
     caption: str = "",
+    links: Mapping[str, Sequence[str]] | None = None,
 ) -> Markup:
     """Format a data frame as an HTML table, its index first; names and headings lead to the glossary.
 
@@ -88,6 +89,7 @@ def table(
         marked: index values of the rows to highlight.
         digits: decimals of numbers.
         caption: title of the table for screen readers, unique on the page.
+        links: column → the address that each of its cells leads to.
 
     Returns:
         The HTML.
@@ -97,12 +99,14 @@ def table(
     kinds = [name in texts for name in shown]
     # Only the first row of a name links: a screen reader would list the others as well.
     seen: set[str] = set()
+    addresses = [(links or {}).get(name) for name in shown]
     rows = []
-    for index, values in zip(frame.index, frame[shown].itertuples(index=False, name=None), strict=True):
+    every = zip(frame.index, frame[shown].itertuples(index=False, name=None), strict=True)
+    for place, (index, values) in enumerate(every):
         name = str(index)
         cells = [
-            (value if isinstance(value, Markup) else number(value, digits), kind)
-            for value, kind in zip(values, kinds, strict=True)
+            (number(value, digits), kind, own[place] if own is not None else "")
+            for value, kind, own in zip(values, kinds, addresses, strict=True)
         ]
         rows.append(
             (linked_name(name) if first in _DEFINED and name not in seen else name, index in marked, cells)
@@ -193,17 +197,21 @@ def shared_parts(figures: Any) -> dict[str, Any]:
     _count_parts(figures, counts)
     places = {text: place for place, text in enumerate(text for text, times in counts.items() if times > 1)}
 
-    def replaced(part: Any) -> Any:
+    def replaced(part: Any, whole: bool = False) -> Any:
         if not isinstance(part, dict | list):
             return part
-        text = json.dumps(part)
-        if text in places:
-            return {"shared": places[text]}
+        place = None if whole else places.get(json.dumps(part))
+        if place is not None:
+            return {"shared": place}
         if isinstance(part, dict):
             return {key: replaced(inner) for key, inner in part.items()}
         return [replaced(inner) for inner in part]
 
-    return {"figures": replaced(figures), "shared": [json.loads(text) for text in places]}
+    # A shared part may hold others.
+    return {
+        "figures": replaced(figures),
+        "shared": [replaced(json.loads(text), whole=True) for text in places],
+    }
 
 
 def _count_parts(part: Any, counts: dict[str, int]) -> None:
@@ -255,10 +263,11 @@ def page(
         The HTML.
     """
     texts = [lead, *(one.body for part in parts for one in _sections(part))]
-    defined = glossary_section("".join(texts), names)
+    last = parts[-1] if parts else None
+    folded_last = isinstance(last, Group) and last.folded
+    defined = glossary_section("".join(texts), names, 4 if folded_last else 3)
     if defined:
         entry = Section("glossary", "What do the terms mean?", defined)
-        last = parts[-1] if parts else None
         if isinstance(last, Group) and last.folded:
             whole = Group(last.anchor, last.heading, [*last.sections, entry], last.lead, last.folded)
             parts = [*parts[:-1], whole]

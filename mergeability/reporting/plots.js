@@ -39,7 +39,7 @@ const plots = (() => {
   function complete(box, figure, dark) {
     const layout = { ...look, ...figure.layout };
     for (const name of ["xaxis", "yaxis"]) layout[name] = { ...axis, ...figure.layout[name] };
-    if (crowded(figure, box)) layout.xaxis.showticklabels = false;
+    if (crowded(figure, box)) Object.assign(layout.xaxis, { showticklabels: false, ticks: "" });
     if (!layout.height) layout.autosize = true;
     const whole = { data: figure.data.map((trace) => fitting(trace, box)), layout };
     return dark ? coloured(whole) : whole;

@@ -8,7 +8,7 @@
   function whole(part, shared) {
     if (Array.isArray(part)) return part.map((inner) => whole(inner, shared));
     if (part === null || typeof part !== "object") return part;
-    if ("shared" in part) return shared[part.shared];
+    if ("shared" in part) return whole(shared[part.shared], shared);
     return Object.fromEntries(Object.entries(part).map(([key, inner]) => [key, whole(inner, shared)]));
   }
 

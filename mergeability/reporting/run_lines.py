@@ -3,12 +3,15 @@
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import unescape
 from pathlib import Path
 from urllib.parse import quote
+
+import yaml
 
 from mergeability.errors import printable
 
@@ -17,8 +20,8 @@ SUMMARIES = {"summary.html": "Methods", "ablation.html": "Fine-tuning", "evidenc
 
 # Folders that hold no runs: what runs are made of, and parts of them.
 _PRUNED = {"store", "checkpoints", "merged", "csv", "wandb", "prediction"}
-# The title of a page is near its beginning; its scripts are megabytes.
-_HEAD = 4096
+# Title and first sentence of a page are near its beginning; its scripts are megabytes.
+_HEAD = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class RunLine:
     Attributes:
         page: its report, or the page of a sweep.
         title: of the page.
-        verdict: the answer in one sentence; empty for a sweep.
+        verdict: the answer in one sentence, or the first sentence of the page of a sweep.
         command: that made it; empty if unknown.
         finished: when it ended, in ISO format.
     """
@@ -78,7 +81,9 @@ def run_line(folder: Path) -> RunLine | None:
         )
     for name, title in SUMMARIES.items():
         if (folder / name).is_file():
-            return RunLine(folder / name, _title(folder / name) or title, finished=_changed(folder / name))
+            page = folder / name
+            first = _found(page, r'<p class="answer">(.*?)</p>|<ul class="lead"><li>(.*?)</li>')
+            return RunLine(page, _title(page) or title, first, _sweep_command(folder), _changed(page))
     return None
 
 
@@ -115,12 +120,28 @@ def _record(path: Path) -> dict:
 
 
 def _title(page: Path) -> str:
+    return _found(page, r"<title>(.*?)</title>")
+
+
+def _found(page: Path, pattern: str) -> str:
+    """Return the text of the first element near the beginning of a page that a pattern finds."""
     try:
         with page.open(encoding="utf-8", errors="replace") as file:
-            found = re.search(r"<title>(.*?)</title>", file.read(_HEAD), re.DOTALL)
+            found = re.search(pattern, file.read(_HEAD), re.DOTALL)
     except OSError:
         return ""
-    return printable(unescape(found[1])) if found else ""
+    return (
+        "" if found is None else printable(unescape(next(one for one in found.groups() if one is not None)))
+    )
+
+
+def _sweep_command(folder: Path) -> str:
+    """Read the command of a sweep from the file that Hydra leaves in its folder."""
+    try:
+        overrides = yaml.safe_load(_text(folder / "multirun.yaml"))["hydra"]["overrides"]["task"]
+        return printable(shlex.join(["python", "analyze.py", "-m", *map(str, overrides)]))
+    except (yaml.YAMLError, TypeError, KeyError):
+        return ""
 
 
 def _changed(path: Path) -> str:

@@ -72,7 +72,7 @@ class Page(HTMLParser):
                 return [whole(inner) for inner in part]
             if isinstance(part, dict):
                 return (
-                    held["shared"][part["shared"]]
+                    whole(held["shared"][part["shared"]])
                     if set(part) == {"shared"}
                     else {k: whole(v) for k, v in part.items()}
                 )

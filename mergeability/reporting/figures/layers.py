@@ -59,6 +59,7 @@ def layer_map(cosines: pd.DataFrame) -> go.Figure:
                 "type": "category",
                 "showgrid": False,
                 "showticklabels": cosines.shape[1] <= _NAMED,
+                "ticks": "" if cosines.shape[1] > _NAMED else "outside",
                 "tickangle": -60,
                 "dtick": 1,
                 "tickfont": {"size": 10},

@@ -79,6 +79,7 @@ def outcome_map(outcomes: pd.DataFrame, name: str) -> go.Figure:
                 "type": "category",
                 "showgrid": False,
                 "showticklabels": count <= _NAMED,
+                "ticks": "" if count > _NAMED else "outside",
                 "tickangle": -60,
                 "dtick": 1,
                 "tickfont": {"size": 10},

