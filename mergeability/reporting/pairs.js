@@ -120,11 +120,8 @@
 
   // The card of one pair.
   const dialog = find("pair-card");
-  const slug = (name) => `term-${(name.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? []).join("-")}`;
-
   function termed(name) {
-    const own = name.replace(/_(tuned|unlabelled)$/, "");
-    const anchor = [slug(name), slug(own)].find((one) => find(one));
+    const anchor = tools.anchor(name);
     if (!anchor) return document.createTextNode(name);
     const link = element("a", name, { class: "term", href: `#${anchor}` });
     link.addEventListener("click", () => dialog.close());

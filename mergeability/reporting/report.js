@@ -12,17 +12,29 @@
     return Object.fromEntries(Object.entries(part).map(([key, inner]) => [key, whole(inner, shared)]));
   }
 
+  // Lead from what is chosen to its definition.
+  function define(block) {
+    const note = block.querySelector(".defined");
+    const chosen = [...block.querySelectorAll("select")].flatMap((select) => {
+      const anchor = tools.anchor(select.value);
+      return anchor ? [Object.assign(document.createElement("a"), { href: `#${anchor}`, textContent: select.selectedOptions[0].textContent })] : [];
+    });
+    note.hidden = !chosen.length;
+    note.replaceChildren("Definitions: ", ...chosen.flatMap((link, place) => (place ? [", ", link] : [link])));
+  }
+
   function refresh(block, content) {
     const choice = [...block.querySelectorAll("select")].map((select) => select.value).join("|");
-    const shown = content.figures[choice];
+    const shown = choice in content.figures && whole(content.figures[choice], content.shared);
     block.querySelector(".empty").hidden = Boolean(shown);
     block.querySelectorAll(".figure").forEach((figure, position) => {
       figure.hidden = !shown;
       if (!shown) return;
       const box = figure.querySelector(".plot");
-      plots.draw(box, whole(shown[position], content.shared));
+      plots.draw(box, shown[position]);
       if (!figure.querySelector(".tools")) tools.ofFigure(figure);
     });
+    define(block);
     block.dispatchEvent(new CustomEvent("drawn"));
   }
 

@@ -4,6 +4,14 @@
 const tools = (() => {
   const slug = (text) => text.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60) || "table";
 
+  // The definition of a metric, method or predictor on this page, also of one with the suffix of its scale.
+  function anchor(name) {
+    const found = [name, name.replace(/_(tuned|unlabelled)$/, "")].map(
+      (one) => `term-${(one.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? []).join("-")}`,
+    );
+    return found.find((one) => document.getElementById(one));
+  }
+
   function button(caption, label, pressed) {
     const made = document.createElement("button");
     made.type = "button";
@@ -78,7 +86,7 @@ const tools = (() => {
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
     if (!target) return;
     for (let one = target; one; one = one.parentElement) if (one.tagName === "DETAILS") one.open = true;
-    target.scrollIntoView();
+    target.scrollIntoView({ behavior: "instant" });
   }
 
   function start() {
@@ -102,5 +110,5 @@ const tools = (() => {
     });
   }
 
-  return { start, ofFigure, ofTable, button, bar, save, csv };
+  return { start, anchor, ofFigure, ofTable, button, bar, save, csv };
 })();
