@@ -9,6 +9,7 @@ from mergeability.pipeline.result import Analysis
 from mergeability.pipeline.verdicts import verdict
 from mergeability.prediction.answers import Verdict
 from mergeability.reporting import figures
+from mergeability.reporting.glossary import entry
 from mergeability.reporting.headline import findings
 from mergeability.reporting.page import Group, figure_block, table
 from mergeability.reporting.summaries import TARGET_NAMES, pair_name
@@ -35,7 +36,10 @@ def first_screen(analysis: Analysis, groups: Sequence[Group]) -> Markup:
         ("run", "How this was made"),
         ("glossary", "Glossary"),
     ]
-    anchors |= {group.anchor for group in groups} | {"glossary"}
+    anchors |= {group.anchor for group in groups}
+    # The headings of tables of outcomes are defined there, and so are metrics and methods by their names.
+    if analysis.targets or any(entry(name) for name in (*analysis.metrics, *analysis.merged)):
+        anchors.add("glossary")
     return render(
         "first_screen",
         compared=findings(analysis).compared,

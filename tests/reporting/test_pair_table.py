@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from itertools import combinations
 from pathlib import Path
@@ -63,6 +64,8 @@ def test_any_number_of_pairs_makes_a_report(count, tmp_path):
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     held = json.loads(text.partition('id="pairs-data">')[2].partition("</script>")[0])
     assert len(held["a"]) == count * (count - 1) // 2
+    links = set(re.findall(r'href="#([^"]+)"', text))
+    assert {one for one in links if f'id="{one}"' not in text} == set()
     # The rows are made by the script, a page at a time.
     assert text.count("<tr>") < 100
 
