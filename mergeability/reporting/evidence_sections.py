@@ -190,8 +190,8 @@ def consistency(analysis: Analysis) -> Section | None:
     body = paragraphs(
         "Is merging well a property of the pair, or of pair and method? Left: Spearman's rank correlation of"
         " two methods' outcomes over the pairs that both have; 1 means that they put the same pairs first."
-        " Right: the same of what is left once each task has an effect of its own, since methods may agree"
-        " about nothing but which models spoil every merge. Grey cells are undefined.",
+        " Right: the same after task effects are removed, because methods may agree only about which models"
+        " merge badly with all others. Grey cells are undefined.",
         note=True,
     )
     body += figure_block(

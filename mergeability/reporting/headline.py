@@ -77,6 +77,11 @@ def _unpredicted(analysis: Analysis) -> list[str]:
         ]
     if analysis.targets or len(analysis.sets):
         return ["Prediction was not part of this run."]
+    if len(analysis.scores):
+        return [
+            "No merge was evaluated: a predictor fitted on earlier merges scored"
+            f" {counted(len(analysis.scores), 'pair')}."
+        ]
     return ["No merge was evaluated, so this report says how the models relate, not how they merge."]
 
 

@@ -221,4 +221,4 @@ def metrics(analysis: Analysis) -> Section | None:
         square=True,
         described="Heat map of a metric, task by task",
     )
-    return Section("metric-maps", "How similar are every two models?", body)
+    return Section("metric-maps", "How similar are the models of each pair?", body)

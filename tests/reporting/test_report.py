@@ -193,6 +193,11 @@ def test_scores_of_an_earlier_fit_come_first_and_say_where_it_abstains(analysis,
     write_report(scored, tmp_path / "r.html")
     page = _read(tmp_path / "r.html")
     assert page.ids.index("scores") < page.ids.index("missing")
+    assert "No merge was evaluated: a predictor fitted on earlier merges scored 10 pairs." in page.text
+    assert "how the models relate, not how they merge" not in page.text, "it would contradict the verdict"
+    assert json.loads(page.data["pairs-data"])["predicted"]["norm_acc"]["ties"]["value"][0] == pytest.approx(
+        scores["score_ties"][0], rel=1e-4
+    )
     assert "Will these models merge well?" in page.text
     assert scores["abstains"].tolist().count("second") == 1
     assert "ties rests" in page.text or "predicts no better" in page.text

@@ -74,7 +74,7 @@ def outcome_map(outcomes: pd.DataFrame, name: str) -> go.Figure:
         trace,
         layout=figure_layout(
             plot_bgcolor="#eef1f4",
-            height=(70 if count > _NAMED else 170) + 26 * max(len(shown.columns), 2),
+            height=(70 if count > _NAMED else 170) + 26 * max(len(shown.columns), 4),
             xaxis={
                 "type": "category",
                 "showgrid": False,
