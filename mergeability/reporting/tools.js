@@ -34,7 +34,7 @@ const tools = (() => {
   function cell(value) {
     if (value === null || value === undefined) return "";
     if (typeof value === "number") return String(value);
-    const text = /^['=+\-@\t]/.test(value) && (value.trim() === "" || Number.isNaN(Number(value))) ? `'${value}` : value;
+    const text = /^'*[=+\-@\t\r]/.test(value) && (value.trim() === "" || Number.isNaN(Number(value))) ? `'${value}` : value;
     return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   }
   const csv = (rows) => rows.map((row) => row.map(cell).join(",")).join("\n") + "\n";

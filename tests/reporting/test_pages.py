@@ -243,3 +243,22 @@ def test_pages_are_small(tmp_path):
     assert len(text.encode()) < 4_000_000
     held = json.loads(text.partition('id="predictions-figures">')[2].partition("</script>")[0])
     assert len(held["figures"]) == 2 * 6 * 17
+
+
+def luminance(colour: str) -> float:
+    """The relative luminance of WCAG 2."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * one for one in colour[1:])
+    parts = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in parts]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+@pytest.mark.parametrize(
+    "start", [":root {", ':root[data-theme="dark"] {', ':root:not([data-theme="light"]) {']
+)
+def test_text_can_be_read_in_every_theme(start):
+    css = PACKAGE.joinpath("report.css").read_text(encoding="utf-8")
+    colours = dict(re.findall(r"--(\w+): (#\w+);", css.partition(start)[2].partition("}")[0]))
+    for text, ground in product(("ink", "muted", "accent", "warn"), ("ground", "soft")):
+        light, dark = sorted((luminance(colours[text]), luminance(colours[ground])), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, (text, ground)

@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from mergeability.pipeline.result import Analysis
 from mergeability.prediction import PredictionResult, Ridge, StudySettings, study_predictions
+from mergeability.prediction.csv_files import csv_text
 from mergeability.reporting import page, pair_data, write_report
 from mergeability.reporting.pair_data import pair_section
 
@@ -256,3 +257,32 @@ def test_sorting_puts_undefined_values_last_in_either_direction():
         [3, 0, 2, 1],
     ]
     assert run_script('pairMath.sorted([0, 1, 2], ["t10", "t9", "a"], false)') == [2, 1, 0]
+
+
+def test_tables_are_saved_as_the_csv_files_of_a_run_are():
+    names = ["=1+1", "+x", "-a", "@SUM(A1)", "'quoted'", "plain", 'a "b"', "c, d"]
+    frame = pd.DataFrame({"=name": names, "x": np.arange(len(names)) - 3.5})
+    rows = [list(frame.columns), *frame.to_numpy().tolist()]
+    assert run_node(script("tools"), f"tools.csv({json.dumps(rows)})") == csv_text(frame)
+    assert run_node(script("tools"), 'tools.csv([["-0.5", null, "–"]])') == "-0.5,,–\n", (
+        "numbers stay numbers"
+    )
+
+
+def test_figures_take_the_colours_of_the_theme():
+    fake = (Path(__file__).parent / "fake_page.js").read_text(encoding="utf-8")
+    figure = json.dumps(
+        {"data": [{"x": ["#2166ac"], "marker": {"color": "#2166ac"}}], "layout": {"xaxis": {}}}
+    )
+    draw = f"theme.dark = DARK; plots.draw(box, {figure}); states.push(JSON.stringify(drawn.get(box)));"
+    steps = [draw.replace("DARK", one) for one in ("false", "true")]
+    light, dark = map(
+        json.loads,
+        run_node(fake, script("plots"), "const box = new Element(); const states = [];", *steps, "states"),
+    )
+    assert light["data"][0]["marker"]["color"] == "#2166ac"
+    assert light["layout"]["paper_bgcolor"] == "#fff"
+    css = (SCRIPTS / "report.css").read_text(encoding="utf-8")
+    ground = re.search(r'data-theme="dark"\] \{[^}]*--ground: (#\w+);', css)[1]
+    assert dark["layout"]["paper_bgcolor"] == dark["layout"]["plot_bgcolor"] == ground
+    assert dark["data"][0]["marker"]["color"] != "#2166ac"
