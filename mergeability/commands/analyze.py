@@ -2,9 +2,11 @@
 
 import copy
 import logging
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from hydra import compose
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from mergeability.commands.folders import forget_merges, run_folder, shown_path
@@ -51,7 +53,7 @@ def analyse(cfg: DictConfig) -> float | tuple[float, ...] | None:
         request = instantiate(cfg.analysis, _convert_="all", folder=run_folder())
         if not (request.merging.keeps and request.merges):
             forget_merges()
-        found = run_analysis(request, _progress(opened), facts={"seed": cfg.seed, "config": plain(cfg)})
+        found = run_analysis(request, _progress(opened), facts=_facts(cfg))
         report = save(found, run_folder())
         show(found)
         if request.merging.keeps and (run_folder() / "merged").is_dir():
@@ -63,6 +65,15 @@ def analyse(cfg: DictConfig) -> float | tuple[float, ...] | None:
 
             log_analysis(opened, found, report)
     return objectives(cfg, found)
+
+
+def _facts(cfg: DictConfig) -> dict[str, Any]:
+    """Return what `run.json` records about the request: the seed, the command and the whole configuration."""
+    overrides = HydraConfig.get().overrides
+    # Of a sweep, the command of the one job.
+    of_hydra = [one for one in overrides.hydra if one.startswith("hydra.run.")]
+    command = shlex.join(["python", "analyze.py", *overrides.task, *of_hydra])
+    return {"seed": cfg.seed, "command": command, "config": plain(cfg)}
 
 
 def train_missing(cfg: DictConfig) -> None:

@@ -43,12 +43,14 @@ class _Claim:
         final: where results belong.
         working: where the run writes until it ends.
         locks: on both.
+        root: the folder whose runs are listed, and the one of `latest`.
     """
 
     shown: Path | None = None
     final: Path = Path()
     working: Path = Path()
     locks: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    root: tuple[Path, Path] | None = None
 
 
 class RunFolders(Callback):
@@ -90,15 +92,18 @@ def shown_path(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def claimed_folders() -> Iterator[None]:
+def claimed_folders() -> Iterator[_Claim]:
     """Put the folder of a run in its place when the block ends; if it fails, keep its files apart.
+
+    Yields:
+        The folders, known once Hydra has started.
 
     Raises:
         UserError: the folder cannot be moved.
     """
     claim = RunFolders.claim = _Claim()
     try:
-        yield
+        yield claim
         if claim.working != claim.final:
             _publish(claim)
     finally:
@@ -114,6 +119,9 @@ def _claimed(config: DictConfig, mode: str) -> Path:
     Hydra turns exceptions of callbacks into warnings, so the sentence is written here.
     """
     folder = Path(config.hydra[mode].dir)
+    paths = config.get("paths")
+    if paths is not None:
+        RunFolders.claim.root = (Path(paths.root).absolute(), Path(paths.runs).absolute())
     by_time = "${now:" in str(OmegaConf.to_container(config.hydra[mode], resolve=False))
     try:
         return _new(folder) if by_time else _given(folder, private=mode == "run")
@@ -166,6 +174,18 @@ def _given(folder: Path, *, private: bool) -> Path:
     if (final / "merged").is_dir():
         link_tree(final / "merged", claim.working / "merged")
     return claim.working
+
+
+def list_run(claim: _Claim) -> None:
+    """Add a finished run to the list of all runs and point `latest` to it; the run succeeds even if that fails."""
+    if claim.root is None:
+        return
+    from mergeability.reporting.index import record_run
+
+    try:
+        record_run(claim.final, *claim.root)
+    except (OSError, UserError) as error:
+        logger.warning("The list of runs was not updated: %s", error)
 
 
 def _publish(claim: _Claim) -> None:

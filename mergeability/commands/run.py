@@ -12,7 +12,7 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from mergeability.commands.folders import claimed_folders
+from mergeability.commands.folders import claimed_folders, list_run
 from mergeability.commands.invocation import as_typed
 from mergeability.commands.launchers import forget_schemas
 from mergeability.commands.repeated_keys import refuse_repeated_keys
@@ -39,13 +39,13 @@ def run(main: Callable[[], Any]) -> None:
     # A full disk fails to take the log too, which needs no traceback for each line.
     logging.raiseExceptions = verbose
     sys.argv[1:] = flags_first(sys.argv[1:])
-    code = 0
+    code, claim = 0, None
     try:
         use_own_folders(sys.argv[1:])
         refuse_repeated_keys(sys.argv[1:])
         check_overrides(sys.argv[1:])
         forget_schemas()
-        with claimed_folders(), _lazy_help():
+        with claimed_folders() as claim, _lazy_help():
             main()
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. What is finished is kept: start the same command again.\n")
@@ -60,6 +60,8 @@ def run(main: Callable[[], Any]) -> None:
         code = 1
     finally:
         failed = close_sweep(interrupted=code == 130)
+    if claim is not None and not code:
+        list_run(claim)
     if code or failed:
         sys.exit(code or 1)
 

@@ -14,6 +14,7 @@ from mergeability.metrics.catalogue import Metric
 from mergeability.metrics.measure import measure
 from mergeability.metrics.traits import traits_of
 from mergeability.pipeline.budget import refuse_budget
+from mergeability.pipeline.layers import layer_cosines
 from mergeability.pipeline.merges import (
     asks_for_all,
     chosen_sets,
@@ -59,7 +60,9 @@ def compared(vectors: TaskVectors, request: Request, run: Run) -> Analysis:
     """
     metrics, without_data = _measurable(request.metrics)
     with run.clock.stage("measuring metrics"):
-        table = measure(Profiles(vectors, None, run), metrics, on_error=request.on_error)
+        profiles = Profiles(vectors, None, run)
+        table = measure(profiles, metrics, on_error=request.on_error)
+        layers, of_layers = layer_cosines(profiles, table.reset_index())
     return Analysis(
         title=f"Mergeability of {request.suite.name}",
         pairs=table.reset_index(),
@@ -70,9 +73,11 @@ def compared(vectors: TaskVectors, request: Request, run: Run) -> Analysis:
             *vectors.notes,
             *without_data,
             *alike_remarks(vectors.tasks, "models"),
+            *of_layers,
             "No merge was evaluated and nothing predicted: that takes images of the tasks.",
         ],
         run=recorded(vectors, request),
+        layers=layers,
     )
 
 

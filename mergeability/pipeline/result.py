@@ -43,6 +43,7 @@ class Analysis:
         evaluated: how many pairs a budget had evaluated; None without a budget.
         predicted_pairs: predicted outcomes of the other pairs.
         predicted_accuracy: how well such predictions did on pairs that were evaluated.
+        layers: the cosine of each pair's task vectors by layer, as `layer_cosines` returns it.
 
     Examples:
         >>> import pandas as pd
@@ -73,6 +74,7 @@ class Analysis:
     evaluated: int | None = None
     predicted_pairs: pd.DataFrame = field(default_factory=pd.DataFrame)
     predicted_accuracy: pd.DataFrame = field(default_factory=pd.DataFrame)
+    layers: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def tasks(self) -> list[str]:
@@ -104,6 +106,28 @@ class Analysis:
         """The targets for which at least one method has outcomes, the default first."""
         columns = set(self.pairs.columns)
         return [t for t in TARGETS if any(f"{t}_{m}" in columns for m in self.methods)]
+
+    def ranked_methods(self, target: str) -> pd.Series:
+        """Return the mean outcome of every measured method over its pairs, best first.
+
+        Every page and text takes the best method from here. Equal means are ordered by the other target, then as the
+        methods were named.
+
+        Args:
+            target: `norm_acc` or `acc`.
+        """
+        means = pd.DataFrame(
+            {
+                name: {
+                    method: self.pairs.get(f"{name}_{method}", pd.Series(dtype=float)).mean()
+                    for method in self.methods
+                }
+                for name in (target, *(name for name in TARGETS if name != target))
+            },
+            dtype=float,
+        )
+        means = means[means[target].notna()]
+        return means.sort_values(list(means.columns), ascending=False, kind="stable")[target]
 
 
 def objective(analysis: Analysis, name: str) -> float:

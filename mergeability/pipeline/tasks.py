@@ -25,6 +25,7 @@ from mergeability.evaluation.scales import UNLABELLED
 from mergeability.metrics.functional import functional_names, of_models
 from mergeability.metrics.measure import measure
 from mergeability.pipeline.budget import check_budget, evaluated_sets, predicted_others, with_outcomes
+from mergeability.pipeline.layers import layer_cosines
 from mergeability.pipeline.merges import (
     chosen_sets,
     merge_writer,
@@ -74,6 +75,7 @@ def analyse_tasks(suite: TaskSuite, request: Request, run: Run) -> Analysis:
     with run.clock.stage("merging and evaluating"):
         outcomes = _evaluation(vectors, merged, models, evaluated).sets(request.merges, evaluated, run)
     pairs = with_own_accuracies(_with_outcomes(table, request, sets, outcomes), models)
+    layers, of_layers = layer_cosines(profiles, pairs)
     models = models.assign(**of_models(profiles, request.metrics))
     methods = outcomes.methods if any(len(one) == 2 for one in sets) else []
     merged_sets = _larger_sets(outcomes, profiles, request)
@@ -98,6 +100,7 @@ def analyse_tasks(suite: TaskSuite, request: Request, run: Run) -> Analysis:
             *of_budget,
             *others.notes,
             *predicted.notes,
+            *of_layers,
         ],
         run=recorded(vectors, request),
         sets=merged_sets,
@@ -107,6 +110,7 @@ def analyse_tasks(suite: TaskSuite, request: Request, run: Run) -> Analysis:
         evaluated=None if request.merging.evaluate is None else len(evaluated),
         predicted_pairs=others.predictions,
         predicted_accuracy=others.accuracy,
+        layers=layers,
     )
 
 

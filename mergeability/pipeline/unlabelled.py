@@ -26,6 +26,7 @@ from mergeability.metrics.functional import of_models
 from mergeability.metrics.measure import measure
 from mergeability.metrics.traits import traits_of
 from mergeability.pipeline.budget import refuse_budget
+from mergeability.pipeline.layers import layer_cosines
 from mergeability.pipeline.merges import (
     asks_for_all,
     chosen_sets,
@@ -73,6 +74,7 @@ def analyse_models(suite: ModelSuite, request: Request, run: Run) -> Analysis:
     of_pairs = probes[probes["arity"] == 2] if len(probes) else probes
     if len(of_pairs):
         table = table.join(pair_table(pd.DataFrame(), of_pairs))
+    layers, of_layers = layer_cosines(profiles, table.reset_index())
     return Analysis(
         title=f"Mergeability of {suite.name}",
         pairs=table.reset_index(),
@@ -84,11 +86,13 @@ def analyse_models(suite: ModelSuite, request: Request, run: Run) -> Analysis:
             *map(str, vectors.left_out),
             *left_out,
             *outcomes.notes,
+            *of_layers,
         ],
         run=recorded(vectors, request),
         sets=_larger_sets(probes, profiles, metrics),
         curves=outcomes.curves,
         merged=outcomes.methods if sets and request.merging.probe is not None else [],
+        layers=layers,
     )
 
 

@@ -310,14 +310,12 @@ def _of_new_pairs(analysis: Analysis) -> Verdict:
     worth = evidence_costs(records, tables, target)
     widths, level = _spread(tables.get("intervals", pd.DataFrame()), target)
     forecasts = []
-    for method in analysis.methods:
-        outcome = analysis.pairs.get(f"{target}_{method}", pd.Series(dtype=float)).dropna()
-        if outcome.empty:
-            continue
-        width = float(widths.get(method, _NAN))
-        mean = float(outcome.mean())
-        forecasts.append(Forecast(method, mean, mean - width, mean + width, f"mean of {len(outcome)} pairs"))
-    forecasts.sort(key=lambda one: -one.expected)
+    for method, mean in analysis.ranked_methods(target).items():
+        count = int(analysis.pairs[f"{target}_{method}"].count())
+        width = float(widths.get(str(method), _NAN))
+        forecasts.append(
+            Forecast(str(method), float(mean), mean - width, mean + width, f"mean of {count} pairs")
+        )
     best = forecasts[0]
     spread = f", from {best.interval} for {level:.0%} of pairs" if best.interval else ""
     choice = distance(forecasts)

@@ -99,6 +99,10 @@ class Profiles:
             self._found[kind] = kind.combine(self.subject)
         return cast("Found", self._found[kind])
 
+    def has(self, kind: Evidence[Any]) -> bool:
+        """Return whether this evidence was computed already, so that it costs nothing."""
+        return kind in self._found
+
     @property
     def data_key(self) -> dict[str, Any]:
         """The parts of store keys, other than the models, of everything computed from the models' samples and heads."""

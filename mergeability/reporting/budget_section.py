@@ -28,12 +28,21 @@ def predicted_pairs(analysis: Analysis) -> Section | None:
         " chose a predictor; its errors there give the interval.",
         note=True,
     )
-    body += table(accuracy.set_index("method"), _ACCURACY_COLUMNS, "method", ["target", "predictor"])
+    body += table(
+        accuracy.set_index("method"),
+        _ACCURACY_COLUMNS,
+        "method",
+        ["target", "predictor"],
+        caption="Accuracy of predictions",
+    )
     target = str(accuracy["target"].iloc[0])
     methods = accuracy.loc[accuracy["target"] == target, "method"].astype(str)
     columns = {f"predicted_{target}_{method}": method for method in methods}
     order = predictions[list(columns)].mean(axis=1).sort_values(ascending=False, kind="stable").index
     ordered = predictions.loc[order]
     ordered = ordered.set_axis([pair_name(row) for row in ordered[["task_a", "task_b"]].to_dict("records")])
-    body += folded("Every predicted pair, the best mean first", table(ordered, columns, "pair"))
-    return Section("predicted", "Pairs that were predicted, not measured", body)
+    body += folded(
+        "Every predicted pair, the best mean first",
+        table(ordered, columns, "pair", caption="Predicted pairs"),
+    )
+    return Section("predicted", "Which outcomes are predicted for pairs that were not measured?", body)

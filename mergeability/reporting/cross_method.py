@@ -3,11 +3,11 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
 
 from mergeability.files import atomic_file
 from mergeability.prediction.csv_files import csv_text, read_csv
@@ -15,14 +15,18 @@ from mergeability.prediction.pair_table import TARGETS, outcome_methods
 from mergeability.prediction.questions.consistency import method_consistency
 from mergeability.prediction.questions.fingerprints import fingerprints
 from mergeability.prediction.validation.folds import TASK_PREFIX
+from mergeability.reporting.headline import best_method
+from mergeability.reporting.page import Section, bullet_list, page, table
+from mergeability.reporting.run_lines import RunLine, run_line
 from mergeability.reporting.summaries import known_partner, method_table, number
 
-_STYLE = (
-    "body{font:16px/1.6 system-ui,sans-serif;color:#1f2933;max-width:1100px;margin:32px auto;padding:0 16px}"
-    "div{overflow-x:auto}table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}"
-    "th,td{text-align:right;padding:6px 10px;border-bottom:1px solid #e3e8ee;white-space:nowrap}"
-    "th{color:#5d6976}td:first-child,th:first-child{text-align:left}"
-)
+_TITLES = {
+    "n_pairs": "pairs", "mean_norm_acc": "mean normalised", "worst_norm_acc": "worst", "worst_pair": "worst pair",
+    "mean_acc": "mean accuracy", "worst_acc": "worst accuracy", "median_kept_gain": "gain kept",
+    "median_margin": "± 95 %", "method_a": "method", "method_b": "and", "top5_overlap": "top-5 overlap",
+    "sign_agreement": "sign agreement", "rho": "ρ", "rho_low": "95 % from", "rho_high": "to",
+    "rho_beyond": "ρ beyond task effects",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class CrossMethodSummary:
             in [0, 1], as in `fingerprints`.
         consistency: one row per target and pair of methods: rank correlations over pairs, as in `method_consistency`.
         missing: sentences on folders or tables that could not be used.
+        runs: the analyses with a report.
 
     Examples:
         >>> import pandas as pd
@@ -49,12 +54,13 @@ class CrossMethodSummary:
     agreement: pd.DataFrame
     consistency: pd.DataFrame
     missing: tuple[str, ...] = ()
+    runs: tuple[RunLine, ...] = ()
 
     def save(self, folder: Path | str) -> None:
         """Write `summary.html`, `summary.md`, `summary.csv`, `fingerprints.csv` and `consistency.csv` into a folder."""
         folder = Path(folder)
         for name, text in {
-            "summary.html": self._html(),
+            "summary.html": self._html(folder),
             "summary.md": self._markdown(),
             "summary.csv": csv_text(self.methods),
             "fingerprints.csv": csv_text(self.agreement),
@@ -63,17 +69,18 @@ class CrossMethodSummary:
             with atomic_file(folder / name) as path:
                 path.write_text(text, encoding="utf-8")
 
-    def _tables(self) -> list[tuple[str, pd.DataFrame]]:
-        tables = [("Methods", self.methods)]
+    def _tables(self) -> list[tuple[str, str, pd.DataFrame]]:
+        """List anchor, heading and rows of each table."""
+        tables = [("methods", "Which method merges best?", self.methods)]
         if len(self.agreement):
-            tables.append(("Fingerprints: do two methods listen to the same metrics?", self.agreement))
+            tables.append(("fingerprints", "Do two methods depend on the same metrics?", self.agreement))
         if len(self.consistency):
-            tables.append(("Do two methods agree about pairs?", self.consistency))
+            tables.append(("consistency", "Do two methods agree about pairs?", self.consistency))
         return tables
 
     def _markdown(self) -> str:
         parts = ["# Across methods"]
-        for heading, frame in self._tables():
+        for _, heading, frame in self._tables():
             head = f"| {' | '.join(frame.columns)} |\n|{'---|' * frame.shape[1]}"
             rows = "\n".join(
                 f"| {' | '.join(_cells(row))} |" for row in frame.itertuples(index=False, name=None)
@@ -82,22 +89,41 @@ class CrossMethodSummary:
         parts += [f"- {sentence}" for sentence in self.missing]
         return "\n\n".join(parts) + "\n"
 
-    def _html(self) -> str:
-        parts = []
-        for heading, frame in self._tables():
-            head = "".join(f"<th>{escape(str(name))}</th>" for name in frame.columns)
-            rows = "".join(
-                f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(row))}</tr>"
-                for row in frame.itertuples(index=False, name=None)
+    def _html(self, folder: Path) -> str:
+        sections = []
+        for anchor, heading, frame in self._tables():
+            first = str(frame.columns[0]) if len(frame.columns) else ""
+            shown = (frame.set_index(first) if first else frame).dropna(axis=1, how="all")
+            texts = [name for name in shown.columns if not pd.api.types.is_numeric_dtype(shown[name])]
+            columns = {
+                name: _TITLES.get(name, name.replace("r_", "r of ", 1)) for name in map(str, shown.columns)
+            }
+            sections.append(Section(anchor, heading, table(shown, columns, first, texts, caption=heading)))
+        if self.runs:
+            frame = pd.DataFrame(
+                {
+                    "report": [one.title for one in self.runs],
+                    "verdict": [one.verdict or "–" for one in self.runs],
+                },
+                index=[one.page.parent.name for one in self.runs],
             )
-            parts.append(f"<h2>{escape(heading)}</h2><div><table><tr>{head}</tr>{rows}</table></div>")
-        parts += [f"<p>{escape(sentence)}</p>" for sentence in self.missing]
-        return (
-            '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>Across methods</title><style>{_STYLE}</style></head>"
-            f"<body><h1>Across methods</h1>{''.join(parts)}</body></html>\n"
-        )
+            reports = table(
+                frame,
+                {"report": "report", "verdict": "verdict"},
+                "job",
+                ["report", "verdict"],
+                caption="Reports of the jobs",
+                links={"report": [one.link(folder) for one in self.runs]},
+            )
+            wrapped = Markup('<div class="wrapped">') + reports + Markup("</div>")
+            sections.append(Section("jobs", "What is the verdict of each job?", wrapped))
+        if self.missing:
+            sections.append(Section("missing", "What is missing?", bullet_list(self.missing)))
+        lead = Markup()
+        if len(self.methods) and pd.notna(self.methods["mean_norm_acc"].iloc[0]):
+            best = self.methods.iloc[0]
+            lead = Markup('<p class="answer">{}</p>').format(best_method(best["method"], best, "norm_acc"))
+        return page("Across methods", lead, sections, plotly=False)
 
 
 def cross_method_summary(run_folders: Sequence[Path | str]) -> CrossMethodSummary:
@@ -150,7 +176,10 @@ def cross_method_summary(run_folders: Sequence[Path | str]) -> CrossMethodSummar
     methods = pd.DataFrame(rows)
     if len(methods):
         methods = methods.sort_values("mean_norm_acc", ascending=False, kind="stable", ignore_index=True)
-    return CrossMethodSummary(methods, _agreement(coefficients), _consistency(outcomes), tuple(missing))
+    lines = [line for folder in map(Path, run_folders) if (line := run_line(folder)) is not None]
+    return CrossMethodSummary(
+        methods, _agreement(coefficients), _consistency(outcomes), tuple(missing), tuple(lines)
+    )
 
 
 def _outcomes(pairs: pd.DataFrame, method: str) -> dict[str, Any]:

@@ -62,13 +62,24 @@ def single_metrics(analysis: Analysis) -> Section | None:
         "permutation test that permutes the tasks.",
         note=True,
     )
-    body += figure_block("single", plots, [target_choice(analysis)])
+    body += figure_block(
+        "single", plots, [target_choice(analysis)], described="Correlation of single metrics with the outcome"
+    )
     columns = {
         "method": "method", "target": "target", "r": "r", "p_usual": "usual p", "p": "p, permutation test",
         "n_pairs": "pairs",
     }  # fmt: skip
-    body += folded("As a table", table(single.set_index("metric"), columns, "metric", ["method", "target"]))
-    return Section("single", "Each metric on its own", body)
+    body += folded(
+        "As a table",
+        table(
+            single.set_index("metric"),
+            columns,
+            "metric",
+            ["method", "target"],
+            caption="Correlations of single metrics",
+        ),
+    )
+    return Section("single", "How well does each metric predict alone?", body)
 
 
 def category_ablation(analysis: Analysis) -> Section | None:
@@ -100,8 +111,13 @@ def category_ablation(analysis: Analysis) -> Section | None:
         "situation",
         [(str(one), names.get(str(one), str(one))) for one in dict.fromkeys(ablation["protocol"])],
     )
-    body += figure_block("ablation", plots, [situations, target_choice(analysis)])
-    return Section("ablation", "What each category of metrics is worth", body)
+    body += figure_block(
+        "ablation",
+        plots,
+        [situations, target_choice(analysis)],
+        described="Change of r without each category of metrics",
+    )
+    return Section("ablation", "Which categories of metrics are needed?", body)
 
 
 def coefficients(analysis: Analysis) -> Section | None:
@@ -119,8 +135,10 @@ def coefficients(analysis: Analysis) -> Section | None:
         " weight, so a sign alone proves little. For additive the rows are task effects.",
         note=True,
     )
-    body += figure_block("coefficients", plots, fit_choices(analysis, rows))
-    return Section("coefficients", "What the predictors listen to", body)
+    body += figure_block(
+        "coefficients", plots, fit_choices(analysis, rows), described="Coefficients of a linear predictor"
+    )
+    return Section("coefficients", "Which metrics do the predictors use?", body)
 
 
 def fingerprints(analysis: Analysis) -> Section | None:
@@ -138,19 +156,29 @@ def fingerprints(analysis: Analysis) -> Section | None:
         ]
     means = compared.groupby(["target", "predictor"], sort=False)[["top5_overlap", "sign_agreement"]].mean()
     body = paragraphs(
-        "Do methods succeed for the same reasons? Left: share of the five largest metrics that two methods have in"
+        "Left: share of the five largest metrics that two methods have in"
         " common. Right: share of metrics with the same sign.",
         note=True,
     )
     body += figure_block(
-        "fingerprints", plots, [target_choice(analysis), predictor_choice(analysis, compared)], square=True
+        "fingerprints",
+        plots,
+        [target_choice(analysis), predictor_choice(analysis, compared)],
+        square=True,
+        described="Similarity of the coefficients of methods",
     )
     columns = {"predictor": "predictor", "top5_overlap": "top-5 overlap", "sign_agreement": "sign agreement"}
     body += folded(
         "Means over all pairs of methods",
-        table(means.reset_index().set_index("target"), columns, "target", ["predictor"]),
+        table(
+            means.reset_index().set_index("target"),
+            columns,
+            "target",
+            ["predictor"],
+            caption="Mean similarity of methods",
+        ),
     )
-    return Section("fingerprints", "Fingerprints of the methods", body)
+    return Section("fingerprints", "Do methods succeed for the same reasons?", body)
 
 
 def consistency(analysis: Analysis) -> Section | None:
@@ -162,18 +190,29 @@ def consistency(analysis: Analysis) -> Section | None:
     body = paragraphs(
         "Is merging well a property of the pair, or of pair and method? Left: Spearman's rank correlation of"
         " two methods' outcomes over the pairs that both have; 1 means that they put the same pairs first."
-        " Right: the same of what is left once each task has an effect of its own, since methods may agree"
-        " about nothing but which models spoil every merge. Grey cells are undefined.",
+        " Right: the same after task effects are removed, because methods may agree only about which models"
+        " merge badly with all others. Grey cells are undefined.",
         note=True,
     )
-    body += figure_block("consistency", plots, [target_choice(analysis)])
+    body += figure_block(
+        "consistency",
+        plots,
+        [target_choice(analysis)],
+        described="Rank correlation of the outcomes of methods",
+    )
     columns = {
         "method_b": "and", "target": "target", "rho": "ρ", "rho_low": "95 % from", "rho_high": "to",
         "rho_beyond": "ρ beyond task effects", "n_pairs": "pairs",
     }  # fmt: skip
     body += folded(
         "As a table, with intervals",
-        table(compared.set_index("method_a"), columns, "method", ["method_b", "target"]),
+        table(
+            compared.set_index("method_a"),
+            columns,
+            "method",
+            ["method_b", "target"],
+            caption="Agreement of methods",
+        ),
     )
     return Section("consistency", "Do methods agree about pairs?", body)
 
@@ -216,6 +255,6 @@ def stable_metrics(analysis: Analysis) -> Section | None:
         kept = rows[rows["stable"]].head(_SHOWN_METRICS)
         stable_ones, core = int(rows["stable"].sum()), int(rows["core"].sum())
         of = f"{predictor}: {stable_ones} of {len(rows)} metrics are stable, {core} core"
-        listing = table(kept.set_index("metric"), columns, "metric")
+        listing = table(kept.set_index("metric"), columns, "metric", caption=f"Stable metrics of {predictor}")
         body += folded(of, listing, opened=predictor == best)
-    return Section("stable", "Stable and core metrics", body)
+    return Section("stable", "Which metrics are stable?", body)

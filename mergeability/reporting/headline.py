@@ -1,6 +1,7 @@
 """The first sentences of a report: the comparison, the quality of the merges, and their best predictor."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,27 +23,66 @@ from mergeability.reporting.summaries import (
 )
 
 
+@dataclass(frozen=True)
+class Findings:
+    """Hold the main sentences of an analysis by subject. All but the first may be empty.
+
+    Attributes:
+        compared: the numbers of tasks, pairs, metrics and methods.
+        budget: which pairs were evaluated.
+        merges: which methods merge best and worst, and the effect of α.
+        extremes: which pairs merge best and worst.
+        sets: the best method for more than two models.
+        prediction: how well predictors do on left-out tasks, with their uncertainty.
+        new_tasks: those of `prediction` that are about pairs of two new tasks.
+    """
+
+    compared: str
+    budget: tuple[str, ...] = ()
+    merges: tuple[str, ...] = ()
+    extremes: tuple[str, ...] = ()
+    sets: tuple[str, ...] = ()
+    prediction: tuple[str, ...] = ()
+    new_tasks: tuple[str, ...] = ()
+
+
+def findings(analysis: Analysis) -> Findings:
+    """Summarise the findings in plain sentences, with their uncertainty; every page takes them from here."""
+    records = analysis.prediction.records if analysis.prediction is not None else []
+    measured = _measured_methods(analysis)
+    return Findings(
+        _what_was_compared(analysis),
+        tuple(analysis.of_budget),
+        tuple(_merging_sentences(analysis, measured)),
+        tuple(_extreme_sentences(analysis, measured)),
+        tuple(_set_sentences(analysis)),
+        tuple(_prediction_sentences(analysis) if records else _unpredicted(analysis)),
+        tuple(_both_new_sentences(records, records[0]["target"])) if records else (),
+    )
+
+
 def headline(analysis: Analysis) -> list[str]:
-    """Summarise the findings in plain sentences, with their uncertainty."""
-    sentences = [_what_was_compared(analysis), *analysis.of_budget]
-    if analysis.targets:
-        sentences += _merging_sentences(analysis)
-    sentences += _set_sentences(analysis)
-    if analysis.prediction is not None and analysis.prediction.records:
-        sentences += _prediction_sentences(analysis)
-    elif analysis.merged:
+    """Return all findings as one list of sentences."""
+    found = findings(analysis)
+    return [found.compared, *found.budget, *found.merges, *found.extremes, *found.sets, *found.prediction]
+
+
+def _unpredicted(analysis: Analysis) -> list[str]:
+    """Explain why there is no study of predictors."""
+    if analysis.merged:
         count = len(analysis.pairs) if len(analysis.pairs) else len(analysis.sets)
-        sentences.append(
+        return [
             f"Merges of {counted(count, 'pair or set', 'pairs or sets')} by {', '.join(analysis.merged)} were probed on"
             " unlabelled images; none was evaluated with labels."
-        )
-    elif analysis.targets or len(analysis.sets):
-        sentences.append("Prediction was not part of this run.")
-    else:
-        sentences.append(
-            "No merge was evaluated, so this report says how the models relate, not how they merge."
-        )
-    return sentences
+        ]
+    if analysis.targets or len(analysis.sets):
+        return ["Prediction was not part of this run."]
+    if len(analysis.scores):
+        return [
+            "No merge was evaluated: a predictor fitted on earlier merges scored"
+            f" {counted(len(analysis.scores), 'pair')}."
+        ]
+    return ["No merge was evaluated, so this report says how the models relate, not how they merge."]
 
 
 def _what_was_compared(analysis: Analysis) -> str:
@@ -62,35 +102,56 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
     return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
 
 
-def _merging_sentences(analysis: Analysis) -> list[str]:
+def _measured_methods(analysis: Analysis) -> pd.DataFrame:
+    """Summarise the methods with outcomes of the first target, in the order of the verdict."""
+    if not analysis.targets:
+        return pd.DataFrame()
     target = analysis.targets[0]
-    name = TARGET_NAMES[target]
     table = method_table(analysis.pairs, analysis.methods, analysis.alphas)
-    table = table[table[f"mean_{target}"].notna()].sort_values(
-        f"mean_{target}", ascending=False, kind="stable"
-    )
+    return table.loc[list(analysis.ranked_methods(target).index)]
+
+
+def _merging_sentences(analysis: Analysis, table: pd.DataFrame) -> list[str]:
+    if not analysis.targets:
+        return []
     if table.empty:
         return ["No merge has a measured outcome."]
+    target = analysis.targets[0]
     best = table.iloc[0]
-    first = (
-        f"{best.name} merges best on average: mean {name} {best[f'mean_{target}']:.1%}"
-        f" over {best['n_pairs']} pairs, and {best[f'worst_{target}']:.1%} on its worst, {best['worst_pair']}."
-    )
-    sentences = [first]
+    sentences = [best_method(str(best.name), best, target)]
     if len(table) > 1:
         last = table.iloc[-1]
         sentences.append(
             f"{last.name} merges worst: mean {last[f'mean_{target}']:.1%}, worst pair"
             f" {last[f'worst_{target}']:.1%} ({last['worst_pair']})."
         )
-    sentences += _scale_sentences(analysis)
-    extremes = pair_extremes(analysis.pairs, list(table.index), target)
-    if extremes is not None and len(table) > 1:
-        good, high, bad, low = extremes
-        sentences.append(
-            f"Averaged over methods, {good} merges best ({high:.1%}) and {bad} worst ({low:.1%})."
-        )
-    return sentences
+    return [*sentences, *_scale_sentences(analysis)]
+
+
+def best_method(name: str, row: pd.Series, target: str) -> str:
+    """State that a method merges best.
+
+    Args:
+        name: of the method.
+        row: of `method_table`.
+        target: the outcome.
+    """
+    return (
+        f"{name} merges best on average: mean {TARGET_NAMES[target]} {row[f'mean_{target}']:.1%}"
+        f" over {counted(int(row['n_pairs']), 'pair')}, and {row[f'worst_{target}']:.1%} on its worst,"
+        f" {row['worst_pair']}."
+    )
+
+
+def _extreme_sentences(analysis: Analysis, table: pd.DataFrame) -> list[str]:
+    """Name the pairs that merge best and worst, averaged over methods."""
+    if len(table) < 2:
+        return []
+    extremes = pair_extremes(analysis.pairs, list(table.index), analysis.targets[0])
+    if extremes is None:
+        return []
+    good, high, bad, low = extremes
+    return [f"Averaged over methods, {good} merges best ({high:.1%}) and {bad} worst ({low:.1%})."]
 
 
 def _set_sentences(analysis: Analysis) -> list[str]:

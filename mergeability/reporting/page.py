@@ -1,51 +1,70 @@
-"""Parts of a self-contained HTML page: escaped text, tables, and figures behind drop-down choices."""
+"""The builder of all pages, and their parts: text, tables, and figures behind drop-down choices."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
-from importlib.resources import files
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
+from markupsafe import Markup
 
 from mergeability.errors import printable
+from mergeability.reporting.glossary import glossary_section, linked, linked_name
 from mergeability.reporting.summaries import number
+from mergeability.reporting.templates import macro, render, resources
 
 Choice = tuple[str, Sequence[tuple[str, str]]]
 """A drop-down: its caption, and (value, label) of each option."""
 
-
-@dataclass(frozen=True)
-class Section:
-    """Hold one section of the page, its body already HTML."""
-
-    anchor: str
-    heading: str
-    body: str
-
-
 MOST_ROWS = 5000
 """Of a table in the report: browsers are slow with more, and so are readers."""
 
+# A part that several figures of a block have in common is written once if its JSON has at least so many characters.
+_SHARED = 60
+_PLOTLY = "vendor/plotly.min.js"
+# Columns of names that the glossary defines, by their headings.
+_DEFINED = ("method", "predictor", "metric")
 
-def paragraphs(*sentences: str, note: bool = False) -> str:
+
+@dataclass(frozen=True)
+class Section:
+    """Hold one section of a page, its body already HTML."""
+
+    anchor: str
+    heading: str
+    body: Markup
+
+
+@dataclass(frozen=True)
+class Group:
+    """Hold sections under one heading; the page shows only their titles if `folded`."""
+
+    anchor: str
+    heading: str
+    sections: Sequence[Section]
+    lead: Markup = field(default_factory=Markup)
+    folded: bool = False
+
+
+def paragraphs(*sentences: str, note: bool = False) -> Markup:
     """Format each sentence as an HTML paragraph."""
-    kind = ' class="note"' if note else ""
-    return "".join(f"<p{kind}>{escape(sentence)}</p>" for sentence in sentences)
+    return macro("paragraphs", sentences, note)
 
 
-def bullet_list(sentences: Sequence[str], lead: bool = False) -> str:
+def bullet_list(sentences: Sequence[str], lead: bool = False) -> Markup:
     """Format sentences as an HTML list."""
-    kind = ' class="lead"' if lead else ""
-    return f"<ul{kind}>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>"
+    return macro("bullet_list", sentences, lead)
 
 
-def folded(title: str, body: str, opened: bool = False) -> str:
+def folded(title: str, body: Markup, opened: bool = False) -> Markup:
     """Hide HTML behind a title that opens it."""
-    return f"<details{' open' if opened else ''}><summary>{escape(title)}</summary>{body}</details>"
+    return macro("folded", title, body, opened)
+
+
+def code(text: str, caption: str) -> Markup:
+    """Show text as it is, in a box that scrolls."""
+    return macro("code", text, caption)
 
 
 def table(
@@ -55,8 +74,10 @@ def table(
     texts: Sequence[str] = (),
     marked: Sequence[str] = (),
     digits: int = 3,
-) -> str:
-    """Format a data frame as an HTML table, its index first.
+    caption: str = "",
+    links: Mapping[str, Sequence[str]] | None = None,
+) -> Markup:
+    """Format a data frame as an HTML table, its index first; names and headings lead to the glossary.
 
     Only the first `MOST_ROWS` rows are shown if there are more, with the number of the others.
 
@@ -67,27 +88,37 @@ def table(
         texts: columns aligned as text.
         marked: index values of the rows to highlight.
         digits: decimals of numbers.
+        caption: title of the table for screen readers, unique on the page.
+        links: column → the address that each of its cells leads to.
 
     Returns:
         The HTML.
     """
     left_out, frame = len(frame) - MOST_ROWS, frame.head(MOST_ROWS)
     shown = [name for name in columns if name in frame.columns]
-    kinds = [' class="text"' if name in texts else "" for name in shown]
-    head = "".join(f"<th{kind}>{escape(columns[name])}</th>" for name, kind in zip(shown, kinds, strict=True))
+    kinds = [name in texts for name in shown]
+    # Only the first row of a name links: a screen reader would list the others as well.
+    seen: set[str] = set()
+    addresses = [(links or {}).get(name) for name in shown]
     rows = []
-    for index, values in zip(frame.index, frame[shown].itertuples(index=False, name=None), strict=True):
-        cells = "".join(
-            f"<td{kind}>{escape(number(value, digits))}</td>"
-            for value, kind in zip(values, kinds, strict=True)
+    every = zip(frame.index, frame[shown].itertuples(index=False, name=None), strict=True)
+    for place, (index, values) in enumerate(every):
+        name = str(index)
+        cells = [
+            (number(value, digits), kind, own[place] if own is not None else "")
+            for value, kind, own in zip(values, kinds, addresses, strict=True)
+        ]
+        rows.append(
+            (linked_name(name) if first in _DEFINED and name not in seen else name, index in marked, cells)
         )
-        tint = ' class="baseline"' if index in marked else ""
-        rows.append(f"<tr{tint}><td>{escape(str(index))}</td>{cells}</tr>")
-    body = "".join(rows)
-    more = f"{left_out} more rows are in the CSV files of the run folder."
-    return (
-        f'<div class="scroll"><table><thead><tr><th>{escape(first)}</th>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>{paragraphs(more, note=True) if left_out > 0 else ''}"
+        seen.add(name)
+    return render(
+        "table",
+        caption=caption or f"Table by {first}: {', '.join(columns[name] for name in shown[:4])}",
+        first=first,
+        headings=[(linked(columns[name]), kind) for name, kind in zip(shown, kinds, strict=True)],
+        rows=rows,
+        left_out=left_out,
     )
 
 
@@ -96,7 +127,8 @@ def figure_block(
     figures: Mapping[str, Sequence[go.Figure]],
     choices: Sequence[Choice] = (),
     square: bool = False,
-) -> str:
+    described: str = "",
+) -> Markup:
     """Show figures with drop-down menus that select one.
 
     Args:
@@ -105,23 +137,25 @@ def figure_block(
             which combinations are missing.
         choices: the menus.
         square: whether plots are square.
+        described: what the figures show, for screen readers.
 
     Returns:
         The HTML.
     """
-    controls = "".join(_select(caption, options) for caption, options in choices)
     count = max((len(plots) for plots in figures.values()), default=0)
-    boxes = f'<div class="plot{" square" if square else ""}"></div>' * count
     data = {
         key: [_without_markup(json.loads(str(figure.to_json()))) for figure in plots]
         for key, plots in figures.items()
     }
-    return (
-        f'<div class="block" data-figures="{anchor}-figures">'
-        f'<div class="controls">{controls}</div>'
-        f'<p class="note empty" hidden>Nothing is known for this choice.</p>'
-        f'<div class="plots{_columns(count, square)}">{boxes}</div>'
-        f'<script type="application/json" id="{anchor}-figures">{embedded_json(data)}</script></div>'
+    return render(
+        "figures",
+        anchor=anchor,
+        choices=choices,
+        count=count,
+        square=square,
+        layout="" if count < 2 else " two even" if square else " two",
+        described=described or f"Figure: {anchor}",
+        data=embedded_json(shared_parts(data)),
     )
 
 
@@ -140,59 +174,120 @@ def _without_markup(part: Any, names: bool = False) -> Any:
     return part
 
 
-def embedded_json(value: Any) -> str:
-    """Write JSON that cannot close its script element; undefined values become null."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"), default=str)
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+def shared_parts(figures: Any) -> dict[str, Any]:
+    """Write each list or object that occurs more than once in a block of figures only once.
 
-
-def page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """Combine sections into one page that needs no network: styles, scripts and data are inside."""
-    contents = "".join(f'<li><a href="#{s.anchor}">{escape(s.heading)}</a></li>' for s in sections)
-    body = "".join(
-        f'<section id="{s.anchor}"><h2>{escape(s.heading)}</h2>{s.body}</section>' for s in sections
-    )
-    return document(
-        title,
-        f'<div class="page"><nav aria-label="Contents"><ol>{contents}</ol></nav>'
-        f"<main><h1>{escape(title)}</h1>{lead}{body}</main></div>",
-        styles=["report.css"],
-        scripts=["plots.js", "report.js"],
-    )
-
-
-def document(title: str, body: str, styles: Sequence[str], scripts: Sequence[str]) -> str:
-    """Create an HTML document with Plotly inside.
+    Two hundred plots of predictions against the same outcomes would otherwise hold the outcomes, names and colours of
+    all pairs two hundred times.
 
     Args:
-        title: of the document.
-        body: its content, already HTML.
-        styles: style sheets of this package, by their paths in it.
-        scripts: scripts of this package, which run in this order after Plotly.
+        figures: JSON-able.
+
+    Returns:
+        `figures`, with `{"shared": place}` for each long part that occurs again, and these parts as `shared`.
+
+    Examples:
+        >>> from mergeability.reporting.page import shared_parts
+        >>> names = [f"a long name of a pair, {number}" for number in range(3)]
+        >>> found = shared_parts({"one": {"x": names, "y": [1, 2]}, "two": {"x": names, "y": [3, 4]}})
+        >>> found["figures"]["two"], len(found["shared"])
+        ({'x': {'shared': 0}, 'y': [3, 4]}, 1)
+    """
+    counts: dict[str, int] = {}
+    _count_parts(figures, counts)
+    places = {text: place for place, text in enumerate(text for text, times in counts.items() if times > 1)}
+
+    def replaced(part: Any, whole: bool = False) -> Any:
+        if not isinstance(part, dict | list):
+            return part
+        place = None if whole else places.get(json.dumps(part))
+        if place is not None:
+            return {"shared": place}
+        if isinstance(part, dict):
+            return {key: replaced(inner) for key, inner in part.items()}
+        return [replaced(inner) for inner in part]
+
+    # A shared part may hold others.
+    return {
+        "figures": replaced(figures),
+        "shared": [replaced(json.loads(text), whole=True) for text in places],
+    }
+
+
+def _count_parts(part: Any, counts: dict[str, int]) -> None:
+    """Count how often each long part occurs, without what is inside a part that was counted before."""
+    if not isinstance(part, dict | list):
+        return
+    text = json.dumps(part)
+    if len(text) < _SHARED:
+        return
+    counts[text] = counts.get(text, 0) + 1
+    if counts[text] == 1:
+        for inner in part.values() if isinstance(part, dict) else part:
+            _count_parts(inner, counts)
+
+
+def embedded_json(value: Any) -> Markup:
+    """Write JSON that cannot close its script element; undefined values become null."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"), default=str)
+    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
+
+
+def page(
+    title: str,
+    lead: Markup,
+    parts: Sequence[Section | Group],
+    names: Sequence[str] = (),
+    aside: Markup | None = None,
+    after: Markup | None = None,
+    styles: Sequence[str] = (),
+    scripts: Sequence[str] = ("report.js",),
+    plotly: bool = True,
+) -> str:
+    """Combine sections into one page that needs no network: styles, scripts and data are inside.
+
+    A glossary of the names and terms on the page comes last.
+
+    Args:
+        title: of the page.
+        lead: HTML below the title.
+        parts: groups of sections, or single sections; the glossary joins the last group if that is folded.
+        names: metrics, methods and predictors that the glossary defines in addition to those with a link.
+        aside: HTML next to the contents, such as filters.
+        after: HTML behind the sections, such as data.
+        styles: style sheets of this package, in addition to that of all pages.
+        scripts: scripts of this package that run after Plotly and those of all pages.
+        plotly: whether the page has figures.
 
     Returns:
         The HTML.
     """
-    style, script = (_resources(names) for names in (styles, scripts))
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{style}</style></head><body>{body}"
-        f"<script>{get_plotlyjs()}</script><script>{script}</script></body></html>\n"
+    texts = [lead, *(one.body for part in parts for one in _sections(part))]
+    last = parts[-1] if parts else None
+    folded_last = isinstance(last, Group) and last.folded
+    defined = glossary_section("".join(texts), names, 4 if folded_last else 3)
+    if defined:
+        entry = Section("glossary", "What do the terms mean?", defined)
+        if isinstance(last, Group) and last.folded:
+            whole = Group(last.anchor, last.heading, [*last.sections, entry], last.lead, last.folded)
+            parts = [*parts[:-1], whole]
+        else:
+            parts = [*parts, entry]
+    return render(
+        "page",
+        title=title,
+        lead=lead,
+        parts=[{"sections": None, "lead": "", "folded": False, **vars(part)} for part in parts],
+        aside=aside or "",
+        after=after or "",
+        style=resources(("report.css", *styles)),
+        before=resources(("theme.js",)),
+        scripts=[
+            *([resources((_PLOTLY,))] if plotly else []),
+            resources(("plots.js", "tools.js", *scripts)),
+        ],
     )
 
 
-def _resources(names: Sequence[str]) -> str:
-    package = files("mergeability.reporting")
-    return "\n".join(package.joinpath(name).read_text(encoding="utf-8") for name in names)
-
-
-def _columns(count: int, square: bool) -> str:
-    if count < 2:
-        return ""
-    return " two even" if square else " two"
-
-
-def _select(caption: str, options: Sequence[tuple[str, str]]) -> str:
-    items = "".join(f'<option value="{escape(value)}">{escape(text)}</option>' for value, text in options)
-    return f"<label>{escape(caption)} <select>{items}</select></label>"
+def _sections(part: Section | Group) -> list[Section]:
+    return list(part.sections) if isinstance(part, Group) else [part]

@@ -11,7 +11,6 @@ from mergeability.reporting import figures
 from mergeability.reporting.evidence_sections import (
     category_ablation,
     coefficients,
-    consistency,
     fingerprints,
     single_metrics,
     stable_metrics,
@@ -85,21 +84,26 @@ _SHOWN_PAIRS = 60
 
 
 def sections(analysis: Analysis) -> list[Section | None]:
-    """Create all sections on prediction, in reading order; None for a section without content."""
+    """Create the sections on prediction, in reading order; None for a section without content."""
     return [
         _scores(analysis),
         _predictors(analysis),
         _both_new(analysis),
         _beyond(analysis),
         _predictions(analysis),
+        prediction_intervals(analysis),
+        choice_of_method(analysis),
+    ]
+
+
+def details(analysis: Analysis) -> list[Section | None]:
+    """Create the sections with the details of prediction, for the appendix."""
+    return [
         single_metrics(analysis),
         category_ablation(analysis),
         coefficients(analysis),
         fingerprints(analysis),
-        consistency(analysis),
         stable_metrics(analysis),
-        prediction_intervals(analysis),
-        choice_of_method(analysis),
         seed_spread(analysis),
         set_scores(analysis),
     ]
@@ -137,7 +141,7 @@ def _scores(analysis: Analysis) -> Section | None:
         "level": "at level",
     }
     body += paragraphs("How far this predictor can be trusted, on pairs it had not seen:", note=True)
-    body += table(skill, columns, "method")
+    body += table(skill, columns, "method", caption="Skill of the fitted predictor")
     blind = [name for name, fit in evidence.methods.items() if not (fit.r_low or 0) > 0]
     if blind:
         body += paragraphs(
@@ -157,6 +161,7 @@ def _scores(analysis: Analysis) -> Section | None:
                 "n_abstained": "abstained",
             },
             "method",
+            caption="Scores against measured outcomes",
         )
     shown = scores.assign(
         pair=[f"{a} + {b}" for a, b in zip(scores["task_a"], scores["task_b"], strict=True)]
@@ -172,6 +177,7 @@ def _scores(analysis: Analysis) -> Section | None:
         },
         "pair",
         texts=["recommended", "driven_by", "abstains"],
+        caption="Scores of every pair",
     )
     body += listing if len(shown) <= _SHOWN_PAIRS else folded("Every pair", listing)
     return Section("scores", "Will these models merge well?", body)
@@ -196,14 +202,30 @@ def _predictors(analysis: Analysis) -> Section | None:
         summary = predictor_table(records, target)
         plots[target] = [figures.predictor_comparison(frame[frame["target"] == target], list(summary.index))]
         tables += paragraphs(f"Mean over methods, {TARGET_NAMES.get(target, target)}:", note=True)
-        tables += table(summary, _PREDICTOR_COLUMNS, "predictor", marked=BASELINES)
-    body += figure_block("predictors", plots, [target_choice(analysis)])
+        tables += table(
+            summary,
+            _PREDICTOR_COLUMNS,
+            "predictor",
+            marked=BASELINES,
+            caption=f"Predictors of {TARGET_NAMES.get(target, target)}, leave one task out",
+        )
+    body += figure_block(
+        "predictors", plots, [target_choice(analysis)], described="Correlation of every predictor"
+    )
     by_method = frame.set_index("predictor")
     columns = {"method": "method", "target": "target", **_PREDICTOR_COLUMNS, "n_pairs": "pairs"}
     body += tables + folded(
-        "Every method on its own", table(by_method, columns, "predictor", ["method", "target"], BASELINES)
+        "Every method on its own",
+        table(
+            by_method,
+            columns,
+            "predictor",
+            ["method", "target"],
+            BASELINES,
+            caption="Predictors of every method, leave one task out",
+        ),
     )
-    return Section("predictors", "Prediction with one new task (leave one task out)", body)
+    return Section("predictors", "How well is a pair with one new task predicted (leave one task out)?", body)
 
 
 def _both_new(analysis: Analysis) -> Section | None:
@@ -228,7 +250,9 @@ def _both_new(analysis: Analysis) -> Section | None:
             " the two models are used. A probe: the pair is merged, and the merge classifies unlabelled images.",
             note=True,
         )
-        body += table(worth, _COST_COLUMNS, "predictor", ["cost", "rests_on"], ["mean"])
+        body += table(
+            worth, _COST_COLUMNS, "predictor", ["cost", "rests_on"], ["mean"], caption="Kinds of evidence"
+        )
     for target, rows in frame.groupby("target", sort=False):
         own = rows.sort_values(["method", "predictor"], key=in_order(rows), kind="stable").set_index(
             "predictor"
@@ -236,10 +260,17 @@ def _both_new(analysis: Analysis) -> Section | None:
         name = TARGET_NAMES.get(str(target), str(target))
         body += folded(
             f"{name[0].upper()}{name[1:]}",
-            table(own, _NEW_COLUMNS, "predictor", ["method"], BASELINES),
+            table(
+                own,
+                _NEW_COLUMNS,
+                "predictor",
+                ["method"],
+                BASELINES,
+                caption=f"Predictors of {name}, leave two tasks out",
+            ),
             opened=target == first,
         )
-    return Section("both-new", "Prediction with two new tasks (leave two tasks out)", body)
+    return Section("both-new", "How well is a pair of two new tasks predicted (leave two tasks out)?", body)
 
 
 def in_order(rows: pd.DataFrame) -> Any:
@@ -267,7 +298,9 @@ def _beyond(analysis: Analysis) -> Section | None:
     plots = {
         str(target): [figures.variance_bars(rows)] for target, rows in variance.groupby("target", sort=False)
     }
-    body += figure_block("beyond", plots, [target_choice(analysis)])
+    body += figure_block(
+        "beyond", plots, [target_choice(analysis)], described="Shares of the variance between pairs"
+    )
     if len(tested):
         for target in dict.fromkeys(tested["target"]):
             body += paragraphs(f"{TARGET_NAMES.get(target, target)}:", note=True)
@@ -280,9 +313,10 @@ def _beyond(analysis: Analysis) -> Section | None:
             "p_beyond": "p, permutation test",
         }
         body += folded(
-            "The tests as a table", table(tested.set_index("method"), columns, "method", ["target"])
+            "The tests as a table",
+            table(tested.set_index("method"), columns, "method", ["target"], caption="Permutation tests"),
         )
-    return Section("beyond", "Do the metrics know more than who is in the pair?", body)
+    return Section("beyond", "Do metrics predict more than task effects?", body)
 
 
 def _predictions(analysis: Analysis) -> Section | None:
@@ -302,9 +336,14 @@ def _predictions(analysis: Analysis) -> Section | None:
         for key, rows in found.predictions.groupby(keys, sort=False)
     }
     body = paragraphs(
-        "Each point is a pair, predicted by a fit that never saw one of its tasks (one colour a left-out task); each"
-        " pair appears once for either task. On the dotted line a prediction is exact.",
+        "Each point is a pair, predicted by a fit without the pairs of one of its tasks (one colour per left-out task);"
+        " each pair appears once for either task. On the dotted line a prediction is exact.",
         note=True,
     )
-    body += figure_block("predictions", plots, fit_choices(analysis, found.predictions))
-    return Section("predictions", "Predicted against measured", body)
+    body += figure_block(
+        "predictions",
+        plots,
+        fit_choices(analysis, found.predictions),
+        described="Predicted against measured outcomes",
+    )
+    return Section("predictions", "How close are predictions to measured outcomes?", body)

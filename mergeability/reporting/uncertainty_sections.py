@@ -30,16 +30,6 @@ def prediction_intervals(analysis: Analysis) -> Section | None:
         "protocol": "protocol", "target": "target", "method": "method", "half_width": "± half-width",
         "spread": "spread of outcomes", "coverage": "coverage", "tasks_covered": "tasks covered", "level": "level",
     }  # fmt: skip
-    body += folded(
-        "Every predictor and method",
-        table(
-            intervals.set_index("predictor"),
-            columns,
-            "predictor",
-            ["protocol", "target", "method"],
-            BASELINES,
-        ),
-    )
     mean = intervals.groupby(["protocol", "predictor"], sort=False)[
         ["half_width", "coverage", "tasks_covered"]
     ]
@@ -47,8 +37,17 @@ def prediction_intervals(analysis: Analysis) -> Section | None:
     means = {
         "protocol": "protocol", "half_width": "± half-width", "coverage": "coverage", "tasks_covered": "tasks covered",
     }  # fmt: skip
-    body = body.replace("<details", table(shown, means, "predictor", ["protocol"], BASELINES) + "<details", 1)
-    return Section("intervals", "How sure a prediction is", body)
+    body += table(shown, means, "predictor", ["protocol"], BASELINES, caption="Mean half-widths and coverage")
+    every = table(
+        intervals.set_index("predictor"),
+        columns,
+        "predictor",
+        ["protocol", "target", "method"],
+        BASELINES,
+        caption="Half-widths and coverage of every predictor and method",
+    )
+    body += folded("Every predictor and method", every)
+    return Section("intervals", "How certain is a prediction?", body)
 
 
 def choice_of_method(analysis: Analysis) -> Section | None:
@@ -58,9 +57,8 @@ def choice_of_method(analysis: Analysis) -> Section | None:
         return None
     body = paragraphs(
         "If each pair is merged by the method with the best predicted outcome: how much worse that is than the best"
-        " method for the pair (regret), and how often it is that one. Beside it, always taking the method"
-        " that was best on"
-        " average in training.",
+        " method for the pair (regret), and how often it is that one. For comparison: always the method with the best"
+        " mean in training.",
         note=True,
     )
     columns = {
@@ -68,9 +66,15 @@ def choice_of_method(analysis: Analysis) -> Section | None:
         "hit_rate": "best method hit", "fixed_hit_rate": "hit by one for all", "n_choices": "choices",
     }  # fmt: skip
     body += table(
-        choice.set_index("predictor"), columns, "predictor", ["protocol", "target"], BASELINES, digits=4
+        choice.set_index("predictor"),
+        columns,
+        "predictor",
+        ["protocol", "target"],
+        BASELINES,
+        digits=4,
+        caption="Regret of the chosen method",
     )
-    return Section("choice", "Choosing a method by prediction", body)
+    return Section("choice", "Does prediction choose a good method?", body)
 
 
 def seed_spread(analysis: Analysis) -> Section | None:
@@ -79,16 +83,22 @@ def seed_spread(analysis: Analysis) -> Section | None:
     if seeds.empty:
         return None
     body = paragraphs(
-        "Predictors that start at random, from several starts: mean r over left-out tasks, and how much of"
-        " it is the start.",
+        "Predictors with a random start, fitted from several starts: mean r over left-out tasks, and its standard"
+        " deviation over starts.",
         note=True,
     )
     columns = {
         "target": "target", "method": "method", "r_mean": "r", "r_std": "± starts", "r_least": "least",
         "r_most": "most", "seeds": "starts",
     }  # fmt: skip
-    body += table(seeds.set_index("predictor"), columns, "predictor", ["target", "method"])
-    return Section("seeds", "How much depends on the start", body)
+    body += table(
+        seeds.set_index("predictor"),
+        columns,
+        "predictor",
+        ["target", "method"],
+        caption="Spread over random starts",
+    )
+    return Section("seeds", "How much does the random start matter?", body)
 
 
 def set_scores(analysis: Analysis) -> Section | None:
@@ -97,9 +107,8 @@ def set_scores(analysis: Analysis) -> Section | None:
     if sets.empty:
         return None
     body = paragraphs(
-        "The score of a set is the mean of its pairs' predicted outcomes. Spearman's rank correlation with"
-        " how well the"
-        " sets merged; measured pairs takes the pairs' own merges in the place of predictions.",
+        "The score of a set is the mean of its pairs' predicted outcomes. ρ is Spearman's rank correlation of scores"
+        " and outcomes of sets; `measured pairs` uses the measured outcomes of pairs instead of predictions.",
         note=True,
     )
     columns = {
@@ -107,6 +116,11 @@ def set_scores(analysis: Analysis) -> Section | None:
         "n_sets": "sets",
     }  # fmt: skip
     body += table(
-        sets.set_index("predictor"), columns, "predictor", ["protocol", "target", "method"], BASELINES
+        sets.set_index("predictor"),
+        columns,
+        "predictor",
+        ["protocol", "target", "method"],
+        BASELINES,
+        caption="Rank correlation of predicted and measured sets",
     )
-    return Section("set-scores", "From pairs to many models", body)
+    return Section("set-scores", "Do predictions of pairs extend to sets of models?", body)

@@ -409,6 +409,8 @@ def test_a_later_run_in_the_same_folder_replaces_every_result(command, smoke_roo
     ended = command("analyze", *golden_arguments(), f"hydra.run.dir={folder}", *root)
     assert ended.code == 0, ended.output
     assert written(folder) == [
-        "coefficients.csv", "pairs.csv", "prediction.json", "predictions.csv", "report.html", "run.json", "verdict.txt"
+        "coefficients.csv", "layers.csv", "pairs.csv", "prediction.json", "predictions.csv", "report.html", "run.json",
+        "verdict.txt",
     ]  # fmt: skip
     assert len(pd.read_csv(folder / "pairs.csv")) == 6
+    assert len(pd.read_csv(folder / "layers.csv")[["task_a", "task_b"]].drop_duplicates()) == 6

@@ -100,8 +100,8 @@ def test_random_sets_and_the_whole_suite(smoke):
     assert len(pairs) == 6
     assert not any(column.startswith("acc_") for column in pairs.columns)
     text = (folder / "report.html").read_text()
-    assert "Many models in one" in text
-    assert "How well the pairs merge" not in text
+    assert "How well do more than two models merge?" in text
+    assert 'id="methods"' not in text
 
 
 def test_both_scales_of_every_kind_of_method_and_a_second_run_that_computes_nothing(smoke, tmp_path):
@@ -121,7 +121,7 @@ def test_both_scales_of_every_kind_of_method_and_a_second_run_that_computes_noth
     curves = pd.read_csv(folder / "alpha_curves.csv")
     assert len(curves) == 6 * 4 * 2 * 2
     text = (folder / "report.html").read_text()
-    assert "How far to go: the scale α" in text
+    assert "How does the outcome depend on the scale α?" in text
     assert "iso_c: no α is published for 2 models of this architecture; 1 was used." in text
     again, second = smoke(*arguments, folder=tmp_path / "second")
     assert again.code == 0

@@ -115,7 +115,7 @@ def test_functional_metrics_and_probes_are_those_of_the_definitions(analyse, pla
     # 32 images where 64 are asked for.
     assert known["unlabelled_images"].tolist() == [32, 32]
     page = (folder / "report.html").read_text()
-    assert "&#x27;digits&#x27; has 32 unlabelled images, fewer than the 64 asked for: all are used." in page
+    assert "&#39;digits&#39; has 32 unlabelled images, fewer than the 64 asked for: all are used." in page
 
 
 def test_the_verdict_comes_first_and_reads_the_probes(analyse):
@@ -127,7 +127,7 @@ def test_the_verdict_comes_first_and_reads_the_probes(analyse):
     assert f"Merge by {best}: expect {row[f'probe_overlap_{best}']:.1%} of the fine-tuned accuracy" in text
     assert "The base agrees with digits's model on" in text
     page = (folder / "report.html").read_text()
-    assert "What the merges answer" in page
+    assert "What do probes of the merges show?" in page
     assert "were probed on unlabelled images; none was evaluated with labels" in page
     assert "No merge was evaluated" not in page, "it would contradict the verdict"
     assert " ".join(text.split()[:8]) in " ".join(ended.output.split())

@@ -3,7 +3,7 @@
 
 class Element {
   constructor(tag) {
-    Object.assign(this, { tagName: tag, children: [], dataset: {}, attributes: {}, listeners: {}, own: "", clientWidth: 800 });
+    Object.assign(this, { tagName: tag, children: [], dataset: {}, style: {}, attributes: {}, listeners: {}, own: "", clientWidth: 800 });
   }
   set textContent(text) {
     [this.own, this.children] = [String(text), []];
@@ -28,6 +28,21 @@ class Element {
     (this.listeners.click ?? this.listeners.change)();
   }
   focus() {}
+  showModal() {
+    this.open = true;
+  }
+  close() {
+    this.open = false;
+  }
+  get rows() {
+    return this.all().filter((child) => child.tagName === "tr");
+  }
+  get cells() {
+    return this.children;
+  }
+  get firstChild() {
+    return this.children[0];
+  }
   get tHead() {
     return this.children.find((child) => child.tagName === "thead");
   }
@@ -55,6 +70,8 @@ const document = {
   getElementById: (id) => byId.get(id),
 };
 const window = { innerWidth: 1440 };
+const theme = { dark: false, follow() {} };
+const tools = { start() {}, ofTable() {}, ofFigure() {} };
 const Plotly = { react: (box, data, layout) => drawn.set(box, { data, layout }) };
 class IntersectionObserver {
   constructor(seen) {
@@ -64,6 +81,30 @@ class IntersectionObserver {
     this.seen([{ target, isIntersecting: true }]);
   }
 }
+
+// The room that the table of pairs and the card of one pair need, with what their scripts use of others.
+const saved = [];
+function pairPage(content) {
+  for (const name of ["table", "filter", "columns", "status", "place", "previous", "next", "pager", "card", "card-title", "card-body", "card-close"]) {
+    byId.set(`pair-${name}`, new Element("div"));
+  }
+  byId.set("pairs-data", new Element("script"));
+  byId.get("pairs-data").textContent = content;
+  byId.get("pair-table").append(new Element("thead"), new Element("tbody"));
+  byId.get("pair-filter").value = "";
+  Object.assign(document, { querySelector: () => null, createTextNode: (text) => text });
+  Object.assign(tools, {
+    anchor: () => undefined,
+    save: (name, rows) => saved.push(rows),
+    bar: (...buttons) => buttons[0],
+    button(caption, label, pressed) {
+      const made = new Element("button");
+      made.addEventListener("click", pressed);
+      return made;
+    },
+  });
+}
+const cellsOf = (id) => byId.get(id).rows.map((row) => row.cells.map((cell) => cell.textContent));
 
 // Lay out a page: sections with room for controls, a sentence, plots and tables.
 function page(content, sections) {

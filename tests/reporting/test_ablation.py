@@ -428,7 +428,7 @@ def test_the_page_and_its_tables_are_written(tmp_path, folders):
     text = page.read_text()
     assert page == tmp_path / "ablation.html"
     for anchor in ("trade-off", "choice", "merges", "models", "metrics", "made"):
-        assert f'<section id="{anchor}">' in text
+        assert f'<section id="{anchor}" ' in text
     row = changed(compare(folders).merges, "l2_to_init-0.1", ALL_METHODS)
     said = f"l2_to_init-0.1: accuracy {100 * row['change']:+.1f} points, normalised"
     assert said in text

@@ -358,7 +358,7 @@ def hostile(tmp_path_factory):
 def test_the_page_is_one_file_that_loads_nothing(hostile):
     assert [link for link in hostile.loads if not link.startswith("#")] == []
     assert [link[1:] for link in hostile.loads] == [
-        "merged", "pairs", "trade-off", "predicted", "fingerprints", "runs", "trainings", "left-out",
+        "content", "merged", "pairs", "trade-off", "predicted", "fingerprints", "runs", "trainings", "left-out",
     ]  # fmt: skip
     assert set(hostile.ids) >= {link[1:] for link in hostile.loads} | {"filters", "status", "dashboard-data"}
     assert "img" not in hostile.tags, "no name became markup"

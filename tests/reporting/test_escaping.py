@@ -70,9 +70,11 @@ def test_names_in_figures_are_no_markup():
         prediction.predicted_against_measured(predictions, "accuracy"),
     ]
     block = figure_block("x", {"": plots})
-    figures = json.loads(block.partition('id="x-figures">')[2].partition("</script>")[0])[""]
+    figures = json.loads(block.partition('id="x-figures">')[2].partition("</script>")[0])["figures"][""]
     escaped = '&lt;a href="javascript:alert(1)"&gt;%{x} &amp; {y}&lt;/a&gt;'
-    assert figures[0]["data"][0]["x"] == [escaped, "b"]
+    held = json.loads(block.partition('id="x-figures">')[2].partition("</script>")[0])
+    assert figures[0]["data"][0]["x"] == {"shared": 0}, "x and y are the same names"
+    assert held["shared"][0] == [escaped, "b"]
     assert figures[0]["data"][0]["hovertemplate"].count("<") == 3, "a line break and the two tags of <extra>"
     assert figures[0]["data"][0]["hovertemplate"].count("%{") == 3, "x, y and z, none of the name's"
     assert figures[1]["data"][0]["text"] == [f"{escaped} + b"]

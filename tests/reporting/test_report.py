@@ -20,11 +20,14 @@ from mergeability.prediction.study import Known
 from mergeability.reporting import write_report
 from mergeability.reporting.figures import cell_texts, matrix_heat_map, pair_matrix
 
-SECTIONS = [
-    "found", "models", "merges", "metrics", "predictors", "both-new", "beyond", "predictions", "single", "ablation",
-    "coefficients", "fingerprints", "consistency", "stable", "intervals", "choice", "seeds", "set-scores",
-    "missing", "run",
-]  # fmt: skip
+SECTIONS = {
+    "merges": ["methods", "heat-maps", "pairs", "consistency"],
+    "metrics": ["models", "metric-maps"],
+    "prediction": ["predictors", "both-new", "beyond", "predictions", "intervals", "choice"],
+    "appendix": [
+        "single", "ablation", "coefficients", "fingerprints", "stable", "seeds", "set-scores", "missing", "run", "glossary",
+    ],
+}  # fmt: skip
 PREDICTORS = {"ols": LinearRegression(), "ridge": Ridge(), "additive": Additive(), "pearson": Pearson()}
 
 
@@ -35,6 +38,9 @@ class Page(HTMLParser):
         super().__init__()
         self.loads: list[str] = []
         self.ids: list[str] = []
+        self.sections: list[str] = []
+        self.contents: list[str] = []
+        self._navigation = False
         self.options: list[str] = []
         self.data: dict[str, str] = {}
         self.text = ""
@@ -47,11 +53,32 @@ class Page(HTMLParser):
         self.loads += [named[a] for a in ("src", "href", "srcset", "poster") if named.get(a)]
         self.loads += [tag] if tag in ("link", "iframe", "base", "img") else []
         self.ids += [named["id"]] if named.get("id") else []
+        self.sections += [named["id"]] if tag in ("section", "details") and named.get("id") else []
+        self._navigation = tag == "nav" or self._navigation
+        self.contents += [named["href"]] if self._navigation and tag == "a" else []
         self.options += [named["value"]] if tag == "option" else []
         self._in, self._script = tag, named if tag == "script" else self._script
 
     def handle_endtag(self, tag):
         self._in = ""
+        self._navigation = self._navigation and tag != "nav"
+
+    def figures(self, anchor):
+        """The figures of a block by choice, with the parts that they share put back."""
+        held = json.loads(self.data[f"{anchor}-figures"])
+
+        def whole(part):
+            if isinstance(part, list):
+                return [whole(inner) for inner in part]
+            if isinstance(part, dict):
+                return (
+                    whole(held["shared"][part["shared"]])
+                    if set(part) == {"shared"}
+                    else {k: whole(v) for k, v in part.items()}
+                )
+            return part
+
+        return whole(held["figures"])
 
     def handle_data(self, text):
         if self._in == "script" and self._script and self._script.get("id"):
@@ -109,25 +136,32 @@ def test_it_is_one_file_that_loads_nothing(page):
 
 
 def test_it_has_every_section_and_the_contents_lead_there(page):
-    assert [anchor for anchor in page.ids if not anchor.endswith("-figures")] == SECTIONS
-    assert [link.removeprefix("#") for link in page.loads] == SECTIONS
+    expected = [one for group, inner in SECTIONS.items() for one in (group, *inner)]
+    assert [one for one in page.sections if one != "verdict-details"] == expected
+    assert [link.removeprefix("#") for link in page.contents] == expected
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_every_link_leads_somewhere_on_the_page(page):
+    assert len(page.loads) > 60
+    assert {link.removeprefix("#") for link in page.loads} <= set(page.ids)
 
 
 def test_the_verdict_comes_before_every_section(analysis, page):
     answer = verdict(analysis).answer
     assert answer.startswith("Merge by ")
-    assert page.text.index(answer) < page.text.index("What this run found", page.text.index("Merge by"))
+    assert page.text.index(answer) < page.text.index("Which pairs merge well, and by which method?")
 
 
 def test_every_choice_of_the_drop_downs_has_its_figures(page):
-    plots = json.loads(page.data["predictions-figures"])
+    plots = page.figures("predictions")
     assert set(plots) == {
         f"{t}|{m}|{p}" for t in ("norm_acc", "acc") for m in ("ties", "ta") for p in PREDICTORS
     }
     assert {part for key in plots for part in key.split("|")} <= set(page.options)
-    assert set(json.loads(page.data["metrics-figures"])) == {"first_metric", "second"}
+    assert set(page.figures("metrics")) == {"first_metric", "second"}
     merges = {f"{t}|{m}|{c}" for t in ("norm_acc", "acc") for m in ("ties", "ta") for c in ("shared", "own")}
-    assert set(json.loads(page.data["merges-figures"])) == merges
+    assert set(page.figures("merges")) == merges
     for text in page.data.values():
         json.loads(text, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
 
@@ -136,10 +170,10 @@ def test_both_situations_are_told_apart_and_the_main_sentences_are_there(page):
     assert "Leave one task out: predictors are fitted without the pairs of one task" in page.text
     assert "Leave two tasks out: neither task of a pair" in page.text
     assert "beyond task effects" in page.text
-    single = json.loads(page.data["single-figures"])["norm_acc"][0]["data"][0]
+    single = page.figures("single")["norm_acc"][0]["data"][0]
     assert single["y"] == ["first metric", "second"]
     assert single["x"] == ["ties", "ta"]
-    assert set(json.loads(page.data["ablation-figures"])) == {
+    assert set(page.figures("ablation")) == {
         f"{protocol}|{target}" for protocol in ("loto", "l2to") for target in ("norm_acc", "acc")
     }
 
@@ -159,6 +193,11 @@ def test_scores_of_an_earlier_fit_come_first_and_say_where_it_abstains(analysis,
     write_report(scored, tmp_path / "r.html")
     page = _read(tmp_path / "r.html")
     assert page.ids.index("scores") < page.ids.index("missing")
+    assert "No merge was evaluated: a predictor fitted on earlier merges scored 10 pairs." in page.text
+    assert "how the models relate, not how they merge" not in page.text, "it would contradict the verdict"
+    assert json.loads(page.data["pairs-data"])["predicted"]["norm_acc"]["ties"]["value"][0] == pytest.approx(
+        scores["score_ties"][0], rel=1e-4
+    )
     assert "Will these models merge well?" in page.text
     assert scores["abstains"].tolist().count("second") == 1
     assert "ties rests" in page.text or "predicts no better" in page.text
@@ -172,7 +211,7 @@ def test_names_from_outside_cannot_become_markup(page):
 
 
 def test_tasks_that_look_like_numbers_stay_names(page):
-    figure = json.loads(page.data["metrics-figures"])["second"][0]
+    figure = page.figures("metrics")["second"][0]
     assert figure["layout"]["xaxis"]["type"] == figure["layout"]["yaxis"]["type"] == "category"
     assert figure["data"][0]["x"][:2] == ["1", "2"]
 
@@ -201,7 +240,7 @@ def test_values_of_both_signs_get_a_scale_centred_on_zero():
 
 
 def test_agreement_about_pairs_is_drawn_method_by_method_on_one_scale(analysis, page):
-    plots = json.loads(page.data["consistency-figures"])
+    plots = page.figures("consistency")
     assert set(plots) == {"norm_acc", "acc"}
     for target, maps in plots.items():
         both = analysis.pairs.dropna(subset=[f"{target}_ties", f"{target}_ta"])
@@ -230,7 +269,7 @@ def test_agreement_about_pairs_needs_no_coefficients_and_draws_the_undefined_gre
     page = _read(tmp_path / "r.html")
     assert "consistency" in page.ids
     assert "fingerprints" not in page.ids
-    (trace,) = json.loads(page.data["consistency-figures"])["norm_acc"][0]["data"]
+    (trace,) = page.figures("consistency")["norm_acc"][0]["data"]
     assert [row[2] for row in trace["z"]] == [None] * 3
     assert [trace["z"][i][i] for i in range(2)] == [1.0, 1.0]
 
@@ -239,12 +278,8 @@ def test_weights_only_reports_say_how_models_relate(analysis, tmp_path):
     bare = analysis.pairs[["task_a", "task_b", "second"]]
     write_report(Analysis("Weights", bare, ["second"]), tmp_path / "r.html")
     page = _read(tmp_path / "r.html")
-    assert [anchor for anchor in page.ids if not anchor.endswith("-figures")] == [
-        "found",
-        "metrics",
-        "missing",
-        "run",
-    ]
+    groups = ["merges", "pairs", "metrics", "metric-maps", "appendix", "missing", "run"]
+    assert page.sections == ["verdict-details", *groups]
     assert "No merge was evaluated" in page.text
 
 
@@ -253,7 +288,7 @@ def test_two_models_are_enough(tmp_path):
     write_report(Analysis("Two", pairs, ["cosine", "empty"]), tmp_path / "r.html")
     page = _read(tmp_path / "r.html")
     assert "compares 2 tasks, 1 pair and 2 metrics." in page.text
-    assert set(json.loads(page.data["metrics-figures"])) == {"cosine"}
+    assert set(page.figures("metrics")) == {"cosine"}
 
 
 def test_a_table_suite_has_no_models_section(analysis, tmp_path):
@@ -261,10 +296,10 @@ def test_a_table_suite_has_no_models_section(analysis, tmp_path):
         "Table", analysis.pairs, analysis.metrics, analysis.methods, prediction=analysis.prediction
     )
     write_report(own, tmp_path / "r.html")
-    anchors = [a for a in _read(tmp_path / "r.html").ids if not a.endswith("-figures")]
-    assert anchors == [
-        one for one in SECTIONS if one != "models"
-    ]  # The study's table of sets is enough for their section.
+    anchors = [one for one in _read(tmp_path / "r.html").sections if one != "verdict-details"]
+    # The study's table of sets is enough for their section.
+    expected = [one for group, inner in SECTIONS.items() for one in (group, *inner)]
+    assert anchors == [one for one in expected if one != "models"]
 
 
 def test_a_folder_that_cannot_be_written_is_the_users_to_mend(analysis, tmp_path):
@@ -276,7 +311,7 @@ def test_a_folder_that_cannot_be_written_is_the_users_to_mend(analysis, tmp_path
 def test_nothing_but_anchors_in_the_style_and_script():
     from importlib.resources import files
 
-    for name in ("report.css", "report.js"):
+    for name in ("report.css", "report.js", "plots.js", "tools.js", "theme.js", "pairs.js", "pair_math.js"):
         assert not re.search(
             r"https?:|//cdn|@import|url\(", files("mergeability.reporting").joinpath(name).read_text()
         )

@@ -107,8 +107,13 @@ def _trade_off(found: Ablation) -> Section | None:
         " back.",
         note=True,
     )
-    body += figure_block("trade-off", plots, [_target_choice(targets), _method_choice(methods)])
-    return Section("trade-off", "Merged against single-task accuracy", body)
+    body += figure_block(
+        "trade-off",
+        plots,
+        [_target_choice(targets), _method_choice(methods)],
+        described="Merged against single-task accuracy",
+    )
+    return Section("trade-off", "Which settings improve merges at little cost?", body)
 
 
 def trade_off_table(found: Ablation, method: str, target: str) -> pd.DataFrame:
@@ -170,8 +175,15 @@ def _choice(found: Ablation) -> Section | None:
         " choosing and judging.",
         note=True,
     )
-    body += table(found.choices.set_index("penalty"), columns, "penalty", ["strengths"], digits=4)
-    return Section("choice", "The best strength of each penalty", body)
+    body += table(
+        found.choices.set_index("penalty"),
+        columns,
+        "penalty",
+        ["strengths"],
+        digits=4,
+        caption="Chosen strengths",
+    )
+    return Section("choice", "Which strength of each penalty is best?", body)
 
 
 def _merges(found: Ablation) -> Section:
@@ -195,13 +207,20 @@ def _merges(found: Ablation) -> Section:
         if len(compared)
     }
     if plots:
-        body += figure_block("merges", plots, [_target_choice(targets), _method_choice(methods)])
+        body += figure_block(
+            "merges",
+            plots,
+            [_target_choice(targets), _method_choice(methods)],
+            described="Change of merges against the strength of each penalty",
+        )
     for target in targets:
         rows = found.merges[found.merges["target"] == target]
         whole = rows[rows["method"] == ALL_METHODS].set_index("setting")
         name = TARGET_NAMES[target]
         body += paragraphs(f"{name[0].upper()}{name[1:]}, mean over methods:", note=True)
-        body += table(whole, _CHANGES, "setting", marked=[PLAIN])
+        body += table(
+            whole, _CHANGES, "setting", marked=[PLAIN], caption=f"Changes of {name}, mean over methods"
+        )
         body += folded(
             f"{name[0].upper()}{name[1:]}, every method: change against plain",
             table(
@@ -210,15 +229,22 @@ def _merges(found: Ablation) -> Section:
                 .drop(index=PLAIN, errors="ignore"),
                 {method: method for method in methods},
                 "setting",
+                caption=f"Changes of {name}, every method",
             ),
         )
-    return Section("merges", "What it does to merges", body)
+    return Section("merges", "How do merges change?", body)
 
 
 def _models(found: Ablation) -> Section:
     body = paragraphs("Test accuracy of the models on their own tasks, before any merge.", note=True)
-    body += table(found.models.set_index("setting"), _CHANGES, "setting", marked=[PLAIN])
-    return Section("models", "What it costs the models themselves", body)
+    body += table(
+        found.models.set_index("setting"),
+        _CHANGES,
+        "setting",
+        marked=[PLAIN],
+        caption="Changes of the models",
+    )
+    return Section("models", "How do the models themselves change?", body)
 
 
 def _metrics(found: Ablation) -> Section | None:
@@ -253,8 +279,9 @@ def _metrics(found: Ablation) -> Section | None:
                 )
             ]
         },
+        described="Changes of metrics by setting",
     )
-    return Section("metrics", "What it does to the metrics", body)
+    return Section("metrics", "How do the metrics change?", body)
 
 
 def _made(found: Ablation) -> Section:
@@ -264,7 +291,7 @@ def _made(found: Ablation) -> Section:
             "All tables are saved next to this page as ablation_*.csv; each analysis has its own report.",
         ]
     )
-    return Section("made", "How this was made", body)
+    return Section("made", "How was this made?", body)
 
 
 def _target_choice(targets: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:

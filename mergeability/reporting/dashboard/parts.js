@@ -90,6 +90,7 @@ const parts = (() => {
     Object.assign(scroll, { tabIndex: 0, role: "region", ariaLabel: caption });
     scroll.append(made);
     box.replaceChildren(scroll);
+    tools.ofTable(box);
     if (!all && rows.length > MOST_ROWS) {
       const more = element("button", `Show all ${plural(rows.length, "row")}`);
       more.type = "button";
@@ -121,6 +122,7 @@ const parts = (() => {
     const rows = Math.ceil((shown * 110) / Math.max(box.clientWidth, 300));
     const height = (figure.layout.height ?? 420) + 19 * Math.max(0, rows - 1);
     plots.draw(box, { data: figure.data, layout: { ...figure.layout, height } });
+    if (box.parentElement && !box.parentElement.querySelector(".tools")) tools.ofFigure(box.parentElement);
   }
 
   function panel(id) {

@@ -90,6 +90,7 @@
     },
     { rootMargin: "400px" },
   );
+  tools.start();
   Object.keys(updates).forEach((id) => waiting.observe(document.getElementById(id)));
   changed();
 })();

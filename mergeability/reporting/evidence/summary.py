@@ -49,8 +49,14 @@ def save(found: EvidenceSummary, folder: Path) -> Path:
 def evidence_page(found: EvidenceSummary) -> str:
     """Return the page as HTML: the comparison for two new tasks, for one new task, and against numbers of images."""
     sections = [
-        _section(found, "both-new", BOTH_NEW, "Two new models", _BOTH_NEW),
-        _section(found, "known-partner", KNOWN_PARTNER, "One new model (leave one task out)", _KNOWN_PARTNER),
+        _section(found, "both-new", BOTH_NEW, "Which evidence predicts pairs of two new tasks?", _BOTH_NEW),
+        _section(
+            found,
+            "known-partner",
+            KNOWN_PARTNER,
+            "Which evidence predicts pairs with one new task (leave one task out)?",
+            _KNOWN_PARTNER,
+        ),
         _images(found),
     ]
     return page("What evidence predicts merges", bullet_list(headline(found), lead=True), sections)
@@ -99,7 +105,14 @@ def _section(
     for target in (name for name in TARGETS if name in set(rows["target"])):
         for group, own in rows[rows["target"] == target].groupby("group", sort=False):
             body += paragraphs(f"{TARGET_NAMES[target].capitalize()}, {group}:", note=True)
-            body += table(own.set_index("predictor"), columns, "predictor", ["cost", "rests_on"], ["mean"])
+            body += table(
+                own.set_index("predictor"),
+                columns,
+                "predictor",
+                ["cost", "rests_on"],
+                ["mean"],
+                caption=f"{heading} {TARGET_NAMES[target]}, {group}",
+            )
     return Section(anchor, heading, body)
 
 
@@ -126,5 +139,6 @@ def _images(found: EvidenceSummary) -> Section:
             ("outcome", [(target, TARGET_NAMES[target]) for target in targets]),
             ("group", [(group, group) for group in groups]),
         ],
+        described="r against the number of images",
     )
-    return Section("images", "How many images it takes", body)
+    return Section("images", "How many images are needed?", body)

@@ -4,10 +4,13 @@ from .evidence import r_by_images as r_by_images
 from .heat_maps import labelled_heat_map as labelled_heat_map
 from .heat_maps import matrix_heat_map as matrix_heat_map
 from .heat_maps import pair_matrix as pair_matrix
+from .layers import layer_map as layer_map
 from .merges import accuracy_bars as accuracy_bars
 from .merges import chosen_scales as chosen_scales
 from .merges import scale_curves as scale_curves
 from .merges import set_outcomes as set_outcomes
+from .outcomes import MOST_PAIRS as MOST_PAIRS
+from .outcomes import outcome_map as outcome_map
 from .prediction import coefficient_bars as coefficient_bars
 from .prediction import fold_correlations as fold_correlations
 from .prediction import predicted_against_measured as predicted_against_measured

@@ -1,0 +1,224 @@
+"""Sections of the report on models and merges: accuracies, outcomes, probes, scales, sets, and metrics of pairs."""
+
+from markupsafe import Markup
+
+from mergeability.pipeline.result import Analysis
+from mergeability.reporting import figures
+from mergeability.reporting.page import Section, figure_block, folded, paragraphs, table
+from mergeability.reporting.prediction_parts import target_choice
+from mergeability.reporting.summaries import TARGET_NAMES, curve_table, method_table, scale_table, sets_table
+
+_MANY_TASKS = 12
+
+_METHOD_COLUMNS = {
+    "alpha": "α",
+    "n_pairs": "pairs",
+    "mean_norm_acc": "mean normalised",
+    "worst_norm_acc": "worst",
+    "worst_pair": "worst pair",
+    "mean_acc": "mean accuracy",
+    "worst_acc": "worst accuracy",
+    "median_kept_gain": "gain kept",
+    "median_margin": "± 95 %",
+}
+_SCALE_COLUMNS = {
+    "alpha": "own α",
+    "mean": "mean",
+    "worst": "worst pair",
+    "tuned_alpha": "tuned α",
+    "tuned_mean": "tuned mean",
+    "tuned_worst": "tuned worst pair",
+    "unlabelled_alpha": "α without labels",
+    "unlabelled_mean": "mean without labels",
+    "unlabelled_worst": "worst pair without labels",
+}
+_SET_COLUMNS = {
+    "arity": "models",
+    "sets": "sets",
+    "mean": "mean normalised",
+    "worst": "worst",
+    "worst_set": "worst set",
+    "worst_task": "worst task",
+}
+_MODEL_COLUMNS = {
+    "chance": "chance",
+    "pixel_accuracy": "pixels",
+    "base_accuracy": "base",
+    "finetuned_accuracy": "fine-tuned",
+}
+
+
+def models(analysis: Analysis) -> Section | None:
+    """Show the accuracies of the models on their own tasks; None if they are unknown."""
+    known = [name for name in _MODEL_COLUMNS if name in analysis.models.columns]
+    if analysis.models.empty or not known:
+        return None
+    body = paragraphs("Test accuracy of each task before any merge.", note=True)
+    body += figure_block(
+        "models",
+        {"": [figures.accuracy_bars(analysis.models)]},
+        described="Accuracies of every task before merging",
+    )
+    accuracies = table(analysis.models, _MODEL_COLUMNS, "task", caption="Accuracies before merging")
+    body += folded("Accuracies as a table", accuracies) if len(analysis.models) > _MANY_TASKS else accuracies
+    return Section("models", "How good is each model on its own task?", body)
+
+
+def methods(analysis: Analysis) -> Section | None:
+    """Summarise every merge method over the pairs; None without outcomes."""
+    if not analysis.targets:
+        return None
+    summary = method_table(analysis.pairs, analysis.methods, analysis.alphas)
+    body = paragraphs(
+        "Mean over a pair's two tasks. Normalised accuracy is the merged model's accuracy over that of the task's own"
+        " fine-tuned model: 1 means that merging cost nothing. Gain kept is the median over pairs of how much of what"
+        " fine-tuning gained over the base model survives: 1 all of it, 0 none.",
+        note=True,
+    )
+    if summary["median_margin"].notna().any():
+        body += paragraphs(
+            "Measured on a random part of the test images: ± 95 % is half the width of a pair's confidence interval"
+            " of the normalised accuracy, the median over pairs.",
+            note=True,
+        )
+    else:
+        summary = summary.drop(columns="median_margin")
+    body += table(
+        summary, _METHOD_COLUMNS, "method", texts=["worst_pair"], caption="Outcomes by merge method"
+    )
+    return Section("methods", "How good is each method on average?", body)
+
+
+def heat_maps(analysis: Analysis) -> Section | None:
+    """Draw the outcomes of all pairs, task by task, for each method; None without outcomes."""
+    if not analysis.targets:
+        return None
+    plots = {}
+    for target in analysis.targets:
+        columns = [f"{target}_{m}" for m in analysis.methods if f"{target}_{m}" in analysis.pairs.columns]
+        shared = figures.shared_bounds(analysis.pairs[columns])
+        for column in columns:
+            matrix = figures.pair_matrix(analysis.pairs, column, analysis.tasks)
+            for colours, bounds in (("shared", shared), ("own", None)):
+                plots[f"{target}|{column.removeprefix(f'{target}_')}|{colours}"] = [
+                    figures.matrix_heat_map(matrix, analysis.tasks, bounds, TARGET_NAMES[target])
+                ]
+    summary = method_table(analysis.pairs, analysis.methods, analysis.alphas)
+    body = paragraphs("Grey cells were not measured. Choose a cell for the card of its pair.", note=True)
+    choices = [
+        target_choice(analysis),
+        ("method", [(str(m), str(m)) for m in summary.index]),
+        ("colours", [("shared", "same for all methods"), ("own", "this method's own range")]),
+    ]
+    body += figure_block(
+        "merges", plots, choices, square=True, described="Heat map of outcomes, task by task"
+    )
+    return Section("heat-maps", "Which tasks merge well with which?", body)
+
+
+def probes(analysis: Analysis) -> Section | None:
+    """Show the probes of merges that were not evaluated with labels."""
+    names = {f"probe_overlap_{method}": method for method in analysis.merged}
+    tables = []
+    for frame, title in ((analysis.pairs, "pair"), (analysis.sets, "set")):
+        known = [name for name in names if name in frame.columns]
+        if not known or frame.empty:
+            continue
+        if title == "pair":
+            rows = [f"{a} + {b}" for a, b in zip(frame["task_a"], frame["task_b"], strict=True)]
+        else:
+            rows = [str(tasks).replace("+", " + ") for tasks in frame["tasks"]]
+        tables.append(
+            table(
+                frame[known].set_axis(rows),
+                {name: names[name] for name in known},
+                title,
+                caption=f"Overlap of the probe of every {title}",
+            )
+        )
+    if not tables:
+        return None
+    body = paragraphs(
+        "Each merge classified unlabelled images of its tasks. The overlap with the predictions of the task's own model"
+        " estimates the normalised accuracy; mean over the tasks of a pair or set.",
+        note=True,
+    )
+    return Section("probes", "What do probes of the merges show?", body + Markup().join(tables))
+
+
+def scales(analysis: Analysis) -> Section | None:
+    """Show the outcomes at every scale that was tried; None if none was tuned."""
+    if analysis.curves.empty:
+        return None
+    curves = curve_table(analysis.curves)
+    body = paragraphs(
+        "The merged weights are θ₀ + α·M. Tuning computes M once per merge, tries a grid of α on the tasks' validation"
+        " images and keeps the one with the best mean normalised accuracy; without labels, the one whose predictions on"
+        " unlabelled images overlap most with those of the tasks' own models. All values in the tables are measured on"
+        " the test images. Methods can only be compared if each has an α that suits it.",
+        note=True,
+    )
+    both = scale_table(analysis)
+    if len(both):
+        body += paragraphs("Normalised accuracy over pairs, each method at each kind of α:", note=True)
+        columns = {name: title for name, title in _SCALE_COLUMNS.items() if name in both}
+        body += table(both, columns, "method", caption="Outcomes by kind of α")
+    body += figure_block(
+        "scales",
+        {"": [figures.scale_curves(curves), figures.chosen_scales(curves)]},
+        described="Accuracy against α, and the α that were chosen",
+    )
+    return Section("scales", "How does the outcome depend on the scale α?", body)
+
+
+def sets(analysis: Analysis) -> Section | None:
+    """Show merges of more than two models; None without any."""
+    summary = sets_table(analysis)
+    if summary.empty:
+        return None
+    body = paragraphs(
+        "More than two models merged into one. Mean and worst over the sets, of the mean normalised accuracy over a"
+        " set's tasks; worst task is the lowest of all single tasks.",
+        note=True,
+    )
+    columns = [f"norm_acc_{method}" for method in analysis.methods]
+    body += figure_block(
+        "sets",
+        {"": [figures.set_outcomes(analysis.sets, columns)]},
+        described="Outcomes of sets by number of models",
+    )
+    body += table(
+        summary.set_index("method"),
+        _SET_COLUMNS,
+        "method",
+        texts=["worst_set"],
+        caption="Outcomes of sets of models",
+    )
+    return Section("sets", "How well do more than two models merge?", body)
+
+
+def metrics(analysis: Analysis) -> Section | None:
+    """Draw every metric of all pairs, task by task; None without any value."""
+    known = [m for m in analysis.metrics if m in analysis.pairs.columns and analysis.pairs[m].notna().any()]
+    if not known:
+        return None
+    plots = {
+        metric: [
+            figures.matrix_heat_map(
+                figures.pair_matrix(analysis.pairs, metric, analysis.tasks), analysis.tasks, None, ""
+            )
+        ]
+        for metric in known
+    }
+    body = paragraphs(
+        "Each metric has its own colour scale; grey cells are undefined. Choose a cell for the card of its pair.",
+        note=True,
+    )
+    body += figure_block(
+        "metrics",
+        plots,
+        [("metric", [(m, figures.label(m)) for m in known])],
+        square=True,
+        described="Heat map of a metric, task by task",
+    )
+    return Section("metric-maps", "How similar are the models of each pair?", body)

@@ -1,0 +1,43 @@
+"""The templates of all pages: Jinja, with everything escaped that is not HTML already."""
+
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("mergeability.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def render(name: str, **values: Any) -> Markup:
+    """Fill a template; text is escaped, `Markup` is not.
+
+    Args:
+        name: of the file in `templates/`, without its suffix.
+        values: what the template refers to.
+
+    Returns:
+        The HTML.
+    """
+    return Markup(_environment().get_template(f"{name}.html.j2").render(**values))
+
+
+def macro(name: str, *values: Any) -> Markup:
+    """Call a macro of `templates/parts.html.j2`."""
+    return Markup(getattr(_environment().get_template("parts.html.j2").module, name)(*values).strip())
+
+
+def resources(names: tuple[str, ...]) -> Markup:
+    """Read files of this package, such as style sheets, into one text that is not escaped."""
+    package = files("mergeability.reporting")
+    return Markup("\n".join(package.joinpath(name).read_text(encoding="utf-8") for name in names))
