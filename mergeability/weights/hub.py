@@ -235,18 +235,16 @@ def _plain(path: Path, store: "Store") -> TensorFile:
 
 def _conversion(path: Path, store: "Store") -> "tuple[Store, dict[str, Any]]":
     """Return where a conversion is kept, and its key."""
-    kept = store if store.root is not None else _temporary_store()
+    kept = store if store.root is not None else _temporary(type(store))
     return kept, {"sha256": checkpoints.file_hash(path), "version": _VERSION}
 
 
 @cache
-def _temporary_store() -> "Store":
+def _temporary(kind: "type[Store]") -> "Store":
     """Return a store for conversions of a process that keeps nothing: weights are read from files, piece by piece."""
-    from mergeability.store import Store
-
     folder = tempfile.TemporaryDirectory(prefix="mergeability-converted-")
     atexit.register(folder.cleanup)
-    return Store(folder.name)
+    return kind(folder.name)
 
 
 def _refuse_adapter(path: Path) -> None:
