@@ -34,7 +34,7 @@ def use_own_folders(arguments: Sequence[str]) -> None:
     Raises:
         UserError: `--config-dir` is no folder.
     """
-    members.forget_folders()
+    forget_own_folders()
     package = members.folder("").resolve()
     for place in (*_given(arguments), Path("conf")):
         if place.is_dir() and place.resolve() != package:
@@ -45,6 +45,13 @@ def use_own_folders(arguments: Sequence[str]) -> None:
         if str(Path.cwd()) not in sys.path:
             # What a file of ./conf names as its `_target_` is next to it, as for `python train.py`.
             sys.path.append(str(Path.cwd()))
+
+
+def forget_own_folders() -> None:
+    """Search the package's own configuration only, as before any command."""
+    if members.own_folders():
+        members.forget_folders()
+        register_sets()
 
 
 def _given(arguments: Sequence[str]) -> Iterator[Path]:

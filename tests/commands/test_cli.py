@@ -11,9 +11,10 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from mergeability import __version__, compare, members
+from mergeability import __version__, compare
 from mergeability.commands.cli import cli
 from mergeability.commands.invocation import as_typed, started_as
+from mergeability.commands.search_path import forget_own_folders
 from mergeability.examples import tiny_own_models
 
 
@@ -29,7 +30,7 @@ def run(tmp_path, monkeypatch):
 
     yield call
     started_as(None)
-    members.forget_folders()
+    forget_own_folders()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from mergeability import UserError, members
 from mergeability.commands.cli import cli
 from mergeability.commands.invocation import started_as
-from mergeability.commands.search_path import use_own_folders
+from mergeability.commands.search_path import forget_own_folders, use_own_folders
 from mergeability.commands.sets import derived_sets
 
 MODULE = '''
@@ -53,7 +53,7 @@ def own(tmp_path, monkeypatch):
         (tmp_path / "conf" / group).mkdir(parents=True)
         (tmp_path / "conf" / group / f"{name}.yaml").write_text(text)
     yield tmp_path
-    members.forget_folders()
+    forget_own_folders()
     started_as(None)
     sys.modules.pop("mine", None)
 
