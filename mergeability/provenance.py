@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, commit, machine; recorded in every card and `run.json`."""
+"""Provenance of results: versions, commit and machine, recorded in every card and `run.json`."""
 
 import platform
 import subprocess
@@ -30,12 +30,12 @@ _FIRST = {now: first for first, now in MOVED.items()}
 
 
 def published_name(name: str) -> str:
-    """Return the dotted name under which a class enters hashes: the one it had when it was first published."""
+    """Return the dotted name of a class in hashes: its name when it was first published."""
     return _FIRST.get(name, name)
 
 
 def current_name(name: str) -> str:
-    """Return the dotted name of the place where a published class can be imported now."""
+    """Return the dotted name from which a published class can be imported now."""
     return MOVED.get(name, name)
 
 
@@ -66,7 +66,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Return the source's commit, with `-dirty` where the tree has changes; None outside its own checkout."""
+    """Return the commit of the source, with `-dirty` if the tree has changes; None outside a checkout."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         # Installed somewhere below another project's checkout, whose commit says nothing about this one.
@@ -86,7 +86,7 @@ def git_commit() -> str | None:
 
 
 def provenance() -> dict:
-    """Return versions, commit, platform and the time, as a JSON-able record."""
+    """Return versions, commit, platform and time as a JSON-able record."""
     return {
         "versions": versions(),
         "git_commit": git_commit(),

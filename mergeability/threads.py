@@ -1,4 +1,4 @@
-"""How many threads PyTorch computes with: as many as there are idle cores, decided before torch is imported.
+"""The number of threads of PyTorch: the number of idle cores, set before torch is imported.
 
 OpenMP's threads wait for each other by spinning. Where another program holds a core, the thread that runs burns its
 own core while the other one waits for its turn, thousands of times a second. One thread takes its share of the machine
@@ -24,7 +24,7 @@ _PROC = Path("/proc/stat")
 
 @dataclass(frozen=True)
 class Sample:
-    """How long the cores have been idle, as far as the system tells.
+    """A sample of the cores' idle time, as reported by the system.
 
     Attributes:
         when: seconds of the clock.
@@ -38,14 +38,14 @@ class Sample:
 
 
 def sample() -> Sample:
-    """Read the cores' idle time now."""
+    """Read the current idle time of the cores."""
     return Sample(time.monotonic(), _idle_seconds(), time.process_time())
 
 
 def choose_threads(
     began: Sample, cores: int, environment: MutableMapping[str, str] = os.environ
 ) -> int | None:
-    """Set OMP_NUM_THREADS to the number of cores that other programs leave idle, at least 1.
+    """Set OMP_NUM_THREADS to the number of idle cores, at least 1.
 
     Args:
         began: a sample taken when the command started; idle time since then is what counts.
@@ -64,7 +64,7 @@ def choose_threads(
         return None
     environment["OMP_NUM_THREADS"] = str(threads)
     logger.info(
-        "Computing with %d of %d cores: other programs use the rest (OMP_NUM_THREADS=%d chooses all).",
+        "Computing with %d of %d cores, because other programs use the rest (set OMP_NUM_THREADS=%d to use all).",
         threads,
         cores,
         cores,
@@ -73,7 +73,7 @@ def choose_threads(
 
 
 def idle_cores(began: Sample, ended: Sample, cores: int) -> int | None:
-    """Return how many cores were free for this process between two samples, at least 1; None where unknown."""
+    """Return the number of cores available to this process between two samples, at least 1; None if unknown."""
     if began.idle is None or ended.idle is None or ended.when <= began.when:
         return None
     free = (ended.idle - began.idle + ended.own - began.own) / (ended.when - began.when)

@@ -1,4 +1,4 @@
-"""The command lines `train.py` and `analyze.py`: the only package that sees Hydra and OmegaConf."""
+"""The command lines `train.py`, `analyze.py` and `mergeability`: the only package that imports Hydra and OmegaConf."""
 
 # Whoever composes a configuration needs the resolvers and the derived sets: importing either registers it.
 from mergeability.commands import choices, naming, sets

@@ -1,4 +1,4 @@
-"""`analyze.py`: train what is missing, run the analysis, save, track and show what was found."""
+"""`analyze.py`: train missing models, run the analysis, and save, track and print its results."""
 
 import copy
 import logging
@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 
 
 def job(cfg: DictConfig) -> float | tuple[float, ...] | None:
-    """Run the analysis the configuration describes; leave its tables and its report in the run folder."""
+    """Run the analysis described by the configuration; write its tables and report to the run folder."""
     prepare()
     return analyse(cfg)
 
 
 def analyse(cfg: DictConfig) -> float | tuple[float, ...] | None:
-    """Run the analysis a configuration of `analyze.py` describes; leave its tables and its report in the run folder.
+    """Run the analysis described by a configuration of `analyze.py`; write its tables and report to the run folder.
 
     Returns:
         What a sweeper that searches is to optimise; None where `objectives` names nothing.
@@ -66,7 +66,7 @@ def analyse(cfg: DictConfig) -> float | tuple[float, ...] | None:
 
 
 def train_missing(cfg: DictConfig) -> None:
-    """Fine-tune the models that an analysis asks for and that are not there, as `train.py` does with these settings.
+    """Fine-tune the missing models of an analysis, as `train.py` does with these settings.
 
     Raises:
         UserError: the suite has no tasks to train on; whatever `fine_tune` raises.
@@ -75,7 +75,7 @@ def train_missing(cfg: DictConfig) -> None:
         return
     if "tasks" not in cfg.suite:
         raise UserError(
-            f"train.missing=true fine-tunes on a suite's tasks, and suite={cfg.suite.name} has none."
+            f"train.missing=true fine-tunes on the tasks of a suite, but suite={cfg.suite.name} has none."
         )
     job = _training(cfg)
     wanted = None if cfg.pairs is None else {str(task) for pair in cfg.pairs for task in pair}
@@ -115,7 +115,7 @@ def _training(cfg: DictConfig) -> DictConfig:
 
 
 def objectives(cfg: DictConfig, analysis: Any) -> float | tuple[float, ...] | None:
-    """Return what a sweeper that searches is to optimise: the means named by `objectives`; None where it names none.
+    """Return the values that a sweeper optimises, the means named by `objectives`; None if `objectives` is empty.
 
     Raises:
         UserError: an unknown name, or one that this analysis has not measured.

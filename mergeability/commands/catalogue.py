@@ -120,7 +120,7 @@ def entry(name: str) -> Entry:
 
 
 def listing(kind: str) -> str:
-    """Write the members of a kind with their summaries, for a terminal.
+    """Format the members of a kind with their summaries for the terminal.
 
     Args:
         kind: a key of `KINDS`.
@@ -143,7 +143,7 @@ def listing(kind: str) -> str:
 
 
 def text(one: Entry) -> str:
-    """Write the documentation of a member for a terminal.
+    """Format the documentation of a member for the terminal.
 
     Examples:
         >>> from mergeability.commands.catalogue import entry, text
@@ -169,7 +169,7 @@ def text(one: Entry) -> str:
 
 
 def page(one: Entry) -> str:
-    """Write the documentation of a member in Markdown: a page of the reference.
+    """Format the documentation of a member as a Markdown page of the reference.
 
     Examples:
         >>> from mergeability.commands.catalogue import entry, page
@@ -258,7 +258,7 @@ def _wrapped(value: str, first: str = "", indent: int = 0) -> list[str]:
 
 @cache
 def sets_of(kind: str) -> dict[str, tuple[str, ...]]:
-    """Return the sets that command lines take in place of names: those of `conf` and those that are derived.
+    """Return the sets that command lines accept instead of names: those defined in `conf` and the derived ones.
 
     Args:
         kind: a key of `KINDS`; only metrics, methods and predictors have sets.

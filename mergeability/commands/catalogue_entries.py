@@ -85,7 +85,7 @@ class Entry:
 
 
 def suite_tasks(suite: str) -> tuple[str, ...]:
-    """List the tasks of a suite in its order; none for a suite of checkpoints or of a table.
+    """List the tasks of a suite in its order; an empty list for a suite of checkpoints or a table.
 
     Examples:
         >>> from mergeability.commands.catalogue_entries import suite_tasks
@@ -167,7 +167,7 @@ def penalty_entry(name: str) -> Entry:
 
 
 def predictor_entry(name: str) -> Entry:
-    """Build the entry of a predictor; its YAML file says in its first line how it differs from others of its class."""
+    """Build the entry of a predictor; the first line of its YAML file distinguishes it from others of its class."""
     options = members("predictor")[name]
     target = options["_target_"]
     doc, header = docstring(target), yaml_comments(files("predictor")[name])
@@ -222,7 +222,7 @@ def _task_options(rendered: bool) -> dict[str, str]:
 
 
 def model_entry(name: str) -> Entry:
-    """Build the entry of a model, with the options of the model that it starts from."""
+    """Build the entry of a model, including options inherited from another model."""
     own = options_of("model", name)
     options: dict[str, Any] = {}
     for one in own.get("defaults", []):
@@ -286,14 +286,14 @@ def protocol_entry(node: ast.ClassDef) -> Entry:
 
 
 def protocol_classes() -> list[ast.ClassDef]:
-    """List the classes of protocols in the order of their module."""
+    """List the protocol classes in the order of their module."""
     found = located(f"{_PROTOCOLS}.LeaveOneTaskOut")
     assert found is not None
     return [one for one in parsed(found[1]).body if isinstance(one, ast.ClassDef) and constant(one, "name")]
 
 
 def constant(node: ast.ClassDef, name: str) -> str:
-    """Return a constant that a protocol's class declares, or an empty text."""
+    """Return a constant that a protocol class declares, or an empty string."""
     return str(declared(f"{_PROTOCOLS}.{node.name}").get(name, ""))
 
 

@@ -1,4 +1,4 @@
-"""Run folders: each belongs to one run, from its first line of log to its last result.
+"""Run folders: each belongs to exactly one run, from the first log line to the last result.
 
 - A folder named by the time is claimed by the run that makes it; a run that starts in the same second gets `-2`.
 - A folder that is given, such as `hydra.run.dir=outputs/demo`, may hold an earlier run. The new run writes into a
@@ -57,12 +57,12 @@ class RunFolders(Callback):
     claim = _Claim()
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Give the run a folder that no other run uses."""
+        """Assign the run a folder that no other run uses."""
         with read_write(config), open_dict(config):
             config.hydra.run.dir = str(_claimed(config, "run"))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Give the sweep a folder that no other sweep uses."""
+        """Assign the sweep a folder that no other sweep uses."""
         folder = _claimed(config, "sweep")
         if folder != Path(config.hydra.sweep.dir):
             with read_write(config), open_dict(config):
@@ -72,17 +72,17 @@ class RunFolders(Callback):
 
 
 def forget_merges() -> None:
-    """Remove the merges of an earlier run from the present run's folder."""
+    """Remove the merges of an earlier run from the current run's folder."""
     shutil.rmtree(run_folder() / "merged", ignore_errors=True)
 
 
 def run_folder() -> Path:
-    """Return the folder that the present job writes into."""
+    """Return the folder that the current job writes to."""
     return Path(HydraConfig.get().runtime.output_dir)
 
 
 def shown_path(path: Path) -> str:
-    """Return a path as a person types it: where it will be when the run has ended, relative to where they are."""
+    """Return the final path of a file after the run, relative to the working folder."""
     claim = RunFolders.claim
     if claim.shown is not None and path.is_relative_to(claim.working):
         path = claim.final / path.relative_to(claim.working)
@@ -91,7 +91,7 @@ def shown_path(path: Path) -> str:
 
 @contextlib.contextmanager
 def claimed_folders() -> Iterator[None]:
-    """Put the folder of a run in its place when the block ends; if it fails, keep its files apart.
+    """Move the run's folder to its final place when the block ends; on failure, keep its files in a separate folder.
 
     Raises:
         UserError: the folder cannot be moved.
@@ -210,7 +210,7 @@ def _quoted(value: str) -> str:
 
 @contextlib.contextmanager
 def refusing() -> Iterator[None]:
-    """End the command with the sentence of a user error in the block; Hydra would turn it into a warning."""
+    """Exit with the message of a user error raised in the block, which Hydra would turn into a warning."""
     try:
         yield
     except UserError as error:

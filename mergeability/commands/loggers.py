@@ -1,4 +1,4 @@
-"""Open the loggers that a configuration names, and end them with the run."""
+"""Open the loggers of a configuration, and close them at the end of the run."""
 
 import contextlib
 import importlib.util
@@ -38,7 +38,7 @@ _MLFLOW = {
 
 @contextlib.contextmanager
 def open_loggers(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> Iterator[list["Guarded"]]:
-    """Make the loggers that `logger` names and log the configuration; end them with the block, as failed if it fails.
+    """Create the loggers named by `logger` and log the configuration; close them after the block, as failed on errors.
 
     A logger that cannot be opened or that fails later is left out with a warning: tracking never ends the work.
 
@@ -63,7 +63,7 @@ def open_loggers(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> Iterator[
 
 
 def log_sweep(cfg: DictConfig, folder: Path, page: Path) -> None:
-    """Log the summary of a sweep as a run of its own, in the group of the sweep's jobs.
+    """Log the summary of a sweep as a separate run in the group of the sweep's jobs.
 
     Args:
         cfg: the configuration of the command, before any job.

@@ -1,4 +1,4 @@
-"""Documentation of members, read from source files and YAML files: nothing that a member names is imported.
+"""Documentation of members, parsed from source and YAML files without importing the members.
 
 Docstrings have lines such as `Formula: …`, `Range: …` and `Paper: …` beside the sections of Google's style; YAML files
 have comments, at the start of the file and behind options.
@@ -23,7 +23,7 @@ _OPTION = re.compile(r"( *)([\w.]+):(?: +(.*?))?\s*$")
 
 @dataclass(frozen=True)
 class Docstring:
-    """A docstring in parts.
+    """The parts of a docstring.
 
     Attributes:
         summary: the first line, without its full stop.
@@ -56,7 +56,7 @@ class Commented:
 
 
 def docstring(target: str) -> Docstring:
-    """Read the docstring of a member; an empty one if it is defined in another library.
+    """Read the docstring of a member; empty if the member is defined in another library.
 
     Args:
         target: the dotted name of a member's `_target_`.
@@ -168,7 +168,7 @@ def _behind(lines: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def flattened(options: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the options of a YAML file under dotted names, without what is there for Hydra alone.
+    """Yield the options of a YAML file under dotted names, without the keys that only Hydra uses.
 
     Args:
         options: as they were read.
@@ -192,7 +192,7 @@ def flattened(options: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def shown_value(value: Any) -> str:
-    """Write a value as in YAML; of a long list, its first items.
+    """Format a value as YAML; a long list is shortened to its first items.
 
     Examples:
         >>> from mergeability.commands.member_docs import shown_value
@@ -213,7 +213,7 @@ def shown_value(value: Any) -> str:
 
 
 def installed(text: str) -> str:
-    """Write the commands of a checkout as those of the installed package.
+    """Rewrite the commands of a checkout to those of the installed package.
 
     Examples:
         >>> from mergeability.commands.member_docs import installed

@@ -1,4 +1,4 @@
-"""What a checkpoint depends on: the settings that are hashed into its card."""
+"""The settings that determine a checkpoint, whose hash is in its card."""
 
 from typing import Any
 
@@ -25,12 +25,12 @@ _LATER: dict[str, dict[str, Any]] = {
 
 
 def plain(config: Any) -> Any:
-    """Turn a config node into plain containers with every interpolation resolved."""
+    """Convert a config node to plain containers with all interpolations resolved."""
     return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
-    """Return everything a checkpoint depends on, as plain containers.
+    """Return all settings that determine a checkpoint, as plain containers.
 
     Raises:
         UserError: a strength was given without a penalty.
@@ -45,7 +45,7 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     strength = found["reg"].get("lambda")
     if found["reg"]["name"] == "none" and strength != 0:
         raise UserError(
-            f"reg=none is plain fine-tuning: it takes no reg.lambda={strength}. Choose a penalty with reg=…."
+            f"reg=none is plain fine-tuning and does not support reg.lambda={strength}. Choose a penalty with reg=…."
         )
     if strength == 0:
         found["reg"] = {"name": "none", "lambda": 0}

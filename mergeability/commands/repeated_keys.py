@@ -1,4 +1,4 @@
-"""Keys typed twice in one mapping of the command line, of which Hydra keeps the last without a word."""
+"""Duplicate keys in a mapping on the command line, of which Hydra would silently keep the last."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from mergeability.errors import UserError
 
 
 def refuse_repeated_keys(arguments: Sequence[str]) -> None:
-    """Check that no mapping among the arguments has a key twice.
+    """Check that no mapping among the arguments has duplicate keys.
 
     Raises:
         UserError: one has, such as `suite.models={a: x, a: y}`.
@@ -25,8 +25,8 @@ def refuse_repeated_keys(arguments: Sequence[str]) -> None:
             repeated = sorted({key for key in keys if keys.count(key) > 1})
             if repeated:
                 raise UserError(
-                    f"{option.lstrip('+~')} has {', '.join(map(repr, repeated))} twice, and only one of them could "
-                    "be used. Give each its own name."
+                    f"{option.lstrip('+~')} has {', '.join(map(repr, repeated))} twice. "
+                    "Give each entry a different name."
                 )
 
 

@@ -1,4 +1,4 @@
-"""Run a Hydra entry point: errors in one sentence, an exit code that tells the truth."""
+"""Run a Hydra entry point with one-sentence errors and a correct exit code."""
 
 import argparse
 import contextlib
@@ -28,7 +28,7 @@ _BEGAN = sample()
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Run a Hydra entry point: errors in one sentence, failed jobs listed, an exit code that tells the truth.
+    """Run a Hydra entry point with one-sentence errors, a list of failed jobs, and a correct exit code.
 
     Hydra is asked for whole exceptions and does not get to print its own version of them, which shows a
     traceback for what a user can cause. Whoever sets HYDRA_FULL_ERROR gets the traceback of everything.
@@ -48,7 +48,9 @@ def run(main: Callable[[], Any]) -> None:
         with claimed_folders(), _lazy_help():
             main()
     except KeyboardInterrupt:
-        sys.stderr.write("\nInterrupted. What is finished is kept: start the same command again.\n")
+        sys.stderr.write(
+            "\nInterrupted. Finished results are kept: start the same command again to continue.\n"
+        )
         code = 130
     except (HydraException, OmegaConfBaseException, ValueError, OSError, MemoryError, RuntimeError) as error:
         told = _told(error)
@@ -90,7 +92,7 @@ def _told(error: Exception) -> str | None:
 
 
 def prepare() -> None:
-    """Choose the number of threads; to be called by a job before it imports anything that computes."""
+    """Set the number of threads; jobs must call this before importing torch or NumPy."""
     choose_threads(_BEGAN, cores())
 
 

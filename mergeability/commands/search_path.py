@@ -1,4 +1,4 @@
-"""Where configuration is looked for: `--config-dir`, then `./conf` of the working folder, then the package's own.
+"""Search path of configuration: `--config-dir`, then `./conf` in the working folder, then the package.
 
 Hydra itself would search `--config-dir` last. A user's own task, metric or method is a YAML file there, and its
 `_target_` may be a module in the working folder.
@@ -20,16 +20,16 @@ _OPTIONS = ("--config-dir", "-cd")
 
 
 class OwnFolders(SearchPathPlugin):
-    """Put users' own folders in front of the package's."""
+    """Search users' folders before the package's."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Prepend the folders, the first one last."""
+        """Prepend the folders, in reverse order so that the first one is searched first."""
         for place in reversed(members.own_folders()):
             search_path.prepend("own", f"file://{place}")
 
 
 def use_own_folders(arguments: Sequence[str]) -> None:
-    """Search `--config-dir` of a command line and `./conf` before the package's own configuration.
+    """Search `--config-dir` of a command line and `./conf` before the package's configuration.
 
     Raises:
         UserError: `--config-dir` is no folder.

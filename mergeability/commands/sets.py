@@ -1,4 +1,4 @@
-"""The sets of members that grow by themselves, registered with Hydra: `merge=all`, `metric=weights` and the like.
+"""Sets of members derived from the files of a group, such as `merge=all` and `metric=weights`, for Hydra.
 
 Hydra knows no pattern in a defaults list, so these sets are written here from the files of `conf`. The sets that are
 fixed on purpose (`paper`, `minimal`, `none`) are files. Nothing that a member names is imported: `--help` stays fast.
@@ -13,7 +13,7 @@ from mergeability.metrics.traits import Traits
 
 
 def derived_sets() -> dict[str, dict[str, list[str]]]:
-    """Return the derived sets: group → name of the set → its members, in the order of tables."""
+    """Return the derived sets: group → name of the set → its members, in table order."""
     metrics = {name: _traits(options) for name, options in members("metric").items()}
     return {
         # Every method, and those that need neither images nor heads.
@@ -34,7 +34,7 @@ def derived_sets() -> dict[str, dict[str, list[str]]]:
 
 
 def register_sets() -> None:
-    """Make the derived sets known to Hydra, as if each were a file of its group."""
+    """Register the derived sets with Hydra, as if each were a file of its group."""
     store = ConfigStore.instance()
     for group, sets in derived_sets().items():
         for name, names in sets.items():

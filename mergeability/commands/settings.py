@@ -1,4 +1,4 @@
-"""Check a composed configuration against what the classes and functions behind it declare for their arguments."""
+"""Check a composed configuration against the declared argument types of the classes and functions that it names."""
 
 import ast
 import re
@@ -84,7 +84,7 @@ _HYDRA = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Check types and ranges of all settings; where a word was read as a number, put the word back.
+    """Check types and ranges of all settings; restore text that YAML read as a number.
 
     Raises:
         UserError: a setting is of another type or outside its range, or nothing takes it.

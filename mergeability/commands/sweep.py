@@ -1,4 +1,4 @@
-"""A ledger of a sweep's jobs: how each ended, the summary across them, the time left."""
+"""The ledger of a sweep: the outcome of each job, the summary across jobs, and the remaining time."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ _NO_MEMORY = re.compile(
 
 
 class Ledger(Callback):
-    """Record how each job of a sweep begins and ends, and refresh the sweep's summary after each.
+    """Record the start and end of each job of a sweep, and update the summary of the sweep after each job.
 
     The process of the command makes one, and launchers send copies to the processes that run jobs. What they share is
     on disk (`job_records`). Hydra turns an exception in a callback into a warning and skips `on_multirun_end` after a
@@ -68,11 +68,11 @@ class Ledger(Callback):
 
     @property
     def away(self) -> bool:
-        """Whether this is a copy in a process that a launcher started."""
+        """Whether this ledger is a copy in a process started by a launcher."""
         return self.process != (socket.gethostname(), os.getpid())
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Count the jobs to come; keep what Optuna's parts say while they are imported from the terminal."""
+        """Count the jobs of the sweep; suppress Optuna's import-time output in the terminal."""
         logging.getLogger("alembic").setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", message="Deprecated API features detected")
         with refusing():
@@ -83,7 +83,7 @@ class Ledger(Callback):
         Ledger.current = self
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Record that the job has begun; in a process of its own, send its output to a file in its folder."""
+        """Record the start of the job; in a separate process, redirect its output to a file in its folder."""
         if self.records is None:
             return
         folder = Path(config.hydra.runtime.output_dir)
@@ -139,13 +139,13 @@ class Ledger(Callback):
             self.summarise()
 
     def tell(self) -> None:
-        """Log how many jobs have ended and how long the rest may take."""
+        """Log the number of finished jobs and the estimated remaining time."""
         ended = sum(record.ended is not None for record in self.records.read()) if self.records else 0
         if self.total is not None and 0 < ended < self.total:
             logger.info("%s", _remaining(ended, self.total, time.time() - self.began))
 
     def summarise(self) -> Path | None:
-        """Write the summary of the jobs that have finished so far, unless it is there; return its page."""
+        """Write the summary of the finished jobs unless it is up to date; return its page."""
         if self.summary is None or self.records is None:
             return None
         with self.records.locked():
@@ -217,7 +217,7 @@ def _remaining(ended: int, total: int, seconds: float) -> str:
 
 
 def user_error(error: BaseException | None) -> UserError | None:
-    """Find the user error behind an exception: Hydra's `instantiate` wraps what the called function raises.
+    """Find the user error behind an exception: Hydra's `instantiate` wraps exceptions of the called function.
 
     What the system refuses, such as a folder that cannot be made, a full disk or no more memory, is one too.
     """
@@ -238,7 +238,7 @@ def user_error(error: BaseException | None) -> UserError | None:
 
 
 def close_sweep(*, interrupted: bool = False) -> int:
-    """Say where the sweep's summary is and which of its jobs failed; return how many did.
+    """Print the path of the sweep's summary and its failed jobs; return the number of failed jobs.
 
     Args:
         interrupted: whether a person has stopped the sweep, whose running jobs have then not failed.

@@ -1,4 +1,4 @@
-"""The table of a comparison in the terminal."""
+"""The table of a comparison for the terminal."""
 
 import math
 
@@ -24,7 +24,7 @@ _WIDE = 200
 
 
 def show_comparison(found: Comparison) -> None:
-    """Print what stands out, the metrics, and what is left out."""
+    """Print unusual findings, the metrics, and omissions."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDE)

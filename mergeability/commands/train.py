@@ -1,4 +1,4 @@
-"""`train.py`: fine-tune, pretrain or import one model, unless it is done; or look a task's images over."""
+"""`train.py`: fine-tune, pretrain or import one model unless it exists; or check a task's images."""
 
 import logging
 import warnings
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def job(cfg: DictConfig) -> None:
-    """Train unless it is done; or check the task's images."""
+    """Train the model unless it exists; or check the task's images."""
     prepare()
     if cfg.doctor:
         examine(cfg)
@@ -29,7 +29,7 @@ def job(cfg: DictConfig) -> None:
 
 
 def fine_tune(cfg: DictConfig) -> dict[str, Any] | None:
-    """Train the model a configuration of `train.py` describes, unless it is done; its `run` does the training.
+    """Train the model that a configuration of `train.py` describes, unless it exists; the node `run` does the training.
 
     Returns:
         The card of the model; None where it was there already.
@@ -71,7 +71,7 @@ _LIGHTNING_WARNINGS = (
 
 
 def quiet_lightning() -> None:
-    """Keep Lightning's tips and harmless warnings from the terminal."""
+    """Suppress Lightning's tips and harmless warnings in the terminal."""
     import lightning.pytorch  # noqa: F401  (it sets its level when imported)
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -80,7 +80,7 @@ def quiet_lightning() -> None:
 
 
 def examine(cfg: DictConfig) -> None:
-    """Look the task's images over, and leave the report in the run folder.
+    """Check the task's images, and write the report to the run folder.
 
     Raises:
         UserError: something is wrong with them.
@@ -94,7 +94,7 @@ def examine(cfg: DictConfig) -> None:
 
 
 def base_hash(cfg: DictConfig) -> str:
-    """Return the hash of the base model that a training starts from; create the model first if it does not exist.
+    """Return the hash of the base model of a training; create the base model if it does not exist.
 
     It is made of published weights, of a file, or of a seed.
 
@@ -110,7 +110,7 @@ def base_hash(cfg: DictConfig) -> str:
     settings = {} if card is None else card.get("settings", {})
     if not isinstance(settings, Mapping) or (card is not None and not isinstance(card.get("sha256"), str)):
         raise UserError(
-            f"{folder / 'card.json'} is not the card of a model. Delete it and run again what made it."
+            f"{folder / 'card.json'} is not the card of a model. Delete it and repeat the command that created it."
         )
     if card is None or settings.get("pretrained", pretrained) != pretrained:
         from hydra.utils import instantiate
@@ -124,7 +124,7 @@ def base_hash(cfg: DictConfig) -> str:
 
 
 def source_hash(source: str) -> str:
-    """Return the hash of a model from elsewhere, by content: it may lie in another place next time."""
+    """Return the content hash of an external model, which does not depend on its path."""
     from mergeability.weights.checkpoints import file_hash
     from mergeability.weights.hub import find_weights
 

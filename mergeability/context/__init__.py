@@ -1,4 +1,4 @@
-"""What every stage of a run shares, and how its units of work are spread over cores, processes and machines."""
+"""The context shared by all stages of a run, and the distribution of work over cores, processes and machines."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Ray clusters: environment variables that are set before Ray is imported, and whether a cluster answers in time."""
+"""Ray clusters: environment variables to set before importing Ray, and a connection check with a timeout."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ _PATIENCE = 20
 
 
 def prepare_ray() -> None:
-    """Set variables that a user has not set; to be called before Ray is imported."""
+    """Set environment variables that the user has not set; call this before importing Ray."""
     # Ray would report its use, and send the working folder to workers where the command is run by uv.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -21,7 +21,7 @@ def prepare_ray() -> None:
 
 
 def check_answer(address: str, setting: str, instead: str, patience: float = _PATIENCE) -> None:
-    """Check that a Ray cluster answers at an address, within a bounded time.
+    """Check that a Ray cluster responds at an address within a time limit.
 
     Args:
         address: `auto`, `host:port`, or `ray://host:port`.

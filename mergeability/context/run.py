@@ -1,4 +1,4 @@
-"""What every stage of a run shares: store, progress, device, budget, clock; and the one loop over heavy units."""
+"""The context shared by all stages of a run, and the loop over expensive units of work."""
 
 import logging
 import os
@@ -47,7 +47,7 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time the block as the stage `name`, and log its beginning."""
+        """Time the block as the stage `name`, and log its start."""
         logger.info("%s …", name)
         began = time.monotonic()
         yield
@@ -56,7 +56,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Run:
-    """Hold what every stage of a run shares: store, progress, device, memory budget, clock and workers.
+    """The context shared by all stages of a run: store, progress, device, memory budget, clock and workers.
 
     Args:
         store: cache of computed values; in memory by default.
@@ -117,7 +117,7 @@ class Run:
         description: str,
         memory: int | None = None,
     ) -> list[Result]:
-        """Apply `unit` to every item, and return the results in the order of the items.
+        """Apply `unit` to every item, and return the results in the same order.
 
         The only loop over heavy units (models, layers, merges), so more workers here make every stage parallel. Units
         keep large values in the store and return small ones.
@@ -188,7 +188,7 @@ def _gpus(device: str) -> int:
 
 
 def cores() -> int:
-    """Count the CPU cores this process may use; LOKY_MAX_CPU_COUNT, joblib's variable, limits them.
+    """Count the CPU cores available to this process; joblib's LOKY_MAX_CPU_COUNT limits the number.
 
     Examples:
         >>> from mergeability.context import cores

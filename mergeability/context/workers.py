@@ -1,4 +1,4 @@
-"""Units of work in several processes of this machine, or on a Ray cluster.
+"""Units of work in several local processes or on a Ray cluster.
 
 What the units share, such as encoders and images, travels to each worker once and not with every unit. Workers meet
 in the store: what one has filed, the others and the next run find. A worker that cannot reach the store's folder, and
@@ -37,14 +37,14 @@ _ADDRESS_EXAMPLES = "ray://head-node:10001, head-node:6379, auto, or ray"
 
 @dataclass(frozen=True)
 class Outcome:
-    """Hold what a worker sends back: the result of a unit, and the entries it stored while computing it."""
+    """The reply of a worker: the result of a unit, and the store entries created while computing it."""
 
     result: Any
     made: Made
 
 
 def check_workers(workers: int | str, cores: int) -> None:
-    """Check a number of workers or the address of a cluster; warn of more workers than cores.
+    """Check a number of workers or the address of a cluster; warn if there are more workers than cores.
 
     Args:
         workers: number of processes, at least 1, or the address of a Ray cluster.
@@ -75,7 +75,9 @@ def check_workers(workers: int | str, cores: int) -> None:
         raise UserError(f"Expected workers to be a whole number of at least 1, got {workers}.")
     elif workers > cores:
         logger.warning(
-            "workers=%d is more than the %d cores of this process: they wait for each other.", workers, cores
+            "workers=%d exceeds the %d cores available to this process, so workers compete for cores.",
+            workers,
+            cores,
         )
 
 
@@ -90,7 +92,7 @@ def spread(
     description: str,
     gpus: int = 0,
 ) -> list[Result]:
-    """Do `unit(item)` for every item in other processes, and return the results in the order of the items.
+    """Compute `unit(item)` for every item in other processes, and return the results in the same order.
 
     The units of a worker that is killed are done again by another one.
 
@@ -130,10 +132,10 @@ def spread(
                 if lost == _TRIES:
                     raise UserError(
                         f"Worker processes were killed {_TRIES} times while {description} was computed, perhaps for "
-                        "want of memory. Choose fewer workers; what is finished is kept in the store."
+                        "want of memory. Choose fewer workers; finished results are kept in the store."
                     ) from error
                 logger.warning(
-                    "A worker process was killed while %s was computed; its work is done again.", description
+                    "A worker process was killed while %s was computed; its work is repeated.", description
                 )
 
     for _ in progress(outcomes(), description, len(items)):
@@ -188,7 +190,7 @@ def _on_ray(
 
 
 def connect(address: str) -> None:
-    """Connect to a Ray cluster unless that is done; `ray` starts one on this machine.
+    """Connect to a Ray cluster unless already connected; `ray` starts a local one.
 
     Raises:
         UserError: nothing answers at the address.
@@ -227,7 +229,7 @@ def _from_file(file: str, place: int, item: Any, gpus: int = 0) -> tuple[int, Ou
 
 
 def take_gpu(count: int, folder: Path | None = None) -> int | None:
-    """Make one GPU, which no other worker has, the only one that this process sees; before CUDA is used.
+    """Restrict this process to one GPU that no other worker uses; call this before CUDA is initialised.
 
     Args:
         count: of GPUs.

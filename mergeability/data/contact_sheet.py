@@ -1,4 +1,4 @@
-"""A sheet of small images with their class names, to look at."""
+"""A contact sheet: small images with their class names, for visual inspection."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Cell:
 
 
 def contact_sheet(cells: Sequence[Cell]) -> Image.Image:
-    """Lay images out in a grid about as high as wide, each with its caption, cut to the width of the picture."""
+    """Arrange images in a nearly square grid, each with a caption that is cut to the image's width."""
     columns = max(1, math.ceil(math.sqrt(len(cells) * (_PICTURE + _LINE) / _PICTURE)))
     width, height = _PICTURE + _GAP, _PICTURE + _LINE + _GAP
     sheet = Image.new(

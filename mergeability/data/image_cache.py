@@ -1,4 +1,4 @@
-"""The one door to images: everything that looks at a task's images gets them here, and nowhere else.
+"""The image cache: all code reads a task's images through this module.
 
 `prepared` resizes them to what a model takes, once, keeps them in the store and maps them into memory afterwards.
 `originals` shows each image as it is stored, to check a dataset.
@@ -99,7 +99,7 @@ def _say(task: Task, split: Split, count: int, store: Store | None, key: Mapping
         # Decoded before remarks were kept, or by another process.
         absent = len(source.labels(split)) - count
         return {
-            "remarks": [f"{absent} images of the {split} split do not decode and are left out."]
+            "remarks": [f"{absent} images of the {split} split cannot be decoded and are left out."]
             if absent
             else []
         }
@@ -109,13 +109,13 @@ def _say(task: Task, split: Split, count: int, store: Store | None, key: Mapping
 
 
 def remarks(task: Task) -> list[str]:
-    """Return the remarks on images of a task that were skipped or changed, for the splits prepared so far."""
+    """Return remarks on skipped or modified images of a task, for the splits prepared so far."""
     return list(task.source.remarks) if isinstance(task.source, ImageSource) else []
 
 
 @dataclass(frozen=True)
 class Originals:
-    """A split's images as they are stored, of any sizes.
+    """The images of a split as stored, in their original sizes.
 
     Attributes:
         labels: of each image, of those too that turn out not to decode.
@@ -133,7 +133,7 @@ class _Each(Protocol):
 
 
 def originals(task: Task, split: Split) -> Originals:
-    """Open a split to look at its images as they are stored, decoded one by one and never resized.
+    """Open a split to read its images as stored, decoded one by one and not resized.
 
     Raises:
         UserError: the split is empty or unknown, or a label has no class name.

@@ -1,4 +1,4 @@
-"""Unlabelled images of a folder: a few of them, drawn by seed; nothing but pixels is read."""
+"""Unlabelled images: a seeded random sample of a folder, of which only pixels are used."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ class Drawn:
 def draw_images(
     folder: str | Path, count: int, name: str, seed: int, resize: Callable[[Tensor], Tensor]
 ) -> Drawn:
-    """Draw images from a folder and its subfolders, without replacement.
+    """Draw images from a folder and its subfolders without replacement.
 
     The draw depends on the name, the seed and the files' paths below the folder. Names of subfolders, which may be
     classes, are not used. Only drawn files are decoded; one that cannot be is replaced by the next of the draw.
@@ -62,7 +62,7 @@ def draw_images(
     files, left_out = listing.files, listing.remarks
     if listing.dangling:
         names = [shown(path.relative_to(place)) for path in listing.dangling]
-        left_out.append(f"left out: images that are links which lead nowhere: {len(names)} ({some(names)}).")
+        left_out.append(f"left out: images that are broken links: {len(names)} ({some(names)}).")
     if not files:
         raise UserError(
             f"No images in {shown(place)} for '{name}': expected files such as a.jpg or b.png in the folder or its "
@@ -90,7 +90,7 @@ def draw_images(
 
 
 def remarks(drawn: Drawn, asked: int, name: str) -> list[str]:
-    """Return sentences on missing images, and on files that were left out or changed."""
+    """Return sentences about missing images, and about files that were left out or modified."""
     found = []
     if len(drawn.images) < asked:
         found.append(

@@ -1,4 +1,4 @@
-"""Step 9, how good a merge is: accuracies of models and of merges, and the accuracy of simple opponents."""
+"""Step 9, evaluation: accuracies of models, of merges and of simple baselines."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Re-estimation of the running statistics of a merged encoder's batch norms.
+"""Re-estimation of the batch-norm running statistics of a merged encoder.
 
 The average of the models' statistics is not that of the merged model: its activations have less variance, so
 an averaged CNN is far below its models until this is put right.
@@ -32,7 +32,7 @@ def recalibrate_batchnorm(
     *,
     batch_size: int = 256,
 ) -> dict[str, Tensor]:
-    """Re-estimate the running mean and variance of every batch norm of an encoder that holds merged weights.
+    """Re-estimate the running mean and variance of every batch norm of an encoder with merged weights.
 
     They become exactly the mean and the unbiased variance of the layer's inputs over all images and places,
     where the layers before it are normalised by their own new statistics, as they are in use. So they depend
@@ -164,7 +164,8 @@ class _Moments:
         """Write the statistics into a batch norm."""
         if self._count < 2:
             raise UserError(
-                f"Batch norm '{name}' sees one value per channel: its variance takes two. Give more images."
+                f"Batch norm '{name}' receives one value per channel, but a variance needs at least two. Give "
+                "more images."
             )
         variance = self._squares / (self._count - 1)
         if not (torch.isfinite(self._mean).all() and torch.isfinite(variance).all()):

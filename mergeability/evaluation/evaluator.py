@@ -1,4 +1,4 @@
-"""Accuracy of an encoder's weights on the tasks' test images, each computed once."""
+"""Accuracies of encoder weights on the tasks' test images, each computed once and stored."""
 
 import base64
 import copy
@@ -106,14 +106,14 @@ class Evaluator:
     def hits(
         self, weights: Mapping[str, Any], state: Callable[[], Mapping[str, Tensor]], tasks: Sequence[str]
     ) -> dict[str, Bool[np.ndarray, " N"]]:
-        """Return for each test image whether it was classified correctly; known only if `subset` is set."""
+        """Return whether each test image was classified correctly; available only if `subset` is set."""
         records = self._records(weights, state, tasks, "test")
         return {task: _unpacked(one["hits"], one["images"]) for task, one in records.items() if "hits" in one}
 
     def features(
         self, state: Mapping[str, Tensor], inputs: Mapping[str, Inputs]
     ) -> dict[str, Float32[Tensor, "n d"]]:
-        """Return one set of weights' features of some tasks' inputs; labels are not looked at.
+        """Return the features of some tasks' inputs for one set of weights, without using labels.
 
         Raises:
             UserError: the tensors are not the encoder's, or a feature is not finite.
@@ -133,7 +133,7 @@ class Evaluator:
         return found
 
     def key(self, task: str) -> dict[str, Any]:
-        """Return the parts of a store key other than weights and images: head, encoder, device and precision."""
+        """Return the parts of a store key besides weights and images: head, encoder, device and precision."""
         found: dict[str, Any] = {
             "head": tensors_hash({"head": self.heads[task]}),
             "encoder": self._architecture,
@@ -147,7 +147,7 @@ class Evaluator:
     def recalibrated(
         self, state: Mapping[str, Tensor], images: Tensor, tasks: Sequence[str]
     ) -> dict[str, Tensor]:
-        """Return a state dict whose batch-norm statistics are re-estimated on preprocessed images."""
+        """Return a state dict with batch-norm statistics re-estimated on preprocessed images."""
         self._swap_in(state, tasks)
         found = recalibrate_batchnorm(self._encoder, images.to(self.device))
         prefix = PREFIX if any(name.startswith(PREFIX) for name in state) else ""

@@ -1,4 +1,4 @@
-"""How far an accuracy measured on part of the images may be off: variances and 95 % confidence intervals.
+"""Sampling error of accuracies measured on some of the images: variances and 95 % confidence intervals.
 
 All of them speak of the images as a sample of endlessly many. A subset drawn without replacement is closer to the
 accuracy on the whole test split than that, so as a statement about the split they are on the safe side.
@@ -17,7 +17,7 @@ _DEVIATIONS = 1.959963984540054
 
 
 def accuracy_variance(hits: Bool[np.ndarray, " N"]) -> float:
-    """Estimate the variance of the share of images that are right: p̃(1 − p̃)/(N + 4).
+    """Estimate the variance of an accuracy measured on N images: p̃(1 − p̃)/(N + 4).
 
     p̃ is the share with two hits and two misses added: they keep the variance of a share of exactly 0 or 1 from
     being 0.
@@ -80,7 +80,7 @@ def mean_interval(
     """
     count = len(values)
     if count == 0 or len(variances) != count:
-        raise UserError(f"Expected one variance a value, got {len(variances)} for {count} values.")
+        raise UserError(f"Expected one variance per value, got {len(variances)} for {count} values.")
     middle = sum(values) / count
     margin = _DEVIATIONS * math.sqrt(sum(variances)) / count
     return max(middle - margin, bounds[0]), min(middle + margin, bounds[1])

@@ -1,4 +1,4 @@
-"""How good a merge is: its accuracy on each of its tasks, beside that of the models it was made of."""
+"""Evaluation of merges: the accuracy on each of their tasks, next to that of the fine-tuned models."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ Save = Callable[[Merge, str, float, str, pd.DataFrame], None]
 
 
 def evaluate_models(task_vectors: TaskVectors, evaluator: Evaluator) -> pd.DataFrame:
-    """Measure the accuracy of every fine-tuned model, and of the base model, on the model's own task.
+    """Measure the accuracy of every fine-tuned model, and of the base model, on each model's task.
 
     Args:
         task_vectors: the models.
@@ -67,7 +67,7 @@ def evaluate_models(task_vectors: TaskVectors, evaluator: Evaluator) -> pd.DataF
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Hold the outcomes of merges.
+    """The outcomes of merges.
 
     Attributes:
         accuracies: one row per set, method and task: `tasks` (the set's, joined by +), `arity`, `method`,
@@ -210,7 +210,9 @@ class Evaluation:
         """Return a function from a scale to the tasks' overlaps on unlabelled images."""
         probe = self.unlabelled
         if probe is None:
-            raise UserError(f"alpha={UNLABELLED} needs unlabelled images of the tasks, and there are none.")
+            raise UserError(
+                f"alpha={UNLABELLED} requires unlabelled images of the tasks, but there are none."
+            )
 
         def measure(alpha: float) -> dict[str, float]:
             found = probe.values(merge.weights_at(alpha), merge.tasks)
@@ -304,7 +306,7 @@ def _edge_notes(curves: Sequence[pd.DataFrame], grid: Sequence[float]) -> list[s
         count = int(alphas.isin([min(grid), max(grid)]).sum())
         if count:
             sentences.append(
-                f"{method}: the best α was an end of the grid for {count} of {len(alphas)} merges; "
+                f"{method}: the best α was at an end of the grid for {count} of {len(alphas)} merges; "
                 "a wider alpha_grid may do better."
             )
     return sentences

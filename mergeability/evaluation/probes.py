@@ -28,7 +28,7 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Probe:
-    """Compare what merges answer on unlabelled inputs with what each task's own model answers.
+    """Compare the predictions of merges on unlabelled inputs with those of each task's own model.
 
     Attributes:
         evaluator: holds the encoder, the heads and the store.
@@ -49,7 +49,7 @@ class Probe:
         """
         missing = [task for task in tasks if task not in self.inputs]
         if missing:
-            raise UserError(f"No unlabelled images to probe merges of {', '.join(missing)} with.")
+            raise UserError(f"There are no unlabelled images to probe merges of {', '.join(missing)} with.")
         described, state = weights
         passed: list[dict[str, Tensor]] = []
 
@@ -95,8 +95,8 @@ class Probe:
         answers = probabilities(normalised(features.numpy()), head)
         if np.isnan(answers).any():
             raise UserError(
-                f"Features of images of '{task}' have length 0, which have no direction and no class: the weights are "
-                "ruined. Merge at a smaller alpha."
+                f"Features of images of '{task}' have length 0, so no class can be predicted: the weights are "
+                "degenerate. Merge at a smaller alpha."
             )
         return answers
 
@@ -109,7 +109,7 @@ def probes_on(
     looks: bool,
     tunes: bool,
 ) -> tuple[Probe | None, Probe | None]:
-    """Return the probe of merges and the probe that selects scales; they use disjoint inputs.
+    """Return the probe that evaluates merges and the probe that selects scales, with disjoint inputs.
 
     The inputs that chose a scale would flatter it. So where scales are chosen, the first half of each task's inputs is
     used for the choice, and the second half for the probe.

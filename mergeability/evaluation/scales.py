@@ -22,7 +22,7 @@ GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
 
 @dataclass(frozen=True)
 class ScaleChoice:
-    """At which scales a merge is evaluated.
+    """The scales at which merges are evaluated.
 
     Attributes:
         alpha: None for each method's own, a number for all methods, "tuned" (the best of the grid on labelled
@@ -51,7 +51,7 @@ class ScaleChoice:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The kinds of scale that were asked for by name, each once; none where it is a number or each method's own."""
+        """The kinds of scale requested by name, without duplicates; empty for a number or each method's own scale."""
         if self.alpha is None or isinstance(self.alpha, int | float):
             return ()
         asked = [self.alpha] if isinstance(self.alpha, str) else self.alpha
@@ -59,7 +59,7 @@ class ScaleChoice:
         return tuple(dict.fromkeys(each))
 
     def columns(self, name: str, method: MergeMethod) -> dict[str, float | str]:
-        """Return which outcomes a method has: column → a number, "own", "tuned" or "unlabelled"."""
+        """Return the outcomes of a method: column → a number, "own", "tuned" or "unlabelled"."""
         if self.alpha is None:
             return {name: TUNED if method.alpha == TUNED else OWN}
         words = self.words
@@ -68,11 +68,11 @@ class ScaleChoice:
         return {name: words[0]} if len(words) == 1 else {f"{name}{_SUFFIXES[word]}": word for word in words}
 
     def tunes(self, methods: Mapping[str, MergeMethod], by: str = TUNED) -> bool:
-        """Return whether any of the methods is tuned on labelled validation images, or, `by` that, without labels."""
+        """Return whether any method's scale is tuned on labelled validation images, or is of another kind `by`."""
         return any(by in self.columns(name, method).values() for name, method in methods.items())
 
     def notes(self, methods: Mapping[str, MergeMethod], sets: Sequence[TaskVectors]) -> list[str]:
-        """Return sentences on scales that should come from a paper that gives none for these models.
+        """Return sentences about published scales that are not available for these models.
 
         Args:
             methods: name → method.
@@ -87,7 +87,7 @@ class ScaleChoice:
             if missing:
                 counts = " or ".join(map(str, missing))
                 sentences.append(
-                    f"{name}: no α is published for {counts} models of this architecture; 1 was used."
+                    f"{name}: no α is published for {counts} models of this architecture; α = 1 is used."
                 )
         return sentences
 

@@ -1,4 +1,4 @@
-"""Step 3, one fine-tuned model per task: the Lightning module, its data, its penalties and the run around them."""
+"""Step 3, fine-tuning one model per task: the Lightning module, its data, penalties and training runs."""
 
 import lazy_loader
 

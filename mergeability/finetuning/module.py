@@ -1,4 +1,4 @@
-"""The Lightning module: one encoder, one frozen head, one loss, at most one penalty."""
+"""The Lightning module: an encoder with a frozen head, the loss, and at most one penalty."""
 
 import contextlib
 import math
@@ -23,7 +23,7 @@ OPTIMIZERS = ("adamw", "sgd")
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Set the hyper-parameters of a fine-tuning run.
+    """The hyper-parameters of a fine-tuning run.
 
     Attributes:
         epochs: passes over the training split, at least 1.
@@ -152,7 +152,7 @@ class FineTuningModule(pl.LightningModule):
         return self.penalty is not None and self.penalty.second_order
 
     def on_fit_start(self) -> None:
-        """Refuse what a penalty cannot see through; compile the encoder where that is asked for.
+        """Reject settings that are incompatible with the penalty; compile the encoder if requested.
 
         Raises:
             UserError: losses are scaled for 16-bit floats, or a compiled encoder is to be differentiated twice.
@@ -163,16 +163,16 @@ class FineTuningModule(pl.LightningModule):
                 "training.compile=true, or set reg.penalty.estimator=finite_difference."
             )
         if self.settings.compile:
-            # Beside the encoder, whose names in the checkpoint stay what they are.
+            # Not registered as a submodule, because the compiled copy would change the names in the checkpoint.
             object.__setattr__(self, "_compiled", torch.compile(self.encoder))
         if self.penalty is not None and str(self.trainer.precision) == "16-mixed":
             raise UserError(
-                "Under trainer.precision=16-mixed gradients are scaled, which a penalty cannot undo. Use bf16-mixed "
+                "Under trainer.precision=16-mixed gradients are scaled, which penalties do not support. Use bf16-mixed "
                 "or 32-true."
             )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        """Return the task loss; the penalty joins in `backward`."""
+        """Return the task loss; the penalty is added in `backward`."""
         self._batch = batch
         self.images_seen += len(batch[1])
         loss, logits = self._loss(batch)
@@ -190,7 +190,7 @@ class FineTuningModule(pl.LightningModule):
         self.log("validation/accuracy", self.validation_accuracy, prog_bar=True, batch_size=size)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Accumulate the gradient of loss and penalty.
+        """Accumulate the gradient of the loss and the penalty.
 
         Here and not in manual optimisation, which would lose Lightning's clipping and accumulation. `loss`
         arrives divided by the number of accumulated micro-batches; penalties see it undivided.
@@ -229,7 +229,8 @@ class FineTuningModule(pl.LightningModule):
 
     def _refuse(self, what: str, became: float | str) -> NoReturn:
         raise UserError(
-            f"The {what} became {became} at step {self.global_step}: take a smaller reg.lambda or learning rate."
+            f"The {what} became {became} at step {self.global_step}: choose a smaller reg.lambda or "
+            "training.learning_rate."
         )
 
     def _loss_again(self) -> Tensor:

@@ -226,7 +226,7 @@ def _trainer(**options: Any) -> pl.Trainer:
         return pl.Trainer(**options)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         reason = one_line(error)
-        raise UserError(f"Lightning's Trainer refuses the settings of trainer: {reason}") from error
+        raise UserError(f"Lightning's Trainer rejects the settings under trainer: {reason}") from error
 
 
 @contextlib.contextmanager
@@ -256,7 +256,7 @@ def _resources_named(settings: TrainingSettings, folder: Path) -> Iterator[None]
             raise
         _remove_damaged_state(folder / "unfinished")
         raise UserError(
-            f"The disk of {folder} is full: the state of the training could not be kept ({error.strerror}). Free some "
+            f"The disk of {folder} is full: the training state could not be saved ({error.strerror}). Free some "
             "space, or set paths.root elsewhere, and start the same command again."
         ) from error
 
@@ -268,7 +268,7 @@ def _remove_damaged_state(unfinished: Path) -> None:
 
 
 def peak_memory() -> float | None:
-    """Return the most memory this process took, in GiB: of the GPU's where there is one; None where it is not known."""
+    """Return the peak memory of this process in GiB, on the GPU if one is used; None if unknown."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return round(torch.cuda.max_memory_allocated() / 2**30, 2)
     status = Path("/proc/self/status")
@@ -278,7 +278,7 @@ def peak_memory() -> float | None:
 
 
 def saver_of_each_epoch(folder: Path) -> ModelCheckpoint:
-    """Keep the state after the last whole epoch in `last.ckpt`; training continues from there."""
+    """Save the state after each complete epoch to `last.ckpt`, from which training can continue."""
     return ModelCheckpoint(
         dirpath=folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
     )
@@ -292,9 +292,11 @@ def _resume_from(unfinished: Path, record: Mapping[str, Any], module: nn.Module 
         return state if state.is_file() else None
     if state.is_file() and _recorded(settings) == digest(record):
         if not zipfile.is_zipfile(state):  # What torch.save writes; the directory at its end is lost first.
-            logger.warning("%s is damaged: training starts over.", state)
+            logger.warning("%s is damaged: training starts from the beginning.", state)
         elif module is not None and (fault := state_fault(state, module)):
-            logger.warning("%s is not a state of this training (%s): training starts over.", state, fault)
+            logger.warning(
+                "%s is not a state of this training (%s): training starts from the beginning.", state, fault
+            )
         else:
             logger.info("Continuing the unfinished training in %s.", unfinished)
             return state
@@ -316,6 +318,6 @@ def _check_finite(encoder: nn.Module, task: Task, folder: Path) -> None:
         if not torch.isfinite(parameter).all():
             shutil.rmtree(folder / "unfinished", ignore_errors=True)
             raise UserError(
-                f"Training on {task.name} diverged: {name} holds NaN or Inf. Nothing was kept; take a smaller "
+                f"Training on {task.name} diverged: {name} holds NaN or Inf. No model was saved. Choose a smaller "
                 "training.learning_rate or reg.lambda."
             )

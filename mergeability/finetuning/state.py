@@ -1,4 +1,4 @@
-"""Is a file the state of this training? Asked before Lightning takes it up, which otherwise fails in its own ways."""
+"""Check whether a file is a state of this training before Lightning loads it, whose own errors are unclear."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ _PARTS = {
 
 
 def state_fault(path: Path, module: nn.Module) -> str | None:
-    """Return why a file is not a state of a module's training; None where it is one.
+    """Return the reason why a file is not a training state of a module; None if it is one.
 
     Args:
         path: written by Lightning.

@@ -1,4 +1,4 @@
-"""Singular triplets by way of the smaller Gram matrix, in a fraction of the time of an SVD.
+"""Singular triplets from the smaller Gram matrix, in a fraction of the time of an SVD.
 
 AᵀA is formed in float64, where the products of float32 numbers are exact. Squaring halves the digits, float64
 has twice as many: the result is as good as a float32 SVD of A, small singular values included.

@@ -1,4 +1,4 @@
-"""Gram matrices of long vectors, read in blocks: memory does not grow with the vectors."""
+"""Gram matrices of long vectors, read in blocks so that memory does not grow with their length."""
 
 from collections.abc import Callable
 

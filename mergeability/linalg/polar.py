@@ -54,7 +54,7 @@ def polar_factor(
 
 
 def polar_factor_of_bases(bases: Float[Tensor, "T m r"]) -> tuple[Tensor, ...]:
-    """Compute the polar factor of T bases side by side, each with orthonormal columns or some zero ones.
+    """Compute the polar factor of T concatenated bases, whose columns are orthonormal or zero.
 
     Of two bases, B = [U₁ U₂], it follows from the r×r matrix M = U₁ᵀU₂ alone: BᵀB = [[I, M], [Mᵀ, I]] has the
     eigenvalues 1 ± c, c the singular values of M, which takes an eighth of the time.

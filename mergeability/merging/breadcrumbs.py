@@ -1,4 +1,4 @@
-"""Model Breadcrumbs: neither outliers nor noise (Davari & Belilovsky 2024, arXiv 2312.06795)."""
+"""Model Breadcrumbs: drop outliers and noise (Davari & Belilovsky 2024, arXiv 2312.06795)."""
 
 import math
 from dataclasses import dataclass

@@ -56,7 +56,7 @@ class Dare:
 
     @property
     def alpha(self) -> float | int | str:
-        """The default scale of M, that of the inner method; 1 for plain averaging."""
+        """The default scale of M, which is that of the inner method; 1 for averaging."""
         return 1.0 if self.then is None else self.then.alpha
 
     def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:

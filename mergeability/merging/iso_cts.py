@@ -22,7 +22,7 @@ Triplets = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class IsoCTS:
-    """Give the common directions of all tasks and some of each task's own the same singular value.
+    """Assign equal singular values to the common directions of all tasks and to some task-specific ones.
 
     A matrix with m = min(shape) gets c leading singular triplets of Σ τ_t, and s/T triplets of each task's residual
     (I − U_c U_cᵀ) τ_t, with c + s = m. The concatenated left and right bases are replaced by their polar factors, and

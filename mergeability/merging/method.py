@@ -1,4 +1,4 @@
-"""What a merge method is: its Protocol with declared traits, and the checks that all methods share."""
+"""The protocol of merge methods, with declared traits and shared checks."""
 
 import math
 from typing import ClassVar, Protocol, runtime_checkable
@@ -15,7 +15,7 @@ TUNED, PUBLISHED = "tuned", "published"
 
 @runtime_checkable
 class MergeMethod(Protocol):
-    """Merge task vectors into one, M, in float32, by parameter name: the protocol of merge methods.
+    """Merge task vectors into one task vector M in float32, by parameter name: the protocol of merge methods.
 
     The options are its fields, so that a merge is filed in the store by class and options. Both traits are literals in
     the body of the class itself: command lines read them from its source, without importing it.
@@ -58,7 +58,7 @@ class MergeMethod(Protocol):
 
 @runtime_checkable
 class Preprocessing(Protocol):
-    """Change the task vectors, and leave merging and the scale to the method `then`: the protocol of such methods.
+    """Protocol of methods that transform the task vectors and leave merging and the scale to the method `then`.
 
     Examples:
         >>> from mergeability.merging import Dare, Ties
@@ -73,7 +73,7 @@ class Preprocessing(Protocol):
 
 @runtime_checkable
 class HasPublishedAlpha(Protocol):
-    """Look up the scale that the paper gives by architecture and number of models: the protocol of such methods.
+    """Protocol of methods whose paper publishes scales by architecture and number of models.
 
     Examples:
         >>> from mergeability.merging import IsoC, Ties

@@ -1,4 +1,4 @@
-"""The scales that Marczak et al. 2025 (arXiv 2502.04959) publish for isotropic merging."""
+"""The scales published by Marczak et al. 2025 (arXiv 2502.04959) for isotropic merging."""
 
 import re
 
@@ -27,7 +27,7 @@ def isotropic_alpha(task_vectors: TaskVectors) -> tuple[float, bool]:
 
 
 def tower_name(task_vectors: TaskVectors) -> str | None:
-    """Recognise a CLIP visual tower by the shapes of its tensors, however they are cut; None for any other."""
+    """Identify a CLIP visual tower by the shapes of its tensors, for any layout; None for other architectures."""
     shapes = task_vectors.base_checkpoint.shapes
     patches = shapes.get("visual.conv1.weight", ())
     if len(patches) != 4:

@@ -22,7 +22,7 @@ _LEAST_RIDGE = 0.01
 
 @dataclass(frozen=True)
 class RegMean:
-    """Merge each linear layer so that its outputs on the models' own inputs change least; average all else.
+    """Merge each linear layer so that its outputs on the models' own inputs change least; average all other parameters.
 
     G_t is X_tᵀX_t with its off-diagonal entries multiplied
     by `scale`, and X_t the layer's inputs in model t on the calibration samples of task t. With scale 1, M minimises

@@ -19,7 +19,7 @@ _PARALLEL = 1e-6
 
 @dataclass(frozen=True)
 class Slerp:
-    """Interpolate between the weights of two models along the arc between them, tensor by tensor.
+    """Interpolate between the weights of two models along a great-circle arc, tensor by tensor.
 
     Ω is the angle between the flattened θ_a and θ_b, and a
     and b are the two models sorted by name. If the two are parallel or opposite, or one is zero, the interpolation is

@@ -1,4 +1,4 @@
-"""One pass over the parameters: what makes a merge method of a rule for one parameter."""
+"""Merge in one pass over the parameters, given a rule for one parameter."""
 
 from collections.abc import Callable, Collection
 
@@ -44,7 +44,7 @@ def stream(
 
 
 def mean(_name: str, stack: Float[Tensor, "T *shape"]) -> Float[Tensor, "*shape"]:
-    """Average the deltas: the rule of `Average`, and of parameters that a method does not merge itself.
+    """Average the deltas: the rule of `Average`, and of parameters that a method does not treat specially.
 
     Args:
         _name: name of the parameter, not used.

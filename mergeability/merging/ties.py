@@ -21,7 +21,7 @@ _BLOCK = 2**16
 
 @dataclass(frozen=True)
 class Ties:
-    """Keep each model's largest entries, elect a sign per entry, and average the entries that have it.
+    """Keep each model's largest entries, elect a sign per entry, and average the entries with that sign.
 
     Trim: of D entries in the scope, keep those with |τ| ≥ the (D − ⌊density·D⌋)-th smallest magnitude. Elect: take the
     sign of the sum over the models; if the sum is exactly 0, the sign that most entries of the scope elected. Merge:

@@ -16,7 +16,7 @@ from mergeability.task_vectors.vectors import TaskVectors
 
 @dataclass(frozen=True)
 class TSVM:
-    """Concatenate each task's leading singular triplets and orthogonalise them between tasks.
+    """Concatenate the leading singular triplets of all tasks and orthogonalise them across tasks.
 
     Each m×n matrix gets r = ⌊min(m, n)/T⌋ triplets of every task. The concatenated left and right bases are replaced by
     their polar factors, and the matrix is recomposed with the tasks' own singular values. Tensors that are not

@@ -1,4 +1,4 @@
-"""Step 7, how two models relate: pairwise metrics, each a function from profiles to a T×T matrix.
+"""Step 7, pairwise metrics: functions from the profiles of T models to a T×T matrix.
 
 `gram` holds what follows from one Gram matrix, `rank` what follows from the spectra of its 2×2 blocks, `subspace`
 the overlaps of singular subspaces, `sign` what follows from signs, `same_samples` gradients on the same samples,

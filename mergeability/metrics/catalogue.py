@@ -1,4 +1,4 @@
-"""The metrics that there are: each YAML file of `conf/metric` with what its function declares. The only list."""
+"""The list of all metrics: each YAML file of `conf/metric`, with the traits that its function declares."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from mergeability.profiles.profiles import Profiles
 
 @runtime_checkable
 class Metric(Protocol):
-    """Compute a metric of every pair from the profiles of T models: the protocol of metrics.
+    """Protocol of metrics: compute the values of all pairs from the profiles of T models.
 
     Examples:
         >>> from mergeability.metrics.catalogue import WEIGHT_SPACE, Metric

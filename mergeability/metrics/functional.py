@@ -1,4 +1,4 @@
-"""What models answer on a few unlabelled images of their tasks: evidence on a merge without merging.
+"""Functional metrics: predictions of models on a few unlabelled images of their tasks, without merging.
 
 With v(m, t) the comparison of what model m answers on the images of task t, by t's frozen head, with what t's own
 fine-tuned model answers, each metric of a pair is the mean of its values on both tasks' images.
@@ -146,7 +146,7 @@ def partner_agreement(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="functional", low=0, needs_data=True)
 def partner_retention(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
-    """Compute the share of the base model's agreement with a task's model that the other model keeps.
+    """Compute the share of the base model's agreement with a task's model that the other model retains.
 
     ½ (v(b, a)/v(base, a) + v(a, b)/v(base, b)), v the agreement. NaN where the base agrees on no image of a task.
 
@@ -173,12 +173,12 @@ def partner_retention(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 
 def functional_names(metrics: Iterable[str]) -> list[str]:
-    """Keep the names of functional metrics."""
+    """Select the names of functional metrics."""
     return [name for name in metrics if name in _KNOWN]
 
 
 def set_values(profiles: Profiles, names: Sequence[str], chosen: Sequence[str]) -> dict[str, float]:
-    """Compute functional metrics of a set of models, of which a pair is one.
+    """Compute functional metrics of a set of two or more models.
 
     `base_*` are means over the set's tasks; `ensemble_*` take the mean of all the set's features, and then the mean
     over its tasks; `partner_*` are means over ordered pairs.
@@ -209,7 +209,7 @@ def set_values(profiles: Profiles, names: Sequence[str], chosen: Sequence[str]) 
 
 
 def of_models(profiles: Profiles, metrics: Iterable[str]) -> dict[str, np.ndarray]:
-    """Return what functional metrics know of each model alone, in the order of the models.
+    """Return the functional measures of single models, in the order of the models.
 
     Args:
         profiles: the models.

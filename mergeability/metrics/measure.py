@@ -108,7 +108,7 @@ def _column(name: str, metric: Metric, profiles: Profiles, on_error: str, failur
         return np.full(len(rows), np.nan)
     if matrix.shape != (len(tasks), len(tasks)):
         raise UserError(
-            f"Expected metric {name} to give a {len(tasks)}×{len(tasks)} matrix, got {matrix.shape}."
+            f"Expected metric {name} to return a {len(tasks)}×{len(tasks)} matrix, got {matrix.shape}."
         )
     values = np.array(matrix[rows, columns], dtype=np.float64)
     low, high = documented_range(metric)

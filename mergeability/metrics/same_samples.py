@@ -1,4 +1,4 @@
-"""Gradients of two models on the same samples: those of both tasks, each classified by the head of its task.
+"""Gradients of two models on the same samples: the samples of both tasks, each with the head of its task.
 
 The view says which gradient, `encoder_gradient` or `input_gradient`. The published metrics of these names take
 each model's gradient on its own task's samples instead. These here need two passes per pair, so they are not

@@ -1,4 +1,4 @@
-"""Signs of task vectors: where one model raised a parameter that the other one lowered."""
+"""Signs of task vectors: entries that one model increased and the other decreased."""
 
 import numpy as np
 from jaxtyping import Float64

@@ -1,4 +1,4 @@
-"""What a metric declares about itself: range, category, the data it needs; attached to its function by a decorator."""
+"""Declared traits of metrics: range, category and required data, attached to functions by a decorator."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -42,7 +42,7 @@ class Traits:
     on_request: bool = False
 
     def with_options(self, options: Mapping[str, Any]) -> "Traits":
-        """Return the traits of the function called with these options, of which `view` matters."""
+        """Return the traits of the function for these options; only `view` affects them."""
         view = options.get("view", WEIGHTS)
         if view == WEIGHTS:
             return self
@@ -63,7 +63,7 @@ def metric(
     per_pair: bool = False,
     on_request: bool = False,
 ) -> Callable[[Function], Function]:
-    """Declare the traits of a metric: a decorator of functions from profiles to a symmetric T×T matrix.
+    """Declare the traits of a metric, as a decorator of functions from profiles to a symmetric T×T matrix.
 
     The values must be literals: command lines read them from the source, without importing it.
 
@@ -101,7 +101,7 @@ def metric(
 
 
 def traits_of(function: Callable[..., Any]) -> Traits:
-    """Return what a metric declares, with the options it was made with; no range if it declares nothing.
+    """Return the declared traits of a metric with its options; traits without a range if it declares none.
 
     Args:
         function: a metric, or a `functools.partial` of one.
@@ -119,7 +119,7 @@ def traits_of(function: Callable[..., Any]) -> Traits:
 
 
 def documented_range(function: Callable[..., Any]) -> tuple[float, float]:
-    """Return the lowest and the highest value of a metric; infinite if none is documented.
+    """Return the lowest and the highest possible value of a metric; infinite if undocumented.
 
     Args:
         function: a metric.

@@ -1,4 +1,4 @@
-"""Step 2, what learns: CLIP models, the zero-shot heads of their text towers, the pretraining of the mini CLIP."""
+"""Step 2, models: CLIP, zero-shot heads from its text tower, and the pretraining of the mini CLIP."""
 
 import lazy_loader
 

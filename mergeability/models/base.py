@@ -1,4 +1,4 @@
-"""The base model on disk: both towers in `<checkpoints>/<model>/base/`, where every fine-tuning starts."""
+"""The base model on disk, from which fine-tuning starts: both towers in `<checkpoints>/<model>/base/`."""
 
 import logging
 import time
@@ -48,7 +48,7 @@ def load_base(folder: Path, model: ClipModel) -> "CLIP":
     """
     path = folder / WEIGHTS
     if not path.is_file():
-        raise UserError(f"No base model at {path}. Train one first: train.py makes or fetches it.")
+        raise UserError(f"No base model at {path}. Run train.py, which creates or downloads it.")
     clip = model.architecture_only()
     given, own = checkpoints.load(path), clip.state_dict()
     wrong = [name for name in own.keys() | given.keys() if name not in own or name not in given]
@@ -63,7 +63,7 @@ def load_base(folder: Path, model: ClipModel) -> "CLIP":
 
 
 def fetch_base(folder: Path, model: ClipModel) -> dict[str, Any]:
-    """Make the base model, once: from published weights, from a file, or from seed 0; keep both towers.
+    """Create the base model from published weights, a file or seed 0, unless it exists; keep both towers.
 
     Returns:
         The card.
@@ -78,18 +78,19 @@ def fetch_base(folder: Path, model: ClipModel) -> dict[str, Any]:
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"Cannot fetch the weights {model.pretrained!r} of {model.name} ({error.__class__.__name__}): this needs "
-            f"a network the first time. Copy {folder} from a machine that has it, or give a file with both towers in "
+            f"a network connection on first use. Copy {folder} from a machine that has it, or set a file with "
+            "both towers in "
             "model.pretrained=<path>."
         ) from error
     if model.pretrained is None:
         logger.warning(
-            "model.pretrained=null: the base model %s is random weights, for trying things out.", folder
+            "model.pretrained=null: the base model %s has random weights and is only for testing.", folder
         )
     return save_base(folder, model, clip, _origin(model), {})
 
 
 def check_origin(folder: Path, card: Mapping[str, Any], model: ClipModel) -> None:
-    """Check that the base model in a folder is made of the weights that `model` asks for.
+    """Check that the base model in a folder has the pretrained weights that `model` specifies.
 
     Raises:
         UserError: it is made of others: a trial run with random weights would pass for the real thing.
@@ -100,8 +101,8 @@ def check_origin(folder: Path, card: Mapping[str, Any], model: ClipModel) -> Non
     if differs := [name for name, value in _origin(model).items() if kept.get(name) != value]:
         told = ", ".join(f"{name}={kept.get(name)}" for name in differs)
         raise UserError(
-            f"{folder} holds a base model with {told}, not with pretrained={model.pretrained}. Keep the two apart with "
-            "model.name=<another> or paths.root=<another>, or delete that folder."
+            f"{folder} contains a base model with {told}, not with pretrained={model.pretrained}. Choose another "
+            "model.name or paths.root, or delete this folder."
         )
 
 

@@ -21,7 +21,7 @@ def correct(
     batch_size: int = 256,
     precision: torch.dtype = torch.float32,
 ) -> Bool[np.ndarray, " N"]:
-    """Return for each image whether its highest logit is the label's.
+    """Return whether each image is classified correctly, that is, its highest logit is the label's.
 
     The encoder is put into evaluation mode, and back into its own afterwards. Features need no normalisation:
     it would scale all logits of an image alike.
@@ -96,5 +96,5 @@ def accuracy(
     images: Images,
     batch_size: int = 256,
 ) -> float:
-    """Return the share of images whose highest logit is the label's, in [0, 1]; see `correct`."""
+    """Return the accuracy in [0, 1]: the share of images that are classified correctly; see `correct`."""
     return float(correct(encoder, head, preprocess, images, batch_size).mean())

@@ -1,4 +1,4 @@
-"""What this package can read: plain CLIP architectures, and published weights that match their configuration.
+"""Checks of supported models: plain CLIP architectures, and published weights that match their configuration.
 
 open_clip is imported where it is used, since that takes seconds (see `mergeability.models.clip`).
 """
@@ -24,7 +24,7 @@ _SUFFIX = "-quickgelu"
 
 
 def check_plain(model: str, architecture: Any) -> None:
-    """Refuse an architecture that is no plain CLIP: open_clip's own two towers, read by its own tokenizer.
+    """Check that an architecture is a plain CLIP: open_clip's two towers and its tokenizer.
 
     Args:
         model: the model's name, for the message.
@@ -79,14 +79,14 @@ def _not_plain(configuration: Any) -> list[str]:
 
 
 def side(size: Any) -> int | None:
-    """Return the side of square images from a number or an equal pair of numbers; None for anything else."""
+    """Return the side length of square images from a number or a pair of equal numbers; None otherwise."""
     if isinstance(size, list | tuple) and len(size) == 2 and size[0] == size[1]:
         size = size[0]
     return size if is_count(size, least=1) else None
 
 
 def check_tag(model: str, architecture: str, tag: str, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Refuse published weights that were trained with another activation or other preprocessing than configured.
+    """Check that published weights were trained with the configured activation and preprocessing.
 
     Args:
         model: the model's name, for the message.

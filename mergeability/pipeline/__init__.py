@@ -1,4 +1,4 @@
-"""The analysis, end to end: the request, the steps in order, and the result.
+"""The complete analysis: the request, the stages in order, and the result.
 
 Examples:
     >>> from mergeability.pipeline import Analysis

@@ -1,4 +1,4 @@
-"""The analysis of bare checkpoints: metrics of weight space, and merges that need no data."""
+"""The analysis of checkpoints without data: weight-space metrics, and data-free merges."""
 
 from collections.abc import Mapping, Sequence
 
@@ -30,13 +30,13 @@ from mergeability.task_vectors.vectors import TaskVectors
 
 
 def analyse_checkpoints(suite: CheckpointSuite, request: Request, run: Run) -> Analysis:
-    """Measure every pair, and write the merges asked for.
+    """Measure every pair, and write the requested merges.
 
     Raises:
         UserError: fewer than two models, a merge that needs data, or merges that would not be kept.
     """
     if len(suite.models) < 2:
-        raise UserError(f"Comparing needs at least two models; suite.models names {len(suite.models)}.")
+        raise UserError(f"Expected at least two models to compare, got {len(suite.models)}.")
     refuse_budget(request, "checkpoints")
     sets = chosen_sets(request, tuple(map(str, suite.models)))
     if request.merges:

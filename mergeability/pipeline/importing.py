@@ -1,4 +1,4 @@
-"""Take in a fine-tuned encoder from elsewhere: checked against its architecture and its base, renamed, hashed.
+"""Import a fine-tuned encoder from elsewhere: check it against its architecture and base, rename its tensors, hash it.
 
 The result is a folder like that of a training here, with `card.json`, so an analysis of tasks finds it.
 """

@@ -1,4 +1,4 @@
-"""Write the merges of a run: one folder per method and set of models, with weights and a card."""
+"""Write the merges of a run into one folder per method and set of models, with weights and a card."""
 
 import logging
 import shutil
@@ -37,7 +37,7 @@ _NOTICEABLE = 0.95
 
 
 def keep_only(folder: Path, wanted: Collection[tuple[str, str]]) -> None:
-    """Remove the merges of an earlier run that this one does not make.
+    """Remove the merges of an earlier run that this run does not create again.
 
     Args:
         folder: of all merges.
@@ -53,7 +53,7 @@ def keep_only(folder: Path, wanted: Collection[tuple[str, str]]) -> None:
 
 @dataclass(frozen=True)
 class MergeWriter:
-    """Write each merge it is given to `<folder>/<method>/<a>+<b>/`; existing identical merges are kept.
+    """Write each merge to `<folder>/<method>/<a>+<b>/`; identical existing merges are kept.
 
     Attributes:
         folder: of all merges.
@@ -110,7 +110,7 @@ class MergeWriter:
         alpha_from: str,
         rows: "pd.DataFrame | None",
     ) -> None:
-        """Write one merge into a folder of the caller's choice; the other arguments are those of a call."""
+        """Write one merge into a given folder; the other arguments are those of `__call__`."""
         base = self.task_vectors.base_checkpoint
         layout = {"names": "transformers"} if is_transformers(base) else {}
         written = {} if self.dtype is None else {"dtype": str(self.dtype)}

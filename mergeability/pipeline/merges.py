@@ -1,4 +1,4 @@
-"""What every suite shares about its merges: which are made, where they are kept, what is recorded of them."""
+"""Functions shared by all suites: the sets of models to merge, the writer of merges, and the record in `run.json`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -22,7 +22,7 @@ from mergeability.task_vectors.vectors import TaskVectors
 
 
 def chosen_sets(request: Request, tasks: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Choose the sets of models to merge, and refuse at once what a method cannot merge.
+    """Choose the sets of models to merge, and check that every method can merge them.
 
     Raises:
         UserError: a method merges another number of models.
@@ -42,7 +42,7 @@ def chosen_sets(request: Request, tasks: tuple[str, ...]) -> list[tuple[str, ...
 
 
 def refuse_methods_with_data(request: Request, suite: str, needed: str, without: str) -> None:
-    """Refuse merge methods that need data where a suite has none, and name those that need none.
+    """Check that a suite has the data that the merge methods need; the error lists methods that need none.
 
     Args:
         request: what is asked for.
@@ -62,7 +62,7 @@ def refuse_methods_with_data(request: Request, suite: str, needed: str, without:
 
 
 def asks_for_all(metrics: Mapping[str, Metric]) -> bool:
-    """Return whether every metric of `metric=all` is asked for, rather than some by name."""
+    """Return whether all metrics of `metric=all` were requested."""
     return all(name in metrics for name, entry in CATALOGUE.items() if not entry.traits.per_pair)
 
 
@@ -88,7 +88,7 @@ def with_functional_metrics(
 def merge_writer(
     vectors: TaskVectors, request: Request, sets: Sequence[tuple[str, ...]], model: ClipModel | None
 ) -> Save | None:
-    """Return what writes each merge into the run's folder; None where merges are not kept."""
+    """Return the writer of merges into the run folder; None if merges are not saved."""
     if not request.merging.keeps or not request.merges or request.folder is None:
         return None
     scales = request.merging.scales
@@ -106,7 +106,7 @@ def merge_writer(
 
 
 def recorded(vectors: TaskVectors, request: Request) -> dict[str, Any]:
-    """Return what `run.json` records of the models and the merge methods."""
+    """Return the record of the models and merge methods for `run.json`."""
     return {
         "base_sha256": vectors.base_hash,
         "checkpoint_sha256": vectors.hashes,
@@ -116,5 +116,5 @@ def recorded(vectors: TaskVectors, request: Request) -> dict[str, Any]:
 
 
 def without_value(table: pd.DataFrame) -> list[str]:
-    """Return the sentences on what has no value in a table of metrics, and why."""
+    """Return sentences about missing values in a table of metrics, with reasons."""
     return [*table.attrs.get("failures", ()), *table.attrs.get("undefined", ())]

@@ -1,4 +1,4 @@
-"""The `README.md` of a saved merge: what it is, how it was made, and of what."""
+"""The model card of a saved merge, `README.md`: its method, scale and parents."""
 
 import json
 import re
@@ -9,7 +9,7 @@ NAME = "README.md"
 
 
 def model_card(card: Mapping[str, Any], opens: str | None) -> str:
-    """Write the card of a merge as Markdown with the hub's metadata.
+    """Format the card of a merge as Markdown with metadata for the hub.
 
     Args:
         card: what `merge_card` returns, with the names and the hash that `save_merge` adds.

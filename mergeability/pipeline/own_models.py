@@ -1,4 +1,4 @@
-"""Models of one's own: two or more CLIP encoders, unlabelled images of their tasks, and heads; no labels."""
+"""Users' models: two or more CLIP encoders with unlabelled images of their tasks and heads, without labels."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ _PATHS = ("weights", "images", "classes", "head")
 
 @dataclass(frozen=True)
 class OwnModel:
-    """One fine-tuned model, and what it was fine-tuned for.
+    """One fine-tuned model with the images and classes of its task.
 
     Attributes:
         weights: its state dict: a file, a folder, or an id on the Hugging Face hub.
@@ -66,7 +66,8 @@ class OwnModel:
             raise UserError(f"suite.models.{name} has {', '.join(faults)}. Its options: {', '.join(known)}.")
         if not options.get("classes") and not options.get("head"):
             raise UserError(
-                f"suite.models.{name} needs a head: give classes (with the base's text tower), or head=<a saved one>."
+                f"suite.models.{name} requires a head: give classes (the base's text tower makes the head), or "
+                "head=<a saved head>."
             )
         given = {key: value for key, value in options.items() if value is not None}
         if isinstance(given.get("templates"), str):
@@ -79,7 +80,7 @@ class OwnModel:
         return cls(**given)
 
     def class_names(self, name: str) -> list[str]:
-        """Return the names of the classes; none where only a head is given.
+        """Return the names of the classes; empty if only a head is given.
 
         Raises:
             UserError: there is no file of the names, a name is empty or there twice, or there are fewer than two.
@@ -155,17 +156,19 @@ class ModelSuite:
             object.__setattr__(self, "base", self.base or base)
         if not isinstance(models, Mapping) or len(models) < 2:
             raise UserError(
-                "suite.models names two models or more: a YAML file, or "
+                "Expected suite.models to name two or more models, as a YAML file or "
                 "'suite.models={a: {weights: …, images: …, classes: […]}, b: …}'."
             )
         if not self.base:
-            raise UserError("The base that the models were fine-tuned from is missing: set suite.base=…")
+            raise UserError(
+                "The base model is missing: set suite.base=… to the model from which these models were fine-tuned."
+            )
         names = clean_names(models, "models")
         say_alike(names, "models")
         self.members.update({name: OwnModel.of(name, models[given]) for name, given in names.items()})
 
     def load(self, store: Store, layout: Layout = _AS_STORED) -> TaskVectors:
-        """Open the task vectors, cut in a layout.
+        """Open the task vectors in a layout of parameters.
 
         Raises:
             UserError: a model cannot be found or read, was made from another base, or reads images in another way.
@@ -182,7 +185,7 @@ class ModelSuite:
         return layout.of(vectors)
 
     def heads(self) -> dict[str, Tensor]:
-        """Read the saved heads, and make the others from class names.
+        """Read the saved heads, and create the others from class names.
 
         Raises:
             UserError: a head is no single matrix, has other classes than are named or another width than the encoder,
@@ -207,13 +210,14 @@ class ModelSuite:
         head, width = matrices[0].float(), int(self.model.configuration["embed_dim"])
         if head.shape[1] != width:
             raise UserError(
-                f"The head {path} of '{name}' takes features of {head.shape[1]} numbers, but model={self.model.name} "
-                f"gives {width}. Choose the model= that it is."
+                f"The head {path} of '{name}' expects features of {head.shape[1]} dimensions, but "
+                f"model={self.model.name} "
+                f"gives {width}. Choose the model= with this architecture."
             )
         if names and len(names) != len(head):
             raise UserError(
-                f"The head {path} of '{name}' has {len(head)} classes, but {len(names)} class names are given. Leave "
-                "out classes=, or give those of the head."
+                f"The head {path} of '{name}' has {len(head)} classes, but {len(names)} class names are given. "
+                "Remove classes=, or give the classes of the head."
             )
         return head
 
@@ -226,7 +230,8 @@ class ModelSuite:
             clip.load_state_dict(clip_weights(clip, str(self.base), self.model.name, quick))
         except UserError as error:
             raise UserError(
-                f"Heads are made from class names by the base's text tower. {error} Or give each model a saved head."
+                f"The base's text tower is required to create heads from class names. {error} Or give each "
+                "model a saved head."
             ) from error
         return clip
 

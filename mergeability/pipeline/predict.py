@@ -1,4 +1,4 @@
-"""The last stage of an analysis: predictors are studied, one is fitted for later runs, and an earlier one scores."""
+"""The last stage of an analysis: compare predictors, fit one for later runs, and score pairs with an earlier one."""
 
 import logging
 import math
@@ -27,7 +27,7 @@ FEWEST_FOR_PREDICTION = 4
 
 @dataclass(frozen=True)
 class PairOutcomes:
-    """The table to predict from.
+    """The table of metrics and outcomes for prediction.
 
     Attributes:
         pairs: one row per pair: metrics and outcomes.
@@ -94,7 +94,7 @@ def with_own_accuracies(pairs: pd.DataFrame, models: pd.DataFrame) -> pd.DataFra
 def predict_pairs(
     outcomes: PairOutcomes, sets: Sequence[tuple[str, ...]], request: Request, run: Run
 ) -> Predicted:
-    """Predict the outcomes of the merged pairs; without enough of them, return a note on the reason."""
+    """Predict the outcomes of the merged pairs; if there are too few, return a note with the reason."""
     if not request.merges or not request.predictors:
         return Predicted(outcomes.pairs)
     if not outcomes.methods:
@@ -108,7 +108,7 @@ def predict_pairs(
 
 
 def predict_table(outcomes: PairOutcomes, rows: str, request: Request, run: Run) -> Predicted:
-    """Predict the outcomes of a ready table, with the models' own accuracies where it has or implies them.
+    """Predict the outcomes in an existing table, with the models' own accuracies if given or implied.
 
     Args:
         outcomes: the table.
@@ -153,7 +153,7 @@ def _predict(outcomes: PairOutcomes, request: Request, settings: StudySettings, 
 def tiers_of_evidence(
     metrics: Sequence[str], ranges: Mapping[str, tuple[float, float]], target: str
 ) -> dict[str, list[str]]:
-    """Name the sets of columns that a predictor for later runs is fitted on, besides all metrics.
+    """Return the sets of columns, in addition to all metrics, on which a predictor for later runs is fitted.
 
     Metrics of bounded range (cosines, ratios, normalised ranks, overlaps) do not grow with a model, so that a fit on
     one architecture applies to another; those of weight space need no data either.
@@ -174,6 +174,6 @@ def tiers_of_evidence(
 
 
 def scored(scorer: Scorer, pairs: pd.DataFrame, request: Request) -> Scored:
-    """Score every pair by the fitted predictor of the request, and compare with outcomes where there are some."""
+    """Score every pair with the fitted predictor of the request, and compare the scores with outcomes if available."""
     scores = scorer.score(pairs, request.margin)
     return Scored(scorer, scores, transfer_table(scorer, pairs, scores))

@@ -1,4 +1,4 @@
-"""Everything an analysis is asked for: what `analyze.py` makes of its configuration."""
+"""The request of an analysis, which `analyze.py` creates from its configuration."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ UNLABELLED_SPLITS = ("validation", "train")
 
 @dataclass(frozen=True)
 class ProfileSettings:
-    """Set the options of the evidence: calibration samples, layers, layout, memory.
+    """Options of profiles: calibration samples, layers, layout and memory.
 
     Attributes:
         samples: calibration images of each task.
@@ -63,23 +63,23 @@ class ProfileSettings:
         if not is_count(self.unlabelled, least=FEWEST_UNLABELLED):
             raise UserError(
                 f"Expected profile.unlabelled to be a number of at least {FEWEST_UNLABELLED} images, got "
-                f"{self.unlabelled!r}: of fewer, answers say next to nothing."
+                f"{self.unlabelled!r}: fewer images give unreliable estimates."
             )
         if self.unlabelled_from not in UNLABELLED_SPLITS:
             raise UserError(
                 f"Expected profile.unlabelled_from to be {' or '.join(UNLABELLED_SPLITS)}, got "
-                f"{self.unlabelled_from!r}: test images are for evaluation alone."
+                f"{self.unlabelled_from!r}: test images are only for evaluation."
             )
 
     @property
     def layout(self) -> Layout:
-        """How tensors are cut into parameters, for metrics and merges."""
+        """How tensors are split into parameters for metrics and merges."""
         return Layout(self.split_qkv, self.matricize)
 
 
 @dataclass(frozen=True)
 class MergeSettings:
-    """Set which merges are made, at which scales, on which images they are evaluated, and whether they are saved.
+    """Options of merges: the sets of models, scales, evaluation images and saving.
 
     Attributes:
         pairs: the pairs to merge, [[a, b], …]; every one when None.
@@ -148,17 +148,17 @@ class MergeSettings:
 
     @property
     def chosen_sets(self) -> MergeSets:
-        """Which sets of models are merged."""
+        """The choice of sets of models."""
         return MergeSets(self.pairs, self.arity, self.sets, self.seed)
 
     @property
     def scales(self) -> ScaleChoice:
-        """At which scales."""
+        """The scales of merges."""
         return ScaleChoice(self.alpha, self.alpha_grid)
 
     @property
     def keeps(self) -> bool:
-        """Whether merged encoders are written."""
+        """Whether merged encoders are saved."""
         return self.save or self.export is not None
 
 

@@ -1,4 +1,4 @@
-"""What an analysis found."""
+"""The result of an analysis."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ OBJECTIVES = (*TARGETS, "finetuned_accuracy")
 
 @dataclass(frozen=True)
 class Analysis:
-    """Hold the results of an analysis: everything that its report shows. All but the first three may be empty.
+    """The results of an analysis, from which the report is written. All but the first three may be empty.
 
     Attributes:
         title: title of the report.
@@ -87,7 +87,7 @@ class Analysis:
 
     @property
     def of_budget(self) -> list[str]:
-        """Say how many pairs a budget had evaluated, and what the numbers of the others are; nothing without one."""
+        """Describe how many pairs were evaluated and how many predicted; empty without a budget."""
         others = len(self.pairs) - (self.evaluated or 0)
         if self.evaluated is None or others == 0:
             return []
@@ -107,7 +107,7 @@ class Analysis:
 
 
 def objective(analysis: Analysis, name: str) -> float:
-    """Return one number an analysis is judged by: `norm_acc` or `acc`, of the merges, means over pairs and methods;
+    """Return one objective of an analysis: `norm_acc` or `acc` of the merges, means over pairs and methods;
     or `finetuned_accuracy`, of the models on their own, the mean over tasks.
 
     Raises:
@@ -118,5 +118,5 @@ def objective(analysis: Analysis, name: str) -> float:
     columns = [f"{name}_{method}" for method in analysis.methods]
     frame = analysis.models.get([name]) if name == "finetuned_accuracy" else analysis.pairs.get(columns)
     if frame is None or frame.empty:
-        raise UserError(f"This analysis has not measured {name}: it needs a suite of tasks, and merges.")
+        raise UserError(f"This analysis did not measure {name}: this requires a suite of tasks, and merges.")
     return float(frame.to_numpy(dtype=float).mean())

@@ -26,7 +26,7 @@ from mergeability.store import Store
 
 
 def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | None = None) -> Analysis:
-    """Run every stage of the analysis that the suite has data for: metrics, merges, their evaluation, prediction.
+    """Run all stages for which the suite has data: metrics, merges, their evaluation, and prediction.
 
     Args:
         request: the models, metrics, merges, predictors and options.
@@ -57,7 +57,7 @@ def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | Non
     """
     merging = request.merging
     if merging.dtype is not None and not merging.keeps:
-        raise UserError(f"dtype={merging.dtype} is the format of merges that are written: add save=true.")
+        raise UserError(f"dtype={merging.dtype} is the format of saved merges: add save=true.")
     # The device and the fitted predictor first: what is not there would otherwise be noticed after minutes.
     run = Run(
         Store(request.store),

@@ -1,4 +1,4 @@
-"""Write a merged encoder: its weights, under open_clip's or Hugging Face's names, and a card that says what it is."""
+"""Save a merged encoder: its weights under open_clip's or Hugging Face's names, and a card."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ def save_merge(
     std: Sequence[float] = CLIP_STD,
     base: Checkpoint | None = None,
 ) -> Path:
-    """Write a merged encoder into its own folder, replacing an earlier one.
+    """Save a merged encoder in a separate folder, replacing an earlier one.
 
     The card is removed first and written last: where it is, the rest is whole and belongs to it.
 
@@ -116,7 +116,7 @@ def merge_card(
     alpha_from: str,
     facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Record what a merge is made of and how good it is, as JSON.
+    """Record the parents, method and accuracy of a merge as JSON.
 
     Args:
         task_vectors: the models that were merged.
@@ -148,7 +148,7 @@ def merge_card(
 
 
 def task_accuracies(rows: "pd.DataFrame") -> dict[str, dict[str, float]]:
-    """Arrange the outcome of one merge for its card, one row per task.
+    """Arrange the outcome of one merge for its card, with one row per task.
 
     Args:
         rows: with `task` and at least one of `accuracy` (of the merge), `finetuned_accuracy`, `base_accuracy`,
@@ -163,7 +163,7 @@ def task_accuracies(rows: "pd.DataFrame") -> dict[str, dict[str, float]]:
 
 
 def encoder_bytes(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> int:
-    """Return how many bytes an encoder with these shapes takes on disk, including its card and configuration.
+    """Return the size on disk of an encoder with these shapes, in bytes, including its card and configuration.
 
     Args:
         checkpoint: the base model.
@@ -181,7 +181,7 @@ def encoder_bytes(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> i
 
 
 def check_space(folder: Path, merges: int, bytes_each: int) -> None:
-    """Check that so many merges fit on a folder's disk: before hours of merging, not after.
+    """Check, before merging, that a number of merges fit on the disk of a folder.
 
     Args:
         folder: where they are to go; it need not exist yet.
@@ -202,7 +202,7 @@ def check_space(folder: Path, merges: int, bytes_each: int) -> None:
 def check_export(
     checkpoint: Checkpoint, export: str | None, configuration: Mapping[str, Any] | None = None
 ) -> None:
-    """Check that merges of models like this one can be saved as asked: before the merging, not after.
+    """Check, before merging, that merges of these models can be saved as requested.
 
     Args:
         checkpoint: the base model; only its names, shapes and dtypes are looked at.
@@ -221,7 +221,7 @@ def check_export(
 
 
 def merge_folder_name(tasks: Sequence[str]) -> str:
-    """Name the folder of a merge of these tasks, in the order given: "a+b".
+    """Return the folder name of a merge of these tasks, in the given order: "a+b".
 
     Different tasks never share a name: all but letters, digits and `_.-` is written as in a URL ("a/b" as "a%2Fb").
     A name above 100 characters is cut, and ends with `~` and a digest of all the names.

@@ -1,4 +1,4 @@
-"""Inputs of an analysis: tasks with models trained by `train.py`, bare checkpoints of one base, or a table of pairs."""
+"""Inputs of an analysis: tasks with models from `train.py`, checkpoints of one base, or a table of pairs."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Layout:
-    """Choose how the checkpoints' tensors are cut into the parameters of metrics and merges.
+    """How the checkpoints' tensors are split into the parameters of metrics and merges.
 
     Attributes:
         split_qkv: take the queries, keys and values of a fused attention for three parameters.
@@ -45,7 +45,7 @@ class Layout:
     matricize: str | None = None
 
     def of(self, vectors: TaskVectors) -> TaskVectors:
-        """Cut task vectors in this way."""
+        """Apply the layout to task vectors."""
         return vectors.with_layout(split_qkv=self.split_qkv, matricize=self.matricize)
 
 
@@ -55,7 +55,7 @@ _AS_STORED = Layout()
 
 @dataclass(frozen=True)
 class TaskSuite:
-    """Describe tasks and the folders of their fine-tuned models.
+    """A suite of tasks with the folders of their fine-tuned models.
 
     Attributes:
         name: of the suite.
@@ -102,7 +102,7 @@ class TaskSuite:
         return Path(self.checkpoints) / "base" / WEIGHTS
 
     def load(self, store: Store, layout: Layout = _AS_STORED) -> TaskVectors:
-        """Open the models' task vectors, cut in a layout.
+        """Open the models' task vectors in a layout of parameters.
 
         Raises:
             UserError: models are missing (names the command that makes them), or changed since training.
@@ -153,7 +153,7 @@ def _class_names(card: Mapping[str, Any]) -> Sequence[str] | None:
 
 @dataclass(frozen=True)
 class CheckpointSuite:
-    """Describe models fine-tuned from one base, without data.
+    """A suite of models fine-tuned from one base, without data.
 
     Attributes:
         name: of the suite.
@@ -188,7 +188,9 @@ class CheckpointSuite:
         if not isinstance(self.models, Mapping) or not all(
             isinstance(path, str) for path in self.models.values()
         ):
-            raise UserError("suite.models names files: 'suite.models={a: a.safetensors, b: b.safetensors}'.")
+            raise UserError(
+                "Expected suite.models to map names to files: 'suite.models={a: a.safetensors, b: b.safetensors}'."
+            )
         names = clean_names(self.models, "models")
         say_alike(names, "models")
         object.__setattr__(self, "models", {name: self.models[given] for name, given in names.items()})
@@ -198,7 +200,7 @@ class CheckpointSuite:
         Chosen.of(self.include, self.exclude)
 
     def load(self, store: Store, layout: Layout = _AS_STORED) -> TaskVectors:
-        """Open the task vectors, cut in a layout.
+        """Open the task vectors in a layout of parameters.
 
         Raises:
             UserError: a model cannot be found, downloaded or read, or was made from another base.
@@ -220,7 +222,7 @@ class CheckpointSuite:
 
 @dataclass(frozen=True)
 class TableSuite:
-    """Describe a file with a table of pairs: metrics and outcomes.
+    """A suite that consists of a table of pairs with metrics and outcomes.
 
     Attributes:
         name: of the suite.
@@ -250,7 +252,7 @@ class TableSuite:
     extra_metrics: Sequence[str] | None = None
 
     def file(self) -> PairFile:
-        """Read the table; also return remarks on skipped or converted parts.
+        """Read the table; also return remarks about skipped or converted parts.
 
         Raises:
             UserError: there is no such file, or it is not such a table.
@@ -258,7 +260,7 @@ class TableSuite:
         return read_pairs(self.table)
 
     def read(self) -> pd.DataFrame:
-        """Read the table alone.
+        """Read the table without remarks.
 
         Raises:
             UserError: as `file` does.
@@ -267,7 +269,7 @@ class TableSuite:
 
 
 def say_alike(names: Iterable[str], what: str) -> None:
-    """Log which names differ only by case or blanks."""
+    """Log names that differ only in case or blanks."""
     for sentence in alike_remarks(names, what):
         logger.warning("%s", sentence)
 

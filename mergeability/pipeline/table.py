@@ -1,4 +1,4 @@
-"""The analysis of a ready table of pairs: prediction only."""
+"""The analysis of an existing table of pairs: prediction only."""
 
 import logging
 import re
@@ -26,7 +26,7 @@ _WRITTEN = re.compile(
 
 
 def analyse_table(suite: TableSuite, request: Request, run: Run) -> Analysis:
-    """Predict the outcomes that a table has from its metrics.
+    """Predict the outcomes in a table from its metrics.
 
     Raises:
         UserError: the table lacks the metrics or the methods asked for, or cannot be predicted from.
@@ -42,7 +42,7 @@ def analyse_table(suite: TableSuite, request: Request, run: Run) -> Analysis:
     absent = [method for method in suite.methods or () if method not in found]
     if absent:
         raise UserError(
-            f"{suite.table} has no outcomes of {summarise_names(absent)}; it has those of "
+            f"{suite.table} contains no outcomes of {summarise_names(absent)}; it has those of "
             f"{summarise_names(found) or 'no method'}."
         )
     methods = list(suite.methods or found)
@@ -73,7 +73,7 @@ def _metric_columns(
     names = list(dict.fromkeys([*chosen, *(suite.extra_metrics or ())]))
     if not names:
         raise UserError(
-            f"{suite.table} has none of the metrics asked for. Name its columns in suite.metrics=[…]."
+            f"{suite.table} contains none of the requested metrics. List its metric columns in suite.metrics=[…]."
         )
     absent = [name for name in names if name not in pairs.columns]
     if ZERO_SHOT_RATIO in absent:

@@ -1,4 +1,4 @@
-"""The analysis of a suite of tasks: metrics of every pair, merges evaluated on test images, prediction."""
+"""The analysis of a suite of tasks: metrics of every pair, merges evaluated on test images, and prediction."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -134,7 +134,7 @@ class _Material:
         return {name: self.images(task, split) for name, task in self.suite.tasks.items()}
 
     def views(self, heads: dict[str, Tensor], *, for_merging: bool = False) -> Views:
-        """Draw the calibration samples: those of the metrics, or the more numerous ones of merge methods."""
+        """Draw the calibration samples, for metrics or the larger number for merge methods."""
         model, profile = self.suite.model, self.request.profile
         samples = {
             name: calibration_sample(
@@ -163,11 +163,11 @@ class _Material:
 
     @cached_property
     def unlabelled(self) -> dict[str, Inputs]:
-        """Images of each task for functional evidence."""
+        """Unlabelled images of each task for functional evidence."""
         return self.drawn(self.request.profile.unlabelled)
 
     def drawn(self, count: int) -> dict[str, Inputs]:
-        """Draw images of each task whose labels are not read; of fewer images, the first of the same draw."""
+        """Draw unlabelled images of each task; a smaller sample is the beginning of a larger one."""
         model, profile = self.suite.model, self.request.profile
         drawn = {
             name: calibration_sample(
@@ -179,17 +179,17 @@ class _Material:
 
     @property
     def pool(self) -> Split:
-        """The split that unlabelled images are drawn from."""
+        """The split from which unlabelled images are drawn."""
         return "train" if self.request.profile.unlabelled_from == "train" else "validation"
 
     @property
     def available(self) -> dict[str, int]:
-        """Task → number of images that unlabelled ones can be drawn from."""
+        """Task → number of images available for unlabelled samples."""
         return {name: len(self.images(task, self.pool)) for name, task in self.suite.tasks.items()}
 
     @property
     def fewer(self) -> list[str]:
-        """Name the tasks with fewer unlabelled images than were asked for."""
+        """Return sentences about tasks with fewer unlabelled images than requested."""
         merging, found = self.request.merging, []
         uses = {self.request.profile.unlabelled: bool(functional_names(self.request.metrics))}
         if self.request.merges:
@@ -203,7 +203,7 @@ class _Material:
 
     @property
     def remarks(self) -> list[str]:
-        """Return sentences on images that were left out or changed."""
+        """Return sentences about images that were left out or modified."""
         found = [sentence for task in self.suite.tasks.values() for sentence in remarks(task)]
         return [*alike_remarks(self.suite.tasks, "tasks"), *found]
 
@@ -227,7 +227,7 @@ class _Material:
         )
 
     def pixel_accuracies(self) -> dict[str, float]:
-        """Fit logistic regression on the raw pixels of every task."""
+        """Fit logistic regression to the raw pixels of every task."""
 
         def fit(item: tuple[str, Task]) -> tuple[str, float]:
             name, task = item
@@ -276,11 +276,11 @@ def _probes(vectors: TaskVectors, material: _Material) -> tuple[Probe | None, Pr
 def _require_tasks(suite: TaskSuite, request: Request) -> None:
     count = len(suite.tasks)
     if count < 2:
-        raise UserError(f"Merging needs at least two models; the suite has {count}.")
+        raise UserError(f"Expected at least two models to merge, but the suite has {count}.")
     if request.merges and request.predictors and count < FEWEST_FOR_PREDICTION:
         raise UserError(
-            f"Prediction needs at least {FEWEST_FOR_PREDICTION} tasks, the suite has {count}. "
-            "Add tasks, or leave prediction out with predictor=none."
+            f"Prediction requires at least {FEWEST_FOR_PREDICTION} tasks, but the suite has {count}. "
+            "Add tasks, or disable prediction with predictor=none."
         )
 
 

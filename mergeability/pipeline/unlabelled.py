@@ -1,4 +1,4 @@
-"""The analysis of models of one's own: metrics of every pair, and merges probed on unlabelled images."""
+"""The analysis of users' models: metrics of every pair, and merges probed on unlabelled images."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 def analyse_models(suite: ModelSuite, request: Request, run: Run) -> Analysis:
-    """Measure every pair, and probe the merges asked for.
+    """Measure every pair, and probe the requested merges.
 
     Raises:
         UserError: images, heads or models that do not fit together, or something that needs labels.
@@ -102,13 +102,13 @@ class _Material:
 
     @property
     def asked(self) -> int:
-        """How many images of each task are looked at, at most."""
+        """The maximum number of unlabelled images per task."""
         profile, merging = self.request.profile, self.request.merging
         return max(profile.unlabelled, profile.samples, merging.probe or 0)
 
     @cached_property
     def drawn(self) -> dict[str, Drawn]:
-        """Images of each task, the first of which serve where fewer are asked for."""
+        """Unlabelled images of each task; a smaller sample is the beginning of a larger one."""
         seed, resize = self.request.profile.seed, self.suite.model.resize
         found = {
             name: draw_images(one.images, self.asked, name, seed, resize)
@@ -122,7 +122,7 @@ class _Material:
         if few:
             raise UserError(
                 f"Expected at least {FEWEST_UNLABELLED} images that can be read of each task, got fewer of "
-                f"{', '.join(few)}: of fewer, answers say next to nothing."
+                f"{', '.join(few)}: fewer images give unreliable estimates."
             )
         for name, one in found.items():
             for sentence in remarks(one, self.asked, name):
@@ -217,7 +217,7 @@ def _measurable(metrics: Mapping[str, Metric]) -> tuple[dict[str, Metric], list[
         return dict(metrics), []
     if not asks_for_all(metrics):
         raise UserError(
-            f"{', '.join(labelled)} need labelled images, and suite=models has none. Ask for others, such as "
+            f"{', '.join(labelled)} require labelled images, but suite=models has none. Choose other metrics, such as "
             "metric=[weights,functional]."
         )
     kept = {name: one for name, one in metrics.items() if name not in labelled}
@@ -229,7 +229,7 @@ def _check_merges(request: Request) -> None:
     merging = request.merging
     if merging.scales.tunes(request.merges, TUNED):
         raise UserError(
-            "alpha=tuned needs labelled validation images, but suite=models has none: give alpha=unlabelled, or a"
+            "alpha=tuned requires labelled validation images, but suite=models has none: set alpha=unlabelled, or a"
             " number."
         )
     if request.merges and merging.probe is None and not merging.keeps:

@@ -1,4 +1,4 @@
-"""The study of predictors that use their own evidence, on the same pairs as predictors that use the metrics."""
+"""The study of predictors with their own columns of evidence, on the same pairs as predictors of the metrics."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ _STRENGTH = 0.1
 
 @dataclass(frozen=True)
 class OwnEvidence:
-    """Results of predictors that use their own evidence.
+    """Results of predictors with their own columns of evidence.
 
     Attributes:
         result: their scores and predictions.
@@ -33,7 +33,7 @@ class OwnEvidence:
 def with_own_evidence(
     predictors: Mapping[str, Predictor],
 ) -> tuple[dict[str, Predictor], dict[str, Predictor]]:
-    """Separate the predictors that name their columns from those that use the metrics."""
+    """Separate the predictors with their own columns from those that use the metrics."""
     own = {name: one for name, one in predictors.items() if hasattr(one, "columns")}
     return own, {name: one for name, one in predictors.items() if name not in own}
 
@@ -41,7 +41,7 @@ def with_own_evidence(
 def evidence_columns(
     predictors: Iterable[Predictor], targets: Sequence[str], methods: Sequence[str]
 ) -> list[str]:
-    """List every column that a predictor may need, each once."""
+    """List all columns that the predictors may need, without duplicates."""
     found = [
         column
         for predictor in predictors

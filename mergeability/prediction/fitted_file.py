@@ -1,4 +1,4 @@
-"""The file of a fitted predictor: plain JSON with numbers and names, so that reading it never executes code."""
+"""The file of a fitted predictor: plain JSON, so that reading it never executes code."""
 
 import json
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ def read(path: Path | str) -> dict[str, Any]:
         if content["format"] not in _READ:
             known = " and ".join(map(str, _READ))
             raise UserError(
-                f"{file} is of format {content['format']}, and this version reads {known}: fit it again."
+                f"{file} has format {content['format']}, but this version reads format {known}: fit it again."
             )
         evidence = [_evidence(one) for one in content["evidence"]]
         if not evidence:

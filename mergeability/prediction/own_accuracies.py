@@ -97,7 +97,7 @@ def finetuned_accuracies(frame: pd.DataFrame) -> dict[str, float]:
 
 
 def given_accuracies(frame: pd.DataFrame, kind: str) -> dict[str, float]:
-    """Return task → accuracy from the columns `<kind>_a` and `<kind>_b`; one value per model in any row is enough.
+    """Return task → accuracy from the columns `<kind>_a` and `<kind>_b`; one row per model is enough.
 
     Args:
         frame: one row per pair.

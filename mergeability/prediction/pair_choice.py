@@ -1,4 +1,4 @@
-"""Which pairs to evaluate when not all of them can be: every model about equally often, and metrics that differ."""
+"""Choose the pairs to evaluate within a budget: every model about equally often, and diverse metrics."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ _STRENGTH = 10.0
 def choose_pairs(
     pairs: pd.DataFrame, metrics: Sequence[str], count: int, seed: int = 0
 ) -> Int[np.ndarray, " count"]:
-    """Choose pairs so that their outcomes tell most about those of the others.
+    """Choose the pairs whose outcomes are most informative about the other pairs.
 
     One after another, the model in the fewest chosen pairs gets the partner in the fewest; of equal partners, the one
     whose pair lowers the mean variance over all pairs of a ridge fit on the metrics most (greedy V-optimality):

@@ -1,4 +1,4 @@
-"""A study of prediction: the scores of all predictors, and one table for each further question."""
+"""A prediction study: the scores of all predictors, and one table per additional question."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class StudySettings:
-    """Configure a study of prediction.
+    """Options of a prediction study.
 
     Attributes:
         protocols: names of the protocols: `loto`, `l2to` or `halves`.
@@ -84,7 +84,7 @@ class StudySettings:
 
 @dataclass(frozen=True)
 class Known:
-    """Information in addition to the pair table.
+    """Inputs of a study in addition to the pair table.
 
     Attributes:
         ranges: metric → its lowest and highest value.
@@ -106,7 +106,7 @@ def study_predictions(
     known: Known | None = None,
     progress: Progress = no_progress,
 ) -> PredictionResult:
-    """Score the predictors, and answer further questions about them, one table per question.
+    """Score the predictors, and compute one table per additional question.
 
     The result's `tables` are `stable_metrics` and `metric_weights` (which metrics the predictors use), `fingerprints`
     (whether methods depend on the same metrics), `consistency` (whether methods rank pairs alike), `variance` and
@@ -189,7 +189,7 @@ class _Design:
         predictors: Mapping[str, Predictor],
         progress: Progress = no_progress,
     ) -> PredictionResult:
-        """Score predictors on these metrics."""
+        """Score predictors on the given metrics."""
         return evaluate_predictors(
             table,
             metrics,
@@ -261,7 +261,7 @@ def _fingerprints(weights: pd.DataFrame) -> pd.DataFrame:
 
 
 def beyond_task_effects(tested: pd.DataFrame, target: str) -> list[str]:
-    """Return one sentence per method: whether the metrics add anything beyond task effects."""
+    """Return one sentence per method on whether metrics improve on task effects."""
     sentences = []
     for row in tested[tested["target"] == target].itertuples(index=False):
         gain, p = float(row.gain), float(row.p_beyond)  # type: ignore[arg-type]

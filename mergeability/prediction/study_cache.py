@@ -1,4 +1,4 @@
-"""Studies as records of the store: a second run with the same table reuses the fits of the first."""
+"""Cached studies: a second run with the same table reuses the fits of the first."""
 
 import hashlib
 import math
@@ -67,7 +67,7 @@ def from_record(record: Mapping[str, Any]) -> PredictionResult:
 
 
 def to_columns(frame: pd.DataFrame) -> list[list[Any]]:
-    """Write a table as JSON-able lists: name, type and values of each column."""
+    """Convert a table to JSON-able lists: name, type and values of each column."""
     return [
         [str(name), str(frame[name].dtype), [_plain(value) for value in frame[name].tolist()]]
         for name in frame.columns

@@ -1,4 +1,4 @@
-"""Step 6, profiles of models: every expensive quantity, computed once per model and stored."""
+"""Step 6, profiles of models: expensive quantities, computed once per model and stored."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The activations of one model: where it places each calibration sample, and where all of them on average."""
+"""Activations of a model on calibration samples, per sample and averaged."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Activations:
     description: ClassVar[str] = "activations"
 
     def key(self, subject: Subject, task: str) -> dict[str, Any]:
-        """Return what a model's activations depend on."""
+        """Return everything that determines a model's activations."""
         views = subject.required_views("activation")
         model = {"model": subject.task_vectors.hashes[task], "of": _ROWS}
         return {**model, **views.activation_key, **subject.settings(_VERSION)}
@@ -53,7 +53,7 @@ class Activations:
         return {_ROWS: rows}
 
     def combine(self, subject: Subject) -> dict[str, Float32[Tensor, "n d"]]:
-        """Return task → activations; a few numbers per input, so all of them fit in memory, unlike the models."""
+        """Return task → activations, which unlike the models are small enough to fit in memory."""
         keys = ensure_entries(self, subject, subject.store)
         return {task: subject.store.read(self.kind, key)[_ROWS] for task, key in keys.items()}
 
@@ -147,7 +147,7 @@ def sample_activations(
 def centred_kernel(
     activations: Float32[np.ndarray, "n d"], start: int, stop: int
 ) -> Float64[np.ndarray, " elements"]:
-    """Compute a range of the flattened n×n matrix of inner products of the rows, less their mean: X Xᵀ.
+    """Compute a range of the flattened n×n matrix X Xᵀ of inner products of the centred rows.
 
     All zeros where float32 cannot tell the rows from one row: n equal samples have no geometry, and neither has
     the rounding error that is left.

@@ -1,4 +1,4 @@
-"""How many samples pass through an encoder at a time, so that activations kept for the backward pass fit in memory."""
+"""Choose a batch size such that the activations kept for the backward pass fit in memory."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,7 @@ _SLACK = 1.5
 def fitting_batch_size(
     encoder: nn.Module, state: Mapping[str, Tensor], sample: Inputs, memory: float | int, at_most: int
 ) -> int:
-    """Return how many samples' activations fit into `memory` bytes in addition to the model; at least 1.
+    """Return the number of samples whose activations fit into `memory` bytes, besides the model; at least 1.
 
     Counts what automatic differentiation saves for one sample. The weights, their gradients and the sum of
     these (three times the weights) are taken off first; they are needed whatever the batch.

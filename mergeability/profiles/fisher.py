@@ -1,4 +1,4 @@
-"""The diagonal Fisher information of one model at its own task: how much each weight matters to the labels."""
+"""The diagonal Fisher information of a model on its own task."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -38,17 +38,17 @@ _Stacks = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class FisherInformation:
-    """Every model's diagonal Fisher information at its own task; each as large as the model."""
+    """The diagonal Fisher information of every model on its own task, each as large as the model."""
 
     kind: ClassVar[str] = "fisher"
     description: ClassVar[str] = "Fisher information"
 
     def key(self, subject: Subject, task: str) -> dict[str, Any]:
-        """Return what a model's information depends on: as its gradients."""
+        """Return everything that determines a model's Fisher information, as for gradients."""
         return {**OwnGradients().key(subject, task), "of": self.kind, "of_version": _VERSION}
 
     def compute(self, subject: Subject, task: str) -> dict[str, Tensor]:
-        """Compute the roots of one model's information.
+        """Compute the square roots of one model's Fisher information.
 
         Raises:
             UserError: it is not finite; names the model.
@@ -62,7 +62,7 @@ class FisherInformation:
             raise UserError(f"The model of '{task}': {error}") from error
 
     def combine(self, subject: Subject) -> dict[str, Read]:
-        """Return task → reader of its information."""
+        """Return task → function that reads its Fisher information."""
         store, keys = subject.data_store, ensure_entries(self, subject, subject.data_store)
 
         def reader(task: str) -> Read:
@@ -123,7 +123,7 @@ def fisher_roots(
 
 
 def fitting_samples(state: Mapping[str, Tensor], memory: float | int) -> int:
-    """Return how many gradients as large as the model fit into `memory` bytes in addition to it; at least 1."""
+    """Return the number of per-sample gradients that fit into `memory` bytes besides the model; at least 1."""
     size = sum(tensor.nbytes for tensor in state.values())
     return max(1, int(memory // max(size, 1)) - _MODELS)
 
@@ -145,7 +145,10 @@ def _gradients(
             try:
                 found = at_once(batch.to(device))
             except RuntimeError as error:
-                logger.info("One sample at a time, since this encoder takes no more: %s", error)
+                logger.info(
+                    "Gradients are computed one sample at a time, because this encoder does not support batches: %s",
+                    error,
+                )
                 together = False
             else:
                 yield found

@@ -1,4 +1,4 @@
-"""The gradients of one model at its own task: with respect to its weights, and to its inputs."""
+"""Gradients of a model on its own task, with respect to weights and inputs."""
 
 import math
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ _VERSION = 2
 
 @dataclass(frozen=True)
 class Gradients:
-    """Hold the gradients of the cross-entropy of one model on its own calibration samples, in eval mode.
+    """Gradients of the cross-entropy of one model on its own calibration samples, in eval mode.
 
     Attributes:
         encoder: parameter name → mean over the samples of ∇θ CE.
@@ -48,7 +48,7 @@ class Gradients:
 
 @dataclass(frozen=True)
 class OwnGradients:
-    """Compute every model's gradients on its own task's samples; together these are as large as the models.
+    """Compute every model's gradients on its own task's samples, which are as large as the models.
 
     Examples:
         >>> from mergeability.examples import tiny_profiles
@@ -62,7 +62,7 @@ class OwnGradients:
     description: ClassVar[str] = "gradients"
 
     def key(self, subject: Subject, task: str) -> dict[str, Any]:
-        """Return what a model's gradients depend on."""
+        """Return everything that determines a model's gradients."""
         views = subject.required_views("gradient")
         model = {"model": subject.task_vectors.hashes[task]}
         return {**model, **views.gradient_key(task), **subject.settings(_VERSION)}
@@ -121,7 +121,7 @@ class InputGradientGrams:
         for task, shape in shapes.items():
             if shape != shapes[first]:
                 raise UserError(
-                    "Input gradients need as many images of one size for every task: "
+                    "Input gradients require the same number and size of images for every task: "
                     f"'{first}' has {shapes[first]}, '{task}' has {shape}."
                 )
         layers = _grams(subject, {"inputs": math.prod(shapes[first])}, "{}", "input gradients")
@@ -165,7 +165,7 @@ def data_key(subject: Subject) -> dict[str, Any]:
 
 
 def check_differentiable(subject: Subject) -> None:
-    """Check that there are gradients with respect to every task's inputs.
+    """Check that gradients with respect to the inputs exist for every task.
 
     Args:
         subject: the models with their data.
@@ -183,13 +183,13 @@ def check_differentiable(subject: Subject) -> None:
     for task in subject.tasks:
         if not any(one.is_floating_point() for one in views.samples(task).tensors.values()):
             raise UserError(
-                f"Input gradients need floating-point inputs, and those of '{task}' are integers: "
-                "leave the metrics of input gradients out."
+                f"Input gradients require floating-point inputs, but the inputs of '{task}' are integers: "
+                "remove the metrics of input gradients."
             )
 
 
 def stored_gradients(store: Store, key: Mapping[str, Any]) -> Gradients:
-    """Read the gradients of one model, as stored by `OwnGradients`.
+    """Read the stored gradients of one model; see `OwnGradients`.
 
     Args:
         store: the store.

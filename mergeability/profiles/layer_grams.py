@@ -1,4 +1,4 @@
-"""Gram matrices of one long vector per model and layer, each computed once for a set of models."""
+"""Gram matrices of one long vector per model and layer, computed once per set of models."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _VERSION = 2
 
 @dataclass(frozen=True)
 class LayerVectors:
-    """One vector per model and layer, read range by range.
+    """One vector per model and layer, read in ranges.
 
     Attributes:
         sizes: layer → length of its vectors.
@@ -37,7 +37,7 @@ class LayerVectors:
 
 
 def layer_grams(subject: Subject, vectors: LayerVectors) -> Float64[np.ndarray, "L T T"]:
-    """Compute and file one Gram matrix per layer, accumulated in float64."""
+    """Compute and store one Gram matrix per layer, accumulated in float64."""
     # Sorted by content: one set of models is one entry, in whatever order and under whatever names.
     identities = {task: digest(key) for task, key in vectors.keys.items()}
     owners = {identity: task for task, identity in identities.items()}

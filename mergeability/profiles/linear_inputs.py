@@ -46,7 +46,7 @@ _ROWS = 4096
 
 @dataclass(frozen=True)
 class LinearPart:
-    """A linear layer, or those of its outputs that share their inputs: queries alone, keys and values together.
+    """A linear layer, or the part of an attention projection with its own inputs: queries, or keys and values.
 
     Attributes:
         weight: the encoder's name of the weight.
@@ -74,13 +74,13 @@ ReadGram = Callable[[LinearPart], Tensor]
 
 @dataclass(frozen=True)
 class LinearInputs:
-    """The inputs of every model's linear layers on its own task's samples; as much as a model or two each."""
+    """Gram matrices of the inputs of every model's linear layers; per model as large as one or two models."""
 
     kind: ClassVar[str] = "linear_inputs"
     description: ClassVar[str] = "inputs of linear layers"
 
     def key(self, subject: Subject, task: str) -> dict[str, Any]:
-        """Return what the inputs depend on: as a model's gradients."""
+        """Return everything that determines the inputs, as for gradients."""
         return {**OwnGradients().key(subject, task), "of": self.kind, "of_version": _VERSION}
 
     def compute(self, subject: Subject, task: str) -> dict[str, Tensor]:
@@ -98,7 +98,7 @@ class LinearInputs:
         return {part.key: gram for part, gram in found.items()}
 
     def combine(self, subject: Subject) -> tuple[dict[str, list[LinearPart]], dict[str, ReadGram]]:
-        """Return checkpoints' tensor → its linear layers, and task → reader of a layer's Gram matrix."""
+        """Return the linear layers of each checkpoint tensor, and task → function that reads a layer's Gram matrix."""
         store, keys = subject.data_store, ensure_entries(self, subject, subject.data_store)
 
         def reader(task: str) -> ReadGram:
@@ -174,13 +174,13 @@ def input_grams(
 
 
 def linear_parts(encoder: nn.Module, state: Mapping[str, Tensor], sample: Inputs) -> list[LinearPart]:
-    """List the linear layers that one sample passes on its way through the encoder, whatever its weights."""
+    """List the linear layers that are called in a forward pass of the encoder."""
     found: dict[LinearPart, None] = {}
     _watch(encoder, state, sample, 1, lambda part, _rows: found.update({part: None}))
     missed = _missed(encoder, {part.weight for part in found})
     if missed:
         logger.warning(
-            "%d linear layers such as '%s' were not seen at work: RegMean averages them.",
+            "%d linear layers such as '%s' were not called in the forward pass: RegMean averages them.",
             len(missed),
             missed[0],
         )

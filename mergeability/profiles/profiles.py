@@ -1,4 +1,4 @@
-"""Profiles of models as T×T matrices, from which every metric is computed by arithmetic."""
+"""Profiles of models as T×T matrices, from which all metrics are computed."""
 
 import copy
 from collections.abc import Iterable
@@ -41,7 +41,7 @@ VIEWS: dict[str, Evidence[np.ndarray]] = {
 
 
 class Profiles:
-    """Compute what metrics need of T models, as T×T matrices: task vectors, activations, gradients, subspaces.
+    """Compute T×T matrices for metrics of T models: task vectors, activations, gradients and subspaces.
 
     Everything is computed on first use. Expensive values are computed once per model and layer and kept in the task
     vectors' store, so an interrupted run continues where it stopped, and runs that share a store share the work.
@@ -105,7 +105,7 @@ class Profiles:
         return gradients.data_key(self.subject)
 
     def gram(self, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
-        """Compute the models' Gram matrix ⟨x_a, x_b⟩ of a view, over everything the view holds."""
+        """Compute the models' Gram matrix ⟨x_a, x_b⟩ of a view, summed over all its tensors."""
         return self.layer_grams(view).sum(0)
 
     def layer_grams(self, view: str = "task_vector") -> Float64[np.ndarray, "L T T"]:
@@ -156,7 +156,7 @@ class Profiles:
         SubspaceOverlaps(k).decompose(self.subject)
 
     def sign_counts(self, density: float | int = 0.2) -> SignCounts:
-        """Count the entries that two models both keep among their largest, and those of opposite sign.
+        """Count the entries that are among the largest of both models, and those with opposite signs.
 
         Raises:
             UserError: the density is not in (0, 1], or a delta is not finite.
@@ -181,7 +181,7 @@ class Profiles:
 
     @property
     def encoder_parameters(self) -> frozenset[str]:
-        """The checkpoints' names of the encoder's parameters, which have Fisher information."""
+        """The names in checkpoints of the encoder's parameters, which have Fisher information."""
         own = parameter_owners(self.subject.required_views("Fisher information").encoder)
         return frozenset(name for name in self.subject.tensors if name.removeprefix(PREFIX) in own)
 

@@ -1,4 +1,4 @@
-"""The gradients of two models on the same samples: their own ones, and each other's.
+"""Gradients of two models on the same samples: the samples of both tasks.
 
 The published gradient metrics compare gradients that were taken on different samples, each model's own, so they
 mix differences of the models with differences of their data. Here both models see the union of both tasks' samples,
@@ -32,7 +32,7 @@ Rows = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Side:
-    """One model of a pair, as its gradients.
+    """The gradients of one model of a pair.
 
     Attributes:
         task: the model's name.

@@ -1,4 +1,4 @@
-"""Evidence on singular subspaces: how the outer singular vectors of two models' matrices overlap."""
+"""Evidence on singular subspaces: overlaps of the outer singular vectors of two models' matrices."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class SubspaceOverlaps:
         return {name: frozen(array.numpy()) for name, array in found.items()}
 
     def decompose(self, subject: Subject) -> None:
-        """Compute the singular values and outer vectors of every model's matrices, and keep them in the store."""
+        """Compute the singular values and outer vectors of every model's matrices, and store them."""
         vectors = subject.task_vectors
         vectors.check_base()
         # Two copies of a model are one piece of work.
@@ -162,7 +162,7 @@ def matrix_shapes(vectors: TaskVectors) -> np.ndarray:
 def undetermined(
     found: dict[str, np.ndarray], tasks: tuple[str, ...], side: str, end: str, k: int
 ) -> list[str]:
-    """List the changed matrices that overlaps leave out because their outer vectors are not determined.
+    """List the changed matrices without overlaps, because their outer singular vectors are not unique.
 
     Args:
         found: what `SubspaceOverlaps` gives.

@@ -1,4 +1,4 @@
-"""The singular values and the outer singular vectors of a matrix, and how such subspaces overlap.
+"""The singular values and outer singular vectors of a matrix, and overlaps of their subspaces.
 
 The metrics need of a thin SVD its values and k vectors at either end: for a 3072×768 matrix, 20 vectors out
 of 768. These are eigenvectors of the smaller Gram matrix AᵀA, formed in float64, where the products of
@@ -78,7 +78,7 @@ def squared_overlaps(
     name: str,
     size: tuple[int, int],
 ) -> Float64[np.ndarray, "A B"]:
-    """Compute ‖LaᵀRb‖²_F of one basis of A models with that of B models by one product, in [0, k].
+    """Compute ‖LaᵀRb‖²_F between the bases of A models and of B models in one product, in [0, k].
 
     NaN where a model has no such basis, or did not change the matrix at all.
 

@@ -1,4 +1,4 @@
-"""The form of a store's entries: each names its kind and key, and holds a checksum of all its bytes.
+"""The file formats of store entries, which contain their kind, key and a checksum of all bytes.
 
 The checksum is the SHA-256 of the file with the checksum's own 64 digits as zeros, so that no byte of the file is
 outside it. It lies at a fixed position: first in a record, first in the metadata of a file of tensors. What is written
@@ -29,7 +29,7 @@ _LONGEST_HEADER = 10**8
 
 
 class DamagedError(UserError):
-    """An entry is damaged.
+    """Raised when an entry is damaged.
 
     Attributes:
         reason: what is wrong with it.
@@ -42,7 +42,7 @@ class DamagedError(UserError):
 
 @dataclass(frozen=True)
 class StoreEntry(ABC):
-    """One file of a store.
+    """Interface of the formats of store files.
 
     Attributes:
         path: where it lies.
@@ -58,7 +58,7 @@ class StoreEntry(ABC):
 
     @abstractmethod
     def check(self) -> bool:
-        """Check the whole file; say whether it has a checksum.
+        """Check the whole file; return whether it has a checksum.
 
         Raises:
             DamagedError: it is not a whole entry of this kind and key.
@@ -67,7 +67,7 @@ class StoreEntry(ABC):
 
     @abstractmethod
     def seal(self, path: Path) -> None:
-        """Put kind, key and checksum into a plain entry that lies at `path` for the time being."""
+        """Add kind, key and checksum to an entry in a temporary file at `path`."""
 
     def _damaged(self, reason: str) -> DamagedError:
         return DamagedError(self.path, reason)
@@ -80,12 +80,12 @@ class StoreEntry(ABC):
 
 
 class RecordEntry(StoreEntry):
-    """A record: JSON with the key and the value."""
+    """Format of records: JSON with the key and the value."""
 
     suffix = ".json"
 
     def check(self) -> bool:
-        """Check the whole file; say whether it has a checksum."""
+        """Check the whole file; return whether it has a checksum."""
         return self._read()[1]
 
     def value(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class RecordEntry(StoreEntry):
         return self._read()[0]
 
     def seal(self, path: Path) -> None:
-        """Put kind, key and checksum into a plain record."""
+        """Add kind, key and checksum to a record."""
         value = json.loads(path.read_bytes())["value"]
         path.write_bytes(sealed_json({"kind": self.kind, "key": self.key, "value": value}))
 
@@ -108,17 +108,17 @@ class RecordEntry(StoreEntry):
 
 
 class TensorEntry(StoreEntry):
-    """Tensors: a safetensors file with the key in its metadata."""
+    """Format of tensors: a safetensors file with the key in its metadata."""
 
     suffix = ".safetensors"
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The metadata to write a file with: sealing it then moves no byte."""
+        """The initial metadata of a file, with space for kind, key and checksum, so that adding them moves no bytes."""
         return {CHECKSUM: _ZEROS, "kind": self.kind, "key": canonical_json(self.key)}
 
     def check(self) -> bool:
-        """Check the whole file; say whether it has a checksum."""
+        """Check the whole file; return whether it has a checksum."""
         with self.path.open("rb") as file:
             header = _header(self.path, file)
             sealed = header.startswith(_TENSORS_START)
@@ -133,7 +133,7 @@ class TensorEntry(StoreEntry):
         return sealed
 
     def seal(self, path: Path) -> None:
-        """Put kind, key and checksum into a plain file of tensors, in the place it has in its header."""
+        """Add kind, key and checksum to a file of tensors, in the reserved space of its header."""
         with path.open("r+b") as file:
             before = _header(path, file)
             described = _parsed(path, before)
@@ -161,14 +161,14 @@ class TensorEntry(StoreEntry):
 
 
 def sealed_json(fields: Mapping[str, Any]) -> bytes:
-    """Write fields as JSON with a checksum before them."""
+    """Convert fields to JSON, preceded by a checksum."""
     text = json.dumps({CHECKSUM: _ZEROS, **fields}, indent=1, allow_nan=False).encode()
     digits = hashlib.sha256(text).hexdigest().encode()
     return text.replace(_ZEROS.encode(), digits, 1)
 
 
 def checked_json(path: Path, data: bytes) -> dict[str, Any]:
-    """Read a JSON object, checking the checksum where it has one.
+    """Read a JSON object and verify its checksum, if present.
 
     Args:
         path: of the file, for messages.
@@ -183,7 +183,7 @@ def checked_json(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def hash_without_seal(path: Path) -> str:
-    """Hash a file of tensors as it was before it was sealed, so that entries filed under that hash stay valid.
+    """Hash a file of tensors without the added fields, so that entries stored under this hash stay valid.
 
     Returns:
         The SHA-256 of the file that version 0.1.0 wrote, 64 hexadecimal digits.

@@ -1,4 +1,4 @@
-"""The folder of a store as several processes use it: temporary files, first writer wins, and what came before.
+"""The folder of a store, shared by processes: temporary files, first writer wins, and older formats.
 
 A process that is killed leaves a temporary file, and nothing else: locks are the system's, and end with the process.
 """
@@ -47,7 +47,7 @@ class StoreFolder:
 
     @contextlib.contextmanager
     def temporary(self, path: Path) -> Iterator[Path]:
-        """Yield an empty file that nobody removes during the block, and that is gone after it.
+        """Yield an empty temporary file that is protected from cleanup during the block and removed afterwards.
 
         Args:
             path: what it is to become, for messages.
@@ -69,7 +69,7 @@ class StoreFolder:
                     temporary.unlink(missing_ok=True)
 
     def witness(self) -> str | None:
-        """Make a file by which other processes tell whether they see this folder; gone when this process ends.
+        """Create a file that proves to other processes that they share this folder; removed when this process ends.
 
         Returns:
             Its place in the folder; None where the folder cannot be written.
@@ -85,7 +85,7 @@ class StoreFolder:
         return Path(name).relative_to(self.root).as_posix()
 
     def publish(self, temporary: Path, path: Path, is_whole: Callable[[], bool]) -> bool:
-        """File a finished temporary file unless another process was first.
+        """Move a finished temporary file to its final path unless another process was first.
 
         Args:
             temporary: from `temporary`.
@@ -104,7 +104,7 @@ class StoreFolder:
         return _linked(temporary, path) or self.replace(temporary, path, lambda: not is_whole())
 
     def replace(self, temporary: Path, path: Path, should: Callable[[], bool]) -> bool:
-        """Put a finished temporary file in the place of another if it still should; say whether it did."""
+        """Replace an entry by a finished temporary file if it is still unchanged; return whether it was replaced."""
         with self._locked():
             # Another process may have been here since this one looked.
             if not should():
@@ -133,11 +133,11 @@ class StoreFolder:
         fields = checked_json(self._marker, self._marker.read_bytes())
         if fields.get("format", _FORMAT) != _FORMAT:
             raise UserError(
-                f"{self.root} is of format {fields['format']}, and this version reads {_FORMAT}. "
+                f"{self.root} has format {fields['format']}, but this version reads format {_FORMAT}. "
                 "Update mergeability, or set paths.store to another folder."
             )
         if set(fields) != {"checksum", "format", "adopts_before_ns"}:
-            raise DamagedError(self._marker, "it does not say when it was made")
+            raise DamagedError(self._marker, "its creation time is missing")
         return fields["adopts_before_ns"]
 
     def _begin(self) -> int:

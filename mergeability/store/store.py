@@ -1,4 +1,4 @@
-"""A content-addressed cache: whatever was computed once is found again, by any run and any process.
+"""A content-addressed cache of computed values, shared by all runs and processes.
 
 A value is filed under the SHA-256 of its key, and the key holds everything the value depends on (hashes of
 checkpoints and data, every option, a version of the algorithm). So an entry never goes stale: changed input
@@ -38,7 +38,7 @@ _CHECKED: set[tuple[Path, int, int, int]] = set()
 
 @dataclass
 class Made:
-    """Entries computed while a store was collecting, to be filed by another store.
+    """Entries computed during `collecting`, to be added to another store.
 
     Attributes:
         computed: how many entries of each kind were computed.
@@ -96,7 +96,7 @@ class Store:
 
     @staticmethod
     def content_hash(path: Path) -> str:
-        """Hash an entry's file as it was written, before it got its checksum: SHA-256, 64 hexadecimal digits."""
+        """Hash an entry's file without its checksum: SHA-256, 64 hexadecimal digits."""
         return hash_without_seal(path)
 
     def path(self, kind: str, key: Mapping[str, Any], suffix: str) -> Path:
@@ -106,14 +106,14 @@ class Store:
             UserError: the store lives in memory.
         """
         if self.root is None:
-            raise UserError("A store in memory has no files. Create it with a folder.")
+            raise UserError("A store in memory has no files. Create the store with a folder.")
         name = digest(key)
         return self.root / kind / name[:2] / f"{name}{suffix}"
 
     def arrays(
         self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, "Tensor"]]
     ) -> dict[str, "Tensor"]:
-        """Return the named tensors stored under `key`, as `record` does; compute and store them if there are none."""
+        """Return the named tensors stored under `key`; compute and store them if they are missing."""
         if self.root is None:
             return dict(self._remember(kind, key, compute))
         if self._found(self._tensors(kind, key)):
@@ -123,14 +123,14 @@ class Store:
     def ensure(
         self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, "Tensor"]]
     ) -> None:
-        """Compute and store tensors under `key` if there are none, without reading those that are there."""
+        """Compute and store tensors under `key` if they are missing, without reading existing ones."""
         if self.root is None:
             self._remember(kind, key, compute)
         elif not self._found(self._tensors(kind, key)):
             self._compute(kind, key, compute)
 
     def ensure_written(self, kind: str, key: Mapping[str, Any], write: Callable[[Path], None]) -> None:
-        """Store a file of tensors under `key` if there is none; `write` makes it at a path, piece by piece.
+        """Store a file of tensors under `key` if it is missing; `write` creates it at a path, in pieces.
 
         Raises:
             UserError: the store lives in memory, or the disk is full.
@@ -180,7 +180,7 @@ class Store:
     def record(
         self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, Any]]
     ) -> dict[str, Any]:
-        """Return the JSON-able record stored under `key`; compute and store it if there is none.
+        """Return the JSON-able record stored under `key`; compute and store it if it is missing.
 
         Args:
             kind: name of this kind of entry, a folder of the store.
@@ -203,7 +203,7 @@ class Store:
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[Made]:
-        """Collect what is computed during the block, for the store of the process that sent this one here."""
+        """Collect entries computed during the block, to be sent to the store of the parent process."""
         made, self._filed = Made(), []
         computed, found = self.computed.copy(), self.found.copy()
         try:
@@ -218,7 +218,7 @@ class Store:
             made.files = {path.relative_to(self.root).as_posix(): path.read_bytes() for path in files}
 
     def take(self, made: Made) -> None:
-        """File what a worker has computed elsewhere, and count it."""
+        """Add the entries that a worker computed, and count them as computed."""
         self.computed.update(made.computed)
         self.found.update(made.found)
         self._memory.update(made.memory)

@@ -1,4 +1,4 @@
-"""Step 5, what fine-tuning changed: task vectors τ_t = θ_t − θ_0, read from disk when they are used."""
+"""Step 5, task vectors τ_t = θ_t − θ_0, read from disk on demand."""
 
 import lazy_loader
 

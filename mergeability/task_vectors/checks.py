@@ -1,4 +1,4 @@
-"""Checks that models belong together: one architecture, and a base from which they were fine-tuned."""
+"""Checks that models share one architecture and were fine-tuned from the given base."""
 
 import logging
 import time
@@ -51,7 +51,7 @@ class BaseCheck:
         return {task: self.known[deltas.hashes[task]] for task in deltas.tasks}
 
     def check(self, deltas: Deltas, norms: Mapping[str, float] | None = None) -> None:
-        """Refuse models whose task vectors are too long, and warn about doubtful ones, once.
+        """Raise an error if a task vector is too long, and warn, once, about suspiciously long ones.
 
         Args:
             deltas: the models.
@@ -66,8 +66,8 @@ class BaseCheck:
                 # An adapter is added to whatever base is given, so its length does not tell the base.
                 if task in unchecked:
                     logger.warning(
-                        "The adapter of '%s' changes the base by %.3g times its length (over %g): was it trained to "
-                        "the end, and on this base?",
+                        "The adapter of '%s' changes the base by %.3g times its length (over %g): was training "
+                        "completed, and on this base?",
                         task,
                         norm,
                         self.refuse_above,
@@ -76,12 +76,13 @@ class BaseCheck:
             if norm > self.refuse_above:
                 raise UserError(
                     f"The model of '{task}' was not fine-tuned from this base: its task vector is {norm:.3g} "
-                    f"times as long as the base, at most {self.refuse_above:g} is accepted. "
-                    "Give the checkpoint it was started from."
+                    f"times as long as the base; at most {self.refuse_above:g} is accepted. "
+                    "Give the base from which it was fine-tuned."
                 )
             if norm > self.warn_above and task in unchecked:
                 logger.warning(
-                    "The task vector of '%s' is %.3g times as long as the base (over %g): is this its base?",
+                    "The task vector of '%s' is %.3g times as long as the base (over %g): was it fine-tuned "
+                    "from this base?",
                     task,
                     norm,
                     self.warn_above,
@@ -120,16 +121,16 @@ def check_same_architecture(
 
 
 def warn_about_copies(hashes: Mapping[str, str]) -> None:
-    """Warn about models whose files are the same."""
+    """Warn about models with identical files."""
     first: dict[str, str] = {}
     for task, sha256 in hashes.items():
         if sha256 in first:
-            logger.warning("'%s' and '%s' are the same file twice.", first[sha256], task)
+            logger.warning("'%s' and '%s' have identical files.", first[sha256], task)
         first.setdefault(sha256, task)
 
 
 def file_hash(checkpoint: Checkpoint, store: Store) -> str:
-    """Hash a checkpoint's files, or find the hashes again while the files have not been touched since."""
+    """Return the hashes of a checkpoint's files, from the cache if the files are unchanged."""
     return checkpoint.hash_by(lambda path: _noted_hash(path, checkpoint.hash_of, store))
 
 

@@ -1,4 +1,4 @@
-"""Reading task vectors: the differences between the checkpoints of several models and that of their base."""
+"""Reading of task vectors: the differences between the checkpoints of several models and their base."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ _DERIVED = ("names", "buffers", "matrices", "layout", "tied")
 
 
 class Deltas(Mapping[str, Tensor]):
-    """The deltas θ_t − θ_0 of several models, as a mapping parameter name → stack, read on demand.
+    """The deltas θ_t − θ_0 of several models: a mapping from parameter names to stacks that are read on demand.
 
     Attributes:
         tasks: names of the models.
@@ -86,12 +86,12 @@ class Deltas(Mapping[str, Tensor]):
 
     @cached_property
     def layout(self) -> str | None:
-        """A digest of how the checkpoints' tensors are cut into parameters; None where all are taken, and not cut."""
+        """A digest of the layout of tensors in parameters; None for the default layout of all tensors."""
         return layout_digest(self.parameters, self._base.shapes) or self.selection
 
     @property
     def is_transformed(self) -> bool:
-        """Whether deltas are changed as they are read: each read then takes a whole tensor."""
+        """Whether deltas are transformed on reading, so that each read loads a whole tensor."""
         return self._transform is not None
 
     @property
@@ -120,11 +120,11 @@ class Deltas(Mapping[str, Tensor]):
         return self._models[task]
 
     def identity(self, task: str) -> str:
-        """Return what tells one model's deltas from all others: its hash, with its name once transformed."""
+        """Return an identifier of one model's deltas: its hash, and its name if deltas are transformed."""
         return self.hashes[task] if self._transform is None else f"{self.hashes[task]} {task}"
 
     def base(self, name: str) -> Tensor:
-        """Read one of the base's parameters, in the base's own dtype."""
+        """Read one parameter of the base, in its original dtype."""
         return self._part(self._base, name)
 
     def stack(self, name: str) -> Float[Tensor, "T *shape"]:
@@ -155,7 +155,7 @@ class Deltas(Mapping[str, Tensor]):
     def read(
         self, task: str, name: str, start: int = 0, stop: int | None = None
     ) -> Float32[np.ndarray, " elements"]:
-        """Read a range of one model's flattened delta, in float32: only these bytes of the two files.
+        """Read a range of one model's flattened delta in float32; only these bytes of the two files are read.
 
         Values that are not finite are returned as they are: summed squares tell, in one pass over the data
         instead of two.
@@ -180,7 +180,7 @@ class Deltas(Mapping[str, Tensor]):
         return self._base.values(parameter.tensor, parameter.start + start, parameter.start + stop)
 
     def not_finite(self, task: str, name: str) -> UserError:
-        """Return the error for a delta that is not finite: it names the model or the base as the cause."""
+        """Return the error for a delta that is not finite, which names the model or the base as the cause."""
         try:
             self.delta(task, name)
         except UserError as error:
@@ -188,7 +188,7 @@ class Deltas(Mapping[str, Tensor]):
         return _beyond_range(task, name)
 
     def untransformed(self) -> "Deltas":
-        """Return the deltas of the models as they are on disk."""
+        """Return the untransformed deltas of the models."""
         plain = copy.copy(self)
         plain._transform = None
         return plain

@@ -1,4 +1,4 @@
-"""The singular triplets of the models' deltas, computed once per model and matrix."""
+"""Singular triplets of the models' deltas, computed once per model and matrix."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""The magnitude above which a model's largest entries lie, found exactly without sorting or concatenating them."""
+"""The exact magnitude threshold of a model's largest entries, without sorting or concatenating them."""
 
 import math
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ _INFINITE = 0x7F80
 def magnitude_thresholds(
     vectors: TaskVectors, density: float | int, run: Run | None = None
 ) -> dict[str, np.float32]:
-    """Return the magnitude from which on each model keeps its entries, found exactly without sorting.
+    """Return the exact magnitude threshold above which each model keeps its entries, without sorting.
 
     Of D entries, a model keeps those with |τ| ≥ its (D − ⌊density·D⌋)-th smallest magnitude, as TIES trims.
 
@@ -103,7 +103,7 @@ def _select(histogram: Int64[np.ndarray, " bins"], rank: int) -> tuple[int, int]
 
 
 def blocks(vectors: TaskVectors, name: str) -> Iterator[tuple[int, int]]:
-    """Cut a parameter into the ranges that are read at a time; whole where each would be transformed whole."""
+    """Split a parameter into ranges to read; one range if deltas are transformed."""
     size = vectors.parameters[name].size
     length = size if vectors.is_transformed else grams.BLOCK
     return ((start, min(start + length, size)) for start in range(0, size, max(length, 1)))
@@ -120,12 +120,12 @@ def check_density(density: float | int) -> None:
 
 
 def identity(vectors: TaskVectors, task: str) -> str:
-    """Return what tells a model's deltas from all others."""
+    """Return an identifier of a model's deltas."""
     return digest({"base": vectors.base_hash, "model": vectors.identity(task)})
 
 
 def place(vectors: TaskVectors, name: str) -> dict[str, object]:
-    """Return which numbers of a checkpoint a parameter consists of, in whatever shape."""
+    """Return the ranges of checkpoint tensors that a parameter consists of, regardless of its shape."""
     parameter = vectors.parameters[name]
     return {"tensor": parameter.tensor, "start": parameter.start, "size": parameter.size}
 

@@ -1,4 +1,4 @@
-"""Which tensors of a base and its models are compared: names that differ in a prefix, heads, choices by pattern."""
+"""Match the tensors of a base and its models: prefixes, heads, and selection by patterns."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,7 +35,7 @@ _SMALL = 2**16
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Tensors that are not used.
+    """Records of unused tensors.
 
     Attributes:
         what: what they are, and why they are left out.
@@ -57,7 +57,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Patterns that choose tensors by their names, as `re.search` finds them.
+    """Patterns that select tensors by name with `re.search`.
 
     Attributes:
         include: a tensor is used if one of these is found in its name; every tensor where there are none.
@@ -75,11 +75,11 @@ class Chosen:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise UserError(f"'{pattern}' is no regular expression: {error}.") from error
+                raise UserError(f"'{pattern}' is not a valid regular expression: {error}.") from error
 
     @classmethod
     def of(cls, include: object, exclude: object) -> "Chosen":
-        """Take one pattern or a list of them, or None.
+        """Accept one pattern, a list of patterns, or None.
 
         Raises:
             UserError: they are something else.
@@ -92,7 +92,7 @@ class Chosen:
         return included and not any(re.search(one, name) for one in self.exclude)
 
     def check(self, names: Iterable[str]) -> None:
-        """Check that every pattern is found in a name.
+        """Check that every pattern matches a name.
 
         Raises:
             UserError: one is not.
@@ -108,7 +108,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Matched:
-    """Models under the base's names, and the tensors that are compared.
+    """Models under the base's names, with the tensors to compare.
 
     Attributes:
         models: task → its checkpoint, under the base's names.
@@ -124,7 +124,7 @@ class Matched:
 
 
 def matched(base: Checkpoint, models: Mapping[str, Checkpoint], chosen: Chosen) -> Matched:
-    """Find the tensors that a base and its models have in common.
+    """Find the tensors common to a base and its models.
 
     A head that is absent from some models or has other shapes is left out; any other difference is an error.
 
@@ -151,7 +151,7 @@ def matched(base: Checkpoint, models: Mapping[str, Checkpoint], chosen: Chosen) 
         check_same_architecture(task, model, base, dropped)
     names = tuple(sorted(floating[BASE] - dropped))
     if not names and floating[BASE]:
-        raise UserError("No tensor is left to compare. Choose fewer with exclude, or more with include.")
+        raise UserError("No tensors are left to compare. Relax the patterns exclude or include.")
     groups = [
         *_by_owner("heads, absent from some models or of other shapes,", heads, floating),
         *_by_owner("by suite.include and suite.exclude, tensors", excluded, floating),
@@ -162,7 +162,7 @@ def matched(base: Checkpoint, models: Mapping[str, Checkpoint], chosen: Chosen) 
 
 
 def aligned(model: Checkpoint, base: Checkpoint) -> Checkpoint:
-    """Return a model under the names of its base where they differ in a prefix or in wrapper modules.
+    """Return a model under the names of its base if they differ only in a prefix or in wrapper modules.
 
     `module.encoder.weight` of a model becomes the base's `net.encoder.weight` if most tensors agree so.
     """
@@ -184,7 +184,7 @@ def aligned(model: Checkpoint, base: Checkpoint) -> Checkpoint:
 
 
 def grouped(names: Iterable[str]) -> str:
-    """Name tensors in a line: those that differ only in numbers once, with their count."""
+    """List tensor names on one line; names that differ only in numbers are listed once, with their count."""
     counts: dict[str, list[str]] = {}
     for name in sorted(names):
         counts.setdefault(re.sub(r"\d+", "*", name), []).append(name)

@@ -1,4 +1,4 @@
-"""What fine-tuning changed: per parameter, the stack of all models' deltas from the base, read on demand."""
+"""Task vectors: for each parameter the stack of all models' deltas from the base, read on demand."""
 
 import copy
 import logging
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class TaskVectors(Deltas):
-    """Compute task vectors τ_t = θ_t − θ_0 of T models from one base: a mapping from parameter names to stacked deltas.
+    """Task vectors τ_t = θ_t − θ_0 of T models from one base: a mapping from parameter names to stacked deltas.
 
     A stack has the shape T × the parameter's shape and is read on access, so at most one parameter of all models is in
     memory. Deltas stay in memory only if all of them take at most `keep_below` bytes. Checkpoints may be float16,
@@ -76,7 +76,7 @@ class TaskVectors(Deltas):
     ) -> None:
         if not models:
             raise UserError(
-                "Expected at least one fine-tuned model, got none: name them as {'a': path, ...}."
+                "Expected at least one fine-tuned model, got none: pass a mapping such as {'a': path, ...}."
             )
         completed = {task: model.completed(base) for task, model in models.items()}
         found = matched(base, completed, Chosen.of(include, exclude))
@@ -118,7 +118,7 @@ class TaskVectors(Deltas):
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
     ) -> "TaskVectors":
-        """Open the base and the models fine-tuned from it; only headers are read.
+        """Open the base and the models fine-tuned from it; only file headers are read.
 
         Args:
             models: task → a safetensors file, the index of several, a folder, a LoRA adapter's folder, an open
@@ -162,7 +162,7 @@ class TaskVectors(Deltas):
         return f"<table><caption>{escape(repr(self))}</caption>{head}{rows}</table>"
 
     def select(self, tasks: Iterable[str]) -> "TaskVectors":
-        """Return the same task vectors for some of the tasks, in the order given; memory is shared.
+        """Return the same task vectors for some of the tasks, in the given order; caches are shared.
 
         Raises:
             UserError: a task is unknown, named twice, or none is named.
@@ -180,7 +180,7 @@ class TaskVectors(Deltas):
         return selected
 
     def with_layout(self, *, split_qkv: bool = False, matricize: str | None = None) -> "TaskVectors":
-        """Return the same numbers cut into other parameters.
+        """Return the same task vectors in another layout of parameters.
 
         Args:
             split_qkv: one parameter each for the queries, keys and values of an attention, which open_clip
@@ -202,7 +202,7 @@ class TaskVectors(Deltas):
         return cut
 
     def transformed(self, transform: Transform) -> "TaskVectors":
-        """Return task vectors that are `transform(task, name, delta)` of these, as they are read.
+        """Return task vectors to which `transform(task, name, delta)` is applied on reading.
 
         Running statistics are no parameters and stay as they are.
         """
@@ -230,7 +230,7 @@ class TaskVectors(Deltas):
 
     @cached_property
     def tied(self) -> dict[str, str]:
-        """Names of tensors that equal another one in the base and in every model → that other one.
+        """Tied tensors: names of tensors that equal another one in the base and in all models → the other name.
 
         A file has no two names for one tensor: tied weights are found by their values.
         """
@@ -261,7 +261,7 @@ class TaskVectors(Deltas):
         return self._base_check.relative_norms(self)
 
     def check_base(self, norms: Mapping[str, float] | None = None) -> None:
-        """Check that every model can come from this base: ‖τ‖/‖θ_0‖ is a few percent after fine-tuning.
+        """Check that every model was fine-tuned from this base: ‖τ‖/‖θ_0‖ is typically a few per cent.
 
         Args:
             norms: task → ‖τ‖ where it is known; computed when None.

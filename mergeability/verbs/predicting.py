@@ -1,4 +1,4 @@
-"""Predict whether models of one base merge well, and by which method, before any labelled image is seen."""
+"""Predict whether models fine-tuned from one base merge well, and with which method, without labelled images."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ _WITHOUT_EVIDENCE = (
 
 @dataclass(frozen=True, repr=False)
 class Prediction:
-    """Hold the verdict on some models, and the analysis that it rests on.
+    """The verdict on some models, with the analysis on which it is based.
 
     Attributes:
         verdict: which method, how good, how sure, and why.
@@ -62,13 +62,13 @@ class Prediction:
     analysis: Analysis
 
     def save(self, folder: str | Path) -> Path:
-        """Write the report, the tables and `verdict.txt` into a folder; return the path of the report."""
+        """Write the report, tables and `verdict.txt` to a folder; return the path of the report."""
         from mergeability.reporting.result_files import save
 
         return save(self.analysis, Path(folder))
 
     def to_json(self) -> str:
-        """Write the verdict as JSON; numbers that are unknown are null."""
+        """Convert the verdict to JSON; unknown numbers are null."""
         record = dataclasses.asdict(self.verdict)
         return json.dumps({"recommended": self.verdict.recommended or None, **_without_nan(record)}, indent=1)
 
@@ -140,7 +140,7 @@ def predict(
         )
     if not images and (classes or heads):
         raise UserError(
-            "classes and heads serve the probe on images: give a folder of unlabelled images for each model too."
+            "classes and heads are used only with images: also give a folder of unlabelled images for each model."
         )
     with as_paths(base, several) as (base_path, paths):
         if images:
@@ -170,18 +170,20 @@ def _owned(
         unknown = [name for name in given if name not in paths]
         if unknown:
             raise UserError(
-                f"There is no model {', '.join(unknown)}, for which {what} are given. Models: {', '.join(paths)}."
+                f"Unknown model {', '.join(unknown)}, for which {what} are given. Models: {', '.join(paths)}."
             )
     without = [name for name in paths if name not in images]
     if without:
         raise UserError(
-            f"No images are given for {', '.join(without)}: the probe needs a folder for every model. Give one, or "
-            "leave out all images."
+            f"There are no images for {', '.join(without)}: the probe requires a folder for every model. Give "
+            "one for each, or "
+            "remove all images."
         )
     headless = [name for name in paths if name not in classes and name not in heads]
     if headless:
         raise UserError(
-            f"Neither classes nor a head is given for {', '.join(headless)}: give the names of the classes, or a saved "
+            f"There are neither classes nor a head for {', '.join(headless)}: give the names of the classes, "
+            "or a saved "
             "head."
         )
     return {

@@ -1,4 +1,4 @@
-"""What a person would notice first about some models and pairs, in sentences."""
+"""Sentences about unusual models and pairs."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ _TINY = 1e-4
 
 
 def standing_out(vectors: TaskVectors, pairs: pd.DataFrame) -> list[str]:
-    """Say what is unusual about models and pairs.
+    """Describe unusual models and pairs.
 
     Args:
         vectors: the models.

@@ -1,4 +1,4 @@
-"""Step 4, weights on disk: files are read lazily and safely, under canonical names, and written with a card."""
+"""Step 4, weights on disk: lazy and safe reading under canonical names, and writing with a card."""
 
 import lazy_loader
 

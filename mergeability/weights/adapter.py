@@ -1,4 +1,4 @@
-"""LoRA adapters as PEFT writes them, merged into their base while it is read.
+"""LoRA adapters in PEFT's format, merged into their base on reading.
 
 W' = W + s·B·A for each adapted weight, with s = α/r, or α/√r for rank-stabilised adapters; with DoRA each output's row
 of W' is then scaled to the length that the adapter says. A and B are read when a part of W' is asked for, so an adapter
@@ -67,17 +67,17 @@ class _Module:
 
     @property
     def rows(self) -> int:
-        """Rows of the weight as it is stored."""
+        """Number of rows of the weight as stored."""
         return math.prod(self.shape[:1])
 
     @property
     def columns(self) -> int:
-        """Elements of one row of the weight as it is stored."""
+        """Number of elements per row of the weight as stored."""
         return math.prod(self.shape[1:])
 
 
 class AdaptedFile:
-    """A base with a LoRA adapter merged into it: adapted weights in float32, all else as the base has it.
+    """A base with a merged LoRA adapter: adapted weights in float32, other tensors as in the base.
 
     Attributes:
         path: the adapter's weights.
@@ -110,17 +110,19 @@ class AdaptedFile:
         # What was trained whole; names the base lacks are those of a new head.
         self._whole = {place.of(name): own for name, own in others.items()}
         if both := sorted(self._whole.keys() & self._modules.keys()):
-            raise UserError(f"{self.path} holds both factors and whole weights of {listed(both)}. {INSTEAD}")
+            raise UserError(
+                f"{self.path} contains both factors and whole weights of {listed(both)}. {INSTEAD}"
+            )
         self.entries = {name: self._entry(name) for name in [*base.entries, *self._whole]}
         logger.info(
-            "The LoRA adapter %s is merged into %s on reading: %d weights.",
+            "The LoRA adapter %s is merged into %s on reading (%d weights).",
             folder,
             base.path,
             len(self._modules),
         )
 
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor: adapted weights in float32, the others in their own dtype."""
+        """Read one tensor: adapted weights in float32, others in their original dtype."""
         if name in self._modules:
             return torch.from_numpy(self._adapted(self._modules[name])).reshape(self.entries[name].shape)
         if name in self._whole:
@@ -142,7 +144,7 @@ class AdaptedFile:
         return rows[start - first * one.columns : stop - first * one.columns]
 
     def check_unchanged(self) -> None:
-        """Check that the adapter and the base are still those that were opened.
+        """Check that the files of the adapter and the base have not changed since they were opened.
 
         Raises:
             UserError: one was replaced or written to.
@@ -164,10 +166,12 @@ class AdaptedFile:
             else:
                 modules.setdefault(match["module"], {})[match["kind"].replace("embedding_", "")] = name
         if not modules:
-            raise UserError(f"{self.path} holds no lora_A and lora_B: expected a LoRA adapter. {INSTEAD}")
+            raise UserError(f"{self.path} contains no lora_A and lora_B: expected a LoRA adapter. {INSTEAD}")
         for module, parts in modules.items():
             if not {"lora_A", "lora_B"} <= parts.keys():
-                raise UserError(f"{self.path} has only {listed(sorted(parts))} of '{module}'. Copy it again.")
+                raise UserError(
+                    f"{self.path} contains only {listed(sorted(parts))} of '{module}'. Copy it again."
+                )
         return modules, others
 
     def _module(self, module: str, parts: Mapping[str, str], weight: str) -> _Module:
@@ -178,8 +182,8 @@ class AdaptedFile:
         ways = _ways(shape, a, b, rank)
         if not ways or (embedding and True not in ways):
             raise UserError(
-                f"The adapter {self.path.parent} does not fit '{weight}' of shape {shape}: A is {a}, B {b}, and the "
-                f"settings say rank {rank}. Give the base it was trained on, as suite.base."
+                f"The adapter {self.path.parent} does not fit '{weight}' of shape {shape}: A is {a}, B {b}, but the "
+                f"settings specify rank {rank}. Give the base it was trained on, as suite.base."
             )
         if not self._base.entries[weight].dtype.is_floating_point:
             raise UserError(
@@ -194,7 +198,7 @@ class AdaptedFile:
             scale *= 2
         magnitude = parts.get("lora_magnitude_vector")
         if bool(self._config.get("use_dora")) != (magnitude is not None):
-            raise UserError(f"{self.path.parent} is not whole: use_dora and the lengths of rows disagree.")
+            raise UserError(f"{self.path.parent} is inconsistent: use_dora and the lengths of rows disagree.")
         if magnitude is not None and entries[magnitude].size != entries[parts["lora_B"]].size // rank:
             raise UserError(
                 f"'{magnitude}' of {self.path} does not have one length per output. Copy it again."
@@ -260,7 +264,7 @@ class _Loaded:
         return self._tensors[name].float().flatten()[start:stop].numpy().copy()
 
     def check_unchanged(self) -> None:
-        """It is in memory: nothing can change."""
+        """Do nothing, because tensors in memory cannot change on disk."""
 
 
 def _ways(shape: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...], rank: int) -> list[bool]:

@@ -1,4 +1,4 @@
-"""Where the weights of a model are: a file, a folder, or an id on the Hugging Face hub, found through its cache."""
+"""Find the weights of a model: a file, a folder, or an id on the Hugging Face hub, read through its cache."""
 
 import atexit
 import logging
@@ -49,7 +49,7 @@ _VERSION = 1
 
 
 def find_weights(source: str | Path) -> Path:
-    """Return the file that holds the weights of a model.
+    """Return the file that contains the weights of a model.
 
     Args:
         source: a file; a folder with one of `WEIGHTS`, an index of several files, or a LoRA adapter; or a hub id,
@@ -75,7 +75,8 @@ def find_weights(source: str | Path) -> Path:
         return path
     if not is_hub_id(str(source)):
         raise UserError(
-            f"No checkpoint at {path}. Check the path, make it with train.py, or give an id on the Hugging Face hub, "
+            f"No checkpoint at {path}. Check the path, train the model with train.py, or give an id on the "
+            "Hugging Face hub, "
             "<owner>/<name>."
         )
     return _from_hub(str(source))
@@ -113,7 +114,7 @@ def is_hub_id(source: str) -> bool:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file, of PyTorch's own kind, or of several, under the names they have there.
+    """Read the tensors of one or more safetensors or PyTorch files, under their original names.
 
     Args:
         path: the file, or the index of several.
@@ -142,7 +143,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def open_source(source: str | Path, store: "Store") -> TensorSource:
-    """Open the weights of a model under their own names; PyTorch files are first converted into the store, once.
+    """Open the weights of a model under their original names; PyTorch files are first converted, once, into the store.
 
     Args:
         source: a file, a folder or a hub id, as `find_weights` takes it.
@@ -171,7 +172,7 @@ def open_source(source: str | Path, store: "Store") -> TensorSource:
 def open_checkpoint(
     source: str | Path, store: "Store", base: str | Path | None = None, towers: str = VISUAL
 ) -> Checkpoint:
-    """Open a model, wherever it is; PyTorch files are first converted into the store, once.
+    """Open a model from a path or hub id; PyTorch files are first converted, once, into the store.
 
     Args:
         source: a file, a folder or a hub id, as `find_weights` takes it.
@@ -305,7 +306,7 @@ def _fetch_companions(path: Path) -> None:
         try:
             downloaded(repository, name)
         except (EntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-            logger.info("%s of %s is not at hand (%s).", name, repository, type(error).__name__)
+            logger.info("%s of %s is not available (%s).", name, repository, type(error).__name__)
             if name == "config.json":
                 return
 
@@ -359,7 +360,7 @@ def _from_hub(repository: str) -> Path:
             return path
         except RepositoryNotFoundError as error:
             raise UserError(
-                f"There is neither a file {repository} here nor a public model of that name on the Hugging Face hub. "
+                f"There is neither a local file {repository} nor a public model of that name on the Hugging Face hub. "
                 "Check the name; a private model needs `hf auth login`."
             ) from error
         except (EntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
@@ -367,7 +368,8 @@ def _from_hub(repository: str) -> Path:
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 continue
             raise UserError(
-                f"{repository} is neither here nor in the Hugging Face cache of this machine, and the hub cannot be "
+                f"{repository} is neither a local file nor in the Hugging Face cache of this machine, and the "
+                "hub cannot be "
                 f"reached ({type(error).__name__}). Run `hf download {repository}` where there is a network, then set "
                 "HF_HOME to a copy of that cache, or give the path of the downloaded file."
             ) from error

@@ -1,4 +1,4 @@
-"""Encoders as transformers reads them: names, `config.json` and `preprocessor_config.json`.
+"""Encoders in transformers' format: names, `config.json` and `preprocessor_config.json`.
 
 A folder with these two files and the renamed weights in `model.safetensors` is what
 `transformers.CLIPVisionModelWithProjection.from_pretrained` and `CLIPImageProcessor.from_pretrained` take.
@@ -109,8 +109,8 @@ def vision_config(configuration: Mapping[str, Any], tensors: Mapping[str, Tensor
     heads = width // int(vision.get("head_width", _DEFAULT_HEAD_WIDTH))
     if not heads or width % heads:
         raise UserError(
-            f"Expected a width that heads can share, got a width of {width} and a head_width of "
-            f"{vision.get('head_width', _DEFAULT_HEAD_WIDTH)}: transformers refuses that. {_INSTEAD}"
+            f"Expected a width divisible by head_width, got a width of {width} and a head_width of "
+            f"{vision.get('head_width', _DEFAULT_HEAD_WIDTH)}, which transformers does not support. {_INSTEAD}"
         )
     config = {
         "architectures": ["CLIPVisionModelWithProjection" if "visual.proj" in tensors else "CLIPVisionModel"],
@@ -195,7 +195,9 @@ def _expressible(configuration: Mapping[str, Any]) -> dict[str, Any]:
 def _side(name: str, value: Any) -> int:
     sides = {int(side) for side in value} if isinstance(value, list | tuple) else {int(value)}
     if len(sides) != 1:
-        raise UserError(f"transformers' CLIP takes squares, but {name} is {tuple(value)}. {_INSTEAD}")
+        raise UserError(
+            f"transformers' CLIP supports only square images and patches, but {name} is {tuple(value)}. {_INSTEAD}"
+        )
     return sides.pop()
 
 
@@ -223,6 +225,6 @@ def _check_shapes(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> N
     for name, shape in expected.items():
         if shapes.get(name) != shape:
             raise UserError(
-                f"The configuration wants '{name}' to be {shape or 'absent'}, in the encoder it is "
+                f"The configuration requires '{name}' to be {shape or 'absent'}, but in the encoder it is "
                 f"{shapes.get(name) or 'absent'}: give the configuration of this encoder."
             )

@@ -1,4 +1,4 @@
-"""Names of tensors: from any known file layout to the canonical one, and from that to Hugging Face's.
+"""Names of tensors: from known file layouts to canonical names, and from these to Hugging Face's.
 
 Canonical names are open_clip's for the visual tower inside a CLIP, `visual.conv1.weight`, with the query, key
 and value projections fused in `attn.in_proj_weight`. Known layouts: open_clip's tower, inside a CLIP or alone,
@@ -58,10 +58,10 @@ _DAMAGED = "The file is damaged or of another architecture: save it again."
 
 @dataclass(frozen=True)
 class Source:
-    """Where one canonical tensor comes from.
+    """The source of one canonical tensor in a file.
 
     Attributes:
-        names: tensors of a file, to be put one below the other along the first axis.
+        names: tensors of a file, to be concatenated along the first axis.
         transposed: whether the result is then transposed.
     """
 
@@ -119,7 +119,7 @@ def read_names(names: Iterable[str], which: str = VISUAL) -> Reading:
 
 
 def canonical_sources(names: Iterable[str]) -> dict[str, Source]:
-    """Map canonical names to their sources in a file: what `read_names` reads by default.
+    """Map canonical names to their sources in a file, as `read_names` does by default.
 
     Raises:
         UserError: as `read_names`.
@@ -177,7 +177,7 @@ def _prefix_in_file(prefix: str, files: Mapping[str, str]) -> str:
 
 
 def left_over(names: Iterable[str]) -> list[str]:
-    """List the names that belong neither to a CLIP's visual tower nor to its text tower or constants, sorted."""
+    """List, sorted, the names that belong to neither tower of a CLIP nor to its constants."""
     left_out = read_names(names).left_out
     return sorted(name for kind, group in left_out.items() if kind != "text tower" for name in group)
 
@@ -197,8 +197,9 @@ def hugging_face_sources(names: Iterable[str]) -> dict[str, Source]:
         del sources["visual.proj"]
     if faults := _faults(sorted(sources.keys() - given), sorted(given - sources.keys())):
         raise UserError(
-            "Expected the visual transformer of a CLIP, the one kind of encoder with names of Hugging Face's here, "
-            f"but {faults}. Leave out export=hf."
+            "Expected the visual transformer of a CLIP, the only encoder that can be exported under Hugging "
+            "Face's names, "
+            f"but {faults}. Remove export=hf."
         )
     return sources
 
@@ -242,14 +243,15 @@ def _hugging_face_text(wrapper: str, names: set[str]) -> dict[str, Source]:
     expected = {name for source in sources.values() for name in source.names}
     if faults := _faults(sorted(expected - names), sorted(names - expected - {wrapper + _TEXT_POSITION_IDS})):
         raise UserError(
-            f"Expected a CLIP with both a text tower and a visual tower, but {faults}. Give the whole CLIPModel: the "
-            "heads of tasks are made by its text tower."
+            f"Expected a CLIP with both a text tower and a visual tower, but {faults}. Give the whole "
+            "CLIPModel, because its "
+            "text tower creates the heads of tasks."
         )
     return sources
 
 
 def canonical_shape(shapes: Sequence[tuple[int, ...]], transposed: bool) -> tuple[int, ...]:
-    """Return the shape of a canonical tensor made of tensors of these shapes.
+    """Return the shape of a canonical tensor that is assembled from tensors of these shapes.
 
     (n₁, …), (n₂, …), … → (n₁ + n₂ + …, …), with the two axes exchanged if `transposed`.
 
@@ -265,7 +267,7 @@ def canonical_shape(shapes: Sequence[tuple[int, ...]], transposed: bool) -> tupl
         # Two scalars are alike beyond the first axis too, but have none to be stacked along.
         if not all(shape and shape[1:] == first[1:] for shape in shapes):
             raise UserError(
-                "Expected tensors that can be put one below the other, equal in every axis but the first, "
+                "Expected tensors that can be concatenated along the first axis, "
                 f"but their shapes are {listed([str(shape) for shape in shapes])}. {_DAMAGED}"
             )
         first = (sum(shape[0] for shape in shapes), *first[1:])
@@ -280,7 +282,7 @@ def _check_one_tower(prefixes: list[str]) -> None:
     if len(prefixes) > 1:
         found = ", ".join(f"'{prefix}'" for prefix in prefixes)
         raise UserError(
-            f"Expected one visual tower, but this file holds {len(prefixes)}, under the prefixes {found}. "
+            f"Expected one visual tower, but this file contains {len(prefixes)}, under the prefixes {found}. "
             "Save the intended one in a separate file."
         )
 
@@ -309,8 +311,8 @@ def _fuse_attention(tower: dict[str, str]) -> dict[str, Source]:
         )
     if missing:
         raise UserError(
-            "Expected queries, keys and values in each attention that keeps them apart, with their biases, "
-            f"but missing ({len(missing)}): {listed(missing)}. Save the whole state dict again."
+            "Expected queries, keys and values, with their biases, in each attention with split projections, "
+            f"but these are missing ({len(missing)}): {listed(missing)}. Save the whole state dict again."
         )
     return sources
 
@@ -359,7 +361,7 @@ def _check_complete(tower: Tower, expected: set[str], names: set[str]) -> None:
     ignored = outside | {name for name in names if towers.is_constant(name, tower)}
     if faults := _faults(sorted(expected - names), sorted(names - expected - ignored)):
         raise UserError(
-            "Expected the visual tower of a CLIP under Hugging Face's names, whole and with no other names in it, "
+            "Expected the complete visual tower of a CLIP under Hugging Face's names, without other tensors, "
             f"but {faults}. Save the state dict of the plain CLIP model again."
         )
 
@@ -371,6 +373,6 @@ def _faults(missing: Sequence[str], unknown: Sequence[str]) -> str:
 
 
 def listed(items: Sequence[str]) -> str:
-    """Name a few items and count the others."""
+    """List a few items and count the others."""
     shown = ", ".join(items[:_LISTED])
     return f"{shown} and {len(items) - _LISTED} more" if len(items) > _LISTED else shown

@@ -1,4 +1,4 @@
-"""Read a safetensors file piece by piece, without a page of it staying in memory.
+"""Read a safetensors file in pieces, without keeping its pages in memory.
 
 A memory map keeps every page it touched resident for as long as it is open, so a process that walks through
 twenty models ends up holding all of them. Here each piece is read by position into memory the caller owns.
@@ -81,7 +81,7 @@ def write_rows(
     others: Callable[[], Mapping[str, Tensor]],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write a safetensors file with one tensor of bytes that comes in parts and fits in no memory.
+    """Write a safetensors file with one tensor of bytes that arrives in parts and does not fit in memory.
 
     Args:
         path: the file.
@@ -114,7 +114,7 @@ def write_rows(
             count, shape = count + len(part), list(part.shape[1:])
             file.write(part.contiguous().numpy().data)
         if shape is None:
-            raise UserError(f"There is nothing to write to {path}.")
+            raise UserError(f"There are no rows to write to {path}.")
         end = file.tell() - 8 - _HEADER
         header[name] = {"dtype": "U8", "shape": [count, *shape], "data_offsets": [0, end]}
         for other, tensor in others().items():
@@ -161,7 +161,7 @@ class Entry:
 
 
 class TensorFile:
-    """Open a safetensors file: the header is read, tensors are read on request.
+    """Open a safetensors file; the header is read now, tensors on request.
 
     Attributes:
         path: the file.
@@ -192,7 +192,7 @@ class TensorFile:
 
     @property
     def files(self) -> dict[str, Path]:
-        """The file, by its name."""
+        """The path of the file, by its name."""
         return {self.path.name: self.path}
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
@@ -215,11 +215,11 @@ class TensorFile:
         return _viewed(data, entry.dtype).float().numpy()
 
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor in its own dtype and shape."""
+        """Read one tensor in its original dtype and shape."""
         return self.read(name).reshape(self.entries[name].shape)
 
     def mapped(self, name: str) -> Tensor:
-        """Return one tensor of single bytes as a view of the file: pages are read when they are looked at.
+        """Return one tensor of single bytes as a memory map of the file; pages are read on access.
 
         The view is copy-on-write: nothing written to it reaches the file.
 
@@ -229,7 +229,7 @@ class TensorFile:
         entry = self.entries[name]
         if entry.dtype != torch.uint8:
             raise UserError(
-                f"Only tensors of bytes are mapped, and '{name}' in {self.path} is {entry.dtype}."
+                f"Only tensors of bytes can be mapped, but '{name}' in {self.path} is {entry.dtype}."
             )
         if entry.size == 0:
             return self.tensor(name)
@@ -246,7 +246,7 @@ class TensorFile:
         return found
 
     def check_unchanged(self) -> None:
-        """Check that the file is still the one that was opened.
+        """Check that the file has not changed since it was opened.
 
         Raises:
             UserError: it was replaced or written to: its parts would not belong together.
@@ -256,7 +256,7 @@ class TensorFile:
 
     def _compare(self, handle: int) -> None:
         if _stamp(handle) != self._stamp:
-            raise UserError(f"{self.path} was changed while it was in use. Start again.")
+            raise UserError(f"{self.path} was changed while it was in use. Run the command again.")
 
     def _entry(self, name: str, described: dict, data_begins: int) -> Entry:
         if described["dtype"] not in _DTYPES:
@@ -305,7 +305,7 @@ def _check(path: Path) -> None:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     except safetensors.SafetensorError as error:
         raise UserError(
-            f"{path} is not a whole safetensors file ({error}). It may be truncated, or a pickled .pt/.bin file: "
+            f"{path} is not a complete safetensors file ({error}). It may be truncated, or a pickled .pt/.bin file: "
             "those are never loaded; save the state dict with safetensors.torch.save_file and copy it again."
         ) from error
 

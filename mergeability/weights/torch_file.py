@@ -1,4 +1,4 @@
-"""Read a state dict from PyTorch's own kind of file, without running anything that may be hidden in it.
+"""Read a state dict from a PyTorch file without executing code from it.
 
 Such a file is a pickle: a program that builds objects. Only `torch.load(weights_only=True)` touches it here, which
 knows how to build tensors and plain containers and refuses everything else.
@@ -44,7 +44,7 @@ _INSTEAD = (
 
 
 def load_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a `.bin`, `.pt`, `.pth` or `.ckpt` file that holds a state dict, onto the CPU.
+    """Read the tensors of a `.bin`, `.pt`, `.pth` or `.ckpt` file with a state dict to the CPU.
 
     Args:
         path: the file.
@@ -69,7 +69,7 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_pickle(path: Path) -> Any:
-    """Read plain containers and tensors from PyTorch's own kind of file; nothing else is ever built.
+    """Read plain containers and tensors from a PyTorch file; other objects are never constructed.
 
     Args:
         path: the file.
@@ -97,7 +97,9 @@ def load_pickle(path: Path) -> Any:
                 path, ValueError(f"it begins with {begins!r}, as neither an archive nor a pickle")
             )
         if _is_torchscript(path):
-            raise UserError(f"{path} is a TorchScript archive, a program: it is never loaded. {_INSTEAD}")
+            raise UserError(
+                f"{path} is a TorchScript archive, which contains a program and is never loaded. {_INSTEAD}"
+            )
         with warnings.catch_warnings():
             # It warns of old formats and rare kinds of tensor; what it does not know it refuses.
             warnings.simplefilter("ignore")
@@ -115,8 +117,8 @@ def load_pickle(path: Path) -> Any:
 
 def _not_whole(path: Path, error: Exception) -> UserError:
     return UserError(
-        f"{path} is not a whole PyTorch file ({_first_line(error)}): it may be truncated, a Git LFS pointer, or "
-        "a pickle of another kind. Download it again, or save the state dict as safetensors."
+        f"{path} is not a complete PyTorch file ({_first_line(error)}): it may be truncated, a Git LFS pointer, or "
+        "another kind of pickle. Download it again, or save the state dict as safetensors."
     )
 
 
@@ -125,7 +127,7 @@ def _tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
         holders = [name for name in _HOLDERS if isinstance(loaded.get(name), Mapping)]
         loaded = loaded[holders[0]] if len(holders) == 1 else loaded
     if not isinstance(loaded, Mapping) or not loaded:
-        raise UserError(f"Expected tensors by name in {path}, got {_kind(loaded)}. {_INSTEAD}")
+        raise UserError(f"Expected a mapping of names to tensors in {path}, got {_kind(loaded)}. {_INSTEAD}")
     # Names are texts; a list of optimiser states has numbers.
     others = sorted(
         str(name)
@@ -134,7 +136,7 @@ def _tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
     )
     if others:
         raise UserError(
-            f"Expected nothing but tensors in {path}, but {len(others)} of its entries are something else: "
+            f"Expected only tensors in {path}, but {len(others)} of its entries are not: "
             f"{listed(others)}. {_INSTEAD}"
         )
     for kind, (is_such, cure) in _UNREADABLE.items():

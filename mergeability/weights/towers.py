@@ -1,4 +1,4 @@
-"""Where a file keeps the towers of a CLIP, under whatever prefixes its training script has added.
+"""Locate the towers of a CLIP in a file, under any prefixes added by its training script.
 
 A tower is found by names that only such a tower has together; whatever comes before these names is its prefix.
 """
@@ -40,7 +40,7 @@ _NUMBERED_BLOCK = re.compile(r"(^|\.)(layers?|blocks?|h|resblocks|block|stages)\
 
 @dataclass(frozen=True)
 class Tower:
-    """Where a visual tower is kept.
+    """The location of a visual tower.
 
     Attributes:
         wrapper: prefix of the whole CLIP, at which a text tower may be, too.
@@ -67,7 +67,7 @@ def unwrapped(names: Iterable[str]) -> dict[str, str]:
 
 
 def find_towers(names: Iterable[str]) -> list[Tower]:
-    """Find the visual towers of CLIPs, those with the shortest prefixes first."""
+    """Find the visual towers of CLIPs, sorted by the length of their prefixes."""
     given = set(names)
     found = {tower.prefix: tower for tower in [*_open_clip_towers(given), *_hugging_face_towers(given)]}
     return sorted(found.values(), key=lambda one: (one.hugging_face, len(one.prefix), one.prefix))
@@ -82,18 +82,18 @@ def is_text(name: str, tower: Tower) -> bool:
 
 
 def is_constant(name: str, tower: Tower) -> bool:
-    """Return whether a tensor is no weight: constants in OpenAI's files, a mask, the numbers of positions."""
+    """Return whether a tensor is not a weight: constants in OpenAI's files, masks and position indices."""
     own = name.removeprefix(tower.wrapper)
     return own in CONSTANTS or own.endswith((_POSITION_IDS, ".attn_mask"))
 
 
 def is_head(name: str) -> bool:
-    """Return whether a tensor belongs to a top-level module that is usually the head of one task."""
+    """Return whether a tensor belongs to a top-level module that usually is a classification head."""
     return bool(_HEAD.match(name))
 
 
 def has_blocks(names: Iterable[str]) -> bool:
-    """Return whether some names are those of numbered blocks, as in another network."""
+    """Return whether names contain numbered blocks, as in another network."""
     return any(_NUMBERED_BLOCK.search(name) for name in names)
 
 
@@ -144,7 +144,7 @@ def _hugging_face_towers(names: set[str]) -> list[Tower]:
 
 
 def leftovers(names: Iterable[str], used: Iterable[str], tower: Tower) -> Mapping[str, list[str]]:
-    """Group the tensors outside a tower by what they are: `text tower`, `head`, `other`; constants are left out."""
+    """Group the tensors outside a tower into `text tower`, `head` and `other`, without constants."""
     used = set(used)
     groups: dict[str, list[str]] = {}
     for name in sorted(names):

@@ -1,4 +1,4 @@
-"""The weights of a whole CLIP, both towers, from a file or a folder: strict in names, shapes and activation."""
+"""The weights of both towers of a CLIP from a file or folder, with strict checks of names, shapes and activation."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 
 
 def clip_weights(clip: nn.Module, source: str, model: str, quick_gelu: bool) -> dict[str, Tensor]:
-    """Read the weights of both towers as a CLIP of this architecture names them, in its dtypes.
+    """Read the weights of both towers under the names of this architecture, in its dtypes.
 
     Args:
         clip: the architecture; neither used otherwise nor changed.
@@ -62,7 +62,7 @@ def check_same(
     model: str,
     optional: frozenset[str] = frozenset(),
 ) -> None:
-    """Check that tensors are an architecture's, name by name and shape by shape, and finite.
+    """Check that tensors have the names and shapes of an architecture, and are finite.
 
     Args:
         own: the architecture's.
@@ -95,12 +95,16 @@ def check_same(
         found = "; ".join(
             f"{kind} ({len(names)}): {listed(names)}" for kind, names in faults.items() if names
         )
-        raise UserError(f"{owner} does not fit model={model}: {found}. Choose the model= that it is.")
+        raise UserError(
+            f"{owner} does not fit model={model}: {found}. Choose the model= with this architecture."
+        )
     broken = [
         name for name, value in given.items() if value.is_floating_point() and not torch.isfinite(value).all()
     ]
     if broken:
-        raise UserError(f"{owner} holds NaN or Inf in {listed(sorted(broken))}. Download or train it again.")
+        raise UserError(
+            f"{owner} contains NaN or Inf in {listed(sorted(broken))}. Download or train it again."
+        )
 
 
 def _check_activation(config: Path, model: str, quick_gelu: bool) -> None:
@@ -123,7 +127,7 @@ def _check_activation(config: Path, model: str, quick_gelu: bool) -> None:
         activation = part.get("hidden_act", "quick_gelu")
         if (activation == "quick_gelu") != quick_gelu:
             raise UserError(
-                f"{config} says hidden_act={activation}, but model={model} computes with "
+                f"{config} specifies hidden_act={activation}, but model={model} computes with "
                 f"{'quick_gelu' if quick_gelu else 'gelu'}: choose an architecture "
                 f"{'without' if quick_gelu else 'with'} '-quickgelu' in its name (model.architecture=…)."
             )

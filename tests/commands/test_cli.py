@@ -112,7 +112,7 @@ def test_a_merge_opens_and_is_not_overwritten_unasked(run, files):
     torch.testing.assert_close(load_file("out/model.safetensors")["layer.weight"], mean)
     ended = run(*arguments, "--out", "out")
     assert (ended.exit_code, ended.output) == (
-        1, "Error: out exists. Choose another folder, or overwrite it: --overwrite, overwrite=True.\n",
+        1, "Error: out exists. Choose another folder, or overwrite it with --overwrite (command line) or overwrite=True (Python).\n",
     )  # fmt: skip
     assert run(*arguments, "--out", "out", "--overwrite").exit_code == 0
     assert run(*arguments).exit_code == 0

@@ -78,8 +78,8 @@ def test_a_strength_that_is_none_is_refused(command, smoke_root, strength):
     [
         (["reg=subspace", "reg.penalty.k=1000"], "reg.penalty.k of subspace is 1000, but the encoder has a matrix of"),
         (["reg=singular_alignment", "reg.penalty.k=0"], "Expected reg.penalty.k to be a whole number of at least 1"),
-        (["reg=subspace", "reg.penalty.side=left"], "reg.penalty.side is u, v or uv, not 'left'"),
-        (["reg.penalty.estimator=guess"], "reg.penalty.estimator is finite_difference or exact, not 'guess'"),
+        (["reg=subspace", "reg.penalty.side=left"], "Expected reg.penalty.side to be u, v or uv, got 'left'"),
+        (["reg.penalty.estimator=guess"], "Expected reg.penalty.estimator to be finite_difference or exact, got 'guess'"),
         (["reg=mergeability", "reg.penalty.terms.subspace.strength=-2"], "subspace, or its weight in a sum, must be"),
         (["reg=l2_to_init", "reg.lambda=1e38"], "gradient with the penalty l2_to_init became NaN or Inf at step 1"),
     ],
@@ -190,7 +190,7 @@ def test_a_truncated_and_a_foreign_file(command, root, models, tmp_path):
     for damaged in (whole[:-50], whole[:5], b"", b"PK\x03\x04 a zip file, as torch.save writes"):
         path.write_bytes(damaged)
         ended = command("analyze", *golden_arguments(models), f"hydra.run.dir={folder}", *root)
-        refused(ended, "task2.safetensors", "not a whole safetensors file")
+        refused(ended, "task2.safetensors", "not a complete safetensors file")
     path.unlink()
     ended = command("analyze", *golden_arguments(models), f"hydra.run.dir={folder}", *root)
     refused(ended, "No checkpoint at", "task2.safetensors")
@@ -350,7 +350,7 @@ def test_a_truncated_base_is_one_sentence(command, spoilt):
     base = spoilt / "checkpoints/clip_mini/base/model.safetensors"
     base.write_bytes(base.read_bytes()[:-10])
     refused(
-        command("train", "task=dots", f"paths.root={spoilt}", "logger=csv"), "not a whole safetensors file"
+        command("train", "task=dots", f"paths.root={spoilt}", "logger=csv"), "not a complete safetensors file"
     )
 
 

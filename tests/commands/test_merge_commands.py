@@ -122,7 +122,7 @@ def test_both_scales_of_every_kind_of_method_and_a_second_run_that_computes_noth
     assert len(curves) == 6 * 4 * 2 * 2
     text = (folder / "report.html").read_text()
     assert "How far to go: the scale α" in text
-    assert "iso_c: no α is published for 2 models of this architecture; 1 was used." in text
+    assert "iso_c: no α is published for 2 models of this architecture; α = 1 is used." in text
     again, second = smoke(*arguments, folder=tmp_path / "second")
     assert again.code == 0
     assert (second / "pairs.csv").read_bytes() == (folder / "pairs.csv").read_bytes()
@@ -215,7 +215,7 @@ def test_methods_that_need_data_name_those_that_do_not(bare):
         (["merge=ties", "merge.ties.alpha=best"], "alpha to be a finite number or 'tuned'"),
         (["merge=ties", "export=onnx"], "export to be hf or null"),
         (["merge=ties", "test_images=0"], "test_images to be a whole number of at least 1"),
-        (["merge=ties", "save=true", "arity=1"], "number of models from 2, or all"),
+        (["merge=ties", "save=true", "arity=1"], "number of models of at least 2, or all"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(bare, arguments, part):
@@ -285,7 +285,7 @@ def test_the_format_of_saved_merges_can_be_chosen_and_what_rounding_does_is_told
             ("save=true", "dtype=int8"),
             "Expected dtype to be float32, float16 or bfloat16 or null, got 'int8'.",
         ),
-        (("dtype=float16",), "dtype=float16 is the format of merges that are written: add save=true."),
+        (("dtype=float16",), "dtype=float16 is the format of saved merges: add save=true."),
     ],
 )
 def test_a_format_that_cannot_be_is_one_sentence(bare, words, sentence):

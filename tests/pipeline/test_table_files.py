@@ -146,7 +146,10 @@ def test_names_are_stripped_and_composed_and_near_ones_are_told(read):
 def test_rows_that_are_short_are_filled_and_named(read):
     found = read("\n".join([*LINES[:3], LINES[3].rsplit(",", 2)[0], *LINES[4:]]) + "\n")
     assert found.frame["norm_acc_ties"].isna().tolist() == [False, False, True, False, False, False]
-    assert "1 rows of t.csv have fewer cells than the header, the others are empty: row 3." in found.notes
+    assert (
+        "1 rows of t.csv have fewer cells than the header; missing cells are treated as empty: row 3."
+        in found.notes
+    )
 
 
 REFUSED = {

@@ -108,7 +108,7 @@ def test_models_of_the_fit_are_recognised_by_their_weights_whatever_they_are_cal
     run = {"checkpoint_sha256": {"a": "33", "b": "11"}}
     found = verdict(_scored(scorer, run=run))
     assert found.cautions == (
-        "b (there k) was part of the fit: the prediction is better there than for new models.",
+        "b (there k) was part of the fit: the prediction is more accurate than for new models.",
     )
     assert verdict(_scored(scorer, run={"checkpoint_sha256": {"a": "33", "b": "44"}})).cautions == ()
 
@@ -163,7 +163,7 @@ def test_a_suite_answers_for_new_pairs_by_the_best_mean_and_agrees_with_its_head
     assert "The base alone reaches 20% of the accuracy of a's model, the lowest of 4." in found.reasons
     assert "The base alone reaches 80% of the accuracy of d's model, the highest of 4." in found.reasons
     assert any(one.startswith("functional") and "r = 0.70" in one for one in found.sureness)
-    assert "rests on 4 tasks" in found.cautions[0]
+    assert "based on 4 tasks" in found.cautions[0]
 
 
 @pytest.mark.parametrize(("sign", "word"), [(1, "better"), (-1, "worse")])

@@ -36,7 +36,7 @@ def _with(table: pd.DataFrame, row: int, column: str, value: object) -> pd.DataF
         (lambda t: t.iloc[:0], "at least 4; the pair table has 0"),
         (lambda t: t.assign(task_a=range(len(t))), "must be text"),
         (lambda t: pd.concat([t, t[["first"]]], axis=1), "Column first is given more than once"),
-        (lambda t: t.assign(first=np.nan, second=np.nan, third=np.nan), "none of those named has any"),
+        (lambda t: t.assign(first=np.nan, second=np.nan, third=np.nan), "all named metrics are empty"),
     ],
 )
 def test_an_unusable_table_is_refused_with_the_reason(table, spoil, sentence):

@@ -324,7 +324,7 @@ def test_inputs_need_not_be_images(tmp_path, mask_type):
         )
     else:
         for ask in (profiles.gram, profiles.shared_grams):
-            with pytest.raises(UserError, match="floating-point inputs, and those of 'a' are integers"):
+            with pytest.raises(UserError, match="floating-point inputs, but the inputs of 'a' are integers"):
                 ask("input_gradient")
     assert np.isfinite(profiles.gram("activation")).all()
     assert profiles.fisher()["a"]("visual.proj.weight", 0, 24).any()

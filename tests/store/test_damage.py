@@ -371,7 +371,7 @@ def test_a_later_format_is_one_sentence(tmp_path):
     from mergeability.store.entries import sealed_json
 
     (tmp_path / "store.json").write_bytes(sealed_json({"format": 3}))
-    with pytest.raises(UserError, match=r"format 3, and this version reads 2.*paths\.store"):
+    with pytest.raises(UserError, match=r"format 3, but this version reads format 2.*paths\.store"):
         Store(tmp_path).record("kind", KEY, dict)
 
 

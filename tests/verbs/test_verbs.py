@@ -195,9 +195,9 @@ def test_names_come_from_files_folders_and_ids():
     assert list(named(["x/cars.safetensors", "svhn/model.safetensors", "dtd/", "owner/gtsrb", "lora/adapter_model.bin"])) == [
         *("cars", "svhn", "dtd", "gtsrb", "lora"),
     ]  # fmt: skip
-    with pytest.raises(UserError, match="Two models would be called 'cars'"):
+    with pytest.raises(UserError, match="Two models have the same name 'cars'"):
         named(["x/cars.safetensors", "y/cars.safetensors"])
-    with pytest.raises(UserError, match="model in memory has no name"):
+    with pytest.raises(UserError, match="Models in memory have no names"):
         named([{"weight": torch.ones(1)}])
     with pytest.raises(UserError, match="Expected several models"):
         named("cars.safetensors")
@@ -241,10 +241,10 @@ def test_without_evidence_a_prediction_says_what_it_needs(own):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"images": {"greys": "x"}, "classes": {"greys": ["a", "b"]}}, "No images are given for hues"),
+        ({"images": {"greys": "x"}, "classes": {"greys": ["a", "b"]}}, "There are no images for hues"),
         (
             {"images": {"greys": "x", "hues": "y"}, "classes": {"greys": ["a", "b"]}},
-            "Neither classes nor a head",
+            "neither classes nor a head",
         ),
         ({"images": {"greys": "x", "hues": "y", "reds": "z"}}, "no model reds"),
         ({"classes": {"greys": ["a", "b"]}}, "serve the probe on images"),

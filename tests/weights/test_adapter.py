@@ -92,7 +92,7 @@ def test_the_rank_of_a_pattern_is_the_one_that_scales(tmp_path, base):
     file = opened(adapter(tmp_path, tensors, **settings), base)
     change = file.tensor("body.wide.weight") - TensorFile(base).tensor("body.wide.weight")
     np.testing.assert_allclose(change.numpy(), 6 / 2 * product(tensors, "body.wide"), rtol=1e-4, atol=1e-5)
-    with pytest.raises(UserError, match="the settings say rank 3"):
+    with pytest.raises(UserError, match="the settings specify rank 3"):
         opened(adapter(tmp_path, tensors), base)
 
 
@@ -214,7 +214,7 @@ def test_an_adapter_that_is_not_whole_or_of_another_base_is_refused(tmp_path, ba
     with pytest.raises(UserError, match=r"has only lora_A of 'body\.tall'"):
         opened(adapter(tmp_path, half), base)
     renamed = {name.replace("tall", "long"): value for name, value in factors().items()}
-    with pytest.raises(UserError, match=r"changes 1 modules that the base lacks, such as 'body\.long'"):
+    with pytest.raises(UserError, match=r"changes 1 modules that are not in the base, such as 'body\.long'"):
         opened(adapter(tmp_path, renamed), base)
     (adapter(tmp_path, factors(), "bare") / "adapter_config.json").unlink()
     with pytest.raises(UserError, match=r"no adapter_config\.json"):

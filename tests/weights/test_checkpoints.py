@@ -71,7 +71,7 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_truncated_file_is_refused(tmp_path):
     path = checkpoints.save(tmp_path / "m.safetensors", {"a": torch.ones(1000)})
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="not a whole safetensors file"):
+    with pytest.raises(UserError, match="not a complete safetensors file"):
         Checkpoint.open(path)
 
 

@@ -108,7 +108,7 @@ def test_a_file_that_is_replaced_is_not_read_on(file):
 @pytest.mark.parametrize("content", [b"", b"\x80\x04pickle", b"\xff" * 64])
 def test_what_is_no_safetensors_file_is_refused(tmp_path, content):
     (tmp_path / "a.safetensors").write_bytes(content)
-    with pytest.raises(UserError, match="not a whole safetensors file"):
+    with pytest.raises(UserError, match="not a complete safetensors file"):
         TensorFile(tmp_path / "a.safetensors")
 
 

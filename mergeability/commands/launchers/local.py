@@ -1,4 +1,4 @@
-"""Launchers for this machine: worker processes of joblib, and a process per job started by submitit."""
+"""Launchers for one machine: joblib worker processes, or one submitit process per job."""
 
 import queue
 from abc import abstractmethod
@@ -17,10 +17,10 @@ from mergeability.context import cores
 
 
 class Slots(ManyProcesses):
-    """A launcher that keeps a number of jobs running on this machine."""
+    """A launcher that keeps a fixed number of jobs running on this machine."""
 
     def run_all(self, jobs: Sequence[Job]) -> Sequence[JobReturn]:
-        """Run jobs; a slot takes the next job when its last one has ended."""
+        """Run jobs; each slot starts the next job when its previous one has ended."""
         devices = visible_devices()
         division = self.divided(len(jobs), cores(), len(devices))
         free: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -50,23 +50,23 @@ class Slots(ManyProcesses):
         """Run one job and wait for it."""
 
     def stop(self) -> None:
-        """End the processes of the jobs that run."""
+        """Terminate the processes of running jobs."""
 
 
 class Joblib(Slots):
-    """Worker processes of joblib's pool, loky: one pool for each slot, so that a killed worker ends its job only."""
+    """Worker processes of loky, joblib's pool: one pool per slot, so that a killed worker affects only its own job."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.pools: dict[int, Any] = {}
 
     def setup(self, **given: Any) -> None:
-        """Keep the workers until the sweep ends: importing PyTorch takes seconds."""
+        """Keep the workers until the sweep ends, because importing PyTorch takes seconds."""
         super().setup(**given)
         self.ledger.closing.callback(self.stop)
 
     def run_one(self, job: Job, slot: int, devices: Sequence[str]) -> JobReturn:
-        """Run one job in the slot's worker."""
+        """Run one job in the worker of the slot."""
         from joblib.externals.loky import ProcessPoolExecutor
 
         if slot not in self.pools:
@@ -78,13 +78,13 @@ class Joblib(Slots):
             return failure(KILLED)
 
     def stop(self) -> None:
-        """End all workers."""
+        """Terminate all workers."""
         while self.pools:
             self.pools.popitem()[1].shutdown(kill_workers=True)
 
 
 class SubmititLocal(Slots):
-    """A process for each job, started by submitit as if this machine were a cluster."""
+    """One process per job, started by submitit's local executor."""
 
     def __init__(self, submitit_folder: str, **options: Any) -> None:
         super().__init__(**options)
@@ -109,6 +109,6 @@ class SubmititLocal(Slots):
             return failure(lost(error, submitted.paths.stderr))
 
     def stop(self) -> None:
-        """Interrupt the jobs that run."""
+        """Interrupt the running jobs."""
         for submitted in self.running:
             submitted.cancel()

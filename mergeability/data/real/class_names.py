@@ -1,4 +1,4 @@
-"""Class names: a dataset's own spelling cleaned, and compared with the names a task's prompts use."""
+"""Class names: a dataset's spelling, normalised and compared with the names in a task's prompts."""
 
 import re
 import unicodedata
@@ -15,7 +15,7 @@ _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 def cleaned(name: str) -> str:
-    """Write a dataset's class name as words: `a/apartment_building/outdoor` is `apartment building outdoor`."""
+    """Convert a dataset's class name to words: `a/apartment_building/outdoor` becomes `apartment building outdoor`."""
     return " ".join(re.split(r"[\s_/]+", _LETTER_FOLDER.sub("", name.strip()).strip("/")))
 
 
@@ -27,7 +27,7 @@ def _compared(name: str) -> str:
 
 
 class ClassNames:
-    """The classes of a task in label order, and the other spellings a dataset may have for them.
+    """The classes of a task in label order, and alternative spellings in a dataset.
 
     Args:
         task: its name, for messages.
@@ -56,19 +56,19 @@ class ClassNames:
                 taken = self._labels.setdefault(_compared(spelling), label)
                 if taken != label:
                     raise UserError(
-                        f"Task {task!r}: the classes {self.names[taken]!r} and {name!r} share the spelling "
-                        f"{spelling!r}. Give each its own."
+                        f"Task {task!r}: the classes {self.names[taken]!r} and {name!r} have the same spelling "
+                        f"{spelling!r}. Use different spellings."
                     )
 
     def label(self, name: str) -> int | None:
-        """Return the label of a class, given one of its spellings or its number; None if there is no such class."""
+        """Return the label of a class from one of its spellings or its number; None if the class is unknown."""
         found = self._labels.get(_compared(name))
         if found is None and name.isdecimal() and int(name) < len(self.names):
             return int(name)
         return found
 
     def labels(self, names: Iterable[str], where: str) -> dict[str, int]:
-        """Return name → label of the classes that a dataset names.
+        """Return name → label for the class names of a dataset.
 
         Raises:
             UserError: a name is none of the task's classes, or two are the same class.
@@ -89,7 +89,7 @@ class ClassNames:
                 one, other = by_label[label], name
                 composed = unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
                 raise UserError(
-                    f"Task {self.task!r}: in {where}, {one!r} and {other!r} both are the class {self.names[label]!r}"
+                    f"Task {self.task!r}: in {where}, {one!r} and {other!r} both denote the class {self.names[label]!r}"
                     + (" in two forms of its accents" if composed else "")
                     + ". Keep one."
                 )
@@ -98,7 +98,7 @@ class ClassNames:
         return labels
 
     def check_order(self, found: Sequence[str], where: str) -> None:
-        """Check that a dataset's label feature has these classes in this order.
+        """Check that the label feature of a dataset lists these classes in this order.
 
         A feature that only numbers its classes, `0`, `1`, `2`, …, has them if the numbers are in order.
 
@@ -114,6 +114,6 @@ class ClassNames:
             if self.label(str(name)) != label:
                 raise UserError(
                     f"Task {self.task!r}: expected class {label} to be {self.names[label]!r}, but {where} has "
-                    f"{str(name)!r} there. Put class_names into the dataset's order, or add the spelling under "
+                    f"{str(name)!r} in this place. Reorder class_names as in the dataset, or add the spelling under "
                     "dataset.spellings."
                 )

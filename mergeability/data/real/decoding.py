@@ -1,4 +1,4 @@
-"""Files of images to pixels: RGB as a person sees them, decoded by several threads in a bounded memory."""
+"""Decode image files to RGB pixels, upright, with several threads and bounded memory."""
 
 import io
 import os
@@ -45,7 +45,7 @@ _AHEAD = 16
 
 @dataclass(frozen=True)
 class Encoded:
-    """One image as it is stored: its label, what to call it in a message, and its bytes or its file."""
+    """One stored image: its label, its name in messages, and its bytes or file."""
 
     name: str
     label: int
@@ -54,7 +54,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Decoded(Generic[T]):
-    """The result of decoding one image: `value`, or the reason why decoding failed; and changes made by decoding."""
+    """The result of decoding one image: `value` or the reason for failure, and the changes made by decoding."""
 
     name: str
     label: int
@@ -64,7 +64,7 @@ class Decoded(Generic[T]):
 
 
 def decode(data: bytes | Path, transpose: bool = False) -> UInt8[Tensor, "3 H W"]:
-    """Decode one image as RGB, turned as its EXIF orientation says; transparency is dropped, as CLIP does.
+    """Decode one image as RGB, rotated by its EXIF orientation; transparency is dropped, as in CLIP.
 
     Greyscale of 16 bits is scaled to eight: 65535 is white. Of several frames the first is taken.
 

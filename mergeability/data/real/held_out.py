@@ -1,4 +1,4 @@
-"""Which images are held out for validation: drawn at random, and by class where the draw would lack one."""
+"""The images held out for validation: a random draw, stratified by class if a class would otherwise be missing."""
 
 import numpy as np
 from jaxtyping import Bool, Int64

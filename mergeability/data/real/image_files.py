@@ -1,4 +1,4 @@
-"""Image files of a folder: the one place that decides which files are images, and that names those it leaves out."""
+"""Image files of a folder: which files count as images, and a report of the files left out."""
 
 import os
 from collections import deque
@@ -35,14 +35,14 @@ EMPTY = "empty folders"
 
 @cache
 def formats() -> tuple[str, ...]:
-    """Name the formats that are decoded: those that Pillow decodes by itself."""
+    """Return the supported image formats: those that Pillow decodes without external programs."""
     Image.init()
     return tuple(sorted(set(Image.OPEN) - _NOT_READ))
 
 
 @cache
 def endings() -> frozenset[str]:
-    """Return the endings of files that are taken for images, in small letters, with the dot.
+    """Return the extensions of image files, in lower case, with the dot.
 
     >>> {".jpg", ".jfif", ".tif", ".webp"} <= endings(), endings() & {".txt", ".eps", ".mp4"}
     (True, frozenset())
@@ -52,7 +52,7 @@ def endings() -> frozenset[str]:
 
 
 def shown(path: PurePath | str) -> str:
-    r"""Write a path for a message: control characters and bytes that are not UTF-8 are escaped.
+    r"""Format a path for a message, with control characters and invalid UTF-8 escaped.
 
     >>> shown("caf\udce9\n.png")
     'caf\\xe9\\n.png'
@@ -61,7 +61,7 @@ def shown(path: PurePath | str) -> str:
 
 
 def some(names: Sequence[str]) -> str:
-    """Name the first few.
+    """List the first few names.
 
     >>> some(["a", "b", "c", "d"])
     'a, b, c, …'
@@ -70,12 +70,12 @@ def some(names: Sequence[str]) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder is the system's or an editor's own, rather than somebody's data."""
+    """Return whether a file or folder was created by the system or an editor and is not data."""
     return name.startswith(".") or name.casefold() in _OF_THE_SYSTEM
 
 
 def existing_folder(path: Path | str) -> Path | None:
-    """Return a folder with `~` expanded; None if no folder was given or no folder can have that name."""
+    """Return a folder with `~` expanded; None if none was given or the name is invalid."""
     try:
         place = Path(path).expanduser()
         return place if place.is_dir() else None
@@ -101,13 +101,13 @@ class Listing:
 
     @property
     def remarks(self) -> list[str]:
-        """Return sentences on the files that were left out, by reason, and on names that are not UTF-8."""
+        """Return sentences about the files left out, by reason, and about names that are not valid UTF-8."""
         found = []
         if self.left_out:
             reasons = (f"{reason}: {len(names)} ({some(names)})" for reason, names in self.left_out.items())
             found.append(f"left out: {'; '.join(reasons)}.")
         if self.odd:
-            found.append(f"names of images that are not UTF-8: {len(self.odd)} ({some(self.odd)}).")
+            found.append(f"image names that are not valid UTF-8: {len(self.odd)} ({some(self.odd)}).")
         return found
 
 
@@ -255,7 +255,7 @@ def _is_text(name: str) -> bool:
 
 
 def by_folder(paths: Sequence[Path], root: Path) -> dict[str, list[Path]]:
-    """Group files by the folder that holds them, as a path below the root; those in the root itself under `.`."""
+    """Group files by their folder relative to the root; files in the root itself are under `.`."""
     found: dict[str, list[Path]] = {}
     for path in paths:
         found.setdefault(path.parent.relative_to(root).as_posix(), []).append(path)
@@ -263,7 +263,7 @@ def by_folder(paths: Sequence[Path], root: Path) -> dict[str, list[Path]]:
 
 
 def top_folders(root: Path) -> list[Path]:
-    """List the folders directly in a folder, without hidden ones and without links that lead back to where they are."""
+    """List the direct subfolders of a folder, without hidden ones and without links to a parent."""
     try:
         inside = sorted(root.iterdir())
         above = {_identity(one) for one in (root, *root.resolve().parents)}

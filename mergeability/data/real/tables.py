@@ -1,4 +1,4 @@
-"""Splits of a dataset as rows: what the Hugging Face `datasets` library reads."""
+"""Splits of a dataset as rows, read by the Hugging Face `datasets` library."""
 
 import contextlib
 import sys
@@ -25,21 +25,21 @@ _READ_AT_A_TIME = 64
 
 
 class Tables(Protocol):
-    """A dataset that was opened."""
+    """An opened dataset."""
 
     @property
     def columns(self) -> Mapping[str, Sequence[str]]:
-        """Its splits, and the columns of each, or what stands for them."""
+        """The names of the splits, with the columns or class folders of each."""
         ...
 
     def rows(self, split: str) -> Rows:
-        """Return one split, its columns and classes checked."""
+        """Return one split after checking its columns and classes."""
         ...
 
 
 @dataclass(frozen=True)
 class ArrowRows:
-    """A split that the `datasets` library reads."""
+    """A split read by the `datasets` library."""
 
     labels: Int64[np.ndarray, "N"]
     stamp: str
@@ -48,7 +48,7 @@ class ArrowRows:
     column: str
 
     def read(self, chosen: Sequence[int]) -> Iterator[Encoded]:
-        """Read the encoded images of some rows; where a copy holds paths, the files they name."""
+        """Read the encoded images of some rows, from the files they refer to if the copy contains paths."""
         for start in range(0, len(chosen), _READ_AT_A_TIME):
             positions = [int(position) for position in chosen[start : start + _READ_AT_A_TIME]]
             try:
@@ -67,7 +67,7 @@ class ArrowRows:
 
 @dataclass(frozen=True)
 class ArrowTables:
-    """A dataset as the `datasets` library opens it, from the Hub or from a copy.
+    """A dataset opened by the `datasets` library, from the Hub or a copy.
 
     Attributes:
         opened: split → dataset.
@@ -83,7 +83,7 @@ class ArrowTables:
 
     @property
     def columns(self) -> dict[str, list[str]]:
-        """Name the columns of each split."""
+        """Return the columns of each split."""
         return {name: list(table.column_names) for name, table in self.opened.items()}
 
     def rows(self, split: str) -> ArrowRows:
@@ -108,7 +108,7 @@ class ArrowTables:
         if split not in self.opened:
             raise UserError(
                 f"Task {self.classes.task!r}: {self.where} does not contain the split {split!r}. It has: "
-                f"{', '.join(self.opened) or 'none'}. Name the right ones with dataset.train and dataset.test."
+                f"{', '.join(self.opened) or 'none'}. Set dataset.train and dataset.test to existing splits."
             )
         return self.opened[split]
 
@@ -118,8 +118,8 @@ class ArrowTables:
                 return name
         raise UserError(
             f"Task {self.classes.task!r}: expected the {what} column {' or '.join(map(repr, several(names)))} in "
-            f"split {split!r} of {self.where}, which has: {', '.join(table.column_names)}. "
-            f"Name it with dataset.{what}."
+            f"split {split!r} of {self.where}, which has the columns {', '.join(table.column_names)}. "
+            f"Set dataset.{what} to the right column."
         )
 
     def _undecoded(self, table: "datasets.Dataset", column: str, split: str) -> "datasets.Dataset":
@@ -133,7 +133,7 @@ class ArrowTables:
             return table.select_columns([column])
         raise UserError(
             f"Task {self.classes.task!r}: expected the column {column!r} in split {split!r} of {self.where} to "
-            f"hold images, but it is {feature}. Name another with dataset.image."
+            f"hold images, but it is {feature}. Set dataset.image to an image column."
         )
 
     def _labels(self, table: "datasets.Dataset", column: str, split: str) -> Int64[np.ndarray, "N"]:
@@ -154,7 +154,7 @@ class ArrowTables:
             return np.array([named[name] for name in found], dtype=np.int64)
         raise UserError(
             f"Task {self.classes.task!r}: expected labels that are whole numbers, true and false, or class names, "
-            f"but the column {column!r} of {where} is {feature}. Name another with dataset.label."
+            f"but the column {column!r} of {where} is {feature}. Set dataset.label to a label column."
         )
 
     def _in_range(self, labels: Int64[np.ndarray, "N"], where: str) -> Int64[np.ndarray, "N"]:
@@ -162,7 +162,8 @@ class ArrowTables:
         if len(wrong):
             raise UserError(
                 f"Task {self.classes.task!r}: expected labels in 0..{len(self.classes.names) - 1}, one a class "
-                f"name, but {len(wrong)} rows of {where} have others, such as {int(wrong[0])}. Check dataset.label."
+                f"name, but {len(wrong)} rows of {where} have other labels, such as {int(wrong[0])}. Check "
+                "dataset.label."
             )
         return labels
 
@@ -180,7 +181,7 @@ def open_hub(layout: Layout, classes: ClassNames) -> ArrowTables:
 
 
 def open_disk(path: Path, layout: Layout, classes: ClassNames) -> ArrowTables:
-    """Open a copy: what `save_to_disk` wrote, or a downloaded repository of Parquet or WebDataset files.
+    """Open a copy written by `save_to_disk`, or a downloaded repository of Parquet or WebDataset files.
 
     Raises:
         UserError: the library is missing, or there is no such copy.
@@ -206,7 +207,7 @@ def open_disk(path: Path, layout: Layout, classes: ClassNames) -> ArrowTables:
     except (OSError, ValueError, library.exceptions.DatasetsError) as error:
         raise UserError(
             f"Task {classes.task!r}: {folder} cannot be read as a dataset ({_first_line(error)}). Expected what "
-            "save_to_disk wrote, or Parquet files; a tree of images is task.source=folder."
+            "save_to_disk wrote, or Parquet files; for a tree of images, set task.source=folder."
         ) from error
     return ArrowTables(_by_split(opened, str(folder), classes), layout, classes, str(folder))
 
@@ -216,7 +217,7 @@ def _datasets(task: str) -> Any:
         import datasets
     except ImportError as error:
         raise UserError(
-            f"Task {task!r} reads a dataset, and the library for it is not installed. "
+            f"Task {task!r} requires the `datasets` library, which is not installed. "
             "Run: uv pip install 'mergeability[data]'"
         ) from error
     if not sys.stderr.isatty():
@@ -236,8 +237,8 @@ def _explained(layout: Layout, classes: ClassNames) -> Iterator[None]:
     except ConnectionError as error:
         configured = f", '{layout.config}'" if layout.config else ""
         raise UserError(
-            f"Task {classes.task!r}: the Hugging Face Hub cannot be reached ({_first_line(error)}). Where there is "
-            f"a network, run: python -c \"import datasets; datasets.load_dataset('{layout.id}'{configured})"
+            f"Task {classes.task!r}: the Hugging Face Hub cannot be reached ({_first_line(error)}). On a machine "
+            f"with network access, run: python -c \"import datasets; datasets.load_dataset('{layout.id}'{configured})"
             f".save_to_disk('{classes.task}')\"; then {elsewhere}."
         ) from error
     except (OSError, ValueError, RuntimeError, library.exceptions.DatasetsError) as error:
@@ -254,7 +255,7 @@ def _first_line(error: BaseException) -> str:
 def _by_split(opened: Any, where: str, classes: ClassNames) -> Mapping[str, "datasets.Dataset"]:
     if not isinstance(opened, Mapping):
         raise UserError(
-            f"Task {classes.task!r}: expected a dataset with a split to train on and one to test on, but {where} is "
-            "one split only. Save all of it: load_dataset(…).save_to_disk(…)."
+            f"Task {classes.task!r}: expected a dataset with a train and a test split, but {where} is "
+            "a single split. Save the whole dataset: load_dataset(…).save_to_disk(…)."
         )
     return opened

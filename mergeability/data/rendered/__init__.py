@@ -1,4 +1,4 @@
-"""Images drawn from a seed: a source that needs no file and no network."""
+"""Rendered images: a seeded source that needs no files and no network."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What a penalty offers: a strength, a name, and a gradient; everything else has a default."""
+"""The protocol of penalties: a strength, a name and a gradient; all other members have defaults."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from mergeability.finetuning.objective import Step
 
 @runtime_checkable
 class Penalty(Protocol):
-    """Add a term strength · R(θ) to the task loss: the protocol of penalties.
+    """A term strength · R(θ) that is added to the task loss: the protocol of penalties.
 
     A penalty is a frozen dataclass that inherits from this class, with fields `strength` and `name`, and defines
     `gradients`. It holds no state: what it derives from θ0 (`constants`) lies with the module, which moves it between
@@ -46,11 +46,11 @@ class Penalty(Protocol):
 
     @property
     def second_order(self) -> bool:
-        """Return whether the loss is differentiated twice; by default it is not."""
+        """Return whether the loss is differentiated twice; False by default."""
         return False
 
     def constants(self, initial: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Compute, once before training, what depends on θ0 alone, under names without dots; by default nothing."""
+        """Compute, once before training, named constants that depend only on θ0; none by default."""
         return {}
 
     def gradients(self, step: Step) -> tuple[tuple[Tensor, ...], Float[Tensor, ""]]:

@@ -1,4 +1,4 @@
-"""Prefer flat places: λ‖∇θ L‖², the squared norm of the loss's own gradient."""
+"""Prefer flat minima: λ‖∇θ L‖², the squared gradient norm of the loss."""
 
 import math
 from dataclasses import dataclass
@@ -62,7 +62,9 @@ class GradMagnitude(Penalty):
     def __post_init__(self) -> None:
         check_strength(self.name, self.strength)
         if self.estimator not in ("finite_difference", "exact"):
-            raise UserError(f"reg.penalty.estimator is finite_difference or exact, not {self.estimator!r}.")
+            raise UserError(
+                f"Expected reg.penalty.estimator to be finite_difference or exact, got {self.estimator!r}."
+            )
         if self.radius is not None and not 0 < self.radius < math.inf:
             raise UserError(f"reg.penalty.radius must be a finite number above 0, not {self.radius}.")
 

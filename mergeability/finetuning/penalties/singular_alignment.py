@@ -1,4 +1,4 @@
-"""Keep the base's leading singular vectors: λ Σ (‖U_kᵀ τ‖²_F + ‖τ V_k‖²_F) / Σ_{i≤k} σᵢ(W0)² over matrices."""
+"""Preserve the base's leading singular vectors: λ Σ (‖U_kᵀ τ‖²_F + ‖τ V_k‖²_F) / Σ_{i≤k} σᵢ(W0)² over matrices."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from mergeability.finetuning.penalties.base import Penalty, check_strength
 
 @dataclass(frozen=True)
 class SingularAlignment(Penalty):
-    """Penalise what turns the base matrix's leading singular vectors: R = Σ (‖U_kᵀ τ‖²_F + ‖τ V_k‖²_F) / Σ_{i≤k} σᵢ².
+    """Penalise rotations of the leading singular vectors: R = Σ (‖U_kᵀ τ‖²_F + ‖τ V_k‖²_F) / Σ_{i≤k} σᵢ².
 
     τ = W − W0; U_k, V_k and σ₁ … σ_k are the k leading singular triplets of W0. If U_kᵀ τ and τ V_k vanish, W has
     them as singular triplets too; to first order nothing else turns them, so no decomposition is needed while

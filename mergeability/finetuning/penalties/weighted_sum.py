@@ -14,7 +14,7 @@ from mergeability.finetuning.penalties.base import Penalty, check_strength
 
 @dataclass(frozen=True)
 class WeightedSum(Penalty):
-    """Penalise a weighted sum of signals of mergeability: R = Σ wᵢ Rᵢ.
+    """Penalise a weighted sum of other penalty terms: R = Σ wᵢ Rᵢ.
 
     Every term is a penalty, and its own strength is its weight wᵢ ≥ 0; one of weight 0 is never called. The value
     of each term, without its weight, is logged under its name.
@@ -63,7 +63,7 @@ class WeightedSum(Penalty):
             )
         if len(set(names)) < len(names) or self.name in names:
             raise UserError(
-                f"reg.penalty.terms must have different names, not {', '.join(names)}: each is logged under its own."
+                f"reg.penalty.terms must have different names, got {', '.join(names)}: each is logged under its name."
             )
 
     @property
@@ -76,7 +76,7 @@ class WeightedSum(Penalty):
         return any(term.second_order for term in self._used.values())
 
     def constants(self, initial: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return the constants of all terms, each behind its term's name."""
+        """Return the constants of all terms, prefixed with the term's name."""
         return {
             f"{key}/{name}": tensor
             for key, term in self._used.items()

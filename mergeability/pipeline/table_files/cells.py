@@ -1,4 +1,4 @@
-"""Cells of text that stand for numbers: words for missing values, decimal commas, per cent."""
+"""Text cells with numbers: words for missing values, decimal commas, per cent signs."""
 
 import re
 from collections import Counter
@@ -51,7 +51,7 @@ _SLACK = 1e-5
 
 
 def plain_numbers(columns: dict[str, list[str]]) -> list[str]:
-    """Rewrite the cells of number columns, in place, as pandas reads them; return sentences about it.
+    """Convert the cells of number columns, in place, to a form that pandas reads; return sentences about changes.
 
     Args:
         columns: name → cells without blanks around them.
@@ -84,7 +84,7 @@ def plain_numbers(columns: dict[str, list[str]]) -> list[str]:
 
 
 def shares_of_one(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Divide columns of accuracies that are wholly in per cent by 100.
+    """Divide columns of accuracies by 100 if all their values are in per cent.
 
     Returns:
         The table, and a sentence that names these columns.

@@ -24,7 +24,7 @@ _MARKS = (
 
 @dataclass(frozen=True)
 class Rows:
-    """The header and text cells of a file, with remarks on skipped parts."""
+    """The header and text cells of a file, with remarks about skipped parts."""
 
     header: list[str]
     rows: list[list[str]]
@@ -121,13 +121,13 @@ class _Lines:
         raise StopIteration
 
     def declared(self) -> str | None:
-        """Take off the line `sep=;`, in which Excel names the delimiter."""
+        """Remove the line `sep=;`, with which Excel declares the delimiter."""
         found = re.fullmatch(r"sep=(.)\s*", self._lines[0]) if self._lines else None
         self.number += found is not None
         return found[1] if found else None
 
     def header(self) -> str:
-        """Return the first line that is no comment, and stay before it."""
+        """Return the first line that is not a comment, without consuming it."""
         for line in self._lines[self.number :]:
             if line.strip() and (not line.lstrip().startswith("#") or _is_header(line)):
                 return line.lstrip("# ")

@@ -44,7 +44,7 @@ def workbook_rows(content: bytes, name: str) -> Rows:
             )
     except (*_DAMAGE, InvalidFileException) as error:
         raise UserError(
-            f"{name} is not a whole Excel workbook ({error}). Save it again, or as CSV."
+            f"{name} is not a complete Excel workbook ({error}). Save it again, or as CSV."
         ) from error
     sheets = {title: _without_empty(rows) for title, rows in values.items()}
     if not any(sheets.values()):

@@ -11,7 +11,7 @@ _DECAYS = (0.9, 0.999)
 
 
 class Adam:
-    """Adam with coupled weight decay, for stacks of independent runs, each of which may skip a step.
+    """Adam with coupled weight decay for a stack of independent runs, where individual runs may skip a step.
 
     w ← w - rate · m̂ / (√v̂ + 1e-8), the gradient being that of the loss plus decay · w. Kingma and Ba, 2015.
 
@@ -33,7 +33,7 @@ class Adam:
         self.steps = np.zeros(len(next(iter(parameters.values()))), dtype=int)
 
     def step(self, parameters: Parameters, gradients: Parameters, active: Bool[np.ndarray, " runs"]) -> None:
-        """Move the parameters of the active runs, in place."""
+        """Update the parameters of the active runs, in place."""
         self.steps[active] += 1
         steps = np.maximum(self.steps, 1)
         corrections = [(1 - decay**steps).astype(np.float32) for decay in _DECAYS]

@@ -1,4 +1,4 @@
-"""The interface of predictors: any scikit-learn regressor, and the optional traits that save time or add inputs."""
+"""The interface of predictors: any scikit-learn regressor, with optional traits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Predictor(Protocol):
     """
 
     def fit(self, X: Any, y: Any, /) -> Any:
-        """Fit the training rows."""
+        """Fit to the training rows."""
         ...
 
     def predict(self, X: Any, /) -> Any:

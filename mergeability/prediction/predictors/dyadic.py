@@ -1,4 +1,4 @@
-"""Ridge on task effects first, then on metrics for the residuals: does the pair matter beyond its two tasks?"""
+"""Ridge on task effects, then on metrics for the residuals: do metrics of the pair add to task effects?"""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -87,7 +87,7 @@ class Dyadic(RegressorMixin, BaseEstimator):
         """
         X, y = training_arrays(self, X, y)
         if not 0 <= tasks <= X.shape[1]:
-            raise UserError(f"Of {X.shape[1]} columns {tasks} cannot be those of tasks.")
+            raise UserError(f"Of {X.shape[1]} columns {tasks} cannot be task columns.")
         return self._take(self._solve([(X, y, folds)], tasks)[0])
 
     def fit_many(self, problems: Sequence[Problem], tasks: int = 0) -> list["Dyadic"]:
@@ -106,7 +106,7 @@ class Dyadic(RegressorMixin, BaseEstimator):
 
     def _solve(self, problems: Sequence[Problem], tasks: int) -> list[LinearFit]:
         if not self.task_strength > 0:
-            raise UserError(f"The task_strength of dyadic must be positive, not {self.task_strength}.")
+            raise UserError(f"Expected a positive task_strength of dyadic, got {self.task_strength}.")
         strengths = checked_strengths(self.strengths, "dyadic")
 
         def solve(moments: Sums) -> Float[np.ndarray, "F S q K"]:

@@ -112,7 +112,7 @@ class ElasticNet(RegressorMixin, BaseEstimator):
             )
         if not 0 < self.l1_ratio <= 1:
             raise UserError(
-                f"{name} needs 0 < l1_ratio <= 1, not {self.l1_ratio}: for no L1 penalty at all use ridge."
+                f"{name} needs 0 < l1_ratio <= 1, not {self.l1_ratio}: without an L1 penalty, use ridge."
             )
 
     def _grid(
@@ -162,7 +162,7 @@ class ElasticNet(RegressorMixin, BaseEstimator):
 
 
 def interleaved_folds(n: int, count: int = 5) -> list[InnerFold]:
-    """Make folds of every fifth row, for rows whose tasks are unknown.
+    """Make five folds of every fifth row, for rows whose tasks are unknown.
 
     Args:
         n: number of rows; fewer than two allow no fold.

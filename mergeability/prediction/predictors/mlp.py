@@ -1,4 +1,4 @@
-"""A small neural network: how well a non-linear predictor does with the same metrics."""
+"""A small neural network: a non-linear predictor on the same metrics."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar

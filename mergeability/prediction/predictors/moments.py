@@ -56,7 +56,7 @@ class Moments(Sums):
 
 
 class TaskSums:
-    """Sums over all pairs and over the pairs of each task, from which those of folds follow by subtraction.
+    """Sums over all pairs and over the pairs of each task; subtraction gives the sums of folds.
 
     With S the sum over all rows, Sₐ that over the rows with task a, and x the row of the pair (a, b), the rows without
     a sum to S - Sₐ, and those without a and b to S - Sₐ - S_b + x. So a fold costs as much as its sums have entries,

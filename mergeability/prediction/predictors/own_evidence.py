@@ -40,7 +40,7 @@ class Known(Ridge):
     """
 
     def columns(self, target: str, method: str) -> list[tuple[str, ...]]:
-        """List the alternatives of columns; the first one that all pairs have is used."""
+        """List alternative sets of columns; the first that is complete for all pairs is used."""
         return [(ZERO_SHOT_RATIO,), ("base_agreement",)]
 
 
@@ -140,6 +140,6 @@ def probe_columns(target: str, method: str) -> tuple[str, ...]:
 
 
 def own_columns(predictor: object, target: str, method: str) -> list[tuple[str, ...]]:
-    """List the alternatives of columns that a predictor uses instead of the metrics; empty for most predictors."""
+    """List the alternative sets of columns of a predictor; empty for predictors that use the metrics."""
     columns = getattr(predictor, "columns", None)
     return [] if columns is None else list(columns(target, method))

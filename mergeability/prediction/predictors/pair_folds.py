@@ -1,4 +1,4 @@
-"""The folds of leaving out both tasks of a pair, created one at a time."""
+"""Folds that leave out both tasks of a pair, created one at a time."""
 
 from collections.abc import Iterator, Sequence
 from typing import overload

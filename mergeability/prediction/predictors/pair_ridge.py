@@ -1,4 +1,4 @@
-"""Ridge in all folds of leaving both tasks of a pair out, for all strengths, without a factorisation per fold.
+"""Ridge regression in all folds that leave out two tasks, for all strengths, without a factorisation per fold.
 
 Leaving out two more tasks changes the sums of products by little. So the eigenvectors of all rows diagonalise those of
 a fold approximately, and conjugate gradients that start from there need a few products of small matrices per fold,
@@ -31,7 +31,7 @@ _CONDITION = 1e6
 def applies(
     X: Float[np.ndarray, "n m"], folds: Sequence[InnerFold], strengths: Float[np.ndarray, " S"]
 ) -> bool:
-    """Return whether `predicted_pairs` can replace one fit per fold.
+    """Return whether `predicted_pairs` can be used instead of one fit per fold.
 
     It can for `PairFolds` without repeated pairs, unless a strength is so small that subtracted sums lose digits.
     """

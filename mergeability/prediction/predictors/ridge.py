@@ -70,7 +70,7 @@ def training_masks(folds: Sequence[InnerFold], n: int) -> Bool[np.ndarray, "F n"
 def best_strengths(
     validations: Iterator[Validation], count: int, *, within: bool = False
 ) -> Int[np.ndarray, " K"] | None:
-    """Return for each outcome the index of the strength that predicts the inner folds best; the largest of equals.
+    """Return, for each outcome, the index of the strength that predicts the inner folds best; the largest on ties.
 
     The chosen strength has the least squared error over all validation rows. If every fold has one row, the largest
     correlation decides instead, pooled over the folds, between predictions and measurements relative to the training
@@ -104,7 +104,7 @@ def best_strengths(
 def most_correlated(
     predicted: Float[np.ndarray, "S F K"], measured: Float[np.ndarray, "F K"]
 ) -> Int[np.ndarray, " K"]:
-    """Return for each outcome the index of the strength with the largest correlation; the last of equals."""
+    """Return, for each outcome, the index of the strength with the largest correlation; the last on ties."""
     scores = _correlations(predicted, measured)
     scores = np.where(np.isnan(scores), -np.inf, scores)
     return len(scores) - 1 - np.argmax(scores[::-1], axis=0)
@@ -123,7 +123,7 @@ def _correlations(
 
 
 def with_shared_rows(problems: Sequence[Problem]) -> list[list[int]]:
-    """Group the problems that share rows and folds and differ only in their outcomes."""
+    """Group problems that have the same rows and folds and differ only in their outcomes."""
     groups: dict[tuple[int, int], list[int]] = {}
     for index, (X, _, folds) in enumerate(problems):
         groups.setdefault((id(X), id(folds)), []).append(index)
@@ -145,7 +145,7 @@ def checked_strengths(strengths: Sequence[float | int], owner: str) -> Float[np.
     """
     found = np.array(sorted(float(one) for one in strengths))
     if not len(found) or not (found > 0).all():
-        raise UserError(f"The strengths of {owner} must be positive, not {list(strengths)}.")
+        raise UserError(f"Expected positive strengths of {owner}, got {list(strengths)}.")
     return found
 
 
@@ -261,7 +261,7 @@ class Ridge(RegressorMixin, BaseEstimator):
 def solve_ridge(
     problems: Sequence[Problem], strengths: Sequence[float | int], *, subtract: bool = False
 ) -> list[LinearFit]:
-    """Fit ridge to each problem, the strength chosen by its inner folds; the middle one without any.
+    """Fit ridge to each problem with the strength chosen by its inner folds, or the middle strength without folds.
 
     Args:
         problems: training rows, outcomes and inner folds.

@@ -49,7 +49,9 @@ class SubsetRegressor(RegressorMixin, BaseEstimator):
             UserError: the tolerance is negative.
         """
         if not self.tolerance >= 0:
-            raise UserError(f"The tolerance of {type(self).__name__} is at least 0, not {self.tolerance}.")
+            raise UserError(
+                f"Expected the tolerance of {type(self).__name__} to be at least 0, got {self.tolerance}."
+            )
         X, y = training_arrays(self, X, y)
         columns, outcome = unit_columns(X), unit_columns(y[:, None])[:, 0]
         self.selected_: Int[np.ndarray, " selected"] = np.sort(self._select(columns, outcome))

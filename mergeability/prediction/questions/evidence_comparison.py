@@ -77,7 +77,7 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class EvidenceScores:
-    """Hold the scores of every kind of evidence on one table of pairs.
+    """The scores of every kind of evidence on one table of pairs.
 
     Attributes:
         scores: one row per group, situation, target and predictor: `r` and the columns listed in `compare_evidence`.
@@ -100,7 +100,7 @@ class _Population:
     calibration: str | None = None
 
     def of(self, pairs: pd.DataFrame) -> pd.DataFrame:
-        """Keep the pairs whose two tasks belong to one of the sets of tasks."""
+        """Select the pairs whose two tasks belong to the same set of tasks."""
         inside = [pairs["task_a"].isin(own) & pairs["task_b"].isin(own) for own in self.tasks]
         return pairs[np.any(inside, axis=0)].reset_index(drop=True)
 
@@ -139,7 +139,7 @@ def compare_evidence(
     methods = outcome_methods(pairs, targets) if methods is None else list(methods)
     if not methods:
         raise UserError(
-            "Comparing evidence requires outcomes of merges, but this table contains none: set merge=…."
+            "A comparison of evidence requires outcomes of merges, but this table contains none: set merge=…."
         )
     populations, notes = _populations(pairs, groups)
     rows, without, found = [], [], {}
@@ -168,7 +168,7 @@ def _populations(
     if not used:
         raise UserError(
             f"Expected a group of at least {MIN_TASKS} tasks, got {summarise_names(sorted(present))} for the groups "
-            f"{', '.join(groups) or 'none'}. Name the tasks of each with task_groups=…."
+            f"{', '.join(groups) or 'none'}. Set the tasks of each group in task_groups=…."
         )
     notes = [
         f"Group {name} is left out: {len(tasks[name])} of its tasks are in the table, and {MIN_TASKS} are needed."
@@ -283,7 +283,7 @@ class _Correlations:
         return predicted, measured, ends, group["held_out"].to_numpy(dtype=object)
 
     def mean(self, without: str | None = None) -> float:
-        """Average over methods, over all pairs or those without a task."""
+        """Average over methods, on all pairs or on the pairs without a task."""
         found: list[float] = []
         for predicted, measured, ends, held_out in self._methods:
             kept = (ends != without).all(axis=1)

@@ -1,4 +1,4 @@
-"""Conformal prediction intervals for pairs of new tasks, and the share of pairs they cover."""
+"""Conformal prediction intervals for pairs of new tasks, and their coverage."""
 
 import math
 
@@ -66,7 +66,7 @@ def student_interval(values: Float[np.ndarray, " n"], level: float | int = 0.95)
 def transferred_intervals(
     calibration: pd.DataFrame, predictions: pd.DataFrame, level: float | int = SHARE
 ) -> pd.DataFrame:
-    """Calibrate intervals on held-out pairs of some tasks, and measure the share of other tasks' pairs they cover.
+    """Calibrate intervals on held-out pairs of some tasks, and measure their coverage on pairs of other tasks.
 
     Args:
         calibration: validated pairs of the tasks that a fit has seen.
@@ -109,7 +109,7 @@ def residuals_of(predictions: pd.DataFrame) -> Float[np.ndarray, " n"]:
 
 
 def conformal_table(predictions: pd.DataFrame, level: float | int = SHARE) -> pd.DataFrame:
-    """Calibrate intervals for every predictor and outcome, and measure the share of pairs that they cover.
+    """Calibrate intervals for every predictor and outcome, and measure their coverage.
 
     Args:
         predictions: validated pairs, one row per fold and pair.

@@ -1,4 +1,4 @@
-"""Permutation test over tasks: could the metrics of any other pairs have predicted as well?
+"""Permutation test over tasks: do the metrics of permuted tasks predict equally well?
 
 Pairs that share a task are not independent, so the usual p-value of a correlation over pairs is too small. Here the
 tasks of the metric table are permuted at random: pair (a, b) gets the metrics of (π(a), π(b)), which keeps every

@@ -1,4 +1,4 @@
-"""Cross-validation splitters over pairs of tasks, in scikit-learn's style: which pairs are predicted from which.
+"""Cross-validation splitters over pairs of tasks, in the style of scikit-learn.
 
 A pair belongs to two tasks at once, so ordinary cross-validation would leave both of a pair's tasks in the training
 rows. `groups` are the pairs themselves, an (n, 2) array of task names:
@@ -115,7 +115,7 @@ class LeaveOneTaskOut(_Splitter):
 
 @dataclass(frozen=True)
 class LeaveTwoTasksOut(_Splitter):
-    """Validate each pair alone, by a fit on the pairs that share neither of its tasks; one fold per pair.
+    """Validate each pair with a fit on the pairs that share neither of its tasks; one fold per pair.
 
     With all pairs of T tasks, each fold has (T-2)(T-3)/2 training pairs (153 for T = 20). This is the test for two
     models that were never merged before. A single pair has no correlation, so the predictions of all folds are pooled.
@@ -141,7 +141,7 @@ class LeaveTwoTasksOut(_Splitter):
 
 @dataclass(frozen=True)
 class DisjointHalves(_Splitter):
-    """Fit on the pairs within one random half of the tasks and validate on the pairs within the other.
+    """Train on the pairs within one random half of the tasks and validate on the pairs within the other half.
 
     With all pairs of an even number T of tasks, each fold has T/2·(T/2-1)/2 training and as many validation pairs (45
     for T = 20); pairs with a task in each half are left out.
@@ -165,7 +165,7 @@ class DisjointHalves(_Splitter):
     many: ClassVar[bool] = False
 
     def folds(self, groups: Any) -> Iterator[Split]:
-        """Yield a fold for each halving that leaves pairs on both sides."""
+        """Yield one fold per random split with pairs in both halves."""
         tasks, ends = _ends(groups)
         generator = np.random.default_rng(self.seed)
         for _ in range(self.repeats):
@@ -179,7 +179,7 @@ class DisjointHalves(_Splitter):
 
 @dataclass(frozen=True)
 class AcrossGroups(_Splitter):
-    """Fit on the pairs within one group of tasks and validate on those within another: a single fold.
+    """Train on the pairs within one group of tasks and validate on the pairs within another, in a single fold.
 
     Pairs across the groups are left out. Where no pair is within the other group, as in the training rows of that
     fold, the folds are those of `LeaveTwoTasksOut` among the pairs within the first, so that strengths are chosen as
@@ -205,11 +205,11 @@ class AcrossGroups(_Splitter):
         shared = sorted(set(self.fitted) & set(self.validated))
         if shared:
             raise UserError(
-                f"Tasks that are fitted cannot be new ones: {', '.join(shared)} is in both groups."
+                f"Expected disjoint groups of training and new tasks: {', '.join(shared)} is in both groups."
             )
 
     def folds(self, groups: Any) -> Iterator[Split]:
-        """Yield the fold from one group to the other, or the folds within the first if there is no other."""
+        """Yield the fold from one group to the other, or the folds within the first group if there is no other."""
         ends = np.asarray(groups, dtype=object).reshape(-1, 2)
         training, validation = (
             np.flatnonzero(np.isin(ends, list(tasks)).all(axis=1)) for tasks in (self.fitted, self.validated)

@@ -131,7 +131,7 @@ def test_a_batch_gives_each_problem_what_it_gets_alone(problem):
 
 def test_settings_that_cannot_be_solved_are_refused(problem):
     X, _, y = problem
-    with pytest.raises(UserError, match="task_strength of dyadic must be positive"):
+    with pytest.raises(UserError, match="Expected a positive task_strength of dyadic"):
         Dyadic(0).fit(X, y)
     with pytest.raises(UserError, match="strengths of dyadic must be positive"):
         Dyadic(strengths=(0, 1)).fit(X, y)

@@ -1,4 +1,4 @@
-"""What a rendered task can be about: one module per kind of subject, and `catalogue`, the list of them."""
+"""Subjects of rendered tasks: one module per kind, and the list of all in `catalogue`."""
 
 import lazy_loader
 
