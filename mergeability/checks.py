@@ -36,7 +36,7 @@ class OnePart:
     """Text that is usable as the name of one file or folder: it contains no separators or `..`."""
 
 
-# No machine holds more of anything, and libraries in C take no larger numbers.
+# The limit of signed 32-bit integers, which C libraries use for counts; no setting needs more.
 _MOST = 2**31 - 1
 
 Count = Annotated[int, Bounds(1, _MOST)]
@@ -50,7 +50,7 @@ NotNegative = Annotated[float | int, Bounds(0, 1e300)]
 PathPart = Annotated[str, OnePart()]
 
 
-# Blanks and characters that nobody sees, such as the mark at the beginning of a file.
+# Blanks and invisible characters, such as a byte-order mark.
 _BLANK_ENDS = re.compile(r"^[\s\u200b\u2060\ufeff]+|[\s\u200b\u2060\ufeff]+$")
 
 
@@ -90,7 +90,7 @@ def check_path_part(what: str, text: str) -> None:
     """Check that a name can be used as that of a file or folder.
 
     Raises:
-        UserError: it would lead elsewhere, or nowhere.
+        UserError: it is not a valid file name.
     """
     if not is_path_part(text):
         raise UserError(
@@ -102,14 +102,14 @@ def check_path_part(what: str, text: str) -> None:
 def clean_name(name: Any, what: str = "a name") -> str:
     r"""Normalise the name of a task, model or class: strip surrounding blanks, and convert to Unicode NFC.
 
-    Numbers are names too. YAML reads words such as `no` as truth values: these are refused.
+    Numbers are valid names. YAML reads words such as `no` as booleans, which are rejected.
 
     Args:
-        name: as it was typed or read.
-        what: what it is the name of, for the message.
+        name: the name as typed or read.
+        what: the kind of object that it names, for the message.
 
     Raises:
-        UserError: it is neither text nor a number, or nothing but blanks.
+        UserError: it is neither text nor a number, or consists only of blanks.
 
     >>> clean_name(" cafe\u0301 "), clean_name(7)
     ('café', '7')
@@ -126,7 +126,7 @@ def clean_names(names: Iterable[Any], what: str) -> dict[str, Any]:
     """Normalise names that must differ; return normalised name → given name, in order.
 
     Raises:
-        UserError: one is no name, or two are the same once blanks and the form of accents are set aside.
+        UserError: a name is invalid, or two names are equal after normalisation.
 
     >>> clean_names(["a ", "b"], "tasks")
     {'a': 'a ', 'b': 'b'}

@@ -11,7 +11,7 @@ def chosen_device(name: str = "auto") -> str:
     """
     if name == "cpu":
         return name
-    # Imported here: whoever stays on the CPU may need no torch.
+    # Imported here, because device=cpu does not need torch.
     import torch
 
     if name == "auto":

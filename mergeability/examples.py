@@ -264,7 +264,7 @@ def write_tiny_images(folder: str | Path) -> None:
 
 
 def _written(base: Mapping[str, Tensor], changes: Mapping[str, Mapping[str, Tensor]]) -> TaskVectors:
-    # Models are read from their files when they are used, so these stay until the process ends.
+    # Models are read from their files on demand, so the files must exist until the process ends.
     folder = Path(tempfile.mkdtemp(dir=_temporary_folder()))
 
     def opened(name: str, change: Mapping[str, Tensor]) -> Checkpoint:

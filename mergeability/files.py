@@ -18,7 +18,7 @@ from mergeability.errors import UserError
 if sys.platform != "win32":
     import fcntl
 
-# Seconds after which temporary files and folders that no process holds are left over.
+# Age in seconds after which unlocked temporary files and folders count as left over.
 LEFT_OVER = 24 * 60 * 60
 
 
@@ -73,7 +73,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
             os.close(handle)
             temporary = Path(name)
             yield temporary
-            # mkstemp makes files that only their owner reads; results are meant to be shared.
+            # mkstemp creates files that only their owner can read, but results are meant to be shared.
             temporary.chmod(0o644)
             temporary.replace(path)
         finally:
@@ -150,7 +150,7 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
     """
     folder = Path(tempfile.mkdtemp(dir=beside.parent, prefix=f".{beside.name}.", suffix=".partial"))
     try:
-        # mkdtemp makes folders that only their owner reads; results are meant to be shared.
+        # mkdtemp creates folders that only their owner can read, but results are meant to be shared.
         folder.chmod(0o755)
         with contextlib.ExitStack() as held:
             hold_folder(folder, held)
@@ -183,7 +183,7 @@ def sweep_folders(beside: Path) -> list[Path]:
         The folders that were removed.
     """
     removed = []
-    # A name may hold characters with a meaning in patterns.
+    # Names are compared directly, because they may contain special characters of glob patterns.
     for path in list(beside.parent.iterdir()) if beside.parent.is_dir() else ():
         if not path.name.startswith(f".{beside.name}.") or not path.is_dir():
             continue

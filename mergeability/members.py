@@ -1,7 +1,7 @@
 """Members of the groups in `conf`: names, options and declared traits, read from files without imports.
 
-A member is a YAML file with a `_target_`; any other file of the folder is a set of members. This is what makes a new
-member known everywhere as soon as its file exists: in the sets `all` and `data_free`, in messages and in tests.
+A member is a YAML file with a `_target_`; any other file of the folder is a set of members. A new member is thus
+available as soon as its file exists: in the sets `all` and `data_free`, in messages and in tests.
 """
 
 import ast
@@ -17,7 +17,7 @@ import yaml
 
 from mergeability.errors import UserError
 
-# Parsing forty files takes 5 ms in C and ten times as long in Python.
+# The C parser reads forty files in 5 ms, ten times faster than the Python parser.
 _Base: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -49,7 +49,7 @@ _PUBLISHED_ORDER = {
         "shared_input_gradient_l2_distance",
         "shared_input_gradient_dot_product",
     ),
-    # The two baselines come first: every other row is compared with them.
+    # The two baselines are listed first, because every other row is compared with them.
     "predictor": (
         *("mean", "additive", "dyadic", "ols", "ridge", "lasso", "elastic_net"),
         *("backward_elimination", "forward_selection", "pearson", "pearson_l1", "mlp", "trees"),
@@ -57,7 +57,7 @@ _PUBLISHED_ORDER = {
 }
 
 
-# Folders of users' own configuration, which are searched before the package's.
+# Users' configuration folders, which are searched before the package's.
 _own: list[Path] = []
 
 
@@ -128,7 +128,7 @@ def options_of(group: str, name: str) -> dict[str, Any]:
 
     Args:
         group: the folder in `conf`.
-        name: of the file, without its ending.
+        name: name of the file, without its ending.
     """
     return read_member(files(group)[name])
 

@@ -14,7 +14,7 @@ def no_progress(items: Iterable[Any], _description: str, _total: int) -> Iterabl
 
 def track(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
     """Show a bar with an ETA on standard error while iterating; nothing if standard error is not a terminal."""
-    # Imported here: a library user who passes no progress needs no rich.
+    # Imported here, because library users without progress bars do not need rich.
     from rich.console import Console
     from rich.progress import (
         BarColumn,

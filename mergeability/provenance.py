@@ -20,8 +20,8 @@ PACKAGES = (
 )
 
 _PENALTIES = "mergeability.finetuning.penalties"
-# Where a class lived when its dotted name first entered a hash -> where it lives now. Hashes of settings (`card.json`)
-# and keys of the store hold the first name for ever, so that moving a class orphans no training and no stored value.
+# Dotted name of a class when it was first hashed → its current name. Hashes of settings (`card.json`)
+# and store keys always use the first name, so that moving a class does not invalidate trainings or stored values.
 MOVED = {
     "mergeability.data.layouts.Layout": "mergeability.data.real.layouts.Layout",
     f"{_PENALTIES}.mergeability.Mergeability": f"{_PENALTIES}.weighted_sum.WeightedSum",
@@ -69,7 +69,7 @@ def git_commit() -> str | None:
     """Return the commit of the source, with `-dirty` if the tree has changes; None outside a checkout."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
-        # Installed somewhere below another project's checkout, whose commit says nothing about this one.
+        # The package is installed inside another project's checkout, whose commit does not describe this package.
         return None
     try:
         result = subprocess.run(

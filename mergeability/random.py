@@ -8,5 +8,5 @@ from torch import Generator
 def seeded_generator(*parts: str | int) -> Generator:
     """Return a CPU generator whose stream is determined by the sequence of parts."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()
-    # torch takes 64-bit seeds and rejects those above the signed range on some builds, hence 63 bits.
+    # torch accepts 64-bit seeds, but some builds reject those above the signed range, so use 63 bits.
     return Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -1,8 +1,8 @@
 """The number of threads of PyTorch: the number of idle cores, set before torch is imported.
 
-OpenMP's threads wait for each other by spinning. Where another program holds a core, the thread that runs burns its
-own core while the other one waits for its turn, thousands of times a second. One thread takes its share of the machine
-and no more: `docs/decisions/0017-threads.md` has the measurements.
+OpenMP threads wait for each other by spinning. If another program occupies a core, a running thread wastes its
+core while another thread waits to be scheduled, thousands of times per second. A single thread does not have this
+problem; `docs/decisions/0017-threads.md` has measurements.
 """
 
 import logging
@@ -15,9 +15,9 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-# Variables by which a user chooses: where one is set, nothing is changed.
+# Variables by which users set the number of threads; if one is set, nothing is changed.
 _CHOICES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-# Below this many seconds, a measurement of how busy the cores are says little.
+# Shorter measurements of idle time, in seconds, are unreliable.
 _LEAST = 0.2
 _PROC = Path("/proc/stat")
 
@@ -87,7 +87,7 @@ def _idle_seconds() -> float | None:
         ours = {f"cpu{number}" for number in os.sched_getaffinity(0)}
         ticks = os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError, ValueError):
-        # No such file or call: not Linux.
+        # The file or function exists only on Linux.
         return None
     fields = [line.split() for line in lines]
     # user, nice, system, idle, iowait, …: a core that waits for a disk is free to compute.

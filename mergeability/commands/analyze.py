@@ -39,7 +39,7 @@ def analyse(cfg: DictConfig) -> float | tuple[float, ...] | None:
     check_packages(cfg.get("logger"))
     check_workers(cfg.workers, cores())
     train_missing(cfg)
-    # Imported here: `--help` and a wrong option need none of it.
+    # Imported here, so that `--help` and errors in options do not wait for heavy imports.
     from hydra.utils import instantiate
 
     from mergeability.pipeline.run import analyse as run_analysis
@@ -69,7 +69,7 @@ def train_missing(cfg: DictConfig) -> None:
     """Fine-tune the missing models of an analysis, as `train.py` does with these settings.
 
     Raises:
-        UserError: the suite has no tasks to train on; whatever `fine_tune` raises.
+        UserError: the suite has no tasks to train on, or a training fails.
     """
     if not cfg.train.missing:
         return
@@ -82,7 +82,7 @@ def train_missing(cfg: DictConfig) -> None:
     names = [name for name in cfg.suite.tasks if wanted is None or name in wanted]
     jobs = []
     for name in names:
-        # The suite's own version of the task, which may have fewer images than conf/task says.
+        # The suite's version of the task, which may have fewer images than the one in conf/task.
         job.task = cfg.suite.tasks[name]
         if "csv" in (job.get("logger") or {}):
             job.logger.csv.name = f"csv/{name}"
@@ -92,7 +92,7 @@ def train_missing(cfg: DictConfig) -> None:
             logger.info("Model %d of %d: %s with %s", number, len(names), name, cfg.suite.trained)
             fine_tune(one)
         return
-    # Resolved here: workers know nothing of Hydra's job. Their progress bars would overwrite each other.
+    # Resolved here, because workers have no access to Hydra's job. Their progress bars would overwrite each other.
     resolved = [{**plain(one), "progress": None} for one in jobs]
     logger.info("%d models with %s, on workers=%s", len(names), cfg.suite.trained, cfg.workers)
     run = Run(progress=track, workers=cfg.workers)
@@ -129,7 +129,7 @@ def objectives(cfg: DictConfig, analysis: Any) -> float | tuple[float, ...] | No
 
 
 def _progress(opened: "list[Guarded]") -> Progress:
-    """Return the progress bar, which loggers that are open follow too."""
+    """Return the progress bar, which also reports to open loggers."""
     if not opened:
         return track
     from mergeability.reporting.tracking import tracked_progress

@@ -1,6 +1,6 @@
 """Declared argument types of the classes and functions that a configuration names.
 
-Sources are parsed, not imported: a wrong setting is noticed before PyTorch is.
+Sources are parsed instead of imported, so that a wrong setting is reported before PyTorch is imported.
 """
 
 import ast
@@ -24,7 +24,7 @@ class RefusedError(ValueError):
     """Raised when an annotation does not allow a value.
 
     Attributes:
-        entry: of names and values, the name that is to blame, what it was to be, and its value.
+        entry: entry of names and values, the name that is to blame, what it was to be, and its value.
     """
 
     def __init__(self, entry: tuple[str, ast.expr, Any] | None = None) -> None:
@@ -97,7 +97,7 @@ def _named(annotation: ast.expr) -> set[str]:
 
 
 class _Replaced(ast.NodeTransformer):
-    """Put expressions in the place of names."""
+    """Replace names by expressions."""
 
     def __init__(self, meanings: Mapping[str, ast.expr]) -> None:
         self._meanings = meanings
@@ -139,7 +139,7 @@ def take(annotation: ast.expr, value: Any) -> Any:
     """Convert a value to its annotated type; a number where text is expected becomes text.
 
     Raises:
-        RefusedError: it is nothing that the annotation allows.
+        RefusedError: the annotation does not allow the value.
     """
     entry = None
     for alternative in _alternatives(annotation):
@@ -202,7 +202,7 @@ def _take(annotation: ast.expr, value: Any) -> Any:
         case ast.Subscript(value=ast.Name(id="Literal"), slice=options):
             found = [ast.literal_eval(one) for one in _elements(options)]
             for option in found:
-                # Hydra reads nan as a number, and true as no word.
+                # Hydra parses nan as a number and true as a boolean, so neither can be text here.
                 if option == value or (isinstance(option, str) and option == _typed(value)):
                     return option
             raise RefusedError

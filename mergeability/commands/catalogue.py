@@ -80,7 +80,7 @@ def entries(kind: str) -> tuple[Entry, ...]:
 
 @cache
 def _entries_in(kind: str, _own: tuple[Path, ...]) -> tuple[Entry, ...]:
-    # Users' own folders decide what is found, so each choice of them has its own place in the cache.
+    # Users' folders affect the result, so they are part of the cache key.
     if kind == "protocols":
         return tuple(protocol_entry(node) for node in protocol_classes())
     return tuple(_BUILDERS[kind](name) for name in _names(kind))
@@ -90,7 +90,7 @@ def entry(name: str) -> Entry:
     """Find a member by its name, or by kind and name, such as `method/ties`.
 
     Raises:
-        UserError: there is no such member, or several kinds have one of this name.
+        UserError: there is no such member, or several kinds have a member of this name.
 
     Examples:
         >>> from mergeability.commands.catalogue import entry

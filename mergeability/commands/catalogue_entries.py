@@ -35,7 +35,7 @@ class Option:
     Attributes:
         setting: its name on the command line.
         default: its value in the YAML file, as text.
-        description: from the docstring and the comment behind the value; empty if there is neither.
+        description: text from the docstring and from the comment after the value; empty if there is neither.
     """
 
     setting: str
@@ -57,7 +57,7 @@ class Entry:
         range: range and units of the value; empty where there is none.
         source: the paper, or "this project".
         options: name, default and meaning of each option.
-        cost: what it needs: data, gradients, passes.
+        cost: required data, gradients and passes.
         config: path of its YAML file; empty for protocols.
         implementation: dotted name of the class or function.
         example: a command that uses it.
@@ -313,7 +313,7 @@ def _entry(
     prefix = f"{folder_name}.{name}" if kind in ("metric", "method", "predictor") else folder_name
     values: dict[str, Any] = {
         "group": "",
-        # A file without a comment is a member all the same.
+        # A file without a comment is also a member.
         "summary": doc.summary or f"The {kind} {name}",
         "formula": doc.facts.get("formula") or _formula(doc.summary),
         "range": doc.facts.get("range", ""),
@@ -341,7 +341,7 @@ def _description(key: str, doc: Docstring, comments: dict[str, str]) -> str:
     """Join the description of an option in the docstring and the comment behind its value."""
     described = doc.parameters.get(key.removeprefix("penalty.").removesuffix("._target_"), "")
     comment = comments.get(key, "")
-    # Comments such as "or tensor: …" continue the value in the file, and the docstring has the same.
+    # Comments such as "or tensor: …" continue the value in the file; the docstring describes the same choice.
     repeated = described and (comment in described or comment.startswith(("or ", "and ", "the method that")))
     # Options are written in YAML.
     described = re.sub(r"\bNone\b", "null", described)

@@ -141,8 +141,8 @@ def compare(
 def predict(base: str, models: tuple[str, ...], as_json: bool, report: Path | None, **options: Any) -> None:
     r"""Predict whether models fine-tuned from BASE merge well, with which method, how reliably, and why.
 
-    With --images for every model, each merge is tried on unlabelled images of each task (CLIP models). With --fitted, a
-    predictor of an earlier analysis is used. With neither, the answer says what it would need.
+    With --images for every model, each merge is probed on unlabelled images of each task (CLIP models). With
+    --fitted, a predictor of an earlier analysis is used. With neither, the answer lists the evidence that is missing.
 
     \b
       mergeability predict base.safetensors cars.safetensors svhn.safetensors \
@@ -210,7 +210,7 @@ def merge(
 ) -> None:
     r"""Merge models fine-tuned from BASE by one method; write the result with a card that records how it was made.
 
-    Of a folder of transformers, the merge is one too: tensor names, configuration and tokenizer are the base's.
+    If BASE is a transformers folder, the result is one too, with the base's tensor names, configuration and tokenizer.
 
     \b
       mergeability merge base.safetensors cars.safetensors svhn.safetensors --method tsv --out merged/
@@ -222,7 +222,7 @@ def merge(
         from mergeability.verbs.merging import check_out
 
         if out is not None:
-            # Before minutes of merging, not after.
+            # Checked here, so that an error is raised before minutes of merging.
             check_out(out, overwrite)
         given = {**evidence, "include": include, "exclude": exclude, "store": store}
         method = _best(base, models, given) if method == "best" else method
@@ -345,7 +345,7 @@ def _best(base: str, models: Sequence[str], given: dict[str, Any]) -> str:
     """Return the method that the verdict recommends.
 
     Raises:
-        UserError: there is no evidence for one.
+        UserError: there is no evidence to recommend a method.
     """
     found = _predicted(base, models, **given)
     if not found.verdict.recommended:

@@ -109,7 +109,7 @@ def _write(asked: argparse.Namespace) -> None:
 
 
 def _save(asked: argparse.Namespace) -> None:
-    """Save the workspace and the report, which read what was logged: FOLDER only says which methods there are."""
+    """Save the workspace and the report, which show logged runs; FOLDER only determines the methods."""
     from mergeability.reporting.dashboard.workspace import Project, save
 
     methods = asked.methods

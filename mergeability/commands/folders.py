@@ -1,6 +1,6 @@
 """Run folders: each belongs to exactly one run, from the first log line to the last result.
 
-- A folder named by the time is claimed by the run that makes it; a run that starts in the same second gets `-2`.
+- A folder named after the time belongs to the run that creates it; a run that starts in the same second gets `-2`.
 - A folder that is given, such as `hydra.run.dir=outputs/demo`, may hold an earlier run. The new run writes into a
   hidden folder next to it, which takes its place at the end, in one step. If the run fails, the earlier results stay
   as they are, and the files of the failed run are moved to `<folder>.unfinished`.
@@ -42,7 +42,7 @@ class _Claim:
         shown: the folder as it was given, for messages.
         final: where results belong.
         working: where the run writes until it ends.
-        locks: on both.
+        locks: open locks on both folders.
     """
 
     shown: Path | None = None
@@ -158,11 +158,11 @@ def _given(folder: Path, *, private: bool) -> Path:
     claim.shown, claim.final, claim.working = folder, final, final
     if not (private and (final / ".hydra").exists() and can_be_replaced(final)):
         return folder
-    # Claimed first: what is made next is removed or moved at the end, whatever happens.
+    # Lock it first, because the folder created next is removed or moved at the end in any case.
     claim.working = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.", suffix=".partial"))
     claim.working.chmod(0o755)
     hold_folder(claim.working, claim.locks)
-    # What a merge is made of is checked before it is used again; those that are not made again are removed.
+    # Existing merges are checked before they are reused; merges that this run does not create are removed.
     if (final / "merged").is_dir():
         link_tree(final / "merged", claim.working / "merged")
     return claim.working
@@ -175,7 +175,7 @@ def _publish(claim: _Claim) -> None:
     hydra = claim.working / ".hydra" / "hydra.yaml"
     if hydra.exists():
         write_text(hydra, hydra.read_text(encoding="utf-8").replace(str(claim.working), str(claim.final)))
-    # Files of the earlier run go; files of a person, and W&B runs that may not have been uploaded, stay.
+    # Remove files of the earlier run, but keep users' files, and W&B runs that may not have been uploaded.
     of_a_run = {*RESULTS, ".hydra", "merged", "csv", REPORT, SHEET}
     try:
         replace_folder(
@@ -185,7 +185,7 @@ def _publish(claim: _Claim) -> None:
         )
     except OSError as error:
         raise UserError(f"Cannot replace {claim.shown}: {error.strerror or error}.") from error
-    # The earlier run's folder is there now.
+    # This path now contains the earlier run's folder.
     shutil.rmtree(claim.working, ignore_errors=True)
 
 

@@ -1,8 +1,8 @@
 """Records of a sweep's jobs on disk: when each started, and how it ended.
 
-Any process may run a job: that of the command, one of a pool, or one on another machine. All of them write into
+Any process may run a job: the command's process, a pool worker, or a process on another machine. All write to
 `<sweep folder>/.jobs/<start of the sweep>/`, one file per job, so the list of jobs is the same with every launcher. A
-record without an end belongs to a job that runs, or to one that was killed.
+record without an end belongs to a running or killed job.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ class Record:
     """The start and the end of one job.
 
     Attributes:
-        number: its place in the sweep, from 0.
+        number: index of the job in the sweep, from 0.
         overrides: its settings.
         folder: where its results are.
         host: the machine that runs it.
@@ -38,7 +38,7 @@ class Record:
         began: seconds since 1970.
         ended: seconds since 1970; None while it runs, and for a job that was killed.
         error: the sentence it failed with; None for success.
-        value: what it returned for a sweeper that searches: a number or several.
+        value: one or more numbers that it returned to an optimising sweeper.
     """
 
     number: int

@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from mergeability.errors import UserError
 from mergeability.provenance import with_published_names
 
-# Part of a config but not of what a checkpoint depends on: they only suggest values for `training`, or comment.
+# Keys that do not affect the checkpoint: they only suggest values for `training`, or are comments.
 _ADVICE = {
     "task": ("epochs", "expected_accuracy"),
     "model": ("learning_rate", "batch_size", "base_command"),
@@ -15,11 +15,11 @@ _ADVICE = {
 }
 
 
-# Settings that came later, with the values that every training before had: left out where they are these, so that
-# what was trained then is still found.
+# Settings added after the first release, with their defaults. Default values are omitted from the record, so that
+# the hashes of older trainings stay valid.
 _LATER: dict[str, dict[str, Any]] = {
     "training": {"optimizer": "adamw", "momentum": 0.9, "compile": False},
-    # Each device has a batch of its own: two devices are another training than one.
+    # Each device processes its own batches, so the number of devices changes the training.
     "trainer": {"devices": 1},
 }
 

@@ -23,7 +23,7 @@ from mergeability.context import cores
 from mergeability.errors import printable
 from mergeability.threads import choose_threads, sample
 
-# Taken while Hydra composes, so that looking at the machine costs no time.
+# Measured while Hydra composes the configuration, so that it takes no extra time.
 _BEGAN = sample()
 
 
@@ -36,7 +36,7 @@ def run(main: Callable[[], Any]) -> None:
     verbose = bool(os.environ.setdefault("HYDRA_FULL_ERROR", ""))
     os.environ["HYDRA_FULL_ERROR"] = "1"
     logging.captureWarnings(True)
-    # A full disk fails to take the log too, which needs no traceback for each line.
+    # On a full disk logging fails as well; do not print a traceback for every line.
     logging.raiseExceptions = verbose
     sys.argv[1:] = flags_first(sys.argv[1:])
     code = 0

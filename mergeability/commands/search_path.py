@@ -43,7 +43,7 @@ def use_own_folders(arguments: Sequence[str]) -> None:
         register_sets()
         Plugins.instance().register(OwnFolders)
         if str(Path.cwd()) not in sys.path:
-            # What a file of ./conf names as its `_target_` is next to it, as for `python train.py`.
+            # Modules named as `_target_` in ./conf are importable from the working folder, as with `python train.py`.
             sys.path.append(str(Path.cwd()))
 
 

@@ -74,7 +74,7 @@ _FOREIGN: dict[str, tuple[str, str, str, dict[str, str]]] = {
         for tower in ("vision", "text")
     },
 }
-# How to write what is hard to guess.
+# Examples of settings whose format is hard to guess.
 _EXAMPLES = {
     "suite.models": " suite.models names files: 'suite.models={a: a.safetensors, b: b.safetensors}'."
 }

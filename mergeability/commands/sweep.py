@@ -33,7 +33,7 @@ from mergeability.files import write_text
 logger = logging.getLogger(__name__)
 # In the folder of a job that has a process of its own: everything it printed.
 TERMINAL = "terminal.log"
-# PyTorch's words when memory on the CPU is out.
+# The error message of PyTorch when CPU memory is exhausted.
 _NO_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|Storage size calculation overflowed|out of memory"
 )
@@ -42,7 +42,7 @@ _NO_MEMORY = re.compile(
 class Ledger(Callback):
     """Record the start and end of each job of a sweep, and update the summary of the sweep after each job.
 
-    The process of the command makes one, and launchers send copies to the processes that run jobs. What they share is
+    The command's process creates one ledger, and launchers send copies to the processes that run jobs. Shared state is
     on disk (`job_records`). Hydra turns an exception in a callback into a warning and skips `on_multirun_end` after a
     failed job, so `commands.run` closes the ledger and sees to the exit code.
     """
@@ -59,7 +59,7 @@ class Ledger(Callback):
         self.records: Records | None = None
         self.config: DictConfig | None = None
         self.process = (socket.gethostname(), os.getpid())
-        # What launchers keep from one batch of jobs to the next: pools of processes, a cluster.
+        # Resources that launchers keep between batches of jobs: process pools, a cluster.
         self.closing = contextlib.ExitStack()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class Ledger(Callback):
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Record how the job has ended."""
         failed = job_return.status != JobStatus.COMPLETED
-        # Hydra would write "Error executing job with overrides" before the sentence.
+        # Otherwise Hydra would print "Error executing job with overrides" before the message.
         job_return.__class__ = QuietReturn
         raised = job_return._return_value
         error = str(user_error(raised) or f"{type(raised).__name__}: {raised}") if failed else None
@@ -114,7 +114,7 @@ class Ledger(Callback):
             and user_error(raised) is None
             and not isinstance(raised, HydraException | OmegaConfBaseException)
         ):
-            # A defect: in a sweep Hydra shows the traceback of the first failed job only.
+            # For a bug, print the traceback here, because in a sweep Hydra shows only that of the first failed job.
             traceback.print_exception(raised)
         if self.records is None or self.records.replaced:
             _held.close()
@@ -123,7 +123,7 @@ class Ledger(Callback):
         if failed and self.away:
             if user_error(raised) is None:
                 error = f"{error}. The traceback is in {folder / TERMINAL}."
-            # An exception of any class might not survive the way to the process of the command.
+            # Arbitrary exceptions may not survive pickling on the way to the command's process.
             job_return._return_value = UserError(error)
         number = int(config.hydra.job.num)
         (record,) = [one for one in self.records.read() if one.number == number]
@@ -134,7 +134,7 @@ class Ledger(Callback):
         ended = sum(one.ended is not None for one in self.records.read())
         if not self.away:
             self.tell()
-        # Others are followed by the process of the command; the last one need not rely on it.
+        # In worker processes only the last job updates the summary; otherwise the command's process does.
         if not self.away or ended == self.total:
             self.summarise()
 
@@ -154,7 +154,7 @@ class Ledger(Callback):
                 return None
             note = self.records.folder / "summary"
             known = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
-            # Jobs that failed are named in summaries.
+            # Summaries also list failed jobs, so these are part of the state.
             numbers = [[record.number, record.finished] for record in self.records.read() if record.ended]
             if known.get("jobs") != numbers:
                 earlier = sorted(Path(self.beside).rglob("run.json")) if self.beside is not None else []
@@ -169,24 +169,24 @@ class Ledger(Callback):
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON can hold of a job's value: a number or several; None for anything else."""
+    """Return a job's value as one or more finite numbers for JSON; None for anything else."""
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     return float(value) if isinstance(value, float | int) and math.isfinite(value) else None
 
 
-# Open for as long as a job runs in this process.
+# Holds the locks of the job that runs in this process.
 _held = contextlib.ExitStack()
 
 
 def _hold(folder: Path) -> None:
-    """Hold a job's folder until the job ends; wait for a process that an earlier start of the sweep left there."""
+    """Lock a job's folder until the job ends, waiting for a process of an earlier launch of the sweep."""
     _held.close()
     _held.enter_context(held(folder))
 
 
 def _write_output_to(path: Path) -> None:
-    """Send everything that this process and its children print to a file, in place of the terminal of the command."""
+    """Redirect the output of this process and its children from the terminal to a file."""
     logging.captureWarnings(True)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -196,7 +196,7 @@ def _write_output_to(path: Path) -> None:
 
 
 def _count_jobs(config: DictConfig) -> int | None:
-    """Say how many jobs a sweep has; None where its sweeper decides as it goes."""
+    """Return the number of jobs of a sweep; None if the sweeper decides adaptively."""
     sweeper = config.hydra.sweeper
     if "n_trials" in sweeper:
         return int(sweeper.n_trials)
@@ -205,7 +205,7 @@ def _count_jobs(config: DictConfig) -> int | None:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    # As the sweeper itself does it: what is typed replaces what `hydra.sweeper.params` says.
+    # As in the sweeper: typed overrides replace those of `hydra.sweeper.params`.
     given = [f"{name}={value}" for name, value in (sweeper.get("params") or {}).items()]
     overrides = OverridesParser.create().parse_overrides([*given, *config.hydra.overrides.task])
     return sum(len(batch) for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None))

@@ -61,7 +61,7 @@ def fine_tune(cfg: DictConfig) -> dict[str, Any] | None:
     return card
 
 
-# What Lightning says on every fit of a small model, by message: true, and of no use to the person watching.
+# Messages that Lightning prints for every small model, and that do not help the user.
 _LIGHTNING_WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     r"The number of training batches .* is smaller than the logging interval",
@@ -99,14 +99,14 @@ def base_hash(cfg: DictConfig) -> str:
     It is made of published weights, of a file, or of a seed.
 
     Raises:
-        UserError: there is no base model and none to fetch.
+        UserError: the base model does not exist and cannot be downloaded.
     """
     folder = Path(cfg.base)
     card = read_object(folder / "card.json")
     pretrained = cfg.model.get("pretrained")
     if card is None and pretrained is None and cfg.model.get("base_command"):
         raise UserError(f"No base model at {folder}. Run: {cfg.model.base_command}")
-    # Before anything heavy is imported: most often it is there, and of the weights asked for.
+    # Checked before heavy imports, because the base model usually exists with the right weights.
     settings = {} if card is None else card.get("settings", {})
     if not isinstance(settings, Mapping) or (card is not None and not isinstance(card.get("sha256"), str)):
         raise UserError(

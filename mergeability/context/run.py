@@ -98,7 +98,7 @@ class Run:
         object.__setattr__(self, "device", chosen_device(self.device))
 
     def __getstate__(self) -> dict[str, Any]:
-        # In a worker: what a unit itself maps, the worker does alone and silently.
+        # Set in worker processes: nested calls of `map` then run in this process, without progress bars.
         return {**self.__dict__, "workers": 1, "progress": no_progress, "clock": Clock()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -119,7 +119,7 @@ class Run:
     ) -> list[Result]:
         """Apply `unit` to every item, and return the results in the same order.
 
-        The only loop over heavy units (models, layers, merges), so more workers here make every stage parallel. Units
+        This is the only loop over expensive units (models, layers, merges), so workers parallelise every stage. Units
         keep large values in the store and return small ones.
 
         Args:
@@ -139,12 +139,12 @@ class Run:
         if memory is None:
             return [unit(item) for item in self.progress(items, description, len(items))]
         at_once = self._at_once(memory, description)
-        # A random order: processes that start together on one store meet, instead of computing the same item at
-        # the same time. No number depends on it, since each item runs on one core, by itself.
+        # Process items in random order: otherwise processes that start together on one store would compute the same
+        # item at the same time. Results do not depend on the order, because each item is independent and uses one core.
         order = list(range(len(items)))
         random.Random(os.urandom(8)).shuffle(order)
         workers = min(at_once, cores(), len(order))
-        # One thread of linear algebra per worker: with several, the threads of the workers wait for each other.
+        # One linear-algebra thread per worker, because the threads of several workers would compete for cores.
         with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
             futures = {pool.submit(unit, items[place]): place for place in order}
             for _ in self.progress(_finished(pool, list(futures)), description, len(order)):

@@ -1,8 +1,8 @@
 """Units of work in several local processes or on a Ray cluster.
 
-What the units share, such as encoders and images, travels to each worker once and not with every unit. Workers meet
-in the store: what one has filed, the others and the next run find. A worker that cannot reach the store's folder, and
-one whose store is in memory, sends what it has computed back with its result.
+Data shared by the units, such as encoders and images, is sent to each worker once, not with every unit. Workers share
+results through the store. A worker that cannot reach the store's folder, or
+whose store is in memory, returns the computed entries together with its result.
 """
 
 import importlib.util
@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 LOCAL_RAY = "ray"
 """The address of a Ray cluster that is started on this machine for the run."""
 
-# How often in a row a map may lose workers before it gives up.
+# The number of consecutive losses of workers after which a map fails.
 _TRIES = 3
 _ADDRESS_EXAMPLES = "ray://head-node:10001, head-node:6379, auto, or ray"
 
@@ -94,7 +94,7 @@ def spread(
 ) -> list[Result]:
     """Compute `unit(item)` for every item in other processes, and return the results in the same order.
 
-    The units of a worker that is killed are done again by another one.
+    The units of a killed worker are repeated by another one.
 
     Args:
         unit: does one item.
@@ -103,7 +103,7 @@ def spread(
         workers: how many processes, or the address of a Ray cluster.
         cores: of this machine, shared by its processes.
         progress: wraps the loop.
-        description: of the work, for the progress.
+        description: description of the work, for the progress.
         gpus: how many this machine has for the units; a worker has one of its own. 0 where they run on the CPU.
 
     Raises:
@@ -232,7 +232,7 @@ def take_gpu(count: int, folder: Path | None = None) -> int | None:
     """Restrict this process to one GPU that no other worker uses; call this before CUDA is initialised.
 
     Args:
-        count: of GPUs.
+        count: number of GPUs.
         folder: where workers say which one they have; one for each parent process by default.
 
     Returns:
@@ -243,7 +243,7 @@ def take_gpu(count: int, folder: Path | None = None) -> int | None:
     for number in range(count):
         file = (folder / str(number)).open("w")
         if lock(file.fileno(), wait=False):
-            # Open until this process ends: so long the GPU is its own.
+            # Keep the lock open until this process ends, which reserves the GPU.
             _held.append(file)
             os.environ["CUDA_VISIBLE_DEVICES"] = str(number)
             return number
@@ -271,7 +271,7 @@ class _Loaded:
     def load(self, name: str, payload: bytes) -> None:
         import pickle
 
-        # Our own bytes, from the process that started this one: never a file that anybody gave.
+        # Unpickling is safe here: these bytes come from the parent process, never from a user's file.
         self.unit, self.store = pickle.loads(payload)
         self.name = name
 

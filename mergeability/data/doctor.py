@@ -27,7 +27,7 @@ from mergeability.progress import track
 logger = logging.getLogger(__name__)
 
 REPORT, SHEET = "doctor.json", "contact_sheet.png"
-# A few photographs are in both halves of many honest datasets; more than this share is contamination.
+# Many correct datasets share a few photographs between train and test; above this share it is contamination.
 MOST_SHARED = 0.01
 # Examples that are named, and pictures on the contact sheet: all classes, and several of each if they are few.
 _NAMED, _CELLS, _MOST_OF_A_CLASS = 5, 48, 4
@@ -78,7 +78,7 @@ def examine(task: Task, folder: Path) -> Findings:
                 shown(name): list(map(shown, columns)) for name, columns in source.tables.columns.items()
             }
         except UserError as error:
-            # It is not there: no split can say more.
+            # The dataset does not exist, so checking other splits is pointless.
             findings.problems.append(str(error))
             _write(task, findings, folder)
             raise

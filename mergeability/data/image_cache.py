@@ -28,11 +28,11 @@ from mergeability.weights.safetensors_file import TensorFile, write_rows
 Resize = Callable[[Tensor], Tensor]
 T = TypeVar("T")
 
-# Part of the store's key: raise it when what is stored changes meaning.
+# Part of the store key: increment it when the meaning of stored values changes.
 _VERSION = 1
-# Images that are resized at a time.
+# Number of images resized at a time.
 _BATCH = 256
-# Bytes that are hashed at a time.
+# Number of bytes hashed at a time.
 _READ = 64 * 2**20
 
 
@@ -96,7 +96,7 @@ def _say(task: Task, split: Split, count: int, store: Store | None, key: Mapping
     def remarks() -> dict[str, Any]:
         if split in source.pixel_remarks:
             return {"remarks": source.pixel_remarks[split]}
-        # Decoded before remarks were kept, or by another process.
+        # The split was decoded before remarks were stored, or by another process.
         absent = len(source.labels(split)) - count
         return {
             "remarks": [f"{absent} images of the {split} split cannot be decoded and are left out."]
@@ -240,7 +240,7 @@ def _fingerprint(file: TensorFile) -> str:
 def _resized(images: Images, resize: Callable[[Tensor], Tensor], size: int) -> Images:
     if images.images.shape[-2:] == (size, size):
         return images
-    # Filled in place: parts put together at the end would need the memory twice.
+    # Filled in place, because concatenating parts would need twice the memory.
     resized = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
     for part, batch in zip(resized.split(_BATCH), images.images.split(_BATCH), strict=True):
         part.copy_(resize(batch))

@@ -46,8 +46,8 @@ def draw_images(
     Args:
         folder: where the images lie.
         count: how many; all where there are fewer.
-        name: of the task.
-        seed: of the draw.
+        name: name of the task.
+        seed: seed of the draw.
         resize: images (1, 3, height, width) → those of the size that the model takes.
 
     Raises:

@@ -1,7 +1,7 @@
 """Re-estimation of the batch-norm running statistics of a merged encoder.
 
-The average of the models' statistics is not that of the merged model: its activations have less variance, so
-an averaged CNN is far below its models until this is put right.
+The averaged running statistics of the models do not fit the merged model, whose activations have less variance, so
+an averaged CNN is far less accurate than its models until its statistics are re-estimated.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from mergeability.profiles.encoders import evaluation_mode
 
 
 class _ReachedError(Exception):
-    """Ends a forward pass where nothing of the rest is needed."""
+    """Raised to end a forward pass when the remaining layers are not needed."""
 
 
 def has_batchnorm(encoder: nn.Module) -> bool:
@@ -34,13 +34,13 @@ def recalibrate_batchnorm(
 ) -> dict[str, Tensor]:
     """Re-estimate the running mean and variance of every batch norm of an encoder with merged weights.
 
-    They become exactly the mean and the unbiased variance of the layer's inputs over all images and places,
-    where the layers before it are normalised by their own new statistics, as they are in use. So they depend
-    neither on the batch size nor on the order of the images, beyond rounding. What fits into one batch takes
-    one pass; more images take a pass, up to the layer, for each batch norm.
+    They become exactly the mean and the unbiased variance of the layer's inputs over all images and positions,
+    with earlier layers normalised by their own new statistics, as at inference time. So they depend
+    neither on the batch size nor on the order of the images, up to rounding. If all images fit into one batch, one
+    pass suffices; otherwise each batch norm needs a pass up to its layer.
 
-    Changes the running means and variances of the encoder in place and nothing else of it: modes, momenta,
-    counts of batches and weights stay. A batch norm that images do not reach keeps its statistics.
+    Only the running means and variances of the encoder are changed, in place; modes, momenta,
+    batch counts and weights are kept. A batch norm that is not called keeps its statistics.
 
     Args:
         encoder: the encoder, with its weights.
@@ -82,7 +82,7 @@ def _norms(encoder: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def _recalibrate_at_once(encoder: nn.Module, norms: dict[str, _BatchNorm], images: Tensor) -> None:
-    """Set each layer's statistics as the images arrive at it, before it normalises by them."""
+    """Set each layer's statistics from its inputs, before it uses them, in a single forward pass."""
 
     def arrive(name: str, inputs: Tensor) -> None:
         moments = _Moments(norms[name].num_features)
@@ -94,7 +94,7 @@ def _recalibrate_at_once(encoder: nn.Module, norms: dict[str, _BatchNorm], image
 
 
 def _recalibrate_one(encoder: nn.Module, name: str, norm: _BatchNorm, batches: Sequence[Tensor]) -> None:
-    """Set one layer's statistics, those of the layers before it being set already."""
+    """Set one layer's statistics; those of earlier layers must already be set."""
     moments = _Moments(norm.num_features)
 
     def arrive(_name: str, inputs: Tensor) -> None:
@@ -111,7 +111,7 @@ def _recalibrate_one(encoder: nn.Module, name: str, norm: _BatchNorm, batches: S
 
 
 def _order(encoder: nn.Module, norms: dict[str, _BatchNorm], image: Tensor) -> list[str]:
-    """List the batch norms as an image meets them."""
+    """List the batch norms in the order in which they are called."""
     met: dict[str, None] = {}
     with _watched(norms, lambda name, _inputs: met.update({name: None})):
         _run(encoder, image)
@@ -173,7 +173,7 @@ class _Moments:
                 f"The inputs of batch norm '{name}' are not finite: the merged model or the calibration images "
                 "overflow. Check them, or merge at a smaller scale."
             )
-        # Known to be there since `_norms`.
+        # `_norms` lists only layers with running statistics.
         assert norm.running_mean is not None
         assert norm.running_var is not None
         norm.running_mean.copy_(self._mean)

@@ -19,7 +19,7 @@ from mergeability.profiles.views import Views
 from mergeability.provenance import class_name
 from mergeability.task_vectors.vectors import TaskVectors
 
-# What determines weights, as a JSON-able record, and what makes them.
+# A JSON-able record that determines weights, and a function that returns them.
 Weights = tuple[Mapping[str, Any], Callable[[], Mapping[str, Tensor]]]
 
 
@@ -97,7 +97,7 @@ class Merge:
         """Return everything that determines the merged weights, as a JSON-able record."""
         record = {
             "base": self.task_vectors.base_hash,
-            # With their names: masks depend on them, and so does the order of every sum.
+            # Names are included, because masks (DARE) and the order of summation depend on them.
             "models": sorted(self.task_vectors.hashes.items()),
             "merge": _without_alpha(describe(self.method)),
             "alpha": alpha,
@@ -133,7 +133,7 @@ def base_weights(task_vectors: TaskVectors) -> Weights:
 
 
 def _without_alpha(described: Any) -> Any:
-    """Drop the scales from a method's record: the direction does not depend on them."""
+    """Remove scales from a method's record, because the merged task vector does not depend on them."""
     if not isinstance(described, dict):
         return described
     return {name: _without_alpha(value) for name, value in described.items() if name != "alpha"}

@@ -22,7 +22,7 @@ TUNED_FROM = {
     TUNED: "tuned on the tasks' validation images",
     UNLABELLED: "tuned on unlabelled images of the tasks",
 }
-# The method of the probe that is made whichever methods are asked for.
+# The method that is always probed, in addition to the requested ones.
 AVERAGE = "average"
 Save = Callable[[Merge, str, float, str, pd.DataFrame], None]
 
@@ -96,11 +96,11 @@ class Evaluation:
         task_vectors: all models.
         evaluator: measures accuracies.
         models: the table of `evaluate_models`; None where there are no labels, so that merges are only probed.
-        scales: at which scales.
+        scales: the scales to evaluate.
         profiles: evidence of all models, for methods that need data.
-        recalibration: makes batch-norm statistics anew; None for an encoder without batch norms.
-        probe: looks at each merge, with unlabelled images, before it is evaluated; None where merges are not probed.
-        unlabelled: looks at the scales that are tried without labels.
+        recalibration: re-estimates batch-norm statistics; None for an encoder without batch norms.
+        probe: probes each merge on unlabelled images before it is evaluated; None if merges are not probed.
+        unlabelled: probe that selects scales without labels.
         save: is given each merge that was evaluated: the merge, the method's name, the scale, how that was
             chosen, and the rows of its tasks.
     """
@@ -123,7 +123,7 @@ class Evaluation:
         Args:
             methods: name → merge method.
             sets: names of the models of each set.
-            run: the surroundings.
+            run: context of the run.
         """
 
         def measure(item: tuple[tuple[str, ...], str]) -> list[_Measured]:
@@ -146,7 +146,7 @@ class Evaluation:
         columns = [column for name in methods for column in self.scales.columns(name, methods[name])]
         probes = [one.probes for one in found]
         if self.probe is not None and AVERAGE not in columns:
-            # What a plain average answers says something of every other method, at the cost of one merge.
+            # A probe of plain averaging is informative about all methods, at the cost of one merge.
             probes += run.map(probe, list(sets), description="probing averages")
         curves = [one.curve for one in found if one.curve is not None]
         return Outcomes(
@@ -256,7 +256,7 @@ class Evaluation:
         return _labelled(table, merge, column)
 
     def _variances(self, merge: Merge, alpha: float) -> dict[str, list[float]]:
-        """Estimate how far accuracies on part of the images may be off."""
+        """Estimate the sampling error of accuracies on some of the images."""
         merged = self.evaluator.hits(*merge.weights_at(alpha), merge.tasks)
         tuned = {
             task: self.evaluator.hits(*own_weights(self.task_vectors, task), (task,))[task]

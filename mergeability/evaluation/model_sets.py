@@ -13,7 +13,7 @@ from mergeability.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# More sets than this are made only when their number was asked for.
+# More sets than this are merged only if their number is set explicitly.
 MOST_UNASKED = 1000
 
 
@@ -25,7 +25,7 @@ class MergeSets:
         pairs: the pairs to merge, [[a, b], …]; all of them when None.
         arity: models in a set, from 2; "all" for the whole suite; or several of these.
         sets: how many sets of each arity to draw at random, without repetition; every one when None.
-        seed: of the draw, which depends on it, the arity and the tasks' names alone.
+        seed: seed of the draw, which depends on it, the arity and the tasks' names alone.
         many_pairs: whether all pairs are listed, however many there are.
 
     Raises:
@@ -82,7 +82,7 @@ class MergeSets:
         return list(dict.fromkeys(chosen))
 
     def _named_pairs(self, tasks: Sequence[str], pairs: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-        # As text: YAML reads a task called 1 as a number.
+        # Compared as text, because YAML reads a task named 1 as a number.
         named = [tuple(clean_name(task, "each name in pairs") for task in pair) for pair in pairs]
         unknown = sorted({task for pair in named for task in pair} - set(tasks))
         if unknown:

@@ -14,9 +14,9 @@ from mergeability.merging.method import PUBLISHED, TUNED, MergeMethod
 from mergeability.task_vectors.vectors import TaskVectors
 
 OWN, UNLABELLED, BOTH = "own", "unlabelled", "both"
-# Behind a method's name where several scales stand side by side.
+# Suffixes of method names if several scales are evaluated.
 _SUFFIXES = {OWN: "", TUNED: "_tuned", UNLABELLED: "_unlabelled"}
-# From half of plain averaging of a few models to twice their average.
+# 0.1 is half of averaging for methods that sum five task vectors, 2 is twice the average for methods that average.
 GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
 
 
@@ -100,14 +100,14 @@ def tune(
 ) -> tuple[float, pd.DataFrame]:
     """Select the scale with the highest mean of the measured values over tasks.
 
-    Of equals the smallest wins. A task without a value (a fine-tuned model that is never right has no normalised
-    accuracy) has no say; where no task has one, the first scale of the grid is returned.
+    On ties the smallest scale is selected. A task without a value (a fine-tuned model with accuracy 0 has no normalised
+    accuracy) is ignored; if no task has a value, the first scale of the grid is returned.
 
     Args:
         measure: scale → task → value, such as the normalised accuracy on validation images.
         tasks: their names.
         grid: the scales, ascending.
-        value: what the curve calls it.
+        value: name of the value in the curve.
 
     Returns:
         The scale, and the curve: `alpha`, `task`, the value, and `chosen` in the rows of the scale.

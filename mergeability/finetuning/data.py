@@ -13,7 +13,7 @@ from mergeability.data.tasks import Images
 class EpochShuffle(Sampler[list[int]]):
     """Batches of shuffled indices in an order that depends only on (seed, epoch).
 
-    So a run resumed after epoch 3 sees the same batches in epoch 4 as one that was never stopped. Lightning
+    So a run resumed after epoch 3 uses the same batches in epoch 4 as an uninterrupted run. Lightning
     calls `set_epoch` before each epoch.
     """
 
@@ -25,8 +25,8 @@ class EpochShuffle(Sampler[list[int]]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
-        # A generator, so that the order is drawn with the first batch: when it resumes, Lightning makes the
-        # iterator before it says which epoch it is.
+        # A generator, so that the order is drawn with the first batch, because on resuming Lightning creates the
+        # iterator before it sets the epoch.
         generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
         for batch in torch.randperm(self.size, generator=generator).split(self.batch_size):
             yield batch.tolist()
@@ -38,8 +38,8 @@ class EpochShuffle(Sampler[list[int]]):
 class Shard(Sampler[list[int]]):
     """Every `count`-th batch of a sampler, from the `index`-th on.
 
-    The order is the sampler's own, so it depends on seed and epoch as with one device. Where the batches do not divide
-    evenly, the first ones are taken once more: every device takes the same number of steps.
+    The order is that of the sampler, so it depends on seed and epoch as with one device. If the batches do not divide
+    evenly, the first ones are repeated, so that every device takes the same number of steps.
     """
 
     def __init__(self, sampler: EpochShuffle, index: int, count: int) -> None:

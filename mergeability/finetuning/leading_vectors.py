@@ -45,7 +45,7 @@ def leading_vectors(
             )
     logger.info("%s: decomposing the base model's %d matrices, once.", name, len(matrices))
     for index, matrix in matrices.items():
-        # On the CPU, whatever the device: the decomposition takes float64.
+        # On the CPU, because the decomposition uses float64, which is slow or unsupported on some devices.
         found = leading_triplets(matrix.detach().cpu(), k)
         left, values, right = (part.to(matrix) for part in found)
         yield index, left, values, right.mT.contiguous()

@@ -35,11 +35,11 @@ class Step:
 
     Attributes:
         loss: the task loss L of this micro-batch, with its graph.
-        loss_again: computes L of the same micro-batch anew at the parameters' present values.
+        loss_again: recomputes L of the same micro-batch at the current values of the parameters.
         parameters: the trainable encoder parameters θ.
         initial: their values θ0 before training, in the same order.
         reduced_precision: whether L is computed in 16 bits (autocast).
-        constants: what the penalty's own `constants` made of θ0, on the parameters' device.
+        constants: result of the penalty's `constants` for θ0, on the parameters' device.
         known_gradients: ∇L, where it is known already: a loss can be differentiated only once.
         log: takes the name and the value of a part of the penalty.
     """

@@ -104,7 +104,7 @@ def finetune(
     images = Store(store)
     splits = {name: prepared(task, name, model.resize, model.image_size, images) for name in SPLITS}
     judged = {**splits, "train": _spread(splits["train"], settings.train_evaluation_images)}
-    # Of several processes the first one evaluates and writes; the others only train.
+    # With several processes, only the first one evaluates and writes files.
     first = rank_zero_only.rank == 0
     device = _device(trainer or {})
     before = _accuracies(encoder, head, model, judged, device) if first else {}
@@ -160,7 +160,7 @@ def finetune(
 
 
 def _spread(images: Images, count: int) -> Images:
-    """Keep that many images at most, evenly spread: datasets are sorted by class, and the first would be of few."""
+    """Select at most so many images, evenly spaced, because datasets are sorted by class."""
     if len(images) <= count:
         return images
     return images[torch.linspace(0, len(images) - 1, count, dtype=torch.float64).long()]
@@ -215,13 +215,13 @@ def _fit(
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     except SystemExit as error:
-        # Lightning turns Ctrl-C into an exit; the commands have their own way to end on it.
+        # Lightning turns Ctrl-C into an exit, but the commands handle KeyboardInterrupt themselves.
         raise KeyboardInterrupt from error
     return trainer.world_size
 
 
 def _trainer(**options: Any) -> pl.Trainer:
-    """Make a trainer; what Lightning refuses are the options of `trainer`, since all others are fixed here."""
+    """Create a trainer. Errors of Lightning concern the options of `trainer`, because all others are fixed here."""
     try:
         return pl.Trainer(**options)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
@@ -288,10 +288,11 @@ def _resume_from(unfinished: Path, record: Mapping[str, Any], module: nn.Module 
     """Return the last epoch's state if it is whole and of this training; clear the folder otherwise."""
     settings, state = unfinished / "settings.json", unfinished / "last.ckpt"
     if rank_zero_only.rank != 0:
-        # The first process has cleared the folder before it started this one.
+        # The first process cleared the folder before it started this one.
         return state if state.is_file() else None
     if state.is_file() and _recorded(settings) == digest(record):
-        if not zipfile.is_zipfile(state):  # What torch.save writes; the directory at its end is lost first.
+        # torch.save writes a zip archive; in a truncated file, the directory at its end is missing.
+        if not zipfile.is_zipfile(state):
             logger.warning("%s is damaged: training starts from the beginning.", state)
         elif module is not None and (fault := state_fault(state, module)):
             logger.warning(

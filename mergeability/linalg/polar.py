@@ -6,11 +6,11 @@ from torch import Tensor
 
 from mergeability.linalg.decompositions import symmetric_eigen
 
-# Below this c², a series in c² is exact to the last bit, and the closed forms divide zero by zero.
+# Below this c², a series in c² is exact to the last bit, while the closed forms would divide zero by zero.
 _SMALL = 1e-6
-# Above this 1 − c, the square of the largest weight, products in float32 lose two digits at most.
+# For larger 1 − c, the weights (1 − c)^(−1/2) are moderate and float32 products lose at most two digits.
 _WELL_APART = 1e-4
-# A direction of unit columns in float32 is lost in their rounding below this; two copies of one are far below.
+# Below this, a direction of float32 unit columns is only rounding error; duplicated columns are far below.
 BASES_TOLERANCE = 8 * torch.finfo(torch.float32).eps
 
 
@@ -87,8 +87,8 @@ def _factor_of_pair(first: Float[Tensor, "m r"], second: Float[Tensor, "m r"]) -
     both = torch.cat([first, second], dim=1)
     wide, rank = both.double(), first.shape[1]
     one = torch.eye(rank, dtype=torch.float64)
-    # Columns are orthonormal to float32 precision only, and where two directions nearly coincide 1 − c would be
-    # wrong by as much as it is: one Newton step makes them so to that of float64.
+    # Columns are orthonormal only to float32 precision, and if two directions nearly coincide, the error of 1 − c
+    # would be as large as 1 − c. One Newton step makes them orthonormal to float64 precision.
     left, right = (1.5 * one - 0.5 * (basis.mT @ basis) for basis in (wide[:, :rank], wide[:, rank:]))
     weights, smallest = _inverse_root_of_pair(left @ (wide[:, :rank].mT @ wide[:, rank:]) @ right)
     if smallest <= 2 * _tolerance(first) ** 2:

@@ -100,7 +100,7 @@ class Rounding:
         change: Σ (θ - θ_0)².
         lost: Σ (θ̂ - θ)².
         moved: parameters with θ ≠ θ_0.
-        unmoved: of these, parameters with θ̂ = θ_0: their change vanished.
+        unmoved: those of them with θ̂ = θ_0, whose change vanished.
 
     Examples:
         >>> import torch
@@ -180,7 +180,7 @@ def apply(
             )
     moved: dict[str, Tensor] = {}
     for names in _by_place(base):
-        # A file may have kept one name only of a tensor that has several here.
+        # A file may contain only one of the names of a tied tensor.
         name = next((name for name in names if name in merged), names[0])
         moved |= dict.fromkeys(names, _moved(name, base[name], merged.get(name), alpha, dtype, rounding))
     return {name: moved[name] for name in base}
@@ -190,7 +190,7 @@ def _by_place(tensors: Mapping[str, Tensor]) -> list[list[str]]:
     """Group the names of what is one tensor: the same piece of memory, seen in the same way."""
     groups: dict[Any, list[str]] = {}
     for name, value in tensors.items():
-        # A tensor without elements lies nowhere.
+        # An empty tensor has no memory address to compare.
         place = (value.data_ptr(), value.dtype, value.shape, value.stride()) if value.numel() else name
         groups.setdefault(place, []).append(name)
     return list(groups.values())
@@ -221,8 +221,8 @@ def _narrowed(name: str, exact: Tensor, dtype: torch.dtype, alpha: float | int) 
     lost = 0
     if dtype.is_floating_point:
         largest, ulp = torch.finfo(dtype).max, torch.finfo(dtype).eps
-        # From half a unit in the last place beyond the largest value on, rounding gives infinity, NaN, or in some
-        # formats without infinity the largest value.
+        # Beyond the largest value plus half a unit in the last place, rounding gives infinity, NaN, or, in some
+        # formats without infinity, the largest value.
         bound = largest + ulp / 2 * 2.0 ** math.floor(math.log2(largest))
         within = exact.abs() < bound if dtype.itemsize < exact.dtype.itemsize else exact.isfinite()
         lost = int((~within).sum())

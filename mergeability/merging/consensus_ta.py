@@ -75,7 +75,7 @@ class ConsensusTA:
     def _merge(self, _name: str, stack: Float[Tensor, "T *shape"]) -> Float[Tensor, "*shape"]:
         total = stack.sum(0)
         agreeing = torch.zeros(total.shape, dtype=torch.int32)
-        # One task after another: masks of all of them would take as much memory again.
+        # Process one task at a time, because the masks of all tasks would double the memory.
         for delta in stack:
             agreeing += delta.abs() > (total - delta).abs_().mul_(self.threshold)
         return total.masked_fill_(agreeing < self.agree, 0)

@@ -96,7 +96,7 @@ class IsoCTS:
 def _residual_triplets(delta: Float[Tensor, "m n"], U: Float[Tensor, "m c"], rank: int) -> Triplets:
     """Decompose what the common left directions leave of one task's matrix."""
     left, values, right = leading_triplets(delta - U @ (U.mT @ delta), rank)
-    # What rounding leaves of a matrix that lies within the common directions is no direction of the task's.
+    # For a matrix within the common subspace, the residual is only rounding error and has no direction.
     rounding = math.sqrt(max(delta.shape)) * torch.finfo(torch.float32).eps * delta.norm()
     found = values > rounding
     return left * found, values * found, right * found[:, None]

@@ -4,7 +4,7 @@ import re
 
 from mergeability.task_vectors.vectors import TaskVectors
 
-# (width, side of a patch, blocks) of the visual tower → its name.
+# (width, patch size, number of blocks) of the visual tower → its name.
 _TOWERS = {(768, 32, 12): "ViT-B-32", (768, 16, 12): "ViT-B-16", (1024, 14, 24): "ViT-L-14"}
 # Name → number of models → α.
 ISOTROPIC_ALPHAS = {

@@ -16,7 +16,7 @@ from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.parameters import Parameter
 from mergeability.task_vectors.vectors import TaskVectors
 
-# Less than this on the diagonal does not hold a singular matrix off zero, in the precision of its entries.
+# A smaller ridge would not make a singular matrix invertible at the precision of its entries.
 _LEAST_RIDGE = 0.01
 
 
@@ -95,8 +95,8 @@ class RegMean:
             outputs = _outputs(part, parameter)
             if outputs is None:
                 continue
-            # From here on inputs × outputs, and as differences from the average: where nothing is known of an
-            # input, zero is the solution.
+            # From here on as inputs × outputs, and as differences from the average, so that without information about
+            # an input the solution is zero, which is the average.
             view, centre = (x.mT[:, outputs] if not part.inputs_first else x for x in (merged, average))
             weighted, total = (
                 torch.zeros_like(centre),
@@ -144,7 +144,7 @@ def _solved(
         found = torch.cholesky_solve(target, torch.linalg.cholesky(unit))
     else:
         values, vectors = torch.linalg.eigh(unit)
-        # What rounding the entries to float32 makes of a zero.
+        # The size of rounding errors of zeros in float32.
         kept = values > len(gram) * torch.finfo(torch.float32).eps
         inverse = torch.where(kept, values, torch.inf).reciprocal()
         found = vectors @ (inverse[:, None] * (vectors.mT @ target))

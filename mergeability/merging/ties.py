@@ -15,7 +15,7 @@ from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.magnitudes import check_density, magnitude_thresholds
 from mergeability.task_vectors.vectors import TaskVectors
 
-# Elements of every model that are merged at a time.
+# Number of elements of every model merged at a time.
 _BLOCK = 2**16
 
 
@@ -93,7 +93,7 @@ class Ties:
             return merged
 
         merged = stream(task_vectors, merge)
-        # Where models cancel exactly the majority decides, which is known only now.
+        # If models cancel exactly, the majority sign decides, which is known only after all tensors were read.
         majority = _sign(sum(balances))
         return merged | stream(
             task_vectors, lambda _name, stack: self._elect(stack, thresholds, majority)[0], only=again
@@ -120,7 +120,7 @@ class Ties:
             if cancelled.any():
                 undecided = True
                 elected.masked_fill_(cancelled, float(majority))
-            # Turned so that what agrees with the elected sign is positive.
+            # Flip signs so that entries with the elected sign are positive.
             trimmed.mul_(elected)
             count = (trimmed > 0).sum(0, dtype=torch.float32) if self.agg == "mean" else None
             total = trimmed.clamp_min_(0).sum(0)

@@ -66,7 +66,7 @@ def _recompose(
     U: Float[Tensor, "T m r"], S: Float[Tensor, "T r"], Vh: Float[Tensor, "T r n"]
 ) -> Float[Tensor, "m n"]:
     """Multiply the decorrelated bases of all tasks with their singular values."""
-    # A triplet without a singular value has no direction: its arbitrary vectors must not move the others.
+    # The vectors of a zero singular value are arbitrary and must not affect the other directions.
     tolerance = S[:, :1] * max(U.shape[1], Vh.shape[2]) * torch.finfo(S.dtype).eps
     zero = S.le(tolerance)
     left = polar_factor_of_bases(U.masked_fill(zero[:, None, :], 0))

@@ -1,7 +1,7 @@
 """Functional metrics: predictions of models on a few unlabelled images of their tasks, without merging.
 
-With v(m, t) the comparison of what model m answers on the images of task t, by t's frozen head, with what t's own
-fine-tuned model answers, each metric of a pair is the mean of its values on both tasks' images.
+Let v(m, t) compare the predictions of model m on the images of task t, with t's frozen head, with those of t's own
+fine-tuned model. Each metric of a pair is the mean of v over both tasks.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -42,8 +42,8 @@ def cosine_similarity(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T
     norms = _norms(gram)
     defined = (norms[:, None] > 0) & (norms[None, :] > 0)
     cosine = np.full_like(gram, np.nan)
-    # One norm after the other, since the product of two tiny ones can underflow; the larger first, so that a
-    # pair turned around has the same last bit.
+    # Divide by one norm after the other, because the product of two tiny norms can underflow; the larger first, so
+    # that swapping the pair does not change the last bit.
     smaller, larger = np.minimum.outer(norms, norms), np.maximum.outer(norms, norms)
     return np.divide(gram / np.where(larger > 0, larger, 1), smaller, out=cosine, where=defined)
 

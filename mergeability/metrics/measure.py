@@ -113,7 +113,7 @@ def _column(name: str, metric: Metric, profiles: Profiles, on_error: str, failur
     values = np.array(matrix[rows, columns], dtype=np.float64)
     low, high = documented_range(metric)
     slack = _TOLERANCE * (high if np.isfinite(high) else 1)
-    # Infinity is never a value; NaN is "undefined" and passes.
+    # Infinity is never valid; NaN means "undefined" and is allowed.
     outside = (values < low - slack) | (values > high + slack) | np.isinf(values)
     for position in np.flatnonzero(outside):
         sentence = (

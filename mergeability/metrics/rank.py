@@ -11,9 +11,9 @@ from jaxtyping import Float64
 from mergeability.metrics.traits import metric
 from mergeability.profiles.profiles import Profiles
 
-# A tensor that moved less than this is skipped by the layerwise rank.
+# Layerwise rank skips tensors with a smaller change.
 _SMALLEST_NORM = 1e-10
-# Models whose pairs with all others are looked at together.
+# Number of models whose pairs with all others are processed together.
 _TOGETHER = 64
 
 
@@ -244,7 +244,7 @@ def _singular_values(
     rows, columns = (np.diagonal(gram, axis1=-2, axis2=-1),) * 2 if squares is None else squares
     left, right = rows[..., :, None], columns[..., None, :]
     largest = (left + right) / 2 + np.hypot((left - right) / 2, gram)
-    # The smaller eigenvalue from the determinant: the difference of two large numbers would lose it.
+    # Computed from the determinant, because the difference of two large numbers would cancel.
     smallest = np.maximum(left * right - gram**2, 0) / np.where(largest > 0, largest, np.nan)
     return np.sqrt(largest), np.sqrt(smallest)
 

@@ -41,7 +41,7 @@ def singular_value_overlap(profiles: Profiles, count: Count = 100) -> Float64[np
     changed, units = norms > 0, values / np.where(norms > 0, norms, 1)[:, :, None]
 
     def cosines(known: Bool[np.ndarray, " T"], own: Float64[np.ndarray, "T K"]) -> Float64[np.ndarray, "T T"]:
-        # With an axis for the one matrix: sums in another order would end in other bits.
+        # Keep an axis for the single matrix, so that the order of summation, and so the last bit, is the same.
         products = np.einsum("lak,lbk->lab", own[None], own[None])[0]
         return np.where(known[:, None] & known[None, :], products, np.nan)
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# A view of the models that exists without data, and the category of a metric of any other view.
+# The only view that needs no data, and the categories of metrics of other views.
 WEIGHTS = "task_vector"
 _CATEGORIES = {"encoder_gradient": "gradient", "input_gradient": "gradient"}
 

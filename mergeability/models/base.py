@@ -157,7 +157,7 @@ def pretrain_base(
         callbacks = [callback for callback in callbacks if callback is not None]
         clip = pretrain(model, logger=list(loggers), callbacks=callbacks, accelerator=accelerator)
     except SystemExit as error:
-        # Lightning turns Ctrl-C into an exit; the commands have their own way to end on it.
+        # Lightning turns Ctrl-C into an exit, but the commands handle KeyboardInterrupt themselves.
         raise KeyboardInterrupt from error
     seconds = round(time.monotonic() - began, 1)
     card = save_base(Path(folder), model, clip.eval(), record or {}, {"seconds": seconds})

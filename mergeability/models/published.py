@@ -91,9 +91,9 @@ def check_tag(model: str, architecture: str, tag: str, mean: Sequence[float], st
     Args:
         model: the model's name, for the message.
         architecture: the name of an open_clip model.
-        tag: of its published weights.
-        mean: of each colour, that images are normalised by.
-        std: their standard deviations.
+        tag: open_clip's tag of the published weights.
+        mean: mean of each colour channel for normalisation.
+        std: standard deviation of each colour channel.
 
     Raises:
         UserError: something differs; says what was expected, what is configured and what to set.

@@ -60,7 +60,7 @@ def evaluated_sets(
     pairs = table.loc[list(sets)].reset_index()
     metrics = [name for name in request.metrics if name in pairs.columns]
     rows = choose_pairs(pairs, metrics, budget, request.merging.seed)
-    # In the order of the table, as all pairs are.
+    # Sorted by table row, like all pairs.
     chosen = [sets[row] for row in sorted(rows.tolist())]
     covered = {task for pair in chosen for task in pair}
     alone = [task for task in dict.fromkeys(task for pair in sets for task in pair) if task not in covered]

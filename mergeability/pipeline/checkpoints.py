@@ -77,7 +77,7 @@ def compared(vectors: TaskVectors, request: Request, run: Run) -> Analysis:
 
 
 def _measurable(metrics: Mapping[str, Metric]) -> tuple[dict[str, Metric], list[str]]:
-    """Of all metrics there are, keep those that need no data and name the rest; what was chosen by name stays."""
+    """For `metric=all`, drop metrics that need data and list them; metrics selected by name are kept."""
     if not asks_for_all(metrics):
         return dict(metrics), []
     left_out = [name for name, metric in metrics.items() if traits_of(metric).needs_data]

@@ -1,6 +1,6 @@
 """Import a fine-tuned encoder from elsewhere: check it against its architecture and base, rename its tensors, hash it.
 
-The result is a folder like that of a training here, with `card.json`, so an analysis of tasks finds it.
+The result has the format of a training's folder, with `card.json`, so an analysis of tasks finds it.
 """
 
 import logging
@@ -109,7 +109,7 @@ def import_checkpoint(
     own = {f"{PREFIX}{name}": tensor for name, tensor in clip.visual.state_dict().items()}
     if base_folder is not None and PROJECTION in own:
         state.setdefault(PROJECTION, own[PROJECTION])
-    # Counts of batches say nothing about a model, and old files lack them.
+    # Batch counts do not affect a model, and old files lack them.
     counts = frozenset(name for name in own if name.endswith("num_batches_tracked"))
     check_same(own, state, str(path), model.name, optional=counts)
     state = {**{name: own[name] for name in counts if name not in state}, **state}
@@ -156,7 +156,7 @@ def _relative_norm(
     warn_above: float | int,
     refuse_above: float | int,
 ) -> float:
-    """Compute ‖τ‖/‖θ0‖, a few percent after fine-tuning; refuse or suspect what is far more."""
+    """Compute ‖τ‖/‖θ0‖, which is a few per cent after fine-tuning; raise an error or warn if it is far larger."""
     weights = [name for name in state if state[name].is_floating_point() and "running_" not in name]
     change = sum((state[n].double() - base[n].double()).square().sum().item() for n in weights) ** 0.5
     length = sum(base[name].double().square().sum().item() for name in weights) ** 0.5

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A merge of which less of the squared change survives rounding is worth a warning.
+# Warn if a smaller share of the squared change survives rounding.
 _NOTICEABLE = 0.95
 
 
@@ -40,7 +40,7 @@ def keep_only(folder: Path, wanted: Collection[tuple[str, str]]) -> None:
     """Remove the merges of an earlier run that this run does not create again.
 
     Args:
-        folder: of all merges.
+        folder: folder of all merges.
         wanted: method and folder name of each merge to come.
     """
     for place in folder.glob("*/*"):
@@ -56,10 +56,10 @@ class MergeWriter:
     """Write each merge to `<folder>/<method>/<a>+<b>/`; identical existing merges are kept.
 
     Attributes:
-        folder: of all merges.
+        folder: folder of all merges.
         task_vectors: the models that are merged.
         export: "hf" for Hugging Face's names.
-        dtype: of all floating-point tensors that are written; None for the base's own.
+        dtype: dtype of all floating-point tensors that are written; None for the base's own.
         model: what the weights belong to, where it is known.
         expected: how many merges will come.
 

@@ -27,7 +27,7 @@ def chosen_sets(request: Request, tasks: tuple[str, ...]) -> list[tuple[str, ...
     Raises:
         UserError: a method merges another number of models.
     """
-    # Pairs that are only measured are listed, however many there are.
+    # Without merges, list all pairs, however many there are.
     many = request.merging.evaluate is not None or not request.merges
     sets = replace(request.merging.chosen_sets, many_pairs=many).choose(tasks)
     for name, method in request.merges.items():

@@ -94,7 +94,7 @@ class OwnModel:
                     f"No file of class names at {path} for '{name}'. Give one name per line, or a list."
                 )
             try:
-                # An editor may put a mark at the beginning of the file.
+                # utf-8-sig accepts the byte-order mark that some editors write.
                 lines = path.read_text(encoding="utf-8-sig").splitlines()
             except UnicodeDecodeError as error:
                 raise UserError(
@@ -117,7 +117,7 @@ class ModelSuite:
     """Describe your own CLIP models with unlabelled images of their tasks.
 
     Attributes:
-        name: of the suite.
+        name: name of the suite.
         model: the architecture of all of them, with its preprocessing.
         base: the base's state dict: a file, a folder, or an id on the Hugging Face hub; of both towers where a head is
             made from class names. None where the file of the models names it.
@@ -237,7 +237,7 @@ class ModelSuite:
 
 
 class _OnceOnly(yaml.SafeLoader):
-    """YAML's safe loader, which here refuses a key that is typed twice in place of keeping the last one."""
+    """YAML's safe loader, but with an error for duplicate keys, of which it would keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]

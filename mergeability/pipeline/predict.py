@@ -131,7 +131,7 @@ def _predict(outcomes: PairOutcomes, request: Request, settings: StudySettings, 
     pairs, metrics, methods = outcomes.pairs, list(outcomes.metrics), list(outcomes.methods)
     ranges = {name: documented_range(metric) for name, metric in request.metrics.items()}
     functional = functional_names(metrics)
-    # The key of a stored study holds the categories: one is added only where it is measured.
+    # Categories are part of a study's store key, so add a category only if it was measured.
     categories = {**CATEGORIES, **({"functional": tuple(functional)} if functional else {})}
     known = Known(ranges, categories, outcomes.merged_sets)
     with run.clock.stage("predicting"):

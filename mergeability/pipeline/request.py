@@ -27,7 +27,7 @@ class ProfileSettings:
 
     Attributes:
         samples: calibration images of each task.
-        seed: of their choice.
+        seed: seed of their choice.
         layer: dotted name of the layer whose activations are averaged; the last block when None.
         pool: the tasks whose images make the pool of the activations; all of the suite when None.
         split_qkv: take the queries, keys and values of a fused attention for three matrices.
@@ -87,7 +87,7 @@ class MergeSettings:
         sets: how many sets of that many to draw; every one when None.
         evaluate: how many pairs are merged and evaluated, chosen to help the prediction of the others most; every one
             when None.
-        seed: of the draw and of the choice.
+        seed: seed of the draw and of the choice.
         alpha: None for each method's own scale, a number, "tuned", "unlabelled", "both", or a list of words.
         alpha_grid: the scales that tuning tries.
         validation_images: how many of each task tuning looks at.
@@ -95,7 +95,7 @@ class MergeSettings:
         test_images: how many of each task's test images to evaluate on; all when None.
         save: whether to write the merged encoders.
         export: "hf" writes them in Hugging Face's names.
-        dtype: of what is written: float32, float16 or bfloat16; None for the base's own.
+        dtype: dtype of the written weights: float32, float16 or bfloat16; None for the base's own.
 
     Examples:
         >>> from mergeability.pipeline.request import MergeSettings
@@ -130,7 +130,7 @@ class MergeSettings:
         if self.export not in (None, "hf"):
             raise UserError(f"Expected export to be hf or null, got {self.export!r}.")
         self._check_budget()
-        # Made to be checked: what is wrong would else be found after minutes.
+        # Constructed only to validate the arguments, because errors would otherwise appear after minutes.
         _ = self.chosen_sets, self.scales
 
     def _check_budget(self) -> None:

@@ -82,7 +82,7 @@ class Analysis:
             if len(self.pairs)
             else pd.Series(dtype=object)
         )
-        # Each once before they become Python's: of 499,500 pairs, every look would take seconds.
+        # Make names unique before converting them to Python: for 499,500 pairs every conversion would take seconds.
         return list(dict.fromkeys([*map(str, self.models.index), *ends.astype(str).unique().tolist()]))
 
     @property

@@ -58,7 +58,7 @@ def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | Non
     merging = request.merging
     if merging.dtype is not None and not merging.keeps:
         raise UserError(f"dtype={merging.dtype} is the format of saved merges: add save=true.")
-    # The device and the fitted predictor first: what is not there would otherwise be noticed after minutes.
+    # Check the device and the fitted predictor first, because errors would otherwise appear after minutes.
     run = Run(
         Store(request.store),
         progress,

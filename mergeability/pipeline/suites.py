@@ -58,7 +58,7 @@ class TaskSuite:
     """A suite of tasks with the folders of their fine-tuned models.
 
     Attributes:
-        name: of the suite.
+        name: name of the suite.
         tasks: name → task.
         model: the CLIP whose visual encoder was fine-tuned.
         checkpoints: folder of all checkpoints of that model.
@@ -156,7 +156,7 @@ class CheckpointSuite:
     """A suite of models fine-tuned from one base, without data.
 
     Attributes:
-        name: of the suite.
+        name: name of the suite.
         base: the base's state dict: a file, a folder, or an id on the Hugging Face hub.
         models: name → a fine-tuned state dict, given the same way, or the folder of a LoRA adapter.
         include: regular expressions; only tensors in whose names one is found are used.
@@ -196,7 +196,7 @@ class CheckpointSuite:
         object.__setattr__(self, "models", {name: self.models[given] for name, given in names.items()})
         if self.towers not in (VISUAL, BOTH):
             raise UserError(f"Expected suite.towers to be {VISUAL} or {BOTH}, got {self.towers!r}.")
-        # Made to be checked before any file is opened.
+        # Constructed to validate the patterns before any file is opened.
         Chosen.of(self.include, self.exclude)
 
     def load(self, store: Store, layout: Layout = _AS_STORED) -> TaskVectors:
@@ -225,7 +225,7 @@ class TableSuite:
     """A suite that consists of a table of pairs with metrics and outcomes.
 
     Attributes:
-        name: of the suite.
+        name: name of the suite.
         table: a CSV, Parquet or xlsx file with `task_a`, `task_b`, metric and outcome columns.
         metrics: the columns that are metrics; those chosen by `metric=` that the table has, when None.
         extra_metrics: further columns that are metrics, in addition to these.
@@ -275,5 +275,5 @@ def say_alike(names: Iterable[str], what: str) -> None:
 
 
 def _as_a_task_has(names: Sequence[Any]) -> list[str]:
-    """Write class names of a card as a task writes them; the card has them as they were typed."""
+    """Normalise the class names of a card, which contains them as typed."""
     return [clean_name(name, "a class name") for name in names]

@@ -18,7 +18,7 @@ from mergeability.prediction.pair_table import outcome_methods, summarise_names
 from mergeability.prediction.predictors.own_evidence import ZERO_SHOT_RATIO
 
 logger = logging.getLogger(__name__)
-# Columns of pairs.csv that are no metrics.
+# Columns of pairs.csv that are not metrics.
 _WRITTEN = re.compile(
     r"task_[ab]|((low_|high_)?(norm_)?acc|kept_gain|alpha|probe_(overlap|confidence))_.+"
     r"|(base|finetuned)_accuracy(_[ab])?|zero_shot_ratio"

@@ -55,7 +55,7 @@ def analyse_tasks(suite: TaskSuite, request: Request, run: Run) -> Analysis:
     _require_tasks(suite, request)
     check_budget(request)
     sets = chosen_sets(request, tuple(suite.tasks))
-    # Models that no chosen pair has need not be there; the images of all tasks stay the pool of the activations.
+    # Models outside the chosen pairs need not exist; activations still use the images of all tasks.
     everything, merged = (
         _Material(suite, request, run),
         _Material(_of_sets(suite, request, sets), request, run),
@@ -112,7 +112,7 @@ def analyse_tasks(suite: TaskSuite, request: Request, run: Run) -> Analysis:
 
 @dataclass(frozen=True)
 class _Material:
-    """The images, heads and encoder of a suite, each read or prepared when it is first asked for."""
+    """The images, heads and encoder of a suite, each loaded on first use."""
 
     suite: TaskSuite
     request: Request

@@ -94,7 +94,7 @@ def analyse_models(suite: ModelSuite, request: Request, run: Run) -> Analysis:
 
 @dataclass(frozen=True)
 class _Material:
-    """The images, heads and encoder of a suite, each read when it is first asked for."""
+    """The images, heads and encoder of a suite, each loaded on first use."""
 
     suite: ModelSuite
     request: Request
@@ -179,7 +179,7 @@ class _Material:
 
 
 def _probed(vectors: TaskVectors, material: _Material, sets: Sequence[tuple[str, ...]]) -> Outcomes:
-    """Merge every set by every method, and compare what the merges answer with what the models do."""
+    """Merge every set by every method, and compare the predictions of merges with those of the models."""
     request = material.request
     if not request.merges or not sets:
         return Outcomes(pd.DataFrame(), pd.DataFrame())
@@ -207,7 +207,7 @@ def _probed(vectors: TaskVectors, material: _Material, sets: Sequence[tuple[str,
 
 
 def _measurable(metrics: Mapping[str, Metric]) -> tuple[dict[str, Metric], list[str]]:
-    """Of all metrics there are, keep those that need no labels and name the rest.
+    """For `metric=all`, drop metrics that need labels and list them.
 
     Raises:
         UserError: a metric chosen by name needs labels.

@@ -24,8 +24,8 @@ from mergeability.prediction.pair_table import TARGETS
 from mergeability.prediction.predictors.own_evidence import probe_columns
 from mergeability.prediction.questions.evidence_costs import evidence_costs
 
-# 90 % of the outcomes lay within .08, .10 and .12 of their probe's reading on 64 images, on three sets of ten rendered
-# tasks (docs/decisions/0022-evidence.md): the largest is taken, since other data may be harder still.
+# 90 % of the outcomes were within .08, .10 and .12 of the probe on 64 images, on three suites of ten rendered
+# tasks (docs/decisions/0022-evidence.md). The largest is used, because other data may be harder.
 PROBE_HALF_WIDTH = 0.12
 _NAN = float("nan")
 _WORDS = {
@@ -377,7 +377,7 @@ def _of_many(analysis: Analysis, answers: Sequence[tuple[str, Verdict]], noun: s
         subject,
         best.target,
         f"{answer}.",
-        # One for each method: its mean over the pairs or sets, so that the table is about all of them.
+        # One forecast per method, the mean over the pairs or sets, so that the table describes all of them.
         tuple(_mean_forecasts([one for _, one in answered])),
         float("nan"),
         tuple(choice),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-# What Excel, LibreOffice and Google Sheets compute instead of show. A cell that is escaped already gets one more quote.
+# Cells that Excel, LibreOffice and Google Sheets evaluate. An already escaped cell gets another quote.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 

@@ -13,7 +13,7 @@ from mergeability.prediction.validation.evaluate import PredictionResult, evalua
 from mergeability.prediction.validation.permutation import permutation_test
 from mergeability.prediction.validation.protocols import named_protocols
 
-# Of ridge in the permutation test: what holds 28 metrics back would hide one or two.
+# Strength of ridge in the permutation test: the strength for 28 metrics would shrink one or two columns too much.
 _STRENGTH = 0.1
 
 
@@ -88,7 +88,7 @@ def study_own_evidence(
         Scores, and the permutation tests of the columns.
     """
     result, tested, lacking = PredictionResult(), [], {}
-    # Two predictors may look at the same columns, which are tested once.
+    # Test columns once, even if two predictors use them.
     seen: set[tuple[str, str, tuple[str, ...]]] = set()
     table = table.complete_metrics()
     if settings.rows == "complete":

@@ -26,7 +26,7 @@ class MethodFit:
     Attributes:
         weights: one per metric, for metrics scaled to [-1, 1] by the ranges they were fitted on.
         intercept: in outcome units.
-        half_width: of the prediction interval, in outcome units.
+        half_width: half-width of the prediction interval, in outcome units.
         level: nominal share of pairs of new tasks inside the interval, in (0, 1).
         r_beyond_mean: correlation with outcomes of pairs of two unseen tasks, beyond the training mean; None if
             predictions do not vary around it.
@@ -57,7 +57,7 @@ class Evidence:
         highest: highest value of each.
         means: mean of each over these pairs, scaled to [-1, 1].
         methods: merge method → fit.
-        name: of the tier, such as `functional`.
+        name: name of the tier, such as `functional`.
         regret: mean loss against each pair's best method when the method is chosen by this evidence, on pairs of two
             unseen tasks, in outcome units; None with a single method.
         fixed_regret: the same for always taking the method that is best on average.
@@ -87,7 +87,7 @@ class Evidence:
         lowest, highest = np.array(self.lowest), np.array(self.highest)
         varies = highest > lowest
         scaled = np.where(varies, 2 * (values - lowest) / np.where(varies, highest - lowest, 1.0) - 1, 0.0)
-        # A column that never varied says nothing, whatever it is now; but what is undefined stays so.
+        # Columns that were constant in the fit are uninformative and become 0; undefined values stay NaN.
         return np.where(np.isnan(values), np.nan, scaled)
 
 
@@ -95,7 +95,7 @@ def ridge_evidence(name: str, table: PairTable, methods: Sequence[str], target: 
     """Fit ridge regression for every method on the metrics of a table, scaled by their ranges over all complete pairs.
 
     Args:
-        name: of the tier.
+        name: name of the tier.
         table: the pairs, with the metrics of the tier.
         methods: merge methods.
         target: the outcome.

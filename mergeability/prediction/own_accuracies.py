@@ -18,7 +18,7 @@ from mergeability.prediction.predictors.own_evidence import ZERO_SHOT_RATIO
 BASE = "base_accuracy"
 """With the endings `_a` and `_b`, as for `FINETUNED`: the columns with each model's own accuracy."""
 
-# Accuracies that went through float32 are still those of one model.
+# Tolerance for accuracies that were rounded to float32.
 _SAME = 1e-6
 
 
@@ -39,7 +39,7 @@ def with_finetuned_accuracy(frame: pd.DataFrame) -> pd.DataFrame:
     """
     ends = frame.get(["task_a", "task_b"])
     if FINETUNED in frame.columns or ends is None or ends.isna().any(axis=None):
-        # Missing tasks are refused, with their place, when the table is validated.
+        # Validation of the table later reports missing tasks with their rows.
         return frame
     own = finetuned_accuracies(frame)
     return frame.assign(**{FINETUNED: _means(frame, own)}) if own else frame

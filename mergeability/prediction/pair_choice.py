@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 
 from mergeability.prediction.pair_table import task_order
 
-# Of the ridge fit whose variance is lowered, for metrics of standard deviation 1.
+# Strength of the ridge fit whose variance is minimised, for metrics with standard deviation 1.
 _STRENGTH = 10.0
 
 
@@ -27,7 +27,8 @@ def choose_pairs(
         pairs: one row per pair: `task_a`, `task_b`, metrics. Outcomes are not looked at.
         metrics: names of the metric columns; an undefined value counts as the metric's mean.
         count: how many pairs to choose.
-        seed: of the order of models that are in equally many pairs. The choice depends on it, on the table's content
+        seed: seed of the order of models that are in equally many pairs. The choice depends on it, on the table's
+            content
             and on `count`, not on the order of its rows.
 
     Returns:
@@ -43,12 +44,12 @@ def choose_pairs(
     if count >= len(ends):
         return np.arange(len(ends))
     places = {task: place for place, task in enumerate(tasks)}
-    # The pair of two places; -1 where it is not in the table.
+    # Row of the pair (i, j); -1 if it is not in the table.
     rows = np.full((len(tasks), len(tasks)), -1, dtype=np.int64)
     a, b = (np.array([places[task] for task in side]) for side in ends.T)
     rows[a, b] = rows[b, a] = np.arange(len(ends))
     values = _standardised(pairs[list(metrics)].to_numpy(dtype=np.float64))
-    # Summed in the order of the names, so that a table in another order gives the same sums.
+    # Sum in alphabetical order, so that the order of rows does not affect the result.
     ordered = values[np.lexsort((b, a))]
     covariance = ordered.T @ ordered / len(ordered)
     inverse = np.eye(values.shape[1]) / _STRENGTH
@@ -59,7 +60,7 @@ def choose_pairs(
         first = int(np.lexsort((rank, np.where(left > 0, degree, np.iinfo(np.int64).max)))[0])
         partners = np.flatnonzero(rows[first] >= 0)
         partners = partners[degree[partners] == degree[partners].min()]
-        # Sorted by rank, and the first of equal ones is taken.
+        # Candidates are sorted by rank, so ties go to the first.
         partners = partners[np.argsort(rank[partners])]
         gains = _gains(values[rows[first, partners]], inverse, covariance)
         second = int(partners[np.argmax(gains)])

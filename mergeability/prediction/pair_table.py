@@ -16,7 +16,7 @@ MIN_TASKS = 4
 
 _OUTCOME = re.compile(r"(norm_)?acc_.+")
 _NAMED_ROWS = 6
-# Values of float32 may lie outside their range by rounding.
+# Tolerance for float32 values outside their range because of rounding.
 _SLACK = 1e-5
 
 
@@ -345,7 +345,7 @@ def numbers_in(frame: pd.DataFrame, name: str) -> Float[np.ndarray, " n"]:
     """
     column = frame[name]
     if pd.api.types.is_bool_dtype(column):
-        # pandas takes True for 1.
+        # pandas treats True as 1.
         column = column.astype(str)
     numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
     text = np.flatnonzero(np.isnan(numbers) & column.notna().to_numpy())

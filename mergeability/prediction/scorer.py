@@ -175,7 +175,7 @@ class Scorer:
             raise UserError(f"Expected a margin of at least 0, got {margin}.")
         table = with_ends(table)
         parts = [_scored(one, table, margin) for one in self._available(list(table.columns))]
-        # The first part that knows the pair; where none does, the first says why.
+        # Use the first tier that covers the pair; if none does, report the reason of the first tier.
         place = np.array(
             [next((i for i, one in enumerate(parts) if one["knows"][row]), 0) for row in range(len(table))]
         )

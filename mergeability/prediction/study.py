@@ -50,7 +50,7 @@ class StudySettings:
         rows: `per_method`, or `complete`: only pairs with an outcome for every method.
         permutations: number of permutations of tasks, for the p-values; 0 skips the test.
         seeds: number of starts of predictors with a random start, on the first target; 0 skips their spread.
-        seed: of the permutations.
+        seed: seed of the permutations.
         level: nominal share of pairs inside the intervals, in (0, 1).
         ablation: whether to refit without each category of metrics.
 
@@ -88,7 +88,7 @@ class Known:
 
     Attributes:
         ranges: metric → its lowest and highest value.
-        categories: of metrics, name → metrics.
+        categories: categories of metrics, name → metrics.
         sets: merges of more than two models, one row per set.
     """
 
@@ -119,7 +119,7 @@ def study_predictions(
         metrics: the columns that may be features.
         predictors: name → regressor.
         methods: merge methods; those the table has outcomes of when None.
-        settings: of the study; the defaults when None.
+        settings: settings of the study; the defaults when None.
         known: ranges and categories of metrics, and merges of larger sets.
         progress: wraps the loops over predictors and permutations.
 
@@ -164,7 +164,7 @@ def study_predictions(
     ]
     studied = table.select(table.metrics, [f"{target}_{method}" for target, method in outcomes])
     if settings.rows == "complete":
-        # The tasks stay those of the whole table, so that permutations of them are the same draws.
+        # Keep the tasks of the whole table, so that the drawn permutations are the same.
         whole = studied.frame.notna().all(axis=1)
         studied = replace(studied, frame=studied.frame[whole].reset_index(drop=True))
     with threadpool_limits(1, "blas"):
@@ -206,7 +206,7 @@ def _with_known_accuracies(result: PredictionResult, table: PairTable, design: _
     """Add the baseline of the two fine-tuned models' own accuracies, where they are known."""
     if FINETUNED not in table.frame.columns:
         return result
-    # The same pairs as every other predictor's.
+    # Use the same pairs as all other predictors.
     same_pairs = table.complete_metrics()
     if same_pairs.frame[FINETUNED].isna().all():
         return result
@@ -243,7 +243,7 @@ def _tables(
         found["ablation"] = category_ablation(table, known.categories, outcomes, protocols)
     if settings.seeds:
         methods = list(dict.fromkeys(method for _, method in outcomes))
-        # Ten fits of everything: of the report's main outcome only.
+        # Restricted to the main outcome of the report, because every fit is repeated ten times.
         first = settings.targets[:1]
         folds = make_folds(table, methods, first, LeaveOneTaskOut(), settings.rows == "complete")
         found["seeds"] = seed_table(seed_spread(predictors, folds.folds, list(range(settings.seeds))))

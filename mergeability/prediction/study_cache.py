@@ -14,7 +14,7 @@ from mergeability.prediction.study import Known, StudySettings
 from mergeability.prediction.validation.evaluate import PredictionResult
 from mergeability.provenance import class_name
 
-# Raise it when a predictor, a protocol or a table gives other numbers: recorded figures in the tests say when.
+# Increment it when a predictor, protocol or table gives different numbers; recorded values in the tests detect this.
 _VERSION = 2
 _LIBRARIES = ("numpy", "pandas", "scikit-learn", "scipy")
 

@@ -26,7 +26,7 @@ from mergeability.prediction.validation.scores import pearson_r
 FEWEST = 5
 """Evaluated pairs below which nothing is predicted."""
 _FOLDS = 5
-# Weak ones too: the effects of tasks need less shrinkage than the weights of metrics.
+# Includes weak strengths, because task effects need less shrinkage than the weights of metrics.
 _JOINT_STRENGTHS = (0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 
@@ -84,7 +84,7 @@ def predict_unevaluated(
             was not evaluated.
         metrics: names of the metric columns; those without any value are not used.
         methods: merge methods with outcomes.
-        seed: of the folds.
+        seed: seed of the folds.
     """
     outcomes = [f"{t}_{m}" for t in TARGETS for m in methods if f"{t}_{m}" in pairs.columns]
     missing = pairs[outcomes].isna().all(axis=1).to_numpy()
@@ -100,7 +100,7 @@ def predict_unevaluated(
     found: dict[str, Any] = {end: pairs[end].to_numpy()[rest] for end in ("task_a", "task_b")}
     rows = []
     with threadpool_limits(1, "blas"):
-        # Outcomes that are known of the same pairs are fitted together.
+        # Outcomes with the same pairs are fitted together.
         for measured, names in _by_rows(pairs, outcomes, problem.known).items():
             if len(measured) < FEWEST:
                 continue
@@ -133,7 +133,7 @@ def _by_rows(
 def _notes(
     problem: "_Problem", rest: np.ndarray, outcomes: Sequence[str], found: Mapping[str, Any]
 ) -> list[str]:
-    """Say what was not predicted, and why."""
+    """Describe which pairs were not predicted, and why."""
     notes = []
     undefined = int((~problem.known[rest]).sum())
     if undefined:
@@ -176,7 +176,7 @@ class _Problem:
         values = pairs[used].to_numpy(dtype=np.float64)
         known = np.isfinite(values).all(axis=1).reshape(-1)
         if used and known.any():
-            # By the range of all pairs: that of few evaluated ones would put others far outside.
+            # Scale by the range of all pairs, because many pairs would be outside the range of the few evaluated ones.
             values = RangeScaler().fit(values[known]).transform(np.where(known[:, None], values, 0.0))
             values = np.where(known[:, None], values, 0.0)
         tasks = task_order(pairs[["task_a", "task_b"]].to_numpy(dtype=object))

@@ -17,9 +17,9 @@ from mergeability.profiles.evidence import ensure_entries, finite_grams
 from mergeability.profiles.layer_grams import LayerVectors, layer_grams
 from mergeability.profiles.subject import Subject
 
-# Part of every store key below: raise it when what is stored changes meaning.
+# Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 2
-# What version 0.1.0 called the rows, in keys and in entries; the rows may be of other inputs than images.
+# The name of the rows in version 0.1.0, kept in keys and entries; rows may also belong to other inputs than images.
 _ROWS = "images"
 
 
@@ -149,8 +149,8 @@ def centred_kernel(
 ) -> Float64[np.ndarray, " elements"]:
     """Compute a range of the flattened n×n matrix X Xᵀ of inner products of the centred rows.
 
-    All zeros where float32 cannot tell the rows from one row: n equal samples have no geometry, and neither has
-    the rounding error that is left.
+    All zeros if the rows are equal up to float32 rounding: n equal samples have no geometry, and neither has
+    the remaining rounding error.
 
     Args:
         activations: one row per sample.

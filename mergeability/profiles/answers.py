@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Float64
 
-# Shorter sums of features have no direction.
+# Sums of features below this length have no reliable direction.
 _SHORTEST = 1e-6
 
 Probabilities = Float64[np.ndarray, "n classes"]
@@ -36,7 +36,7 @@ def probabilities(
     array([[0.75, 0.25]])
     """
     logits = features @ head.T
-    # The largest is 0, so that nothing overflows.
+    # Subtract the maximum to prevent overflow.
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exponentials / exponentials.sum(axis=1, keepdims=True)
 

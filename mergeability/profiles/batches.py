@@ -9,7 +9,7 @@ from mergeability.data.inputs import Inputs
 from mergeability.models.features import features
 from mergeability.profiles.encoders import evaluation_mode
 
-# Memory of a backward pass in addition to the saved activations: gradients of the largest ones.
+# Factor for the gradients of activations, which a backward pass needs in addition to the saved activations.
 _SLACK = 1.5
 
 
@@ -37,7 +37,7 @@ def fitting_batch_size(
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    # Running statistics are no parameters: a batch norm takes none that want a gradient.
+    # Exclude running statistics, because batch norms do not accept statistics that require gradients.
     wanted = dict(encoder.named_parameters())
     parameters = {
         name: tensor.detach().requires_grad_() if name in wanted else tensor for name, tensor in state.items()

@@ -30,7 +30,7 @@ def last_layer(encoder: nn.Module) -> str:
 def parameter_owners(encoder: nn.Module) -> dict[str, str]:
     """Map each parameter name to the first name of the same parameter; they differ for tied parameters.
 
-    A tied weight is one variable: under each of its names it would get a second value.
+    A tied weight is one variable, so its names must not be assigned different values.
     """
     first: dict[int, str] = {}
     named = encoder.named_parameters(remove_duplicate=False)
@@ -43,7 +43,7 @@ def evaluation_mode(encoder: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in encoder.modules()]
     encoder.eval()
     try:
-        # A GPU's convolutions would otherwise round to ten bits.
+        # Otherwise GPU convolutions would use TF32, with ten bits of mantissa.
         with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
             yield
     finally:

@@ -51,7 +51,7 @@ class ModelEntries(Protocol):
 
     Attributes:
         kind: what the store calls such entries.
-        description: of the work, for the progress.
+        description: description of the work, for the progress.
     """
 
     kind: ClassVar[str]
@@ -75,7 +75,7 @@ def ensure_entries(entries: ModelEntries, subject: Subject, store: Store) -> dic
     keys = {task: entries.key(subject, task) for task in subject.tasks}
 
     def ensure(task: str) -> None:
-        # Dropped at once: held together, the gradients of 20 large models would fill the memory.
+        # Do not keep the tensors, because the gradients of 20 large models would not fit in memory.
         store.ensure(entries.kind, keys[task], lambda: entries.compute(subject, task))
 
     subject.run.map(ensure, subject.tasks, description=entries.description)

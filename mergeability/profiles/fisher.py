@@ -25,9 +25,9 @@ from mergeability.weights.checkpoints import PREFIX
 
 logger = logging.getLogger(__name__)
 
-# Part of every store key below: raise it when what is stored changes meaning.
+# Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 1
-# Models in memory in addition to the samples' gradients: the weights, the sum so far, and one in the making.
+# Copies of the model in memory besides the gradients: the weights, the running sum, and a temporary.
 _MODELS = 3
 
 # (checkpoints' tensor, start, stop) → that range of the flattened tensor's Fisher information, in float64
@@ -84,8 +84,8 @@ def fisher_roots(
 ) -> dict[str, Tensor]:
     """Compute √F, F = 1/n Σ_i (∇θ CE_i)², in eval mode: the empirical Fisher information at the true labels.
 
-    The root, because F itself underflows in float32 below gradients of 1e-22, which a confident model has; the
-    root is right down to those of 1e-38. The logits are the normalised features times the frozen head.
+    The square root is stored, because F underflows in float32 for gradients below 1e-22, which confident models have;
+    the root is accurate down to gradients of 1e-38. The logits are the normalised features times the frozen head.
 
     Args:
         encoder: inputs → features; its own weights are neither used nor changed.
@@ -111,7 +111,7 @@ def fisher_roots(
     with evaluation_mode(encoder):
         for stacks in _gradients(encoder, state, names, head, samples, samples_at_once):
             for name in names:
-                # Neither squares nor their sum ever stand in float32.
+                # Squares and their sum are computed in float64, because they would underflow in float32.
                 length = torch.linalg.vector_norm(stacks.pop(name), dim=0, dtype=torch.float64)
                 roots[name] = torch.hypot(roots[name], length.float())
     found = {name: roots.pop(name).div_(len(samples) ** 0.5).cpu() for name in names}
@@ -171,10 +171,10 @@ def _batched_gradients(
     of_each = vmap(grad(loss), in_dims=(None, 0, 0))
 
     def at_once(batch: Inputs) -> _Stacks:
-        # Checked before: there are labels.
+        # The labels exist: they were checked before.
         assert batch.labels is not None
         tensors = {name: tensor.detach() for name, tensor in batch.tensors.items()}
-        # The fused kernels do not keep samples apart.
+        # Disable fused attention kernels, which do not support per-sample gradients.
         with sdpa_kernel(SDPBackend.MATH):
             return of_each(parameters, tensors, batch.labels)
 

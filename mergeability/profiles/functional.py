@@ -26,9 +26,9 @@ from mergeability.profiles.subject import Subject
 from mergeability.profiles.views import Views
 from mergeability.weights.encoder_state import encoder_state
 
-# Part of every store key below: raise it when what is stored changes meaning.
+# Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 1
-# Below this many times the agreement by chance, the images may be of another task.
+# Below this multiple of the chance agreement, the images may belong to another task.
 _NEAR_CHANCE = 1.5
 
 # Model (None: the base) and task → the model's normalised features of the task's inputs.

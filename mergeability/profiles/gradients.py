@@ -21,7 +21,7 @@ from mergeability.profiles.layer_grams import LayerVectors, layer_grams
 from mergeability.profiles.subject import Subject
 from mergeability.store import Store
 
-# Part of every store key below: raise it when what is stored changes meaning.
+# Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 2
 
 
@@ -317,11 +317,11 @@ def _summed_gradients(
     floating = [tensor.requires_grad_() for tensor in tensors.values() if tensor.is_floating_point()]
     found = features(encoder, Inputs(tensors), {**state, **parameters})
     logits = classify(found, head.to(device, found.dtype))
-    # Checked before: there are labels.
+    # The labels exist: they were checked before.
     assert batch.labels is not None
     loss = functional.cross_entropy(logits, batch.labels.to(device), reduction="sum")
     sources = [*parameters.values(), *floating]
-    # A parameter the features do not depend on has gradient zero.
+    # Parameters that do not affect the features have gradient zero.
     gradients = torch.autograd.grad(loss, sources, allow_unused=True, materialize_grads=True)
     of_inputs = gradients[len(parameters) :]
     if len(of_inputs) == 1:

@@ -1,7 +1,7 @@
 """The inputs of each linear layer of one model on its own samples, as Gram matrices XᵀX.
 
-What is a linear layer is seen where the encoder computes: wherever one of its weights is the right factor of a
-product. Hooks on modules do not see all of them: attention multiplies by the weights of its projections without
+Linear layers are detected during the forward pass: wherever a weight of the encoder is the right factor of a
+matrix product. Module hooks would miss some: attention multiplies by its projection weights without
 calling a module, and the last projection of a CLIP is a bare parameter.
 """
 
@@ -27,12 +27,12 @@ from mergeability.weights.checkpoints import PREFIX
 
 logger = logging.getLogger(__name__)
 
-# Part of every store key below: raise it when what is stored changes meaning.
+# Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 1
 
 _OPERATIONS = torch.ops.aten
-# Operation → which of its arguments are the left and the right factor. With gradients off entirely, PyTorch
-# shows the first two; otherwise what it makes of them.
+# Operation → positions of the left and the right factor among its arguments. In inference mode, PyTorch
+# dispatches the first two operations; otherwise those into which it decomposes them.
 _PRODUCTS: dict[Any, tuple[int, int]] = {
     _OPERATIONS.linear.default: (0, 1),
     _OPERATIONS.matmul.default: (0, 1),
@@ -40,7 +40,7 @@ _PRODUCTS: dict[Any, tuple[int, int]] = {
     _OPERATIONS.bmm.default: (0, 1),
     _OPERATIONS.addmm.default: (1, 2),
 }
-# Rows that are held in float64 at a time.
+# Number of rows in float64 at a time.
 _ROWS = 4096
 
 
@@ -248,7 +248,7 @@ class _Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def _look(self, rows: Tensor, factor: Tensor) -> None:
-        # A batched product repeats the weight without copying it.
+        # In a batched product the weight is expanded without a copy.
         if factor.ndim == 3 and factor.stride(0) == 0:
             factor = factor[0]
         if factor.ndim != 2:
@@ -269,7 +269,7 @@ def _part(name: str, weight: Tensor, factor: Tensor) -> LinearPart | None:
     width, outputs = factor.shape
     offset = factor.storage_offset() - weight.storage_offset()
     columns = weight.shape[1]
-    # Of a matrix one wide, both strides tell nothing, and nothing depends on them.
+    # For a matrix of width one the strides are ambiguous, but irrelevant.
     if factor.shape == weight.shape and offset == 0 and (outputs == 1 or factor.stride(1) == 1):
         return LinearPart(name, width, True, 0, outputs)
     first, remainder = offset // columns, offset % columns

@@ -146,7 +146,7 @@ class Profiles:
 
     def singular_values(self, count: int) -> Float64[np.ndarray, "L T K"]:
         """Return the `count` leading singular values of every matrix's deltas, padded with zeros."""
-        # The values do not depend on how many vectors were computed with them.
+        # Singular values do not depend on k.
         at_hand = (one for one in self._found if isinstance(one, SubspaceOverlaps))
         found = self.evidence(next(at_hand, SubspaceOverlaps()))
         return found["singular_values"][:, :, :count]

@@ -63,14 +63,14 @@ class SharedGradientGrams:
         """Return view → Gram matrices [[⟨x_a, x_a⟩, ⟨x_a, x_b⟩], [⟨x_b, x_a⟩, ⟨x_b, x_b⟩]] of all pairs."""
         tasks = subject.tasks
         keys = {task: OwnGradients().key(subject, task) for task in tasks}
-        # Sorted by content: a pair is one entry, whichever of its models comes first.
+        # Sorted by content, so that a pair is one entry for both orders of its models.
         identities = {task: digest(key) for task, key in keys.items()}
         pairs = [
             sorted((a, b), key=lambda task: identities[task])
             for position, a in enumerate(tasks)
             for b in tasks[position:]
         ]
-        # The models' own gradients are needed only where a pair is missing.
+        # Read the models' own gradients only if a pair is missing in the store.
         own = cache(lambda: OwnGradients().combine(subject))
 
         def find(pair: list[str]) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def _compare(
 
     def side(task: str, other: str) -> Side:
         samples = len(subject.required_views("gradient").samples(task))
-        # The diagonal: a model compared with itself needs no pass.
+        # On the diagonal, a model compared with itself needs no pass.
         found = differentiated(subject, task, other) if task != other else stored_gradients(store, keys[task])
         return Side(task, samples, store.reader("gradient", keys[task]), found)
 
@@ -149,7 +149,7 @@ def _means_over_union(side: Side, other_count: int, name: str) -> Iterator[Float
 def _input_blocks(left: Side, right: Side) -> Iterator[Rows]:
     """Give both models' input gradients on the left task's samples, then on the right one's."""
     for own, other in ((left, right), (right, left)):
-        # Both are divided by the number of one task's samples; the union has more.
+        # Each gradient was divided by the number of its task's samples; rescale it to the size of the union.
         share = own.count / (own.count + other.count)
         of_other = other.other.inputs.flatten().numpy()
         for start, stop in _ranges(len(of_other)):

@@ -16,7 +16,7 @@ from mergeability.profiles.subject import Subject
 from mergeability.task_vectors.magnitudes import blocks, check_density, identity, magnitude_thresholds, place
 from mergeability.task_vectors.vectors import TaskVectors
 
-# Part of every store key below: raise it when what is stored changes meaning.
+# Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 1
 
 
@@ -91,7 +91,7 @@ def count_signs(vectors: TaskVectors, density: float | int, run: Run | None = No
                [4, 4]])
     """
     check_density(density)
-    # Sorted by content: one set of models is one entry, in whatever order and under whatever names.
+    # Sorted by content, so that one set of models is one entry, whatever their order and names.
     owners = {identity(vectors, task): task for task in vectors.tasks}
     order = sorted(owners)
     models = [owners[one] for one in order]
@@ -125,22 +125,22 @@ def _layer_counts(
         signs = np.empty((len(models), stop - start), dtype=np.float32)
         for row, task in enumerate(models):
             signs[row] = _kept_signs(vectors.read(task, name, start, stop), thresholds[task])
-        # A sum of ±1 over one block is exact in float32, whatever its order.
+        # Sums of ±1 over one block are exact in float32 in any order.
         agreement += signs @ signs.T
         np.abs(signs, out=signs)
         shared += signs @ signs.T
-    # Those that agree count +1 and those that do not −1: shared − agreement is twice the latter.
+    # Equal signs count +1 and opposite ones −1, so shared − agreement is twice the number of opposite signs.
     return np.stack([shared, (shared - agreement) / 2]).astype(np.int64)
 
 
 def _kept_signs(
     delta: Float32[np.ndarray, " elements"], threshold: np.float32
 ) -> Float32[np.ndarray, " elements"]:
-    # Where the threshold is 0, what is 0 counts on both sides and stays 0.
+    # If the threshold is 0, zeros satisfy both comparisons and their sign stays 0.
     return np.subtract(delta >= threshold, delta <= -threshold, dtype=np.float32)
 
 
 def _needed(count: int) -> int:
     """Count the bytes that a layer's counts need while they are computed."""
-    # Signs in float32; of one model at a time the delta, the base's values.
+    # Signs in float32, plus the delta of one model and the base's values.
     return grams.BLOCK * (4 * count + 24) + 6 * 8 * count**2

@@ -44,7 +44,7 @@ class Subject:
 
     def select(self, tasks: Iterable[str]) -> "Subject":
         """Return some of the models, in the given order."""
-        # Decided for all models, so that selections share what they compute.
+        # Determined from all models, so that selections of models share computed values.
         if self.views is not None:
             _ = self.data_store
         selected = copy.copy(self)
@@ -55,7 +55,7 @@ class Subject:
         """Return the settings that determine computed values, as part of a store key.
 
         Args:
-            version: of the algorithm.
+            version: version of the algorithm.
         """
         return {"device": self.run.device.partition(":")[0], "version": version}
 
@@ -103,13 +103,13 @@ class Subject:
         size = 4 * len(self.tasks) * sum(vectors.parameters[name].size for name in vectors.names)
         if vectors.store.root is not None or size <= self.run.memory:
             return vectors.store
-        # Removed together with the last selection of these models.
+        # Removed together with the last object that uses these models.
         self.spilled = _TemporaryFolder()
         return Store(self.spilled.path)
 
 
 class _TemporaryFolder:
-    """A folder that is removed with the last object that holds it, without a warning."""
+    """A temporary folder that is removed without a warning when its last reference disappears."""
 
     def __init__(self) -> None:
         self.path = tempfile.mkdtemp(prefix="mergeability-gradients-")

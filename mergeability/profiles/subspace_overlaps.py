@@ -13,14 +13,14 @@ from mergeability.profiles.evidence import frozen
 from mergeability.profiles.subject import Subject
 from mergeability.task_vectors.vectors import TaskVectors
 
-# Part of every store key below: raise it when what is stored changes meaning.
+# Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 2
 SUBSPACE_SIZE = 10
-# Models whose subspaces meet in one product. Fixed, so that sums never depend on the memory budget.
+# Models whose subspaces are compared in one product. Constant, so that sums do not depend on the memory budget.
 _GROUP = 64
-# Models whose decompositions are held together, several groups: each is read T / _TOGETHER times for T models.
+# Models whose decompositions are in memory together; each decomposition is read T / _TOGETHER times for T models.
 _TOGETHER = 8 * _GROUP
-# Elements of a delta that are read at a time.
+# Number of elements of a delta read at a time.
 _PART = 2**20
 _NAMES = tuple(f"{side}_{end}" for side in subspaces.SIDES for end in subspaces.ENDS)
 
@@ -52,7 +52,7 @@ class SubspaceOverlaps:
         """Compute the singular values and outer vectors of every model's matrices, and store them."""
         vectors = subject.task_vectors
         vectors.check_base()
-        # Two copies of a model are one piece of work.
+        # Decompose identical models only once.
         owners = {vectors.identity(task): task for task in subject.tasks}
         items = [(task, name) for name in vectors.matrices for task in owners.values()]
         sizes = [subspaces.needed((rows, columns)) for rows, columns in matrix_shapes(vectors).tolist()]
@@ -77,7 +77,7 @@ class SubspaceOverlaps:
         def compare(name: str) -> dict[str, np.ndarray]:
             return self._compare(subject, name)
 
-        # The decompositions that are held; the bases of two groups side by side, and their products.
+        # Decompositions in memory, the concatenated bases of two groups, and their products.
         length = int(shapes.sum(1).max(initial=0))
         largest = 8 * min(_GROUP, count) * self.k * (length + 4 * _GROUP * self.k)
         if count > _GROUP:
@@ -98,7 +98,7 @@ class SubspaceOverlaps:
         vectors = subject.task_vectors
         size = vectors.parameters[name].size
         delta = np.empty(size, dtype=np.float32)
-        # In parts, so that the base's values and converted ones need not all be in memory next to the delta.
+        # Read in parts, so that the base's values and converted ones are never all in memory in addition to the delta.
         for start in range(0, size, _PART):
             stop = min(start + _PART, size)
             delta[start:stop] = vectors.read(task, name, start, stop)

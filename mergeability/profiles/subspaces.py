@@ -1,9 +1,9 @@
 """The singular values and outer singular vectors of a matrix, and overlaps of their subspaces.
 
-The metrics need of a thin SVD its values and k vectors at either end: for a 3072×768 matrix, 20 vectors out
+The metrics need the values and k vectors at both ends of a thin SVD: for a 3072×768 matrix, 20 vectors out
 of 768. These are eigenvectors of the smaller Gram matrix AᵀA, formed in float64, where the products of
-float32 numbers are exact. Squaring halves the digits, float64 has twice as many: the result is as good as a
-float32 SVD of A, small singular values included, and takes a fraction of its time.
+float32 numbers are exact. Squaring halves the number of correct digits, but float64 has twice as many, so the result
+is as accurate as a float32 SVD of A, small singular values included, and takes a fraction of its time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,16 +18,16 @@ from mergeability.linalg.decompositions import gram_matrix, gram_memory, product
 
 SIDES, ENDS = ("left", "right"), ("top", "bottom")
 
-# Columns that LAPACK transforms at a time, at most: the length of its workspaces.
+# Maximum block size of LAPACK, which determines the length of workspaces.
 _LAPACK_BLOCK = 64
-# Below this size a whole eigendecomposition is as fast as a part of one.
+# Below this size a full eigendecomposition is as fast as a partial one.
 _SMALL = 64
 
 
 def needed(shape: tuple[int, int]) -> int:
     """Count the bytes that the decomposition of a matrix needs."""
     smaller, larger = sorted(shape)
-    # The delta and, while it is read, the base's values; blocks in float64; three Gram matrices.
+    # The delta, the base's values while reading, blocks in float64, and three Gram matrices.
     return 8 * smaller * larger + gram_memory(smaller) + 4 * 8 * smaller**2
 
 
@@ -56,12 +56,12 @@ def decompose(matrix: Float32[np.ndarray, "m n"], k: int, device: str = "cpu") -
     determined = _determined(squares, rows, k)
     values = np.sqrt(squares)
     if rows == rank and not _gap(squares, rows, rank):
-        # The left vectors of zero singular values do not follow from A·v = 0.
+        # Left vectors of zero singular values cannot be computed from A·v = 0.
         _, left_first, left_last = _outer_eigenvectors(gram_matrix(source.T), k)
     else:
         left_first = _unit(product(source, first), values[:k])
         left_last = _unit(product(source, last), values[rank - k :])
-    # The names are those of the tall matrix, whose right vectors are the eigenvectors.
+    # Names refer to the tall matrix, whose right singular vectors are the eigenvectors; swap them for a wide one.
     found = {"right_top": first, "right_bottom": last, "left_top": left_first, "left_bottom": left_last}
     if tall is not matrix:
         found = {_mirrored(name): basis for name, basis in found.items()}
@@ -85,7 +85,7 @@ def squared_overlaps(
     Args:
         left: what `decompose` gave for each of A models.
         right: the same for B models, or the same object.
-        name: of the basis.
+        name: name of the basis.
         size: its shape m×k.
     """
     bases, known = _side_by_side(left, name, size)
@@ -94,7 +94,7 @@ def squared_overlaps(
     products = (bases.T @ others).reshape(len(left), k, len(right), k)
     squares = np.einsum("aibj,aibj->ab", products, products, dtype=np.float64)
     if right is left:
-        # Exactly symmetric whatever order the product summed in.
+        # Make it exactly symmetric, because the two halves may be summed in different orders.
         squares = (squares + squares.T) / 2
     return np.where(known[:, None] & others_known[None, :], squares, np.nan)
 
@@ -117,7 +117,7 @@ def _outer_eigenvectors(
         values, vectors = np.linalg.eigh(gram)
         first, last = vectors[:, size - k :], vectors[:, :k]
     else:
-        # As LAPACK's dsyevx does, but values and vectors of both ends from one reduction to tridiagonal form.
+        # Like LAPACK's dsyevx, but values and vectors of both ends use one reduction to tridiagonal form.
         (tridiagonalise,) = scipy.linalg.get_lapack_funcs(("sytrd",), (gram,))
         reduced, diagonal, beside, scales, _ = tridiagonalise(
             np.asfortranarray(gram), lower=1, lwork=_LAPACK_BLOCK * size
@@ -129,7 +129,7 @@ def _outer_eigenvectors(
         ]
         vectors = _from_tridiagonal(reduced, scales, np.concatenate(ends, axis=1))
         last, first = vectors[:, :k], vectors[:, k:]
-    # Copies: PyTorch takes no array that runs backwards.
+    # Copy, because PyTorch does not support negative strides.
     return np.maximum(values[::-1], 0), first[:, ::-1].copy(), last[:, ::-1].copy()
 
 
@@ -150,7 +150,7 @@ def _determined(squares: Float64[np.ndarray, " r"], rows: int, k: int) -> dict[s
     rank = len(squares)
     first = k == rank or _gap(squares, rows, k)
     last = k == rank or _gap(squares, rows, rank - k)
-    # The right vectors of a tall matrix fill their space, the left ones leave one where anything may lie.
+    # The right vectors of a tall matrix span their whole space; the left ones do not, so null vectors are arbitrary.
     filled = rows == rank or _gap(squares, rows, rank)
     return {
         "right_top": first,

@@ -122,5 +122,5 @@ class Views:
     @cached_property
     def architecture(self) -> str:
         """A digest of the encoder's architecture: part of the store's keys."""
-        # The text form names every module, but not all of their options: the number of heads is missing.
+        # repr() shows every module, but not all options: the number of attention heads is missing.
         return digest({"encoder": repr(self.encoder), "configuration": dict(self.configuration)})

@@ -1,8 +1,8 @@
 """The file formats of store entries, which contain their kind, key and a checksum of all bytes.
 
-The checksum is the SHA-256 of the file with the checksum's own 64 digits as zeros, so that no byte of the file is
-outside it. It lies at a fixed position: first in a record, first in the metadata of a file of tensors. What is written
-without it, by version 0.1.0 or by whoever writes a file for the store, is a plain entry, and is sealed afterwards.
+The checksum is the SHA-256 of the file with the 64 digits of the checksum set to zero, so that no byte of the file is
+excluded. It is at a fixed position: first in a record, first in the metadata of a file of tensors. Files written
+without it, by version 0.1.0 or by other writers, are plain entries, to which it is added afterwards ("sealing").
 """
 
 import hashlib
@@ -22,9 +22,9 @@ CHECKSUM = "checksum"
 _ZEROS = "0" * 64
 _JSON_START = b'{\n "checksum": "'
 _TENSORS_START = b'{"__metadata__":{"checksum":"'
-# Bytes that are read at a time.
+# Number of bytes read at a time.
 _CHUNK = 2**20
-# The longest header that safetensors reads.
+# The maximum header length of safetensors.
 _LONGEST_HEADER = 10**8
 
 
@@ -74,7 +74,7 @@ class StoreEntry(ABC):
 
     def _check_key(self, kind: Any, key: Any) -> None:
         expected = canonical_json(self.key)
-        # JSON sorts names that were numbers as text, once they were written and read.
+        # JSON turns numeric keys into text, which sorts differently, so also compare with the key after a round trip.
         if kind != self.kind or key not in (expected, canonical_json(json.loads(expected))):
             raise self._damaged("it belongs to another key")
 
@@ -127,7 +127,7 @@ class TensorEntry(StoreEntry):
         metadata = _parsed(self.path, header).get("__metadata__", {})
         if not sealed:
             self._check_extent()
-        # Version 0.1.0 filed some images without their key.
+        # Version 0.1.0 stored some images without their key.
         if sealed or "key" in metadata:
             self._check_key(metadata.get("kind", self.kind), metadata.get("key"))
         return sealed
@@ -139,7 +139,7 @@ class TensorEntry(StoreEntry):
             described = _parsed(path, before)
             metadata = {**described.pop("__metadata__", {}), **self.metadata}
             del metadata[CHECKSUM]
-            # The library writes metadata in any order; here the same tensors are always the same bytes.
+            # safetensors writes metadata in arbitrary order; sorted here, so that equal tensors give equal bytes.
             fields = {CHECKSUM: _ZEROS, **dict(sorted(metadata.items()))}
             header = _compact({"__metadata__": fields, **described})
             room = _rounded(max(len(header), len(before)))
@@ -151,7 +151,7 @@ class TensorEntry(StoreEntry):
             file.write(digits)
 
     def _check_extent(self) -> None:
-        """Check what a checksum would show: that the tensors are where the header says."""
+        """Check, for files without a checksum, that tensor positions agree with the header."""
         from mergeability.weights.safetensors_file import TensorFile
 
         try:
@@ -171,7 +171,7 @@ def checked_json(path: Path, data: bytes) -> dict[str, Any]:
     """Read a JSON object and verify its checksum, if present.
 
     Args:
-        path: of the file, for messages.
+        path: path of the file, for messages.
         data: its bytes.
 
     Raises:

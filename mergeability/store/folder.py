@@ -1,6 +1,6 @@
 """The folder of a store, shared by processes: temporary files, first writer wins, and older formats.
 
-A process that is killed leaves a temporary file, and nothing else: locks are the system's, and end with the process.
+A killed process leaves only a temporary file, because the system releases its locks.
 """
 
 import atexit
@@ -20,14 +20,15 @@ from mergeability.store.entries import DamagedError, checked_json, sealed_json
 logger = logging.getLogger(__name__)
 
 _FORMAT = 2
-# Folders that this process has swept.
+# Folders from which this process has removed left-over files.
 _SWEPT: set[Path] = set()
 
 
 class StoreFolder:
     """The folder of a store.
 
-    `store.json` in it says up to which moment entries without a checksum are believed: version 0.1.0 wrote them.
+    `store.json` contains the time until which entries without a checksum are accepted, because version 0.1.0 wrote
+    none.
 
     Attributes:
         root: the folder.
@@ -62,7 +63,7 @@ class StoreFolder:
             with open(handle, "rb") as file:  # noqa: PTH123
                 try:
                     if not lock(file.fileno(), wait=False):
-                        # Without locks the system may not remove or rename a file that is open.
+                        # Systems without locks (Windows) may not allow removing or renaming open files.
                         file.close()
                     yield temporary
                 finally:
@@ -79,7 +80,7 @@ class StoreFolder:
             handle, name = tempfile.mkstemp(dir=self._temporary, suffix=".partial")
         except OSError:
             return None
-        # Held, so that nobody takes it for something that a killed process left.
+        # Locked, so that other processes do not remove it as a left-over file.
         lock(handle, wait=False)
         atexit.register(Path(name).unlink, missing_ok=True)
         return Path(name).relative_to(self.root).as_posix()
@@ -95,18 +96,18 @@ class StoreFolder:
         Returns:
             Whether it was filed: otherwise another process's file lies there.
         """
-        # Before the first entry: a folder that has entries and no marker is taken for an old one.
+        # Written before the first entry, because a folder with entries but no marker counts as an old one.
         if not self._marker.exists():
             self._mark(0)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # mkstemp makes files that only their owner reads; results are meant to be shared.
+        # mkstemp creates files that only their owner can read, but results are meant to be shared.
         temporary.chmod(0o644)
         return _linked(temporary, path) or self.replace(temporary, path, lambda: not is_whole())
 
     def replace(self, temporary: Path, path: Path, should: Callable[[], bool]) -> bool:
         """Replace an entry by a finished temporary file if it is still unchanged; return whether it was replaced."""
         with self._locked():
-            # Another process may have been here since this one looked.
+            # Check again under the lock, because another process may have replaced it.
             if not should():
                 return False
             temporary.chmod(0o644)
@@ -125,7 +126,7 @@ class StoreFolder:
             with contextlib.suppress(UserError):
                 self._mark(0)
         except OSError:
-            # Whoever writes here says in a sentence what is wrong.
+            # The write that follows will report the error.
             pass
         return 0
 
@@ -150,7 +151,7 @@ class StoreFolder:
             self._mark(None)
             return self._read_marker()
         except (UserError, OSError):
-            # A folder that can only be read.
+            # The folder is read-only.
             return time.time_ns()
 
     def _has_entries(self) -> bool:
@@ -186,7 +187,7 @@ class StoreFolder:
     def _locked(self) -> Iterator[None]:
         """Keep other processes and threads from replacing files of this folder, where the system has locks."""
         with contextlib.ExitStack() as stack:
-            # Where there is no lock, the write itself says what is wrong, if anything is.
+            # Continue without a lock; if the folder is not writable, the write itself reports it.
             with contextlib.suppress(OSError):
                 lock(stack.enter_context(_opened(self.root / ".lock")).fileno(), wait=True)
             yield

@@ -1,9 +1,9 @@
 """A content-addressed cache of computed values, shared by all runs and processes.
 
-A value is filed under the SHA-256 of its key, and the key holds everything the value depends on (hashes of
-checkpoints and data, every option, a version of the algorithm). So an entry never goes stale: changed input
-is another key. Writes go to a temporary file that then gets the entry's name, unless another process was first:
-a reader sees a whole entry or none, and keeps the one it has opened. Each entry is checked when a process first
+A value is stored under the SHA-256 of its key, which contains everything that determines the value (hashes of
+checkpoints and data, every option, a version of the algorithm). So entries never become stale: changed inputs
+give another key. Files are written under a temporary name and then renamed, unless another process was first, so
+readers see complete entries only. Each entry is checked when a process first
 uses it (`store.entries`), and a damaged one is computed again.
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# States of files that this process has checked.
+# Signatures of the files that this process has checked.
 _CHECKED: set[tuple[Path, int, int, int]] = set()
 
 
@@ -79,12 +79,12 @@ class Store:
         self.found: Counter[str] = Counter()
         self._memory: dict[tuple[str, str], Any] = {}
         self._lock = threading.Lock()
-        # What was filed since somebody began to collect it, and a file by which a shared folder is recognised.
+        # Entries added during `collecting`, and a file by which a shared folder is recognised.
         self._filed: list[Path | tuple[str, str]] | None = None
         self._witness: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # For a worker in another process: its counts are its own.
+        # Pickled for a worker process, which counts separately.
         if self.root is not None and self._witness is None:
             self._witness = self._folder.witness()
         kept = {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_folder")}
@@ -227,7 +227,7 @@ class Store:
             path = self.root / name
             with self._folder.temporary(path) as temporary:
                 temporary.write_bytes(content)
-                # Checked, as every entry, when it is used.
+                # Like every entry, it is checked on first use.
                 self._folder.publish(temporary, path, lambda: True)
 
     @cached_property
@@ -324,7 +324,7 @@ class Store:
         return self._memory[place]
 
     def _count(self, counter: Counter[str], kind: str) -> None:
-        # Worker threads share a store, and `+= 1` is two steps.
+        # Worker threads share a store, and `+= 1` is not atomic.
         with self._lock:
             counter[kind] += 1
 

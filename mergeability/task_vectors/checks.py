@@ -16,11 +16,12 @@ from mergeability.weights.checkpoints import Checkpoint
 
 logger = logging.getLogger(__name__)
 
-# Part of every store key below: raise it when what is stored changes meaning.
+# Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 2
-# A file this many seconds old will not be written again within the resolution of its time stamps.
+# Hashes are cached only for files at least this many seconds old: time stamps of newer ones are too coarse to detect
+# changes.
 _SETTLED = 2
-# Elements that are read at a time where a whole tensor is not needed.
+# Number of elements read at a time if a whole tensor is not needed.
 _BLOCK = 2**18
 
 
@@ -63,7 +64,7 @@ class BaseCheck:
         unchecked = [task for task in deltas.tasks if deltas.hashes[task] not in self.known]
         for task, norm in self.relative_norms(deltas, norms).items():
             if norm > self.refuse_above and deltas.model(task).is_adapted:
-                # An adapter is added to whatever base is given, so its length does not tell the base.
+                # An adapter can be added to any base, so its length does not identify the base.
                 if task in unchecked:
                     logger.warning(
                         "The adapter of '%s' changes the base by %.3g times its length (over %g): was training "
@@ -136,7 +137,7 @@ def file_hash(checkpoint: Checkpoint, store: Store) -> str:
 
 def _noted_hash(path: Path, hash_of: Callable[[Path], str], store: Store) -> str:
     status = path.stat()
-    # The change time cannot be set back, unlike the modification time, which copying tools restore.
+    # Use the change time as well, because copying tools restore the modification time but not the change time.
     newest = max(status.st_mtime_ns, status.st_ctime_ns)
     if store.root is None or time.time_ns() - newest < _SETTLED * 10**9:
         return hash_of(path)
@@ -147,7 +148,7 @@ def _noted_hash(path: Path, hash_of: Callable[[Path], str], store: Store) -> str
         "modified": status.st_mtime_ns,
         "changed": status.st_ctime_ns,
     }
-    # A separate store: the counts of the other one are of results.
+    # A separate store, so that the counts of the main store include only results.
     notes = Store(store.root)
     return notes.record("file_hash", stamp, lambda: {"sha256": hash_of(path)})["sha256"]
 

@@ -20,7 +20,7 @@ from mergeability.weights.names import VISUAL
 Transform = Callable[[str, str, Tensor], Tensor]
 
 
-# What follows from the models and from how their tensors are cut, and is computed once.
+# Values derived from the models and the layout, computed once.
 _DERIVED = ("names", "buffers", "matrices", "layout", "tied")
 
 
@@ -57,7 +57,7 @@ class Deltas(Mapping[str, Tensor]):
         self._base, self._models = base, dict(models)
         self._transform: Transform | None = None
         size = sum(one.size for one in self.parameters.values()) * 4 * len(models)
-        # (hash, parameter) → delta, where all of them are small enough to stay in memory
+        # (hash, parameter) → delta, if all of them are small enough to stay in memory
         self._kept: dict[tuple[str, str], Tensor] | None = {} if size <= keep_below else None
 
     @cached_property
@@ -108,7 +108,7 @@ class Deltas(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.names)
 
-    # Mapping compares by value, which would read every tensor.
+    # Compare by identity, because Mapping compares values, which would read every tensor.
     def __eq__(self, other: object) -> bool:
         return self is other
 
@@ -135,7 +135,7 @@ class Deltas(Mapping[str, Tensor]):
         """
         if self._kept is not None or self._transform is not None:
             return torch.stack(list(self._read_all(name, self.tasks)))
-        # Straight into the stack: no delta is copied.
+        # Write directly into the stack, without copying deltas.
         base = self.base(name).float()
         stacked = torch.empty((len(self.tasks), *base.shape))
         for row, task in zip(stacked, self.tasks, strict=True):
@@ -165,7 +165,7 @@ class Deltas(Mapping[str, Tensor]):
         if self._transform is not None:
             return self.delta(task, name).flatten()[start:stop].numpy()
         first, last = parameter.start + start, parameter.start + stop
-        # Without warnings of ∞ − ∞ and the like: callers look for them.
+        # Suppress warnings such as ∞ − ∞, because callers check for non-finite values.
         with np.errstate(invalid="ignore", over="ignore"):
             delta = self._models[task].values(parameter.tensor, first, last)
             np.subtract(delta, self._base.values(parameter.tensor, first, last), out=delta)
@@ -217,7 +217,7 @@ class Deltas(Mapping[str, Tensor]):
                 if base is None:
                     base = self.base(name).float()
                 delta = self._part(self._models[task], name).float() - base
-                # One sum takes a fraction of the time of a test of each number.
+                # A sum is much faster than testing each value.
                 if not torch.isfinite(delta.sum()):
                     self._check_finite(task, name)
                 if self._kept is not None:

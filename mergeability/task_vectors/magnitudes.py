@@ -12,11 +12,11 @@ from mergeability.files import digest
 from mergeability.linalg import grams
 from mergeability.task_vectors.vectors import TaskVectors
 
-# Part of every store key below: raise it when what is stored changes meaning.
+# Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 1
-# A non-negative float32 sorts as its bits do: 15 leading bits (the sign is 0), then 16 trailing ones.
+# Non-negative float32 numbers sort like their bits: 15 leading bits (the sign bit is 0) and 16 trailing bits.
 _LEADING, _TRAILING = 2**15, 2**16
-# Leading bits from which on a number is infinite or NaN.
+# Leading bits of infinity; larger ones are NaN.
 _INFINITE = 0x7F80
 
 
@@ -49,7 +49,7 @@ def magnitude_thresholds(
     """
     check_density(density)
     size = sum(vectors.parameters[name].size for name in vectors.names)
-    # At density 1 the rank would be 0: everything is kept.
+    # At density 1 the rank would be 0, and every entry is kept.
     rank = max(1, size - math.floor(density * size))
     places = digest({"parameters": [place(vectors, name) for name in vectors.names]})
 
@@ -90,7 +90,7 @@ def _magnitude_bits(vectors: TaskVectors, task: str) -> Iterator[np.ndarray]:
 def _histogram(values: Iterator[np.ndarray], bins: int) -> Int64[np.ndarray, " bins"]:
     total = np.zeros(bins, dtype=np.int64)
     for some in values:
-        # Converted here: NumPy's own conversion takes four times as long as the counting.
+        # Converted explicitly, because NumPy's implicit conversion takes four times as long as counting.
         total += np.bincount(some.astype(np.int64), minlength=bins)
     return total
 

@@ -13,9 +13,9 @@ from mergeability.weights.names import listed
 from mergeability.weights.towers import has_blocks, is_head, unwrapped
 
 BASE = "the base"
-# Parts that some models of an architecture have and others do not, in addition to heads.
+# Optional parts of architectures, in addition to heads.
 _OPTIONAL = re.compile(r"(^|\.)(pooler\.|mask_token$|lm_head\.|visual_projection\.|text_projection\.)")
-# Integers that say nothing about a model: numbers of positions, masks, counts of batches.
+# Integer tensors that do not affect a model: position indices, masks, batch counts.
 _BUFFER = re.compile(
     r"(^|\.)(position_ids|token_type_ids|num_batches_tracked|relative_position_index|relative_coords_table"
     r"|attn_mask|attention_mask|causal_mask|attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias)$"
@@ -232,7 +232,7 @@ def _same_shape(name: str, everyone: Mapping[str, Checkpoint]) -> bool:
 def _is_optional(name: str, base: Checkpoint, common: str) -> bool:
     """Return whether models of one base may differ in a tensor: a head, or what is outside the backbone."""
     if name.startswith(PREFIX):
-        # All of a CLIP's visual tower is needed, its projection too.
+        # All tensors of a CLIP's visual tower are required, including the projection.
         return False
     short = next(iter(unwrapped([name.removeprefix(common)])))
     if is_head(short) or is_head(name) or _OPTIONAL.search(short):
@@ -244,7 +244,7 @@ def _is_optional(name: str, base: Checkpoint, common: str) -> bool:
         tops.setdefault(own.split(".")[0], []).append(own)
     largest = max(tops, key=lambda top: len(tops[top]), default="")
     names = tops.get(largest, [])
-    # Blocks alone are no backbone: what is next to them are embeddings and norms.
+    # A module that contains only blocks is not the backbone, because embeddings and norms are next to it.
     is_backbone = len(names) >= 0.8 * len(inside) and any(map(_EMBEDDING.search, names)) and has_blocks(names)
     return is_backbone and short.split(".")[0] != largest
 

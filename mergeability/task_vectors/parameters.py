@@ -13,7 +13,7 @@ from mergeability.errors import UserError
 from mergeability.files import digest
 from mergeability.weights.checkpoints import Checkpoint
 
-# Elements that tell most tensors apart.
+# Number of leading elements compared first, which distinguish most tensors.
 _GLANCE = 16
 _RUNNING_STATISTICS = ("running_mean", "running_var")
 

@@ -89,7 +89,7 @@ class TaskVectors(Deltas):
         with ThreadPoolExecutor() as pool:
             base_hash, *files = pool.map(lambda one: file_hash(one, store), [base, *models.values()])
         hashes = {
-            # A model's own file does not determine it where the projection is the base's.
+            # If the projection is copied from the base, the model's file alone does not determine the model.
             task: digest({"file": own, "base": base_hash}) if models[task].has_lent_projection else own
             for task, own in zip(models, files, strict=True)
         }
@@ -197,7 +197,7 @@ class TaskVectors(Deltas):
         if cut.parameters == self.parameters:
             return self
         if self._kept is not None:
-            # Under one name there would be two shapes.
+            # One name would have two shapes.
             cut._kept = {}
         return cut
 
@@ -207,7 +207,7 @@ class TaskVectors(Deltas):
         Running statistics are no parameters and stay as they are.
         """
         changed = copy.copy(self)
-        # Values derived from changed deltas must not be filed under the models' hashes.
+        # Values derived from transformed deltas must not be stored under the models' hashes.
         changed.store = Store(None)
         previous = self._transform
         changed._transform = (
@@ -252,7 +252,8 @@ class TaskVectors(Deltas):
         Raises:
             UserError: the parameter is not a matrix.
         """
-        # A model's hash does not determine transformed deltas; and large factors would fill the memory.
+        # Not stored, because hashes do not determine transformed deltas, and large factors would fill a store in
+        # memory.
         keep = not self.is_transformed and (self.store.root is not None or self._kept is not None)
         return stacked_triplets(self, name, rank, keep=keep)
 
@@ -286,5 +287,5 @@ def _opened(
     if isinstance(model, Mapping | nn.Module):
         return open_in_memory(model, towers)
     path = Path(model).expanduser()
-    # What is not here is not looked for on the hub: this function uses no network.
+    # Do not search the hub for missing files, because this function must not use the network.
     return open_checkpoint(path, store, base, towers) if path.exists() else Checkpoint.open(path)

@@ -66,7 +66,7 @@ def _of_checkpoint(base: Checkpoint) -> dict[str, Any] | None:
     blocks = {name.split(".")[3] for name in shapes if name.startswith("visual.transformer.resblocks.")}
     if blocks and {_PATCHES, _POSITIONS, _OUTPUT} <= shapes.keys():
         width, _, patch, _ = shapes[_PATCHES]
-        # One position is the class token's.
+        # Subtract the position of the class token.
         side = round((shapes[_POSITIONS][0] - 1) ** 0.5) * patch
         return {
             "width": width,

@@ -93,7 +93,7 @@ class Comparison:
         return json.dumps(record, indent=1, default=str)
 
     def __repr__(self) -> str:
-        # Metrics as rows: a terminal is narrower than eighteen columns.
+        # Transposed, because eighteen metric columns are wider than a terminal.
         few = len(self.table) <= _MOST_COLUMNS
         table = self.table.T.to_string(float_format="{:.4g}".format) if few else repr(self.table)
         return "\n".join([*self.stands_out, table])

@@ -136,7 +136,7 @@ def made(options: Any) -> Any:
     """Instantiate nested `_target_` nodes, inner ones first.
 
     Args:
-        options: of a member; anything without `_target_` is returned as it is.
+        options: options of a member; anything without `_target_` is returned as it is.
 
     Examples:
         >>> from mergeability.verbs.defaults import made

@@ -33,10 +33,10 @@ class Merged:
 
     Attributes:
         merge: the models and the method.
-        name: of the method.
+        name: name of the method.
         alpha: the scale α.
         alpha_from: how it was chosen.
-        dtype: of what is written; None for the base's own.
+        dtype: dtype of the written weights; None for the base's own.
 
     Examples:
         >>> import torch

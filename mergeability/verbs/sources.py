@@ -21,7 +21,7 @@ from mergeability.weights.in_memory import InMemory, open_in_memory, write_in_me
 Model: TypeAlias = str | PathLike[str] | InMemory
 Models: TypeAlias = Mapping[str, Model] | Sequence[Model]
 
-# What says nothing about the model in it: the folder's name does.
+# Generic file names, for which the folder's name is used instead.
 _COMMON = {Path(name).stem for name in WEIGHTS} | {
     "adapter_model",
     "model.safetensors.index",

@@ -1,7 +1,7 @@
 """LoRA adapters in PEFT's format, merged into their base on reading.
 
 W' = W + s·B·A for each adapted weight, with s = α/r, or α/√r for rank-stabilised adapters; with DoRA each output's row
-of W' is then scaled to the length that the adapter says. A and B are read when a part of W' is asked for, so an adapter
+of W' is then scaled to the length stored in the adapter. A and B are read when a part of W' is requested, so an adapter
 takes no more memory than a file.
 """
 
@@ -37,9 +37,9 @@ _FACTOR = re.compile(
     r"^(?P<module>.+)\.(?P<kind>lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.[^.]+)??(?P<bias>\.bias)?"
     r"(?:\.weight)?$"
 )
-# The output of an attention that is adapted as a whole.
+# The output projection of an attention module that is adapted as a whole.
 _NESTED = ".base_layer.out_proj."
-# Rows of a weight that are looked at together where all of it is needed.
+# Number of rows of a weight processed at a time.
 _ROWS = 1024
 
 
@@ -107,7 +107,7 @@ class AdaptedFile:
         place = Place.find(modules, base.entries, self.path)
         found = [self._module(name, parts, place.weights[name]) for name, parts in modules.items()]
         self._modules = {one.weight: one for one in _oriented(found)}
-        # What was trained whole; names the base lacks are those of a new head.
+        # Fully trained weights; names that are not in the base belong to a new head.
         self._whole = {place.of(name): own for name, own in others.items()}
         if both := sorted(self._whole.keys() & self._modules.keys()):
             raise UserError(
@@ -190,7 +190,7 @@ class AdaptedFile:
                 f"'{weight}' of the base is quantised, and the adapter {self.path.parent} changes it. Give the base in "
                 "floating point: load it in transformers, call model.dequantize(), and save it."
             )
-        # PEFT adds the change of a fused attention's output twice, in training as in merge_and_unload.
+        # PEFT adds the change of a fused attention's output twice, in training and in merge_and_unload.
         if (
             _NESTED in parts["lora_A"]
             and weight.removesuffix("out_proj.weight") + "in_proj_weight" in self._base.entries
@@ -203,7 +203,7 @@ class AdaptedFile:
             raise UserError(
                 f"'{magnitude}' of {self.path} does not have one length per output. Copy it again."
             )
-        # Square weights fit both ways: `_oriented` decides.
+        # Square weights fit both orientations; `_oriented` decides.
         way = ways[0] if len(ways) == 1 else True if embedding else bool(self._config.get("fan_in_fan_out"))
         return _Module(weight, shape, parts["lora_A"], parts["lora_B"], scale, way, magnitude)
 
@@ -274,7 +274,7 @@ def _ways(shape: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...], rank: 
     rows, columns = math.prod(shape[:1]), math.prod(shape[1:])
     inputs, outputs = math.prod(a[1:]), math.prod(b[:1])
     straight = (rows, columns) == (outputs, inputs) and math.prod(b[2:]) == 1
-    # Only matrices are ever stored the other way.
+    # Only matrices can be stored transposed.
     turned = (rows, columns) == (inputs, outputs) and len(shape) == len(a) == len(b) == 2
     return [way for way, fits in ((False, straight), (True, turned)) if fits]
 

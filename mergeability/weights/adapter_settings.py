@@ -13,16 +13,16 @@ from mergeability.weights.names import listed
 from mergeability.weights.towers import unwrapped
 
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
-# Options under which the trained model is more, or something else, than W + s·B·A and a length of rows.
+# Options for which the trained model is not W + s·B·A with optional row lengths.
 _UNSUPPORTED = (
     "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
     "layer_replication",
     "alora_invocation_tokens", "target_parameters", "trainable_token_indices",
 )  # fmt: skip
-# Ways to initialise an adapter that leave the base as it is; the others move a part of it into the adapter.
+# Initialisations that leave the base unchanged; others move a part of the base into the adapter.
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 INSTEAD = "Where the adapter was trained, run model.merge_and_unload().save_pretrained(folder) and give that folder."
-# The weight of a module; that of an attention which fuses queries, keys and values.
+# Weight names of a module, and of an attention with fused queries, keys and values.
 _ENDS = (".weight", ".in_proj_weight")
 
 

@@ -33,7 +33,7 @@ from mergeability.weights.safetensors_file import TensorFile, write_tensors
 from mergeability.weights.sharded import INDEX, ShardedFile, TensorSource
 
 PREFIX = "visual."
-# Hugging Face's `CLIPVisionModel` ends before the projection, which fine-tuning of it therefore leaves as it was.
+# Hugging Face's `CLIPVisionModel` has no projection, so fine-tuning it leaves the base's projection unchanged.
 PROJECTION = "visual.proj"
 
 
@@ -205,7 +205,7 @@ class Checkpoint:
             return self._lent.tensor(name)
         source = self._sources[name]
         parts = [self._file.tensor(part) for part in source.names]
-        # Parts of different types become float32, which is also the type the checkpoint says.
+        # Parts of different dtypes become float32, the dtype that the checkpoint reports.
         whole = parts[0] if len(parts) == 1 else torch.cat([part.to(self.dtypes[name]) for part in parts])
         return whole.T.contiguous() if source.transposed else whole
 
@@ -255,7 +255,7 @@ def assembled(tensors: Mapping[str, Tensor], source: Source) -> Tensor:
         UserError: the parts do not fit together.
     """
     parts = [tensors[name] for name in source.names]
-    # Checks that they fit together.
+    # Raises if the parts do not fit together.
     canonical_shape([tuple(part.shape) for part in parts], source.transposed)
     whole = parts[0] if len(parts) == 1 else torch.cat(parts)
     return whole.T.contiguous() if source.transposed else whole
@@ -335,7 +335,7 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
         model.safetensors ['weight']
     """
     path = Path(path)
-    # Clones: safetensors refuses tensors that share memory, as tied weights do.
+    # Clone, because safetensors rejects tensors that share memory, such as tied weights.
     contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic_file(path) as temporary:
         write_tensors(contiguous, temporary, dict(metadata or {"format": "pt"}))

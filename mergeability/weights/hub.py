@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What a folder or a repository calls its weights, the preferred name first.
+# Names of weights files in a folder or repository, in order of preference.
 WEIGHTS = (
     "model.safetensors",
     "open_clip_model.safetensors",
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
 )
-# Where there is none of these: several files, or an adapter.
+# Alternatives if none of these exists: an index of several files, or an adapter.
 _OTHERS = (f"model.safetensors{INDEX}", f"pytorch_model.bin{INDEX}", *adapter_settings.WEIGHTS)
-# Small files that belong to a model, as transformers names them.
+# Configuration and tokenizer files, under transformers' names.
 _FETCHED = (
     "config.json", "generation_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json",
     "special_tokens_map.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "tokenizer.model",
@@ -44,7 +44,7 @@ _COMPANION = re.compile(
     r"|merges\.txt|\w+\.(model|tiktoken|bpe))$"
 )
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
-# Part of every store key below: raise it when what is stored changes meaning.
+# Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 1
 
 
@@ -212,7 +212,7 @@ def open_checkpoint(
 def _converted(path: Path, store: "Store") -> Checkpoint:
     """Open a PyTorch file through its visual tower in the store, or as it is where that would lose a tensor."""
     store, key = _conversion(path, store)
-    # What is dropped is named as for any other file.
+    # Dropped tensors are reported as for any other file.
     record = store.record("converted_names", key, lambda: {"names": sorted(load_state_dict(path))})
     reading = read_names(record["names"])
     if set(reading.left_out) - {"text tower"}:
@@ -242,7 +242,7 @@ def _conversion(path: Path, store: "Store") -> "tuple[Store, dict[str, Any]]":
 
 @cache
 def _temporary_store() -> "Store":
-    """Return a store for conversions of a process that keeps nothing: weights are read from files, piece by piece."""
+    """Return a temporary store for conversions, because weights are read from files in pieces."""
     from mergeability.store import Store
 
     folder = tempfile.TemporaryDirectory(prefix="mergeability-converted-")
@@ -364,7 +364,8 @@ def _from_hub(repository: str) -> Path:
                 "Check the name; a private model needs `hf auth login`."
             ) from error
         except (EntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-            # A file that the repository has not, unless it is only the cache that has not.
+            # The repository lacks this file, so try the next name; LocalEntryNotFoundError means that only the cache
+            # lacks it.
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 continue
             raise UserError(

@@ -15,17 +15,17 @@ from torch import Tensor
 from mergeability.errors import UserError
 from mergeability.weights.names import hugging_face_sources
 
-# Settings of open_clip's visual tower that have a counterpart, and those without a say in what it computes.
+# Settings of open_clip's visual tower that have a counterpart, and those that do not affect its output.
 _EXPRESSED = {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "norm_kwargs"}
 _WITHOUT_EFFECT = {
-    "patch_dropout",  # of training
-    "final_ln_after_pool",  # the same where one token is taken
-    "pos_embed_type",  # the embedding is among the weights, whatever it began as
+    "patch_dropout",  # used only in training
+    "final_ln_after_pool",  # no effect if one token is used
+    "pos_embed_type",  # only initialises the embedding, which is among the weights
     "output_tokens",
     "attn_pooler_queries",
     "attn_pooler_heads",
 }
-# All other settings, with the only values that transformers can express: a CLIP's own.
+# All other settings, with the only values that transformers supports.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "attentional_pool": (False,),
     "no_ln_pre": (False,),
@@ -43,7 +43,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 }
 _DEFAULT_HEAD_WIDTH, _DEFAULT_MLP_RATIO, _DEFAULT_EPSILON = 64, 4.0, 1e-5
 _BICUBIC = 3
-_INSTEAD = "Leave out export=hf: open_clip reads what is saved then."
+_INSTEAD = "Remove export=hf: open_clip reads what is saved then."
 
 
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -126,7 +126,7 @@ def vision_config(configuration: Mapping[str, Any], tensors: Mapping[str, Tensor
         "hidden_act": "quick_gelu" if configuration.get("quick_gelu") else "gelu",
         "layer_norm_eps": (vision.get("norm_kwargs") or {}).get("eps", _DEFAULT_EPSILON),
         "attention_dropout": 0.0,
-        # transformers 5 calls it dtype, and still reads this.
+        # transformers 5 calls it dtype, but still reads this name.
         "torch_dtype": str(_dtype(tensors)).removeprefix("torch."),
     }
     _check_shapes(config, tensors)
@@ -140,8 +140,8 @@ def preprocessor_config(image_size: int, mean: Sequence[float], std: Sequence[fl
 
     Args:
         image_size: side of the square images the encoder takes, in pixels.
-        mean: of the three channels, in [0, 1].
-        std: of the three channels.
+        mean: mean of the three channels, in [0, 1].
+        std: standard deviation of the three channels.
 
     Returns:
         A JSON-able record.
@@ -176,7 +176,7 @@ def _expressible(configuration: Mapping[str, Any]) -> dict[str, Any]:
             f"{', '.join(map(str, configuration)) or 'nothing'}. {_INSTEAD}"
         )
     for name, value in vision.items():
-        # Options of a timm model say nothing where none is named.
+        # Options of timm models are ignored if no timm model is named.
         known = name in _EXPRESSED | _WITHOUT_EFFECT or name.startswith("timm_")
         if value not in _PLAIN[name] if name in _PLAIN else not known:
             raise UserError(f"transformers' CLIP cannot express {name}={value!r} of this encoder. {_INSTEAD}")
@@ -188,7 +188,7 @@ def _expressible(configuration: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"transformers' CLIP cannot express {', '.join(sorted(unknown))} of norm_kwargs. {_INSTEAD}"
         )
-    # What open_clip takes where nothing is said.
+    # Defaults of open_clip.
     return {"image_size": 224, "patch_size": 16, "width": 768, "layers": 12, **vision}
 
 
@@ -217,7 +217,7 @@ def _check_shapes(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> N
             width,
         ),
         first_linear.format(layers - 1): (config["intermediate_size"], width),
-        # As many blocks and no more.
+        # Check that there are no further blocks.
         first_linear.format(layers): None,
         "visual_projection.weight": (config["projection_dim"], width) if "visual.proj" in tensors else None,
     }

@@ -13,10 +13,10 @@ from mergeability.errors import UserError
 from mergeability.weights import towers
 from mergeability.weights.towers import CONSTANTS, Tower, find_towers, unwrapped
 
-# What is read of a CLIP: its visual tower, or the text tower as well.
+# Towers of a CLIP to read: the visual tower, or both.
 VISUAL, BOTH = "visual", "both"
 
-# Only the blocks' attention is fused: an attention pooler of open_clip keeps its projections apart on purpose.
+# Only attention in blocks is fused; open_clip's attention pooler has separate projections by design.
 _SPLIT_ATTENTION = re.compile(
     r"^(visual\.transformer\.resblocks\.\d+\.attn\.)[qkv]_proj(_weight|\.weight|\.bias)$"
 )
@@ -222,7 +222,7 @@ def clip_sources(names: Iterable[str]) -> dict[str, Source]:
         text = {name for name in given if _TEXT_TOWER.match(name.removeprefix(tower.wrapper))}
         sources = _hugging_face_sources(tower, given) | _hugging_face_text(tower.wrapper, text)
         others = _outside(files, tower)
-        # Shown as names too many.
+        # These are reported as unexpected names.
         sources |= {name: Source((name,)) for kind in ("head", "other") for name in others.get(kind, ())}
     else:
         wrapper = found[0].wrapper if found and found[0].prefix.endswith("visual.") else ""
@@ -264,7 +264,7 @@ def canonical_shape(shapes: Sequence[tuple[int, ...]], transposed: bool) -> tupl
     """
     first = shapes[0]
     if len(shapes) > 1:
-        # Two scalars are alike beyond the first axis too, but have none to be stacked along.
+        # Scalars have no first axis to concatenate along.
         if not all(shape and shape[1:] == first[1:] for shape in shapes):
             raise UserError(
                 "Expected tensors that can be concatenated along the first axis, "

@@ -1,7 +1,7 @@
 """Read a safetensors file in pieces, without keeping its pages in memory.
 
-A memory map keeps every page it touched resident for as long as it is open, so a process that walks through
-twenty models ends up holding all of them. Here each piece is read by position into memory the caller owns.
+A memory map keeps every accessed page resident while it is open, so a process that reads
+twenty models would keep all of them in memory. Here each piece is read by position into memory of the caller.
 """
 
 import io
@@ -38,7 +38,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-# What a range of single bytes can be viewed as in NumPy; brain floats are widened by hand.
+# NumPy dtypes of tensors; bfloat16, which NumPy lacks, is converted explicitly.
 _NUMPY = {torch.float64: np.float64, torch.float32: np.float32, torch.float16: np.float16}
 
 
@@ -70,7 +70,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
         raise OSError(str(error)) from error
 
 
-# Room for a header that is written last; safetensors pads its own with spaces too.
+# Space reserved for the header, which is written last and padded with spaces, as in safetensors.
 _HEADER = 4096
 
 
@@ -85,7 +85,7 @@ def write_rows(
 
     Args:
         path: the file.
-        name: of that tensor.
+        name: name of that tensor.
         rows: its parts, uint8, equal but for their first extent.
         others: the other tensors, asked for when the parts are exhausted.
         metadata: for the header.
@@ -139,9 +139,9 @@ class Entry:
     """Locate one tensor in the file.
 
     Attributes:
-        offset: of its first byte.
+        offset: offset of its first byte.
         shape: its extents.
-        dtype: of its elements.
+        dtype: dtype of its elements.
 
     Examples:
         >>> import torch
@@ -209,7 +209,7 @@ class TensorFile:
         if entry.dtype == torch.bfloat16:
             return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         if entry.dtype in _NUMPY:
-            # A float64 beyond float32 becomes infinite, and is found as such.
+            # A float64 value beyond the range of float32 becomes infinite, which callers detect.
             with np.errstate(over="ignore"):
                 return data.view(_NUMPY[entry.dtype]).astype(np.float32, copy=False)
         return _viewed(data, entry.dtype).float().numpy()
@@ -236,12 +236,12 @@ class TensorFile:
         try:
             with self.path.open("rb") as file:
                 self._compare(file.fileno())
-                # PyTorch warns of arrays that cannot be written to.
+                # Copy-on-write, because PyTorch warns about read-only arrays.
                 data = np.memmap(file, np.uint8, "c", entry.offset, entry.shape)
         except OSError as error:
             raise UserError(f"Cannot read {self.path}: {error.strerror or error}.") from error
         found = torch.from_numpy(data)
-        # Another process on this machine maps the file, too, instead of being sent a copy.
+        # Pickling sends the path, and the other process maps the file instead of receiving a copy.
         found.mapped_from = (self.path, name)  # type: ignore[attr-defined]
         return found
 
@@ -275,7 +275,7 @@ class TensorFile:
         stop = entry.size if stop is None else stop
         data = np.empty((stop - start) * width, dtype=np.uint8)
         try:
-            # A handle of its own for each read: threads that read at once would move a shared position.
+            # Open a new handle for each read, because concurrent threads would move a shared file position.
             with self.path.open("rb", buffering=0) as file:
                 self._compare(file.fileno())
                 file.seek(entry.offset + start * width)
@@ -292,13 +292,13 @@ def _stamp(handle: int) -> tuple[int, int, int, int]:
 
 
 def _viewed(data: np.ndarray, dtype: torch.dtype) -> Tensor:
-    # PyTorch does not view nothing as another type.
+    # PyTorch cannot view an empty tensor as another dtype.
     return torch.from_numpy(data).view(dtype) if len(data) else torch.empty(0, dtype=dtype)
 
 
 def _check(path: Path) -> None:
     try:
-        # Checks the header, and that the file is as long as the header says.
+        # Checks the header and the file length.
         with safetensors.safe_open(path, framework="pt"):
             pass
     except OSError as error:

@@ -136,7 +136,7 @@ def read_index(path: Path) -> dict[str, str]:
         raise UserError(
             f"{path} lacks a weight_map: expected the index of a sharded model. Download it again."
         )
-    # A file elsewhere than beside the index is never opened: an index may come from anyone.
+    # Never open files outside the index's folder, because an index may come from an untrusted source.
     wrong = [name for name, file in places.items() if not _is_file_name(file)]
     if wrong:
         raise UserError(

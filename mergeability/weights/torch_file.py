@@ -1,7 +1,7 @@
 """Read a state dict from a PyTorch file without executing code from it.
 
-Such a file is a pickle: a program that builds objects. Only `torch.load(weights_only=True)` touches it here, which
-knows how to build tensors and plain containers and refuses everything else.
+Such a file is a pickle, a program that builds objects. It is only read with `torch.load(weights_only=True)`, which
+builds only tensors and plain containers and rejects everything else.
 """
 
 import pickle
@@ -20,16 +20,16 @@ from mergeability.errors import UserError
 from mergeability.weights.names import listed
 
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-# Where training scripts put the state dict, when they save more beside it.
+# Keys under which training scripts save the state dict together with other data.
 _HOLDERS = ("state_dict", "model_state_dict", "model")
 # An archive, or a pickle of protocol 2 or later.
 _BEGINNINGS = (b"PK\x03\x04", b"\x80")
-# What PyTorch and the modules it reads with raise on damaged files; no code of a file runs that could raise more.
+# Exceptions of PyTorch and its readers for damaged files; code from the file never runs.
 _DAMAGE = (
     RuntimeError, EOFError, ValueError, OSError, LookupError, TypeError, AttributeError, AssertionError,
     ArithmeticError, MemoryError, ImportError, struct.error, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-# Kinds of tensor that have no plain numbers: how to tell them, and what to do.
+# Tensors without plain values: how to detect them, and the remedy.
 _UNREADABLE: dict[str, tuple[Callable[[Tensor], bool], str]] = {
     "on the meta device, without values": (lambda value: value.is_meta, "load the weights before saving"),
     "quantised": (lambda value: value.is_quantized, "call .dequantize() on them"),
@@ -101,7 +101,7 @@ def load_pickle(path: Path) -> Any:
                 f"{path} is a TorchScript archive, which contains a program and is never loaded. {_INSTEAD}"
             )
         with warnings.catch_warnings():
-            # It warns of old formats and rare kinds of tensor; what it does not know it refuses.
+            # Suppress warnings about old formats and rare tensors; unknown objects raise an error anyway.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -128,7 +128,7 @@ def _tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
         loaded = loaded[holders[0]] if len(holders) == 1 else loaded
     if not isinstance(loaded, Mapping) or not loaded:
         raise UserError(f"Expected a mapping of names to tensors in {path}, got {_kind(loaded)}. {_INSTEAD}")
-    # Names are texts; a list of optimiser states has numbers.
+    # Names must be strings, unlike the integer keys of optimiser states.
     others = sorted(
         str(name)
         for name, value in loaded.items()

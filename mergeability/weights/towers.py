@@ -1,6 +1,6 @@
 """Locate the towers of a CLIP in a file, under any prefixes added by its training script.
 
-A tower is found by names that only such a tower has together; whatever comes before these names is its prefix.
+A tower is identified by a combination of names that only such a tower has; the text before these names is its prefix.
 """
 
 import re
@@ -14,7 +14,7 @@ _BARE_VISUAL = re.compile(
     r"^(class_embedding|positional_embedding|proj|conv1\.weight|ln_(pre|post)\.(weight|bias)"
     r"|transformer\.resblocks\.\d+\..+)$"
 )
-# The same of a CLIP's ResNet, which no other ResNet's pooler has.
+# The same for a CLIP's ResNet: poolers of other ResNets do not have these names.
 _RESNET_POOLER = "attnpool.positional_embedding"
 _BARE_RESNET = re.compile(r"^((conv|bn)[123]|layer[1-4]\.\d+|attnpool)\..+$")
 # Modules of open_clip's visual towers; language models with a vision part called `visual` have others.
@@ -28,9 +28,9 @@ _OPEN_CLIP_TEXT = re.compile(
     r"|logit_scale|logit_bias|transformer\.resblocks\.\d+\..+|text(_decoder)?\..+)$"
 )
 _POSITION_IDS = "embeddings.position_ids"
-# What OpenAI's files hold in addition to the weights, and a mask that is no weight.
+# Entries of OpenAI's files that are not weights, and a mask.
 CONSTANTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
-# Top-level modules that only the task at hand uses.
+# Top-level modules that are specific to one task.
 _HEAD = re.compile(
     r"^(classifier|classification_head|heads?|head_dist|fc|score|qa_outputs|pre_classifier|logits|linear_head"
     r"|linear_classifier|cls)(\d*|_\w+)?\."
@@ -121,7 +121,7 @@ def _bare_towers(names: set[str]) -> dict[str, str]:
             if prefix == name or (prefix and not prefix.endswith(".")):
                 continue
             inside = [one.removeprefix(prefix) for one in names if one.startswith(prefix)]
-            # A tower without a prefix was always known by the anchor alone.
+            # A tower without a prefix is identified by the anchor alone.
             if all(map(pattern.match, inside)) and (not prefix or prefix + second in names):
                 found[prefix] = prefix
     return found

@@ -110,7 +110,7 @@ def check_same(
 def _check_activation(config: Path, model: str, quick_gelu: bool) -> None:
     """Compare the activation that Hugging Face's configuration names with the architecture's.
 
-    The weights do not tell: with the wrong one everything loads, and accuracies are some points too low.
+    Weights do not show the activation: with the wrong one everything loads, but accuracies are a few points too low.
     """
     if not config.is_file():
         return
@@ -120,7 +120,7 @@ def _check_activation(config: Path, model: str, quick_gelu: bool) -> None:
         raise UserError(f"{config} is not valid JSON ({error}). Download it again.") from error
     if not isinstance(described, dict) or "clip" not in str(described.get("model_type", "")):
         return
-    # What transformers assumes where nothing is said.
+    # The default of transformers.
     towers = [one for one in ("vision_config", "text_config") if isinstance(described.get(one), dict)]
     parts = [described[one] for one in towers] or [described]
     for part in parts:

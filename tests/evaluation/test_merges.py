@@ -232,7 +232,7 @@ def test_weights_of_another_architecture_are_refused(world):
         ({"visual.proj": torch.zeros(2, 2)}, r"'proj' of shape \(4, 3\).*has \(2, 2\)"),
         ({}, r"'proj' of shape \(4, 3\).*no such tensor"),
         ({"visual.proj": torch.zeros(4, 3), "visual.more": torch.zeros(1)}, "'more' of shape no such tensor"),
-        ({"visual.proj": torch.full((4, 3), torch.nan)}, "'proj' of .* holds NaN or Inf"),
+        ({"visual.proj": torch.full((4, 3), torch.nan)}, "'proj' of .* contains NaN or Inf"),
     ):
         with pytest.raises(UserError, match=parts):
             world.evaluator.accuracies({"file": "x"}, lambda wrong=wrong: wrong, ("red",))

@@ -388,5 +388,5 @@ def test_an_unknown_side_or_a_sum_of_nothing_is_refused():
     for terms in ({}, {"near": L2ToInit(strength=0)}):
         with pytest.raises(UserError, match=r"at least one term of reg.penalty.terms with a weight above 0"):
             WeightedSum(terms, strength=1)
-    with pytest.raises(UserError, match="different names, not l2_to_init, l2_to_init"):
+    with pytest.raises(UserError, match="different names, got l2_to_init, l2_to_init"):
         WeightedSum({"a": L2ToInit(strength=1), "b": L2ToInit(strength=2)}, strength=1)

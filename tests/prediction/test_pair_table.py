@@ -114,7 +114,7 @@ def test_a_value_outside_its_range_is_refused_with_column_pair_and_range(table):
     table["first"] = np.linspace(-1, 1, 15)
     PairTable.validate(table, METRICS, [OUTCOME], {"first": (-1.0, 1.0), "third": (-np.inf, np.inf)})
     table.loc[6, "first"] = 1.02
-    sentence = r"Column first holds 1\.02 for b and d \(row 7\), outside its range \[-1, 1\]"
+    sentence = r"Column first holds 1\.02 for b and d \(row 7\), outside the metric's range \[-1, 1\]"
     with pytest.raises(UserError, match=sentence):
         PairTable.validate(table, METRICS, [OUTCOME], {"first": (-1.0, 1.0)})
     table.loc[6, "first"] = -1.02
@@ -128,7 +128,7 @@ def test_rounding_of_single_precision_and_empty_cells_are_inside_every_range(tab
     table.loc[1, "first"] = -1e-6
     table.loc[2, "first"] = np.nan
     PairTable.validate(table, METRICS, [OUTCOME], {"first": (0.0, 1.0)})
-    with pytest.raises(UserError, match="outside its range"):
+    with pytest.raises(UserError, match="outside the metric's range"):
         PairTable.validate(table, METRICS, [OUTCOME], {"first": (0.0, 0.9)})
     table.loc[3, "first"] = -0.1
     with pytest.raises(UserError, match=r"\[0, inf\]"):

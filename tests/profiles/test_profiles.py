@@ -335,7 +335,7 @@ def test_what_is_missing_is_named(load, views):
     vectors = load()
     with pytest.raises(UserError, match="one of the views"):
         Profiles(vectors).gram("weights")
-    with pytest.raises(UserError, match="need images and heads"):
+    with pytest.raises(UserError, match="require images and heads"):
         Profiles(vectors).gram("activation")
     with pytest.raises(UserError, match="side left or right"):
         Profiles(vectors).subspace_overlaps("upper", "top", 3)

@@ -89,7 +89,7 @@ def test_a_pickle_is_refused_and_never_run(tmp_path):
 def test_a_file_without_tensors_is_refused(tmp_path):
     path = tmp_path / "empty.safetensors"
     path.write_bytes(struct.pack("<Q", 2) + b"{}")
-    with pytest.raises(UserError, match="holds no tensors"):
+    with pytest.raises(UserError, match="contains no tensors"):
         Checkpoint.open(path)
 
 

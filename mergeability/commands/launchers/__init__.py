@@ -1,7 +1,7 @@
 """Launchers: run the jobs of a sweep in several local processes, in a Slurm queue, or on a Ray cluster.
 
-`conf/hydra/launcher/` names Hydra's plugins for joblib, submitit and Ray. Classes of this package take their places,
-because a plugin ends the sweep, and with it the other jobs, at the first process that is killed.
+`conf/hydra/launcher/` names Hydra's plugins for joblib, submitit and Ray. Classes of this package replace them,
+because a plugin aborts the whole sweep as soon as one process is killed.
 """
 
 from importlib.util import find_spec

@@ -62,7 +62,7 @@ class Job:
         config: its configuration, composed by the command.
         task_function: what it calls.
         context: Hydra's, with the callbacks.
-        state: of Hydra's singletons.
+        state: state of Hydra's singletons.
         directory: the working folder of the command.
         environment: variables of its process.
     """
@@ -170,7 +170,7 @@ class ManyProcesses(Launcher):
         known = {record.number: record for record in records.read()}.get(job.number)
         failed = ended.status != JobStatus.COMPLETED
         if known is not None and known.ended is not None:
-            # It was killed after its end, or its record says more than its launcher.
+            # The process was killed after the job had ended, or the record has a more specific error than the launcher.
             if failed and known.error is None:
                 ended = JobReturn(status=JobStatus.COMPLETED)
                 ended.return_value = known.value

@@ -40,7 +40,8 @@ class Slots(ManyProcesses):
         try:
             return [future.result() for future in futures]
         finally:
-            # After an interrupt, which reaches no thread, no more jobs start, and the processes that run are ended.
+            # Threads do not receive an interrupt. So no further jobs are started, and running processes are
+            # terminated here.
             if [future for future in futures if not (future.cancel() or future.done())]:
                 self.stop()
             pool.shutdown()
@@ -101,7 +102,7 @@ class SubmititLocal(Slots):
         executor.update_parameters(**self.options, **visible)
         submitted = executor.submit(job)
         self.running.append(submitted)
-        # Without this, submitit looks for the results of a killed process for 15 seconds.
+        # Otherwise submitit waits 15 seconds for the results of a killed process.
         submitted.wait()
         try:
             return submitted.results()[0] if submitted.paths.result_pickle.exists() else failure(KILLED)

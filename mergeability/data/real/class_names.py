@@ -8,9 +8,9 @@ from mergeability.checks import clean_name
 from mergeability.data.real.image_files import shown
 from mergeability.errors import UserError
 
-# SUN397 files its classes below their first letter: `/a/abbey`.
+# SUN397 stores classes in folders named after their first letter: `/a/abbey`.
 _LETTER_FOLDER = re.compile(r"^/?[a-z]/")
-# `AnnualCrop`: a capital after a small letter begins a word.
+# Split camel case such as `AnnualCrop`.
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 

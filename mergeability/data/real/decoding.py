@@ -23,13 +23,13 @@ from mergeability.data.real.image_files import formats
 
 T = TypeVar("T")
 
-# What Pillow raises for files that are not, or no longer, images: its readers trust what the files say of themselves.
+# Exceptions of Pillow for invalid or damaged images: its readers do not validate the contents of files.
 _BROKEN = (
     ArithmeticError, AssertionError, AttributeError, EOFError, Image.DecompressionBombError,
     Image.DecompressionBombWarning, LookupError, MemoryError, OSError, RuntimeError, SyntaxError, TypeError, ValueError,
     struct.error, zlib.error,
 )  # fmt: skip
-# Above twice Pillow's limit it refuses by itself; below, its warning names no file.
+# Above twice its limit Pillow raises an error; below, its warning does not name the file.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 DEEP = "more than eight bits a channel, scaled from 0..65535 to 0..255"
 SEVERAL = "several frames or pages, of which the first is used"
@@ -39,7 +39,7 @@ _WRONG_NAMES = {
     b"\x1f\x8b": "a gzip archive",
     b"<": "a text or SVG file",
 }
-# Images that wait, encoded or decoded, for each thread.
+# Number of encoded or decoded images queued per thread.
 _AHEAD = 16
 
 
@@ -81,7 +81,7 @@ def decode(data: bytes | Path, transpose: bool = False) -> UInt8[Tensor, "3 H W"
 
 def _decode(data: bytes | Path, transpose: bool) -> tuple[UInt8[Tensor, "3 H W"], str | None]:
     if isinstance(data, Path) and not data.is_file():
-        # A pipe would wait for ever.
+        # Reading a pipe would block forever.
         raise FileNotFoundError("a link that leads nowhere" if data.is_symlink() else "there is no such file")
     try:
         opened = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=formats())

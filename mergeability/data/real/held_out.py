@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Bool, Int64
 
-# One in so many images may be held out so that each class is there.
+# At most one in this many images is held out to cover all classes.
 _LARGEST_PART = 4
 
 

@@ -13,9 +13,9 @@ from mergeability.errors import escaped
 
 # Formats that Pillow recognises but cannot decode, or decodes by starting another program.
 _NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
-# Formats whose first bytes cannot be those of a text: only these are looked for in files without an ending.
+# Formats that are identified by their first bytes in files without an extension: text cannot begin with these bytes.
 _TOLD_BY_CONTENT = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PSD", "QOI", "TIFF", "WEBP")
-# What systems leave in folders, in addition to names that begin with a dot.
+# Files and folders created by operating systems, in addition to names that begin with a dot.
 _OF_THE_SYSTEM = frozenset(
     {
         "$recycle.bin", "@eadir", "__macosx", "desktop.ini", "ehthumbs.db", "icon\r", "lost+found",
@@ -47,7 +47,7 @@ def endings() -> frozenset[str]:
     >>> {".jpg", ".jfif", ".tif", ".webp"} <= endings(), endings() & {".txt", ".eps", ".mp4"}
     (True, frozenset())
     """
-    read = {*formats(), "MPO"}  # MPO is opened by the reader of JPEG.
+    read = {*formats(), "MPO"}  # Pillow reads MPO files with its JPEG reader.
     return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in read)
 
 
@@ -129,11 +129,11 @@ class _Walk:
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def listing(self) -> Listing:
-        # A link to a folder above leads back too, and to everything beside it.
+        # A link to a parent folder would also include its other contents.
         seen = {_identity(one) for one in (self.folder, *self.folder.resolve().parents)}
         folders, links = [self.folder], deque[Path]()
         while folders or links:
-            # Links last: a folder is known by its own name before a link leads to it.
+            # Follow links last, so that folders are first listed under their real names.
             linked = not folders
             current = links.popleft() if linked else folders.pop()
             if current != self.folder:
@@ -216,9 +216,9 @@ def _looks_like_an_image(beginning: bytes) -> bool:
     Image.init()
     for kind in _TOLD_BY_CONTENT:
         accept = Image.OPEN[kind][1] if kind in Image.OPEN else None
-        # A reader that Pillow was built without returns a sentence in place of True.
+        # If Pillow was built without a reader, `accept` returns an error message instead of True.
         if accept is not None and accept(beginning) is True:
-            # A text may begin with BM too; the zeros are reserved.
+            # Text may begin with BM, so also check the reserved zero bytes.
             return kind != "BMP" or beginning[6:10] == bytes(4)
     return False
 

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Kind = Literal["hub", "disk", "folder"]
 
-# Part of the identity of the images: raise it when the same files come to other pixels.
+# Part of the identity of images: increment it when the same files are decoded to different pixels.
 _VERSION = 1
 
 
@@ -211,7 +211,7 @@ class ImageSource:
         return [self._opened_rows(name) for name in self._names(split)]
 
     def _opened_rows(self, name: str) -> Rows:
-        # Labels are read and checked once, however many splits are made of them.
+        # Read and check labels once, even if several splits are drawn from them.
         if name not in self._cache:
             self._cache[name] = self.tables.rows(name)
         return self._cache[name]
@@ -250,7 +250,7 @@ def pixel_remarks(split: Split, broken: Sequence[str], changed: Mapping[str, Seq
     """Return sentences about images that cannot be decoded or were modified by decoding.
 
     Args:
-        split: of the images.
+        split: split of the images.
         broken: names of the images that cannot be decoded, with reasons.
         changed: what decoding changed → names of the images.
     """

@@ -20,7 +20,7 @@ from mergeability.files import read_object
 if TYPE_CHECKING:
     import datasets
 
-# Rows whose encoded images are in memory at a time.
+# Number of rows whose encoded images are in memory at a time.
 _READ_AT_A_TIME = 64
 
 
@@ -97,7 +97,7 @@ class ArrowTables:
         label = self._column(table, self.layout.label, "label", split)
         return ArrowRows(
             labels=self._labels(table, label, split),
-            # The library's own fingerprint too: a table in memory has no files.
+            # Include the library's fingerprint, because a table in memory has no files.
             stamp=f"{file_stamp([Path(file['filename']) for file in table.cache_files])}:{table._fingerprint}",
             name=f"split {split!r} of {self.where}",
             images=self._undecoded(table, image, split),
@@ -128,7 +128,7 @@ class ArrowTables:
         feature: Any = table.features[column]
         if isinstance(feature, datasets.Image):
             return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-        # Parquet without the library's own metadata shows the same thing as a plain record.
+        # In Parquet files without the library's metadata, images are plain records.
         if isinstance(feature, dict) and {"bytes", "path"} <= set(feature):
             return table.select_columns([column])
         raise UserError(
@@ -194,7 +194,7 @@ def open_disk(path: Path, layout: Layout, classes: ClassNames) -> ArrowTables:
             f"{classes.task}. Copy that dataset too, or point task.path to its folder."
         )
     for state in sorted(folder.glob("*/state.json")):
-        # The library writes a split without rows, and fails on reading it.
+        # The library can write a split without rows, but fails to read it.
         if (read_object(state) or {}).get("_data_files") == []:
             raise UserError(
                 f"Task {classes.task!r}: its {state.parent.name} split is empty in {folder}. Copy the dataset again."
@@ -221,7 +221,7 @@ def _datasets(task: str) -> Any:
             "Run: uv pip install 'mergeability[data]'"
         ) from error
     if not sys.stderr.isatty():
-        # Its bars are for a person who watches.
+        # Show the library's progress bars only in a terminal.
         datasets.disable_progress_bars()
     return datasets
 

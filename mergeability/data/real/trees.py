@@ -146,7 +146,7 @@ def file_stamp(files: Sequence[Path]) -> str:
         try:
             status = file.stat()
         except OSError:
-            # A link that leads nowhere has a size and a time of its own.
+            # For a broken link, use the size and time of the link itself.
             status = file.lstat()
         found.update(os.fsencode(file.name))
         found.update(f"\x1f{status.st_size}\x1f{status.st_mtime_ns}\n".encode())

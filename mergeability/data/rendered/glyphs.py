@@ -14,7 +14,7 @@ from mergeability.random import seeded_generator
 GLYPH_SIZE = 28
 LETTERS = tuple("ABCEHKMORSTZ")
 
-# Share of the handwritten originals each split may draw from; the rest of the pool goes to "train".
+# Share of the handwritten originals of each split; the rest belongs to "train".
 _HELD_OUT_SHARES = {"pretraining": 0.2, "validation": 0.1, "test": 0.25}
 
 
@@ -62,7 +62,7 @@ def _drawn(letter: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, stro
     page = Image.new("L", (64, 64), 0)
     ImageDraw.Draw(page).text((16, 16), letter, fill=255, font=font, stroke_width=stroke)
     plain = Image.new("L", (64, 64), 0)
-    # The box is that of the plain letter, so that the letter and its outline stay registered.
+    # Use the box of the plain letter, so that normal and bold letters are aligned.
     ImageDraw.Draw(plain).text((16, 16), letter, fill=255, font=font)
     left, top, right, bottom = plain.getbbox() or (0, 0, 64, 64)
     half = max(right - left, bottom - top) / 2 * 1.15

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 # Pretraining draws from a stream, and from handwritten originals, that no task's split ever sees.
 Stream = Split | Literal["pretraining"]
 
-# Raise it when any subject is drawn in another way: a test pins the images of each.
+# Increment it when the drawing of any subject changes; a test pins the images of each.
 _VERSION = 1
 _LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "scikit-learn")
 

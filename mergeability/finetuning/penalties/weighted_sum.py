@@ -92,12 +92,13 @@ class WeightedSum(Penalty):
             gradients, of_term = self._scaled(term).gradients(_part(step, key))
             step.log(term.name, of_term)
             value = value + term.strength * of_term
-            # What a term adds is no less exact for the subtraction: it was rounded at this size when ∇L was added.
+            # Subtracting ∇L loses no further precision: the sum was already rounded at this magnitude when ∇L was
+            # added.
             total = tuple(sum_ + (with_term - g) for sum_, with_term, g in zip(total, gradients, plain))
         return total, value
 
     def _scaled(self, term: Penalty) -> Penalty:
-        # Scaled before and not after, where λ would scale the rounding of ∇L too.
+        # Scale the terms before the sum, because scaling afterwards would also scale the rounding error of ∇L.
         return replace(term, strength=self.strength * term.strength)
 
 

@@ -102,7 +102,7 @@ def _from_parquet(content: bytes, path: Path) -> tuple[pd.DataFrame, list[str]]:
     levels = [str(name).strip() for name in frame.index.names]
     notes = []
     if set(levels) & set(NAMES):
-        # A level that is a column too would be there twice.
+        # An index level that is also a column would appear twice.
         frame = frame.drop(
             columns=[name for name in frame.columns if name in frame.index.names]
         ).reset_index()
@@ -155,7 +155,7 @@ def _from_rows(read: Rows, name: str) -> tuple[pd.DataFrame, list[str]]:
         for one, place in zip(named, places, strict=True)
     }
     notes += plain_numbers({one: cells for one, cells in columns.items() if one not in NAMES})
-    # Numbers are read by pandas from text, so that they are the same to the last digit as ever.
+    # pandas parses the numbers from text, so that they equal those of `read_csv` to the last digit.
     text = pd.DataFrame(columns, columns=named, dtype=object).to_csv(index=False)
     if not named:
         return pd.DataFrame(), [*read.notes, *notes]
@@ -178,7 +178,7 @@ def _of_one_length(read: Rows, name: str) -> tuple[list[list[str]], list[str]]:
     """
     width, rows, notes = len(read.header), read.rows, []
     if rows and all(len(row) == width + 1 for row in rows) and _counts([row[0] for row in rows]):
-        # R's write.table names no column for the row numbers.
+        # R's write.table writes no column name for row numbers.
         rows = [row[1:] for row in rows]
         notes.append(f"An unnamed column of row numbers in {name} is ignored.")
     long = [place for place, row in enumerate(rows, start=1) if any(cell.strip() for cell in row[width:])]

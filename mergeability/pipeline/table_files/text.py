@@ -12,7 +12,7 @@ from mergeability.errors import UserError, shown
 NAMES = ("task_a", "task_b")
 
 _DELIMITERS = (",", ";", "\t", "|")
-# The mark of UTF-32 begins with that of UTF-16: the longer ones come first.
+# The byte-order mark of UTF-32 begins with that of UTF-16, so longer marks are tested first.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -29,7 +29,7 @@ class Rows:
     header: list[str]
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
-    # A last row without a line break may be half of one.
+    # A last row without a line break may be truncated.
     open_end: bool = False
 
 
@@ -113,7 +113,7 @@ class _Lines:
                 if self._header_seen or not _is_header(line):
                     self.comments.append(self.number)
                     continue
-                # R and NumPy write the header as a comment.
+                # R and NumPy may write the header as a comment.
                 line = line.lstrip().lstrip("#").lstrip(" ")
             self._header_seen = self._header_seen or bool(line.strip())
             self.at_start = False

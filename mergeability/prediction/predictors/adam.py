@@ -16,7 +16,7 @@ class Adam:
     w ← w - rate · m̂ / (√v̂ + 1e-8), the gradient being that of the loss plus decay · w. Kingma and Ba, 2015.
 
     Args:
-        parameters: of all runs, in single precision.
+        parameters: parameters of all runs, in single precision.
         rate: the step size.
         decay: weight decay.
 
@@ -38,7 +38,7 @@ class Adam:
         steps = np.maximum(self.steps, 1)
         corrections = [(1 - decay**steps).astype(np.float32) for decay in _DECAYS]
         for name, part in parameters.items():
-            # One number per run, along the axes of this array.
+            # Broadcast one number per run to the axes of this array.
             per_run = (-1, *[1] * (part.ndim - 1))
             moves = active.reshape(per_run)
             gradient = gradients[name] + self.decay * part

@@ -84,6 +84,6 @@ def removal_costs(
     Returns:
         One number in [0, 1] per column.
     """
-    # SciPy's solver for triangles has threads of its own, which stand in the way of NumPy's.
+    # NumPy instead of SciPy's triangular solver, whose separate thread pool competes with NumPy's.
     inverse = np.linalg.inv(triangle)
     return (inverse @ pull) ** 2 / (inverse**2).sum(axis=1)

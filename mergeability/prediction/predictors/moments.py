@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-# Products of the rows that are kept together, 2 GiB of them: one product of matrices then sums those of all folds.
+# Up to 2 GiB, keep the products of all rows, so that one matrix product sums them for all folds.
 _MOST_PRODUCTS = 2**28
 
 
@@ -14,7 +14,7 @@ class Sums:
     """Centred sums over the training rows of F folds.
 
     Attributes:
-        means: of the columns, (F, m).
+        means: means of the columns, (F, m).
         outcome_means: (F, K).
         gram: ΣXᵀX about the means, (F, m, m).
         cross: ΣXᵀY about the means, (F, m, K).
@@ -35,7 +35,7 @@ class Moments(Sums):
         Y: Float[np.ndarray, "n K"],
         training: Bool[np.ndarray, "F n"],
     ) -> None:
-        # About the means of all rows first: sums about a far-off origin would cancel.
+        # Centre by the means of all rows first, because sums about a distant origin would cancel.
         centre, outcome_centre = X.mean(axis=0), Y.mean(axis=0)
         X, Y, weights = X - centre, Y - outcome_centre, training.astype(np.float64)
         count = weights.sum(axis=1)[:, None]
@@ -47,7 +47,7 @@ class Moments(Sums):
             gram = (weights @ squares).reshape(-1, m, m)
             cross = (weights @ products).reshape(-1, m, Y.shape[1])
         else:
-            # A thousand tasks have as many columns: the products of their rows would take tens of GiB.
+            # With a thousand tasks, and as many columns, the products of all rows would take tens of GiB.
             gram = np.stack([X[rows].T @ X[rows] for rows in training])
             cross = np.stack([X[rows].T @ Y[rows] for rows in training])
         gram = gram - count[:, None] * mean[:, :, None] * mean[:, None]
@@ -76,11 +76,11 @@ class TaskSums:
         ends: Int[np.ndarray, "n 2"],
         tasks: int,
     ) -> None:
-        # About the means of all rows, so that all rows sum to 0 and what is subtracted is small.
+        # Centre by the means of all rows, so that all rows sum to 0 and the subtracted sums are small.
         self.centre, self.outcome_centre = X.mean(axis=0), Y.mean(axis=0)
         self.X, self.Y, self.ends = X - self.centre, Y - self.outcome_centre, ends
         self.gram, self.cross = self.X.T @ self.X, self.X.T @ self.Y
-        # Row n, all zeros, stands for the pairs that are not there.
+        # Row n is all zeros and represents missing pairs.
         place = np.full((tasks, tasks), len(X))
         place[ends[:, 0], ends[:, 1]] = place[ends[:, 1], ends[:, 0]] = np.arange(len(X))
         of_tasks = np.vstack([self.X, np.zeros(X.shape[1])])[place]

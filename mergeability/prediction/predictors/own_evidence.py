@@ -1,7 +1,7 @@
 """Predictors that use a few named columns of the table instead of its metrics.
 
-One ridge on twenty-eight noisy metrics obscures a single good one. Evidence about each model alone, functional metrics
-on unlabelled images and probes of the merge are therefore studied as separate predictors.
+A ridge regression on twenty-eight noisy metrics obscures a single good one. Evidence about each model alone,
+functional metrics on unlabelled images and probes of the merge are therefore studied as separate predictors.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from mergeability.prediction.predictors.ridge import Ridge
 STRENGTHS = (1, 3, 10, 30, 100, 300, 1000)
 ZERO_SHOT_RATIO = "zero_shot_ratio"
 """The column with the mean of both tasks' base accuracy over fine-tuned accuracy, where labels give them."""
-# Least squares, and still 0 where the probe does not vary.
+# Practically least squares, but the weight is 0 if the probe is constant.
 _NEXT_TO_NONE = 1e-9
 
 
@@ -102,7 +102,8 @@ class AdditiveProbe(Dyadic):
 
     Args:
         task_strength: strength of the ridge on task effects, above 0.
-        strengths: of the ridge on the residuals; by default one so small that β is the least squares solution.
+        strengths: strengths of the ridge on the residuals; by default one so small that β is the least squares
+            solution.
 
     Attributes:
         coef_: β, then the weights of the incidence columns.

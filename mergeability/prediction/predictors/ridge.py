@@ -39,7 +39,7 @@ def ridge_weights(
     """Solve (XᵀX + s·I) w = XᵀY in every fold for every strength s > 0; an infinite s gives w = 0."""
     values, vectors = np.linalg.eigh(gram)
     turned = vectors.mT @ cross
-    # Rounding can push the smallest eigenvalues of collinear columns below 0.
+    # Rounding can make the smallest eigenvalues of collinear columns negative.
     denominators = np.maximum(values, 0.0)[:, None, :] + strengths[None, :, None]
     return vectors[:, None] @ (turned[:, None] / denominators[..., None])
 
@@ -117,7 +117,8 @@ def _correlations(
     p_length, m_length = np.sqrt((p**2).sum(axis=1)), np.sqrt((m**2).sum(axis=0))
     length = p_length * m_length
     scale = np.abs(predicted).max(axis=1) * np.abs(measured).max(axis=0) * len(measured)
-    # Below the first both differ by rounding only; below the second predictions are the rounding of 0.
+    # Below the first tolerance two correlations differ only by rounding; below the second predictions are 0 up to
+    # rounding.
     defined = (length > 1e-12 * scale) & (p_length > 1e-9 * m_length)
     return np.divide((p * m).sum(axis=1), length, out=np.full(length.shape, np.nan), where=defined)
 

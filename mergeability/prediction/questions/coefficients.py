@@ -34,7 +34,7 @@ def coefficient_table(coefficients: pd.DataFrame) -> pd.DataFrame:
         }
     ).reset_index()
     total = table["mean"].abs().groupby([table[key] for key in keys]).transform("sum")
-    # Where nothing has a weight nothing contributes.
+    # If all weights are 0, all contributions are 0.
     return table.assign(contribution=(table["mean"].abs() / total.where(total > 0)).fillna(0.0))
 
 

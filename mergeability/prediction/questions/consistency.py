@@ -70,9 +70,9 @@ def _rho_beyond(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"],
     left = []
     for outcome in (first, second):
         residual, rank = residuals(tasks, outcome)
-        # In a single dimension any two residuals are proportional, as any two points lie on a line.
+        # With one degree of freedom, any two residual vectors are proportional, so their correlation is ±1.
         if len(outcome) - rank < MIN_PAIRS - 1:
             return float("nan")
-        # Ranks would take rounding for order: a+b and c+d leave the same where there are four tasks.
+        # Ranks would order rounding errors: with four tasks, a+b and c+d have the same residual.
         left.append(np.round(residual / (_ROUNDING * np.abs(outcome).max())))
     return spearman_rho(*left)

@@ -63,7 +63,7 @@ KINDS: dict[str, tuple[str, str]] = {
 }
 """Predictor → its cost and what it rests on, in words."""
 
-# Task effects of two new tasks are 0: these predict the training mean, or the probe, and are left out there.
+# For two new tasks, task effects are 0, so these predictors equal the training mean or the probe and are omitted.
 _KNOWN_PARTNER_ONLY = ("additive", "additive_probe")
 
 KEYS = ["group", "situation", "target", "predictor"]
@@ -131,7 +131,7 @@ def compare_evidence(
         groups: name → tasks; tasks that the table lacks are passed over, and so is a group of fewer than four.
         families: name → metrics that are tried by ridge on their own.
         methods: merge methods; those the table has outcomes of when None.
-        targets: of each method.
+        targets: targets of each method.
 
     Raises:
         UserError: the table has no outcome, or no group has four tasks.
@@ -217,7 +217,7 @@ def _evaluate(
             selected = table.select(columns, [f"{target}_{method}" for method in own_methods])
             more = evaluate_predictors(selected, columns, {name: predictor}, own_methods, [target], protocols)
             result = joined(result, more)
-    # Folds without a correlation are counted in the scores; only columns that are missing are worth a sentence.
+    # Scores already count folds without a correlation, so only notes about missing columns are kept.
     return PredictionResult(result.records, result.folds, result.predictions, result.coefficients, notes)
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from mergeability.prediction.validation.protocols import BOTH_NEW
 
-# Cost of the evidence -> the predictor that stands for it: one that is fixed, so that none is picked by its score.
+# Cost of the evidence → its predictor, which is fixed in advance to avoid selection bias.
 EVIDENCE = {
     "mean": ("none", "the mean of earlier merges"),
     "ridge": ("no merge", "the metrics of the two models"),

@@ -20,7 +20,7 @@ def set_score_table(sets: pd.DataFrame, pairs: pd.DataFrame, predictions: pd.Dat
     Args:
         sets: one row per set: `tasks`, joined by +, `arity`, and outcomes `<target>_<method>`.
         pairs: the pair table.
-        predictions: of `PredictionResult`.
+        predictions: predictions of `PredictionResult`.
 
     Returns:
         One row per protocol, target, method, arity and predictor: `rho`, Spearman's rank correlation over the `n_sets`

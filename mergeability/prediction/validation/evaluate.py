@@ -152,11 +152,12 @@ def evaluate_predictors(
     table = PairTable.of(table, metrics, methods, targets, ranges)
     notes = list(table.notes)
     parts = []
-    # Thousands of small problems: threads would wait for each other longer than they compute.
+    # One thread, because for thousands of small problems threads would wait longer than they compute.
     with threadpool_limits(1, "blas"):
         for protocol in protocols:
             made = make_folds(table, methods, targets, protocol, rows == "complete")
-            # Pairs left out are the same for all protocols; constant metrics are noted for the first.
+            # Excluded pairs are the same for all protocols, and constant metrics are noted once, for the first
+            # protocol.
             notes += [note for note in made.notes if protocol is protocols[0]]
             chosen = [
                 name
@@ -179,7 +180,7 @@ def _evaluate_one(
     for fold, model in zip(folds, fit_folds(predictor, folds), strict=True):
         by_outcome.setdefault((fold.method, fold.target), []).append((fold, model))
     scored = [_score(name, traits(predictor).inputs, protocol, fits) for fits in by_outcome.values()]
-    # One frame for all outcomes: to make one for each takes longer than all the scores.
+    # One frame for all outcomes, because creating one for each would take longer than the scores.
     of_folds = _stacked([one.folds for one in scored], _FOLD_COLUMNS)
     return PredictionResult(
         [one.record for one in scored],

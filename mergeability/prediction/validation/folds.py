@@ -22,7 +22,7 @@ TASK_PREFIX = "task="
 class FoldRows:
     """The rows of one fold, for any outcome, with metrics scaled by the ranges of its training rows.
 
-    Rows and inner folds are computed on access: kept for all folds at once, those of leaving two of T tasks out would
+    Rows and inner folds are computed on access: for all folds that leave out two of T tasks, they would
     take memory in proportion to T⁶.
     """
 
@@ -163,7 +163,7 @@ def fit_folds(predictor: Predictor, folds: Sequence[Fold]) -> list[Predictor]:
 
     Args:
         predictor: the regressor.
-        folds: of one protocol.
+        folds: folds of one protocol.
 
     Returns:
         One fitted copy per fold.
@@ -175,7 +175,7 @@ def fit_folds(predictor: Predictor, folds: Sequence[Fold]) -> list[Predictor]:
     for group in groups:
         members = [folds[index] for index in group]
         problems = _problems(members, own)
-        # Of "both" the last columns are those of tasks.
+        # With "both", the last columns are the task columns.
         tasks = {"tasks": len(members[0].shared.rows.tasks)} if own.inputs == "both" else {}
         if isinstance(predictor, BatchPredictor):
             models = predictor.fit_many(problems, **tasks)

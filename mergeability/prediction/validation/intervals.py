@@ -22,7 +22,7 @@ def half_width(residuals: Float[np.ndarray, " n"], level: float | int = SHARE) -
     Source: Vovk, Gammerman and Shafer, "Algorithmic learning in a random world", 2005.
 
     Args:
-        residuals: of held-out pairs, at least 0; NaN is not allowed.
+        residuals: residuals of held-out pairs, at least 0; NaN is not allowed.
         level: nominal share of pairs inside, in (0, 1).
 
     Returns:
@@ -47,7 +47,7 @@ def student_interval(values: Float[np.ndarray, " n"], level: float | int = 0.95)
 
     Args:
         values: independent numbers.
-        level: of the interval, in (0, 1).
+        level: level of the interval, in (0, 1).
 
     Returns:
         The lower and the upper end; NaN for fewer than two values.
@@ -153,7 +153,7 @@ def _rows_by_task(predictions: pd.DataFrame) -> dict[str, Int[np.ndarray, " rows
     found: dict[str, list[int]] = {}
     columns = predictions[["held_out", "task_a", "task_b"]].itertuples(index=False, name=None)
     for row, (held_out, a, b) in enumerate(columns):
-        # Leaving one task out, the partner is known; leaving two out, both tasks of the pair are held out.
+        # If one task is left out, the other task of a pair is known; if two are left out, both are held out.
         for task in (held_out,) if held_out in (a, b) else (a, b):
             found.setdefault(task, []).append(row)
     return {task: np.array(rows) for task, rows in found.items()}

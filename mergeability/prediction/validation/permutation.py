@@ -59,9 +59,9 @@ def permutation_test(
         table: the pairs.
         outcomes: (target, method) of each outcome.
         permutations: how many; 0 leaves the p-values undefined.
-        seed: of the permutations, which are the same for all outcomes.
+        seed: seed of the permutations, which are the same for all outcomes.
         progress: wraps the loop over them.
-        strength: of ridge on the metrics; ten times as much on metrics cleared of task effects.
+        strength: strength of ridge on the metrics; ten times as much on metrics cleared of task effects.
     """
     groups: dict[bytes, list[tuple[str, str]]] = {}
     for target, method in outcomes:
@@ -117,7 +117,7 @@ class _Test:
         X, J, Y, ends = self.X[taken[known]], self.J[known], self.Y[known], self.ends[known]
         m, tasks = X.shape[1], J.shape[1]
         count = np.bincount(ends.ravel(), minlength=tasks)
-        # A fold for each task that has pairs and leaves some.
+        # One fold per task, if it has pairs and other pairs remain for training.
         held_out = np.flatnonzero((count > 0) & (count < len(ends)))
         moments = TaskSums(np.hstack([X, J]), Y, ends, tasks).without_one(held_out)
         metric_weights = ridge_weights(
@@ -130,7 +130,7 @@ class _Test:
             x, j = X[rows] - moments.means[f, :m], J[rows] - moments.means[f, m:]
             y = Y[rows] - moments.outcome_means[f]
             correlations.append(_columns_r(x @ metric_weights[f], y))
-            # Within the fold: its level belongs to the left-out task, of which nothing is known.
+            # Centre within the fold, because its level depends on the left-out task, which is unknown.
             additive = y - j @ u[f, :, m:]
             additive -= additive.mean(axis=0)
             beyond = (x - j @ u[f, :, :m]) @ w[f]
@@ -217,7 +217,7 @@ def _single_p(
         taken = index[drawn[ends[:, 0]], drawn[ends[:, 1]]]
         known = taken >= 0
         other = _columns_r(X[taken[known]], np.repeat(y[known, None], X.shape[1], axis=1))
-        # As many decimals as rounding leaves: the identity must count as equal.
+        # Round to the reliable decimals, so that the identity permutation counts as equal.
         as_large += np.abs(other) >= observed - 1e-12
     return (1 + as_large) / (1 + permutations)
 

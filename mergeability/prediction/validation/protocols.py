@@ -148,7 +148,7 @@ class DisjointHalves(_Splitter):
 
     Attributes:
         repeats: number of random halvings.
-        seed: of the halvings.
+        seed: seed of the halvings.
 
     Examples:
         >>> from itertools import combinations

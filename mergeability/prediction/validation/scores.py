@@ -40,7 +40,7 @@ def pearson_r(predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray, " 
 
 def spearman_rho(predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray, " n"]) -> float:
     """Return Spearman's correlation of ranks (ties share their mean rank), in [-1, 1]; NaN if `pearson_r` is NaN."""
-    # Constancy is judged before ranking, which would turn rounding noise into distinct ranks.
+    # Test for constant values before ranking, which would turn rounding errors into distinct ranks.
     if len(measured) < MIN_PAIRS or is_constant(predicted) or is_constant(measured):
         return float("nan")
     return pearson_r(rankdata(predicted), rankdata(measured))
