@@ -7,7 +7,7 @@ def chosen_device(name: str = "auto") -> str:
     """Return the device to compute on: "cpu", "cuda" or "cuda:<number>"; "auto" is CUDA if available.
 
     Raises:
-        UserError: the device is unknown, or not there.
+        UserError: the device is unknown or does not exist.
     """
     if name == "cpu":
         return name

@@ -9,7 +9,7 @@ from unicodedata import category
 class UserError(ValueError):
     """Report an error that the user can correct: one sentence with the expected value, the found one, and what to do.
 
-    The commands print its text without a traceback and exit with a non-zero code. Any other exception is a defect of
+    The commands print its text without a traceback and exit with a non-zero code. Any other exception is a bug in
     this package and keeps its traceback. It is a `ValueError`.
 
     Examples:

@@ -91,7 +91,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
     """Read a JSON file that contains an object; return None if it does not exist.
 
     Raises:
-        UserError: it is there but is not JSON, or something else than an object.
+        UserError: the file exists but does not contain a JSON object.
     """
     value = read_json(path)
     if value is not None and not isinstance(value, dict):
@@ -106,7 +106,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; return None if it does not exist.
 
     Raises:
-        UserError: it is there but cannot be read or is not JSON.
+        UserError: the file exists but cannot be read or is not JSON.
     """
     if not path.is_file():
         return None
@@ -162,7 +162,7 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
 def hold_folder(folder: Path, held: contextlib.ExitStack) -> bool:
     """Lock a folder until `held` is closed; return False if another process holds the lock.
 
-    On a system whose folders cannot be locked it counts as held.
+    On systems without folder locks, the folder counts as locked.
     """
     if sys.platform == "win32":
         return True
@@ -177,7 +177,7 @@ def hold_folder(folder: Path, held: contextlib.ExitStack) -> bool:
 def sweep_folders(beside: Path) -> list[Path]:
     """Remove old temporary folders of `beside` that are left from killed processes and not locked.
 
-    A folder that was moved away by `replace_folder`, and nothing put in its place, is moved back.
+    A folder that an interrupted `replace_folder` moved away is moved back.
 
     Returns:
         The folders that were removed.
@@ -215,13 +215,13 @@ def can_be_replaced(folder: Path) -> bool:
 def replace_folder(new: Path, folder: Path, *, keep: Callable[[str], bool]) -> None:
     """Replace a folder by a finished one atomically, so that no reader sees parts of both.
 
-    Files of the old folder that the new one lacks are linked into it first, where `keep` says so. Linux and macOS
-    exchange two folders at once. Elsewhere, and on file systems that cannot, the old one is moved away first: a
-    process that is killed then leaves `folder` missing and the old one next to it.
+    Files of the old folder that are not in the new one are linked into it first, if selected by `keep`. Linux and macOS
+    exchange two folders atomically. On other systems the old folder is moved away first: a
+    process killed at this moment leaves `folder` missing and the old one next to it.
 
     Args:
-        new: the finished folder, on the disk of `folder`. Afterwards the old one lies there, if there was one.
-        folder: the place; need not exist.
+        new: the finished folder, on the disk of `folder`. Afterwards this path contains the old folder, if any.
+        folder: the path to replace; need not exist.
         keep: whether a file or folder of the old one, by its name, is kept.
 
     Raises:
@@ -261,7 +261,7 @@ def link_tree(source: Path, target: Path, *, move: bool = False) -> None:
 
 
 def _exchanged(first: Path, second: Path) -> bool:
-    """Exchange two folders in one step; return False where the system or the file system cannot."""
+    """Exchange two folders atomically; return False if the system or file system does not support it."""
     # renameat2(…, RENAME_EXCHANGE) and renamex_np(…, RENAME_SWAP): both flags are 2.
     names, here = (os.fsencode(first), os.fsencode(second)), -100  # AT_FDCWD on Linux
     libc = None if sys.platform == "win32" else ctypes.CDLL(None, use_errno=True)

@@ -213,7 +213,7 @@ def located(target: str) -> tuple[ast.ClassDef | ast.FunctionDef, Path] | None:
 
 
 def _spec(module: str) -> ModuleSpec | None:
-    """Find a module; None where there is none, which Hydra explains to whoever chooses the member."""
+    """Find a module; None if there is none, which Hydra explains to whoever chooses the member."""
     try:
         return find_spec(module)
     except ModuleNotFoundError:

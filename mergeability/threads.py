@@ -28,7 +28,7 @@ class Sample:
 
     Attributes:
         when: seconds of the clock.
-        idle: seconds that the cores of this process were idle, summed over cores; None where that is not known.
+        idle: seconds that the cores of this process were idle, summed over cores; None if that is not known.
         own: seconds of processor time that this process has used.
     """
 
@@ -53,7 +53,7 @@ def choose_threads(
         environment: where the variable is set.
 
     Returns:
-        The number; None where nothing was set: the user has chosen, torch is imported already, all cores are idle, or
+        The number; None if nothing was set: the user has chosen, torch is imported already, all cores are idle, or
         the system does not tell.
     """
     if any(name in environment for name in _CHOICES) or "torch" in sys.modules:

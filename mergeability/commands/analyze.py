@@ -33,7 +33,7 @@ def analyse(cfg: DictConfig) -> float | tuple[float, ...] | None:
     """Run the analysis described by a configuration of `analyze.py`; write its tables and report to the run folder.
 
     Returns:
-        What a sweeper that searches is to optimise; None where `objectives` names nothing.
+        What a sweeper that searches is to optimise; None if `objectives` names nothing.
     """
     check_settings(cfg)
     check_packages(cfg.get("logger"))

@@ -53,8 +53,8 @@ class Entry:
         group: a finer group: the category of a metric, or whether a task's images are rendered or real.
         summary: one line, without a full stop.
         definition: the paragraphs that follow in the docstring or at the start of the YAML file.
-        formula: in symbols; empty where there is none.
-        range: range and units of the value; empty where there is none.
+        formula: in symbols; empty if there is none.
+        range: range and units of the value; empty if there is none.
         source: the paper, or "this project".
         options: name, default and meaning of each option.
         cost: required data, gradients and passes.

@@ -33,7 +33,7 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     """Return all settings that determine a checkpoint, as plain containers.
 
     Raises:
-        UserError: a strength was given without a penalty.
+        UserError: a strength is set without a penalty.
     """
     found: dict[str, Any] = plain(cfg.settings)
     for group, names in _ADVICE.items():

@@ -15,7 +15,7 @@ def refuse_repeated_keys(arguments: Sequence[str]) -> None:
     """Check that no mapping among the arguments has duplicate keys.
 
     Raises:
-        UserError: one has, such as `suite.models={a: x, a: y}`.
+        UserError: a mapping has duplicate keys, such as `suite.models={a: x, a: y}`.
     """
     for argument in arguments:
         option, equals, value = argument.partition("=")
@@ -31,7 +31,7 @@ def refuse_repeated_keys(arguments: Sequence[str]) -> None:
 
 
 def _mappings(argument: str) -> Iterator[list[str]]:
-    """Yield the keys of each mapping that is typed in an override; none where Hydra cannot read it."""
+    """Yield the keys of each mapping in an override; nothing if Hydra cannot parse it."""
     lexer = OverrideLexer(InputStream(argument))
     parser = OverrideParser(CommonTokenStream(lexer))
     for reader in (lexer, parser):
@@ -40,7 +40,7 @@ def _mappings(argument: str) -> Iterator[list[str]]:
     try:
         nodes: list[Any] = [parser.override()]
     except HydraException:
-        # Hydra refuses it itself.
+        # Hydra reports this error itself.
         return
     while nodes:
         node = nodes.pop()

@@ -30,8 +30,8 @@ _BEGAN = sample()
 def run(main: Callable[[], Any]) -> None:
     """Run a Hydra entry point with one-sentence errors, a list of failed jobs, and a correct exit code.
 
-    Hydra is asked for whole exceptions and does not get to print its own version of them, which shows a
-    traceback for what a user can cause. Whoever sets HYDRA_FULL_ERROR gets the traceback of everything.
+    Hydra is set to raise exceptions instead of printing them, because its output shows a
+    traceback even for user errors. If HYDRA_FULL_ERROR is set, all tracebacks are shown.
     """
     verbose = bool(os.environ.setdefault("HYDRA_FULL_ERROR", ""))
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -68,7 +68,7 @@ def run(main: Callable[[], Any]) -> None:
 
 @contextlib.contextmanager
 def _lazy_help() -> Iterator[None]:
-    """Let Hydra add an option whose help is written when it is read, which Python 3.14 refuses as no text."""
+    """Let Hydra add an option with lazily formatted help, which Python 3.14 rejects because it is not a string."""
     name = "_check_help"
     check = getattr(argparse.ArgumentParser, name, None)
     if check is None:
@@ -82,7 +82,7 @@ def _lazy_help() -> Iterator[None]:
 
 
 def _told(error: Exception) -> str | None:
-    """Return a sentence on an error that a user can correct; None for a defect of the package."""
+    """Return the message of an error that a user can correct; None for a bug in the package."""
     mistake = user_error(error)
     if mistake is not None:
         return str(mistake)
@@ -97,7 +97,7 @@ def prepare() -> None:
 
 
 def _raised_by_hydra(error: BaseException) -> bool:
-    """Return whether Hydra itself refused something, such as `predictor=null`, rather than a job."""
+    """Return whether Hydra itself raised an error, such as for `predictor=null`, rather than a job."""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next

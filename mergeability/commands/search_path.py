@@ -1,7 +1,7 @@
 """Search path of configuration: `--config-dir`, then `./conf` in the working folder, then the package.
 
-Hydra itself would search `--config-dir` last. A user's own task, metric or method is a YAML file there, and its
-`_target_` may be a module in the working folder.
+By default, Hydra searches `--config-dir` last. It contains users' tasks, metrics or methods as YAML files, whose
+`_target_` may be in a module in the working folder.
 """
 
 import sys

@@ -219,7 +219,7 @@ def _remaining(ended: int, total: int, seconds: float) -> str:
 def user_error(error: BaseException | None) -> UserError | None:
     """Find the user error behind an exception: Hydra's `instantiate` wraps exceptions of the called function.
 
-    What the system refuses, such as a folder that cannot be made, a full disk or no more memory, is one too.
+    System errors, such as a missing permission, a full disk or a lack of memory, are also converted to user errors.
     """
     while error is not None:
         if isinstance(error, UserError):
@@ -241,7 +241,7 @@ def close_sweep(*, interrupted: bool = False) -> int:
     """Print the path of the sweep's summary and its failed jobs; return the number of failed jobs.
 
     Args:
-        interrupted: whether a person has stopped the sweep, whose running jobs have then not failed.
+        interrupted: whether the user stopped the sweep; its running jobs then do not count as failed.
     """
     ledger, Ledger.current = Ledger.current, None
     if ledger is None or ledger.records is None:

@@ -32,10 +32,10 @@ def fine_tune(cfg: DictConfig) -> dict[str, Any] | None:
     """Train the model that a configuration of `train.py` describes, unless it exists; the node `run` does the training.
 
     Returns:
-        The card of the model; None where it was there already.
+        The card of the model; None if the model already existed.
 
     Raises:
-        UserError: there is no base model, or a model with other settings lies there; whatever `run` raises.
+        UserError: there is no base model, a model with other settings exists, or the training fails.
     """
     check_settings(cfg)
     from hydra.utils import instantiate
@@ -83,7 +83,7 @@ def examine(cfg: DictConfig) -> None:
     """Check the task's images, and write the report to the run folder.
 
     Raises:
-        UserError: something is wrong with them.
+        UserError: the images have problems.
     """
     check_settings(cfg)
     from hydra.utils import instantiate
@@ -96,7 +96,7 @@ def examine(cfg: DictConfig) -> None:
 def base_hash(cfg: DictConfig) -> str:
     """Return the hash of the base model of a training; create the base model if it does not exist.
 
-    It is made of published weights, of a file, or of a seed.
+    The base model is created from published weights, a file, or a seed.
 
     Raises:
         UserError: the base model does not exist and cannot be downloaded.

@@ -46,7 +46,7 @@ def by_name(option: str, words: Sequence[str]) -> dict[str, str]:
     {'cars': 'photos/cars'}
 
     Raises:
-        UserError: a word is not of this form, or a name is given twice.
+        UserError: an argument does not have this form, or a name is repeated.
     """
     found = {}
     for word in words:

@@ -31,8 +31,8 @@ def parse_failure(override: str, several: bool = False) -> str | None:
     Hydra cannot read suite.base=epoch=1.safetensors. Quote the value: 'suite.base="epoch=1.safetensors"'.
 
     Args:
-        override: as it was typed.
-        several: whether a value may be several, each for a job of its own.
+        override: the override as typed.
+        several: whether a value may be a list with one job per value.
     """
     if _parses(override, several):
         return None
@@ -155,7 +155,7 @@ def check_overrides(arguments: Sequence[str]) -> None:
     """Check that Hydra can parse every setting.
 
     Raises:
-        UserError: it cannot; names the setting and the quoted form that works.
+        UserError: a setting cannot be parsed; the message contains the quoted form that works.
     """
     flags = flags_first(arguments)
     words = flags[len(flags) - sum(not word.startswith("-") for word in flags) :]
@@ -177,7 +177,7 @@ def check_overrides(arguments: Sequence[str]) -> None:
 
 
 def _chooses(value: Any) -> bool:
-    """Return whether a value can name members of a group."""
+    """Return whether a value can be the name of members of a group."""
     return isinstance(value, str | Sweep) or (
         isinstance(value, list) and all(isinstance(one, str) for one in value)
     )

@@ -25,12 +25,12 @@ def check_answer(address: str, setting: str, instead: str, patience: float = _PA
 
     Args:
         address: `auto`, `host:port`, or `ray://host:port`.
-        setting: the setting that gave it, for messages.
-        instead: what the user can do without a cluster, for messages.
+        setting: name of the setting with the address, for messages.
+        instead: the alternative without a cluster, for messages.
         patience: seconds.
 
     Raises:
-        UserError: no cluster answers, or it is not an address.
+        UserError: no cluster responds, or the address is invalid.
     """
     sentence = f"No Ray cluster answers at {short(address)} ({setting}). Start one with ray start --head, or {instead}."
     if address != "auto":
@@ -43,7 +43,7 @@ def check_answer(address: str, setting: str, instead: str, patience: float = _PA
             raise UserError(sentence) from error
     if address.startswith("ray://"):
         return
-    # Ray itself waits for minutes for something that accepts connections and is not Ray.
+    # Ray waits minutes for a server that accepts connections but is not Ray.
     asked = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--skip-version-check"]
     try:
         answer = subprocess.run(

@@ -64,9 +64,9 @@ class Run:
         device: `cpu`, `cuda`, `cuda:<number>`, or `auto`: CUDA if available. The attribute holds the resolved device.
         memory_budget: GiB for computed values, above 0; bounds how many items are processed at once.
         folder: where results are written; None if nothing is written.
-        clock: the time that each stage took.
-        workers: number of processes that share the heavy units, at least 1, or the address of a Ray cluster; 1 uses
-            this process only.
+        clock: records the duration of each stage.
+        workers: number of processes that share the expensive units, at least 1, or the address of a Ray cluster; 1 uses
+            only this process.
 
     Raises:
         UserError: the budget is not positive, the device does not exist, or the number of workers is invalid.
@@ -179,7 +179,7 @@ class Run:
 
 
 def _gpus(device: str) -> int:
-    """Count the GPUs that workers may share out; one where a number was given."""
+    """Count the GPUs available to workers; 1 if a device number was given."""
     if not device.startswith("cuda"):
         return 0
     import torch

@@ -97,17 +97,17 @@ def spread(
     The units of a killed worker are repeated by another one.
 
     Args:
-        unit: does one item.
-        items: what to do.
+        unit: function that processes one item.
+        items: the items to process.
         store: the one that the unit uses.
         workers: how many processes, or the address of a Ray cluster.
         cores: of this machine, shared by its processes.
         progress: wraps the loop.
         description: description of the work, for the progress.
-        gpus: how many this machine has for the units; a worker has one of its own. 0 where they run on the CPU.
+        gpus: number of GPUs for the units, one per worker; 0 if they run on the CPU.
 
     Raises:
-        UserError: whatever a unit raises; workers die again and again; the cluster does not answer.
+        UserError: a unit fails, workers are killed repeatedly, or the cluster does not respond.
     """
     results: dict[int, Result] = {}
     payload = _pickled((unit, store))
@@ -236,7 +236,7 @@ def take_gpu(count: int, folder: Path | None = None) -> int | None:
         folder: where workers say which one they have; one for each parent process by default.
 
     Returns:
-        Its number; None where all are taken.
+        The number of the GPU; None if all are in use.
     """
     folder = folder or Path(tempfile.gettempdir()) / f"mergeability-gpus-{os.getppid()}"
     folder.mkdir(exist_ok=True)
@@ -264,7 +264,7 @@ def _from_bytes(reference: list, place: int, item: Any) -> Outcome:
 
 
 class _Loaded:
-    """The payload that this worker has unpacked last: with its caches it serves all units of a map."""
+    """The last payload that this worker unpickled, which is reused, with its caches, for all units of a map."""
 
     name = ""
 

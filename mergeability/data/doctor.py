@@ -58,15 +58,15 @@ class _Glance:
 def examine(task: Task, folder: Path) -> Findings:
     """Check a task's images; write `doctor.json` and `contact_sheet.png` to a folder.
 
-    Looked at are the splits and columns that are there, number and order of the classes, the range of the labels,
+    It checks the splits and columns, the number and order of the classes, the range of the labels,
     images that cannot be decoded, exact duplicates that train and test share, and the balance of the classes.
 
     Args:
-        task: whose images.
-        folder: where the report goes.
+        task: the task.
+        folder: folder of the report.
 
     Raises:
-        UserError: something is wrong; all of it is named, and the report is written nevertheless.
+        UserError: the images have problems; the message lists all of them, and the report is still written.
     """
     source = task.source
     findings = Findings(
@@ -110,7 +110,7 @@ def examine(task: Task, folder: Path) -> Findings:
 
 
 def _examine_split(task: Task, split: Split, findings: Findings) -> dict[bytes, str]:
-    """Decode a split; return what its images are called, by their content."""
+    """Decode a split; return the names of its images by content hash."""
     images = originals(task, split)
     labels = images.labels
     if isinstance(task.source, ImageSource):
@@ -175,7 +175,7 @@ def _judge_split(
 
 
 def _compare(digests: Mapping[Split, Mapping[bytes, str]], findings: Findings) -> None:
-    """Look for test images, pixel for pixel, among those that are learned from or tuned on."""
+    """Search for test images that are identical, pixel by pixel, to training or validation images."""
     test = digests.get("test", {})
     for split in ("train", "validation"):
         shared = [(name, digests[split][key]) for key, name in test.items() if key in digests.get(split, {})]

@@ -26,7 +26,7 @@ class Images:
     Attributes:
         images: uint8, shape (N, 3, H, W), values 0 to 255.
         labels: int64, shape (N,).
-        known_fingerprint: the value of `fingerprint` if it is known already; computed when None.
+        known_fingerprint: the value of `fingerprint`, if already known; computed when None.
 
     Raises:
         UserError: the images are not uint8 of shape (N, 3, H, W), or the labels not int64 of shape (N,).
@@ -69,7 +69,7 @@ class Images:
         if self.known_fingerprint is not None:
             return self.known_fingerprint
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
-        # The arrays' own memory: a copy of 75,000 mapped images would not fit.
+        # Use the arrays' memory directly, because a copy of 75,000 mapped images would not fit in memory.
         digest.update(self.images.contiguous().cpu().numpy().data)
         digest.update(self.labels.contiguous().cpu().numpy().data)
         return digest.hexdigest()
@@ -175,7 +175,7 @@ class Source(Protocol):
 class Streamed(Protocol):
     """A source of images of any size that do not fit in memory: they are yielded one by one, already processed.
 
-    Only `image_cache` asks a source for images.
+    Only `image_cache` loads images from a source.
     """
 
     def identity(self, split: Split) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def check_split(split: str) -> None:
     """Check that the name of a split is known.
 
     Raises:
-        UserError: the split is none of train, validation and test.
+        UserError: the split is not train, validation or test.
     """
     if split not in SPLITS:
         raise UserError(f"Expected a split among {', '.join(SPLITS)}, got {split!r}.")

@@ -1,6 +1,6 @@
 """Classification tasks: a source of images, the class names and the prompt templates.
 
-A task hands out no images itself: they come through `image_cache`, resized to what a model takes.
+Images of a task are read through `image_cache`, which resizes them for a model.
 """
 
 from collections import Counter

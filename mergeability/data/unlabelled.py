@@ -19,11 +19,11 @@ class Drawn:
     """Images drawn from a folder.
 
     Attributes:
-        images: uint8 (n, 3, size, size), in the order of the draw, so that fewer are the first of them.
+        images: uint8 (n, 3, size, size), in drawing order, so that a smaller sample is the beginning of a larger one.
         found: number of image files in the folder.
-        unreadable: names of drawn files that are no images; others were drawn in their place.
+        unreadable: names of drawn files that cannot be read; others were drawn instead.
         faults: the same names, each with the reason.
-        left_out: sentences on the files of the folder that are not taken for images.
+        left_out: sentences about files that do not count as images.
         changed: what decoding changed → names of the images.
     """
 
@@ -40,15 +40,15 @@ def draw_images(
 ) -> Drawn:
     """Draw images from a folder and its subfolders without replacement.
 
-    The draw depends on the name, the seed and the files' paths below the folder. Names of subfolders, which may be
+    The draw depends on the name, the seed and the files' paths below the folder. Subfolder names, which may be
     classes, are not used. Only drawn files are decoded; one that cannot be is replaced by the next of the draw.
 
     Args:
-        folder: where the images lie.
-        count: how many; all where there are fewer.
+        folder: folder of the images.
+        count: number of images; all if there are fewer.
         name: name of the task.
         seed: seed of the draw.
-        resize: images (1, 3, height, width) → those of the size that the model takes.
+        resize: images (1, 3, height, width) → images of the model's size.
 
     Raises:
         UserError: there is no such folder, no image file in it, or none that can be read.

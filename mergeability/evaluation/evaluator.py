@@ -133,7 +133,7 @@ class Evaluator:
         return found
 
     def key(self, task: str) -> dict[str, Any]:
-        """Return the parts of a store key besides weights and images: head, encoder, device and precision."""
+        """Return the parts of a store key in addition to weights and images: head, encoder, device and precision."""
         found: dict[str, Any] = {
             "head": tensors_hash({"head": self.heads[task]}),
             "encoder": self._architecture,
@@ -251,7 +251,7 @@ def _owner(tasks: Sequence[str]) -> str:
 
 
 def _drawn(images: Images, count: int | None, task: str, split: str, seed: int) -> Images:
-    """Draw some of the images without replacement, in their own order; all of them where there are no more."""
+    """Draw some of the images without replacement, in their own order; all of them if there are no more."""
     if count is None or count >= len(images):
         return images
     order = torch.randperm(len(images), generator=seeded_generator("evaluation", task, split, seed))

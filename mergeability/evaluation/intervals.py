@@ -39,7 +39,7 @@ def ratio_variance(merged: Bool[np.ndarray, " N"], tuned: Bool[np.ndarray, " N"]
 
     By the delta method, Var r ≈ (Var x − 2r·Cov(x, y) + r²·Var y)/(N·ȳ²): images on which both models agree contribute
     little. One image of each of the four outcomes is added, so that full agreement does not count as certainty.
-    NaN where the second model is never right.
+    NaN if the second model is never right.
 
     Args:
         merged: whether the merged model classifies each image correctly, x.

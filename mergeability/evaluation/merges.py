@@ -78,7 +78,7 @@ class Outcomes:
         methods: names of the methods, "_tuned" behind those whose scale was tuned beside a fixed one.
         notes: sentences about the scales.
         probes: one row per set, method and task: `tasks`, `arity`, `method`, `alpha`, `task`, `probe_overlap`,
-            `probe_agreement`, `probe_confidence` and `images`; empty where no merge was probed.
+            `probe_agreement`, `probe_confidence` and `images`; empty if no merge was probed.
     """
 
     accuracies: pd.DataFrame
@@ -95,7 +95,7 @@ class Evaluation:
     Attributes:
         task_vectors: all models.
         evaluator: measures accuracies.
-        models: the table of `evaluate_models`; None where there are no labels, so that merges are only probed.
+        models: the table of `evaluate_models`; None if there are no labels, so that merges are only probed.
         scales: the scales to evaluate.
         profiles: evidence of all models, for methods that need data.
         recalibration: re-estimates batch-norm statistics; None for an encoder without batch norms.
@@ -317,6 +317,6 @@ def _ratio(numerator: float, denominator: float) -> float:
 
 
 def _ratios(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Divide, with NaN where there is nothing to divide by."""
+    """Divide, with NaN if there is nothing to divide by."""
     known = denominator != 0
     return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=known)

@@ -13,7 +13,7 @@ def pair_table(accuracies: pd.DataFrame, probes: pd.DataFrame | None = None) -> 
 
     Columns, for each method m: `acc_m` and `norm_acc_m` (merged accuracy over the fine-tuned model's own), the
     means over the pair's two tasks; `kept_gain_m`, the mean of (merged − base)/(fine-tuned − base), how much of
-    what fine-tuning gained survives (NaN where it gained nothing); `alpha_m`, the scale; each task's own
+    what fine-tuning gained survives (NaN if it gained nothing); `alpha_m`, the scale; each task's own
     accuracies with `_a` and `_b`; and, where only part of the images was looked at, the 95 % confidence intervals
     `low_acc_m`, `high_acc_m`, `low_norm_acc_m` and `high_norm_acc_m`. Where merges were probed, `probe_overlap_m` and
     `probe_confidence_m`, means over the two tasks' unlabelled images, of the plain average too.

@@ -32,7 +32,7 @@ def finished_card(
     """Return the card of a finished training with the same settings; None if training is needed.
 
     Raises:
-        UserError: a finished model lies there that was made with other settings.
+        UserError: the folder contains a finished model with other settings.
     """
     card = None if overwrite else read_object(folder / "card.json")
     if card is None or not _is_whole(folder, card):
@@ -48,6 +48,6 @@ def finished_card(
 
 
 def _is_whole(folder: Path, card: Mapping[str, Any]) -> bool:
-    """Return whether the files that the card names exist: the weights beside it may have been deleted."""
+    """Return whether all files named in the card exist, because the weights may have been deleted."""
     names = ["model.safetensors", *(["head.safetensors"] if "head_sha256" in card else [])]
     return all((folder / name).is_file() for name in names)

@@ -231,10 +231,10 @@ def _trainer(**options: Any) -> pl.Trainer:
 
 @contextlib.contextmanager
 def _resources_named(settings: TrainingSettings, folder: Path) -> Iterator[None]:
-    """Turn what a person can do something about, memory and disks that are full, into one sentence.
+    """Convert errors that users can resolve, such as a lack of memory or disk space, to a UserError.
 
     Raises:
-        UserError: it was one of these.
+        UserError: one of these errors occurred.
     """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -285,7 +285,7 @@ def saver_of_each_epoch(folder: Path) -> ModelCheckpoint:
 
 
 def _resume_from(unfinished: Path, record: Mapping[str, Any], module: nn.Module | None = None) -> Path | None:
-    """Return the last epoch's state if it is whole and of this training; clear the folder otherwise."""
+    """Return the state of the last epoch if it is complete and of this training; otherwise clear the folder."""
     settings, state = unfinished / "settings.json", unfinished / "last.ckpt"
     if rank_zero_only.rank != 0:
         # The first process cleared the folder before it started this one.
@@ -307,7 +307,7 @@ def _resume_from(unfinished: Path, record: Mapping[str, Any], module: nn.Module 
 
 
 def _recorded(settings: Path) -> Any:
-    """Return the hash of the settings that an unfinished training had; None where it cannot be read."""
+    """Return the settings hash of an unfinished training; None if it cannot be read."""
     try:
         return read_json(settings)
     except UserError:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mergeability.errors import UserError
 from mergeability.weights.torch_file import load_pickle
 
-# What Lightning looks for in a state that it continues from.
+# The keys that Lightning requires in a training state.
 _PARTS = {
     "pytorch-lightning_version": str,
     "epoch": int,
@@ -26,8 +26,8 @@ def state_fault(path: Path, module: nn.Module) -> str | None:
     """Return the reason why a file is not a training state of a module; None if it is one.
 
     Args:
-        path: written by Lightning.
-        module: what is trained.
+        path: file written by Lightning.
+        module: the module to train.
     """
     try:
         state = load_pickle(path)

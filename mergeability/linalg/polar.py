@@ -83,7 +83,7 @@ def polar_factor_of_bases(bases: Float[Tensor, "T m r"]) -> tuple[Tensor, ...]:
 
 
 def _factor_of_pair(first: Float[Tensor, "m r"], second: Float[Tensor, "m r"]) -> tuple[Tensor, ...] | None:
-    """Compute the polar factor of [U₁ U₂]; None where that has no full rank to float32 precision."""
+    """Compute the polar factor of [U₁ U₂]; None if that has no full rank to float32 precision."""
     both = torch.cat([first, second], dim=1)
     wide, rank = both.double(), first.shape[1]
     one = torch.eye(rank, dtype=torch.float64)

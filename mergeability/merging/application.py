@@ -42,7 +42,7 @@ def scaled_by(method: MergeMethod) -> MergeMethod:
 def fixed_alpha(method: MergeMethod, task_vectors: TaskVectors) -> float:
     """Return the default scale α of a method for these models, without using images.
 
-    That is the method's `alpha` if it is a number, the default of its class if it is "tuned", and the scale that the
+    This is the method's `alpha` if it is a number, the default of its class if it is "tuned", and the scale that the
     paper gives for this architecture and number of models if it is "published".
 
     Args:
@@ -143,7 +143,7 @@ def apply(
     """Add a merged task vector to the base: θ = θ_0 + α·M, computed in float32 and returned in the base's dtypes.
 
     Tensors that only the base has (integer buffers, a text tower) are copied. Running statistics are not scaled: M
-    holds their average. One tensor under two names stays one tensor.
+    holds their average. Tied tensors stay tied.
 
     Args:
         base: the state dict the models were fine-tuned from, its checkpoint, or the path of one. Of a file, only the
@@ -187,7 +187,7 @@ def apply(
 
 
 def _by_place(tensors: Mapping[str, Tensor]) -> list[list[str]]:
-    """Group the names of what is one tensor: the same piece of memory, seen in the same way."""
+    """Group the names of each tensor: views of the same memory with the same layout."""
     groups: dict[Any, list[str]] = {}
     for name, value in tensors.items():
         # An empty tensor has no memory address to compare.
@@ -216,7 +216,7 @@ def _moved(
 
 
 def _narrowed(name: str, exact: Tensor, dtype: torch.dtype, alpha: float | int) -> Tensor:
-    """Round to a dtype; the check costs a pass only where the range is smaller."""
+    """Round to a dtype; values are checked only if the range of the dtype is smaller."""
     rounded = exact.to(dtype)
     lost = 0
     if dtype.is_floating_point:

@@ -62,7 +62,7 @@ class ConsensusTA:
         """Merge: return M in float32, by parameter name.
 
         Raises:
-            UserError: there are fewer models than have to agree, so that nothing would be kept.
+            UserError: there are fewer than `agree` models, so that no entry would be kept.
         """
         task_vectors = checked(models)
         if self.agree > len(task_vectors.tasks):

@@ -17,7 +17,7 @@ TUNED, PUBLISHED = "tuned", "published"
 class MergeMethod(Protocol):
     """Merge task vectors into one task vector M in float32, by parameter name: the protocol of merge methods.
 
-    The options are its fields, so that a merge is filed in the store by class and options. Both traits are literals in
+    Options are fields, so that merges are stored under their class and options. Both traits are literals in
     the body of the class itself: command lines read them from its source, without importing it.
 
     Attributes:
@@ -90,7 +90,7 @@ class HasPublishedAlpha(Protocol):
 def checked(models: TaskVectors | Profiles) -> TaskVectors:
     """Check that the models can be merged, and return their task vectors sorted by name.
 
-    Sorted, because sums in floating point depend on the order of their terms, and a merge should not.
+    Tasks are sorted, because floating-point sums depend on the order of terms, but a merge should not.
 
     Args:
         models: task vectors, or profiles that hold them.
@@ -99,7 +99,7 @@ def checked(models: TaskVectors | Profiles) -> TaskVectors:
         The task vectors, with tasks sorted by name.
 
     Raises:
-        UserError: fewer than two models, or one that does not come from this base.
+        UserError: there are fewer than two models, or one was not fine-tuned from this base.
 
     Examples:
         >>> from mergeability.examples import tiny_task_vectors
@@ -125,7 +125,7 @@ def with_data(models: TaskVectors | Profiles, method: str) -> Profiles:
         The profiles.
 
     Raises:
-        UserError: there are bare task vectors, or evidence without views.
+        UserError: `models` are task vectors, or profiles without views.
 
     Examples:
         >>> from mergeability.examples import tiny_profiles
@@ -150,7 +150,7 @@ def check_alpha(alpha: object, *words: str) -> None:
         words: words that are allowed in addition to "tuned".
 
     Raises:
-        UserError: it is something else.
+        UserError: the value is invalid.
 
     Examples:
         >>> from mergeability.merging.method import check_alpha

@@ -19,7 +19,7 @@ def isotropic_alpha(task_vectors: TaskVectors) -> tuple[float, bool]:
     """Look up the published scale for this architecture and number of models.
 
     Returns:
-        The scale and True; or 1 and False where none is published.
+        The scale and True; 1 and False if none is published.
     """
     published = ISOTROPIC_ALPHAS.get(tower_name(task_vectors) or "", {})
     count = len(task_vectors.tasks)

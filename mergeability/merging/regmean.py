@@ -26,7 +26,7 @@ class RegMean:
 
     G_t is X_tᵀX_t with its off-diagonal entries multiplied
     by `scale`, and X_t the layer's inputs in model t on the calibration samples of task t. With scale 1, M minimises
-    Σ ‖X_t (W − W_t)‖². Inputs that are zero in every model are averaged. Where there are several solutions (scale 1
+    Σ ‖X_t (W − W_t)‖². Inputs that are zero in every model are averaged. If there are several solutions (scale 1
     and few samples), M is the one nearest to the average, in units of each input's length.
 
     Formula: M = (Σ G_t)⁻¹ Σ G_t τ_t, for weights stored inputs × outputs.
@@ -88,7 +88,7 @@ class RegMean:
         parts: list[LinearPart],
         grams: Mapping[str, ReadGram],
     ) -> Float[Tensor, "*shape"]:
-        """Merge one parameter: those of its outputs whose inputs are known, and the mean for the others."""
+        """Merge one parameter: RegMean for outputs with known inputs, the mean for the others."""
         average = stack.mean(0, dtype=torch.float64)
         merged = average.clone()
         for part in parts:
@@ -130,9 +130,9 @@ def _shrunk(gram: Float64[Tensor, "d d"], scale: float | int) -> Float64[Tensor,
 def _solved(
     gram: Float64[Tensor, "d d"], right: Float64[Tensor, "d k"], *, ridge: float | int
 ) -> Float64[Tensor, "d k"]:
-    """Solve G X = R; zero for inputs that are always zero, the least solution where G is singular.
+    """Solve G X = R; zero for inputs that are always zero, the minimum-norm solution if G is singular.
 
-    Rescaled to a unit diagonal, so that neither the units of an input nor the number of samples matter: then
+    G is rescaled to a unit diagonal, so that neither the units of inputs nor the number of samples matter: then
     the eigenvalues are at least `ridge`, and "least" is in units of each input's length.
     """
     diagonal = gram.diagonal()

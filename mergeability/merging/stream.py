@@ -16,12 +16,12 @@ def stream(
 ) -> dict[str, Tensor]:
     """Merge one parameter at a time: only one layer of all models is in memory in addition to the result.
 
-    Running statistics of batch norms are averaged, whatever the rule. Tied weights are merged once.
+    Running statistics of batch norms are averaged for every rule. Tied weights are merged once.
 
     Args:
         task_vectors: the models.
         rule: merges one parameter.
-        only: the parameters to merge, with what is tied to them; all of them when None.
+        only: the parameters to merge, including tied ones; all when None.
 
     Returns:
         M in float32, by parameter name.

@@ -26,7 +26,7 @@ class Metric(Protocol):
     """
 
     def __call__(self, profiles: Profiles, /) -> Float64[np.ndarray, "T T"]:
-        """Compute a symmetric T×T matrix; NaN where the metric is undefined."""
+        """Compute a symmetric T×T matrix; NaN if the metric is undefined."""
         ...
 
 

@@ -29,7 +29,7 @@ def base_agreement(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
     Raises:
         UserError: the profiles have no unlabelled inputs or heads.
 
-    Paper: arXiv 2601.06672, which finds it the main cause of mergeability.
+    Paper: arXiv 2601.06672, which identifies it as the main cause of mergeability.
 
     Examples:
         >>> from mergeability.examples import tiny_profiles
@@ -96,7 +96,8 @@ def ensemble_overlap(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 def ensemble_confidence(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
     """Compute the probability that both models' mean features give to the class that each task's model predicts.
 
-    As `ensemble_overlap`, with the mean over images of P(ŷ), ŷ the class that the task's own model names.
+    As `ensemble_overlap`, but with the mean over images of P(ŷ), where ŷ is the class predicted by the task's own
+    model.
 
     Formula: ½ (v(z, a) + v(z, b)), where v is the mean over images of P(ŷ).
 
@@ -148,7 +149,7 @@ def partner_agreement(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 def partner_retention(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
     """Compute the share of the base model's agreement with a task's model that the other model retains.
 
-    ½ (v(b, a)/v(base, a) + v(a, b)/v(base, b)), v the agreement. NaN where the base agrees on no image of a task.
+    ½ (v(b, a)/v(base, a) + v(a, b)/v(base, b)), v the agreement. NaN if the base agrees on no image of a task.
 
     Formula: ½ (v(b, a) / v(base, a) + v(a, b) / v(base, b)), where v is the agreement.
 
@@ -185,7 +186,7 @@ def set_values(profiles: Profiles, names: Sequence[str], chosen: Sequence[str]) 
 
     Args:
         profiles: the models.
-        names: of functional metrics.
+        names: functional metrics.
         chosen: names of the set's models.
 
     Raises:
@@ -213,11 +214,11 @@ def of_models(profiles: Profiles, metrics: Iterable[str]) -> dict[str, np.ndarra
 
     Args:
         profiles: the models.
-        metrics: names of the metrics that are measured; without a functional one, nothing is returned.
+        metrics: names of the measured metrics; the result is empty if none of them is functional.
 
     Returns:
         `base_agreement`: share of a task's unlabelled images that the base classifies as the fine-tuned model does,
-        in [0, 1]; `unlabelled_images`: how many there are.
+        in [0, 1]; `unlabelled_images`: their number.
     """
     if not functional_names(metrics):
         return {}

@@ -27,7 +27,7 @@ def measure(
 ) -> pd.DataFrame:
     """Compute pairwise metrics of all pairs of models.
 
-    Values that a metric does not define are NaN: for example, a model equal to its base has no direction. The
+    Undefined values are NaN: for example, a model equal to its base has no direction. The
     sentences in `table.attrs["failures"]` and `table.attrs["undefined"]` list the NaN values and their causes.
 
     Args:

@@ -14,7 +14,7 @@ from mergeability.profiles.profiles import Profiles
 
 @metric(category="gradient", low=-1, high=1, equal=1, needs_data=True, per_pair=True)
 def cosine_similarity(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute the cosine of two gradients on the same samples, in [−1, 1]; NaN where either gradient is zero.
+    """Compute the cosine of two gradients on the same samples, in [−1, 1]; NaN if either gradient is zero.
 
     Formula: ⟨a, b⟩ / (‖a‖ ‖b‖).
 

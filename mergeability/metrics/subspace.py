@@ -1,7 +1,7 @@
 """Overlap of singular subspaces: means over the 2-D weight matrices of the model.
 
-τ = U S Vᵀ is the thin SVD of one matrix's delta. A matrix that one of the two models did not change has no
-subspace and is skipped for that pair; a pair without any matrix left is NaN.
+τ = U S Vᵀ is the thin SVD of one matrix's delta. A matrix that one of the models did not change has no
+subspace and is skipped for that pair; the value is NaN if no matrix is left.
 """
 
 from collections.abc import Iterable

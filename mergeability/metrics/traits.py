@@ -18,13 +18,13 @@ class Traits:
     """Properties of a metric: category, symmetry, range and the data it needs.
 
     Attributes:
-        category: what it looks at; of a metric with a `view` other than the task vector, the view decides.
+        category: group of the metric; determined by the view if `view` is not the task vector.
         low: the lowest value it can take.
         high: the highest.
-        equal: its value for two copies of one model; None where that depends on the model.
+        equal: its value for two copies of one model; None if it depends on the model.
         needs_data: whether it needs calibration images and heads; a view other than the task vector always does.
-        per_pair: whether it takes passes over the data for each pair; it is in the set `shared`, not in `all`.
-        on_request: whether the set `weights` leaves it out; it is measured by its name or with `all`.
+        per_pair: whether it needs passes over the data for each pair; if so, it is in the set `shared`, not in `all`.
+        on_request: whether it is excluded from the set `weights`; it is measured by name or with `all`.
 
     Examples:
         >>> from mergeability.metrics.traits import Traits

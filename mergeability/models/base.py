@@ -44,7 +44,7 @@ def load_base(folder: Path, model: ClipModel) -> "CLIP":
     """Build the CLIP and load its base weights, strictly, in evaluation mode.
 
     Raises:
-        UserError: there is no base model, or it is of another architecture.
+        UserError: the base model does not exist, or has another architecture.
     """
     path = folder / WEIGHTS
     if not path.is_file():
@@ -69,7 +69,7 @@ def fetch_base(folder: Path, model: ClipModel) -> dict[str, Any]:
         The card.
 
     Raises:
-        UserError: the weights cannot be fetched, or are not this architecture's.
+        UserError: the weights cannot be downloaded, or do not fit the architecture.
     """
     try:
         clip = model.build()
@@ -93,11 +93,11 @@ def check_origin(folder: Path, card: Mapping[str, Any], model: ClipModel) -> Non
     """Check that the base model in a folder has the pretrained weights that `model` specifies.
 
     Raises:
-        UserError: it is made of others: a trial run with random weights would pass for the real thing.
+        UserError: it has other weights, such as random ones from a test run.
     """
     kept = card.get("settings", {})
     if "pretrained" not in kept:
-        return  # Pretrained here: its card says how.
+        return  # The base was pretrained here, as recorded in its card.
     if differs := [name for name, value in _origin(model).items() if kept.get(name) != value]:
         told = ", ".join(f"{name}={kept.get(name)}" for name in differs)
         raise UserError(
@@ -107,10 +107,10 @@ def check_origin(folder: Path, card: Mapping[str, Any], model: ClipModel) -> Non
 
 
 def _origin(model: ClipModel) -> dict[str, Any]:
-    """Return what the weights of a base model are made of, as a JSON-able record."""
+    """Return the source of a base model's weights as a JSON-able record."""
     if model.is_from_file:
         path = find_weights(str(model.pretrained))
-        # By content: the same weights may lie elsewhere on another machine.
+        # Identified by content, because the path may differ on another machine.
         return {"pretrained": "file", "pretrained_sha256": checkpoints.file_hash(path)}
     return {"pretrained": model.pretrained}
 

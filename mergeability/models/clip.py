@@ -16,7 +16,7 @@ from mergeability.models.published import check_plain, check_tag, side
 from mergeability.weights.whole_clip import SUFFIXES, clip_weights
 
 # open_clip and torchvision, which import timm, transformers and torch.compile's compiler, are imported where they are
-# used: measuring and merging checkpoints does without, and starts in a third of the time.
+# used: measuring and merging checkpoints does not need them, and starts three times as fast.
 if TYPE_CHECKING:
     import open_clip
 
@@ -95,7 +95,7 @@ class ClipModel:
         if isinstance(self.architecture, str):
             import open_clip
 
-            # Known to open_clip since `check_plain`.
+            # `check_plain` has verified that open_clip knows the architecture.
             return cast("dict[str, Any]", open_clip.get_model_config(self.architecture))
         return dict(self.architecture)
 
@@ -103,7 +103,7 @@ class ClipModel:
     def image_size(self) -> int:
         """Return the side length, in pixels, of the square input images."""
         size = self.configuration["vision_cfg"].get("image_size", 224)
-        # Checked when the model was made: a number, or an equal pair.
+        # Validated on construction: a number or a pair of equal numbers.
         return side(size) or int(size)
 
     @property
@@ -114,7 +114,7 @@ class ClipModel:
     def build(self, seed: int = 0) -> "open_clip.CLIP":
         """Build the model in evaluation mode, with pretrained weights or with random weights fixed by the seed.
 
-        Global random state is left as it was. Under `torch.device("meta")` no memory is allocated.
+        The global random state is not changed. Under `torch.device("meta")` no memory is allocated.
         """
         if self.is_from_file:
             clip = self.architecture_only()
@@ -200,5 +200,5 @@ def _tags(architecture: str) -> tuple[str, ...]:
 def _tokenizer(context_length: int) -> "open_clip.SimpleTokenizer":
     import open_clip
 
-    # Its vocabulary is part of the open_clip package, so no network is needed; reading it takes a second.
+    # The vocabulary is part of the open_clip package, so no network is needed; cached, because reading takes a second.
     return open_clip.SimpleTokenizer(context_length=context_length)

@@ -1,9 +1,9 @@
 """Contrastive pretraining of the mini CLIP on rendered images with noisy captions, as on the web.
 
-The result is meant to be what CLIP is to real tasks: general, but imperfect. The captions are made from an
-image's attributes, and as loose as those of the web: some name only the kind of thing shown, some are wrong,
+The result is meant to relate to rendered tasks as CLIP to real ones: general, but imperfect. Captions are made from an
+image's attributes, and as noisy as those of the web: some name only the kind of object, some are wrong,
 some add a colour. The images are cleaner than those of the tasks (`CLUTTER` below 1), so a task also brings a
-change of domain. Images come from a stream no task draws from, and handwritten digits from originals of their own.
+domain shift. Images use a separate random stream, and handwritten digits separate originals.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ NAMES_WRONG_CLASS = 0.05
 NAMES_COLOUR = 0.3
 SENTENCES = ("{}", "{}", "a photo of {}", "a picture of {}", "an image of {}", "a drawing of {}")
 
-# The temperature CLIP caps its logits at, for stability.
+# CLIP's upper limit of the logit scale, for stability.
 MOST_LOGIT_SCALE = torch.tensor(100.0).log().item()
 
 
@@ -47,7 +47,7 @@ class CaptionedImages:
 class Batches:
     """Infinite batches of captioned images of all subjects, reshuffled every epoch; incomplete batches are dropped.
 
-    Everything is in memory, so batches are sliced rather than collated one image at a time.
+    All images are in memory, so batches are sliced instead of collated image by image.
     """
 
     def __init__(self, data: CaptionedImages, batch_size: int, seed: int) -> None:

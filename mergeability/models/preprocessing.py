@@ -15,7 +15,7 @@ FILE = "preprocessor_config.json"
 def check_preprocessing(weights: Path, model: ClipModel) -> None:
     """Compare the preprocessing described by a file next to the weights with that of the model.
 
-    Where there is no such file, the model's preprocessing is taken as it is.
+    Without this file, the model's preprocessing is assumed to be correct.
 
     Args:
         weights: the file of the weights.
@@ -55,7 +55,7 @@ def check_preprocessing(weights: Path, model: ClipModel) -> None:
 
 
 def _size(described: Mapping[str, Any]) -> int | None:
-    """Return the side of the square that is cropped or resized to; None where nothing is said."""
+    """Return the side length of the crop or resize; None if unspecified."""
     for key in ("crop_size", "size"):
         value = described.get(key)
         if isinstance(value, int):

@@ -18,7 +18,7 @@ def check_budget(request: Request) -> None:
     """Check that a budget of evaluations comes with a merge method.
 
     Raises:
-        UserError: `evaluate` is set, and there is no merge method.
+        UserError: `evaluate` is set, but there is no merge method.
     """
     if request.merging.evaluate is not None and not request.merges:
         raise UserError(
@@ -48,7 +48,7 @@ def evaluated_sets(
     Args:
         sets: the pairs to choose from.
         table: metrics of all pairs, indexed by (task_a, task_b).
-        request: with the budget; without one, all sets are evaluated.
+        request: contains the budget; without one, all sets are evaluated.
     """
     budget = request.merging.evaluate
     if budget is None:

@@ -33,7 +33,7 @@ def analyse_checkpoints(suite: CheckpointSuite, request: Request, run: Run) -> A
     """Measure every pair, and write the requested merges.
 
     Raises:
-        UserError: fewer than two models, a merge that needs data, or merges that would not be kept.
+        UserError: there are fewer than two models, a merge method needs data, or merges would not be saved.
     """
     if len(suite.models) < 2:
         raise UserError(f"Expected at least two models to compare, got {len(suite.models)}.")
@@ -54,7 +54,7 @@ def compared(vectors: TaskVectors, request: Request, run: Run) -> Analysis:
 
     Args:
         vectors: two or more models.
-        request: names the suite and the metrics.
+        request: the request with the suite and the metrics.
         run: store, progress and memory budget.
     """
     metrics, without_data = _measurable(request.metrics)

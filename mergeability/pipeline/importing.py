@@ -54,23 +54,23 @@ def import_checkpoint(
 ) -> dict[str, Any]:
     """Import a fine-tuned visual encoder from a file, a folder or the Hugging Face Hub.
 
-    Leaves `model.safetensors` (canonical names, the dtypes it came in), with a task `head.safetensors`, and, last,
-    `card.json`: where it came from, under which names, the commit on the hub, the SHA-256 of both files.
+    Writes `model.safetensors` (canonical names, original dtypes), with a task `head.safetensors`, and, last,
+    `card.json` with the source, the naming scheme, the commit on the hub, and the SHA-256 of both files.
 
     Args:
         source: a file, a folder or a hub id: open_clip's names with or without `visual.`, `model.visual.` or
-            `module.visual.`, or Hugging Face's of any generation; safetensors, or PyTorch's kind with nothing but
-            tensors in it. A text tower beside it is left out.
-        folder: where the model goes.
+            `module.visual.`, or Hugging Face's of any version; safetensors, or a PyTorch file with only
+            tensors. A text tower is ignored.
+        folder: folder of the imported model.
         model: the architecture it must be.
-        task: what it was fine-tuned on: makes the zero-shot head, with the base's text tower.
-        base_folder: the base it was fine-tuned from; a projection that is missing is this one's.
+        task: the task of the model, for the zero-shot head from the base's text tower.
+        base_folder: the base of the model; a missing projection is copied from it.
         export: "hf" writes Hugging Face's names and their two configuration files.
         evaluate: whether to measure the test accuracy of the model and of the base; needs the task's images.
-        store: folder where these are kept, resized to what the model takes; in memory when None.
-        warn_above: ‖τ‖/‖θ0‖ above which another base is suspected.
-        refuse_above: ‖τ‖/‖θ0‖ above which the model is refused.
-        loggers: not used; every run is given them.
+        store: folder of the cache of resized images; in memory when None.
+        warn_above: ‖τ‖/‖θ0‖ above which a warning suggests that the base is wrong.
+        refuse_above: ‖τ‖/‖θ0‖ above which an error is raised.
+        loggers: not used; part of the interface of `run` nodes.
         record: settings for the card.
 
     Returns:
@@ -78,7 +78,7 @@ def import_checkpoint(
 
     Raises:
         UserError: evaluation without a task, or a task without a base; the file cannot be found or read or holds more
-            than tensors; names are left over or missing, or of other shapes (lists them); it is not from this base.
+            than tensors; names are unknown or missing, or shapes differ; or the model has another base.
 
     Examples:
         >>> from tempfile import TemporaryDirectory

@@ -41,7 +41,7 @@ def keep_only(folder: Path, wanted: Collection[tuple[str, str]]) -> None:
 
     Args:
         folder: folder of all merges.
-        wanted: method and folder name of each merge to come.
+        wanted: method and folder name of each planned merge.
     """
     for place in folder.glob("*/*"):
         if (place.parent.name, place.name) not in wanted and (place / "card.json").exists():
@@ -60,11 +60,11 @@ class MergeWriter:
         task_vectors: the models that are merged.
         export: "hf" for Hugging Face's names.
         dtype: dtype of all floating-point tensors that are written; None for the base's own.
-        model: what the weights belong to, where it is known.
-        expected: how many merges will come.
+        model: the architecture of the weights, if known.
+        expected: number of planned merges.
 
     Raises:
-        UserError: they will not fit on the disk, or cannot be written in the names asked for.
+        UserError: they do not fit on the disk, or cannot be written under the requested names.
     """
 
     folder: Path
@@ -92,7 +92,7 @@ class MergeWriter:
             column: the method's name.
             alpha: the scale.
             alpha_from: how it was chosen.
-            rows: its accuracies, one row per task; None where nothing was evaluated.
+            rows: its accuracies, one row per task; None if nothing was evaluated.
 
         Raises:
             UserError: the disk is full, or the encoder cannot be written in the names asked for.
@@ -154,7 +154,7 @@ class MergeWriter:
 
 
 def _survival(rounding: Rounding) -> dict[str, Any]:
-    """Describe, for a card, what rounding to narrow formats did to a merge; nothing where nothing was rounded."""
+    """Describe the rounding error of a merge for its card; empty if nothing was rounded."""
     if not rounding.moved:
         return {}
     return {

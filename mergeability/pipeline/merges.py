@@ -25,7 +25,7 @@ def chosen_sets(request: Request, tasks: tuple[str, ...]) -> list[tuple[str, ...
     """Choose the sets of models to merge, and check that every method can merge them.
 
     Raises:
-        UserError: a method merges another number of models.
+        UserError: a method requires another number of models.
     """
     # Without merges, list all pairs, however many there are.
     many = request.merging.evaluate is not None or not request.merges
@@ -45,10 +45,10 @@ def refuse_methods_with_data(request: Request, suite: str, needed: str, without:
     """Check that a suite has the data that the merge methods need; the error lists methods that need none.
 
     Args:
-        request: what is asked for.
+        request: the request.
         suite: name of the kind of suite.
-        needed: what the methods need, in words.
-        without: how to refer to its absence, in words.
+        needed: description of the required data.
+        without: description of its absence.
 
     Raises:
         UserError: a method needs data.

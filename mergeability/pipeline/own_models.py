@@ -33,8 +33,8 @@ class OwnModel:
     """One fine-tuned model with the images and classes of its task.
 
     Attributes:
-        weights: its state dict: a file, a folder, or an id on the Hugging Face hub.
-        images: folder of unlabelled images of its task.
+        weights: the state dict: a file, a folder, or an id on the Hugging Face hub.
+        images: folder of unlabelled images of the task.
         classes: names of its classes in the order of the head's rows, or a text file with one per line.
         templates: sentences around the names, for a head that the base's text tower makes.
         head: safetensors file with the saved head, one tensor of shape (classes, d) with the logit scale in it.
@@ -83,7 +83,7 @@ class OwnModel:
         """Return the names of the classes; empty if only a head is given.
 
         Raises:
-            UserError: there is no file of the names, a name is empty or there twice, or there are fewer than two.
+            UserError: the file does not exist, a name is empty or repeated, or there are fewer than two.
         """
         if self.classes is None:
             return []
@@ -98,7 +98,8 @@ class OwnModel:
                 lines = path.read_text(encoding="utf-8-sig").splitlines()
             except UnicodeDecodeError as error:
                 raise UserError(
-                    f"Expected text in UTF-8 in {path}, the class names of '{name}', but byte {error.start} is none. "
+                    f"Expected text in UTF-8 in {path}, the class names of '{name}', but byte {error.start} is "
+                    "invalid. "
                     "Save the file as UTF-8."
                 ) from error
             given: Sequence[Any] = [line for line in lines if line.strip()]
@@ -120,11 +121,12 @@ class ModelSuite:
         name: name of the suite.
         model: the architecture of all of them, with its preprocessing.
         base: the base's state dict: a file, a folder, or an id on the Hugging Face hub; of both towers where a head is
-            made from class names. None where the file of the models names it.
+            made from class names. None if the file of the models names it.
         models: name → options of `OwnModel`; or a YAML file with `models`, and perhaps `base`, whose paths start from
             the file's folder.
-        warn_above: length of a task vector, as a share of the base's, above which another base is suspected.
-        refuse_above: the length above which a model is refused.
+        warn_above: norm of a task vector, relative to the base's, above which a warning suggests that the base is
+            wrong.
+        refuse_above: relative norm above which an error is raised.
 
     Raises:
         UserError: there are fewer than two models, no base, or a model's options are invalid.
@@ -171,7 +173,7 @@ class ModelSuite:
         """Open the task vectors in a layout of parameters.
 
         Raises:
-            UserError: a model cannot be found or read, was made from another base, or reads images in another way.
+            UserError: a model cannot be found or read, has another base, or uses other image preprocessing.
         """
         for source in (str(self.base), *(one.weights for one in self.members.values())):
             check_preprocessing(find_weights(source), self.model)
@@ -188,7 +190,7 @@ class ModelSuite:
         """Read the saved heads, and create the others from class names.
 
         Raises:
-            UserError: a head is no single matrix, has other classes than are named or another width than the encoder,
+            UserError: a head is not a single matrix, its classes or width differ from the names or the encoder,
                 or the base has no text tower to make one.
         """
         return {name: self._head(name, one) for name, one in self.members.items()}

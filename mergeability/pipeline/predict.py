@@ -48,7 +48,7 @@ class Predicted:
 
     Attributes:
         pairs: the table predicted from, with the models' own accuracies where they are known.
-        study: scores of all predictors, and the tables about them; None where nothing was predicted.
+        study: scores of all predictors, with tables about them; None if nothing was predicted.
         fitted: the predictor for later runs.
         notes: sentences about why nothing was predicted.
     """
@@ -66,7 +66,7 @@ class Scored:
     Attributes:
         scorer: the predictor.
         scores: one row per pair.
-        transfer: comparison with outcomes, one row per method; empty where there are none.
+        transfer: comparison with outcomes, one row per method; empty without outcomes.
     """
 
     scorer: Scorer
@@ -75,9 +75,10 @@ class Scored:
 
 
 def with_own_accuracies(pairs: pd.DataFrame, models: pd.DataFrame) -> pd.DataFrame:
-    """Add what is known before any merge: the means of both models' own accuracies, fine-tuned and base, and of their
-    ratio, base over fine-tuned (NaN where a fine-tuned model is never right).
-    """  # noqa: D205
+    """Add evidence known before any merge: means over a pair of fine-tuned accuracy, base accuracy and their ratio.
+
+    The ratio is base over fine-tuned accuracy (NaN if a fine-tuned accuracy is 0).
+    """
     own = {
         column: (
             pairs["task_a"].map(models[column]).to_numpy() + pairs["task_b"].map(models[column]).to_numpy()
@@ -117,7 +118,7 @@ def predict_table(outcomes: PairOutcomes, rows: str, request: Request, run: Run)
         run: the surroundings.
 
     Raises:
-        UserError: as `PairTable.validate` does.
+        UserError: for the reasons given in `PairTable.validate`.
     """
     if not request.predictors or not outcomes.methods:
         return Predicted(outcomes.pairs)
@@ -127,7 +128,7 @@ def predict_table(outcomes: PairOutcomes, rows: str, request: Request, run: Run)
 
 
 def _predict(outcomes: PairOutcomes, request: Request, settings: StudySettings, run: Run) -> Predicted:
-    """Study the predictors, once per table and choice of options, and fit the one that scores other pairs."""
+    """Compare the predictors, with a cache per table and options, and fit the predictor for other pairs."""
     pairs, metrics, methods = outcomes.pairs, list(outcomes.metrics), list(outcomes.methods)
     ranges = {name: documented_range(metric) for name, metric in request.metrics.items()}
     functional = functional_names(metrics)
@@ -155,8 +156,8 @@ def tiers_of_evidence(
 ) -> dict[str, list[str]]:
     """Return the sets of columns, in addition to all metrics, on which a predictor for later runs is fitted.
 
-    Metrics of bounded range (cosines, ratios, normalised ranks, overlaps) do not grow with a model, so that a fit on
-    one architecture applies to another; those of weight space need no data either.
+    Metrics with a bounded range (cosines, ratios, normalised ranks, overlaps) do not depend on model size, so a fit on
+    one architecture applies to another; weight-space metrics also need no data.
     """
     functional = list(Functional().columns(target, "")[0])
     free = [name for name in metrics if all(map(math.isfinite, ranges.get(name, (-math.inf, math.inf))))]

@@ -30,12 +30,12 @@ class ProfileSettings:
         seed: seed of their choice.
         layer: dotted name of the layer whose activations are averaged; the last block when None.
         pool: the tasks whose images make the pool of the activations; all of the suite when None.
-        split_qkv: take the queries, keys and values of a fused attention for three matrices.
-        matricize: "conv" takes a convolution's kernel for the matrix out × (in·height·width).
-        memory_budget: GiB that what is computed may take at a time.
+        split_qkv: treat the queries, keys and values of a fused attention as three matrices.
+        matricize: "conv" treats convolution kernels as matrices, out × (in·height·width).
+        memory_budget: memory for computed values, in GiB.
         merge_samples: calibration images of each task for the merge methods that need data; all validation
             images where there are fewer.
-        unlabelled: images of each task for functional evidence, whose labels are not read; all where there are fewer.
+        unlabelled: images of each task for functional evidence, whose labels are not read; all if there are fewer.
         unlabelled_from: the split they are drawn from, `validation` or `train`.
 
     Examples:
@@ -83,18 +83,18 @@ class MergeSettings:
 
     Attributes:
         pairs: the pairs to merge, [[a, b], …]; every one when None.
-        arity: models that are merged together: a number, "all", or several of these.
-        sets: how many sets of that many to draw; every one when None.
-        evaluate: how many pairs are merged and evaluated, chosen to help the prediction of the others most; every one
+        arity: number of models per merge: a number, "all", or a list of these.
+        sets: number of sets of each size to draw; all when None.
+        evaluate: number of pairs to merge and evaluate, chosen to predict the others best; all
             when None.
         seed: seed of the draw and of the choice.
         alpha: None for each method's own scale, a number, "tuned", "unlabelled", "both", or a list of words.
-        alpha_grid: the scales that tuning tries.
-        validation_images: how many of each task tuning looks at.
-        probe: how many unlabelled images of each task are passed through each merge before it is evaluated; None: none.
-        test_images: how many of each task's test images to evaluate on; all when None.
+        alpha_grid: candidate scales for tuning.
+        validation_images: number of validation images per task for tuning.
+        probe: number of unlabelled images per task for probes of every merge; None: no probes.
+        test_images: number of test images per task; all when None.
         save: whether to write the merged encoders.
-        export: "hf" writes them in Hugging Face's names.
+        export: "hf" writes them under Hugging Face's names.
         dtype: dtype of the written weights: float32, float16 or bfloat16; None for the base's own.
 
     Examples:

@@ -30,19 +30,19 @@ class Analysis:
             `finetuned_accuracy`, as far as they are known.
         alphas: merge method → its scale α.
         prediction: results of the prediction study.
-        missing: sentences on what was left out, with the reasons.
+        missing: sentences about omissions, with reasons.
         run: the facts written to `run.json`.
         sets: one row per set of more than two models.
         accuracies: one row per merge and task.
         curves: one row per merge, tried scale and task.
         fitted: the predictor fitted by this run, for later ones.
-        scorer: the predictor of an earlier run that scored the pairs.
+        scorer: the predictor of an earlier run with which pairs were scored.
         scores: predictions of `scorer`, one row per pair.
         transfer: comparison of these predictions with outcomes.
         merged: merge methods whose merges were probed without labels.
-        evaluated: how many pairs a budget had evaluated; None without a budget.
+        evaluated: number of pairs evaluated within a budget; None without a budget.
         predicted_pairs: predicted outcomes of the other pairs.
-        predicted_accuracy: how well such predictions did on pairs that were evaluated.
+        predicted_accuracy: accuracy of such predictions on pairs that were evaluated.
 
     Examples:
         >>> import pandas as pd
@@ -107,12 +107,13 @@ class Analysis:
 
 
 def objective(analysis: Analysis, name: str) -> float:
-    """Return one objective of an analysis: `norm_acc` or `acc` of the merges, means over pairs and methods;
-    or `finetuned_accuracy`, of the models on their own, the mean over tasks.
+    """Return one objective of an analysis: `norm_acc`, `acc` or `finetuned_accuracy`.
+
+    The first two are means of merges over pairs and methods, the last is the mean of the models over tasks.
 
     Raises:
-        UserError: another name, or what this analysis has not measured.
-    """  # noqa: D205
+        UserError: the name is unknown, or this analysis did not measure it.
+    """
     if name not in OBJECTIVES:
         raise UserError(f"Expected objectives among {', '.join(OBJECTIVES)}, got {name!r}.")
     columns = [f"{name}_{method}" for method in analysis.methods]

@@ -1,7 +1,7 @@
 """The analysis, end to end: profile → measure → merge → evaluate → predict.
 
-What is analysed is one of the three kinds of `suites`: tasks (everything), bare checkpoints (the metrics of
-weight space), or a ready table of pairs (prediction).
+The input is one of the kinds of `suites`: tasks (all stages), checkpoints without data (weight-space
+metrics), or an existing table of pairs (prediction).
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | Non
         facts: more entries for `run.json`, such as the configuration.
 
     Returns:
-        The results: what a report shows.
+        The results, from which a report is written.
 
     Raises:
         UserError: an input is missing or invalid; the message states what was expected, what was found, and the remedy.

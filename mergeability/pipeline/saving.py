@@ -62,11 +62,11 @@ def save_merge(
         state: canonical name → tensor, in the dtypes to be written.
         card: what `merge_card` returns. The names used and the file's SHA-256 are added to it.
         export: "hf" for Hugging Face's names; None for canonical ones, which are open_clip's.
-        configuration: open_clip's of the model; None where it is not known, as of bare checkpoints: then neither
-            configuration file is written, and the card says where to get them.
+        configuration: open_clip's configuration of the model; None if unknown, as for bare checkpoints: then neither
+            configuration file is written, and the card explains where to find them.
         mean: channel means for the normalisation of images.
         std: channel standard deviations for the normalisation of images.
-        base: the base model. Where it is a folder that transformers opens, the merge is written in its names, with its
+        base: the base model. If it is a transformers folder, the merge is written under its names, with its
             other tensors, its configuration and its tokenizer, whatever `export` is.
 
     Returns:
@@ -74,7 +74,7 @@ def save_merge(
 
     Raises:
         UserError: an unknown export, an encoder or a configuration that transformers has no model for, or a disk
-            that is full or cannot be written; what was there before is then whole, or its card is gone.
+            that is full or not writable; an earlier result is then either complete or without a card.
     """
     # Prepare everything before the first change, so that a failure does not destroy an earlier result.
     files, copies = {}, {}
@@ -123,7 +123,7 @@ def merge_card(
         description: the method and every option, as `merge_quality.describe` gives it.
         alpha: the scale.
         alpha_from: how the scale was chosen, such as "the method's own" or "tuned on validation images".
-        accuracies: task → name → value, as `task_accuracies` gives it; empty where nothing was evaluated.
+        accuracies: task → name → value, as `task_accuracies` gives it; empty if nothing was evaluated.
         facts: more entries.
 
     Returns:
@@ -184,12 +184,12 @@ def check_space(folder: Path, merges: int, bytes_each: int) -> None:
     """Check, before merging, that a number of merges fit on the disk of a folder.
 
     Args:
-        folder: where they are to go; it need not exist yet.
-        merges: how many are to be saved.
+        folder: the target folder; it need not exist yet.
+        merges: number of merges to save.
         bytes_each: the size of one, from `encoder_bytes`.
 
     Raises:
-        UserError: there is less space; says how much is needed and how much there is, in GB (10⁹ bytes).
+        UserError: there is not enough space; the message contains the needed and the available GB (10⁹ bytes).
     """
     needed, free = merges * bytes_each, shutil.disk_usage(_existing(folder)).free
     if needed > free:
@@ -205,9 +205,9 @@ def check_export(
     """Check, before merging, that merges of these models can be saved as requested.
 
     Args:
-        checkpoint: the base model; only its names, shapes and dtypes are looked at.
-        export: what `save_merge` is to be given.
-        configuration: what `save_merge` is to be given.
+        checkpoint: the base model, of which only names, shapes and dtypes are used.
+        export: argument of `save_merge`.
+        configuration: argument of `save_merge`.
 
     Raises:
         UserError: an unknown export, an encoder or a configuration that transformers has no model for.
@@ -223,7 +223,7 @@ def check_export(
 def merge_folder_name(tasks: Sequence[str]) -> str:
     """Return the folder name of a merge of these tasks, in the given order: "a+b".
 
-    Different tasks never share a name: all but letters, digits and `_.-` is written as in a URL ("a/b" as "a%2Fb").
+    Names are unique: characters other than letters, digits and `_.-` are percent-encoded ("a/b" as "a%2Fb").
     A name above 100 characters is cut, and ends with `~` and a digest of all the names.
     """
     # `quote` leaves tildes and dots unchanged, but a tilde marks digests and a leading dot would hide the folder.
@@ -235,7 +235,7 @@ def merge_folder_name(tasks: Sequence[str]) -> str:
 
 
 def _exported(state: Mapping[str, Tensor], export: str | None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Name the tensors as asked, and say in the card's words how."""
+    """Rename the tensors as requested, and return a description of the names for the card."""
     if export is None:
         return dict(state), {"names": "open_clip"}
     if export not in EXPORTS:
@@ -254,7 +254,7 @@ def _config(
 
 
 def _make_room(folder: Path) -> None:
-    """Take away the card of an earlier merge, then the files that the next one may not have."""
+    """Remove the card of an earlier merge, then files that the new merge may not have."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoints.remove_card(folder)
@@ -267,13 +267,13 @@ def _make_room(folder: Path) -> None:
 
 
 def _existing(folder: Path) -> Path:
-    """Return the folder, or the nearest one above it that exists."""
+    """Return the folder, or its nearest existing parent."""
     folder = folder.absolute()
     return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def _json_number(value: Any) -> float | None:
-    """Return a number as JSON has it: what is undefined is null."""
+    """Return a number for JSON, with undefined values as null."""
     return float(value) if math.isfinite(value) else None
 
 

@@ -30,8 +30,8 @@ class Layout:
     """How the checkpoints' tensors are split into the parameters of metrics and merges.
 
     Attributes:
-        split_qkv: take the queries, keys and values of a fused attention for three parameters.
-        matricize: "conv" takes a convolution's kernel for the matrix out × (in·height·width).
+        split_qkv: treat the queries, keys and values of a fused attention as three parameters.
+        matricize: "conv" treats convolution kernels as matrices, out × (in·height·width).
 
     Examples:
         >>> from mergeability.examples import tiny_task_vectors
@@ -62,11 +62,12 @@ class TaskSuite:
         tasks: name → task.
         model: the CLIP whose visual encoder was fine-tuned.
         checkpoints: folder of all checkpoints of that model.
-        trained: the folder below it that holds one folder a task: `<penalty>-<λ>/seed-<seed>`.
-        train_command: what makes missing models, up to `task=`.
+        trained: the subfolder with one folder per task: `<penalty>-<λ>/seed-<seed>`.
+        train_command: the command that trains missing models, without `task=`.
         pixel_baseline: whether to fit logistic regression on raw pixels for comparison.
-        warn_above: length of a task vector, as a share of the base's, above which another base is suspected.
-        refuse_above: the length above which a model is refused.
+        warn_above: norm of a task vector, relative to the base's, above which a warning suggests that the base is
+            wrong.
+        refuse_above: relative norm above which an error is raised.
 
     Examples:
         >>> from mergeability.examples import tiny_clip, tiny_task
@@ -105,7 +106,7 @@ class TaskSuite:
         """Open the models' task vectors in a layout of parameters.
 
         Raises:
-            UserError: models are missing (names the command that makes them), or changed since training.
+            UserError: models are missing (the message contains the training command), or tasks changed since training.
         """
         found = {task: checkpoints.read_card(self.folder(task)) for task in self.tasks}
         cards = {task: card for task, card in found.items() if card is not None}
@@ -145,7 +146,7 @@ class TaskSuite:
 
 
 def _class_names(card: Mapping[str, Any]) -> Sequence[str] | None:
-    """Return the class names that a model's card records; None where it records none."""
+    """Return the class names recorded in a model's card; None if there are none."""
     settings = card.get("settings")
     task = settings.get("task") if isinstance(settings, Mapping) else None
     return task.get("class_names") if isinstance(task, Mapping) else None
@@ -159,11 +160,12 @@ class CheckpointSuite:
         name: name of the suite.
         base: the base's state dict: a file, a folder, or an id on the Hugging Face hub.
         models: name → a fine-tuned state dict, given the same way, or the folder of a LoRA adapter.
-        include: regular expressions; only tensors in whose names one is found are used.
-        exclude: regular expressions; tensors in whose names one is found are not used.
+        include: regular expressions; only tensors whose names contain a match are used.
+        exclude: regular expressions; tensors whose names contain a match are not used.
         towers: "both" to use the text tower of a CLIP as well as the visual one.
-        warn_above: length of a task vector, as a share of the base's, above which another base is suspected.
-        refuse_above: the length above which a model is refused.
+        warn_above: norm of a task vector, relative to the base's, above which a warning suggests that the base is
+            wrong.
+        refuse_above: relative norm above which an error is raised.
 
     Examples:
         >>> from mergeability.examples import tiny_task_vectors
@@ -227,9 +229,9 @@ class TableSuite:
     Attributes:
         name: name of the suite.
         table: a CSV, Parquet or xlsx file with `task_a`, `task_b`, metric and outcome columns.
-        metrics: the columns that are metrics; those chosen by `metric=` that the table has, when None.
-        extra_metrics: further columns that are metrics, in addition to these.
-        methods: merge methods whose outcomes are predicted; all that have some when None.
+        metrics: columns to use as metrics; those named by `metric=` when None.
+        extra_metrics: additional columns to use as metrics.
+        methods: merge methods whose outcomes are predicted; all in the table when None.
         rows: `per_method`, or `complete`: only pairs with an outcome for every one of these methods.
 
     Examples:
@@ -255,7 +257,7 @@ class TableSuite:
         """Read the table; also return remarks about skipped or converted parts.
 
         Raises:
-            UserError: there is no such file, or it is not such a table.
+            UserError: the file does not exist, or is not a table of pairs.
         """
         return read_pairs(self.table)
 

@@ -145,7 +145,7 @@ def _of_one(
 
 
 def _measured(analysis: Analysis, row: pd.Series) -> tuple[str, list[Forecast]] | None:
-    """Return the target and the outcomes of a row, best first; None where none was measured."""
+    """Return the target and the outcomes of a row, best first; None if none was measured."""
     for target in TARGETS:
         found = [
             Forecast(

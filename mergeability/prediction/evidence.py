@@ -131,7 +131,7 @@ def asked_columns(
     """Group the methods of each target by the columns that the predictor uses.
 
     Returns:
-        (target, columns) → methods, without those whose columns the table lacks; and sentences on the chosen columns.
+        (target, columns) → methods whose columns are in the table; and sentences about the chosen columns.
     """
     found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     notes: list[str] = []
@@ -156,7 +156,7 @@ def asked_columns(
 
 
 def _said(name: str, chosen: tuple[str, ...], there: Sequence[tuple[str, ...]], rows: pd.DataFrame) -> str:
-    """Name the columns that were chosen, and the number of pairs that have those preferred to them."""
+    """Describe the chosen columns, and the number of pairs for which preferred columns are complete."""
     sentence = f"{name} looks at {', '.join(chosen)}."
     for columns in there[: there.index(chosen)]:
         count = int(rows[list(columns)].notna().all(axis=1).sum())

@@ -49,8 +49,8 @@ def with_zero_shot_ratio(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Add the column `zero_shot_ratio`, the mean over a pair's models of base accuracy over fine-tuned accuracy.
 
     Base accuracies are the columns `base_accuracy_a` and `base_accuracy_b`; fine-tuned accuracies are those of
-    `with_finetuned_accuracy`. Where only some models have both, the other pairs have an empty cell. Values of a column
-    that is there already are kept.
+    `with_finetuned_accuracy`. If only some models have both, other pairs have an empty cell. Values of an existing
+    column are kept.
 
     >>> pairs = pd.DataFrame({"task_a": ["cars", "cars"], "task_b": ["dtd", "svhn"]})
     >>> pairs[["base_accuracy_a", "base_accuracy_b"]] = [[0.6, 0.4], [0.6, 0.5]]
@@ -65,7 +65,7 @@ def with_zero_shot_ratio(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         The table, and sentences that count and name the models without a ratio.
 
     Raises:
-        UserError: as `given_accuracies` does, or the column that is there contradicts the accuracies.
+        UserError: for the reasons given in `given_accuracies`, or an existing column contradicts the accuracies.
     """
     base = given_accuracies(frame, BASE)
     if f"{BASE}_a" not in frame.columns:
@@ -174,7 +174,7 @@ def implied_accuracies(frame: pd.DataFrame) -> dict[str, float]:
 
 
 def _means(frame: pd.DataFrame, of_models: Mapping[str, float]) -> np.ndarray:
-    """Average a number of each model over the pairs; NaN where one is unknown."""
+    """Average a number of each model over the pairs; NaN if one is unknown."""
     known = dict(of_models)
     first, second = (
         np.array([known.get(task, np.nan) for task in frame[end]], dtype=np.float64)
@@ -184,7 +184,7 @@ def _means(frame: pd.DataFrame, of_models: Mapping[str, float]) -> np.ndarray:
 
 
 def _filled(frame: pd.DataFrame, values: np.ndarray) -> np.ndarray:
-    """Keep the ratios that the table has, and take the computed ones for its empty cells."""
+    """Keep the ratios in the table, and fill empty cells with computed ones."""
     given = numbers_in(frame, ZERO_SHOT_RATIO)
     differs = np.flatnonzero(np.abs(given - values) > _SAME)
     if len(differs):
@@ -199,7 +199,7 @@ def _filled(frame: pd.DataFrame, values: np.ndarray) -> np.ndarray:
 def _unknown(
     tasks: Sequence[str], base: Mapping[str, float], tuned: Mapping[str, float], values: np.ndarray
 ) -> list[str]:
-    """Count the pairs without a ratio, and name the models that are the reason."""
+    """Count the pairs without a ratio, and list the models that cause them."""
     count = int(np.isnan(values).sum())
     if not count:
         return []

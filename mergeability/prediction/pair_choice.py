@@ -17,22 +17,22 @@ def choose_pairs(
 ) -> Int[np.ndarray, " count"]:
     """Choose the pairs whose outcomes are most informative about the other pairs.
 
-    One after another, the model in the fewest chosen pairs gets the partner in the fewest; of equal partners, the one
-    whose pair lowers the mean variance over all pairs of a ridge fit on the metrics most (greedy V-optimality):
+    Repeatedly, the model in the fewest chosen pairs is paired with the model in the fewest; on ties, with the one
+    whose pair most reduces the mean variance, over all pairs, of a ridge fit on the metrics (greedy V-optimality):
     xᵀASAx / (1 + xᵀAx), with x the standardised metrics, S their covariance and A the inverse of XᵀX + λI over the
-    chosen pairs. Where all pairs are there, each model is therefore in ⌊2·count/T⌋ or ⌈2·count/T⌉ of them, give or
-    take one. Takes O(count·T·m²) operations for T models and m metrics.
+    chosen pairs. If all pairs exist, each model is therefore in ⌊2·count/T⌋ or ⌈2·count/T⌉ of the chosen pairs, plus
+    or minus one. This takes O(count·T·m²) operations for T models and m metrics.
 
     Args:
-        pairs: one row per pair: `task_a`, `task_b`, metrics. Outcomes are not looked at.
+        pairs: one row per pair: `task_a`, `task_b`, metrics. Outcomes are not used.
         metrics: names of the metric columns; an undefined value counts as the metric's mean.
-        count: how many pairs to choose.
+        count: number of pairs to choose.
         seed: seed of the order of models that are in equally many pairs. The choice depends on it, on the table's
             content
             and on `count`, not on the order of its rows.
 
     Returns:
-        Rows of the table in the order of their choice; all of them where `count` is no less than their number.
+        Rows of the table in the order of their choice; all of them if `count` is no less than their number.
 
     Examples:
         >>> table = pd.DataFrame({"task_a": list("aaabbc"), "task_b": list("bcdcdd"), "x": [0, 1, 9, 1, 0, 0]})
@@ -76,7 +76,7 @@ def choose_pairs(
 
 
 def _standardised(values: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
-    """Shift and scale columns to mean 0 and standard deviation 1; 0 where undefined or without spread."""
+    """Shift and scale columns to mean 0 and standard deviation 1; 0 if undefined or without spread."""
     known = ~np.isnan(values)
     counts = np.maximum(known.sum(axis=0), 1)
     centred = np.where(known, values - np.where(known, values, 0).sum(axis=0) / counts, 0)
@@ -87,7 +87,7 @@ def _standardised(values: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
 def _gains(
     values: Float[np.ndarray, "n m"], inverse: Float[np.ndarray, "m m"], covariance: Float[np.ndarray, "m m"]
 ) -> Float[np.ndarray, " n"]:
-    """Return how much each row would lower the mean variance, rounded so that equal rows stay equal."""
+    """Return the reduction of the mean variance by each row, rounded so that equal rows stay equal."""
     turned = values @ inverse
     gains = np.einsum("ij,ij->i", turned @ covariance, turned) / (1 + np.einsum("ij,ij->i", turned, values))
     return np.round(gains, 12)

@@ -52,7 +52,7 @@ class PairTable:
         frame: task names, and the checked columns as numbers, NaN for an empty cell.
         metrics: columns used as features, without those that have no value.
         tasks: in order of appearance.
-        notes: sentences about metrics left out.
+        notes: sentences about excluded metrics.
 
     Examples:
         >>> from mergeability.prediction import PairTable

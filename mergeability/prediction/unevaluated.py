@@ -1,8 +1,8 @@
 """Predict the outcomes of unevaluated pairs from those of evaluated pairs of the same models.
 
 Both models of a predicted pair also occur in evaluated pairs, so their task effects are known. This is easier than the
-prediction for new models, which the protocols measure. Four linear predictors compete by cross-validation over the
-evaluated pairs.
+prediction for new models, which the protocols measure. Cross-validation over the evaluated pairs selects one of four
+linear predictors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ class Unevaluated:
 
     Attributes:
         predictions: one row per such pair: `task_a`, `task_b`, and for each target t and method m `predicted_t_m` with
-            its interval `predicted_low_t_m`, `predicted_high_t_m`; NaN where a metric is undefined.
+            its interval `predicted_low_t_m`, `predicted_high_t_m`; NaN if a metric is undefined.
         accuracy: one row per target and method: the `predictor` that cross-validation chose, `n_measured` and
             `n_predicted` pairs, and of the cross-validation `mae`, `mae_of_mean` (always predicting the mean), `r`, and
             the `half_width` of intervals with their `level`.
@@ -50,7 +50,7 @@ class Unevaluated:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A linear predictor, and the columns that it is given."""
+    """A linear predictor and its input columns."""
 
     regressor: Any
     metrics: bool
@@ -75,14 +75,14 @@ def predict_unevaluated(
 ) -> Unevaluated:
     """Predict the outcomes of the pairs without outcomes from those with outcomes.
 
-    Each outcome is predicted by task effects, by metrics or by both, whichever has the least squared error in a
-    cross-validation that leaves out one fifth of the evaluated pairs at a time. Its absolute errors there give the
-    interval, as `half_width` says.
+    Each outcome is predicted from task effects, metrics or both, according to the least squared error in a
+    cross-validation that leaves out one fifth of the evaluated pairs at a time. The absolute errors there determine the
+    interval; see `half_width`.
 
     Args:
-        pairs: one row per pair: `task_a`, `task_b`, metrics, and the outcomes `<target>_<method>`, NaN where a pair
+        pairs: one row per pair: `task_a`, `task_b`, metrics, and the outcomes `<target>_<method>`, NaN if a pair
             was not evaluated.
-        metrics: names of the metric columns; those without any value are not used.
+        metrics: names of the metric columns; metrics without any value are ignored.
         methods: merge methods with outcomes.
         seed: seed of the folds.
     """
@@ -155,7 +155,7 @@ class _Fit:
     record: dict[str, float]
 
     def predict(self, problem: "_Problem", rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-        """Predict some pairs; NaN where a metric is undefined."""
+        """Predict some pairs; NaN if a metric is undefined."""
         a, b = problem.ends[rows].T
         found = self.intercept + problem.metrics[rows] @ self.weights + self.effects[a] + self.effects[b]
         return np.where(problem.known[rows], found, np.nan)
@@ -163,7 +163,7 @@ class _Fit:
 
 @dataclass(frozen=True)
 class _Problem:
-    """All pairs as numbers: scaled metrics (0 where undefined), the places of both tasks, and which rows are whole."""
+    """All pairs as numbers: scaled metrics (0 if undefined), the places of both tasks, and which rows are whole."""
 
     metrics: Float[np.ndarray, "n m"]
     ends: Int[np.ndarray, "n 2"]

@@ -118,7 +118,7 @@ def sample_activations(
         state: the weights to run it with, under the encoder's names.
         inputs: preprocessed calibration samples.
         layer: dotted name of the layer; by default the last transformer block, or the last stage of a ResNet.
-        batch_size: samples per forward pass; changes nothing but speed and memory.
+        batch_size: samples per forward pass; affects only speed and memory.
 
     Raises:
         UserError: there is no sample, or the encoder has no such layer.
@@ -195,7 +195,7 @@ def _output(encoder: nn.Module, state: Mapping[str, Tensor], layer: str, batch: 
 
 
 def _batch_axis(output_of_one: Tensor, layer: str) -> int:
-    """Find the batch axis from the output for one sample: versions of open_clip differ in their layout."""
+    """Determine the batch axis from the output for one sample, because versions of open_clip differ in layout."""
     for axis in (0, 1):
         if output_of_one.ndim > axis and output_of_one.shape[axis] == 1:
             return axis

@@ -45,8 +45,8 @@ def overlap(answers: Probabilities, own: Probabilities) -> float:
     """Average Σ_y min(P(y|x), Q(y|x)) over the inputs x, in [0, 1]; 1 for equal probabilities.
 
     Args:
-        answers: P, of the model that is looked at.
-        own: Q, of the task's own fine-tuned model.
+        answers: P, the probabilities of the compared model.
+        own: Q, the probabilities of the task's own fine-tuned model.
 
     >>> overlap(np.array([[0.7, 0.3]]), np.array([[0.5, 0.5]]))
     0.8
@@ -57,7 +57,7 @@ def overlap(answers: Probabilities, own: Probabilities) -> float:
 def agreement(answers: Probabilities, own: Probabilities) -> float:
     """Compute the share of inputs for which P and Q predict the same class, in [0, 1].
 
-    NaN where an answer is not known. Not corrected for chance.
+    NaN if a prediction is unknown. Not corrected for chance.
 
     >>> agreement(np.array([[0.7, 0.3], [0.2, 0.8]]), np.array([[0.9, 0.1], [0.6, 0.4]]))
     0.5

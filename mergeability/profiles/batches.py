@@ -16,10 +16,10 @@ _SLACK = 1.5
 def fitting_batch_size(
     encoder: nn.Module, state: Mapping[str, Tensor], sample: Inputs, memory: float | int, at_most: int
 ) -> int:
-    """Return the number of samples whose activations fit into `memory` bytes, besides the model; at least 1.
+    """Return the number of samples whose activations fit into `memory` bytes in addition to the model; at least 1.
 
-    Counts what automatic differentiation saves for one sample. The weights, their gradients and the sum of
-    these (three times the weights) are taken off first; they are needed whatever the batch.
+    Measures the memory that autograd saves for one sample. The weights, their gradients and the sum of
+    these (three times the weights) are subtracted first, because they do not depend on the batch size.
 
     Args:
         encoder: inputs → features.

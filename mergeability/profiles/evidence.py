@@ -1,7 +1,7 @@
 """Kinds of evidence: entries that are computed once, stored, and combined to arrays over all models.
 
-A kind of evidence is a file of this package with a frozen dataclass that has `combine`. It holds the keys and the
-version of its entries, so a new kind changes no other file: `Profiles.evidence` takes any of them.
+A kind of evidence is a file of this package with a frozen dataclass that has `combine`. It defines the keys and the
+version of its entries, so a new kind requires no change to other files: `Profiles.evidence` accepts any kind.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,7 +50,7 @@ class ModelEntries(Protocol):
     """Evidence with one stored entry of tensors per model.
 
     Attributes:
-        kind: what the store calls such entries.
+        kind: name of such entries in the store.
         description: description of the work, for the progress.
     """
 

@@ -51,7 +51,7 @@ class FisherInformation:
         """Compute the square roots of one model's Fisher information.
 
         Raises:
-            UserError: it is not finite; names the model.
+            UserError: a value is not finite; the message names the model.
         """
         views = subject.required_views("Fisher information")
         samples, head, state = views.samples(task), views.head(task), subject.state(task)
@@ -92,7 +92,7 @@ def fisher_roots(
         state: the weights to run it with, under the encoder's names.
         head: the task's frozen zero-shot head, with the logit scale in it.
         samples: the task's own preprocessed calibration samples, with their classes.
-        samples_at_once: how many gradients, each as large as the model, are held; changes nothing but rounding.
+        samples_at_once: number of gradients, each as large as the model, in memory; affects only rounding.
 
     Returns:
         Parameter name → root of the mean square, in float32, on the CPU; zero where the features do not depend
@@ -123,7 +123,7 @@ def fisher_roots(
 
 
 def fitting_samples(state: Mapping[str, Tensor], memory: float | int) -> int:
-    """Return the number of per-sample gradients that fit into `memory` bytes besides the model; at least 1."""
+    """Return the number of per-sample gradients that fit into `memory` bytes in addition to the model; at least 1."""
     size = sum(tensor.nbytes for tensor in state.values())
     return max(1, int(memory // max(size, 1)) - _MODELS)
 
@@ -136,7 +136,7 @@ def _gradients(
     samples: Inputs,
     samples_at_once: int,
 ) -> Iterator[_Stacks]:
-    """Yield the samples' own gradients, several samples at a time, or one where the encoder allows no more."""
+    """Yield per-sample gradients, several samples at a time, or one if the encoder does not support batches."""
     at_once = _batched_gradients(encoder, state, names, head)
     device = next(iter(state.values())).device
     together = True

@@ -1,7 +1,7 @@
 """Functional evidence: predictions on unlabelled inputs of the base, the other model and mean features, unmerged.
 
-Every model runs once over every task's inputs, and its features are kept: (T + 1)·T entries of n×d float32. All else
-is arithmetic on them. Labels are neither needed nor read.
+Every model runs once over every task's inputs, and its features are stored: (T + 1)·T entries of n×d float32. The rest
+is arithmetic on these features. Labels are not used.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -75,7 +75,7 @@ class Features:
 
 
 class _Passes:
-    """One model's passes over inputs; its weights are read when the first of them is needed."""
+    """One model's forward passes; its weights are read on the first pass."""
 
     def __init__(self, subject: Subject, model: str | None) -> None:
         self._subject, self._model = subject, model
@@ -127,8 +127,8 @@ class FunctionalValues:
         base: measure → v(base, t) of each task t.
         partner: measure → v(m, t), model m in row m and task t in column t.
         ensemble: measure → v of the mean of the features of models m and t.
-        images: how many inputs of each task were looked at; 0 where a task has none, or no head.
-        chance: the agreement of the base with each task's model that would come about by chance.
+        images: number of inputs of each task; 0 if a task has no inputs or no head.
+        chance: the chance agreement of the base with each task's model.
 
     Values of a task without inputs or head are NaN.
     """

@@ -23,8 +23,8 @@ class LayerVectors:
 
     Attributes:
         sizes: layer → length of its vectors.
-        keys: task → what its vectors depend on.
-        content: layer → what it consists of.
+        keys: task → everything that determines its vectors.
+        content: layer → the tensor ranges in it.
         read: (task, layer, start, stop) → that range of the vector.
         description: description of the work, for the progress.
     """

@@ -52,7 +52,7 @@ class LinearPart:
         weight: the encoder's name of the weight.
         width: number of inputs.
         inputs_first: whether the weight is stored inputs × outputs; outputs × inputs otherwise.
-        first: the first output; 0 where inputs come first.
+        first: the first output; 0 if inputs come first.
         last: the one after the last output.
     """
 
@@ -117,7 +117,7 @@ class LinearInputs:
 
 
 def _encoder_parts(subject: Subject) -> list[LinearPart]:
-    """Find the encoder's linear layers, once for all models of its architecture."""
+    """Find the encoder's linear layers; the result is cached for all models of the architecture."""
     views, task = subject.required_views("inputs of linear layers"), subject.tasks[0]
 
     def compute() -> dict[str, Any]:
@@ -203,7 +203,7 @@ def _watch(
     batch_size: int,
     see: Callable[[LinearPart, Tensor], None],
 ) -> None:
-    """Run the encoder and show every product of some rows with a weight: (layer, rows × width)."""
+    """Run the encoder and yield every product of rows with a weight: (layer, rows × width)."""
     owners = parameter_owners(encoder)
     used = {
         name: value.detach().contiguous() for name, value in state.items() if owners.get(name, name) == name
@@ -219,7 +219,7 @@ def _watch(
 
 @contextlib.contextmanager
 def _separate_attention() -> Iterator[None]:
-    """Let attention do its projections one by one: its shortcut for inference is a single operation."""
+    """Make attention compute its projections separately, instead of in the fused operation for inference."""
     was_enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -229,7 +229,7 @@ def _separate_attention() -> Iterator[None]:
 
 
 class _Products(TorchDispatchMode):
-    """Watch all operations for products with one of the weights."""
+    """Intercept all operations to find products with one of the weights."""
 
     def __init__(self, weights: Mapping[str, Tensor], see: Callable[[LinearPart, Tensor], None]) -> None:
         super().__init__()
@@ -265,7 +265,7 @@ def _place(tensor: Tensor) -> int:
 
 
 def _part(name: str, weight: Tensor, factor: Tensor) -> LinearPart | None:
-    """Return the (contiguous) part of a weight that an inputs × outputs factor is; None if it is no part of it."""
+    """Return the contiguous part of a weight that equals an inputs × outputs factor; None if it is not a part of it."""
     width, outputs = factor.shape
     offset = factor.storage_offset() - weight.storage_offset()
     columns = weight.shape[1]

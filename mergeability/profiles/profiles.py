@@ -56,7 +56,7 @@ class Profiles:
         tasks: names of the models, in the order of the rows of every matrix.
         task_vectors: the models' weights.
         views: the encoder, heads and inputs, or None.
-        remarks: sentences on values found to be undefined so far, with their causes.
+        remarks: sentences about values found to be undefined so far, with their causes.
 
     Examples:
         >>> from mergeability import Profiles
@@ -90,7 +90,7 @@ class Profiles:
         return selected
 
     def evidence(self, kind: Evidence[Found]) -> Found:
-        """Return one kind of evidence on these models; equal kinds are combined once.
+        """Return one kind of evidence on these models; the result is cached for equal options.
 
         Args:
             kind: a frozen dataclass of the evidence's options, such as `SubspaceOverlaps(k=5)`.
@@ -123,9 +123,9 @@ class Profiles:
     def subspace_overlaps(self, side: str, end: str, k: int = SUBSPACE_SIZE) -> Float64[np.ndarray, "L T T"]:
         """Compute ‖UaᵀUb‖²_F of every matrix, U the k first or last singular vectors of the thin SVD.
 
-        k is clipped to min(m, n). NaN where one of the two models did not change the matrix, or where its k
-        vectors are not determined: the last ones of a change that has several zero singular values, or the
-        first ones of a change of rank below k. `remarks` then counts them.
+        k is clipped to min(m, n). NaN if one of the two models did not change the matrix, or if its k
+        vectors are not unique: the last ones of a change with several zero singular values, or the
+        first ones of a change of rank below k. `remarks` lists such cases.
         """
         if side not in subspaces.SIDES or end not in subspaces.ENDS or k < 1:
             raise UserError(
@@ -167,7 +167,7 @@ class Profiles:
         """Compute [[⟨x_a, x_a⟩, ⟨x_a, x_b⟩], [⟨x_b, x_a⟩, ⟨x_b, x_b⟩]] of every pair's gradients on the same samples.
 
         x_a and x_b are the gradients of the two models on the union of both tasks' samples, each sample
-        classified by the head of its own task. This takes two passes per pair, where all else takes one per
+        classified by the head of its own task. This takes two passes per pair, while other evidence takes one per
         model.
 
         Raises:

@@ -1,7 +1,7 @@
 """Sign conflicts: opposite signs among the entries that two models both changed most.
 
-TIES (Yadav et al. 2023, arXiv 2306.01708) keeps each model's largest entries before it elects signs; here the
-conflicts that it then has to settle are counted. Every delta is read in blocks, three times.
+TIES (Yadav et al. 2023, arXiv 2306.01708) keeps each model's largest entries and then elects signs; the metric counts
+the conflicts between them. Every delta is read in blocks, three times.
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ class SignCounts:
     """Count the entries that two models both keep, and those with opposite signs.
 
     Attributes:
-        shared: entries that both keep.
-        opposite: those of them that one model raised and the other lowered.
+        shared: number of entries that both models keep.
+        opposite: number of these with opposite signs.
 
     Examples:
         >>> import numpy as np

@@ -24,7 +24,7 @@ class Subject:
 
     Attributes:
         task_vectors: the models' weights; their store keeps the evidence.
-        views: inputs, heads and the encoder; None where there is no data.
+        views: inputs, heads and the encoder; None if there is no data.
         run: device, memory budget and progress.
     """
 

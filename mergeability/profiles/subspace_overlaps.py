@@ -30,7 +30,7 @@ class SubspaceOverlaps:
     """Squared overlaps ‖UaᵀUb‖²_F of every matrix's outer singular vectors, and its singular values.
 
     Attributes:
-        k: singular vectors at either end.
+        k: number of singular vectors at each end.
     """
 
     k: int = SUBSPACE_SIZE
@@ -165,11 +165,11 @@ def undetermined(
     """List the changed matrices without overlaps, because their outer singular vectors are not unique.
 
     Args:
-        found: what `SubspaceOverlaps` gives.
+        found: result of `SubspaceOverlaps`.
         tasks: the models.
         side: left or right.
         end: top or bottom.
-        k: singular vectors at that end.
+        k: number of singular vectors at this end.
 
     Returns:
         One sentence per model with such matrices.

@@ -34,9 +34,9 @@ def needed(shape: tuple[int, int]) -> int:
 def decompose(matrix: Float32[np.ndarray, "m n"], k: int, device: str = "cpu") -> dict[str, Tensor]:
     """Compute the singular values and the k first and last singular vectors of the thin SVD A = U S Vᵀ.
 
-    A subspace is only determined where a gap separates its singular values from the others, and only then it
-    is given: the k first right vectors of a matrix of rank below k, or the k last ones of a matrix that has
-    several zero singular values, could be anything. Gaps are judged as the rank is, with eigenvalues of AᵀA as
+    A subspace is unique only if a gap separates its singular values from the others, and only then it
+    is returned: the first k right vectors of a matrix of rank below k, or the last k ones of a matrix with
+    several zero singular values, are arbitrary. Gaps use the same threshold as the rank, with eigenvalues of AᵀA as
     the numbers: above max(m, n)·ε·s₁², ε the precision of float64.
 
     Args:
@@ -80,7 +80,7 @@ def squared_overlaps(
 ) -> Float64[np.ndarray, "A B"]:
     """Compute ‖LaᵀRb‖²_F between the bases of A models and of B models in one product, in [0, k].
 
-    NaN where a model has no such basis, or did not change the matrix at all.
+    NaN if a model has no such basis, or did not change the matrix at all.
 
     Args:
         left: what `decompose` gave for each of A models.
@@ -138,7 +138,7 @@ def _from_tridiagonal(
     scales: Float64[np.ndarray, " r_1"],
     vectors: Float64[np.ndarray, "r j"],
 ) -> Float64[np.ndarray, "r j"]:
-    """Turn eigenvectors of the tridiagonal form into those of the matrix: dormtr, by way of dormqr."""
+    """Transform eigenvectors of the tridiagonal form to those of the matrix: LAPACK's dormtr, using dormqr."""
     rest = np.asfortranarray(vectors[1:])
     (rotate,) = scipy.linalg.get_lapack_funcs(("ormqr",), (rest,))
     rotated, _, _ = rotate("L", "N", reduced[1:, :-1], scales, rest, _LAPACK_BLOCK * vectors.shape[1])
@@ -146,7 +146,7 @@ def _from_tridiagonal(
 
 
 def _determined(squares: Float64[np.ndarray, " r"], rows: int, k: int) -> dict[str, bool]:
-    """Return which outer subspaces of a tall matrix are determined by the matrix."""
+    """Return which outer subspaces of a tall matrix are unique."""
     rank = len(squares)
     first = k == rank or _gap(squares, rows, k)
     last = k == rank or _gap(squares, rows, rank - k)
@@ -170,7 +170,7 @@ def _gap(squares: Float64[np.ndarray, " r"], rows: int, after: int) -> bool:
 def _unit(
     scaled: Float64[np.ndarray, "m k"], values: Float64[np.ndarray, " k"]
 ) -> Float64[np.ndarray, "m k"]:
-    """Divide A·v = s·u by s; what has s = 0 is not determined, and is not used."""
+    """Divide A·v = s·u by s; vectors with s = 0 are not unique and not used."""
     return scaled / np.where(values > 0, values, 1)
 
 

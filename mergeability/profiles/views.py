@@ -65,7 +65,7 @@ class Views:
         """Read one fine-tuned model's weights under the encoder's names, in float32, onto a device.
 
         Raises:
-            UserError: the checkpoint's tensors are not the encoder's.
+            UserError: the checkpoint's tensors do not fit the encoder.
         """
         tensors = task_vectors.model(task).state_dict()
         state = encoder_state(self.encoder, tensors, f"the model of '{task}'")

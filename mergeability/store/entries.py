@@ -32,7 +32,7 @@ class DamagedError(UserError):
     """Raised when an entry is damaged.
 
     Attributes:
-        reason: what is wrong with it.
+        reason: description of the damage.
     """
 
     def __init__(self, path: Path, reason: str) -> None:
@@ -45,9 +45,9 @@ class StoreEntry(ABC):
     """Interface of the formats of store files.
 
     Attributes:
-        path: where it lies.
-        kind: what it is.
-        key: what it depends on.
+        path: path of the file.
+        kind: kind of entry.
+        key: everything that determines the value.
     """
 
     path: Path
@@ -61,8 +61,8 @@ class StoreEntry(ABC):
         """Check the whole file; return whether it has a checksum.
 
         Raises:
-            DamagedError: it is not a whole entry of this kind and key.
-            OSError: it is not there, or cannot be read.
+            DamagedError: it is not a complete entry of this kind and key.
+            OSError: it does not exist or cannot be read.
         """
 
     @abstractmethod
@@ -175,7 +175,7 @@ def checked_json(path: Path, data: bytes) -> dict[str, Any]:
         data: its bytes.
 
     Raises:
-        DamagedError: it is no JSON object, or not the one that was written.
+        DamagedError: it is not a JSON object, or was changed.
     """
     if data.startswith(_JSON_START):
         _compare(path, io.BytesIO(data), len(_JSON_START))
@@ -223,7 +223,7 @@ def _header(path: Path, file: BinaryIO) -> bytes:
 
 
 def _framed(header: bytes, room: int) -> bytes:
-    """Put the length before a header, which is filled up with spaces."""
+    """Prepend the length to a header, which is padded with spaces."""
     return room.to_bytes(8, "little") + header.ljust(room)
 
 
@@ -234,12 +234,12 @@ def _compact(header: Mapping[str, Any]) -> bytes:
 
 
 def _rounded(size: int) -> int:
-    """Round up to whole words of eight bytes: tensors begin at one."""
+    """Round up to a multiple of eight bytes, the alignment of tensors."""
     return size + -size % 8
 
 
 def _digits(file: BinaryIO, place: int) -> tuple[bytes, bytes]:
-    """Return the checksum that lies at a place of a file, and the one that the file has."""
+    """Return the checksum stored in a file, and the actual one."""
     file.seek(0)
     found = hashlib.sha256(file.read(place))
     stored = file.read(len(_ZEROS))
@@ -256,7 +256,7 @@ def _compare(path: Path, file: BinaryIO, place: int) -> None:
 
 
 def _move(file: BinaryIO, start: int, by: int) -> None:
-    """Move the end of a file towards its new end, the last part first."""
+    """Shift the data of a file towards its new end, the last part first."""
     end = file.seek(0, os.SEEK_END)
     while by and end > start:
         begin = max(start, end - _CHUNK)

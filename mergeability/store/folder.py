@@ -36,10 +36,10 @@ class StoreFolder:
     """
 
     def __init__(self, root: Path) -> None:
-        """Open the folder, which need not be there yet, and remove what killed processes left.
+        """Open the folder, which need not exist, and remove left-over files of killed processes.
 
         Raises:
-            UserError: a later version made the folder.
+            UserError: the folder was created by a later version.
         """
         self.root = root
         self._marker, self._temporary = root / "store.json", root / ".partial"
@@ -51,7 +51,7 @@ class StoreFolder:
         """Yield an empty temporary file that is protected from cleanup during the block and removed afterwards.
 
         Args:
-            path: what it is to become, for messages.
+            path: final path, for messages.
 
         Raises:
             UserError: the disk is full or the folder cannot be written.
@@ -73,7 +73,7 @@ class StoreFolder:
         """Create a file that proves to other processes that they share this folder; removed when this process ends.
 
         Returns:
-            Its place in the folder; None where the folder cannot be written.
+            Its path in the folder; None if the folder is not writable.
         """
         try:
             self._temporary.mkdir(parents=True, exist_ok=True)
@@ -90,11 +90,11 @@ class StoreFolder:
 
         Args:
             temporary: from `temporary`.
-            path: where it belongs.
-            is_whole: whether what lies there can be used; what cannot is replaced.
+            path: final path.
+            is_whole: returns whether an existing file is usable; otherwise it is replaced.
 
         Returns:
-            Whether it was filed: otherwise another process's file lies there.
+            Whether the file was moved; otherwise the path contains another process's file.
         """
         # Written before the first entry, because a folder with entries but no marker counts as an old one.
         if not self._marker.exists():
@@ -142,7 +142,7 @@ class StoreFolder:
         return fields["adopts_before_ns"]
 
     def _begin(self) -> int:
-        """Mark a folder that has entries already; a new one is marked with its first entry."""
+        """Mark a folder that already has entries; a new one is marked with its first entry."""
         if not self._has_entries():
             return 0
         for path in self.root.glob("[!.]*/*/.*.partial"):
@@ -160,7 +160,7 @@ class StoreFolder:
         return any(path.is_dir() and not path.name.startswith(".") for path in self.root.iterdir())
 
     def _mark(self, adopts_before: int | None) -> None:
-        """Write the marker; None stands for now, by the clock that also dates the entries."""
+        """Write the marker; None stands for the current time of the file system's clock."""
         with self.temporary(self._marker) as temporary:
             if adopts_before is None:
                 adopts_before = temporary.stat().st_mtime_ns
@@ -177,7 +177,7 @@ class StoreFolder:
         return True
 
     def _sweep(self) -> None:
-        """Remove what killed processes left, once a process."""
+        """Remove left-over files of killed processes, once per process."""
         if self.root.absolute() not in _SWEPT:
             _SWEPT.add(self.root.absolute())
             for path in self._temporary.glob("*.partial"):
@@ -185,7 +185,7 @@ class StoreFolder:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Keep other processes and threads from replacing files of this folder, where the system has locks."""
+        """Prevent other processes and threads from replacing files of this folder, if the system has locks."""
         with contextlib.ExitStack() as stack:
             # Continue without a lock; if the folder is not writable, the write itself reports it.
             with contextlib.suppress(OSError):
@@ -194,7 +194,7 @@ class StoreFolder:
 
 
 def _opened(path: Path) -> BinaryIO:
-    """Open a lock's file, which may be another user's: reading it is enough to lock it."""
+    """Open a lock file, which may belong to another user: read access suffices for locking."""
     try:
         return path.open("ab")
     except PermissionError:
@@ -202,7 +202,7 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _linked(temporary: Path, path: Path) -> bool:
-    """Give a file its name unless something has it; False also where there are no hard links."""
+    """Hard-link a file to its final name unless the name exists; False also if hard links are unsupported."""
     try:
         os.link(temporary, path)
     except OSError:
@@ -211,7 +211,7 @@ def _linked(temporary: Path, path: Path) -> bool:
 
 
 def _remove_left_over(path: Path) -> None:
-    """Remove a temporary file that is old and that no process holds."""
+    """Remove a temporary file if it is old and not locked."""
     with contextlib.suppress(OSError), path.open("r+b") as file:
         age = time.time() - os.fstat(file.fileno()).st_mtime
         if age > LEFT_OVER and lock(file.fileno(), wait=False):

@@ -41,9 +41,9 @@ class Made:
     """Entries computed during `collecting`, to be added to another store.
 
     Attributes:
-        computed: how many entries of each kind were computed.
-        found: how many were found.
-        files: entries by their place in the folder, as bytes; only for a store that does not share it.
+        computed: number of computed entries of each kind.
+        found: number of entries of each kind that were found.
+        files: bytes of entries by path in the folder; only for a store that does not share the folder.
         memory: entries of a store in memory.
     """
 
@@ -62,7 +62,7 @@ class Store:
     Attributes:
         root: folder of the store; None if it is in memory.
         computed: kind → number of entries that this process computed.
-        found: kind → number of entries that were in the store already.
+        found: kind → number of entries that were already in the store.
 
     Examples:
         >>> from mergeability import Store
@@ -103,7 +103,7 @@ class Store:
         """Return the path of an entry: `<root>/<kind>/<2 digits>/<64 digits><suffix>`.
 
         Raises:
-            UserError: the store lives in memory.
+            UserError: the store is in memory.
         """
         if self.root is None:
             raise UserError("A store in memory has no files. Create the store with a folder.")
@@ -133,7 +133,7 @@ class Store:
         """Store a file of tensors under `key` if it is missing; `write` creates it at a path, in pieces.
 
         Raises:
-            UserError: the store lives in memory, or the disk is full.
+            UserError: the store is in memory, or the disk is full.
         """
         entry = self._tensors(kind, key)
         if not self._found(entry):
@@ -155,7 +155,7 @@ class Store:
         """Open the file of tensors stored by `ensure`.
 
         Raises:
-            UserError: nothing is stored under `key`, it is damaged, or the store lives in memory.
+            UserError: nothing is stored under `key`, it is damaged, or the store is in memory.
         """
         from mergeability.weights.safetensors_file import TensorFile
 
@@ -185,7 +185,7 @@ class Store:
         Args:
             kind: name of this kind of entry, a folder of the store.
             key: JSON-able record of everything that the value depends on.
-            compute: makes the value, without NaN or Inf.
+            compute: returns the value, without NaN or Inf.
 
         Raises:
             UserError: the disk is full or the folder cannot be written.
@@ -241,7 +241,7 @@ class Store:
     def _compute(
         self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, "Tensor"]]
     ) -> dict[str, "Tensor"] | None:
-        """Compute and file tensors; None where another process was first, whose tensors are then used."""
+        """Compute and store tensors; None if another process was first, whose tensors are then used."""
         from mergeability.weights.safetensors_file import write_tensors
 
         tensors = {name: tensor.contiguous() for name, tensor in compute().items()}
@@ -267,7 +267,7 @@ class Store:
         """Check an entry the first time that this process uses it.
 
         Raises:
-            DamagedError: it is not what was filed.
+            DamagedError: it differs from the stored entry.
             OSError: it is not there, or cannot be read.
         """
         folder, state = self._folder, _state(entry.path)
@@ -278,14 +278,14 @@ class Store:
             _CHECKED.add(state)
 
     def _is_sealed(self, entry: StoreEntry) -> bool:
-        """Check an entry; say whether it has a checksum, without which only old ones are believed."""
+        """Check an entry; return whether it has a checksum. Without one, only old entries are accepted."""
         sealed = entry.check()
         if not sealed and entry.path.stat().st_mtime_ns >= self._folder.adopts_before:
             raise DamagedError(entry.path, "its checksum is missing")
         return sealed
 
     def _adopt(self, folder: StoreFolder, entry: StoreEntry) -> None:
-        """Give an entry of version 0.1.0 its checksum; in a folder that can only be read it stays as it is."""
+        """Add a checksum to an entry of version 0.1.0; in a read-only folder it is left unchanged."""
         try:
             with folder.temporary(entry.path) as temporary:
                 shutil.copyfile(entry.path, temporary)
@@ -295,7 +295,7 @@ class Store:
             logger.debug("%s stays without a checksum: %s", entry.path, error)
 
     def _file(self, entry: StoreEntry, write: Callable[[Path], Any]) -> bool:
-        """File what is written at a path unless another process was first; say whether it was filed."""
+        """Store a file written by `write` unless another process was first; return whether it was stored."""
         with self._folder.temporary(entry.path) as temporary:
             write(temporary)
             entry.seal(temporary)
@@ -330,10 +330,10 @@ class Store:
 
 
 def _state(path: Path) -> tuple[Path, int, int, int]:
-    """Tell one state of a file from another.
+    """Return a signature that changes whenever a file changes.
 
     Raises:
-        OSError: there is none, or it cannot be looked at.
+        OSError: the file does not exist or is not accessible.
     """
     status = path.stat()
     return path, status.st_ino, status.st_size, status.st_mtime_ns

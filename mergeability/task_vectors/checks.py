@@ -30,9 +30,9 @@ class BaseCheck:
     """Checks that models come from their base, by the relative norm ‖τ_t‖ / ‖θ_0‖ of their task vectors.
 
     Attributes:
-        warn_above: relative norm above which a model is suspected to have another base.
-        refuse_above: relative norm above which it is refused.
-        known: hash of a model → its relative norm.
+        warn_above: relative norm above which a warning suggests that the base is wrong.
+        refuse_above: relative norm above which an error is raised.
+        known: hash of a model → its known relative norm.
     """
 
     warn_above: float | int
@@ -43,8 +43,8 @@ class BaseCheck:
         """Return task → ‖τ_t‖ / ‖θ_0‖, computed once per model.
 
         Args:
-            deltas: the models; their store keeps the norms.
-            norms: task → ‖τ_t‖ where it is known already; computed otherwise.
+            deltas: the models, whose store caches the norms.
+            norms: task → ‖τ_t‖, if already known; computed otherwise.
         """
         for task in deltas.tasks:
             if deltas.hashes[task] not in self.known:
@@ -56,7 +56,7 @@ class BaseCheck:
 
         Args:
             deltas: the models.
-            norms: task → ‖τ_t‖ where it is known already; computed otherwise.
+            norms: task → ‖τ_t‖, if already known; computed otherwise.
 
         Raises:
             UserError: a model's task vector is longer than `refuse_above` times the base.
@@ -172,7 +172,7 @@ def _selection(deltas: Deltas) -> dict[str, Any]:
 
 
 def _norm(deltas: Deltas, task: str) -> float:
-    """Compute ‖τ_t‖ of a model as it is on disk, before any transformation."""
+    """Compute ‖τ_t‖ of a model as stored on disk, without transformation."""
     plain = deltas.untransformed()
     square = 0.0
     for name in plain.names:

@@ -32,8 +32,8 @@ class Deltas(Mapping[str, Tensor]):
         parameters: parameter (and buffer) name → its place in the checkpoints.
         hashes: task → hash of the model.
         base_hash: hash of the base.
-        store: where values derived from the deltas are kept.
-        selection: a digest of the tensors that are used; None where these are all that are read by default.
+        store: store of values derived from the deltas.
+        selection: a digest of the selected tensors; None for the default selection.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class Deltas(Mapping[str, Tensor]):
     ) -> Float32[np.ndarray, " elements"]:
         """Read a range of one model's flattened delta in float32; only these bytes of the two files are read.
 
-        Values that are not finite are returned as they are: summed squares tell, in one pass over the data
+        Values that are not finite are returned unchanged: sums of squares detect them in one pass over the data
         instead of two.
         """
         parameter = self.parameters[name]
@@ -194,7 +194,7 @@ class Deltas(Mapping[str, Tensor]):
         return plain
 
     def _forget_derived(self) -> None:
-        """Let a copy be given other models or parameters."""
+        """Copy with other models or parameters."""
         for name in _DERIVED:
             self.__dict__.pop(name, None)
 
@@ -225,7 +225,7 @@ class Deltas(Mapping[str, Tensor]):
             yield delta
 
     def _transformed(self, name: str, tasks: Sequence[str], transform: Transform) -> Iterator[Tensor]:
-        """Transform the checkpoints' whole tensor, then cut: the same numbers in every layout."""
+        """Transform the whole checkpoint tensor and then split it, so that results do not depend on the layout."""
         parameter = self.parameters[name]
         plain = self.untransformed()
         plain._forget_derived()
@@ -238,7 +238,7 @@ class Deltas(Mapping[str, Tensor]):
             yield changed[parameter.start : parameter.start + parameter.size].reshape(parameter.shape)
 
     def _check_finite(self, task: str, name: str) -> None:
-        """Refuse NaN and infinity; a sum of finite numbers may be infinite too."""
+        """Raise an error for NaN and infinity; each value is checked, because sums of finite numbers may overflow."""
         base = _finite(self.base(name).float(), "base model", name)
         model = _finite(self._part(self._models[task], name).float(), f"model of '{task}'", name)
         if not torch.isfinite(model - base).all():

@@ -38,10 +38,10 @@ class LeftOut:
     """Records of unused tensors.
 
     Attributes:
-        what: what they are, and why they are left out.
+        what: description of the tensors, and why they are unused.
         names: their names.
         owners: the models that hold them.
-        matters: whether a user should hear of it in any case.
+        matters: whether to always report them.
     """
 
     what: str
@@ -60,8 +60,8 @@ class Chosen:
     """Patterns that select tensors by name with `re.search`.
 
     Attributes:
-        include: a tensor is used if one of these is found in its name; every tensor where there are none.
-        exclude: and none of these.
+        include: a tensor is used if one of these matches its name; every tensor without patterns.
+        exclude: and none of these matches.
 
     Raises:
         UserError: a pattern is not a regular expression.
@@ -112,9 +112,9 @@ class Matched:
 
     Attributes:
         models: task → its checkpoint, under the base's names.
-        names: the floating-point tensors that all of them have, sorted.
-        left_out: what is not used.
-        notes: sentences on what is used though it may not be meant.
+        names: the floating-point tensors common to all models, sorted.
+        left_out: unused tensors.
+        notes: sentences about tensors that may be used unintentionally.
     """
 
     models: dict[str, Checkpoint]
@@ -131,7 +131,7 @@ def matched(base: Checkpoint, models: Mapping[str, Checkpoint], chosen: Chosen) 
     Args:
         base: the base.
         models: task → model.
-        chosen: the patterns of what is used.
+        chosen: patterns that select tensors.
 
     Raises:
         UserError: the architectures differ, a pattern matches nothing, or weights are quantised.
@@ -207,7 +207,7 @@ def _floating(checkpoint: Checkpoint) -> set[str]:
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:
-    """List the prefixes that at least half of the names have, the shortest first."""
+    """List the prefixes of at least half of the names, the shortest first."""
     names = list(names)
     counts: dict[str, int] = {}
     for name in names:
@@ -219,7 +219,7 @@ def _prefixes(names: Iterable[str]) -> list[str]:
 
 
 def _common_prefix(names: Iterable[str]) -> str:
-    """Return the longest prefix of whole modules that all names have."""
+    """Return the longest prefix of complete module names common to all names."""
     names = list(names)
     prefixes = [one for one in _prefixes(names) if all(name.startswith(one) for name in names)]
     return prefixes[-1] if len(names) > 1 else ""
@@ -230,7 +230,7 @@ def _same_shape(name: str, everyone: Mapping[str, Checkpoint]) -> bool:
 
 
 def _is_optional(name: str, base: Checkpoint, common: str) -> bool:
-    """Return whether models of one base may differ in a tensor: a head, or what is outside the backbone."""
+    """Return whether models of one base may differ in a tensor: a head, or a tensor outside the backbone."""
     if name.startswith(PREFIX):
         # All tensors of a CLIP's visual tower are required, including the projection.
         return False
@@ -259,7 +259,7 @@ def _by_owner(what: str, names: Sequence[str], floating: Mapping[str, set[str]])
 
 
 def _unread(everyone: Mapping[str, Checkpoint]) -> list[LeftOut]:
-    """List what the checkpoints themselves leave out, once for all models that leave out the same."""
+    """List the tensors that the checkpoints leave out, once for all models with the same ones."""
     groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for task, one in everyone.items():
         for kind, names in one.left_out.items():
@@ -279,7 +279,7 @@ def _unread(everyone: Mapping[str, Checkpoint]) -> list[LeftOut]:
 
 
 def _text_differs(model: Checkpoint, base: Checkpoint) -> bool:
-    """Return whether a text tower was fine-tuned, by its small tensors, which fine-tuning changes first of all."""
+    """Return whether a text tower was fine-tuned, by comparing its small tensors, which fine-tuning always changes."""
     theirs, ours = base.source.entries, model.source.entries
     return any(
         name in ours
@@ -292,7 +292,7 @@ def _text_differs(model: Checkpoint, base: Checkpoint) -> bool:
 
 
 def _integers(base: Checkpoint, models: Mapping[str, Checkpoint]) -> list[LeftOut]:
-    """List the integer tensors that are not those of the base; masks and the like are no weights."""
+    """List the integer tensors that differ from the base, without masks and similar constants."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for task, model in models.items():
         changed = tuple(name for name in _changed_integers(model, base) if not _BUFFER.search(name))
@@ -328,7 +328,7 @@ def _is_equal(name: str, model: Checkpoint, base: Checkpoint) -> bool:
 
 
 def _refuse_quantised(base: Checkpoint, models: Mapping[str, Checkpoint]) -> None:
-    """Refuse weights that are stored as integers, or in 8 bits with scales next to them.
+    """Raise an error for quantised weights: integers, or 8-bit floats with separate scales.
 
     Raises:
         UserError: such weights differ between a model and the base, or are in one of them only.

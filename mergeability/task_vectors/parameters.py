@@ -135,8 +135,8 @@ def assembled(
 def tied_names(parameters: Mapping[str, Parameter], checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
     """Find the parameters that equal another parameter in every checkpoint.
 
-    A file has no two names for one tensor, so tied weights are found by their values. The first elements tell
-    most parameters apart, and only those that share them are compared as a whole.
+    Tied weights are stored separately in files, so they are identified by their values. The first elements distinguish
+    most parameters, and only parameters that share them are compared completely.
 
     Args:
         parameters: name → parameter, in the order in which the first of several equal ones is the owner.
@@ -175,7 +175,7 @@ def _values(checkpoint: Checkpoint, parameter: Parameter, stop: int) -> np.ndarr
 
 
 def _split(name: str, whole: Parameter) -> dict[str, Parameter]:
-    """Cut a fused attention projection into its queries, keys and values."""
+    """Split a fused attention projection into queries, keys and values."""
     stem, _, last = name.rpartition(".")
     if last not in ("in_proj_weight", "in_proj_bias") or whole.shape[0] % 3:
         return {name: whole}

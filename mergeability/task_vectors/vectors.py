@@ -42,8 +42,8 @@ class TaskVectors(Deltas):
             `CLIPVisionModel` does, the hash of both files.
         base_hash: SHA-256 of the base's file.
         store: where values derived from the deltas are kept.
-        left_out: the tensors that are not used.
-        notes: sentences on tensors that are used, perhaps unintentionally.
+        left_out: unused tensors.
+        notes: sentences about tensors that may be used unintentionally.
 
     Paper: Ilharco et al. 2023, Editing Models with Task Arithmetic, arXiv 2212.04089.
 
@@ -204,7 +204,7 @@ class TaskVectors(Deltas):
     def transformed(self, transform: Transform) -> "TaskVectors":
         """Return task vectors to which `transform(task, name, delta)` is applied on reading.
 
-        Running statistics are no parameters and stay as they are.
+        Running statistics are not parameters and are not transformed.
         """
         changed = copy.copy(self)
         # Values derived from transformed deltas must not be stored under the models' hashes.
@@ -230,9 +230,9 @@ class TaskVectors(Deltas):
 
     @cached_property
     def tied(self) -> dict[str, str]:
-        """Tied tensors: names of tensors that equal another one in the base and in all models → the other name.
+        """Tied tensors, which equal another tensor in the base and in all models: name → name of the other tensor.
 
-        A file has no two names for one tensor: tied weights are found by their values.
+        Files store tied tensors under one name each, so they are identified by their values.
         """
         named = {name: self.parameters[name] for name in self.names}
         return parts.tied_names(named, [self._base, *self._models.values()])
@@ -243,7 +243,7 @@ class TaskVectors(Deltas):
         """Decompose one matrix's deltas: the leading triplets U, S, Vh of every model in float32, S descending.
 
         A folder store keeps half of each model's triplets, the most that a merge of two or more models takes.
-        They are computed once, whichever models they are stacked with.
+        They are computed once per model, independent of the other models.
 
         Args:
             name: a 2-D parameter.

@@ -32,9 +32,9 @@ class Comparison:
     """The metrics of every pair of models, with sentences about unusual values.
 
     Attributes:
-        analysis: everything that a report shows.
+        analysis: the analysis, from which the report is written.
         task_vectors: the models.
-        stands_out: sentences on what is unusual about these models or pairs.
+        stands_out: sentences about unusual models or pairs.
 
     Examples:
         >>> from mergeability import compare
@@ -99,7 +99,7 @@ class Comparison:
         return "\n".join([*self.stands_out, table])
 
     def _repr_html_(self) -> str:
-        """Show the table and what stands out in a notebook."""
+        """Show the table and unusual findings in a notebook."""
         from html import escape
 
         remarks = "".join(f"<li>{escape(one)}</li>" for one in self.stands_out)

@@ -74,7 +74,7 @@ class Merged:
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Save the merged model and its card, under transformers' names if the base is a transformers folder.
 
-        Either everything is written or nothing.
+        The folder is written atomically.
 
         Args:
             folder: gets `model.safetensors`, `card.json` and `README.md`; and for transformers its configuration and
@@ -151,7 +151,7 @@ def merge(
         store: folder in which computed values are kept for the next call; in memory when None.
 
     Returns:
-        The merged model; its `state_dict` is computed when it is first needed.
+        The merged model; its `state_dict` is computed on first use.
 
     Raises:
         UserError: there are fewer than two models, a model cannot be read or has another base, the method is unknown,

@@ -45,8 +45,8 @@ class Prediction:
     """The verdict on some models, with the analysis on which it is based.
 
     Attributes:
-        verdict: which method, how good, how sure, and why.
-        analysis: everything that a report shows.
+        verdict: the recommended method, the expected outcome, its certainty, and reasons.
+        analysis: the analysis, from which the report is written.
 
     Examples:
         >>> import pandas as pd
@@ -99,7 +99,7 @@ def predict(
 
     With `images`, every merge is probed on unlabelled images of each task, which needs CLIP models and for each of them
     names of classes or a saved head. With `fitted`, a predictor of an earlier run scores the pairs from their metrics.
-    With neither, the verdict gives no number and states what would be needed.
+    With neither, the verdict contains no prediction and lists the missing evidence.
 
     Args:
         base: a path, an id on the Hugging Face hub, a state dict, or a module; with both towers where heads are made
@@ -161,10 +161,10 @@ def _owned(
     heads: Mapping[str, str],
     templates: Sequence[str],
 ) -> dict[str, dict[str, Any]]:
-    """Arrange what belongs to each model.
+    """Arrange the options of each model.
 
     Raises:
-        UserError: something is given for an unknown model, or is missing for one.
+        UserError: an option is given for an unknown model, or is missing for a model.
     """
     for what, given in (("images", images), ("classes", classes), ("a head", heads)):
         unknown = [name for name in given if name not in paths]

@@ -54,7 +54,7 @@ class _Module:
         b: the name of B, outputs × r.
         scale: s.
         transposed: whether the base stores it as inputs × outputs, as GPT-2's Conv1D and embeddings do.
-        magnitude: the name of the rows' lengths with DoRA; None without.
+        magnitude: the name of DoRA's row lengths; None without DoRA.
     """
 
     weight: str
@@ -93,7 +93,7 @@ class AdaptedFile:
             base: the weights that the adapter was trained on.
 
         Raises:
-            UserError: it is no LoRA adapter, one of a kind that is not read, incomplete, or of another base.
+            UserError: it is not a LoRA adapter, of an unsupported type, incomplete, or for another base.
         """
         folder = Path(folder)
         self.path = weights_of(folder)
@@ -147,7 +147,7 @@ class AdaptedFile:
         """Check that the files of the adapter and the base have not changed since they were opened.
 
         Raises:
-            UserError: one was replaced or written to.
+            UserError: a file was replaced or modified.
         """
         self._file.check_unchanged()
         self._base.check_unchanged()
@@ -268,7 +268,7 @@ class _Loaded:
 
 
 def _ways(shape: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...], rank: int) -> list[bool]:
-    """List the ways in which a weight can be stored for factors of these shapes: whether transposed."""
+    """List the possible orientations of a weight for factors of these shapes: whether it is transposed."""
     if min(len(shape), len(a), len(b)) < 2 or a[:1] != (rank,) or b[1:2] != (rank,):
         return []
     rows, columns = math.prod(shape[:1]), math.prod(shape[1:])
@@ -280,7 +280,7 @@ def _ways(shape: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...], rank: 
 
 
 def _oriented(modules: list[_Module]) -> list[_Module]:
-    """Take square weights to be stored the way the others are: PEFT sets fan_in_fan_out by the kind of layer."""
+    """Assume that square weights are stored like the others, because PEFT sets fan_in_fan_out per type of layer."""
     linear = [one for one in modules if "lora_embedding" not in one.a and len(one.shape) == 2]
     ways = {one.transposed for one in linear if one.rows != one.columns}
     if len(ways) != 1:

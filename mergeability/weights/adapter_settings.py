@@ -51,7 +51,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read the settings of an adapter.
 
     Raises:
-        UserError: they cannot be read, or are of an adapter that W + s·B·A does not describe.
+        UserError: the settings cannot be read, or the adapter is not described by W + s·B·A.
     """
     try:
         config = json.loads(path.read_bytes())
@@ -134,7 +134,7 @@ class Place:
 
 
 def _exchanges(module: str, files: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield the exchanges of prefixes that find one module in the base, the smallest first."""
+    """Yield the replacements of prefixes that map one module to the base, the shortest first."""
     parts = module.split(".")
     for cut in range(len(parts)):
         removed, tail = "".join(f"{part}." for part in parts[:cut]), ".".join(parts[cut:])

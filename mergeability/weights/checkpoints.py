@@ -1,7 +1,7 @@
 """Canonical state dicts: lazy and safe reading, checks, hashes, and atomic writing with a card.
 
 Canonical names are open_clip's for the visual tower inside a CLIP, `visual.conv1.weight`. Weights are read
-from safetensors only: such a file holds tensors and nothing that could be executed.
+from safetensors only: such a file contains only tensors and no code.
 """
 
 import copy
@@ -47,7 +47,7 @@ class Checkpoint:
         dtypes: canonical name → dtype.
         origin: the given file, if it was converted into `path`; otherwise `path`.
         towers: which towers of a CLIP are read, "visual" or "both".
-        left_out: what is not read (the text tower, a head, other tensors) → its names in the file.
+        left_out: kind of unread tensors (the text tower, a head, other tensors) → their names in the file.
 
     Examples:
         >>> from tempfile import TemporaryDirectory
@@ -71,7 +71,7 @@ class Checkpoint:
             towers: "visual", or "both" to read the text tower of a CLIP too.
 
         Raises:
-            UserError: its names are those of a visual tower in part only.
+            UserError: the file contains only a part of a visual tower.
         """
         self._hash_of = hash_of or file_hash
         self.path = file.path
@@ -181,7 +181,7 @@ class Checkpoint:
         """Hash of the file's bytes, 64 hexadecimal digits; for several files, the hash of their hashes.
 
         Raises:
-            UserError: the file is no longer the one that was opened.
+            UserError: the file was changed since it was opened.
         """
         return self.hash_by(self.hash_of)
 
@@ -193,7 +193,7 @@ class Checkpoint:
         """Return `sha256`, computing the hash of each file with `hash_of`.
 
         Raises:
-            UserError: a file is no longer the one that was opened.
+            UserError: a file was changed since it was opened.
         """
         hashes = {name: hash_of(path) for name, path in self._file.files.items()}
         self._file.check_unchanged()
@@ -378,7 +378,7 @@ def read_card(folder: Path) -> dict[str, Any] | None:
     """Read `card.json` of a checkpoint's folder; None if the checkpoint is not finished.
 
     Raises:
-        UserError: it is there but is not the JSON of an object.
+        UserError: the file exists but does not contain a JSON object.
 
     Examples:
         >>> from mergeability import checkpoints

@@ -15,10 +15,10 @@ def encoder_state(encoder: nn.Module, tensors: Mapping[str, Tensor], owner: str)
     Args:
         encoder: the architecture.
         tensors: canonical names (`visual.` prefix or none) → tensors.
-        owner: whose they are, for messages.
+        owner: owner of the tensors, for messages.
 
     Raises:
-        UserError: a tensor is missing, left over, of another shape, or holds NaN or Inf.
+        UserError: a tensor is missing, unknown, of another shape, or contains NaN or Inf.
     """
     own = encoder.state_dict()
     given = {name.removeprefix(PREFIX): value for name, value in tensors.items()}

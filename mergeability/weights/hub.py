@@ -53,7 +53,7 @@ def find_weights(source: str | Path) -> Path:
 
     Args:
         source: a file; a folder with one of `WEIGHTS`, an index of several files, or a LoRA adapter; or a hub id,
-            `tanganke/clip-vit-base-patch16_svhn`. What exists here is never looked for on the hub.
+            `tanganke/clip-vit-base-patch16_svhn`. The hub is not used if a local path exists.
 
     Returns:
         The path of the file.
@@ -176,8 +176,8 @@ def open_checkpoint(
 
     Args:
         source: a file, a folder or a hub id, as `find_weights` takes it.
-        store: where converted files are kept; until the process ends where it has no folder.
-        base: the model that an adapter was trained on, given the same way; None where there can be no adapter.
+        store: store of converted files; without a folder, they are kept until the process ends.
+        base: the model that an adapter was trained on, given the same way; None if there can be no adapter.
         towers: "both" to read the text tower of a CLIP as well as the visual one.
 
     Returns:
@@ -210,7 +210,7 @@ def open_checkpoint(
 
 
 def _converted(path: Path, store: "Store") -> Checkpoint:
-    """Open a PyTorch file through its visual tower in the store, or as it is where that would lose a tensor."""
+    """Open a PyTorch file through its converted visual tower, or completely if a tensor would be lost."""
     store, key = _conversion(path, store)
     # Dropped tensors are reported as for any other file.
     record = store.record("converted_names", key, lambda: {"names": sorted(load_state_dict(path))})
@@ -235,7 +235,7 @@ def _plain(path: Path, store: "Store") -> TensorFile:
 
 
 def _conversion(path: Path, store: "Store") -> "tuple[Store, dict[str, Any]]":
-    """Return where a conversion is kept, and its key."""
+    """Return the store of a conversion, and its key."""
     kept = store if store.root is not None else _temporary_store()
     return kept, {"sha256": checkpoints.file_hash(path), "version": _VERSION}
 
@@ -261,7 +261,7 @@ def _refuse_adapter(path: Path) -> None:
 def downloaded(repository: str, file: str) -> Path:
     """Return a repository's file from the hub's cache, downloading it the first time.
 
-    The one place here that may use a network. Raises what huggingface_hub raises.
+    This is the only function in this module that may use the network. Exceptions of huggingface_hub are not converted.
     """
     from huggingface_hub import hf_hub_download
 
@@ -271,7 +271,7 @@ def downloaded(repository: str, file: str) -> Path:
 def companions(path: Path) -> list[Path]:
     """Return the configuration and tokenizer files next to a file of weights, as `save_pretrained` names them.
 
-    Those of a repository on the hub are downloaded where the cache lacks them and there is a network.
+    Missing files of a repository on the hub are downloaded if there is a network.
 
     Args:
         path: a file of weights.
@@ -295,7 +295,7 @@ def companions(path: Path) -> list[Path]:
 
 
 def _fetch_companions(path: Path) -> None:
-    """Download the small files of a repository in the hub's cache, as far as they are there and can be had."""
+    """Download the small files of a repository in the hub's cache, if they exist and the hub is reachable."""
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
 
     owner = next((part for part in path.parts if part.startswith("models--")), None)
@@ -329,7 +329,7 @@ def revision(path: Path) -> str | None:
 
 
 def _companions(path: Path) -> list[str]:
-    """Return the names of the files without which one of a repository is not whole."""
+    """Return the names of the files that a file of a repository requires."""
     if path.name.endswith(INDEX):
         return sorted(set(read_index(path).values()))
     return [adapter_settings.CONFIG] if path.name in adapter_settings.WEIGHTS else []

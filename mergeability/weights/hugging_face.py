@@ -50,11 +50,11 @@ def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename a CLIP's visual transformer from canonical names to those of `CLIPVisionModelWithProjection`.
 
     `visual.conv1.weight` → `vision_model.embeddings.patch_embedding.weight` and so on; queries, keys and values
-    are split, and the projection is transposed. No number changes, and `Checkpoint.open` reads the result back bit
+    are split, and the projection is transposed. Values do not change, and `Checkpoint.open` reads the result back bit
     by bit. transformers 4 and 5 both load these names into `CLIPVisionModelWithProjection`.
 
     Args:
-        tensors: canonical name → tensor, for all of the visual tower and nothing else.
+        tensors: canonical name → tensor, for exactly the visual tower.
 
     Returns:
         Views of the tensors where possible.
@@ -88,13 +88,13 @@ def vision_config(configuration: Mapping[str, Any], tensors: Mapping[str, Tensor
 
     Args:
         configuration: open_clip's of the model: `embed_dim`, `vision_cfg`, `quick_gelu`.
-        tensors: the encoder's, under canonical names; they say the dtype, and whether there is a projection.
+        tensors: the encoder's, under canonical names; they determine the dtype, and whether there is a projection.
 
     Returns:
-        A JSON-able record. Weights of several dtypes are loaded in the one that holds them all.
+        A JSON-able record. Weights of several dtypes are loaded in the smallest common dtype.
 
     Raises:
-        UserError: transformers has no such model, or the tensors are not of this configuration.
+        UserError: transformers does not support the model, or the tensors do not fit the configuration.
 
     Examples:
         >>> from mergeability.examples import tiny_clip
@@ -207,7 +207,7 @@ def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
 
 
 def _check_shapes(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Compare what the weights' shapes tell with what the configuration says; the heads do not show in them."""
+    """Compare the shapes of the weights with the configuration; shapes do not depend on the number of heads."""
     width, patch, layers = config["hidden_size"], config["patch_size"], config["num_hidden_layers"]
     first_linear = "vision_model.encoder.layers.{}.mlp.fc1.weight"
     expected = {

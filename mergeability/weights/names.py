@@ -74,8 +74,8 @@ class Reading:
     """The selection of tensors read from a file.
 
     Attributes:
-        sources: canonical name → where it comes from.
-        left_out: what is not read → names in the file: `text tower`, `head`, `other`.
+        sources: canonical name → its source.
+        left_out: kind of unread tensors (`text tower`, `head`, `other`) → names in the file.
     """
 
     sources: dict[str, Source]
@@ -86,8 +86,8 @@ def read_names(names: Iterable[str], which: str = VISUAL) -> Reading:
     """Map canonical names to their sources in a file, and list the tensors left out.
 
     The visual tower of a CLIP is found by its names, under open_clip's or Hugging Face's, whatever prefix they have.
-    Queries, keys and values kept apart become one tensor. The names of any other network are kept as they are; so are
-    those of a network that has a CLIP's tower as one of its parts.
+    Split queries, keys and values become one tensor. The names of other networks are unchanged, and so are
+    those of a network that contains a CLIP's tower.
 
     Args:
         names: the file's.
@@ -147,7 +147,7 @@ def _text_sources(names: Sequence[str], tower: Tower) -> dict[str, Source]:
 
 
 def _outside(names: Iterable[str], tower: Tower) -> dict[str, list[str]]:
-    """Group what is outside the visual tower; Hugging Face's tower has its projection outside its prefix."""
+    """Group the tensors outside the visual tower; the projection of Hugging Face's tower is outside its prefix."""
     names = set(names)
     if not tower.hugging_face:
         used = {name for name in names if name.startswith(tower.prefix)}
@@ -171,7 +171,7 @@ def layout_name(names: Iterable[str]) -> str:
 
 
 def _prefix_in_file(prefix: str, files: Mapping[str, str]) -> str:
-    """Return a prefix with the wrapper modules that the file has within it."""
+    """Return a prefix including the wrapper modules of the file."""
     short, name = next((short, name) for short, name in files.items() if short.startswith(prefix))
     return name.removesuffix(short.removeprefix(prefix))
 
@@ -189,7 +189,7 @@ def hugging_face_sources(names: Iterable[str]) -> dict[str, Source]:
     is no projection), all of them under `vision_model.` but the projection. `canonical_sources` reads them so.
 
     Raises:
-        UserError: a name of such a transformer is missing, or there is one it does not have.
+        UserError: a name is missing or unknown.
     """
     given = set(names)
     sources = _tower_sources(Tower("", "vision_model.", hugging_face=True), _blocks(given, _CANONICAL_BLOCK))
@@ -208,11 +208,11 @@ def clip_sources(names: Iterable[str]) -> dict[str, Source]:
     """Map the names of a whole CLIP, both towers, from a file's to open_clip's.
 
     open_clip's names may lie inside a `model.` or `module.`; Hugging Face's are those of `CLIPModel`. Nothing is left
-    out but Hugging Face's integer position numbers and the constants in OpenAI's files, so what is no CLIP shows as
-    names too many or too few.
+    out but Hugging Face's integer position indices and the constants in OpenAI's files, so a model that is not a CLIP
+    has missing or unknown names.
 
     Raises:
-        UserError: there are several visual towers, or a tower under Hugging Face's names is not whole.
+        UserError: there are several visual towers, or a tower under Hugging Face's names is incomplete.
     """
     files = unwrapped(names)
     given, found = set(files), find_towers(files)
@@ -288,7 +288,7 @@ def _check_one_tower(prefixes: list[str]) -> None:
 
 
 def _fuse_attention(tower: dict[str, str]) -> dict[str, Source]:
-    """Fuse queries, keys and values where a block keeps them apart; take all else as it is."""
+    """Fuse queries, keys and values if a block stores them separately; keep all other tensors."""
     attentions = {match[1] for name in tower if (match := _SPLIT_ATTENTION.match(name))}
     sources = {name: Source((tower[name],)) for name in tower if not _SPLIT_ATTENTION.match(name)}
     missing, repeated = [], []
@@ -327,15 +327,15 @@ def _hugging_face_sources(tower: Tower, names: set[str]) -> dict[str, Source]:
 
 
 def _blocks(names: set[str], block: re.Pattern[str]) -> int:
-    """Count the blocks that are named, at least one.
+    """Count the blocks by their distinct indices, at least one.
 
-    Not the largest index: a gap then shows as missing names, and a wild index costs nothing.
+    The largest index is not used, so that gaps appear as missing names, and huge indices are harmless.
     """
     return max(len({match[1] for name in names if (match := block.match(name))}), 1)
 
 
 def _tower_sources(tower: Tower, blocks: int) -> dict[str, Source]:
-    """Map all canonical names of a tower of so many blocks, the projection among them."""
+    """Map all canonical names of a tower with a number of blocks, including the projection."""
     sources = {f"visual.{canonical}": Source((tower.prefix + name,)) for name, canonical in _TOWER.items()}
     for block in range(blocks):
         layer = f"{tower.prefix}encoder.layers.{block}."
@@ -356,7 +356,7 @@ def _block_sources(layer: str, canonical: str) -> dict[str, Source]:
 
 
 def _check_complete(tower: Tower, expected: set[str], names: set[str]) -> None:
-    """Refuse a tower with a name missing, or a name in it that is neither its own nor known to be of no use."""
+    """Raise an error if names of a tower are missing or unknown."""
     outside = {name for group in _outside(names, tower).values() for name in group}
     ignored = outside | {name for name in names if towers.is_constant(name, tower)}
     if faults := _faults(sorted(expected - names), sorted(names - expected - ignored)):
@@ -367,7 +367,7 @@ def _check_complete(tower: Tower, expected: set[str], names: set[str]) -> None:
 
 
 def _faults(missing: Sequence[str], unknown: Sequence[str]) -> str:
-    """List what is missing and what is not understood; nothing where there is neither."""
+    """Describe missing and unknown names; empty if there are none."""
     kinds = ((missing, "missing"), (unknown, "not understood"))
     return "; ".join(f"{kind} ({len(names)}): {listed(names)}" for names, kind in kinds if names)
 

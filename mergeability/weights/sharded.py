@@ -63,7 +63,7 @@ class ShardedFile:
             opened: opens one of the files that the index names.
 
         Raises:
-            UserError: the index or a file cannot be read, or a tensor is not in the file that the index says.
+            UserError: the index or a file cannot be read, or a tensor is not in the file given by the index.
         """
         self.path = Path(path)
         self._places = read_index(self.path)
@@ -104,7 +104,7 @@ class ShardedFile:
         """Check that the files have not changed since they were opened.
 
         Raises:
-            UserError: one was replaced or written to.
+            UserError: a file was replaced or modified.
         """
         for shard in self._shards.values():
             shard.check_unchanged()
@@ -123,7 +123,7 @@ def read_index(path: Path) -> dict[str, str]:
     """Read an index: tensor name → its file in the folder of the index.
 
     Raises:
-        UserError: it cannot be read, or is no such index.
+        UserError: the file cannot be read or is not an index.
     """
     try:
         index = json.loads(path.read_bytes())

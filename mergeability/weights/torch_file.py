@@ -50,8 +50,8 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
         path: the file.
 
     Raises:
-        UserError: there is no such file, it is damaged, or it holds anything but tensors by name: a pickled module or
-            a TorchScript archive is refused, and never loaded.
+        UserError: the file does not exist, is damaged, or contains more than named tensors: a pickled module or
+            a TorchScript archive is never loaded.
 
     Examples:
         >>> from pathlib import Path
@@ -75,7 +75,7 @@ def load_pickle(path: Path) -> Any:
         path: the file.
 
     Raises:
-        UserError: there is no such file, it is damaged, or it holds anything else.
+        UserError: the file does not exist, is damaged, or contains other objects.
 
     Examples:
         >>> from pathlib import Path
@@ -165,7 +165,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    """Shorten PyTorch's explanation, which advises what is not done here, to what happened."""
+    """Shorten PyTorch's explanation to the cause, without its advice, which does not apply here."""
     reasons = [line.strip() for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line]
     text = reasons[0] if reasons else (str(error).strip().splitlines() or [type(error).__name__])[0]
     return text.removeprefix("WeightsUnpickler error: ").split(". ")[0].rstrip(".")

@@ -43,7 +43,7 @@ class Tower:
     """The location of a visual tower.
 
     Attributes:
-        wrapper: prefix of the whole CLIP, at which a text tower may be, too.
+        wrapper: prefix of the whole CLIP, under which a text tower may also be.
         prefix: prefix of the visual tower's own tensors.
         hugging_face: whether its names are Hugging Face's; open_clip's otherwise.
     """
@@ -56,7 +56,7 @@ class Tower:
 def unwrapped(names: Iterable[str]) -> dict[str, str]:
     """Map names without wrapper modules to the names in the file.
 
-    `_orig_mod.visual.module.proj` becomes `visual.proj`. Where two names would become one, all stay as they are.
+    `_orig_mod.visual.module.proj` becomes `visual.proj`. If two names would become equal, all names are kept.
     """
     names = list(names)
     short = {
@@ -76,7 +76,7 @@ def find_towers(names: Iterable[str]) -> list[Tower]:
 def is_text(name: str, tower: Tower) -> bool:
     """Return whether a tensor outside the visual tower belongs to the CLIP's text tower."""
     patterns = (_TEXT_TOWER,) if tower.hugging_face else (_OPEN_CLIP_TEXT, _TEXT_TOWER)
-    # Files from a training script may keep the text tower outside of the visual tower's wrapper.
+    # Files from training scripts may store the text tower outside the visual tower's wrapper.
     names = (name.removeprefix(tower.wrapper), name)
     return any(bool(pattern.match(own)) for own in names for pattern in patterns)
 
@@ -128,7 +128,7 @@ def _bare_towers(names: set[str]) -> dict[str, str]:
 
 
 def _hugging_face_towers(names: set[str]) -> list[Tower]:
-    """Find CLIP towers by their misspelt norm together with an embedding of the class or of patches.
+    """Find CLIP towers by their misspelt norm ("pre_layrnorm") and an embedding of the class or of patches.
 
     Text towers have neither; BLIP and SigLIP have such embeddings, but no norm before the first block.
     """

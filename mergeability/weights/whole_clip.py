@@ -20,7 +20,7 @@ def clip_weights(clip: nn.Module, source: str, model: str, quick_gelu: bool) -> 
     """Read the weights of both towers under the names of this architecture, in its dtypes.
 
     Args:
-        clip: the architecture; neither used otherwise nor changed.
+        clip: the architecture; it is not changed.
         source: a file, or a folder with the weights and perhaps Hugging Face's `config.json`.
         model: its name, for messages.
         quick_gelu: whether the architecture's activation is QuickGELU.
@@ -65,14 +65,14 @@ def check_same(
     """Check that tensors have the names and shapes of an architecture, and are finite.
 
     Args:
-        own: the architecture's.
-        given: those to check.
-        owner: whose they are, for messages.
+        own: the tensors of the architecture.
+        given: the tensors to check.
+        owner: owner of the tensors, for messages.
         model: the architecture's name, for messages.
         optional: names that may be missing.
 
     Raises:
-        UserError: some are missing, left over, of another shape, or hold NaN or Inf; lists them.
+        UserError: tensors are missing, unknown, of another shape, or contain NaN or Inf; the message lists them.
 
     Examples:
         >>> import torch

@@ -244,7 +244,7 @@ def test_parts_of_a_fused_tensor_may_differ_in_type(write):
     fused = "visual.transformer.resblocks.0.attn.in_proj_weight"
     torch.testing.assert_close(vectors[fused], torch.full((1, 6, 4), 0.75))
     np.testing.assert_array_equal(vectors.read("a", fused), np.full(24, 0.75, np.float32))
-    with pytest.raises(UserError, match="Some parts of .* are integers"):
+    with pytest.raises(UserError, match=r"Some parts of .* are integers"):
         TaskVectors.load(
             {"a": write("b", {**mixed, names[2]: torch.ones(2, 4, dtype=torch.int32)} | bias)}, base
         )

@@ -20,7 +20,7 @@ def cleaned(name: str) -> str:
 
 
 def _compared(name: str) -> str:
-    """Reduce a name to what tells classes apart: no case, no hyphens, no apostrophes, one form of accents."""
+    """Normalise a name for comparison: ignore case, hyphens, apostrophes and forms of accents."""
     composed = unicodedata.normalize("NFC", cleaned(name))
     words = _CAMEL.sub(" ", composed).casefold().replace("-", " ").replace("'", "")
     return " ".join(words.replace("/", " ").split())
@@ -31,11 +31,11 @@ class ClassNames:
 
     Args:
         task: its name, for messages.
-        names: what prompts call the classes, in label order.
-        spellings: name → what datasets call it, where cleaning does not lead from one to the other.
+        names: class names in prompts, in label order.
+        spellings: name → names in datasets that do not match after normalisation.
 
     Raises:
-        UserError: a spelling of a class there is none of, or one that two classes share.
+        UserError: spellings are given for an unknown class, or two classes share a spelling.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class ClassNames:
         """Return name → label for the class names of a dataset.
 
         Raises:
-            UserError: a name is none of the task's classes, or two are the same class.
+            UserError: a name is not among the task's classes, or two names denote the same class.
         """
         found = {name: self.label(name) for name in names}
         unknown = [name for name, label in found.items() if label is None]
@@ -103,7 +103,7 @@ class ClassNames:
         A feature that only numbers its classes, `0`, `1`, `2`, …, has them if the numbers are in order.
 
         Raises:
-            UserError: another number of classes, or another class at some place: the first such is named.
+            UserError: the number or the order of classes differs; the message names the first difference.
         """
         if len(found) != len(self.names):
             raise UserError(

@@ -66,15 +66,15 @@ class Decoded(Generic[T]):
 def decode(data: bytes | Path, transpose: bool = False) -> UInt8[Tensor, "3 H W"]:
     """Decode one image as RGB, rotated by its EXIF orientation; transparency is dropped, as in CLIP.
 
-    Greyscale of 16 bits is scaled to eight: 65535 is white. Of several frames the first is taken.
+    16-bit greyscale is scaled to eight bits. Of several frames the first is used.
 
     Args:
         data: the file, or its bytes.
-        transpose: swap rows and columns, for files that hold their images so.
+        transpose: swap rows and columns, for files with transposed images.
 
     Raises:
-        OSError: it is not an image, is truncated, or holds numbers whose range is unknown. Pillow's readers raise other
-            errors for damaged files too, which `decoded` knows.
+        OSError: the file is not an image, is truncated, or has values of unknown range. Pillow's readers raise other
+            errors for damaged files, which `decoded` handles.
     """
     return _decode(data, transpose)[0]
 
@@ -100,7 +100,7 @@ def _decode(data: bytes | Path, transpose: bool) -> tuple[UInt8[Tensor, "3 H W"]
 
 
 def _pixels(image: Image.Image, kind: str) -> tuple[UInt8[np.ndarray, "H W 3"], str | None]:
-    """Return an image's pixels as RGB, and what was changed on the way."""
+    """Return an image's pixels as RGB, and the changes made."""
     mode = image.mode
     # Pillow's readers of these formats give 0..65535 in 32 bits.
     if mode.startswith("I;16") or (mode == "I" and kind in ("PNG", "PPM")):
@@ -138,7 +138,7 @@ def decoded(
 ) -> Iterator[Decoded[T]]:
     """Decode images and apply `work` to each, in threads; yield the results in order.
 
-    Only some images for each thread are in memory at a time, however many there are.
+    Only a few images per thread are in memory at a time.
     """
 
     def one(image: Encoded) -> Decoded[T]:

@@ -89,9 +89,9 @@ class Listing:
 
     Attributes:
         files: all image files, sorted.
-        dangling: links with an image's name that lead nowhere, sorted.
-        left_out: reason → paths below the folder, ready to be shown.
-        odd: names of images that are not UTF-8, ready to be shown.
+        dangling: broken links with the extension of an image, sorted.
+        left_out: reason → relative paths, formatted for messages.
+        odd: image names that are not valid UTF-8, formatted for messages.
     """
 
     files: tuple[Path, ...]
@@ -114,9 +114,9 @@ class Listing:
 def list_images(folder: Path) -> Listing:
     """List the images in a folder and its subfolders.
 
-    An image is a regular file with the ending of a format that is read, or without an ending and with the first bytes
-    of one. Links are followed. Each folder is read once, under its own name where it has one, so that links that lead
-    back end.
+    An image is a regular file with the extension of a supported format, or without an extension and with the first
+    bytes of one. Links are followed. Each folder is read once, under its real name if possible, so that cyclic links
+    terminate.
     """
     return _Walk(folder).listing()
 
@@ -186,7 +186,7 @@ class _Walk:
             self._leave_out(DANGLING, path)
 
     def _no_image(self, path: Path) -> str | None:
-        """Return why a regular file is no image; None where it is one."""
+        """Return the reason why a regular file is not an image; None if it is one."""
         ending = ending_of(path)
         if ending in endings():
             return None
@@ -224,7 +224,7 @@ def _looks_like_an_image(beginning: bytes) -> bool:
 
 
 def _asked(question: Callable[[], bool]) -> bool:
-    """Ask an entry what it is: a link in a circle is neither file nor folder."""
+    """Query the type of an entry; a cyclic link is neither file nor folder."""
     try:
         return question()
     except OSError:

@@ -87,7 +87,7 @@ class ImageSource:
         """The dataset, opened.
 
         Raises:
-            UserError: it is not there, or cannot be read.
+            UserError: the dataset does not exist or cannot be read.
         """
         if self.kind == "hub":
             return open_hub(self.layout, self.classes)
@@ -126,7 +126,7 @@ class ImageSource:
         """Decode a split in order, apply `work` to each image, and yield what it returns with the label.
 
         Raises:
-            UserError: a larger share than `max_corrupt` does not decode; some are named.
+            UserError: more than the share `max_corrupt` cannot be decoded; the message names examples.
         """
         broken: list[str] = []
         changed: dict[str, list[str]] = {}
@@ -188,7 +188,7 @@ class ImageSource:
             yield from rows.read([position])
 
     def _parts(self, split: Split) -> list[tuple[Rows, Int64[np.ndarray, "n"]]]:
-        """Return the rows of the dataset's splits that a split is made of."""
+        """Return the rows of the dataset splits that make up a split."""
         check_split(split)
         own = self._names("validation")
         if split == "test" or (split == "train" and own):
@@ -221,10 +221,10 @@ class ImageSource:
         return {}
 
     def _names(self, split: Split) -> list[str]:
-        """Name the dataset's splits that make one of ours.
+        """Return the dataset splits that make up a split of the task.
 
-        The Hub has them all. A copy may lack one to hold out, which is then drawn from `train`, and a tree that a
-        person made may have a `test` where the Hub has another name for it.
+        On the Hub all exist. A copy may lack the validation split, which is then drawn from `train`, and a user's
+        tree may have a folder `test` for a split with another name on the Hub.
         """
         names = self.layout.splits(split)
         if self.kind == "hub":

@@ -71,7 +71,7 @@ class ArrowTables:
 
     Attributes:
         opened: split → dataset.
-        layout: which columns and splits are wanted.
+        layout: the columns and splits to read.
         classes: the task's.
         where: the id or the folder, for messages.
     """
@@ -90,7 +90,7 @@ class ArrowTables:
         """Return one split.
 
         Raises:
-            UserError: there is no such split or column, the column of images holds none, or the classes differ.
+            UserError: a split or column does not exist, the image column contains no images, or the classes differ.
         """
         table = self._table(split)
         image = self._column(table, self.layout.image, "image", split)
@@ -172,7 +172,7 @@ def open_hub(layout: Layout, classes: ClassNames) -> ArrowTables:
     """Open a dataset of the Hugging Face Hub, downloading it the first time.
 
     Raises:
-        UserError: the library is missing, there is no network, no such dataset, or it needs code to be run.
+        UserError: the library or the dataset does not exist, there is no network, or the dataset requires running code.
     """
     assert layout.id is not None, "`ImageSource` refuses the Hub without an id"
     with _explained(layout, classes):

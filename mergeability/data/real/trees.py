@@ -99,7 +99,7 @@ class FileTables:
         A link that leads nowhere is an image that does not decode.
 
         Raises:
-            UserError: there is no such folder, or a class folder in it that is none of the task's classes.
+            UserError: the folder does not exist, or contains an unknown class folder.
         """
         folder = self.root / split
         splits = top_folders(self.root)

@@ -122,10 +122,11 @@ class Dyadic(RegressorMixin, BaseEstimator):
     def _weights(
         self, moments: Sums, strengths: Float[np.ndarray, " S"], tasks: int
     ) -> Float[np.ndarray, "F S q K"]:
-        """Solve both stages from the sums of products alone.
+        """Solve both stages using only sums of products.
 
         With J the incidence columns, effects of the metrics A = (JᵀJ + λI)⁻¹JᵀX and of the outcome
-        u = (JᵀJ + λI)⁻¹Jᵀy. Of what they leave, E = X - JA and e = y - Ju, the sums EᵀE and Eᵀe need no row.
+        u = (JᵀJ + λI)⁻¹Jᵀy. For the residuals E = X - JA and e = y - Ju, the sums EᵀE and Eᵀe can be computed without
+        the rows.
         """
         metrics = moments.gram.shape[1] - tasks
         xx, xj = moments.gram[:, :metrics, :metrics], moments.gram[:, :metrics, metrics:]

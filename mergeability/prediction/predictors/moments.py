@@ -59,8 +59,8 @@ class TaskSums:
     """Sums over all pairs and over the pairs of each task; subtraction gives the sums of folds.
 
     With S the sum over all rows, Sₐ that over the rows with task a, and x the row of the pair (a, b), the rows without
-    a sum to S - Sₐ, and those without a and b to S - Sₐ - S_b + x. So a fold costs as much as its sums have entries,
-    however many rows it has.
+    a sum to S - Sₐ, and those without a and b to S - Sₐ - S_b + x. So the cost of a fold depends only on the size of
+    its sums, not on its number of rows.
 
     Args:
         X: columns of the pairs.

@@ -149,5 +149,5 @@ def _step(
 
 
 def _divided(first: Float[np.ndarray, "F Q"], second: Float[np.ndarray, "F Q"]) -> Float[np.ndarray, "F Q"]:
-    """Divide; 0 where the second is 0, as of a right-hand side of zeros, which is solved."""
+    """Divide; 0 if the second is 0, as of a right-hand side of zeros, which is solved."""
     return np.divide(first, second, out=np.zeros_like(first), where=second != 0)

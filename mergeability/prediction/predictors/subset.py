@@ -69,7 +69,7 @@ class SubsetRegressor(RegressorMixin, BaseEstimator):
     def _select(
         self, columns: Float[np.ndarray, "n m"], outcome: Float[np.ndarray, " n"]
     ) -> Int[np.ndarray, " selected"]:
-        """Choose columns, both sides given with mean 0 and length 1 (all 0 where constant)."""
+        """Choose columns, both sides given with mean 0 and length 1 (all 0 if constant)."""
 
 
 def unit_columns(X: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:

@@ -1,1 +1,1 @@
-"""Tables of a study besides the scores, one per module."""
+"""Tables of a study in addition to the scores, one per module."""

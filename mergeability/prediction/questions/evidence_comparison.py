@@ -82,7 +82,7 @@ class EvidenceScores:
     Attributes:
         scores: one row per group, situation, target and predictor: `r` and the columns listed in `compare_evidence`.
         without: `r` without the pairs of each `task` in turn, for intervals over tasks.
-        notes: sentences on pairs and predictors left out.
+        notes: sentences about excluded pairs and predictors.
     """
 
     scores: pd.DataFrame
@@ -115,11 +115,11 @@ def compare_evidence(
 ) -> EvidenceScores:
     """Score every kind of evidence within each group of tasks, and from each group to every other.
 
-    Within a group, pairs are predicted by leaving two tasks out (*both new*) and by leaving one out (*known partner*).
-    "a to b" is fitted on the pairs within a and predicts those within b, both new; pairs across are not used.
+    Within a group, pairs are predicted by leaving two tasks out (*both new*, l2to) and one out (*known partner*, loto).
+    "a to b" is fitted on the pairs within a and predicts the pairs within b (both new); pairs across are not used.
 
-    Scores are means over methods. `r` is the correlation beyond the training mean for both new, 0 where nothing is
-    predicted beyond it, and the mean correlation over folds for a known partner, NaN where it is undefined in all of
+    Scores are means over methods. `r` is the correlation beyond the training mean for both new, 0 if nothing is
+    predicted beyond it, and the mean correlation over folds for a known partner, NaN if it is undefined in all of
     them. `bias` is the mean of predicted − measured and `mae` the mean absolute error, in outcome units: of `probe`
     they are those of its direct reading. `half_width`, `coverage` and `level` are those of `conformal_table`, from one
     group to another calibrated on the pairs of the first. `regret` is that of choosing the method by the predictor,
@@ -127,9 +127,9 @@ def compare_evidence(
 
     Args:
         pairs: one row per pair: metrics, columns of the predictors with their own evidence, outcomes.
-        metrics: the columns that ridge looks at.
-        groups: name → tasks; tasks that the table lacks are passed over, and so is a group of fewer than four.
-        families: name → metrics that are tried by ridge on their own.
+        metrics: the columns for ridge.
+        groups: name → tasks; unknown tasks are ignored, and so are groups of fewer than four tasks.
+        families: name → metrics for a separate ridge.
         methods: merge methods; those the table has outcomes of when None.
         targets: targets of each method.
 
@@ -193,7 +193,7 @@ def _evaluate(
     targets: Sequence[str],
     protocol: SplitProtocol,
 ) -> PredictionResult:
-    """Fit every predictor, all on the pairs that have all metrics."""
+    """Fit every predictor to the pairs that have all metrics."""
     protocols = [protocol]
     left_out = () if protocol.situation == KNOWN_PARTNER else _KNOWN_PARTNER_ONLY
     own, others = with_own_evidence({name: one for name, one in PREDICTORS.items() if name not in left_out})
@@ -228,7 +228,7 @@ def _needed(predictor: Predictor, methods: Sequence[str]) -> str:
 def _scored(
     result: PredictionResult, population: _Population, calibration: pd.DataFrame | None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Average the scores of each predictor over methods; and its r without each task."""
+    """Average the scores of each predictor over methods, also r without each task."""
     predictions = result.predictions
     intervals = (
         conformal_table(predictions)

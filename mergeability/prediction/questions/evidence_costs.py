@@ -70,7 +70,7 @@ def _means(
     predictor: str,
     columns: Sequence[str],
 ) -> dict[str, float]:
-    """Average columns of a table of the study over methods; NaN where the table has no such rows."""
+    """Average columns of a table of the study over methods; NaN if the table has no such rows."""
     table = tables.get(name, pd.DataFrame())
     if table.empty:
         return dict.fromkeys(columns, float("nan"))

@@ -192,7 +192,7 @@ def _evaluate_one(
 
 
 def _undefined_notes(name: str, folds: pd.DataFrame) -> list[str]:
-    """Name the folds without a correlation, one sentence for all outcomes that lack the same ones."""
+    """List the folds without a correlation, in one sentence for all outcomes with the same folds."""
     outcomes_by: dict[str, list[str]] = {}
     for (target, method), rows in folds.groupby(["target", "method"], sort=False):
         undefined = rows.loc[rows["r"].isna(), "held_out"].tolist()
@@ -241,7 +241,7 @@ def _score(
 
 
 def _labelled(own: Mapping[str, str], columns: Columns) -> Columns:
-    """Put what all rows have in common beside their columns."""
+    """Add the values common to all rows to their columns."""
     count = len(next(iter(columns.values())))
     return {**{key: np.full(count, value, dtype=object) for key, value in own.items()}, **columns}
 

@@ -194,7 +194,7 @@ def _with_the_same_rows(folds: Sequence[Fold]) -> list[list[int]]:
 
 
 def _problems(folds: Sequence[Fold], own: Traits) -> list[Problem]:
-    """Take the training rows of folds; those of the same rows share one array and one list of inner folds."""
+    """Return the training rows of folds; folds with the same rows share one array and one list of inner folds."""
     rows: dict[int, tuple[np.ndarray, Sequence[InnerFold] | None]] = {}
     for fold in folds:
         shared = fold.shared

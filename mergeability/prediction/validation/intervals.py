@@ -69,8 +69,8 @@ def transferred_intervals(
     """Calibrate intervals on held-out pairs of some tasks, and measure their coverage on pairs of other tasks.
 
     Args:
-        calibration: validated pairs of the tasks that a fit has seen.
-        predictions: validated pairs of the others.
+        calibration: validated pairs of the training tasks.
+        predictions: validated pairs of the other tasks.
         level: as in `conformal_table`.
 
     Returns:
@@ -149,7 +149,7 @@ def conformal_table(predictions: pd.DataFrame, level: float | int = SHARE) -> pd
 
 
 def _rows_by_task(predictions: pd.DataFrame) -> dict[str, Int[np.ndarray, " rows"]]:
-    """Give each held-out task the rows that were predicted while it was held out."""
+    """Group the predicted rows by held-out task."""
     found: dict[str, list[int]] = {}
     columns = predictions[["held_out", "task_a", "task_b"]].itertuples(index=False, name=None)
     for row, (held_out, a, b) in enumerate(columns):

@@ -33,7 +33,7 @@ class PermutationTest:
     Attributes:
         methods: one row per target and method: `r`, the leave-one-task-out correlation of ridge on the metrics, and
             `gain`, the share by which metrics cleared of task effects lower the additive model's squared error in the
-            left-out folds (0 none, below 0 they raise it), with their p-values `p` and `p_beyond`.
+            left-out folds (0: no change; negative: a larger error), with their p-values `p` and `p_beyond`.
         single: one row per target, method and metric: `r`, the usual p-value `p_usual`, that of the permutation test
             `p`, and `n_pairs`.
     """

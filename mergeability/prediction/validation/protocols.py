@@ -54,8 +54,8 @@ class SplitProtocol(Protocol):
 
     Attributes:
         name: as in `prediction.json`.
-        situation: whether validated tasks occur in the training pairs.
-        many: whether there are so many folds that only closed forms are fitted.
+        situation: description of whether validated tasks occur in the training pairs.
+        many: whether there are so many folds that only closed-form predictors are fitted.
     """
 
     name: ClassVar[str]
@@ -181,13 +181,13 @@ class DisjointHalves(_Splitter):
 class AcrossGroups(_Splitter):
     """Train on the pairs within one group of tasks and validate on the pairs within another, in a single fold.
 
-    Pairs across the groups are left out. Where no pair is within the other group, as in the training rows of that
-    fold, the folds are those of `LeaveTwoTasksOut` among the pairs within the first, so that strengths are chosen as
-    they are there. Not one of `PROTOCOLS`, as it needs to know the groups.
+    Pairs across the groups are left out. If no pair is within the other group, as in the training rows of that
+    fold, the folds are those of `LeaveTwoTasksOut` among the pairs within the first group, so that strengths are chosen
+    in the same way. It is not in `PROTOCOLS`, because it requires the groups.
 
     Attributes:
-        fitted: the tasks whose pairs are fitted.
-        validated: the tasks whose pairs are predicted, none of them among those fitted.
+        fitted: the tasks of the training pairs.
+        validated: the tasks of the predicted pairs, disjoint from `fitted`.
 
     Examples:
         >>> pairs = [("a", "b"), ("a", "c"), ("b", "c"), ("c", "x"), ("x", "y")]
