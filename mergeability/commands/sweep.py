@@ -106,6 +106,7 @@ class Ledger(Callback):
         """Record how the job has ended."""
         failed = job_return.status != JobStatus.COMPLETED
         # Otherwise Hydra would print "Error executing job with overrides" before the message.
+        # Hydra creates the job's return value, so replacing its class is the only way to change how it raises.
         job_return.__class__ = QuietReturn
         raised = job_return._return_value
         error = str(user_error(raised) or f"{type(raised).__name__}: {raised}") if failed else None
@@ -148,6 +149,7 @@ class Ledger(Callback):
         """Write the summary of the finished jobs unless it is up to date; return its page."""
         if self.summary is None or self.records is None:
             return None
+        # One process at a time: jobs on several machines may end simultaneously.
         with self.records.locked():
             finished = [record for record in self.records.read() if record.finished]
             if not finished:

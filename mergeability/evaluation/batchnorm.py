@@ -64,6 +64,7 @@ def recalibrate_batchnorm(
         if len(batches) == 1:
             _recalibrate_at_once(encoder, norms, images)
         else:
+            # Layer by layer, because the inputs of a layer depend on the new statistics of all earlier ones.
             for name in _order(encoder, norms, images[:1]):
                 _recalibrate_one(encoder, name, norms[name], batches)
     return {
@@ -89,6 +90,7 @@ def _recalibrate_at_once(encoder: nn.Module, norms: dict[str, _BatchNorm], image
         moments.add(inputs)
         moments.write(name, norms[name])
 
+    # Pre-hooks run before the layer, so each layer normalises with the statistics of this very batch.
     with _watched(norms, arrive):
         _run(encoder, images)
 
@@ -99,6 +101,7 @@ def _recalibrate_one(encoder: nn.Module, name: str, norm: _BatchNorm, batches: S
 
     def arrive(_name: str, inputs: Tensor) -> None:
         moments.add(inputs)
+        # The rest of the forward pass is not needed for this layer.
         raise _ReachedError
 
     with _watched({name: norm}, arrive):
@@ -157,6 +160,7 @@ class _Moments:
         total = self._count + count
         apart = mean - self._mean
         self._mean = self._mean + apart * (count / total)
+        # Chan's formula for pooling sums of squared deviations, which is stable for large means.
         self._squares = self._squares + squares + apart.square() * (self._count * count / total)
         self._count = total
 
@@ -167,6 +171,7 @@ class _Moments:
                 f"Batch norm '{name}' receives one value per channel, but a variance needs at least two. Give "
                 "more images."
             )
+        # Unbiased, as PyTorch updates running_var.
         variance = self._squares / (self._count - 1)
         if not (torch.isfinite(self._mean).all() and torch.isfinite(variance).all()):
             raise UserError(

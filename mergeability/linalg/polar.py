@@ -47,7 +47,9 @@ def polar_factor(
     wide = matrix.double()
     squares, vectors = _eigh(wide.mT @ wide)
     values = squares.clamp_min(0).sqrt()
+    # eigh sorts ascending, so the last value is the largest.
     kept = values > (_tolerance(matrix) if tolerance is None else tolerance) * values[-1]
+    # 1/∞ = 0 removes the directions without a singular value.
     inverse = torch.where(kept, values, torch.inf).reciprocal()
     factor = wide @ ((vectors * inverse) @ vectors.mT)
     return factor.float(), values, bool(kept.all())
@@ -75,6 +77,7 @@ def polar_factor_of_bases(bases: Float[Tensor, "T m r"]) -> tuple[Tensor, ...]:
         tensor([[1., 0.],
                 [0., 1.]])
     """
+    # Pairs are by far the most frequent case, and their factor needs only an r×r decomposition.
     if len(bases) == 2:
         found = _factor_of_pair(*bases)
         if found is not None:

@@ -111,7 +111,8 @@ def fisher_roots(
     with evaluation_mode(encoder):
         for stacks in _gradients(encoder, state, names, head, samples, samples_at_once):
             for name in names:
-                # Squares and their sum are computed in float64, because they would underflow in float32.
+                # Squares are computed in float64, and hypot adds roots without squaring them in float32, so nothing
+                # underflows.
                 length = torch.linalg.vector_norm(stacks.pop(name), dim=0, dtype=torch.float64)
                 roots[name] = torch.hypot(roots[name], length.float())
     found = {name: roots.pop(name).div_(len(samples) ** 0.5).cpu() for name in names}
@@ -144,6 +145,7 @@ def _gradients(
         if together:
             try:
                 found = at_once(batch.to(device))
+            # vmap does not support some operations, such as data-dependent control flow.
             except RuntimeError as error:
                 logger.info(
                     "Gradients are computed one sample at a time, because this encoder does not support batches: %s",
@@ -168,6 +170,7 @@ def _batched_gradients(
         found = features(encoder, sample, {**state, **weights})
         return functional.cross_entropy(classify(found, head.to(found)), label[None])
 
+    # The gradient of each sample separately, because the squares must be taken before averaging.
     of_each = vmap(grad(loss), in_dims=(None, 0, 0))
 
     def at_once(batch: Inputs) -> _Stacks:

@@ -206,7 +206,10 @@ def _watch(
     """Run the encoder and yield every product of rows with a weight: (layer, rows × width)."""
     owners = parameter_owners(encoder)
     used = {
-        name: value.detach().contiguous() for name, value in state.items() if owners.get(name, name) == name
+        # Contiguous, because parts of a weight are identified by their offset in its memory.
+        name: value.detach().contiguous()
+        for name, value in state.items()
+        if owners.get(name, name) == name
     }
     weights = {name: used[name] for name in used if name in owners}
     device = next(iter(used.values())).device

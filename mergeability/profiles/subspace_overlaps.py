@@ -121,6 +121,7 @@ class SubspaceOverlaps:
                     basis = f"{side}_{end}"
                     overlaps = subspaces.squared_overlaps(left, right, basis, (shape[axis], size))
                     found[basis][np.ix_(rows, columns)] = overlaps
+                    # ‖UaᵀUb‖_F is symmetric, so each pair of groups is computed once.
                     found[basis][np.ix_(columns, rows)] = overlaps.T
         return found
 

@@ -48,6 +48,7 @@ def decompose(matrix: Float32[np.ndarray, "m n"], k: int, device: str = "cpu") -
         `values`, all r singular values in descending order, in float64; and in float32 those of
         `left_top` (m×k), `left_bottom`, `right_top` (n×k) and `right_bottom` that are determined.
     """
+    # The Gram matrix of the tall orientation has the smaller size.
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
     rows, rank = tall.shape
     k = min(k, rank)
@@ -55,6 +56,7 @@ def decompose(matrix: Float32[np.ndarray, "m n"], k: int, device: str = "cpu") -
     squares, first, last = _outer_eigenvectors(gram_matrix(source), k)
     determined = _determined(squares, rows, k)
     values = np.sqrt(squares)
+    # A singular square matrix: its left null vectors need a second decomposition.
     if rows == rank and not _gap(squares, rows, rank):
         # Left vectors of zero singular values cannot be computed from A·v = 0.
         _, left_first, left_last = _outer_eigenvectors(gram_matrix(source.T), k)
@@ -102,6 +104,7 @@ def squared_overlaps(
 def _side_by_side(
     models: Sequence[Mapping[str, Tensor]], name: str, size: tuple[int, int]
 ) -> tuple[Float32[np.ndarray, "m Tk"], Bool[np.ndarray, " T"]]:
+    # Absent bases are replaced by zeros to keep one rectangular product, and masked afterwards.
     known = np.array([name in model and bool(model["values"][0] > 0) for model in models])
     absent = np.zeros(size, dtype=np.float32)
     bases = [model[name].numpy() if name in model else absent for model in models]
@@ -139,6 +142,7 @@ def _from_tridiagonal(
     vectors: Float64[np.ndarray, "r j"],
 ) -> Float64[np.ndarray, "r j"]:
     """Transform eigenvectors of the tridiagonal form to those of the matrix: LAPACK's dormtr, using dormqr."""
+    # The reflectors of a lower reduction leave the first row unchanged.
     rest = np.asfortranarray(vectors[1:])
     (rotate,) = scipy.linalg.get_lapack_funcs(("ormqr",), (rest,))
     rotated, _, _ = rotate("L", "N", reduced[1:, :-1], scales, rest, _LAPACK_BLOCK * vectors.shape[1])
@@ -163,6 +167,7 @@ def _determined(squares: Float64[np.ndarray, " r"], rows: int, k: int) -> dict[s
 def _gap(squares: Float64[np.ndarray, " r"], rows: int, after: int) -> bool:
     """Return whether a gap follows the first so many singular values; zeros follow the last one."""
     following = squares[after] if after < len(squares) else 0.0
+    # Eigenvalues of AᵀA are known only to about this absolute error.
     smallest = max(rows, len(squares)) * np.finfo(np.float64).eps * squares[0]
     return bool(squares[after - 1] - following > smallest)
 

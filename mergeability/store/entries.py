@@ -142,6 +142,7 @@ class TensorEntry(StoreEntry):
             # safetensors writes metadata in arbitrary order; sorted here, so that equal tensors give equal bytes.
             fields = {CHECKSUM: _ZEROS, **dict(sorted(metadata.items()))}
             header = _compact({"__metadata__": fields, **described})
+            # The header never shrinks, so that tensors are moved at most in one direction.
             room = _rounded(max(len(header), len(before)))
             _move(file, 8 + len(before), room - len(before))
             file.seek(0)
@@ -157,7 +158,7 @@ class TensorEntry(StoreEntry):
         try:
             TensorFile(self.path)
         except UserError as error:
-            raise self._damaged("it is not a whole file of tensors") from error
+            raise self._damaged("it is not a complete file of tensors") from error
 
 
 def sealed_json(fields: Mapping[str, Any]) -> bytes:
@@ -243,6 +244,7 @@ def _digits(file: BinaryIO, place: int) -> tuple[bytes, bytes]:
     file.seek(0)
     found = hashlib.sha256(file.read(place))
     stored = file.read(len(_ZEROS))
+    # The checksum covers the whole file, with zeros in place of its own digits.
     found.update(_ZEROS.encode())
     while chunk := file.read(_CHUNK):
         found.update(chunk)
@@ -259,6 +261,7 @@ def _move(file: BinaryIO, start: int, by: int) -> None:
     """Shift the data of a file towards its new end, the last part first."""
     end = file.seek(0, os.SEEK_END)
     while by and end > start:
+        # From the end, so that no unread part is overwritten.
         begin = max(start, end - _CHUNK)
         file.seek(begin)
         data = file.read(end - begin)

@@ -102,6 +102,7 @@ class StoreFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         # mkstemp creates files that only their owner can read, but results are meant to be shared.
         temporary.chmod(0o644)
+        # A hard link fails if the name exists, so exactly one of several writers wins without a lock.
         return _linked(temporary, path) or self.replace(temporary, path, lambda: not is_whole())
 
     def replace(self, temporary: Path, path: Path, should: Callable[[], bool]) -> bool:
@@ -137,6 +138,7 @@ class StoreFolder:
                 f"{self.root} has format {fields['format']}, but this version reads format {_FORMAT}. "
                 "Update mergeability, or set paths.store to another folder."
             )
+        # The format is checked first, so that a later version with other fields gives the clearer message.
         if set(fields) != {"checksum", "format", "adopts_before_ns"}:
             raise DamagedError(self._marker, "its creation time is missing")
         return fields["adopts_before_ns"]
@@ -163,6 +165,7 @@ class StoreFolder:
         """Write the marker; None stands for the current time of the file system's clock."""
         with self.temporary(self._marker) as temporary:
             if adopts_before is None:
+                # Taken from a file, because the clock of a network file system may differ from this machine's.
                 adopts_before = temporary.stat().st_mtime_ns
             temporary.write_bytes(sealed_json({"format": _FORMAT, "adopts_before_ns": adopts_before}))
             temporary.chmod(0o644)

@@ -161,6 +161,7 @@ class Store:
 
         entry = self._tensors(kind, key)
         try:
+            # A damaged entry is never returned: it is computed again and replaced.
             self._check(entry)
         except OSError as error:
             raise UserError(f"Cannot read {entry.path}: {error.strerror or error}. Start again.") from error
@@ -268,7 +269,7 @@ class Store:
 
         Raises:
             DamagedError: it differs from the stored entry.
-            OSError: it is not there, or cannot be read.
+            OSError: it does not exist or cannot be read.
         """
         folder, state = self._folder, _state(entry.path)
         if state not in _CHECKED:
@@ -280,6 +281,7 @@ class Store:
     def _is_sealed(self, entry: StoreEntry) -> bool:
         """Check an entry; return whether it has a checksum. Without one, only old entries are accepted."""
         sealed = entry.check()
+        # Newer entries always have a checksum; without one, the file was truncated or written by something else.
         if not sealed and entry.path.stat().st_mtime_ns >= self._folder.adopts_before:
             raise DamagedError(entry.path, "its checksum is missing")
         return sealed
@@ -288,6 +290,7 @@ class Store:
         """Add a checksum to an entry of version 0.1.0; in a read-only folder it is left unchanged."""
         try:
             with folder.temporary(entry.path) as temporary:
+                # Sealed in a copy, so that readers of the old file are not disturbed.
                 shutil.copyfile(entry.path, temporary)
                 entry.seal(temporary)
                 folder.replace(temporary, entry.path, lambda: not self._is_sealed(entry))
@@ -336,4 +339,5 @@ def _state(path: Path) -> tuple[Path, int, int, int]:
         OSError: the file does not exist or is not accessible.
     """
     status = path.stat()
+    # The inode changes when a file is replaced, even if size and time are equal.
     return path, status.st_ino, status.st_size, status.st_mtime_ns

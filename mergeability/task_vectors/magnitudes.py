@@ -71,11 +71,13 @@ def _kth_smallest_magnitude(vectors: TaskVectors, task: str, rank: int) -> np.fl
     A histogram of the leading half of the bits finds the bin, one of the trailing half within it the value.
     """
     histogram = _histogram((bits >> 16 for bits in _magnitude_bits(vectors, task)), _LEADING)
+    # NaN and infinity fall into the last bins, so they are detected without a separate pass.
     if histogram[_INFINITE:].any():
         for name in vectors.names:
             if not np.isfinite(vectors.read(task, name)).all():
                 raise vectors.not_finite(task, name)
     leading, rank = _select(histogram, rank)
+    # Second pass: only values in the selected bin, by their trailing bits.
     within = (bits[bits >> 16 == leading] & (_TRAILING - 1) for bits in _magnitude_bits(vectors, task))
     trailing, _ = _select(_histogram(within, _TRAILING), rank)
     return np.uint32(leading << 16 | trailing).view(np.float32)
@@ -105,6 +107,7 @@ def _select(histogram: Int64[np.ndarray, " bins"], rank: int) -> tuple[int, int]
 def blocks(vectors: TaskVectors, name: str) -> Iterator[tuple[int, int]]:
     """Split a parameter into ranges to read; one range if deltas are transformed."""
     size = vectors.parameters[name].size
+    # Reading a range of a transformed tensor transforms the whole tensor each time.
     length = size if vectors.is_transformed else grams.BLOCK
     return ((start, min(start + length, size)) for start in range(0, size, max(length, 1)))
 

@@ -112,7 +112,7 @@ def test_a_suite_too_small_for_prediction_or_merging(command, smoke_root):
         ["~suite.tasks.digits"],
         ["~suite.tasks.digits", "~suite.tasks.letters", "~suite.tasks.shapes"],
     )
-    refused(command("analyze", *three, *where), "at least 4 tasks, the suite has 3", "predictor=none")
+    refused(command("analyze", *three, *where), "at least 4 tasks, but the suite has 3", "predictor=none")
     refused(command("analyze", *one, *where), "at least two models")
     ended = command("analyze", *three, "predictor=none", "merge=average", *where)
     assert ended.code == 0, ended.output
@@ -201,7 +201,7 @@ def test_a_table_that_is_not_there_or_has_no_metrics(command, root, tmp_path):
     refused(command("analyze", "suite=table", "suite.table=gone.csv", *root), "No table at gone.csv")
     table = tmp_path / "pairs.csv"
     table.write_text("task_a,task_b,norm_acc_ties\na,b,0.5\n")
-    refused(command("analyze", "suite=table", f"suite.table={table}", *root), "none of the metrics")
+    refused(command("analyze", "suite=table", f"suite.table={table}", *root), "none of the requested metrics")
 
 
 def test_a_ready_table_is_predicted(command, root, tmp_path):
@@ -337,7 +337,7 @@ def test_other_class_names_than_in_training_are_refused(command, spoilt):
 def test_another_depth_or_another_number_of_heads_is_noticed(command, spoilt):
     assert analysed(command, spoilt, f"hydra.run.dir={spoilt}/a").code == 0
     vision = "model.architecture.vision_cfg"
-    refused(analysed(command, spoilt, f"{vision}.layers=2"), "another architecture")
+    refused(analysed(command, spoilt, f"{vision}.layers=2"), "the architectures differ")
     ended = analysed(command, spoilt, f"{vision}.head_width=64", f"hydra.run.dir={spoilt}/b")
     assert ended.code == 0
     computed = json.loads((spoilt / "b/run.json").read_text())["computed"]

@@ -152,7 +152,7 @@ def test_another_activation_beside_the_weights_is_noticed(folder):
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["hidden_act"] = "gelu"
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"says hidden_act=gelu, .* without '-quickgelu'"):
+    with pytest.raises(UserError, match=r"specifies hidden_act=gelu, .* without '-quickgelu'"):
         model(pretrained=str(folder)).build()
 
 

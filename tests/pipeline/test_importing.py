@@ -99,7 +99,7 @@ def more_than_tensors(path):
         (truncated, "not a complete PyTorch file"),
         (git_lfs_pointer, "not a complete PyTorch file.*a Git LFS pointer"),
         (lambda path: path.write_bytes(b""), "not a complete PyTorch file"),
-        (not_by_name, "Expected tensors by name .*got list"),
+        (not_by_name, "Expected a mapping of names to tensors .*got list"),
         (more_than_tensors, "1 of its entries are not: optimizer"),
         (lambda path: torch.save({}, path), "got nothing"),
         (lambda path: None, "No checkpoint at"),
@@ -233,7 +233,7 @@ def test_what_is_not_of_the_tower_is_left_out_by_name(tmp_path, clip_state, head
     assert list(opened.left_out.values()) == [[head]]
     assert opened.names == tuple(sorted(clip_state))
     assert all(torch.equal(opened.tensor(name), value) for name, value in clip_state.items())
-    with pytest.raises(UserError, match=rf"left over \(1\): {head}"):
+    with pytest.raises(UserError, match=rf"found other tensors \(1\): {head}"):
         Checkpoint.canonical(state | {head: torch.ones(2)}, "it")
 
 

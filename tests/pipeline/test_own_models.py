@@ -193,7 +193,7 @@ def test_images_and_names_that_are_not_as_they_should_be_are_named(analyse, plac
 
 BAD = [
     (lambda m: m.update({" digits": m["shapes"]}), (), "got 'digits' twice in other blanks or another form of its accents"),
-    (lambda m: m["digits"].update(classes="latin.txt"), (), "byte 3 is none. Save the file as UTF-8."),
+    (lambda m: m["digits"].update(classes="latin.txt"), (), "byte 3 is invalid. Save the file as UTF-8."),
     (lambda m: None, ("arity=[]",), "or a list of these; got an empty list"),
     (lambda m: None, ("suite.models={a: {weights: x}, a: {weights: y}}",), "suite.models has 'a' twice"),
     (lambda m: m["digits"].update(images="nowhere"), (), "No folder of images at"),
@@ -208,12 +208,12 @@ BAD = [
     (lambda m: m["digits"].update(labels="labels.csv"), (), "unknown labels"),
     (lambda m: m["digits"].pop("images"), (), "has no images"),
     (lambda m: m["digits"].pop("classes"), (), "suite.models.digits needs a head"),
-    (lambda m: m.pop("digits"), (), "two models or more"),
+    (lambda m: m.pop("digits"), (), "two or more models"),
     (lambda m: None, ("suite.models=nowhere.yaml",), "No file nowhere.yaml that describes models"),
     (lambda m: None, ("profile.unlabelled=7",), "at least 8 images"),
-    (lambda m: None, ("alpha=tuned",), "alpha=tuned needs labelled validation images"),
+    (lambda m: None, ("alpha=tuned",), "alpha=tuned requires labelled validation images"),
     (lambda m: None, ("merge=[fisher]",), "fisher requires labelled calibration images"),
-    (lambda m: None, ("metric=[encoder_gradient_dot_product]",), "need labelled images"),
+    (lambda m: None, ("metric=[encoder_gradient_dot_product]",), "require labelled images"),
     (lambda m: None, ("probe=null",), "set probe=64 or save=true"),
 ]  # fmt: skip
 

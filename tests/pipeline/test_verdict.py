@@ -81,7 +81,7 @@ def test_a_fitted_predictor_goes_before_the_probes_own_reading():
 def test_without_a_correlation_above_0_the_best_mean_is_taken_and_no_driver_named():
     found = verdict(_scored(_scorer(r_low=-0.2)))
     assert found.recommended == "tsv"
-    assert "predicted nothing beyond the mean" in " ".join(found.sureness)
+    assert "predicted no better than the mean outcome" in " ".join(found.sureness)
     assert "best mean is taken for every pair" in " ".join(found.choice)
     assert "moves this prediction" not in str(found)
     assert "moves this prediction" in str(verdict(_scored(_scorer(r_low=0.2))))
@@ -172,14 +172,14 @@ def test_the_direction_is_that_of_the_pairs(sign, word):
     pairs = analysis.pairs.assign(zero_shot_ratio=sign * analysis.pairs["norm_acc_tsv"])
     found = verdict(replace(analysis, pairs=pairs))
     assert found.reasons[0].startswith(
-        f"Here models merge {word} where the base is already nearly as accurate"
+        f"These models merge {word} if the base is already nearly as accurate"
     )
 
 
 def test_evidence_that_predicts_nothing_gives_no_reasons():
     found = verdict(_suite([_record("functional", "tsv", 0.3, -0.1, 0.6)], {"intervals": INTERVALS}))
     assert found.reasons == ()
-    assert any("nothing beyond the mean" in one for one in found.sureness)
+    assert any("no better than the mean outcome" in one for one in found.sureness)
 
 
 def test_one_pair_of_many_can_be_asked_for_in_any_order():

@@ -340,7 +340,7 @@ def test_what_is_missing_is_named(load, views):
     with pytest.raises(UserError, match="side left or right"):
         Profiles(vectors).subspace_overlaps("upper", "top", 3)
     without_head = replace(views, heads={"a": views.heads["a"]})
-    with pytest.raises(UserError, match="No zero-shot head for 'b'"):
+    with pytest.raises(UserError, match="no zero-shot head for 'b'"):
         Profiles(vectors, without_head).gram("encoder_gradient")
     without_images = replace(views, calibration={"a": views.calibration["a"]})
     with pytest.raises(UserError, match="No calibration images for 'b'"):

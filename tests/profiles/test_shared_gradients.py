@@ -233,5 +233,5 @@ def test_what_cannot_be_computed_is_named(load, views):
     with pytest.raises(UserError, match=r"shared encoder_gradient of .*'b'.* is not finite"):
         Profiles(load(), broken).shared_grams("encoder_gradient")
     without = replace(views, heads={"a": views.heads["a"]})
-    with pytest.raises(UserError, match="No zero-shot head for 'b'"):
+    with pytest.raises(UserError, match="no zero-shot head for 'b'"):
         Profiles(load(), without).shared_grams("encoder_gradient")

@@ -41,6 +41,7 @@ class Moments(Sums):
         count = weights.sum(axis=1)[:, None]
         n, m = X.shape
         mean, outcome_mean = weights @ X / count, weights @ Y / count
+        # Flattened outer products of rows turn the sums of all folds into one matrix product with the masks.
         if n * m * m <= _MOST_PRODUCTS:
             squares = (X[:, :, None] * X[:, None, :]).reshape(n, m * m)
             products = (X[:, :, None] * Y[:, None, :]).reshape(n, m * Y.shape[1])
@@ -50,6 +51,7 @@ class Moments(Sums):
             # With a thousand tasks, and as many columns, the products of all rows would take tens of GiB.
             gram = np.stack([X[rows].T @ X[rows] for rows in training])
             cross = np.stack([X[rows].T @ Y[rows] for rows in training])
+        # Steiner's identity: Σ(x − x̄)(x − x̄)ᵀ = Σxxᵀ − n x̄x̄ᵀ.
         gram = gram - count[:, None] * mean[:, :, None] * mean[:, None]
         cross = cross - count[:, None] * mean[:, :, None] * outcome_mean[:, None]
         super().__init__(mean + centre, outcome_mean + outcome_centre, gram, cross)
@@ -93,7 +95,9 @@ class TaskSums:
         """Return the sums over the pairs without one task each."""
         count = len(self.X) - self.task_counts[tasks]
         mean, outcome_mean = (
-            -sums[tasks] / count[:, None] for sums in (self.task_sums, self.task_outcome_sums)
+            # All rows sum to 0, so the remaining rows sum to minus those of the task.
+            -sums[tasks] / count[:, None]
+            for sums in (self.task_sums, self.task_outcome_sums)
         )
         weighted = count[:, None, None] * mean[:, :, None]
         return Sums(
@@ -109,6 +113,7 @@ class TaskSums:
         Means are those of the remaining pairs, relative to the means of all pairs.
         """
         x, y, (a, b) = self.X[rows], self.Y[rows], self.ends[rows].T
+        # The pair (a, b) itself is counted with both tasks, hence + 1 here and + x below.
         count = (len(self.X) - self.task_counts[a] - self.task_counts[b] + 1)[:, None]
         mean = (x - self.task_sums[a] - self.task_sums[b]) / count
         outcome_mean = (y - self.task_outcome_sums[a] - self.task_outcome_sums[b]) / count

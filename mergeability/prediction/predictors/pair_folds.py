@@ -33,6 +33,7 @@ class PairFolds(Sequence[InnerFold]):
         # Whether every pair occurs once and has two different tasks, as in every checked table.
         self.distinct = bool((shared <= 1).all() and (a != b).all())
         of_task = shared.sum(axis=1)
+        # Pairs that share a task with (a, b), without counting those of both tasks twice.
         left_out = np.where(a == b, of_task[a], of_task[a] + of_task[b] - shared[a, b])
         self.rows = np.flatnonzero(left_out < len(ends))
 

@@ -62,6 +62,7 @@ def predicted_pairs(
     values, vectors = np.linalg.eigh(X.T @ X)
     # Rounding can make the smallest eigenvalues of collinear columns negative.
     values = np.maximum(values, 0.0)
+    # In the eigenbasis of all rows, the Gram matrix of a fold is Λ minus a small correction.
     sums = TaskSums(X @ vectors, Y, folds.ends, folds.tasks)
     predicted = np.empty((len(strengths), len(folds), Y.shape[1]))
     measured = np.empty((len(folds), Y.shape[1]))
@@ -89,6 +90,7 @@ def _weights(
     right = scale * np.tile(cross, (1, len(strengths), 1))
     found, converged = _conjugate_gradients(removed.gram, scale, right)
     weights = (scale * found).reshape(count, len(strengths), outcomes, m)
+    # Solve the few folds directly that are too different from all rows.
     if not converged.all():
         left = np.diag(values) - removed.gram[~converged]
         weights[~converged] = _solved(left, cross[~converged], strengths)

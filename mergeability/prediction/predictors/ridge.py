@@ -37,6 +37,7 @@ def ridge_weights(
     strengths: Float[np.ndarray, " S"],
 ) -> Float[np.ndarray, "F S m K"]:
     """Solve (XᵀX + s·I) w = XᵀY in every fold for every strength s > 0; an infinite s gives w = 0."""
+    # One eigendecomposition per fold serves all strengths: (G + sI)⁻¹ = V (Λ + s)⁻¹ Vᵀ.
     values, vectors = np.linalg.eigh(gram)
     turned = vectors.mT @ cross
     # Rounding can make the smallest eigenvalues of collinear columns negative.
@@ -55,6 +56,7 @@ def validated(
         batch = folds[start : start + _BATCH]
         moments = Moments(X, Y, training_masks(batch, len(X)))
         for index, (solved, (_, rows)) in enumerate(zip(weights(moments), batch, strict=True)):
+            # Relative to the training means, which absorb the unpenalised intercept.
             beyond = (X[rows] - moments.means[index]) @ solved
             yield beyond, Y[rows] - moments.outcome_means[index]
 
@@ -98,6 +100,7 @@ def best_strengths(
         if within:
             errors = errors - errors.mean(axis=1, keepdims=True)
         total = total + (errors**2).sum(axis=1)
+    # argmin returns the first minimum, so search from the end: ties go to the largest strength.
     return count - 1 - np.argmin(total[::-1], axis=0)
 
 
@@ -106,6 +109,7 @@ def most_correlated(
 ) -> Int[np.ndarray, " K"]:
     """Return, for each outcome, the index of the strength with the largest correlation; the last on ties."""
     scores = _correlations(predicted, measured)
+    # An undefined correlation, for example of constant predictions, must never be selected.
     scores = np.where(np.isnan(scores), -np.inf, scores)
     return len(scores) - 1 - np.argmax(scores[::-1], axis=0)
 
@@ -117,8 +121,7 @@ def _correlations(
     p_length, m_length = np.sqrt((p**2).sum(axis=1)), np.sqrt((m**2).sum(axis=0))
     length = p_length * m_length
     scale = np.abs(predicted).max(axis=1) * np.abs(measured).max(axis=0) * len(measured)
-    # Below the first tolerance two correlations differ only by rounding; below the second predictions are 0 up to
-    # rounding.
+    # Undefined if deviations are only rounding errors (first tolerance), or predictions are 0 up to rounding (second).
     defined = (length > 1e-12 * scale) & (p_length > 1e-9 * m_length)
     return np.divide((p * m).sum(axis=1), length, out=np.full(length.shape, np.nan), where=defined)
 
@@ -127,6 +130,7 @@ def with_shared_rows(problems: Sequence[Problem]) -> list[list[int]]:
     """Group problems that have the same rows and folds and differ only in their outcomes."""
     groups: dict[tuple[int, int], list[int]] = {}
     for index, (X, _, folds) in enumerate(problems):
+        # By identity: callers pass the same array for the same rows, and comparing contents would cost more than a fit.
         groups.setdefault((id(X), id(folds)), []).append(index)
     return list(groups.values())
 
@@ -183,6 +187,7 @@ def fit_together(
         X, _, folds = problems[group[0]]
         Y = np.stack([problems[index][1] for index in group], axis=1)
         chosen = choose(X, Y, folds or ())
+        # Too few tasks for inner folds: use the default strength.
         chosen = np.full(len(group), otherwise) if chosen is None else chosen
         whole = Moments(X, Y, np.ones((1, len(X)), dtype=bool))
         weights = solve(whole)[0]

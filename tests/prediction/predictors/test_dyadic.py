@@ -135,5 +135,5 @@ def test_settings_that_cannot_be_solved_are_refused(problem):
         Dyadic(0).fit(X, y)
     with pytest.raises(UserError, match="Expected positive strengths of dyadic"):
         Dyadic(strengths=(0, 1)).fit(X, y)
-    with pytest.raises(UserError, match="Of 3 columns 4 cannot be those of tasks"):
+    with pytest.raises(UserError, match="Of 3 columns 4 cannot be task columns"):
         Dyadic().fit(X, y, tasks=4)
