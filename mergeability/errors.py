@@ -7,7 +7,7 @@ from unicodedata import category
 
 
 class UserError(ValueError):
-    """Report an error that the user can correct: one sentence with the expected value, the found one, and what to do.
+    """An error that the user can correct; the message contains the expected value, the found one, and the remedy.
 
     The commands print its text without a traceback and exit with a non-zero code. Any other exception is a bug in
     this package and keeps its traceback. It is a `ValueError`.

@@ -146,8 +146,8 @@ def _check_node(cfg: DictConfig, path: str, node: DictConfig, declared: Signatur
         elif not declared.open:
             known = list(declared.arguments)
             raise UserError(
-                f"{path} takes no setting {shown(str(name))}.{did_you_mean(str(name), known)} "
-                f"It takes: {', '.join(known)}."
+                f"{path} has no setting {shown(str(name))}.{did_you_mean(str(name), known)} "
+                f"Its settings: {', '.join(known)}."
             )
 
 

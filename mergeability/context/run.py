@@ -156,7 +156,7 @@ class Run:
         if at_once < 1:
             raise UserError(
                 f"A memory budget of {self.memory_budget:g} GiB is too small for the {description}: "
-                f"one takes {memory / GIBIBYTE:.2g} GiB. Raise profile.memory_budget."
+                f"one takes {memory / GIBIBYTE:.2g} GiB. Raise memory_budget (profile.memory_budget)."
             )
         return at_once
 

@@ -132,7 +132,7 @@ def spread(
                 if lost == _TRIES:
                     raise UserError(
                         f"Worker processes were killed {_TRIES} times while {description} was computed, perhaps for "
-                        "want of memory. Choose fewer workers; finished results are kept in the store."
+                        "lack of memory. Choose fewer workers; finished results are kept in the store."
                     ) from error
                 logger.warning(
                     "A worker process was killed while %s was computed; its work is repeated.", description

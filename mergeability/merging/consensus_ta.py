@@ -67,8 +67,8 @@ class ConsensusTA:
         task_vectors = checked(models)
         if self.agree > len(task_vectors.tasks):
             raise UserError(
-                f"No entry can matter to {self.agree} of {len(task_vectors.tasks)} tasks, so nothing would be "
-                "left of them: set agree to at most the number of models."
+                f"No entry can matter to {self.agree} of {len(task_vectors.tasks)} tasks, so the merge would be "
+                "zero: set agree to at most the number of models."
             )
         return stream(task_vectors, self._merge)
 

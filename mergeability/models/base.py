@@ -56,7 +56,7 @@ def load_base(folder: Path, model: ClipModel) -> "CLIP":
     if wrong:
         raise UserError(
             f"{path} does not fit model={model.name}: {len(wrong)} tensors differ, such as '{min(wrong)}'. It was "
-            "made with another architecture: make it again with overwrite=true."
+            "created with another architecture: create it again with overwrite=true."
         )
     clip.load_state_dict(given)
     return clip.eval()

@@ -38,7 +38,7 @@ def check_preprocessing(weights: Path, model: ClipModel) -> None:
         raise UserError(
             f"{path} specifies images of {size} pixels, but model={model.name} uses {model.image_size}. Choose "
             "the model= "
-            "that it is."
+            "with this architecture."
         )
     for key, own, option in (("image_mean", model.mean, "mean"), ("image_std", model.std, "std")):
         given = described.get(key)
@@ -49,7 +49,7 @@ def check_preprocessing(weights: Path, model: ClipModel) -> None:
         )
         if not same:
             raise UserError(
-                f"{path} says {key}={given}, but model={model.name} normalises with {list(own)}. Set "
+                f"{path} specifies {key}={given}, but model={model.name} normalises with {list(own)}. Set "
                 f"model.{option}='{given}'."
             )
 

@@ -47,7 +47,7 @@ def check_plain(model: str, architecture: Any) -> None:
         configuration, called = architecture, "model.architecture"
     if wrong := _not_plain(configuration):
         raise UserError(
-            f"Model {model!r}: expected a plain CLIP, both towers and the tokenizer open_clip's own, but {called} "
+            f"Model {model!r}: expected a plain CLIP with open_clip's towers and tokenizer, but {called} "
             f"{' and '.join(wrong)}. Choose an architecture such as ViT-B-16-quickgelu, or give embed_dim, vision_cfg "
             "and text_cfg of one."
         )

@@ -22,8 +22,8 @@ def check_budget(request: Request) -> None:
     """
     if request.merging.evaluate is not None and not request.merges:
         raise UserError(
-            f"evaluate={request.merging.evaluate} chooses the pairs to merge, but there is no merge method: name some "
-            "with merge=…, or leave out evaluate=."
+            f"evaluate={request.merging.evaluate} chooses the pairs to merge, but there is no merge method: set "
+            "merge=…, or remove evaluate=."
         )
 
 

@@ -94,13 +94,13 @@ def import_checkpoint(
     """
     if evaluate and task is None:
         raise UserError(
-            "evaluate=True measures the accuracy on a task's test images, but no task is given. Give a task, or leave "
-            "out evaluate."
+            "evaluate=True measures the accuracy on a task's test images, but no task is given. Give a task, or remove "
+            "evaluate."
         )
     if task is not None and base_folder is None:
         raise UserError(
-            f"The zero-shot head of '{task.name}' is made by the base's text tower, but no base is given. Give the "
-            "base that the model was fine-tuned from, or leave out the task."
+            f"The zero-shot head of '{task.name}' requires the base's text tower, but no base is given. Give the "
+            "base that the model was fine-tuned from, or remove the task."
         )
     folder, path = Path(folder), find_weights(source)
     tensors = read_tensors(path)
@@ -164,12 +164,14 @@ def _relative_norm(
     if relative > refuse_above:
         raise UserError(
             f"{path} was not fine-tuned from this base: its task vector is {relative:.3g} times as long as the base, "
-            f"at most {refuse_above:g} is accepted. Give the base it was started from, or "
+            f"but at most {refuse_above:g} is accepted. Give the base from which it was fine-tuned, or "
             "base=null."
         )
     if relative > warn_above:
         logger.warning(
-            "The task vector of %s is %.3g times as long as the base: is this its base?", path, relative
+            "The task vector of %s is %.3g times as long as the base: was it fine-tuned from this base?",
+            path,
+            relative,
         )
     return relative
 

@@ -35,8 +35,8 @@ def chosen_sets(request: Request, tasks: tuple[str, ...]) -> list[tuple[str, ...
         other = next((len(one) for one in sets if count is not None and len(one) != count), None)
         if other is not None:
             raise UserError(
-                f"{name} merges exactly {count} models, and arity asks for {other}. "
-                f"Leave {name} out of merge=, or set arity={count}."
+                f"{name} merges exactly {count} models, but arity={other}. "
+                f"Remove {name} from merge=, or set arity={count}."
             )
     return sets if request.merges or request.merging.pairs is not None else []
 

@@ -142,8 +142,8 @@ class MergeSettings:
             )
         if self.arity not in (2, [2]) or self.sets is not None:
             raise UserError(
-                "evaluate=… chooses among pairs. Leave out arity=… and sets=…, or bound sets of more models by sets=… "
-                "alone."
+                "evaluate=… chooses pairs only. Remove arity=… and sets=…, or limit larger sets with sets=… instead of "
+                "evaluate=…."
             )
 
     @property

@@ -194,8 +194,10 @@ def check_space(folder: Path, merges: int, bytes_each: int) -> None:
     needed, free = merges * bytes_each, shutil.disk_usage(_existing(folder)).free
     if needed > free:
         raise UserError(
-            f"Saving {merges} merges of {_gigabytes(bytes_each)} GB each takes {_gigabytes(needed)} GB, but {folder} "
-            f"has {_gigabytes(free)} GB free: choose pairs=…, fewer methods, or hydra.run.dir=… on another disk."
+            f"Saving {merges} merges of {_gigabytes(bytes_each)} GB each requires {_gigabytes(needed)} GB, but "
+            f"{folder} "
+            f"has {_gigabytes(free)} GB free: choose fewer pairs with pairs=…, fewer methods, or "
+            "hydra.run.dir=… on another disk."
         )
 
 

@@ -42,7 +42,7 @@ def analyse_table(suite: TableSuite, request: Request, run: Run) -> Analysis:
     absent = [method for method in suite.methods or () if method not in found]
     if absent:
         raise UserError(
-            f"{suite.table} contains no outcomes of {summarise_names(absent)}; it has those of "
+            f"{suite.table} contains no outcomes of {summarise_names(absent)}, only of "
             f"{summarise_names(found) or 'no method'}."
         )
     methods = list(suite.methods or found)
@@ -79,8 +79,9 @@ def _metric_columns(
     if ZERO_SHOT_RATIO in absent:
         reason = " ".join(notes) or f"{suite.table} has no columns base_accuracy_a and base_accuracy_b."
         raise UserError(
-            f"Expected accuracies that give {ZERO_SHOT_RATIO}. {reason} Add base_accuracy_a and base_accuracy_b, and "
-            "finetuned_accuracy_a and finetuned_accuracy_b where the outcomes do not imply them."
+            f"Expected accuracies that determine {ZERO_SHOT_RATIO}. {reason} Add base_accuracy_a and "
+            "base_accuracy_b, and "
+            "finetuned_accuracy_a and finetuned_accuracy_b if the outcomes do not imply them."
         )
     if absent:
         raise UserError(

@@ -234,7 +234,7 @@ def _check_merges(request: Request) -> None:
         )
     if request.merges and merging.probe is None and not merging.keeps:
         raise UserError(
-            "Merges are made to be probed or written: set probe=64 or save=true, or leave out merge=."
+            "Merges would be neither probed nor saved: set probe=64 or save=true, or remove merge=."
         )
 
 

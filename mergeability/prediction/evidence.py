@@ -1,4 +1,4 @@
-"""The study of predictors with their own columns of evidence, on the same pairs as predictors of the metrics."""
+"""Predictors with separate columns of evidence, studied on the same pairs as predictors that use the metrics."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ _STRENGTH = 0.1
 
 @dataclass(frozen=True)
 class OwnEvidence:
-    """Results of predictors with their own columns of evidence.
+    """Results of predictors with separate columns of evidence.
 
     Attributes:
         result: their scores and predictions.
@@ -33,7 +33,7 @@ class OwnEvidence:
 def with_own_evidence(
     predictors: Mapping[str, Predictor],
 ) -> tuple[dict[str, Predictor], dict[str, Predictor]]:
-    """Separate the predictors with their own columns from those that use the metrics."""
+    """Separate predictors that declare columns from predictors that use the metrics."""
     own = {name: one for name, one in predictors.items() if hasattr(one, "columns")}
     return own, {name: one for name, one in predictors.items() if name not in own}
 
@@ -73,7 +73,7 @@ def joined(first: PredictionResult, second: PredictionResult) -> PredictionResul
 def study_own_evidence(
     predictors: Mapping[str, Predictor], table: PairTable, methods: Sequence[str], settings: Any
 ) -> OwnEvidence:
-    """Score each predictor on its own columns, and test these columns in the same way as the metrics.
+    """Score each predictor on its columns, and test these columns in the same way as the metrics.
 
     A predictor uses the first of its alternatives that all pairs have, or the last one if none is complete. A
     predictor whose columns the table lacks predicts nothing, with a note.

@@ -32,7 +32,7 @@ def read(path: Path | str) -> dict[str, Any]:
     file = path / FILE if path.is_dir() else path
     if not file.is_file():
         raise UserError(
-            f"No fitted predictor at {file}. An analysis with outcomes and four tasks or more leaves one in its "
+            f"No fitted predictor at {file}. An analysis with outcomes of at least four tasks writes one to its "
             "run folder: give that folder, as in fitted=outputs/demo."
         )
     try:

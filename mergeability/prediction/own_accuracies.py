@@ -23,7 +23,7 @@ _SAME = 1e-6
 
 
 def with_finetuned_accuracy(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add the column `finetuned_accuracy`, the mean of the two models' own accuracies, where they are known.
+    """Add the column `finetuned_accuracy`, the mean accuracy of the two fine-tuned models, where known.
 
     They are the columns `finetuned_accuracy_a` and `finetuned_accuracy_b`; missing values are derived from the
     outcomes if possible (`implied_accuracies`). An existing column is kept.

@@ -297,7 +297,9 @@ def _check_columns(frame: pd.DataFrame, metrics: Sequence[str], outcomes: Sequen
         names = repeated or sorted({name for name in metrics if list(metrics).count(name) > 1})
         raise UserError(f"Column {summarise_names(names)} is given more than once; keep one of each.")
     if not metrics:
-        raise UserError("Prediction requires at least one metric: set suite.metrics=[...].")
+        raise UserError(
+            "Prediction requires at least one metric: name columns in metrics, or in suite.metrics=[...]."
+        )
     leaks = [name for name in metrics if name in outcomes or _OUTCOME.fullmatch(name)]
     if leaks:
         raise UserError(
@@ -351,7 +353,7 @@ def numbers_in(frame: pd.DataFrame, name: str) -> Float[np.ndarray, " n"]:
     text = np.flatnonzero(np.isnan(numbers) & column.notna().to_numpy())
     if len(text):
         raise UserError(
-            f"Column {short(name)} must hold numbers, and row {text[0] + 1} holds {shown(column.iloc[text[0]])}."
+            f"Column {short(name)} must contain numbers, but row {text[0] + 1} holds {shown(column.iloc[text[0]])}."
         )
     infinite = np.flatnonzero(np.isinf(numbers))
     if len(infinite):

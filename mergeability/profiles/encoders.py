@@ -23,7 +23,7 @@ def last_layer(encoder: nn.Module) -> str:
         return "layer4"
     raise UserError(
         f"{type(encoder).__name__} has neither transformer.resblocks nor layer4: "
-        "set profile.layer to the layer whose activations to average."
+        "set the layer whose activations to average (profile.layer)."
     )
 
 

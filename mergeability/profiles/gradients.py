@@ -74,7 +74,7 @@ class OwnGradients:
         return {**named, "inputs": gradients.inputs}
 
     def combine(self, subject: Subject) -> tuple[Store, dict[str, dict[str, Any]]]:
-        """Compute every model's gradients and keep them in a store; return the store, and task → key."""
+        """Compute and store every model's gradients; return the store, and task → key."""
         keys = ensure_entries(self, subject, subject.data_store)
         return subject.data_store, keys
 

@@ -1,4 +1,4 @@
-"""The inputs of each linear layer of one model on its own samples, as Gram matrices XᵀX.
+"""Gram matrices XᵀX of the inputs of each linear layer of a model on its own samples.
 
 Linear layers are detected during the forward pass: wherever a weight of the encoder is the right factor of a
 matrix product. Module hooks would miss some: attention multiplies by its projection weights without

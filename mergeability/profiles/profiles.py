@@ -152,7 +152,7 @@ class Profiles:
         return found["singular_values"][:, :, :count]
 
     def decompose(self, k: int = SUBSPACE_SIZE) -> None:
-        """Compute the first and last k singular vectors, and the singular values, of all matrices; keep them stored."""
+        """Compute the first and last k singular vectors, and the singular values, of all matrices, and store them."""
         SubspaceOverlaps(k).decompose(self.subject)
 
     def sign_counts(self, density: float | int = 0.2) -> SignCounts:
@@ -186,7 +186,7 @@ class Profiles:
         return frozenset(name for name in self.subject.tensors if name.removeprefix(PREFIX) in own)
 
     def fisher(self) -> dict[str, Read]:
-        """Compute every model's diagonal Fisher information, keep it in a store, and return functions that read it.
+        """Compute every model's diagonal Fisher information, store it, and return functions that read it.
 
         F = mean over the task's own samples of the squared gradient of the cross-entropy at the true label, entry by
         entry. It is read in ranges, since each is as large as a model.
@@ -200,7 +200,7 @@ class Profiles:
         return self.evidence(FisherInformation())
 
     def linear_inputs(self) -> tuple[dict[str, list[LinearPart]], dict[str, ReadGram]]:
-        """Compute the Gram matrices XᵀX of the inputs of every model's linear layers, and keep them in a store.
+        """Compute the Gram matrices XᵀX of the inputs of every model's linear layers, and store them.
 
         X holds the inputs on the task's own samples, one row per token and sample. The matrices are read layer by
         layer, since together they are as large as one or two models.

@@ -169,7 +169,7 @@ def merge(
     name = method if isinstance(method, str) else type(method).__name__
     if options and not isinstance(method, str):
         raise UserError(
-            "options can only be used with a method given by name; set them on the method object."
+            "options can only be used with a method given by name; for a method object, set its attributes."
         )
     if chosen.needs_data:
         raise UserError(

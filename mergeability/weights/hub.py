@@ -94,8 +94,8 @@ def _in_folder(folder: Path) -> Path:
         raise UserError(f"Cannot read {folder}: {error.strerror or error}.") from error
     given = f" It holds {listed(files)}." if files else ""
     raise UserError(
-        f"{folder} holds none of {', '.join(WEIGHTS)}, nor an index of several files: give the file of the weights "
-        f"itself.{given}"
+        f"{folder} contains none of {', '.join(WEIGHTS)} and no index of several files: give the path of the weights "
+        f"file.{given}"
     )
 
 
@@ -374,4 +374,6 @@ def _from_hub(repository: str) -> Path:
                 f"reached ({type(error).__name__}). Run `hf download {repository}` where there is a network, then set "
                 "HF_HOME to a copy of that cache, or give the path of the downloaded file."
             ) from error
-    raise UserError(f"The repository {repository} holds none of {', '.join(WEIGHTS)}: give the file itself.")
+    raise UserError(
+        f"The repository {repository} contains none of {', '.join(WEIGHTS)}: give the path of a file."
+    )

@@ -129,7 +129,7 @@ def write_rows(
             file.write(data)
         text = json.dumps(header).encode()
         if len(text) > _HEADER:
-            raise UserError(f"The header of {path} takes {len(text)} bytes, {_HEADER} at most.")
+            raise UserError(f"The header of {path} has {len(text)} bytes, but at most {_HEADER} are allowed.")
         file.seek(0)
         file.write(_HEADER.to_bytes(8, "little") + text.ljust(_HEADER))
 

@@ -86,7 +86,7 @@ class ShardedFile:
         )
         if unnamed:
             raise UserError(
-                f"The files of {self.path} hold {len(unnamed)} tensors that it does not list: "
+                f"The files of {self.path} contain {len(unnamed)} tensors that it does not list: "
                 f"{listed(unnamed)}. They may "
                 "belong to another model: copy the folder again."
             )

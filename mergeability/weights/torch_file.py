@@ -109,7 +109,7 @@ def load_pickle(path: Path) -> Any:
             raise _not_whole(path, error) from error
         raise UserError(
             f"{path} contains pickled objects in addition to tensors, such as a whole module; loading them would run "
-            f"code from the file, so it is refused ({_first_line(error)}). {_INSTEAD}"
+            f"code from the file, so the file is rejected ({_first_line(error)}). {_INSTEAD}"
         ) from error
     except _DAMAGE as error:
         raise _not_whole(path, error) from error
@@ -142,8 +142,9 @@ def _tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
     for kind, (is_such, cure) in _UNREADABLE.items():
         if such := sorted(name for name, value in loaded.items() if is_such(value)):
             raise UserError(
-                f"Expected plain tensors in {path}, but {len(such)} of them are {kind}: {listed(such)}. Where the "
-                f"model was made, {cure}, and save it again."
+                f"Expected plain tensors in {path}, but {len(such)} of them are {kind}: {listed(such)}. On the "
+                "machine where the "
+                f"model was created, {cure}, and save it again."
             )
     return {name: value.detach() for name, value in loaded.items()}
 

@@ -127,7 +127,7 @@ def _check_activation(config: Path, model: str, quick_gelu: bool) -> None:
         activation = part.get("hidden_act", "quick_gelu")
         if (activation == "quick_gelu") != quick_gelu:
             raise UserError(
-                f"{config} specifies hidden_act={activation}, but model={model} computes with "
+                f"{config} specifies hidden_act={activation}, but model={model} uses "
                 f"{'quick_gelu' if quick_gelu else 'gelu'}: choose an architecture "
                 f"{'without' if quick_gelu else 'with'} '-quickgelu' in its name (model.architecture=…)."
             )

@@ -203,7 +203,7 @@ def test_methods_that_need_data_name_those_that_do_not(bare):
     [
         (["merge=ties"], "set save=true, or remove merge="),
         (["merge=ties", "save=true", "alpha=tuned"], "Tuning alpha requires validation images"),
-        (["merge=slerp", "save=true", "arity=3"], "slerp merges exactly 2 models, and arity asks for 3"),
+        (["merge=slerp", "save=true", "arity=3"], "slerp merges exactly 2 models, but arity=3"),
         (["merge=ties", "save=true", "arity=4"], "arity=4 is more than the 3 models"),
         (["merge=ties", "save=true", "pairs=[[task0, task9]]"], "pairs names task9"),
         (["merge=ties", "save=true", "pairs=[[task0, task1]]", "arity=3"], "either pairs=… or arity=…"),
@@ -233,7 +233,7 @@ def test_limits_of_how_far_a_model_may_be_from_its_base_are_options(bare):
     refused(bare("suite.refuse_above=1e-6")[0], "not fine-tuned from this base")
     ended, _ = bare("suite.warn_above=1e-6")
     assert ended.code == 0
-    assert "is this its base?" in ended.output
+    assert "was it fine-tuned from this base?" in ended.output
 
 
 def test_options_that_change_a_matrix_change_its_merge(bare, tmp_path):

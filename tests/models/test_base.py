@@ -147,7 +147,7 @@ def test_a_left_over_name_of_open_clip_is_listed(tmp_path):
 
 
 def test_another_activation_beside_the_weights_is_noticed(folder):
-    with pytest.raises(UserError, match="specifies hidden_act=quick_gelu, but model=tiny computes with gelu"):
+    with pytest.raises(UserError, match="specifies hidden_act=quick_gelu, but model=tiny uses gelu"):
         model(architecture=ARCHITECTURE | {"quick_gelu": False}, pretrained=str(folder)).build()
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["hidden_act"] = "gelu"

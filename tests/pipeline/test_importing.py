@@ -182,7 +182,7 @@ def test_the_hub_is_asked_for_one_kind_of_file_after_the_other(cache, tmp_path, 
         raise huggingface_hub.errors.EntryNotFoundError("404")
 
     monkeypatch.setattr(hub, "downloaded", nothing)
-    with pytest.raises(UserError, match=r"holds none of model\.safetensors"):
+    with pytest.raises(UserError, match=r"contains none of model\.safetensors"):
         hub.find_weights("somebody/svhn")
 
 

@@ -82,9 +82,9 @@ def test_without_a_correlation_above_0_the_best_mean_is_taken_and_no_driver_name
     found = verdict(_scored(_scorer(r_low=-0.2)))
     assert found.recommended == "tsv"
     assert "predicted no better than the mean outcome" in " ".join(found.sureness)
-    assert "best mean is taken for every pair" in " ".join(found.choice)
-    assert "moves this prediction" not in str(found)
-    assert "moves this prediction" in str(verdict(_scored(_scorer(r_low=0.2))))
+    assert "best mean is recommended for every pair" in " ".join(found.choice)
+    assert "move this prediction" not in str(found)
+    assert "move this prediction" in str(verdict(_scored(_scorer(r_low=0.2))))
 
 
 def test_a_probe_alone_is_read_directly():
@@ -171,9 +171,7 @@ def test_the_direction_is_that_of_the_pairs(sign, word):
     analysis = _suite([_record("known", "tsv", 0.7, 0.4, 0.9)], {"intervals": INTERVALS})
     pairs = analysis.pairs.assign(zero_shot_ratio=sign * analysis.pairs["norm_acc_tsv"])
     found = verdict(replace(analysis, pairs=pairs))
-    assert found.reasons[0].startswith(
-        f"These models merge {word} if the base is already nearly as accurate"
-    )
+    assert found.reasons[0].startswith(f"These models merge {word} if the base is already nearly as accurate")
 
 
 def test_evidence_that_predicts_nothing_gives_no_reasons():

@@ -343,7 +343,7 @@ def test_what_is_missing_is_named(load, views):
     with pytest.raises(UserError, match="no zero-shot head for 'b'"):
         Profiles(vectors, without_head).gram("encoder_gradient")
     without_images = replace(views, calibration={"a": views.calibration["a"]})
-    with pytest.raises(UserError, match="No calibration images for 'b'"):
+    with pytest.raises(UserError, match="There are no calibration images for 'b'"):
         Profiles(vectors, without_images).gram("input_gradient")
     images, labels = views.calibration["c"].tensors["images"], views.calibration["c"].labels
     fewer = replace(views, calibration={**views.calibration, "c": samples_of(images[:2], labels[:2])})

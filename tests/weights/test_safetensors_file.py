@@ -201,5 +201,5 @@ def test_no_rows_or_too_long_a_header_are_refused(tmp_path):
     path = tmp_path / "rows.safetensors"
     with pytest.raises(UserError, match="no rows to write"):
         write_rows(path, "rows", iter([]), dict, {})
-    with pytest.raises(UserError, match=r"header .* takes \d+ bytes, 4096 at most"):
+    with pytest.raises(UserError, match=r"header .* has \d+ bytes, but at most 4096 are allowed"):
         write_rows(path, "rows", iter([torch.zeros(1, 2, dtype=torch.uint8)]), dict, {"a": "b" * 5000})

@@ -51,7 +51,7 @@ def take_over(launcher: DictConfig) -> None:
 
 
 def forget_schemas() -> None:
-    """Unregister the plugins' own launcher configurations, so that the files of `conf/hydra/launcher` are used instead.
+    """Unregister the launcher configurations of plugins, so that the files of `conf/hydra/launcher` are used.
 
     Plugins register schemas under the same names, and Hydra would check the files against these.
     """

@@ -44,15 +44,15 @@ def share(
     Share(at_once=4, threads=4, gpus=0.5)
 
     Args:
-        jobs: how many there are.
+        jobs: number of jobs.
         n_jobs: jobs at once; None or -1: as many as the cores and GPUs allow.
         threads: of each job; None: what the cores allow.
-        gpus: of each job; None: 1 where there are any.
+        gpus: GPUs per job; None: 1 if there are GPUs.
         cores: of the machine.
         devices: its GPUs.
 
     Raises:
-        UserError: a number that is not positive, or more GPUs than there are.
+        UserError: a number is not positive, or exceeds the number of GPUs.
     """
     for name, value in (("n_jobs", None if n_jobs == -1 else n_jobs), ("threads", threads)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -64,7 +64,7 @@ def share(
     each = (1 if devices else 0) if gpus is None else gpus
     if each > devices:
         raise UserError(
-            f"Each job requires {each:g} GPUs (hydra.launcher.gpus), but this machine has {devices} here."
+            f"Each job requires {each:g} GPUs (hydra.launcher.gpus), but this machine has {devices}."
         )
     limit = max(1, cores // (threads or 1))
     if each:
@@ -72,7 +72,7 @@ def share(
     chosen = min(jobs, limit) if n_jobs is None or n_jobs == -1 else n_jobs
     if each and chosen > int(devices / each):
         raise UserError(
-            f"{chosen} jobs at once with {each:g} GPUs each need more than the {devices} GPUs here. "
+            f"{chosen} jobs at once with {each:g} GPUs each require more than the {devices} GPUs of this machine. "
             "Choose a smaller hydra.launcher.n_jobs or hydra.launcher.gpus."
         )
     own = threads or max(1, cores // chosen)

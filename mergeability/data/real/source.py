@@ -123,7 +123,7 @@ class ImageSource:
         yield from decoded(self._encoded(split, chosen), work, self.layout.transpose)
 
     def stream(self, split: Split, work: Callable[[Tensor], T]) -> Iterator[tuple[T, int]]:
-        """Decode a split in order, apply `work` to each image, and yield what it returns with the label.
+        """Decode a split in order, apply `work` to each image, and yield its result with the label.
 
         Raises:
             UserError: more than the share `max_corrupt` cannot be decoded; the message names examples.

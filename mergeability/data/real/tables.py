@@ -161,7 +161,7 @@ class ArrowTables:
         wrong = labels[(labels < 0) | (labels >= len(self.classes.names))]
         if len(wrong):
             raise UserError(
-                f"Task {self.classes.task!r}: expected labels in 0..{len(self.classes.names) - 1}, one a class "
+                f"Task {self.classes.task!r}: expected labels in 0..{len(self.classes.names) - 1}, one per class "
                 f"name, but {len(wrong)} rows of {where} have other labels, such as {int(wrong[0])}. Check "
                 "dataset.label."
             )
@@ -190,7 +190,7 @@ def open_disk(path: Path, layout: Layout, classes: ClassNames) -> ArrowTables:
     others = sorted(path.parent.name for path in folder.glob("*/dataset_dict.json"))
     if others:
         raise UserError(
-            f"Task {classes.task!r}: {folder} holds copies of {', '.join(others[:5])}, and none called "
+            f"Task {classes.task!r}: {folder} contains copies of {', '.join(others[:5])}, but none named "
             f"{classes.task}. Copy that dataset too, or point task.path to its folder."
         )
     for state in sorted(folder.glob("*/state.json")):
@@ -206,8 +206,9 @@ def open_disk(path: Path, layout: Layout, classes: ClassNames) -> ArrowTables:
             opened = library.load_dataset(str(folder), layout.config)
     except (OSError, ValueError, library.exceptions.DatasetsError) as error:
         raise UserError(
-            f"Task {classes.task!r}: {folder} cannot be read as a dataset ({_first_line(error)}). Expected what "
-            "save_to_disk wrote, or Parquet files; for a tree of images, set task.source=folder."
+            f"Task {classes.task!r}: {folder} cannot be read as a dataset ({_first_line(error)}). Expected a "
+            "folder written by "
+            "save_to_disk, or Parquet files; for a tree of images, set task.source=folder."
         ) from error
     return ArrowTables(_by_split(opened, str(folder), classes), layout, classes, str(folder))
 

@@ -1,4 +1,4 @@
-"""Input checks shared by all predictors: those of scikit-learn, with plain types."""
+"""Input checks shared by all predictors, based on scikit-learn's, with plain types."""
 
 from collections.abc import Sequence
 from typing import Any

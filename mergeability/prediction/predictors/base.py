@@ -14,7 +14,7 @@ from mergeability.prediction.predictors.arrays import Problem
 
 @runtime_checkable
 class Predictor(Protocol):
-    """Interface of a predictor: that of a scikit-learn regressor.
+    """Interface of predictors, the same as that of scikit-learn regressors.
 
     Optional attributes, which `traits` reads and scikit-learn's own regressors need not declare:
 

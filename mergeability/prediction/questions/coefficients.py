@@ -39,7 +39,7 @@ def coefficient_table(coefficients: pd.DataFrame) -> pd.DataFrame:
 
 
 def stable_metrics(table: pd.DataFrame) -> pd.DataFrame:
-    """Find the metrics whose mean coefficient has one sign under every method.
+    """Find the metrics whose mean coefficient has the same sign for all methods.
 
     Args:
         table: the result of `coefficient_table`.

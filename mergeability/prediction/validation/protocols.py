@@ -77,7 +77,7 @@ class _Splitter(ABC):
     def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterator[InnerFold]:
         """Yield the training and validation rows of each fold; `groups` are the pairs of tasks."""
         if groups is None:
-            raise UserError("The pairs of tasks are needed to split: pass groups=<(n, 2) task names>.")
+            raise UserError("Splitting requires the pairs of tasks: pass groups=<(n, 2) task names>.")
         for fold in self.folds(groups):
             yield fold.training, fold.validation
 
