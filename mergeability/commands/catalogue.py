@@ -58,7 +58,7 @@ _WIDTH = 100
 
 
 def entries(kind: str) -> tuple[Entry, ...]:
-    """List the members of a kind, in the order of tables.
+    """List the members of a kind in table order.
 
     Args:
         kind: a key of `KINDS`.

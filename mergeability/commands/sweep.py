@@ -103,7 +103,7 @@ class Ledger(Callback):
         )
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Record how the job has ended."""
+        """Record the outcome of the job."""
         failed = job_return.status != JobStatus.COMPLETED
         # Otherwise Hydra would print "Error executing job with overrides" before the message.
         # Hydra creates the job's return value, so replacing its class is the only way to change how it raises.

@@ -116,7 +116,7 @@ class Merge:
 
 
 def given_alpha(alpha: float | str, merge: Merge) -> tuple[float, str]:
-    """Resolve a scale without tuning, a number or "own", to a number; also return its source."""
+    """Convert a scale that is not tuned (a number or "own") to a number; also return its source."""
     if isinstance(alpha, str):
         return fixed_alpha(merge.method, merge.task_vectors), "the method's own"
     return float(alpha), "given for all methods"

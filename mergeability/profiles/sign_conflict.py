@@ -60,7 +60,7 @@ class SignConflicts:
     density: float | int = 0.2
 
     def combine(self, subject: Subject) -> SignCounts:
-        """Count for every pair, with one store entry per layer, after checking that the models share the base."""
+        """Compute both counts for every pair, with one store entry per layer, after checking the base of the models."""
         subject.task_vectors.check_base()
         return count_signs(subject.task_vectors, self.density, subject.run)
 

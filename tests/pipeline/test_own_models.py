@@ -207,7 +207,7 @@ BAD = [
     (lambda m: m["digits"].update(templates=["a photo"]), (), "lacks the placeholder {} for the class name"),
     (lambda m: m["digits"].update(labels="labels.csv"), (), "unknown labels"),
     (lambda m: m["digits"].pop("images"), (), "has no images"),
-    (lambda m: m["digits"].pop("classes"), (), "suite.models.digits needs a head"),
+    (lambda m: m["digits"].pop("classes"), (), "suite.models.digits requires a head"),
     (lambda m: m.pop("digits"), (), "two or more models"),
     (lambda m: None, ("suite.models=nowhere.yaml",), "No file nowhere.yaml that describes models"),
     (lambda m: None, ("profile.unlabelled=7",), "at least 8 images"),

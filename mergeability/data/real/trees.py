@@ -1,4 +1,4 @@
-"""Splits of a dataset as rows: trees of image files, with one folder per split and in it one per class."""
+"""Splits of a dataset as rows, from trees of image files: <split>/<class>/<image>."""
 
 import hashlib
 import os

@@ -44,7 +44,7 @@ class Split:
 
     @property
     def label(self) -> str:
-        """Name the fold by its tasks."""
+        """Return the name of the fold, made of its held-out tasks."""
         return "+".join(self.held_out)
 
 
