@@ -38,6 +38,7 @@ def streamed_gram(read: Read, count: int, size: int, *, device: str = "cpu") -> 
     groups = [range(first, min(first + group, count)) for first in range(0, count, group)]
     gram = np.zeros((count, count), dtype=np.float64)
     for position, rows in enumerate(groups):
+        # Upper triangle of groups only; the lower one is its transpose.
         for columns in groups[position:]:
             # Values that are not finite appear in the result, where the caller reports them.
             with np.errstate(invalid="ignore", over="ignore"):

@@ -90,6 +90,7 @@ class IsoCTS:
     def _directions_per_task(self, smaller: int, tasks: int) -> int:
         """Return the number of each task's own directions, s/T, of m."""
         rest = smaller - math.floor(self.common * smaller)
+        # At most m/T directions per task, so that the concatenated bases have at most m columns.
         return min(round(rest / tasks), smaller // tasks)
 
 

@@ -104,6 +104,7 @@ class RegMean:
             )
             for task, delta in zip(task_vectors.tasks, stack, strict=True):
                 gram = _shrunk(grams[task](part), self.scale)
+                # One model's Gram matrix at a time, because together they are as large as several models.
                 total += gram
                 own = delta.double()
                 weighted += gram @ ((own if part.inputs_first else own.mT[:, outputs]) - centre)
@@ -123,6 +124,7 @@ def _outputs(part: LinearPart, parameter: Parameter) -> slice | None:
 def _shrunk(gram: Float64[Tensor, "d d"], scale: float | int) -> Float64[Tensor, "d d"]:
     """Multiply the off-diagonal entries by `scale`."""
     shrunk = gram * scale
+    # The paper scales only off-diagonal entries, which bounds the eigenvalues away from 0.
     shrunk.diagonal().copy_(gram.diagonal())
     return shrunk
 

@@ -74,6 +74,7 @@ class Ties:
     def _merge_tensor(self, _name: str, stack: Tensor) -> Tensor:
         magnitudes = stack.reshape(len(stack), -1).abs()
         size = magnitudes.shape[1]
+        # kthvalue does not accept empty tensors.
         if size == 0:
             return stack[0]
         rank = max(1, size - math.floor(self.density * size))
@@ -95,6 +96,7 @@ class Ties:
         merged = stream(task_vectors, merge)
         # If models cancel exactly, the majority sign decides, which is known only after all tensors were read.
         majority = _sign(sum(balances))
+        # Only the tensors with cancelled entries are read a second time.
         return merged | stream(
             task_vectors, lambda _name, stack: self._elect(stack, thresholds, majority)[0], only=again
         )
@@ -116,6 +118,7 @@ class Ties:
             trimmed = block * kept
             elected = trimmed.sum(0).sign_()
             balance += int(elected.sum())
+            # Entries that no model keeps are 0 in any case; only kept entries that cancel need a sign.
             cancelled = (elected == 0) & _any(kept)
             if cancelled.any():
                 undecided = True

@@ -72,4 +72,5 @@ def _recompose(
     left = polar_factor_of_bases(U.masked_fill(zero[:, None, :], 0))
     right = polar_factor_of_bases(Vh.masked_fill(zero[:, :, None], 0).mT)
     *first, last = left
+    # multi_dot chooses the cheapest order of the factors, which are thin or small.
     return torch.linalg.multi_dot([*first, last * S.flatten(), *(part.mT for part in reversed(right))])

@@ -132,11 +132,14 @@ class Dyadic(RegressorMixin, BaseEstimator):
         xx, xj = moments.gram[:, :metrics, :metrics], moments.gram[:, :metrics, metrics:]
         jj = moments.gram[:, metrics:, metrics:]
         xy, jy = moments.cross[:, :metrics], moments.cross[:, metrics:]
+        # Metrics and outcomes share the incidence columns, so one solve gives the effects of both.
         both = np.concatenate([xj.mT, jy], axis=2)
         effects = np.linalg.solve(jj + self.task_strength * np.eye(tasks), both)
         of_metrics, of_outcome = effects[..., :metrics], effects[..., metrics:]
         left = xx - xj @ of_metrics - of_metrics.mT @ xj.mT + of_metrics.mT @ jj @ of_metrics
         left_cross = xy - xj @ of_outcome - of_metrics.mT @ jy + of_metrics.mT @ jj @ of_outcome
+        # Symmetrised, because eigh reads only one triangle and rounding makes the two differ.
         weights = ridge_weights((left + left.mT) / 2, left_cross, strengths)
+        # Weights for unadjusted metrics: (x − Ja)·w + Ju = x·w + J(u − aw).
         of_tasks = of_outcome[:, None] - of_metrics[:, None] @ weights
         return np.concatenate([weights, of_tasks], axis=2)

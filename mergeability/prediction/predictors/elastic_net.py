@@ -82,14 +82,14 @@ class ElasticNet(RegressorMixin, BaseEstimator):
         self._check_settings()
         X, y = training_arrays(self, X, y)
         folds = interleaved_folds(len(y)) if folds is None else folds
-        unit = (
-            float(y.std()) or 1.0
-        )  # Scaled to unit variance, so that `tolerance` means the same for every outcome.
+        # Scaled to unit variance, so that `tolerance` means the same for every outcome.
+        unit = float(y.std()) or 1.0
         outcome = y / unit
         grid = self._grid(X, outcome)
         errors = [self._fold_errors(X, outcome, *fold, grid) for fold in folds]
         best = int(np.argmin(np.mean(errors, axis=0))) if errors else 0
         self.strength_ = float(grid[best] * unit)
+        # Solve along the path up to the chosen strength, because warm starts are faster than one cold start.
         weights, converged = self._path(X, outcome, grid[: best + 1])
         if not converged:
             logger.warning(
@@ -120,6 +120,7 @@ class ElasticNet(RegressorMixin, BaseEstimator):
     def _grid(
         self, X: Float[np.ndarray, "n m"], y: Float[np.ndarray, " n"]
     ) -> Float[np.ndarray, " strengths"]:
+        # The smallest strength at which all weights are 0, from the optimality conditions of the L1 penalty.
         largest = float(np.abs((X - X.mean(axis=0)).T @ (y - y.mean())).max() / len(y) / self.l1_ratio)
         # If no metric correlates with y, every strength gives w = 0, but the solver requires a positive one.
         return (largest or 1.0) * np.geomspace(1.0, self.smallest, self.strengths)

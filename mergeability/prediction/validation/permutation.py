@@ -95,6 +95,7 @@ class _Test:
         self.X = RangeScaler().fit_transform(rows.features)
         self.J = rows.incidence
         self.index = _pair_index(rows.incidence)
+        # The columns of the two ones in each incidence row.
         self.ends = np.argsort(-rows.incidence, axis=1, kind="stable")[:, :2]
 
     def run(self, permutations: int, seed: int, progress: Progress) -> dict[str, Float[np.ndarray, " K"]]:
@@ -103,6 +104,7 @@ class _Test:
         draws = _draws(self.J.shape[1], permutations, seed)
         for drawn in progress(draws, "permutation test", permutations):
             other_r, other_gain = self._statistics(self.index[drawn[self.ends[:, 0]], drawn[self.ends[:, 1]]])
+            # The observed statistic counts among the permutations (1 + …), so that p is never 0.
             as_good += [other_r >= r, other_gain >= gain]
         p = (1 + as_good) / (1 + permutations) if permutations else np.full(as_good.shape, np.nan)
         undefined = np.isnan(np.stack([r, gain]))
@@ -169,6 +171,7 @@ def _single_rows(
     found = []
     by_rows: dict[bytes, list[str]] = {}
     for metric in table.metrics:
+        # Metrics with the same known pairs are tested together, with the same permutations.
         known = ~np.isnan(outcome) & table.frame[metric].notna().to_numpy()
         by_rows.setdefault(known.tobytes(), []).append(metric)
     for key, metrics in by_rows.items():
