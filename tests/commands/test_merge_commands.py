@@ -204,7 +204,7 @@ def test_methods_that_need_data_name_those_that_do_not(bare):
         (["merge=ties"], "set save=true, or remove merge="),
         (["merge=ties", "save=true", "alpha=tuned"], "Tuning alpha requires validation images"),
         (["merge=slerp", "save=true", "arity=3"], "slerp merges exactly 2 models, but arity=3"),
-        (["merge=ties", "save=true", "arity=4"], "arity=4 is more than the 3 models"),
+        (["merge=ties", "save=true", "arity=4"], "arity=4 exceeds the 3 models"),
         (["merge=ties", "save=true", "pairs=[[task0, task9]]"], "pairs names task9"),
         (["merge=ties", "save=true", "pairs=[[task0, task1]]", "arity=3"], "either pairs=… or arity=…"),
         (
@@ -225,7 +225,7 @@ def test_what_cannot_be_done_is_one_sentence(bare, arguments, part):
 def test_merges_that_will_not_fit_on_the_disk_are_refused_before_the_first(bare, monkeypatch):
     monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**5))
     ended, folder = bare("merge=[average,ta]", "save=true")
-    refused(ended, "Saving 6 merges of", "choose pairs=…")
+    refused(ended, "Saving 6 merges of", "choose fewer pairs with pairs=…")
     assert not list(folder.rglob("model.safetensors"))
 
 
