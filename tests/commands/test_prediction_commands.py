@@ -203,7 +203,7 @@ BAD = {
         spoil("task_vector_cosine_similarity", 1.02),
         ("holds 1.02 for a and d", "outside its range [-1, 1]"),
     ),
-    "text": (spoil("stable_rank", "high"), ("stable_rank must hold numbers", "row 3", "high")),
+    "text": (spoil("stable_rank", "high"), ("stable_rank must contain numbers", "row 3", "high")),
     "infinite": (spoil("norm_acc_ta", np.inf), ("infinite in row 3",)),
     "both orders": (
         lambda frame: pd.concat(

@@ -24,7 +24,7 @@ def _with(table: pd.DataFrame, row: int, column: str, value: object) -> pd.DataF
         (lambda t: t.drop(columns="second"), "no column second"),
         (lambda t: t.drop(columns="task_b"), "no column task_b"),
         (lambda t: _with(t, 3, "first", "high"), "Column first must contain numbers, but row 4 holds 'high'"),
-        (lambda t: _with(t, 0, OUTCOME, "n/a?"), "Column norm_acc_ties must hold numbers"),
+        (lambda t: _with(t, 0, OUTCOME, "n/a?"), "Column norm_acc_ties must contain numbers"),
         (lambda t: _with(t, 2, "third", np.inf), "infinite in row 3"),
         (lambda t: _with(t, 1, "task_a", None), "Row 2 of the pair table lacks"),
         (lambda t: _with(t, 1, "task_b", "a"), "with itself"),
