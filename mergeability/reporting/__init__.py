@@ -2,5 +2,5 @@
 
 import lazy_loader
 
-# Names are imported on first access (lazy_loader), as listed in `__init__.pyi`, which type checkers also read.
+# The names are listed in `__init__.pyi`, for type checkers too.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
