@@ -8,7 +8,7 @@ from mergeability.commands import analyze, run
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="analyze")
 def main(cfg: DictConfig) -> float | tuple[float, ...] | None:
-    """Run the analysis the configuration describes; leave its tables and its report in the run folder."""
+    """Run the analysis described by the configuration; write its tables and report to the run folder."""
     return analyze.job(cfg)
 
 

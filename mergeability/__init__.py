@@ -1,19 +1,19 @@
 """Will these fine-tuned models merge well, with which method, and why?
 
-The way of the data, package by package:
+The data flow through the packages:
 
 1. `data`: tasks, their inputs, calibration samples.
 2. `models`: CLIP, its zero-shot heads, the mini CLIP.
 3. `finetuning`: one model per task, with optional penalties.
-4. `weights`: checkpoints on disk, in every layout that is read.
-5. `task_vectors`: what fine-tuning changed.
-6. `profiles`: the evidence about each model (Gram matrices, singular vectors, activations, gradients).
-7. `metrics`: how two models relate, as arithmetic on T×T matrices.
-8. `merging`: one model from many.
-9. `evaluation`: how good a merge is.
-10. `prediction`: the outcome of a merge predicted from metrics, and how well.
+4. `weights`: checkpoints on disk, in all supported layouts.
+5. `task_vectors`: the changes of the weights by fine-tuning.
+6. `profiles`: stored quantities of each model (Gram matrices, singular vectors, activations, gradients).
+7. `metrics`: pairwise metrics, computed from T×T matrices.
+8. `merging`: merge methods.
+9. `evaluation`: accuracies of merges.
+10. `prediction`: predicts outcomes of merges from metrics, and validates these predictions.
 
-`pipeline` runs these steps in order, `reporting` shows what was found, `commands` holds the command lines.
+`pipeline` runs these steps in order, `reporting` writes reports, and `commands` contains the command lines.
 
 Examples:
     >>> from mergeability import measure, merging
@@ -29,5 +29,5 @@ import lazy_loader
 
 __version__ = "0.1.0"
 
-# The names are listed in `__init__.pyi`, for type checkers too.
+# Names are imported on first access (lazy_loader), as listed in `__init__.pyi`, which type checkers also read.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

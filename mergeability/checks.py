@@ -1,4 +1,4 @@
-"""Guards for values and names that come from a user: YAML reads `true` as a number and `.nan` as a float.
+"""Checks of values and names given by users: in Python `True` is also an int, and YAML allows `.nan` as a float.
 
 The names below are annotations: what a class or function of `conf` declares for an argument is what the commands check
 before anything is made of a configuration.
@@ -16,14 +16,14 @@ from mergeability.errors import UserError, shown
 
 @dataclass(frozen=True)
 class Bounds:
-    """The lowest and the highest value of a number; `above` leaves the lowest one out."""
+    """The lowest and highest allowed value of a number; `above` excludes the lowest."""
 
     low: float | int = -math.inf
     high: float | int = math.inf
     above: bool = False
 
     def admits(self, value: float | int) -> bool:
-        """Return whether a number lies within.
+        """Return whether a number lies in the range.
 
         >>> Bounds(0, 1).admits(0), Bounds(0, 1, above=True).admits(0), Bounds(0, 1).admits(float("nan"))
         (True, False, False)
@@ -33,10 +33,10 @@ class Bounds:
 
 @dataclass(frozen=True)
 class OnePart:
-    """Text that names one file or folder: it leads nowhere else."""
+    """Text that is usable as the name of one file or folder: it contains no separators or `..`."""
 
 
-# No machine holds more of anything, and libraries in C take no larger numbers.
+# The limit of signed 32-bit integers, which C libraries use for counts; no setting needs more.
 _MOST = 2**31 - 1
 
 Count = Annotated[int, Bounds(1, _MOST)]
@@ -50,12 +50,12 @@ NotNegative = Annotated[float | int, Bounds(0, 1e300)]
 PathPart = Annotated[str, OnePart()]
 
 
-# Blanks and characters that nobody sees, such as the mark at the beginning of a file.
+# Blanks and invisible characters, such as a byte-order mark.
 _BLANK_ENDS = re.compile(r"^[\s\u200b\u2060\ufeff]+|[\s\u200b\u2060\ufeff]+$")
 
 
 def is_number(value: Any) -> TypeGuard[float | int]:
-    """Return whether a value is a finite number; True and False do not count.
+    """Return whether a value is a finite number; False for booleans.
 
     >>> is_number(0.5), is_number(True), is_number(float("nan")), is_number("1")
     (True, False, False, False)
@@ -64,7 +64,7 @@ def is_number(value: Any) -> TypeGuard[float | int]:
 
 
 def is_count(value: Any, least: int = 0) -> TypeGuard[int]:
-    """Return whether a value is a whole number of at least `least`; True and False do not count.
+    """Return whether a value is a whole number of at least `least`; False for booleans.
 
     >>> is_count(3), is_count(0, least=1), is_count(True), is_count(2.0)
     (True, False, False, False)
@@ -73,7 +73,7 @@ def is_count(value: Any, least: int = 0) -> TypeGuard[int]:
 
 
 def is_path_part(text: str) -> bool:
-    r"""Return whether text can name one file or folder below another, on any system and in any terminal.
+    r"""Return whether text can name a file or folder on every operating system, without control characters.
 
     >>> is_path_part("svhn"), is_path_part("../svhn"), is_path_part(".."), is_path_part("a\\b"), is_path_part("")
     (True, False, False, False, False)
@@ -90,26 +90,26 @@ def check_path_part(what: str, text: str) -> None:
     """Check that a name can be used as that of a file or folder.
 
     Raises:
-        UserError: it would lead elsewhere, or nowhere.
+        UserError: it is not a valid file name.
     """
     if not is_path_part(text):
         raise UserError(
-            f"Expected the {what} to be usable as that of a file, without / and \\ and no longer than 200 bytes, got "
+            f"Expected the {what} to be a valid file name, without / or \\ and at most 200 bytes long, got "
             f"{shown(text)}: rename it."
         )
 
 
 def clean_name(name: Any, what: str = "a name") -> str:
-    r"""Write the name of a task, model or class as it is used everywhere: no blanks at its ends, in Unicode's form NFC.
+    r"""Normalise the name of a task, model or class: strip surrounding blanks, and convert to Unicode NFC.
 
-    Numbers are names too. YAML reads words such as `no` as truth values: these are refused.
+    Numbers are valid names. YAML reads words such as `no` as booleans, which are rejected.
 
     Args:
-        name: as it was typed or read.
-        what: what it is the name of, for the message.
+        name: the name as typed or read.
+        what: the kind of object that it names, for the message.
 
     Raises:
-        UserError: it is neither text nor a number, or nothing but blanks.
+        UserError: it is neither text nor a number, or consists only of blanks.
 
     >>> clean_name(" cafe\u0301 "), clean_name(7)
     ('café', '7')
@@ -123,10 +123,10 @@ def clean_name(name: Any, what: str = "a name") -> str:
 
 
 def clean_names(names: Iterable[Any], what: str) -> dict[str, Any]:
-    """Clean names that must differ; return clean name → name as it was given, in order.
+    """Normalise names that must differ; return normalised name → given name, in order.
 
     Raises:
-        UserError: one is no name, or two are the same once blanks and the form of accents are set aside.
+        UserError: a name is invalid, or two names are equal after normalisation.
 
     >>> clean_names(["a ", "b"], "tasks")
     {'a': 'a ', 'b': 'b'}
@@ -145,7 +145,7 @@ def clean_names(names: Iterable[Any], what: str) -> dict[str, Any]:
 
 
 def lookalikes(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Return pairs of clean names that differ only by case or blanks.
+    """Return pairs of normalised names that differ only in case or blanks.
 
     >>> lookalikes(["Pets", "pets", "sea lion", "sealion", "dog"])
     [('Pets', 'pets'), ('sea lion', 'sealion')]
@@ -160,8 +160,8 @@ def lookalikes(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def alike_remarks(names: Iterable[str], what: str) -> list[str]:
-    """Return one sentence per pair of names that differ only by case or blanks."""
+    """Return one sentence per pair of names that differ only in case or blanks."""
     return [
-        f"The {what} {one!r} and {other!r} differ only by case or blanks; they are taken for two."
+        f"The {what} {one!r} and {other!r} differ only in case or blanks; they are treated as different."
         for one, other in lookalikes(names)
     ]

@@ -1,17 +1,17 @@
-"""Where numbers are computed: one setting for everything that can use a GPU."""
+"""The device setting for all computations that can use a GPU."""
 
 from mergeability.errors import UserError
 
 
 def chosen_device(name: str = "auto") -> str:
-    """Return the device to compute on: "cpu", "cuda" or "cuda:<number>"; "auto" is CUDA where there is one.
+    """Return the device to compute on: "cpu", "cuda" or "cuda:<number>"; "auto" is CUDA if available.
 
     Raises:
-        UserError: the device is unknown, or not there.
+        UserError: the device is unknown or does not exist.
     """
     if name == "cpu":
         return name
-    # Imported here: whoever stays on the CPU may need no torch.
+    # Imported here, because device=cpu does not need torch.
     import torch
 
     if name == "auto":
@@ -22,6 +22,7 @@ def chosen_device(name: str = "auto") -> str:
         raise UserError(f"Expected device to be auto, cpu, cuda or cuda:<number>; got {name!r}.")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise UserError(
-            f"There is no device {name} here: PyTorch sees {torch.cuda.device_count()} CUDA devices. Use device=cpu."
+            f"There is no device {name} on this machine: PyTorch finds {torch.cuda.device_count()} CUDA "
+            "devices. Use device=cpu."
         )
     return name

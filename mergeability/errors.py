@@ -1,4 +1,4 @@
-"""The one exception that is meant for the person at the keyboard, and text that is safe to show there."""
+"""The exception for errors that users can correct, and text that is safe to print in a terminal."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,9 +7,9 @@ from unicodedata import category
 
 
 class UserError(ValueError):
-    """Report an error that the user can correct: one sentence with the expected value, the found one, and what to do.
+    """An error that the user can correct; the message contains the expected value, the found one, and the remedy.
 
-    The commands print its text without a traceback and exit with a non-zero code. Any other exception is a defect of
+    The commands print its text without a traceback and exit with a non-zero code. Any other exception is a bug in
     this package and keeps its traceback. It is a `ValueError`.
 
     Examples:
@@ -24,7 +24,7 @@ class UserError(ValueError):
 
 
 def printable(text: str) -> str:
-    r"""Replace control characters and what else a terminal would act on by escapes; keep line breaks and tabs.
+    r"""Escape control characters and others that affect a terminal; keep line breaks and tabs.
 
     >>> print(printable("a\x1b[31mb"))
     a\x1b[31mb
@@ -38,7 +38,7 @@ def printable(text: str) -> str:
 
 
 def escaped(character: str) -> str:
-    r"""Write a character as an escape; one that stands for a byte of a file name that is not UTF-8, as that byte.
+    r"""Escape a character; a surrogate from an undecodable file name is written as its byte.
 
     >>> print(escaped("\x1b"), escaped("\udce9"))
     \x1b \xe9
@@ -49,7 +49,7 @@ def escaped(character: str) -> str:
 
 
 def shown(value: Any, limit: int = 60) -> str:
-    """Write a value that someone gave, such as a cell or a name: quoted if it is text, on one line, shortened.
+    """Format a given value, such as a cell or a name, on one line: text is quoted, and long values are shortened.
 
     >>> shown("a" * 100, limit=10), shown(0.5)
     ("'aaaaaaa…'", '0.5')
@@ -86,7 +86,7 @@ def one_line(error: BaseException) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Name the known words that are most like one that is not known, as a sentence with a blank before it.
+    """Suggest the known words closest to an unknown one, as a sentence with a leading blank.
 
     >>> did_you_mean("tis", ["ta", "ties", "tsv"])
     " Did you mean 'ties' or 'tsv'?"

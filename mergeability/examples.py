@@ -69,7 +69,7 @@ def tiny_task_vectors(**deltas: Sequence | Tensor) -> TaskVectors:
 
 
 def tiny_files() -> tuple[str, dict[str, str]]:
-    """Return the files of the three models of `tiny_task_vectors`, and of their base.
+    """Write the three models of `tiny_task_vectors` and their base; return the paths.
 
     Returns:
         Path of the base; name → path of each model.
@@ -159,7 +159,7 @@ def tiny_images(task: str = "cars", count: int = 8) -> Images:
 
 
 def tiny_profiles(*tasks: str) -> Profiles:
-    """Fine-tune the tiny encoder in name only: a random change per task, with images and heads for every metric.
+    """Make pretend fine-tuned models: a random change of the tiny encoder per task, with images and heads.
 
     Args:
         tasks: names of the models; by default `cars`, `dtd` and `svhn`.
@@ -189,7 +189,7 @@ def tiny_profiles(*tasks: str) -> Profiles:
 
 
 def tiny_evaluator(*tasks: str) -> Evaluator:
-    """Make an evaluator of the models of `tiny_profiles`, on eight images per task.
+    """Make an evaluator for the models of `tiny_profiles` with eight images per task.
 
     Args:
         tasks: names of the models; by default `cars`, `dtd` and `svhn`.
@@ -207,7 +207,7 @@ def tiny_evaluator(*tasks: str) -> Evaluator:
 
 
 def tiny_clip(**changes: Any) -> ClipModel:
-    """Describe a CLIP of one block per tower, of width 16, for images of 32×32 pixels; `build` gives it random weights.
+    """Describe a CLIP with one block of width 16 per tower, for images of 32×32 pixels and with random weights.
 
     Args:
         changes: other fields of `ClipModel`.
@@ -227,7 +227,7 @@ def tiny_clip(**changes: Any) -> ClipModel:
 
 
 def tiny_task() -> Task:
-    """Describe a task of four rendered classes: 12 training, 8 validation and 8 test images of 32×32 pixels.
+    """Return a task of four rendered classes with 12 training, 8 validation and 8 test images of 32×32 pixels.
 
     Examples:
         >>> from mergeability.examples import tiny_task
@@ -241,7 +241,7 @@ def tiny_task() -> Task:
 
 
 def write_tiny_images(folder: str | Path) -> None:
-    """Write a folder of images, as tasks with `source=folder` read it: two classes with six images in each split.
+    """Write a folder of images for tasks with `source=folder`: two classes with six images in each split.
 
     Args:
         folder: gets one folder per split, `train` and `test`, with one folder per class, `dark` and `light`.
@@ -264,7 +264,7 @@ def write_tiny_images(folder: str | Path) -> None:
 
 
 def _written(base: Mapping[str, Tensor], changes: Mapping[str, Mapping[str, Tensor]]) -> TaskVectors:
-    # Models are read from their files when they are used, so these stay until the process ends.
+    # Models are read from their files on demand, so the files must exist until the process ends.
     folder = Path(tempfile.mkdtemp(dir=_temporary_folder()))
 
     def opened(name: str, change: Mapping[str, Tensor]) -> Checkpoint:

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, locks, and the one form of JSON that is hashed."""
+"""Atomic writes of files and folders, locks, and the canonical JSON for hashes."""
 
 import contextlib
 import ctypes
@@ -18,12 +18,12 @@ from mergeability.errors import UserError
 if sys.platform != "win32":
     import fcntl
 
-# Seconds after which temporary files and folders that no process holds are left over.
+# Age in seconds after which unlocked temporary files and folders count as left over.
 LEFT_OVER = 24 * 60 * 60
 
 
 def canonical_json(value: Any) -> str:
-    """Write a value as JSON in the one form that is hashed: sorted keys, no spaces, 1.0 as 1."""
+    """Convert a value to canonical JSON: sorted keys, no spaces, 1.0 as 1."""
     return json.dumps(
         _plain_numbers(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
@@ -45,7 +45,7 @@ def digest(value: Any) -> str:
 
 @contextlib.contextmanager
 def saying_what_cannot_be_written(path: Path) -> Iterator[None]:
-    """Turn a failure of the system in the block into a sentence about `path`.
+    """Convert an OSError in the block to a UserError about `path`.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -73,7 +73,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
             os.close(handle)
             temporary = Path(name)
             yield temporary
-            # mkstemp makes files that only their owner reads; results are meant to be shared.
+            # mkstemp creates files that only their owner can read, but results are meant to be shared.
             temporary.chmod(0o644)
             temporary.replace(path)
         finally:
@@ -88,15 +88,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """Read a JSON file that holds an object; None where there is no file.
+    """Read a JSON file that contains an object; return None if it does not exist.
 
     Raises:
-        UserError: it is there but is not JSON, or something else than an object.
+        UserError: the file exists but does not contain a JSON object.
     """
     value = read_json(path)
     if value is not None and not isinstance(value, dict):
         raise UserError(
-            f"Expected an object in {path}, got {type(value).__name__}. Delete it and run again what made it."
+            f"Expected an object in {path}, got {type(value).__name__}. Delete it and repeat the command that "
+            "created it."
         )
     return value
 
@@ -105,7 +106,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; return None if it does not exist.
 
     Raises:
-        UserError: it is there but cannot be read or is not JSON.
+        UserError: the file exists but cannot be read or is not JSON.
     """
     if not path.is_file():
         return None
@@ -115,7 +116,7 @@ def read_json(path: Path) -> Any:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} is not valid JSON ({error}). Delete it and run again what made it."
+            f"{path} is not valid JSON ({error}). Delete it and repeat the command that created it."
         ) from error
 
 
@@ -142,14 +143,14 @@ def lock(file: int, *, wait: bool) -> bool | None:
 
 @contextlib.contextmanager
 def temporary_folder(beside: Path) -> Iterator[Path]:
-    """Yield an empty, locked folder next to `beside`, on the same disk; remove it afterwards if it is still there.
+    """Yield an empty, locked folder next to `beside`, on the same disk, and remove it afterwards if it still exists.
 
     Raises:
         OSError: it cannot be made there.
     """
     folder = Path(tempfile.mkdtemp(dir=beside.parent, prefix=f".{beside.name}.", suffix=".partial"))
     try:
-        # mkdtemp makes folders that only their owner reads; results are meant to be shared.
+        # mkdtemp creates folders that only their owner can read, but results are meant to be shared.
         folder.chmod(0o755)
         with contextlib.ExitStack() as held:
             hold_folder(folder, held)
@@ -159,9 +160,9 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
 
 
 def hold_folder(folder: Path, held: contextlib.ExitStack) -> bool:
-    """Lock a folder until `held` is closed; return False if another process holds it.
+    """Lock a folder until `held` is closed; return False if another process holds the lock.
 
-    On a system whose folders cannot be locked it counts as held.
+    On systems without folder locks, the folder counts as locked.
     """
     if sys.platform == "win32":
         return True
@@ -174,15 +175,15 @@ def hold_folder(folder: Path, held: contextlib.ExitStack) -> bool:
 
 
 def sweep_folders(beside: Path) -> list[Path]:
-    """Remove temporary folders of `beside` that killed processes left: old ones that no process holds.
+    """Remove old temporary folders of `beside` that are left from killed processes and not locked.
 
-    A folder that was moved away by `replace_folder`, and nothing put in its place, is moved back.
+    A folder that an interrupted `replace_folder` moved away is moved back.
 
     Returns:
         The folders that were removed.
     """
     removed = []
-    # A name may hold characters with a meaning in patterns.
+    # Names are compared directly, because they may contain special characters of glob patterns.
     for path in list(beside.parent.iterdir()) if beside.parent.is_dir() else ():
         if not path.name.startswith(f".{beside.name}.") or not path.is_dir():
             continue
@@ -197,7 +198,7 @@ def sweep_folders(beside: Path) -> list[Path]:
 
 
 def can_be_replaced(folder: Path) -> bool:
-    """Return whether another folder can take the place of this one.
+    """Return whether another folder can replace this one.
 
     It cannot if a disk is mounted there, if it is or holds the working folder of this process, if nothing can be made
     next to it, and on Windows, which does not move folders with open files.
@@ -212,15 +213,15 @@ def can_be_replaced(folder: Path) -> bool:
 
 
 def replace_folder(new: Path, folder: Path, *, keep: Callable[[str], bool]) -> None:
-    """Put a finished folder in the place of another in one step, so that no reader sees parts of both.
+    """Replace a folder by a finished one atomically, so that no reader sees parts of both.
 
-    Files of the old folder that the new one lacks are linked into it first, where `keep` says so. Linux and macOS
-    exchange two folders at once. Elsewhere, and on file systems that cannot, the old one is moved away first: a
-    process that is killed then leaves `folder` missing and the old one next to it.
+    Files of the old folder that are not in the new one are linked into it first, if selected by `keep`. Linux and macOS
+    exchange two folders atomically. On other systems the old folder is moved away first: a
+    process killed at this moment leaves `folder` missing and the old one next to it.
 
     Args:
-        new: the finished folder, on the disk of `folder`. Afterwards the old one lies there, if there was one.
-        folder: the place; need not exist.
+        new: the finished folder, on the disk of `folder`. Afterwards this path contains the old folder, if any.
+        folder: the path to replace; need not exist.
         keep: whether a file or folder of the old one, by its name, is kept.
 
     Raises:
@@ -240,7 +241,7 @@ def replace_folder(new: Path, folder: Path, *, keep: Callable[[str], bool]) -> N
 
 
 def link_tree(source: Path, target: Path, *, move: bool = False) -> None:
-    """Give the files of a folder a second name in another one; files that are there already stay.
+    """Hard-link the files of a folder into another one; existing files are kept.
 
     Args:
         source: a file or folder.
@@ -260,7 +261,7 @@ def link_tree(source: Path, target: Path, *, move: bool = False) -> None:
 
 
 def _exchanged(first: Path, second: Path) -> bool:
-    """Exchange two folders in one step; return False where the system or the file system cannot."""
+    """Exchange two folders atomically; return False if the system or file system does not support it."""
     # renameat2(…, RENAME_EXCHANGE) and renamex_np(…, RENAME_SWAP): both flags are 2.
     names, here = (os.fsencode(first), os.fsencode(second)), -100  # AT_FDCWD on Linux
     libc = None if sys.platform == "win32" else ctypes.CDLL(None, use_errno=True)

@@ -1,4 +1,4 @@
-"""Progress of long loops: the one type, the bar with an estimate of the time left, and a silent stand-in."""
+"""Progress of long loops: the protocol, a bar with the estimated remaining time, and a silent version."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,8 +13,8 @@ def no_progress(items: Iterable[Any], _description: str, _total: int) -> Iterabl
 
 
 def track(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
-    """Show a bar with an ETA on standard error while iterating; nothing where standard error is not a terminal."""
-    # Imported here: a library user who passes no progress needs no rich.
+    """Show a bar with an ETA on standard error while iterating; nothing if standard error is not a terminal."""
+    # Imported here, because library users without progress bars do not need rich.
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, commit, machine; recorded in every card and `run.json`."""
+"""Provenance of results: versions, commit and machine, recorded in every card and `run.json`."""
 
 import platform
 import subprocess
@@ -20,8 +20,8 @@ PACKAGES = (
 )
 
 _PENALTIES = "mergeability.finetuning.penalties"
-# Where a class lived when its dotted name first entered a hash -> where it lives now. Hashes of settings (`card.json`)
-# and keys of the store hold the first name for ever, so that moving a class orphans no training and no stored value.
+# Dotted name of a class when it was first hashed → its current name. Hashes of settings (`card.json`)
+# and store keys always use the first name, so that moving a class does not invalidate trainings or stored values.
 MOVED = {
     "mergeability.data.layouts.Layout": "mergeability.data.real.layouts.Layout",
     f"{_PENALTIES}.mergeability.Mergeability": f"{_PENALTIES}.weighted_sum.WeightedSum",
@@ -30,12 +30,12 @@ _FIRST = {now: first for first, now in MOVED.items()}
 
 
 def published_name(name: str) -> str:
-    """Return the dotted name under which a class enters hashes: the one it had when it was first published."""
+    """Return the dotted name of a class in hashes: its name when it was first published."""
     return _FIRST.get(name, name)
 
 
 def current_name(name: str) -> str:
-    """Return the dotted name of the place where a published class can be imported now."""
+    """Return the dotted name from which a published class can be imported now."""
     return MOVED.get(name, name)
 
 
@@ -66,10 +66,10 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Return the source's commit, with `-dirty` where the tree has changes; None outside its own checkout."""
+    """Return the commit of the source, with `-dirty` if the tree has changes; None outside a checkout."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
-        # Installed somewhere below another project's checkout, whose commit says nothing about this one.
+        # The package is installed inside another project's checkout, whose commit does not describe this package.
         return None
     try:
         result = subprocess.run(
@@ -86,7 +86,7 @@ def git_commit() -> str | None:
 
 
 def provenance() -> dict:
-    """Return versions, commit, platform and the time, as a JSON-able record."""
+    """Return versions, commit, platform and time as a JSON-able record."""
     return {
         "versions": versions(),
         "git_commit": git_commit(),

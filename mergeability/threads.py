@@ -1,8 +1,8 @@
-"""How many threads PyTorch computes with: as many as there are idle cores, decided before torch is imported.
+"""The number of threads of PyTorch: the number of idle cores, set before torch is imported.
 
-OpenMP's threads wait for each other by spinning. Where another program holds a core, the thread that runs burns its
-own core while the other one waits for its turn, thousands of times a second. One thread takes its share of the machine
-and no more: `docs/decisions/0017-threads.md` has the measurements.
+OpenMP threads wait for each other by spinning. If another program occupies a core, a running thread wastes its
+core while another thread waits to be scheduled, thousands of times per second. A single thread does not have this
+problem; `docs/decisions/0017-threads.md` has measurements.
 """
 
 import logging
@@ -15,20 +15,20 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-# Variables by which a user chooses: where one is set, nothing is changed.
+# Variables by which users set the number of threads; if one is set, nothing is changed.
 _CHOICES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-# Below this many seconds, a measurement of how busy the cores are says little.
+# Shorter measurements of idle time, in seconds, are unreliable.
 _LEAST = 0.2
 _PROC = Path("/proc/stat")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """How long the cores have been idle, as far as the system tells.
+    """A sample of the cores' idle time, as reported by the system.
 
     Attributes:
         when: seconds of the clock.
-        idle: seconds that the cores of this process were idle, summed over cores; None where that is not known.
+        idle: seconds that the cores of this process were idle, summed over cores; None if that is not known.
         own: seconds of processor time that this process has used.
     """
 
@@ -38,14 +38,14 @@ class Sample:
 
 
 def sample() -> Sample:
-    """Read the cores' idle time now."""
+    """Read the current idle time of the cores."""
     return Sample(time.monotonic(), _idle_seconds(), time.process_time())
 
 
 def choose_threads(
     began: Sample, cores: int, environment: MutableMapping[str, str] = os.environ
 ) -> int | None:
-    """Set OMP_NUM_THREADS to the number of cores that other programs leave idle, at least 1.
+    """Set OMP_NUM_THREADS to the number of idle cores, at least 1.
 
     Args:
         began: a sample taken when the command started; idle time since then is what counts.
@@ -53,7 +53,7 @@ def choose_threads(
         environment: where the variable is set.
 
     Returns:
-        The number; None where nothing was set: the user has chosen, torch is imported already, all cores are idle, or
+        The number; None if nothing was set: the user has chosen, torch is imported already, all cores are idle, or
         the system does not tell.
     """
     if any(name in environment for name in _CHOICES) or "torch" in sys.modules:
@@ -64,7 +64,7 @@ def choose_threads(
         return None
     environment["OMP_NUM_THREADS"] = str(threads)
     logger.info(
-        "Computing with %d of %d cores: other programs use the rest (OMP_NUM_THREADS=%d chooses all).",
+        "Computing with %d of %d cores, because other programs use the rest (set OMP_NUM_THREADS=%d to use all).",
         threads,
         cores,
         cores,
@@ -73,7 +73,7 @@ def choose_threads(
 
 
 def idle_cores(began: Sample, ended: Sample, cores: int) -> int | None:
-    """Return how many cores were free for this process between two samples, at least 1; None where unknown."""
+    """Return the number of cores available to this process between two samples, at least 1; None if unknown."""
     if began.idle is None or ended.idle is None or ended.when <= began.when:
         return None
     free = (ended.idle - began.idle + ended.own - began.own) / (ended.when - began.when)
@@ -87,7 +87,7 @@ def _idle_seconds() -> float | None:
         ours = {f"cpu{number}" for number in os.sched_getaffinity(0)}
         ticks = os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError, ValueError):
-        # No such file or call: not Linux.
+        # The file or function exists only on Linux.
         return None
     fields = [line.split() for line in lines]
     # user, nice, system, idle, iowait, …: a core that waits for a disk is free to compute.

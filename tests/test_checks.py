@@ -74,4 +74,4 @@ def test_names_that_differ_by_case_or_blanks_alone_are_told():
         ("c d", "C D"),
     ]
     (sentence,) = alike_remarks(["a", "A"], "models")
-    assert sentence == "The models 'a' and 'A' differ only by case or blanks; they are taken for two."
+    assert sentence == "The models 'a' and 'A' differ only in case or blanks; they are treated as different."

@@ -33,5 +33,5 @@ def test_an_unknown_device_is_refused(monkeypatch, name):
 @pytest.mark.parametrize(("name", "count"), [("cuda", 0), ("cuda:2", 2)])
 def test_a_device_that_is_not_there_is_refused(monkeypatch, name, count):
     with_gpus(monkeypatch, count)
-    with pytest.raises(UserError, match=f"no device {name} here: PyTorch sees {count}"):
+    with pytest.raises(UserError, match=f"no device {name} on this machine: PyTorch finds {count}"):
         chosen_device(name)

@@ -1,6 +1,6 @@
-"""The command lines `train.py` and `analyze.py`: the only package that sees Hydra and OmegaConf."""
+"""The command lines `train.py`, `analyze.py` and `mergeability`: the only package that imports Hydra and OmegaConf."""
 
-# Whoever composes a configuration needs the resolvers and the derived sets: importing either registers it.
+# Importing these modules registers the resolvers and derived sets, which every composed configuration needs.
 from mergeability.commands import choices, naming, sets
 
 __all__ = ["choices", "naming", "sets"]

@@ -1,4 +1,4 @@
-"""`analyze.py`: train what is missing, run the analysis, save, track and show what was found."""
+"""`analyze.py`: train missing models, run the analysis, and save, track and print its results."""
 
 import copy
 import logging
@@ -26,22 +26,22 @@ logger = logging.getLogger(__name__)
 
 
 def job(cfg: DictConfig) -> float | tuple[float, ...] | None:
-    """Run the analysis the configuration describes; leave its tables and its report in the run folder."""
+    """Run the analysis described by the configuration; write its tables and report to the run folder."""
     prepare()
     return analyse(cfg)
 
 
 def analyse(cfg: DictConfig) -> float | tuple[float, ...] | None:
-    """Run the analysis a configuration of `analyze.py` describes; leave its tables and its report in the run folder.
+    """Run the analysis described by a configuration of `analyze.py`; write its tables and report to the run folder.
 
     Returns:
-        What a sweeper that searches is to optimise; None where `objectives` names nothing.
+        What a sweeper that searches is to optimise; None if `objectives` names nothing.
     """
     check_settings(cfg)
     check_packages(cfg.get("logger"))
     check_workers(cfg.workers, cores())
     train_missing(cfg)
-    # Imported here: `--help` and a wrong option need none of it.
+    # Imported here, so that `--help` and errors in options do not wait for heavy imports.
     from hydra.utils import instantiate
 
     from mergeability.pipeline.run import analyse as run_analysis
@@ -77,23 +77,23 @@ def _facts(cfg: DictConfig) -> dict[str, Any]:
 
 
 def train_missing(cfg: DictConfig) -> None:
-    """Fine-tune the models that an analysis asks for and that are not there, as `train.py` does with these settings.
+    """Fine-tune the missing models of an analysis, as `train.py` does with these settings.
 
     Raises:
-        UserError: the suite has no tasks to train on; whatever `fine_tune` raises.
+        UserError: the suite has no tasks to train on, or a training fails.
     """
     if not cfg.train.missing:
         return
     if "tasks" not in cfg.suite:
         raise UserError(
-            f"train.missing=true fine-tunes on a suite's tasks, and suite={cfg.suite.name} has none."
+            f"train.missing=true fine-tunes on the tasks of a suite, but suite={cfg.suite.name} has none."
         )
     job = _training(cfg)
     wanted = None if cfg.pairs is None else {str(task) for pair in cfg.pairs for task in pair}
     names = [name for name in cfg.suite.tasks if wanted is None or name in wanted]
     jobs = []
     for name in names:
-        # The suite's own version of the task, which may have fewer images than conf/task says.
+        # The suite's version of the task, which may have fewer images than the one in conf/task.
         job.task = cfg.suite.tasks[name]
         if "csv" in (job.get("logger") or {}):
             job.logger.csv.name = f"csv/{name}"
@@ -103,7 +103,7 @@ def train_missing(cfg: DictConfig) -> None:
             logger.info("Model %d of %d: %s with %s", number, len(names), name, cfg.suite.trained)
             fine_tune(one)
         return
-    # Resolved here: workers know nothing of Hydra's job. Their progress bars would overwrite each other.
+    # Resolved here, because workers have no access to Hydra's job. Their progress bars would overwrite each other.
     resolved = [{**plain(one), "progress": None} for one in jobs]
     logger.info("%d models with %s, on workers=%s", len(names), cfg.suite.trained, cfg.workers)
     run = Run(progress=track, workers=cfg.workers)
@@ -126,7 +126,7 @@ def _training(cfg: DictConfig) -> DictConfig:
 
 
 def objectives(cfg: DictConfig, analysis: Any) -> float | tuple[float, ...] | None:
-    """Return what a sweeper that searches is to optimise: the means named by `objectives`; None where it names none.
+    """Return the values that a sweeper optimises, the means named by `objectives`; None if `objectives` is empty.
 
     Raises:
         UserError: an unknown name, or one that this analysis has not measured.
@@ -140,7 +140,7 @@ def objectives(cfg: DictConfig, analysis: Any) -> float | tuple[float, ...] | No
 
 
 def _progress(opened: "list[Guarded]") -> Progress:
-    """Return the progress bar, which loggers that are open follow too."""
+    """Return the progress bar, which also reports to open loggers."""
     if not opened:
         return track
     from mergeability.reporting.tracking import tracked_progress

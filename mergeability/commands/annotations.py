@@ -1,6 +1,6 @@
-"""What the class or function behind a node of a configuration declares for its arguments.
+"""Declared argument types of the classes and functions that a configuration names.
 
-Sources are parsed, not imported: a wrong setting is noticed before PyTorch is.
+Sources are parsed instead of imported, so that a wrong setting is reported before PyTorch is imported.
 """
 
 import ast
@@ -21,10 +21,10 @@ OWN = "mergeability."
 
 
 class RefusedError(ValueError):
-    """An annotation does not allow a value.
+    """Raised when an annotation does not allow a value.
 
     Attributes:
-        entry: of names and values, the name that is to blame, what it was to be, and its value.
+        entry: entry of names and values, the name that is to blame, what it was to be, and its value.
     """
 
     def __init__(self, entry: tuple[str, ast.expr, Any] | None = None) -> None:
@@ -34,7 +34,7 @@ class RefusedError(ValueError):
 
 @dataclass(frozen=True)
 class Signature:
-    """Arguments by name, as annotations; `open` where any other may be given too."""
+    """Annotations of arguments by name; `open` if further arguments are accepted."""
 
     arguments: Mapping[str, ast.expr]
     open: bool = False
@@ -42,7 +42,7 @@ class Signature:
 
 @cache
 def signature(target: str) -> Signature | None:
-    """Return what a dotted name takes; None where its source is not one of this package's."""
+    """Return the arguments of the function or class with a dotted name; None if its source is outside this package."""
     found = located(target) if target.startswith(OWN) else None
     if found is None:
         return None
@@ -52,7 +52,7 @@ def signature(target: str) -> Signature | None:
 
 @cache
 def foreign_signature(package: str, file: str, name: str) -> Signature | None:
-    """Return what a class of another package takes, which is not imported either."""
+    """Return the arguments of a class of another package, read from its source without importing it."""
     spec = find_spec(package)
     path = Path(spec.origin).parent / file if spec is not None and spec.origin else None
     if path is None or not path.is_file():
@@ -97,7 +97,7 @@ def _named(annotation: ast.expr) -> set[str]:
 
 
 class _Replaced(ast.NodeTransformer):
-    """Put expressions in the place of names."""
+    """Replace names by expressions."""
 
     def __init__(self, meanings: Mapping[str, ast.expr]) -> None:
         self._meanings = meanings
@@ -136,10 +136,10 @@ def _base(name: str, source: Path) -> Signature | None:
 
 
 def take(annotation: ast.expr, value: Any) -> Any:
-    """Return a value as an annotation has it; a number that stands for text becomes text.
+    """Convert a value to its annotated type; a number where text is expected becomes text.
 
     Raises:
-        RefusedError: it is nothing that the annotation allows.
+        RefusedError: the annotation does not allow the value.
     """
     entry = None
     for alternative in _alternatives(annotation):
@@ -202,7 +202,7 @@ def _take(annotation: ast.expr, value: Any) -> Any:
         case ast.Subscript(value=ast.Name(id="Literal"), slice=options):
             found = [ast.literal_eval(one) for one in _elements(options)]
             for option in found:
-                # Hydra reads nan as a number, and true as no word.
+                # Hydra parses nan as a number and true as a boolean, so neither can be text here.
                 if option == value or (isinstance(option, str) and option == _typed(value)):
                     return option
             raise RefusedError

@@ -58,7 +58,7 @@ _WIDTH = 100
 
 
 def entries(kind: str) -> tuple[Entry, ...]:
-    """List the members of a kind, in the order of tables.
+    """List the members of a kind in table order.
 
     Args:
         kind: a key of `KINDS`.
@@ -80,7 +80,7 @@ def entries(kind: str) -> tuple[Entry, ...]:
 
 @cache
 def _entries_in(kind: str, _own: tuple[Path, ...]) -> tuple[Entry, ...]:
-    # Users' own folders decide what is found, so each choice of them has its own place in the cache.
+    # Users' folders affect the result, so they are part of the cache key.
     if kind == "protocols":
         return tuple(protocol_entry(node) for node in protocol_classes())
     return tuple(_BUILDERS[kind](name) for name in _names(kind))
@@ -90,7 +90,7 @@ def entry(name: str) -> Entry:
     """Find a member by its name, or by kind and name, such as `method/ties`.
 
     Raises:
-        UserError: there is no such member, or several kinds have one of this name.
+        UserError: there is no such member, or several kinds have a member of this name.
 
     Examples:
         >>> from mergeability.commands.catalogue import entry
@@ -120,7 +120,7 @@ def entry(name: str) -> Entry:
 
 
 def listing(kind: str) -> str:
-    """Write the members of a kind with their summaries, for a terminal.
+    """Format the members of a kind with their summaries for the terminal.
 
     Args:
         kind: a key of `KINDS`.
@@ -143,7 +143,7 @@ def listing(kind: str) -> str:
 
 
 def text(one: Entry) -> str:
-    """Write the documentation of a member for a terminal.
+    """Format the documentation of a member for the terminal.
 
     Examples:
         >>> from mergeability.commands.catalogue import entry, text
@@ -169,7 +169,7 @@ def text(one: Entry) -> str:
 
 
 def page(one: Entry) -> str:
-    """Write the documentation of a member in Markdown: a page of the reference.
+    """Format the documentation of a member as a Markdown page of the reference.
 
     Examples:
         >>> from mergeability.commands.catalogue import entry, page
@@ -258,7 +258,7 @@ def _wrapped(value: str, first: str = "", indent: int = 0) -> list[str]:
 
 @cache
 def sets_of(kind: str) -> dict[str, tuple[str, ...]]:
-    """Return the sets that command lines take in place of names: those of `conf` and those that are derived.
+    """Return the sets that command lines accept instead of names: those defined in `conf` and the derived ones.
 
     Args:
         kind: a key of `KINDS`; only metrics, methods and predictors have sets.

@@ -35,7 +35,7 @@ class Option:
     Attributes:
         setting: its name on the command line.
         default: its value in the YAML file, as text.
-        description: from the docstring and the comment behind the value; empty if there is neither.
+        description: text from the docstring and from the comment after the value; empty if there is neither.
     """
 
     setting: str
@@ -53,11 +53,11 @@ class Entry:
         group: a finer group: the category of a metric, or whether a task's images are rendered or real.
         summary: one line, without a full stop.
         definition: the paragraphs that follow in the docstring or at the start of the YAML file.
-        formula: in symbols; empty where there is none.
-        range: range and units of the value; empty where there is none.
+        formula: in symbols; empty if there is none.
+        range: range and units of the value; empty if there is none.
         source: the paper, or "this project".
         options: name, default and meaning of each option.
-        cost: what it needs: data, gradients, passes.
+        cost: required data, gradients and passes.
         config: path of its YAML file; empty for protocols.
         implementation: dotted name of the class or function.
         example: a command that uses it.
@@ -85,7 +85,7 @@ class Entry:
 
 
 def suite_tasks(suite: str) -> tuple[str, ...]:
-    """List the tasks of a suite in its order; none for a suite of checkpoints or of a table.
+    """List the tasks of a suite in its order; an empty list for a suite of checkpoints or a table.
 
     Examples:
         >>> from mergeability.commands.catalogue_entries import suite_tasks
@@ -167,7 +167,7 @@ def penalty_entry(name: str) -> Entry:
 
 
 def predictor_entry(name: str) -> Entry:
-    """Build the entry of a predictor; its YAML file says in its first line how it differs from others of its class."""
+    """Build the entry of a predictor; the first line of its YAML file distinguishes it from others of its class."""
     options = members("predictor")[name]
     target = options["_target_"]
     doc, header = docstring(target), yaml_comments(files("predictor")[name])
@@ -222,7 +222,7 @@ def _task_options(rendered: bool) -> dict[str, str]:
 
 
 def model_entry(name: str) -> Entry:
-    """Build the entry of a model, with the options of the model that it starts from."""
+    """Build the entry of a model, including options inherited from another model."""
     own = options_of("model", name)
     options: dict[str, Any] = {}
     for one in own.get("defaults", []):
@@ -286,14 +286,14 @@ def protocol_entry(node: ast.ClassDef) -> Entry:
 
 
 def protocol_classes() -> list[ast.ClassDef]:
-    """List the classes of protocols in the order of their module."""
+    """List the protocol classes in the order of their module."""
     found = located(f"{_PROTOCOLS}.LeaveOneTaskOut")
     assert found is not None
     return [one for one in parsed(found[1]).body if isinstance(one, ast.ClassDef) and constant(one, "name")]
 
 
 def constant(node: ast.ClassDef, name: str) -> str:
-    """Return a constant that a protocol's class declares, or an empty text."""
+    """Return a constant that a protocol class declares, or an empty string."""
     return str(declared(f"{_PROTOCOLS}.{node.name}").get(name, ""))
 
 
@@ -313,7 +313,7 @@ def _entry(
     prefix = f"{folder_name}.{name}" if kind in ("metric", "method", "predictor") else folder_name
     values: dict[str, Any] = {
         "group": "",
-        # A file without a comment is a member all the same.
+        # A file without a comment is also a member.
         "summary": doc.summary or f"The {kind} {name}",
         "formula": doc.facts.get("formula") or _formula(doc.summary),
         "range": doc.facts.get("range", ""),
@@ -341,7 +341,7 @@ def _description(key: str, doc: Docstring, comments: dict[str, str]) -> str:
     """Join the description of an option in the docstring and the comment behind its value."""
     described = doc.parameters.get(key.removeprefix("penalty.").removesuffix("._target_"), "")
     comment = comments.get(key, "")
-    # Comments such as "or tensor: …" continue the value in the file, and the docstring has the same.
+    # Comments such as "or tensor: …" continue the value in the file; the docstring describes the same choice.
     repeated = described and (comment in described or comment.startswith(("or ", "and ", "the method that")))
     # Options are written in YAML.
     described = re.sub(r"\bNone\b", "null", described)

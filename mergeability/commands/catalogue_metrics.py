@@ -1,4 +1,4 @@
-"""Metrics in the catalogue: what is specific to them, read from declared traits and options."""
+"""Catalogue entries specific to metrics, read from declared traits and options."""
 
 import math
 from typing import Any
@@ -25,7 +25,7 @@ _COSTS = {
 
 
 def distinction(name: str) -> str:
-    """Write how a metric differs from others with the same function: by its view, or by an end of the spectrum."""
+    """Describe how a metric differs from others with the same function: by its view, or by the end of the spectrum."""
     options = members("metric")[name]
     alike = [one for one in members("metric").values() if one["_target_"] == options["_target_"]]
     if len(alike) == 1:
@@ -43,7 +43,7 @@ def distinction(name: str) -> str:
 
 
 def metric_traits(name: str) -> Traits:
-    """Return what a metric of the catalogue declares about itself, without importing it.
+    """Return the declared traits of a metric without importing it.
 
     Examples:
         >>> from mergeability.commands.catalogue_metrics import metric_traits
@@ -56,7 +56,7 @@ def metric_traits(name: str) -> Traits:
 
 
 def metric_cost(traits: Traits) -> str:
-    """Write what a metric needs."""
+    """Describe the data that a metric requires."""
     cost = _COSTS.get(traits.category) or ("calibration images" if traits.needs_data else "weights only")
     if traits.per_pair:
         cost += "; two more passes per pair, of each model over the images of the other task"
@@ -64,7 +64,7 @@ def metric_cost(traits: Traits) -> str:
 
 
 def metric_range(traits: Traits) -> str:
-    """Write the declared range of a metric without a unit."""
+    """Format the declared range of a metric, without a unit."""
     low = "(−∞" if math.isinf(traits.low) else f"[{traits.low:g}".replace("-", "−")
     high = "∞)" if math.isinf(traits.high) else f"{traits.high:g}]"
     equal = "" if traits.equal is None else f"; {traits.equal:g} for two copies of one model"

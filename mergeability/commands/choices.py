@@ -1,4 +1,4 @@
-"""The choices that a command takes, as `--help` lists them: the groups of its defaults list, and no others."""
+"""The choices of a command as listed by `--help`: only the groups of its defaults list."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ _INDENT = "    "
 
 
 def group_choices(script: str) -> dict[str, list[str]]:
-    """Return the groups that a command takes, in the order of its defaults list, and the members of each.
+    """Return the groups of a command in the order of its defaults list, with the members of each.
 
     Args:
         script: `train` or `analyze`.
@@ -44,7 +44,7 @@ def _is_for(script: str, experiment: str) -> bool:
 
 
 def choices_text(script: str) -> str:
-    """Write the choices of a command, one group per paragraph, as wide as the terminal."""
+    """Format the choices of a command, one paragraph per group, wrapped at the terminal's width."""
     width = min(shutil.get_terminal_size().columns, 120)
     return "\n".join(
         textwrap.fill(

@@ -1,4 +1,4 @@
-"""The command `mergeability`: three verbs for people with files, the two scripts, the catalogue, the dashboard.
+"""The command `mergeability`: three verbs for checkpoint files, the two scripts, the catalogue and the dashboard.
 
 Imports are inside functions: `mergeability --help` loads neither PyTorch nor Hydra.
 """
@@ -79,7 +79,7 @@ def compare(
     both_towers: bool,
     report: Path | None,
 ) -> None:
-    r"""Measure how two or more models that were fine-tuned from BASE relate, without data.
+    r"""Compare two or more models that were fine-tuned from BASE, without data.
 
     BASE and each MODEL are a file (safetensors or PyTorch), a folder as save_pretrained writes it, or an id on the
     Hugging Face hub; a MODEL may be the folder of a LoRA adapter. A path that exists is never looked for on the hub.
@@ -140,10 +140,10 @@ def compare(
     "--report", type=click.Path(path_type=Path), metavar="DIR", help="Write a report and tables there."
 )
 def predict(base: str, models: tuple[str, ...], as_json: bool, report: Path | None, **options: Any) -> None:
-    r"""Predict whether models of BASE merge well, with which method, how surely, and why.
+    r"""Predict whether models fine-tuned from BASE merge well, with which method, how reliably, and why.
 
-    With --images for every model, each merge is tried on unlabelled images of each task (CLIP models). With --fitted, a
-    predictor of an earlier analysis is used. With neither, the answer says what it would need.
+    With --images for every model, each merge is probed on unlabelled images of each task (CLIP models). With
+    --fitted, a predictor of an earlier analysis is used. With neither, the answer lists the evidence that is missing.
 
     \b
       mergeability predict base.safetensors cars.safetensors svhn.safetensors \
@@ -209,9 +209,9 @@ def merge(
     store: str | None,
     **evidence: Any,
 ) -> None:
-    r"""Merge models of BASE by one method; write the result, with a card that says what it is made of.
+    r"""Merge models fine-tuned from BASE by one method; write the result with a card that records how it was made.
 
-    Of a folder of transformers, the merge is one too: tensor names, configuration and tokenizer are the base's.
+    If BASE is a transformers folder, the result is one too, with the base's tensor names, configuration and tokenizer.
 
     \b
       mergeability merge base.safetensors cars.safetensors svhn.safetensors --method tsv --out merged/
@@ -223,7 +223,7 @@ def merge(
         from mergeability.verbs.merging import check_out
 
         if out is not None:
-            # Before minutes of merging, not after.
+            # Checked here, so that an error is raised before minutes of merging.
             check_out(out, overwrite)
         given = {**evidence, "include": include, "exclude": exclude, "store": store}
         method = _best(base, models, given) if method == "best" else method
@@ -291,7 +291,7 @@ for _name, _help in (
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def dashboard(arguments: tuple[str, ...]) -> None:
-    """Show all finished runs below a folder on one page."""
+    """Show all finished runs under a folder on one page."""
     from mergeability.commands.dashboard import main
 
     sys.exit(main(list(arguments)))
@@ -325,7 +325,7 @@ def _predicted(base: str, models: Sequence[str], **options: Any) -> Any:
 
     refused = [name for name in ("include", "exclude") if options.get(name)]
     if refused:
-        raise UserError(f"predict takes no --{refused[0]}: it looks at whole encoders.")
+        raise UserError(f"predict does not support --{refused[0]}: it uses whole encoders.")
     return verbs.predict(
         base,
         named_models(models),
@@ -346,12 +346,13 @@ def _best(base: str, models: Sequence[str], given: dict[str, Any]) -> str:
     """Return the method that the verdict recommends.
 
     Raises:
-        UserError: there is no evidence for one.
+        UserError: there is no evidence to recommend a method.
     """
     found = _predicted(base, models, **given)
     if not found.verdict.recommended:
         raise UserError(
-            "--method best takes the method that predict recommends, and there is no evidence for one: give --images "
+            "--method best uses the method recommended by predict, but there is no evidence to base it on: "
+            "give --images "
             "and --classes for every model, or --fitted. Or choose a method: mergeability list methods."
         )
     click.echo(printable(found.verdict.answer), err=True)

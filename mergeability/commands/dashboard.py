@@ -1,4 +1,4 @@
-"""All runs below a folder side by side: one HTML file with filters, or a workspace and a report in Weights & Biases."""
+"""All runs under a folder side by side: one HTML file with filters, or a workspace and report in Weights & Biases."""
 
 import argparse
 import sys
@@ -29,13 +29,13 @@ the runs that were logged there (extra `dashboards`).
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make a dashboard as the arguments of the command line say; return the exit code."""
+    """Create a dashboard from command-line arguments; return the exit code."""
     parser = _parser()
     asked = parser.parse_args(arguments)
     if asked.methods and not asked.wandb:
-        parser.error("--methods belongs to --wandb; on the page, methods are chosen among its filters")
+        parser.error("--methods is only for --wandb; in the HTML page, select methods with its filters")
     if asked.output and asked.wandb:
-        parser.error("--wandb writes no file: leave --output out")
+        parser.error("--wandb writes no file: remove --output")
     try:
         _save(asked) if asked.wandb else _write(asked)
     except UserError as error:
@@ -50,35 +50,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mergeability.commands.dashboard",
-        description="Show all finished analyses and trainings below some folders side by side.",
+        description="Show all finished analyses and trainings under some folders side by side.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "folders", nargs="*", type=Path, metavar="FOLDER", help="where runs lie (default: outputs)"
+        "folders", nargs="*", type=Path, metavar="FOLDER", help="folders of runs (default: outputs)"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help=f"the page (default: {_NAME} in the first folder)"
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help=f"the HTML file to write (default: {_NAME} in the first folder)",
     )
     parser.add_argument(
         "--numbers",
         type=_positive,
         default=NUMBERS,
         metavar="N",
-        help="the most numbers that the page holds, about seven bytes each (default: %(default)s)",
+        help="maximum number of values in the page, about seven bytes each (default: %(default)s)",
     )
     wandb = parser.add_argument_group("Weights & Biases, in place of a page")
     wandb.add_argument(
-        "--wandb", metavar="ENTITY/PROJECT", help="make the workspace and the report of this project"
+        "--wandb", metavar="ENTITY/PROJECT", help="create the workspace and report of this project"
     )
     wandb.add_argument(
         "--methods",
         nargs="+",
         metavar="METHOD",
-        help="merge methods that have panels (default: all of conf/merge, or those of the runs in FOLDER)",
+        help="merge methods to show in panels (default: all of conf/merge, or those of the runs in FOLDER)",
     )
     wandb.add_argument(
-        "--predictor", default="ridge", help="the predictor whose correlations are shown (%(default)s)"
+        "--predictor",
+        default="ridge",
+        help="the predictor whose correlations are shown (default: %(default)s)",
     )
     return parser
 
@@ -105,7 +110,7 @@ def _write(asked: argparse.Namespace) -> None:
 
 
 def _save(asked: argparse.Namespace) -> None:
-    """Save the workspace and the report, which read what was logged: FOLDER only says which methods there are."""
+    """Save the workspace and the report, which show logged runs; FOLDER only determines the methods."""
     from mergeability.reporting.dashboard.workspace import Project, save
 
     methods = asked.methods

@@ -1,6 +1,6 @@
-"""Run folders: each belongs to one run, from its first line of log to its last result.
+"""Run folders: each belongs to exactly one run, from the first log line to the last result.
 
-- A folder named by the time is claimed by the run that makes it; a run that starts in the same second gets `-2`.
+- A folder named after the time belongs to the run that creates it; a run that starts in the same second gets `-2`.
 - A folder that is given, such as `hydra.run.dir=outputs/demo`, may hold an earlier run. The new run writes into a
   hidden folder next to it, which takes its place at the end, in one step. If the run fails, the earlier results stay
   as they are, and the files of the failed run are moved to `<folder>.unfinished`.
@@ -43,7 +43,7 @@ class _Claim:
         shown: the folder as it was given, for messages.
         final: where results belong.
         working: where the run writes until it ends.
-        locks: on both.
+        locks: open locks on both folders.
         root: the folder whose runs are listed, and the one of `latest`.
     """
 
@@ -60,12 +60,12 @@ class RunFolders(Callback):
     claim = _Claim()
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Give the run a folder that no other run uses."""
+        """Assign the run a folder that no other run uses."""
         with read_write(config), open_dict(config):
             config.hydra.run.dir = str(_claimed(config, "run"))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Give the sweep a folder that no other sweep uses."""
+        """Assign the sweep a folder that no other sweep uses."""
         folder = _claimed(config, "sweep")
         if folder != Path(config.hydra.sweep.dir):
             with read_write(config), open_dict(config):
@@ -75,17 +75,17 @@ class RunFolders(Callback):
 
 
 def forget_merges() -> None:
-    """Remove the merges of an earlier run from the present run's folder."""
+    """Remove the merges of an earlier run from the current run's folder."""
     shutil.rmtree(run_folder() / "merged", ignore_errors=True)
 
 
 def run_folder() -> Path:
-    """Return the folder that the present job writes into."""
+    """Return the folder that the current job writes to."""
     return Path(HydraConfig.get().runtime.output_dir)
 
 
 def shown_path(path: Path) -> str:
-    """Return a path as a person types it: where it will be when the run has ended, relative to where they are."""
+    """Return the final path of a file after the run, relative to the working folder."""
     claim = RunFolders.claim
     if claim.shown is not None and path.is_relative_to(claim.working):
         path = claim.final / path.relative_to(claim.working)
@@ -94,7 +94,7 @@ def shown_path(path: Path) -> str:
 
 @contextlib.contextmanager
 def claimed_folders() -> Iterator[_Claim]:
-    """Put the folder of a run in its place when the block ends; if it fails, keep its files apart.
+    """Move the run's folder to its final place when the block ends; on failure, keep its files in a separate folder.
 
     Yields:
         The folders, known once Hydra has started.
@@ -167,11 +167,11 @@ def _given(folder: Path, *, private: bool) -> Path:
     claim.shown, claim.final, claim.working = folder, final, final
     if not (private and (final / ".hydra").exists() and can_be_replaced(final)):
         return folder
-    # Claimed first: what is made next is removed or moved at the end, whatever happens.
+    # Lock it first, because the folder created next is removed or moved at the end in any case.
     claim.working = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.", suffix=".partial"))
     claim.working.chmod(0o755)
     hold_folder(claim.working, claim.locks)
-    # What a merge is made of is checked before it is used again; those that are not made again are removed.
+    # Existing merges are checked before they are reused; merges that this run does not create are removed.
     if (final / "merged").is_dir():
         link_tree(final / "merged", claim.working / "merged")
     return claim.working
@@ -196,7 +196,7 @@ def _publish(claim: _Claim) -> None:
     hydra = claim.working / ".hydra" / "hydra.yaml"
     if hydra.exists():
         write_text(hydra, hydra.read_text(encoding="utf-8").replace(str(claim.working), str(claim.final)))
-    # Files of the earlier run go; files of a person, and W&B runs that may not have been uploaded, stay.
+    # Remove files of the earlier run, but keep users' files, and W&B runs that may not have been uploaded.
     of_a_run = {*RESULTS, ".hydra", "merged", "csv", REPORT, SHEET}
     try:
         replace_folder(
@@ -206,7 +206,7 @@ def _publish(claim: _Claim) -> None:
         )
     except OSError as error:
         raise UserError(f"Cannot replace {claim.shown}: {error.strerror or error}.") from error
-    # The earlier run's folder is there now.
+    # This path now contains the earlier run's folder.
     shutil.rmtree(claim.working, ignore_errors=True)
 
 
@@ -231,7 +231,7 @@ def _quoted(value: str) -> str:
 
 @contextlib.contextmanager
 def refusing() -> Iterator[None]:
-    """End the command with the sentence of a user error in the block; Hydra would turn it into a warning."""
+    """Exit with the message of a user error raised in the block, which Hydra would turn into a warning."""
     try:
         yield
     except UserError as error:

@@ -1,8 +1,8 @@
-"""Records that the jobs of a sweep leave on disk: that each began, and how it ended.
+"""Records of a sweep's jobs on disk: when each started, and how it ended.
 
-Any process may run a job: that of the command, one of a pool, or one on another machine. All of them write into
+Any process may run a job: the command's process, a pool worker, or a process on another machine. All write to
 `<sweep folder>/.jobs/<start of the sweep>/`, one file per job, so the list of jobs is the same with every launcher. A
-record without an end belongs to a job that runs, or to one that was killed.
+record without an end belongs to a running or killed job.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ KILLED = (
 
 @dataclass(frozen=True)
 class Record:
-    """How one job began and ended.
+    """The start and the end of one job.
 
     Attributes:
-        number: its place in the sweep, from 0.
+        number: index of the job in the sweep, from 0.
         overrides: its settings.
         folder: where its results are.
         host: the machine that runs it.
@@ -38,7 +38,7 @@ class Record:
         began: seconds since 1970.
         ended: seconds since 1970; None while it runs, and for a job that was killed.
         error: the sentence it failed with; None for success.
-        value: what it returned for a sweeper that searches: a number or several.
+        value: one or more numbers that it returned to an optimising sweeper.
     """
 
     number: int
@@ -59,7 +59,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Records:
-    """The records of one start of a sweep.
+    """The records of one launch of a sweep.
 
     Attributes:
         sweep: the folder of the sweep.
@@ -71,7 +71,7 @@ class Records:
 
     @classmethod
     def of_new_start(cls, sweep: Path) -> "Records":
-        """Open an empty set of records, and remove those of earlier starts."""
+        """Create an empty set of records, and remove those of earlier launches."""
         shutil.rmtree(sweep / FOLDER, ignore_errors=True)
         opened = cls(sweep, uuid.uuid4().hex[:12])
         opened.folder.mkdir(parents=True, exist_ok=True)
@@ -79,16 +79,16 @@ class Records:
 
     @property
     def folder(self) -> Path:
-        """Where the records are."""
+        """The folder of the records."""
         return self.sweep / FOLDER / self.start
 
     @property
     def replaced(self) -> bool:
-        """Whether a later start of the sweep has taken over: this one's jobs that still run count for nothing."""
+        """Whether the sweep was launched again: jobs of this launch that are still running are then ignored."""
         return not self.folder.is_dir()
 
     def write(self, record: Record) -> None:
-        """Write one record, whole or not at all.
+        """Write one record atomically.
 
         Raises:
             UserError: the folder cannot be written.
@@ -96,7 +96,7 @@ class Records:
         write_text(self.folder / f"{record.number}.json", canonical_json(asdict(record)))
 
     def read(self) -> list[Record]:
-        """Read all records, in the order of the jobs.
+        """Read all records in job order.
 
         Raises:
             UserError: a record is damaged.
@@ -111,7 +111,7 @@ class Records:
         return sorted(found, key=lambda record: record.number)
 
     def close(self, number: int, overrides: Sequence[str], folder: Path, now: float, error: str) -> None:
-        """Record the failure of a job whose own process did not; a record with an end stays as it is."""
+        """Record the failure of a job that could not record it itself; a record that already has an end is kept."""
         (old,) = [one for one in self.read() if one.number == number] or [
             Record(number, tuple(overrides), str(folder), socket.gethostname(), os.getpid(), now)
         ]
@@ -127,7 +127,7 @@ class Records:
 
 @contextlib.contextmanager
 def held(folder: Path, level: int = logging.INFO) -> Iterator[None]:
-    """Lock a folder, waiting for the process that holds it; without effect where folders cannot be locked."""
+    """Lock a folder, waiting while another process holds it; no effect on file systems without locks."""
     if os.name == "nt":
         yield
         return

@@ -1,4 +1,4 @@
-"""Open the loggers that a configuration names, and end them with the run."""
+"""Open the loggers of a configuration, and close them at the end of the run."""
 
 import contextlib
 import importlib.util
@@ -27,8 +27,8 @@ _PACKAGES = {
     "comet": ("comet_ml", "comet-ml"),
     "litlogger": ("litlogger", "litlogger"),
 }
-# MLflow asks a server that does not answer again and again, for minutes; and it keeps files, which need no database and
-# no more than `mlflow-skinny`, only where that is asked for.
+# By default MLflow retries an unreachable server for minutes, and needs a database. File stores, which need no more
+# than `mlflow-skinny`, must be enabled explicitly.
 _MLFLOW = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -38,13 +38,13 @@ _MLFLOW = {
 
 @contextlib.contextmanager
 def open_loggers(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> Iterator[list["Guarded"]]:
-    """Make the loggers that `logger` names and log the configuration; end them with the block, as failed if it fails.
+    """Create the loggers named by `logger` and log the configuration; close them after the block, as failed on errors.
 
-    A logger that cannot be opened or that fails later is left out with a warning: tracking never ends the work.
+    A logger that cannot be opened or that fails later is dropped with a warning, so that tracking never stops a run.
 
     Args:
         cfg: the configuration of the job.
-        without: names of loggers that have nothing to add.
+        without: names of loggers to skip.
 
     Raises:
         UserError: the package of a logger is not installed, before anything has been computed.
@@ -63,18 +63,18 @@ def open_loggers(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> Iterator[
 
 
 def log_sweep(cfg: DictConfig, folder: Path, page: Path) -> None:
-    """Log the summary of a sweep as a run of its own, in the group of the sweep's jobs.
+    """Log the summary of a sweep as a separate run in the group of the sweep's jobs.
 
     Args:
         cfg: the configuration of the command, before any job.
-        folder: of the sweep.
+        folder: folder of the sweep.
         page: the summary's page.
     """
     nodes = {}
     for name, node in (cfg.get("logger") or {}).items():
         if node is None or name not in ("wandb", "mlflow"):
             continue
-        # What refers to a job has no meaning here.
+        # Settings that refer to a job are undefined here.
         given = OmegaConf.to_container(node, resolve=False)
         assert isinstance(given, dict)
         nodes[name] = {key: value for key, value in given.items() if "${" not in str(value)}
@@ -118,7 +118,7 @@ def _opened(nodes: dict) -> list["Guarded"]:
 
     for name, value in _MLFLOW.items():
         os.environ.setdefault(name, value)
-    # It warns, twice, that an experiment is new.
+    # It warns twice about a new experiment.
     logging.getLogger("lightning.pytorch.loggers.mlflow").setLevel(logging.ERROR)
     opened = []
     for name, node in nodes.items():
@@ -142,7 +142,7 @@ def _end(opened: list["Guarded"], *, failed: bool) -> None:
     for one in opened:
         inner = one.inner
         if isinstance(inner, WandbLogger):
-            # Ended even if something could not be logged: what was logged before is kept.
+            # Close the logger even if something could not be logged, so that earlier values are kept.
             one.lost = False
             folder = one.attempt(lambda inner=inner: inner.end(failed=failed))
             if folder is not None:

@@ -1,7 +1,7 @@
-"""Documentation of members, read from source files and YAML files: nothing that a member names is imported.
+"""Documentation of members, parsed from source and YAML files without importing the members.
 
-Docstrings have lines such as `Formula: …`, `Range: …` and `Paper: …` beside the sections of Google's style; YAML files
-have comments, at the start of the file and behind options.
+Docstrings have lines such as `Formula: …`, `Range: …` and `Paper: …` in addition to the sections of Google's style;
+YAML files have comments, at the start of the file and behind options.
 """
 
 import ast
@@ -23,7 +23,7 @@ _OPTION = re.compile(r"( *)([\w.]+):(?: +(.*?))?\s*$")
 
 @dataclass(frozen=True)
 class Docstring:
-    """A docstring in parts.
+    """The parts of a docstring.
 
     Attributes:
         summary: the first line, without its full stop.
@@ -56,7 +56,7 @@ class Commented:
 
 
 def docstring(target: str) -> Docstring:
-    """Read the docstring of a member; an empty one if it is defined in another library.
+    """Read the docstring of a member; empty if the member is defined in another library.
 
     Args:
         target: the dotted name of a member's `_target_`.
@@ -68,7 +68,7 @@ def docstring(target: str) -> Docstring:
         ('Average the task vectors', 'M = (1/T) Σ τ_t')
     """
     top = target.partition(".")[0]
-    # A user's module lies in the working folder. Docstrings of libraries follow other conventions, and finding them
+    # Users' modules are in the working folder. Docstrings of libraries follow other conventions, and reading them
     # would import the library.
     if top != "mergeability" and not any(path.exists() for path in (Path(top), Path(f"{top}.py"))):
         return Docstring()
@@ -101,7 +101,7 @@ def split_docstring(text: str) -> Docstring:
             if head[1] in ("Args", "Attributes"):
                 parameters |= dict(_parameters(paragraph))
         elif not in_section:
-            # A fact may also end a paragraph, on a line of its own.
+            # A fact may also end a paragraph, on a separate line.
             rest, mark, fact = paragraph.partition("\nSource: ")
             body.append(rest)
             if mark:
@@ -144,7 +144,7 @@ def yaml_comments(path: Path) -> Commented:
         for code, group in groupby(header, key=lambda line: line.startswith("   "))
     ]
     first = _joined(blocks[0]) if blocks else ""
-    # A sentence ends where a capital letter follows.
+    # A full stop ends a sentence only if a capital letter follows.
     summary, *rest = re.split(r"\. (?=[A-Z`])", first, maxsplit=1)
     body = "\n\n".join(part for part in (*rest, *blocks[1:]) if part)
     comments = dict(_behind(lines[len(list(takewhile(lambda line: line.startswith("#"), lines))) :]))
@@ -168,11 +168,11 @@ def _behind(lines: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def flattened(options: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the options of a YAML file under dotted names, without what is there for Hydra alone.
+    """Yield the options of a YAML file under dotted names, without the keys that only Hydra uses.
 
     Args:
         options: as they were read.
-        prefix: of the names.
+        prefix: prefix of the names.
 
     Examples:
         >>> from mergeability.commands.member_docs import flattened
@@ -182,7 +182,7 @@ def flattened(options: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, 
     for name, value in options.items():
         if name.startswith(("_", "/")) or name == "defaults":
             continue
-        # Spellings are names of classes, and no options.
+        # The keys of spellings are class names, not options.
         if isinstance(value, dict) and name != "spellings":
             if "_target_" in value:
                 yield f"{prefix}{name}._target_", value["_target_"]
@@ -192,7 +192,7 @@ def flattened(options: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def shown_value(value: Any) -> str:
-    """Write a value as in YAML; of a long list, its first items.
+    """Format a value as YAML; a long list is shortened to its first items.
 
     Examples:
         >>> from mergeability.commands.member_docs import shown_value
@@ -213,7 +213,7 @@ def shown_value(value: Any) -> str:
 
 
 def installed(text: str) -> str:
-    """Write the commands of a checkout as those of the installed package.
+    """Rewrite the commands of a checkout to those of the installed package.
 
     Examples:
         >>> from mergeability.commands.member_docs import installed

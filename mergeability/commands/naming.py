@@ -1,4 +1,4 @@
-"""Names of folders and commands: a checkpoint's folder, the command that trains it."""
+"""Names of checkpoint folders, and the commands that train their models."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ from mergeability.commands.folders import RunFolders
 
 
 def number_name(value: float | int | str) -> str:
-    """Name a number so that 1, 1.0 and 1e0 share a name and different numbers never do."""
+    """Format a number as a name, so that 1, 1.0 and 1e0 share a name and different numbers do not."""
     return repr(float(value)).removesuffix(".0")
 
 
 def penalty_folder(name: str, strength: float | int, variant: str | None = None) -> str:
-    """Name a training's folder: `<penalty>-<λ>`, `none-0` whatever the penalty for λ = 0, `+<variant>` after it."""
+    """Name a training's folder: `<penalty>-<λ>`, or `none-0` if λ = 0, followed by `+<variant>` if set."""
     folder = f"{name}-{number_name(strength)}" if float(strength) != 0 else "none-0"
     return f"{folder}+{variant}" if variant else folder
 
@@ -23,7 +23,7 @@ def penalty_folder(name: str, strength: float | int, variant: str | None = None)
 def train_command(
     model: str, penalty: str, strength: float | int, seed: int, variant: str | None, root: str
 ) -> str:
-    """Write the command that trains models into the folder an analysis looks in, up to its `task=`."""
+    """Return the command that trains models into the folder that an analysis reads, without the `task=` argument."""
     words = [f"model={model}"]
     if float(strength) != 0:
         words += [f"reg={penalty}", f"reg.lambda={number_name(strength)}"]
@@ -34,7 +34,7 @@ def train_command(
 
 
 def tracking_group() -> str | None:
-    """Name the sweep, or the run, that a job belongs to by the last two parts of its folder; None outside a job."""
+    """Return the name of the current sweep or run: the last two parts of its folder; None outside a job."""
     if not HydraConfig.initialized():
         return None
     config = HydraConfig.get()
@@ -44,7 +44,7 @@ def tracking_group() -> str | None:
 
 
 def group_name(folder: Path) -> str:
-    """Name the group of the runs of a folder: by its last two parts.
+    """Return the group name of the runs in a folder: its last two parts.
 
     >>> group_name(Path("/results/outputs/regularisation/mini-clip_mini"))
     'regularisation/mini-clip_mini'

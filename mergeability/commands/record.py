@@ -1,4 +1,4 @@
-"""What a checkpoint depends on: the settings that are hashed into its card."""
+"""The settings that determine a checkpoint, whose hash is in its card."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from mergeability.errors import UserError
 from mergeability.provenance import with_published_names
 
-# Part of a config but not of what a checkpoint depends on: they only suggest values for `training`, or comment.
+# Keys that do not affect the checkpoint: they only suggest values for `training`, or are comments.
 _ADVICE = {
     "task": ("epochs", "expected_accuracy"),
     "model": ("learning_rate", "batch_size", "base_command"),
@@ -15,25 +15,25 @@ _ADVICE = {
 }
 
 
-# Settings that came later, with the values that every training before had: left out where they are these, so that
-# what was trained then is still found.
+# Settings added after the first release, with their defaults. Default values are omitted from the record, so that
+# the hashes of older trainings stay valid.
 _LATER: dict[str, dict[str, Any]] = {
     "training": {"optimizer": "adamw", "momentum": 0.9, "compile": False},
-    # Each device has a batch of its own: two devices are another training than one.
+    # Each device processes its own batches, so the number of devices changes the training.
     "trainer": {"devices": 1},
 }
 
 
 def plain(config: Any) -> Any:
-    """Turn a config node into plain containers with every interpolation resolved."""
+    """Convert a config node to plain containers with all interpolations resolved."""
     return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
-    """Return everything a checkpoint depends on, as plain containers.
+    """Return all settings that determine a checkpoint, as plain containers.
 
     Raises:
-        UserError: a strength was given without a penalty.
+        UserError: a strength is set without a penalty.
     """
     found: dict[str, Any] = plain(cfg.settings)
     for group, names in _ADVICE.items():
@@ -45,7 +45,7 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     strength = found["reg"].get("lambda")
     if found["reg"]["name"] == "none" and strength != 0:
         raise UserError(
-            f"reg=none is plain fine-tuning: it takes no reg.lambda={strength}. Choose a penalty with reg=…."
+            f"reg=none is plain fine-tuning and does not support reg.lambda={strength}. Choose a penalty with reg=…."
         )
     if strength == 0:
         found["reg"] = {"name": "none", "lambda": 0}

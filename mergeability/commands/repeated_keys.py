@@ -1,4 +1,4 @@
-"""Keys typed twice in one mapping of the command line, of which Hydra keeps the last without a word."""
+"""Duplicate keys in a mapping on the command line, of which Hydra would silently keep the last."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,10 +12,10 @@ from mergeability.errors import UserError
 
 
 def refuse_repeated_keys(arguments: Sequence[str]) -> None:
-    """Check that no mapping among the arguments has a key twice.
+    """Check that no mapping among the arguments has duplicate keys.
 
     Raises:
-        UserError: one has, such as `suite.models={a: x, a: y}`.
+        UserError: a mapping has duplicate keys, such as `suite.models={a: x, a: y}`.
     """
     for argument in arguments:
         option, equals, value = argument.partition("=")
@@ -25,13 +25,13 @@ def refuse_repeated_keys(arguments: Sequence[str]) -> None:
             repeated = sorted({key for key in keys if keys.count(key) > 1})
             if repeated:
                 raise UserError(
-                    f"{option.lstrip('+~')} has {', '.join(map(repr, repeated))} twice, and only one of them could "
-                    "be used. Give each its own name."
+                    f"{option.lstrip('+~')} has {', '.join(map(repr, repeated))} twice. "
+                    "Give each entry a different name."
                 )
 
 
 def _mappings(argument: str) -> Iterator[list[str]]:
-    """Yield the keys of each mapping that is typed in an override; none where Hydra cannot read it."""
+    """Yield the keys of each mapping in an override; nothing if Hydra cannot parse it."""
     lexer = OverrideLexer(InputStream(argument))
     parser = OverrideParser(CommonTokenStream(lexer))
     for reader in (lexer, parser):
@@ -40,7 +40,7 @@ def _mappings(argument: str) -> Iterator[list[str]]:
     try:
         nodes: list[Any] = [parser.override()]
     except HydraException:
-        # Hydra refuses it itself.
+        # Hydra reports this error itself.
         return
     while nodes:
         node = nodes.pop()

@@ -1,4 +1,4 @@
-"""Run a Hydra entry point: errors in one sentence, an exit code that tells the truth."""
+"""Run a Hydra entry point with one-sentence errors and a correct exit code."""
 
 import argparse
 import contextlib
@@ -22,20 +22,20 @@ from mergeability.commands.wording import check_overrides, flags_first, known_se
 from mergeability.context import cores
 from mergeability.threads import choose_threads, sample
 
-# Taken while Hydra composes, so that looking at the machine costs no time.
+# Measured while Hydra composes the configuration, so that it takes no extra time.
 _BEGAN = sample()
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Run a Hydra entry point: errors in one sentence, failed jobs listed, an exit code that tells the truth.
+    """Run a Hydra entry point with one-sentence errors, a list of failed jobs, and a correct exit code.
 
-    Hydra is asked for whole exceptions and does not get to print its own version of them, which shows a
-    traceback for what a user can cause. Whoever sets HYDRA_FULL_ERROR gets the traceback of everything.
+    Hydra is set to raise exceptions instead of printing them, because its output shows a
+    traceback even for user errors. If HYDRA_FULL_ERROR is set, all tracebacks are shown.
     """
     verbose = bool(os.environ.setdefault("HYDRA_FULL_ERROR", ""))
     os.environ["HYDRA_FULL_ERROR"] = "1"
     logging.captureWarnings(True)
-    # A full disk fails to take the log too, which needs no traceback for each line.
+    # On a full disk logging fails as well; do not print a traceback for every line.
     logging.raiseExceptions = verbose
     sys.argv[1:] = flags_first(sys.argv[1:])
     code, claim = 0, None
@@ -47,7 +47,9 @@ def run(main: Callable[[], Any]) -> None:
         with claimed_folders() as claim, _lazy_help():
             main()
     except KeyboardInterrupt:
-        sys.stderr.write("\nInterrupted. What is finished is kept: start the same command again.\n")
+        sys.stderr.write(
+            "\nInterrupted. Finished results are kept: start the same command again to continue.\n"
+        )
         code = 130
     except (HydraException, OmegaConfBaseException, ValueError, OSError, MemoryError, RuntimeError) as error:
         told = _told(error)
@@ -67,7 +69,7 @@ def run(main: Callable[[], Any]) -> None:
 
 @contextlib.contextmanager
 def _lazy_help() -> Iterator[None]:
-    """Let Hydra add an option whose help is written when it is read, which Python 3.14 refuses as no text."""
+    """Let Hydra add an option with lazily formatted help, which Python 3.14 rejects because it is not a string."""
     name = "_check_help"
     check = getattr(argparse.ArgumentParser, name, None)
     if check is None:
@@ -81,7 +83,7 @@ def _lazy_help() -> Iterator[None]:
 
 
 def _told(error: Exception) -> str | None:
-    """Return a sentence on an error that a user can correct; None for a defect of the package."""
+    """Return the message of an error that a user can correct; None for a bug in the package."""
     mistake = user_error(error)
     if mistake is not None:
         return str(mistake)
@@ -91,12 +93,12 @@ def _told(error: Exception) -> str | None:
 
 
 def prepare() -> None:
-    """Choose the number of threads; to be called by a job before it imports anything that computes."""
+    """Set the number of threads; jobs must call this before importing torch or NumPy."""
     choose_threads(_BEGAN, cores())
 
 
 def _raised_by_hydra(error: BaseException) -> bool:
-    """Return whether Hydra itself refused something, such as `predictor=null`, rather than a job."""
+    """Return whether Hydra itself raised an error, such as for `predictor=null`, rather than a job."""
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next

@@ -1,7 +1,7 @@
-"""Where configuration is looked for: `--config-dir`, then `./conf` of the working folder, then the package's own.
+"""Search path of configuration: `--config-dir`, then `./conf` in the working folder, then the package.
 
-Hydra itself would search `--config-dir` last. A user's own task, metric or method is a YAML file there, and its
-`_target_` may be a module in the working folder.
+By default, Hydra searches `--config-dir` last. It contains users' tasks, metrics or methods as YAML files, whose
+`_target_` may be in a module in the working folder.
 """
 
 import sys
@@ -20,16 +20,16 @@ _OPTIONS = ("--config-dir", "-cd")
 
 
 class OwnFolders(SearchPathPlugin):
-    """Put users' own folders in front of the package's."""
+    """Search users' folders before the package's."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Prepend the folders, the first one last."""
+        """Prepend the folders, in reverse order so that the first one is searched first."""
         for place in reversed(members.own_folders()):
             search_path.prepend("own", f"file://{place}")
 
 
 def use_own_folders(arguments: Sequence[str]) -> None:
-    """Search `--config-dir` of a command line and `./conf` before the package's own configuration.
+    """Search `--config-dir` of a command line and `./conf` before the package's configuration.
 
     Raises:
         UserError: `--config-dir` is no folder.
@@ -43,7 +43,7 @@ def use_own_folders(arguments: Sequence[str]) -> None:
         register_sets()
         Plugins.instance().register(OwnFolders)
         if str(Path.cwd()) not in sys.path:
-            # What a file of ./conf names as its `_target_` is next to it, as for `python train.py`.
+            # Modules named as `_target_` in ./conf are importable from the working folder, as with `python train.py`.
             sys.path.append(str(Path.cwd()))
 
 

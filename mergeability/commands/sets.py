@@ -1,7 +1,8 @@
-"""The sets of members that grow by themselves, registered with Hydra: `merge=all`, `metric=weights` and the like.
+"""Sets of members derived from the files of a group, such as `merge=all` and `metric=weights`, for Hydra.
 
-Hydra knows no pattern in a defaults list, so these sets are written here from the files of `conf`. The sets that are
-fixed on purpose (`paper`, `minimal`, `none`) are files. Nothing that a member names is imported: `--help` stays fast.
+Hydra does not support patterns in defaults lists, so these sets are derived here from the files of `conf`. Sets that
+are fixed on purpose (`paper`, `minimal`, `none`) are files. Nothing that a member names is imported: `--help` stays
+fast.
 """
 
 from typing import Any
@@ -13,28 +14,28 @@ from mergeability.metrics.traits import Traits
 
 
 def derived_sets() -> dict[str, dict[str, list[str]]]:
-    """Return the derived sets: group → name of the set → its members, in the order of tables."""
+    """Return the derived sets: group → name of the set → its members, in table order."""
     metrics = {name: _traits(options) for name, options in members("metric").items()}
     return {
         # Every method, and those that need neither images nor heads.
         "merge": {"all": list(members("merge")), "data_free": list(data_free())},
         "metric": {
-            # Every metric except those that take passes over the data for each pair: metric=[all,shared].
+            # Every metric except those that need passes over the data for each pair; metric=[all,shared] includes them.
             "all": [name for name, one in metrics.items() if not one.per_pair],
             # The metrics of weight space, which need no data, except those that are only measured on request.
             "weights": [name for name, one in metrics.items() if not (one.needs_data or one.on_request)],
             # Gradients of both models on the same samples, the union of both tasks': two passes per pair.
             "shared": [name for name, one in metrics.items() if one.per_pair],
-            # What models answer on unlabelled images of their tasks.
+            # Metrics of predictions on unlabelled images of the tasks.
             "functional": [name for name, one in metrics.items() if one.category == "functional"],
         },
-        # The two baselines come first: every other predictor is compared with them.
+        # The two baselines are listed first, because every other predictor is compared with them.
         "predictor": {"all": list(members("predictor"))},
     }
 
 
 def register_sets() -> None:
-    """Make the derived sets known to Hydra, as if each were a file of its group."""
+    """Register the derived sets with Hydra, as if each were a file of its group."""
     store = ConfigStore.instance()
     for group, sets in derived_sets().items():
         for name, names in sets.items():

@@ -1,4 +1,4 @@
-"""Check a composed configuration against what the classes and functions behind it declare for their arguments."""
+"""Check a composed configuration against the declared argument types of the classes and functions that it names."""
 
 import ast
 import re
@@ -74,7 +74,7 @@ _FOREIGN: dict[str, tuple[str, str, str, dict[str, str]]] = {
         for tower in ("vision", "text")
     },
 }
-# How to write what is hard to guess.
+# Examples of settings whose format is hard to guess.
 _EXAMPLES = {
     "suite.models": " suite.models names files: 'suite.models={a: a.safetensors, b: b.safetensors}'."
 }
@@ -84,10 +84,10 @@ _HYDRA = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Check types and ranges of all settings; where a word was read as a number, put the word back.
+    """Check types and ranges of all settings; restore text that YAML read as a number.
 
     Raises:
-        UserError: a setting is of another type or outside its range, or nothing takes it.
+        UserError: a setting has the wrong type or is out of range, or is unknown.
     """
     for path, text in _OTHERS.items():
         parent, _, name = path.rpartition(".")
@@ -109,7 +109,7 @@ def check_settings(cfg: DictConfig) -> None:
 
 
 def _selected(cfg: DictConfig, path: str) -> Any:
-    """Return what stands at a path; None where there is nothing, or where something else is on the way."""
+    """Return the value at a dotted path; None if the path does not exist."""
     try:
         return OmegaConf.select(cfg, path) if path else cfg
     except OmegaConfBaseException:
@@ -117,7 +117,7 @@ def _selected(cfg: DictConfig, path: str) -> Any:
 
 
 def _nodes(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
-    """Yield every node that describes a call, with its path; what it shares with another is not followed."""
+    """Yield every node that describes a call, with its path; interpolated nodes are visited once."""
     if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing()):
         if "_target_" in node:
             yield path, node
@@ -146,13 +146,13 @@ def _check_node(cfg: DictConfig, path: str, node: DictConfig, declared: Signatur
         elif not declared.open:
             known = list(declared.arguments)
             raise UserError(
-                f"{path} takes no setting {shown(str(name))}.{did_you_mean(str(name), known)} "
-                f"It takes: {', '.join(known)}."
+                f"{path} has no setting {shown(str(name))}.{did_you_mean(str(name), known)} "
+                f"Its settings: {', '.join(known)}."
             )
 
 
 def _check(cfg: DictConfig, path: str, node: DictConfig, name: str, annotation: ast.expr) -> None:
-    """Check one setting; the name that is shown is that of the setting that gave the value."""
+    """Check one setting; messages name the setting from which its value was interpolated."""
     source, holder, key = _join(path, name), node, name
     while True:
         raw = holder._get_node(key)
@@ -199,7 +199,7 @@ def _fits(annotation: ast.expr, value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Return plain containers; the entries of a list are resolved, those of a node are checked by themselves."""
+    """Return plain containers; entries of lists are resolved, and nested nodes are checked separately."""
     if not OmegaConf.is_config(value):
         return value
     return OmegaConf.to_container(value, resolve=isinstance(value, ListConfig))

@@ -1,4 +1,4 @@
-"""A ledger of a sweep's jobs: how each ended, the summary across them, the time left."""
+"""The ledger of a sweep: the outcome of each job, the summary across jobs, and the remaining time."""
 
 import contextlib
 import json
@@ -34,16 +34,16 @@ from mergeability.files import write_text
 logger = logging.getLogger(__name__)
 # In the folder of a job that has a process of its own: everything it printed.
 TERMINAL = "terminal.log"
-# PyTorch's words when memory on the CPU is out.
+# The error message of PyTorch when CPU memory is exhausted.
 _NO_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|Storage size calculation overflowed|out of memory"
 )
 
 
 class Ledger(Callback):
-    """Record how each job of a sweep begins and ends, and refresh the sweep's summary after each.
+    """Record the start and end of each job of a sweep, and update the summary of the sweep after each job.
 
-    The process of the command makes one, and launchers send copies to the processes that run jobs. What they share is
+    The command's process creates one ledger, and launchers send copies to the processes that run jobs. Shared state is
     on disk (`job_records`). Hydra turns an exception in a callback into a warning and skips `on_multirun_end` after a
     failed job, so `commands.run` closes the ledger and sees to the exit code.
     """
@@ -60,7 +60,7 @@ class Ledger(Callback):
         self.records: Records | None = None
         self.config: DictConfig | None = None
         self.process = (socket.gethostname(), os.getpid())
-        # What launchers keep from one batch of jobs to the next: pools of processes, a cluster.
+        # Resources that launchers keep between batches of jobs: process pools, a cluster.
         self.closing = contextlib.ExitStack()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -69,11 +69,11 @@ class Ledger(Callback):
 
     @property
     def away(self) -> bool:
-        """Whether this is a copy in a process that a launcher started."""
+        """Whether this ledger is a copy in a process started by a launcher."""
         return self.process != (socket.gethostname(), os.getpid())
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Count the jobs to come; keep what Optuna's parts say while they are imported from the terminal."""
+        """Count the jobs of the sweep; suppress Optuna's import-time output in the terminal."""
         logging.getLogger("alembic").setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", message="Deprecated API features detected")
         with refusing():
@@ -84,7 +84,7 @@ class Ledger(Callback):
         Ledger.current = self
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Record that the job has begun; in a process of its own, send its output to a file in its folder."""
+        """Record the start of the job; in a separate process, redirect its output to a file in its folder."""
         if self.records is None:
             return
         folder = Path(config.hydra.runtime.output_dir)
@@ -104,9 +104,10 @@ class Ledger(Callback):
         )
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Record how the job has ended."""
+        """Record the outcome of the job."""
         failed = job_return.status != JobStatus.COMPLETED
-        # Hydra would write "Error executing job with overrides" before the sentence.
+        # Otherwise Hydra would print "Error executing job with overrides" before the message.
+        # Hydra creates the job's return value, so replacing its class is the only way to change how it raises.
         job_return.__class__ = QuietReturn
         raised = job_return._return_value
         error = str(user_error(raised) or f"{type(raised).__name__}: {raised}") if failed else None
@@ -115,7 +116,7 @@ class Ledger(Callback):
             and user_error(raised) is None
             and not isinstance(raised, HydraException | OmegaConfBaseException)
         ):
-            # A defect: in a sweep Hydra shows the traceback of the first failed job only.
+            # For a bug, print the traceback here, because in a sweep Hydra shows only that of the first failed job.
             traceback.print_exception(raised)
         if self.records is None or self.records.replaced:
             _held.close()
@@ -124,7 +125,7 @@ class Ledger(Callback):
         if failed and self.away:
             if user_error(raised) is None:
                 error = f"{error}. The traceback is in {folder / TERMINAL}."
-            # An exception of any class might not survive the way to the process of the command.
+            # Arbitrary exceptions may not survive pickling on the way to the command's process.
             job_return._return_value = UserError(error)
         number = int(config.hydra.job.num)
         (record,) = [one for one in self.records.read() if one.number == number]
@@ -135,27 +136,28 @@ class Ledger(Callback):
         ended = sum(one.ended is not None for one in self.records.read())
         if not self.away:
             self.tell()
-        # Others are followed by the process of the command; the last one need not rely on it.
+        # In worker processes only the last job updates the summary; otherwise the command's process does.
         if not self.away or ended == self.total:
             self.summarise()
 
     def tell(self) -> None:
-        """Log how many jobs have ended and how long the rest may take."""
+        """Log the number of finished jobs and the estimated remaining time."""
         ended = sum(record.ended is not None for record in self.records.read()) if self.records else 0
         if self.total is not None and 0 < ended < self.total:
             logger.info("%s", _remaining(ended, self.total, time.time() - self.began))
 
     def summarise(self) -> Path | None:
-        """Write the summary of the jobs that have finished so far, unless it is there; return its page."""
+        """Write the summary of the finished jobs unless it is up to date; return its page."""
         if self.summary is None or self.records is None:
             return None
+        # One process at a time: jobs on several machines may end simultaneously.
         with self.records.locked():
             finished = [record for record in self.records.read() if record.finished]
             if not finished:
                 return None
             note = self.records.folder / "summary"
             known = json.loads(note.read_text(encoding="utf-8")) if note.exists() else {}
-            # Jobs that failed are named in summaries.
+            # Summaries also list failed jobs, so these are part of the state.
             numbers = [[record.number, record.finished] for record in self.records.read() if record.ended]
             if known.get("jobs") != numbers:
                 earlier = sorted(Path(self.beside).rglob("run.json")) if self.beside is not None else []
@@ -170,24 +172,24 @@ class Ledger(Callback):
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON can hold of a job's value: a number or several; None for anything else."""
+    """Return a job's value as one or more finite numbers for JSON; None for anything else."""
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     return float(value) if isinstance(value, float | int) and math.isfinite(value) else None
 
 
-# Open for as long as a job runs in this process.
+# Holds the locks of the job that runs in this process.
 _held = contextlib.ExitStack()
 
 
 def _hold(folder: Path) -> None:
-    """Hold a job's folder until the job ends; wait for a process that an earlier start of the sweep left there."""
+    """Lock a job's folder until the job ends, waiting for a process of an earlier launch of the sweep."""
     _held.close()
     _held.enter_context(held(folder))
 
 
 def _write_output_to(path: Path) -> None:
-    """Send everything that this process and its children print to a file, in place of the terminal of the command."""
+    """Redirect the output of this process and its children from the terminal to a file."""
     logging.captureWarnings(True)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -197,7 +199,7 @@ def _write_output_to(path: Path) -> None:
 
 
 def _count_jobs(config: DictConfig) -> int | None:
-    """Say how many jobs a sweep has; None where its sweeper decides as it goes."""
+    """Return the number of jobs of a sweep; None if the sweeper decides adaptively."""
     sweeper = config.hydra.sweeper
     if "n_trials" in sweeper:
         return int(sweeper.n_trials)
@@ -206,7 +208,7 @@ def _count_jobs(config: DictConfig) -> int | None:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    # As the sweeper itself does it: what is typed replaces what `hydra.sweeper.params` says.
+    # As in the sweeper: typed overrides replace those of `hydra.sweeper.params`.
     given = [f"{name}={value}" for name, value in (sweeper.get("params") or {}).items()]
     overrides = OverridesParser.create().parse_overrides([*given, *config.hydra.overrides.task])
     return sum(len(batch) for batch in BasicSweeper.split_arguments(overrides, max_batch_size=None))
@@ -218,9 +220,9 @@ def _remaining(ended: int, total: int, seconds: float) -> str:
 
 
 def user_error(error: BaseException | None) -> UserError | None:
-    """Find the user error behind an exception: Hydra's `instantiate` wraps what the called function raises.
+    """Find the user error behind an exception: Hydra's `instantiate` wraps exceptions of the called function.
 
-    What the system refuses, such as a folder that cannot be made, a full disk or no more memory, is one too.
+    System errors, such as a missing permission, a full disk or a lack of memory, are also converted to user errors.
     """
     while error is not None:
         if isinstance(error, UserError):
@@ -239,10 +241,10 @@ def user_error(error: BaseException | None) -> UserError | None:
 
 
 def close_sweep(*, interrupted: bool = False) -> int:
-    """Say where the sweep's summary is and which of its jobs failed; return how many did.
+    """Print the path of the sweep's summary and its failed jobs; return the number of failed jobs.
 
     Args:
-        interrupted: whether a person has stopped the sweep, whose running jobs have then not failed.
+        interrupted: whether the user stopped the sweep; its running jobs then do not count as failed.
     """
     ledger, Ledger.current = Ledger.current, None
     if ledger is None or ledger.records is None:

@@ -1,4 +1,4 @@
-"""The table of a comparison in the terminal."""
+"""The table of a comparison for the terminal."""
 
 import math
 
@@ -9,7 +9,7 @@ from rich.table import Table
 from mergeability.errors import printable
 from mergeability.verbs.comparing import Comparison
 
-# Beyond these many, pairs are rows and only some metrics are shown.
+# With more pairs, pairs become rows and only some metrics are shown.
 _MOST_COLUMNS = 4
 _TELLING = (
     "task_vector_cosine_similarity",
@@ -19,12 +19,12 @@ _TELLING = (
     "singular_value_overlap",
 )
 _MOST_ROWS = 40
-# Where the output is no terminal, its width is unknown and lines are not cut.
+# If the output is not a terminal, its width is unknown and lines are not truncated.
 _WIDE = 200
 
 
 def show_comparison(found: Comparison) -> None:
-    """Print what stands out, the metrics, and what is left out."""
+    """Print unusual findings, the metrics, and omissions."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDE)

@@ -1,4 +1,4 @@
-"""What the commands write to the terminal and into logs."""
+"""Formatting of the commands' output in the terminal and in logs."""
 
 import logging
 
@@ -12,7 +12,7 @@ def shown_text(text: str) -> str:
 
 
 class PlainFormatter(logging.Formatter):
-    """A formatter that escapes control characters, which names may contain, and names commands as they were typed."""
+    """A formatter that escapes control characters in names and shows commands in the form that was typed."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record."""

@@ -1,4 +1,4 @@
-"""`train.py`: fine-tune, pretrain or import one model, unless it is done; or look a task's images over."""
+"""`train.py`: fine-tune, pretrain or import one model unless it exists; or check a task's images."""
 
 import logging
 import warnings
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def job(cfg: DictConfig) -> None:
-    """Train unless it is done; or check the task's images."""
+    """Train the model unless it exists; or check the task's images."""
     prepare()
     if cfg.doctor:
         examine(cfg)
@@ -29,13 +29,13 @@ def job(cfg: DictConfig) -> None:
 
 
 def fine_tune(cfg: DictConfig) -> dict[str, Any] | None:
-    """Train the model a configuration of `train.py` describes, unless it is done; its `run` does the training.
+    """Train the model that a configuration of `train.py` describes, unless it exists; the node `run` does the training.
 
     Returns:
-        The card of the model; None where it was there already.
+        The card of the model; None if the model already existed.
 
     Raises:
-        UserError: there is no base model, or a model with other settings lies there; whatever `run` raises.
+        UserError: there is no base model, a model with other settings exists, or the training fails.
     """
     check_settings(cfg)
     from hydra.utils import instantiate
@@ -61,7 +61,7 @@ def fine_tune(cfg: DictConfig) -> dict[str, Any] | None:
     return card
 
 
-# What Lightning says on every fit of a small model, by message: true, and of no use to the person watching.
+# Messages that Lightning prints for every small model, and that do not help the user.
 _LIGHTNING_WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     r"The number of training batches .* is smaller than the logging interval",
@@ -71,7 +71,7 @@ _LIGHTNING_WARNINGS = (
 
 
 def quiet_lightning() -> None:
-    """Keep Lightning's tips and harmless warnings from the terminal."""
+    """Suppress Lightning's tips and harmless warnings in the terminal."""
     import lightning.pytorch  # noqa: F401  (it sets its level when imported)
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -80,10 +80,10 @@ def quiet_lightning() -> None:
 
 
 def examine(cfg: DictConfig) -> None:
-    """Look the task's images over, and leave the report in the run folder.
+    """Check the task's images, and write the report to the run folder.
 
     Raises:
-        UserError: something is wrong with them.
+        UserError: the images have problems.
     """
     check_settings(cfg)
     from hydra.utils import instantiate
@@ -94,23 +94,23 @@ def examine(cfg: DictConfig) -> None:
 
 
 def base_hash(cfg: DictConfig) -> str:
-    """Return the hash of the base model that a training starts from; create the model first if it does not exist.
+    """Return the hash of the base model of a training; create the base model if it does not exist.
 
-    It is made of published weights, of a file, or of a seed.
+    The base model is created from published weights, a file, or a seed.
 
     Raises:
-        UserError: there is no base model and none to fetch.
+        UserError: the base model does not exist and cannot be downloaded.
     """
     folder = Path(cfg.base)
     card = read_object(folder / "card.json")
     pretrained = cfg.model.get("pretrained")
     if card is None and pretrained is None and cfg.model.get("base_command"):
         raise UserError(f"No base model at {folder}. Run: {cfg.model.base_command}")
-    # Before anything heavy is imported: most often it is there, and of the weights asked for.
+    # Checked before heavy imports, because the base model usually exists with the right weights.
     settings = {} if card is None else card.get("settings", {})
     if not isinstance(settings, Mapping) or (card is not None and not isinstance(card.get("sha256"), str)):
         raise UserError(
-            f"{folder / 'card.json'} is not the card of a model. Delete it and run again what made it."
+            f"{folder / 'card.json'} is not the card of a model. Delete it and repeat the command that created it."
         )
     if card is None or settings.get("pretrained", pretrained) != pretrained:
         from hydra.utils import instantiate
@@ -124,7 +124,7 @@ def base_hash(cfg: DictConfig) -> str:
 
 
 def source_hash(source: str) -> str:
-    """Return the hash of a model from elsewhere, by content: it may lie in another place next time."""
+    """Return the content hash of an external model, which does not depend on its path."""
     from mergeability.weights.checkpoints import file_hash
     from mergeability.weights.hub import find_weights
 

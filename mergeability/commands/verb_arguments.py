@@ -1,4 +1,4 @@
-"""What the verbs of the command line share: names of models, options by name, the store, errors in one sentence."""
+"""Arguments shared by the verbs of the command line: names of models, named options, the store, one-sentence errors."""
 
 import contextlib
 import logging
@@ -20,7 +20,7 @@ NO_STORE = "none"
 
 
 def named_models(models: Sequence[str]) -> Any:
-    """Take NAME=PATH apart where such a file does not exist as it stands."""
+    """Split NAME=PATH, unless the whole text is the path of an existing file."""
     from mergeability.verbs.sources import named
 
     found: dict[str, str] = {}
@@ -40,13 +40,13 @@ def named_models(models: Sequence[str]) -> Any:
 
 
 def by_name(option: str, words: Sequence[str]) -> dict[str, str]:
-    """Take NAME=VALUE apart.
+    """Split NAME=VALUE.
 
     >>> by_name("--images", ["cars=photos/cars"])
     {'cars': 'photos/cars'}
 
     Raises:
-        UserError: a word is not of this form, or a name is given twice.
+        UserError: an argument does not have this form, or a name is repeated.
     """
     found = {}
     for word in words:
@@ -54,13 +54,13 @@ def by_name(option: str, words: Sequence[str]) -> dict[str, str]:
         if not (sign and name and value):
             raise UserError(f"Expected {option} NAME=…, with the name of a model, got {word!r}.")
         if name in found:
-            raise UserError(f"{option} is given twice for {name!r}.")
+            raise UserError(f"{option} is given more than once for {name!r}.")
         found[name] = value
     return found
 
 
 def classes(words: Sequence[str]) -> dict[str, str | list[str]]:
-    """Read names of classes: a list with commas, or a file."""
+    """Read class names from a comma-separated list or a file."""
     return {
         name: value if Path(value).expanduser().is_file() else [one.strip() for one in value.split(",")]
         for name, value in by_name("--classes", words).items()
@@ -68,14 +68,14 @@ def classes(words: Sequence[str]) -> dict[str, str | list[str]]:
 
 
 def option_values(words: Sequence[str]) -> dict[str, Any]:
-    """Read options of a method: values are numbers, truth values or text, as in YAML."""
+    """Read options of a method: values are numbers, booleans or text, as in YAML."""
     import yaml
 
     return {name: yaml.safe_load(value) for name, value in by_name("--option", words).items()}
 
 
 def store_folder(given: str | None) -> str | None:
-    """Return where computed values are kept: what is given, the project's store, or else the user's cache."""
+    """Return the folder of computed values: the given one, the project's store, or the user's cache."""
     if given is not None:
         return None if given == NO_STORE else given
     project = Path("outputs/store")
@@ -90,21 +90,21 @@ def store_folder(given: str | None) -> str | None:
 
 
 def progress() -> "Progress":
-    """Return the progress bar of the terminal."""
+    """Return the progress bar for the terminal."""
     from mergeability.progress import track
 
     return track
 
 
 def say_report(path: Path | None, as_json: bool) -> None:
-    """Print where a report is; beside JSON, on standard error."""
+    """Print the path of a report, on standard error if JSON is written to standard output."""
     if path is not None:
         click.echo(f"Report: {path}", err=as_json)
 
 
 @contextlib.contextmanager
 def sentences() -> Iterator[None]:
-    """End with one sentence and exit code 1 on what a person can correct; show warnings as plain lines."""
+    """On a user error, exit with one sentence and code 1; show warnings as plain lines."""
     from mergeability.commands.search_path import use_own_folders
     from mergeability.commands.terminal import PlainFormatter
 

@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf refuse, said in one sentence: which override it was, and how to write it."""
+"""One-sentence messages for errors of Hydra and OmegaConf: the override at fault, and how to write it."""
 
 import re
 import shlex
@@ -25,14 +25,14 @@ _PUNCTUATION = "{}[],:"
 
 
 def parse_failure(override: str, several: bool = False) -> str | None:
-    """Return a sentence about an override that Hydra cannot read, with the form that it can; None for one that it can.
+    """Describe an override that Hydra cannot parse, with the correct form; None if Hydra can parse it.
 
     >>> print(parse_failure("suite.base=epoch=1.safetensors"))
     Hydra cannot read suite.base=epoch=1.safetensors. Quote the value: 'suite.base="epoch=1.safetensors"'.
 
     Args:
-        override: as it was typed.
-        several: whether a value may be several, each for a job of its own.
+        override: the override as typed.
+        several: whether a value may be a list with one job per value.
     """
     if _parses(override, several):
         return None
@@ -50,7 +50,7 @@ def parse_failure(override: str, several: bool = False) -> str | None:
 
 
 def quoted(override: str) -> str | None:
-    """Write an override so that Hydra reads its value as the text it is, for a shell; None where no quotes help."""
+    """Quote an override for the shell so that Hydra reads its value as plain text; None if no quoting works."""
     key, sign, value = override.partition("=")
     if not sign:
         return None
@@ -88,7 +88,7 @@ def _quote_parts(value: str) -> str:
 
 
 def sentence(error: Exception, known: Iterable[str] = ()) -> str:
-    """Return an error of Hydra or OmegaConf as one line.
+    """Format an error of Hydra or OmegaConf as one line.
 
     Args:
         error: what was raised.
@@ -132,7 +132,7 @@ _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
-    """Put flags before settings: argparse takes no setting after a flag that stands between two of them.
+    """Move flags before settings, because argparse rejects settings that follow an interleaved flag.
 
     >>> flags_first(["suite=mini", "-m", "merge=ties,ta", "--cfg", "job"])
     ['-m', '--cfg', 'job', 'suite=mini', 'merge=ties,ta']
@@ -152,10 +152,10 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
-    """Check that Hydra can read every setting.
+    """Check that Hydra can parse every setting.
 
     Raises:
-        UserError: it cannot; names the setting and the quoted form that works.
+        UserError: a setting cannot be parsed; the message contains the quoted form that works.
     """
     flags = flags_first(arguments)
     words = flags[len(flags) - sum(not word.startswith("-") for word in flags) :]
@@ -177,14 +177,14 @@ def check_overrides(arguments: Sequence[str]) -> None:
 
 
 def _chooses(value: Any) -> bool:
-    """Return whether a value can name members of a group."""
+    """Return whether a value can be the name of members of a group."""
     return isinstance(value, str | Sweep) or (
         isinstance(value, list) and all(isinstance(one, str) for one in value)
     )
 
 
 def known_settings(error: Exception) -> list[str]:
-    """List the settings of the present command if an error may be about an unknown name."""
+    """List the settings of the current command if an error may be caused by an unknown name."""
     if not isinstance(error, ConfigCompositionException) or "Could not" not in str(error):
         return []
     script = "train" if Path(sys.argv[0]).stem.endswith("train") else "analyze"

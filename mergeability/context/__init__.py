@@ -1,6 +1,6 @@
-"""What every stage of a run shares, and how its units of work are spread over cores, processes and machines."""
+"""The context shared by all stages of a run, and the distribution of work over cores, processes and machines."""
 
 import lazy_loader
 
-# The names are listed in `__init__.pyi`, for type checkers too.
+# Names are imported on first access (lazy_loader), as listed in `__init__.pyi`, which type checkers also read.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""Ray clusters: environment variables that are set before Ray is imported, and whether a cluster answers in time."""
+"""Ray clusters: environment variables to set before importing Ray, and a connection check with a timeout."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ _PATIENCE = 20
 
 
 def prepare_ray() -> None:
-    """Set variables that a user has not set; to be called before Ray is imported."""
+    """Set environment variables that the user has not set; call this before importing Ray."""
     # Ray would report its use, and send the working folder to workers where the command is run by uv.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -21,16 +21,16 @@ def prepare_ray() -> None:
 
 
 def check_answer(address: str, setting: str, instead: str, patience: float = _PATIENCE) -> None:
-    """Check that a Ray cluster answers at an address, within a bounded time.
+    """Check that a Ray cluster responds at an address within a time limit.
 
     Args:
         address: `auto`, `host:port`, or `ray://host:port`.
-        setting: the setting that gave it, for messages.
-        instead: what the user can do without a cluster, for messages.
+        setting: name of the setting with the address, for messages.
+        instead: the alternative without a cluster, for messages.
         patience: seconds.
 
     Raises:
-        UserError: no cluster answers, or it is not an address.
+        UserError: no cluster responds, or the address is invalid.
     """
     sentence = f"No Ray cluster answers at {short(address)} ({setting}). Start one with ray start --head, or {instead}."
     if address != "auto":
@@ -43,7 +43,7 @@ def check_answer(address: str, setting: str, instead: str, patience: float = _PA
             raise UserError(sentence) from error
     if address.startswith("ray://"):
         return
-    # Ray itself waits for minutes for something that accepts connections and is not Ray.
+    # Ray waits minutes for a server that accepts connections but is not Ray.
     asked = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--skip-version-check"]
     try:
         answer = subprocess.run(

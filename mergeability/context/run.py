@@ -1,4 +1,4 @@
-"""What every stage of a run shares: store, progress, device, budget, clock; and the one loop over heavy units."""
+"""The context shared by all stages of a run, and the loop over expensive units of work."""
 
 import logging
 import os
@@ -47,7 +47,7 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time the block as the stage `name`, and log its beginning."""
+        """Time the block as the stage `name`, and log its start."""
         logger.info("%s …", name)
         began = time.monotonic()
         yield
@@ -56,7 +56,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Run:
-    """Hold what every stage of a run shares: store, progress, device, memory budget, clock and workers.
+    """The context shared by all stages of a run: store, progress, device, memory budget, clock and workers.
 
     Args:
         store: cache of computed values; in memory by default.
@@ -64,9 +64,9 @@ class Run:
         device: `cpu`, `cuda`, `cuda:<number>`, or `auto`: CUDA if available. The attribute holds the resolved device.
         memory_budget: GiB for computed values, above 0; bounds how many items are processed at once.
         folder: where results are written; None if nothing is written.
-        clock: the time that each stage took.
-        workers: number of processes that share the heavy units, at least 1, or the address of a Ray cluster; 1 uses
-            this process only.
+        clock: records the duration of each stage.
+        workers: number of processes that share the expensive units, at least 1, or the address of a Ray cluster; 1 uses
+            only this process.
 
     Raises:
         UserError: the budget is not positive, the device does not exist, or the number of workers is invalid.
@@ -98,7 +98,7 @@ class Run:
         object.__setattr__(self, "device", chosen_device(self.device))
 
     def __getstate__(self) -> dict[str, Any]:
-        # In a worker: what a unit itself maps, the worker does alone and silently.
+        # Set in worker processes: nested calls of `map` then run in this process, without progress bars.
         return {**self.__dict__, "workers": 1, "progress": no_progress, "clock": Clock()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -117,9 +117,9 @@ class Run:
         description: str,
         memory: int | None = None,
     ) -> list[Result]:
-        """Apply `unit` to every item, and return the results in the order of the items.
+        """Apply `unit` to every item, and return the results in the same order.
 
-        The only loop over heavy units (models, layers, merges), so more workers here make every stage parallel. Units
+        This is the only loop over expensive units (models, layers, merges), so workers parallelise every stage. Units
         keep large values in the store and return small ones.
 
         Args:
@@ -139,12 +139,12 @@ class Run:
         if memory is None:
             return [unit(item) for item in self.progress(items, description, len(items))]
         at_once = self._at_once(memory, description)
-        # A random order: processes that start together on one store meet, instead of computing the same item at
-        # the same time. No number depends on it, since each item runs on one core, by itself.
+        # Process items in random order: otherwise processes that start together on one store would compute the same
+        # item at the same time. Results do not depend on the order, because each item is independent and uses one core.
         order = list(range(len(items)))
         random.Random(os.urandom(8)).shuffle(order)
         workers = min(at_once, cores(), len(order))
-        # One thread of linear algebra per worker: with several, the threads of the workers wait for each other.
+        # One linear-algebra thread per worker, because the threads of several workers would compete for cores.
         with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
             futures = {pool.submit(unit, items[place]): place for place in order}
             for _ in self.progress(_finished(pool, list(futures)), description, len(order)):
@@ -156,7 +156,7 @@ class Run:
         if at_once < 1:
             raise UserError(
                 f"A memory budget of {self.memory_budget:g} GiB is too small for the {description}: "
-                f"one takes {memory / GIBIBYTE:.2g} GiB. Raise profile.memory_budget."
+                f"one takes {memory / GIBIBYTE:.2g} GiB. Raise memory_budget (profile.memory_budget)."
             )
         return at_once
 
@@ -179,7 +179,7 @@ class Run:
 
 
 def _gpus(device: str) -> int:
-    """Count the GPUs that workers may share out; one where a number was given."""
+    """Count the GPUs available to workers; 1 if a device number was given."""
     if not device.startswith("cuda"):
         return 0
     import torch
@@ -188,7 +188,7 @@ def _gpus(device: str) -> int:
 
 
 def cores() -> int:
-    """Count the CPU cores this process may use; LOKY_MAX_CPU_COUNT, joblib's variable, limits them.
+    """Count the CPU cores available to this process; joblib's LOKY_MAX_CPU_COUNT limits the number.
 
     Examples:
         >>> from mergeability.context import cores

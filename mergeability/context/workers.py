@@ -1,8 +1,8 @@
-"""Units of work in several processes of this machine, or on a Ray cluster.
+"""Units of work in several local processes or on a Ray cluster.
 
-What the units share, such as encoders and images, travels to each worker once and not with every unit. Workers meet
-in the store: what one has filed, the others and the next run find. A worker that cannot reach the store's folder, and
-one whose store is in memory, sends what it has computed back with its result.
+Data shared by the units, such as encoders and images, is sent to each worker once, not with every unit. Workers share
+results through the store. A worker that cannot reach the store's folder, or
+whose store is in memory, returns the computed entries together with its result.
 """
 
 import importlib.util
@@ -30,21 +30,21 @@ Result = TypeVar("Result")
 LOCAL_RAY = "ray"
 """The address of a Ray cluster that is started on this machine for the run."""
 
-# How often in a row a map may lose workers before it gives up.
+# The number of consecutive losses of workers after which a map fails.
 _TRIES = 3
 _ADDRESS_EXAMPLES = "ray://head-node:10001, head-node:6379, auto, or ray"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Hold what a worker sends back: the result of a unit, and the entries it stored while computing it."""
+    """The reply of a worker: the result of a unit, and the store entries created while computing it."""
 
     result: Any
     made: Made
 
 
 def check_workers(workers: int | str, cores: int) -> None:
-    """Check a number of workers or the address of a cluster; warn of more workers than cores.
+    """Check a number of workers or the address of a cluster; warn if there are more workers than cores.
 
     Args:
         workers: number of processes, at least 1, or the address of a Ray cluster.
@@ -75,7 +75,9 @@ def check_workers(workers: int | str, cores: int) -> None:
         raise UserError(f"Expected workers to be a whole number of at least 1, got {workers}.")
     elif workers > cores:
         logger.warning(
-            "workers=%d is more than the %d cores of this process: they wait for each other.", workers, cores
+            "workers=%d exceeds the %d cores available to this process, so workers compete for cores.",
+            workers,
+            cores,
         )
 
 
@@ -90,22 +92,22 @@ def spread(
     description: str,
     gpus: int = 0,
 ) -> list[Result]:
-    """Do `unit(item)` for every item in other processes, and return the results in the order of the items.
+    """Compute `unit(item)` for every item in other processes, and return the results in the same order.
 
-    The units of a worker that is killed are done again by another one.
+    The units of a killed worker are repeated by another one.
 
     Args:
-        unit: does one item.
-        items: what to do.
+        unit: function that processes one item.
+        items: the items to process.
         store: the one that the unit uses.
         workers: how many processes, or the address of a Ray cluster.
         cores: of this machine, shared by its processes.
         progress: wraps the loop.
-        description: of the work, for the progress.
-        gpus: how many this machine has for the units; a worker has one of its own. 0 where they run on the CPU.
+        description: description of the work, for the progress.
+        gpus: number of GPUs for the units, one per worker; 0 if they run on the CPU.
 
     Raises:
-        UserError: whatever a unit raises; workers die again and again; the cluster does not answer.
+        UserError: a unit fails, workers are killed repeatedly, or the cluster does not respond.
     """
     results: dict[int, Result] = {}
     payload = _pickled((unit, store))
@@ -130,10 +132,10 @@ def spread(
                 if lost == _TRIES:
                     raise UserError(
                         f"Worker processes were killed {_TRIES} times while {description} was computed, perhaps for "
-                        "want of memory. Choose fewer workers; what is finished is kept in the store."
+                        "lack of memory. Choose fewer workers; finished results are kept in the store."
                     ) from error
                 logger.warning(
-                    "A worker process was killed while %s was computed; its work is done again.", description
+                    "A worker process was killed while %s was computed; its work is repeated.", description
                 )
 
     for _ in progress(outcomes(), description, len(items)):
@@ -188,7 +190,7 @@ def _on_ray(
 
 
 def connect(address: str) -> None:
-    """Connect to a Ray cluster unless that is done; `ray` starts one on this machine.
+    """Connect to a Ray cluster unless already connected; `ray` starts a local one.
 
     Raises:
         UserError: nothing answers at the address.
@@ -227,21 +229,21 @@ def _from_file(file: str, place: int, item: Any, gpus: int = 0) -> tuple[int, Ou
 
 
 def take_gpu(count: int, folder: Path | None = None) -> int | None:
-    """Make one GPU, which no other worker has, the only one that this process sees; before CUDA is used.
+    """Restrict this process to one GPU that no other worker uses; call this before CUDA is initialised.
 
     Args:
-        count: of GPUs.
+        count: number of GPUs.
         folder: where workers say which one they have; one for each parent process by default.
 
     Returns:
-        Its number; None where all are taken.
+        The number of the GPU; None if all are in use.
     """
     folder = folder or Path(tempfile.gettempdir()) / f"mergeability-gpus-{os.getppid()}"
     folder.mkdir(exist_ok=True)
     for number in range(count):
         file = (folder / str(number)).open("w")
         if lock(file.fileno(), wait=False):
-            # Open until this process ends: so long the GPU is its own.
+            # Keep the lock open until this process ends, which reserves the GPU.
             _held.append(file)
             os.environ["CUDA_VISIBLE_DEVICES"] = str(number)
             return number
@@ -262,14 +264,14 @@ def _from_bytes(reference: list, place: int, item: Any) -> Outcome:
 
 
 class _Loaded:
-    """The payload that this worker has unpacked last: with its caches it serves all units of a map."""
+    """The last payload that this worker unpickled, which is reused, with its caches, for all units of a map."""
 
     name = ""
 
     def load(self, name: str, payload: bytes) -> None:
         import pickle
 
-        # Our own bytes, from the process that started this one: never a file that anybody gave.
+        # Unpickling is safe here: these bytes come from the parent process, never from a user's file.
         self.unit, self.store = pickle.loads(payload)
         self.name = name
 

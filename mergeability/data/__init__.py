@@ -2,5 +2,5 @@
 
 import lazy_loader
 
-# The names are listed in `__init__.pyi`, for type checkers too.
+# Names are imported on first access (lazy_loader), as listed in `__init__.pyi`, which type checkers also read.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

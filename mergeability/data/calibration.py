@@ -1,4 +1,4 @@
-"""Calibration samples: the few held-out training images that data-dependent views and merges look at."""
+"""Calibration samples: a few held-out training images for data-dependent metrics and merge methods."""
 
 import torch
 

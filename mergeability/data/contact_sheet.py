@@ -1,4 +1,4 @@
-"""A sheet of small images with their class names, to look at."""
+"""A contact sheet: small images with their class names, for visual inspection."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-# Pixels: the picture, the line below it, the room between.
+# Sizes in pixels: the picture, the caption line and the margin.
 _PICTURE, _LINE, _GAP = 96, 14, 6
 
 
@@ -21,7 +21,7 @@ class Cell:
 
 
 def contact_sheet(cells: Sequence[Cell]) -> Image.Image:
-    """Lay images out in a grid about as high as wide, each with its caption, cut to the width of the picture."""
+    """Arrange images in a nearly square grid, each with a caption that is cut to the image's width."""
     columns = max(1, math.ceil(math.sqrt(len(cells) * (_PICTURE + _LINE) / _PICTURE)))
     width, height = _PICTURE + _GAP, _PICTURE + _LINE + _GAP
     sheet = Image.new(
@@ -33,7 +33,7 @@ def contact_sheet(cells: Sequence[Cell]) -> Image.Image:
         picture = Image.fromarray(cell.pixels.permute(1, 2, 0).contiguous().numpy())
         scale = _PICTURE / max(picture.size)
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        # Small images stay pixels: a blurred digit hides what the file holds.
+        # Enlarge small images without interpolation, which would blur their pixels.
         way = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
         sheet.paste(picture.resize(size, way), (left, top))
         draw.text((left, top + _PICTURE), _cut(cell.caption, font), fill="black", font=font)

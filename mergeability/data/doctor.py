@@ -1,4 +1,4 @@
-"""The data doctor: look a task's images over before hours are spent on them."""
+"""The data doctor: check a task's images before training on them."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ from mergeability.progress import track
 logger = logging.getLogger(__name__)
 
 REPORT, SHEET = "doctor.json", "contact_sheet.png"
-# A few photographs are in both halves of many honest datasets; more than this share is contamination.
+# Many correct datasets share a few photographs between train and test; above this share it is contamination.
 MOST_SHARED = 0.01
 # Examples that are named, and pictures on the contact sheet: all classes, and several of each if they are few.
 _NAMED, _CELLS, _MOST_OF_A_CLASS = 5, 48, 4
@@ -35,7 +35,7 @@ _NAMED, _CELLS, _MOST_OF_A_CLASS = 5, 48, 4
 
 @dataclass
 class Findings:
-    """Findings by split, with problems and remarks."""
+    """Findings for each split, with problems and remarks."""
 
     task: str
     source: str
@@ -56,17 +56,17 @@ class _Glance:
 
 
 def examine(task: Task, folder: Path) -> Findings:
-    """Look a task's images over; leave `doctor.json` and `contact_sheet.png` in a folder.
+    """Check a task's images; write `doctor.json` and `contact_sheet.png` to a folder.
 
-    Looked at are the splits and columns that are there, number and order of the classes, the range of the labels,
-    images that do not decode, exact duplicates that train and test share, and the balance of the classes.
+    It checks the splits and columns, the number and order of the classes, the range of the labels,
+    images that cannot be decoded, exact duplicates that train and test share, and the balance of the classes.
 
     Args:
-        task: whose images.
-        folder: where the report goes.
+        task: the task.
+        folder: folder of the report.
 
     Raises:
-        UserError: something is wrong; all of it is named, and the report is written nevertheless.
+        UserError: the images have problems; the message lists all of them, and the report is still written.
     """
     source = task.source
     findings = Findings(
@@ -78,7 +78,7 @@ def examine(task: Task, folder: Path) -> Findings:
                 shown(name): list(map(shown, columns)) for name, columns in source.tables.columns.items()
             }
         except UserError as error:
-            # It is not there: no split can say more.
+            # The dataset does not exist, so checking other splits is pointless.
             findings.problems.append(str(error))
             _write(task, findings, folder)
             raise
@@ -94,20 +94,23 @@ def examine(task: Task, folder: Path) -> Findings:
     _write(task, findings, folder)
     if findings.problems:
         raise UserError(
-            f"Task {task.name!r} is not fit to train on: {' '.join(findings.problems)} The report is in {folder}."
+            f"Task {task.name!r} cannot be used for training: {' '.join(findings.problems)} The report is in {folder}."
         )
     if findings.notes or findings.left_out:
         count = len(findings.notes) + len(findings.left_out)
         logger.info(
-            "%s can be trained on, with %d remarks (above). Look at %s too.", task.name, count, folder / SHEET
+            "%s can be used for training, with %d remarks (above). Please also check %s.",
+            task.name,
+            count,
+            folder / SHEET,
         )
     else:
-        logger.info("%s looks right. Look at %s too.", task.name, folder / SHEET)
+        logger.info("%s has no problems. Please also check %s.", task.name, folder / SHEET)
     return findings
 
 
 def _examine_split(task: Task, split: Split, findings: Findings) -> dict[bytes, str]:
-    """Decode a split; return what its images are called, by their content."""
+    """Decode a split; return the names of its images by content hash."""
     images = originals(task, split)
     labels = images.labels
     if isinstance(task.source, ImageSource):
@@ -141,7 +144,7 @@ def _examine_split(task: Task, split: Split, findings: Findings) -> dict[bytes, 
     findings.left_out += [f"{split}: {remark}" for remark in pixel_remarks(split, broken, changed)]
     _judge_split(task, split, broken, counts, findings)
     logger.info(
-        "%s, %s: %d images of %d classes, %d to %d a class, %d that do not decode",
+        "%s, %s: %d images of %d classes, %d to %d per class, %d that cannot be decoded",
         task.name,
         split,
         len(labels),
@@ -159,10 +162,10 @@ def _judge_split(
     layout = task.source.layout if isinstance(task.source, ImageSource) else None
     if broken and len(broken) > (layout.max_corrupt if layout else 0) * counts.sum():
         findings.problems.append(
-            f"{len(broken)} of {counts.sum()} {split} images do not decode, such as {broken[0]}: repair the copy."
+            f"{len(broken)} of {counts.sum()} {split} images cannot be decoded, such as {broken[0]}: repair the copy."
         )
     elif broken:
-        findings.notes.append(f"{len(broken)} {split} images do not decode and are left out.")
+        findings.notes.append(f"{len(broken)} {split} images cannot be decoded and are left out.")
     absent = [task.class_names[label] for label in np.flatnonzero(counts == 0).tolist()]
     if absent:
         sentence = f"{len(absent)} classes have no {split} images, such as {absent[0]!r}."
@@ -172,7 +175,7 @@ def _judge_split(
 
 
 def _compare(digests: Mapping[Split, Mapping[bytes, str]], findings: Findings) -> None:
-    """Look for test images, pixel for pixel, among those that are learned from or tuned on."""
+    """Search for test images that are identical, pixel by pixel, to training or validation images."""
     test = digests.get("test", {})
     for split in ("train", "validation"):
         shared = [(name, digests[split][key]) for key, name in test.items() if key in digests.get(split, {})]

@@ -1,6 +1,6 @@
-"""The one door to images: everything that looks at a task's images gets them here, and nowhere else.
+"""The image cache: all code reads a task's images through this module.
 
-`prepared` resizes them to what a model takes, once, keeps them in the store and maps them into memory afterwards.
+`prepared` resizes images to a model's size once, stores them, and maps them into memory afterwards.
 `originals` shows each image as it is stored, to check a dataset.
 """
 
@@ -28,28 +28,28 @@ from mergeability.weights.safetensors_file import TensorFile, write_rows
 Resize = Callable[[Tensor], Tensor]
 T = TypeVar("T")
 
-# Part of the store's key: raise it when what is stored changes meaning.
+# Part of the store key: increment it when the meaning of stored values changes.
 _VERSION = 1
-# Images that are resized at a time.
+# Number of images resized at a time.
 _BATCH = 256
-# Bytes that are hashed at a time.
+# Number of bytes hashed at a time.
 _READ = 64 * 2**20
 
 
 def prepared(task: Task, split: Split, resize: Resize, image_size: int, store: Store) -> Images:
     """Return a split's images resized to the model's square, as uint8.
 
-    The first time they are drawn or decoded, resized and filed; from then on the file is mapped, so that only
-    what is looked at is read. Real images, of any sizes and in any number, are decoded in threads and written a batch
-    at a time. A source without an `identity` is asked for its images each time, and what was
-    resized is found by their content.
+    On first use they are rendered or decoded, resized and stored; later the file is memory-mapped, so that only
+    accessed images are read. Real images of any size and number are decoded in threads and written in batches. A
+    source without an `identity` must provide its images each time, and
+    resized images are identified by content.
 
     Args:
-        task: whose images.
-        split: which of them.
+        task: the task.
+        split: the split.
         resize: uint8 images of any size → uint8 images of the model's size.
-        image_size: that size: with the images it determines the result.
-        store: where they are kept; in memory nothing is filed.
+        image_size: side length of the result, in pixels.
+        store: the store; nothing is stored by a store in memory.
 
     Raises:
         UserError: the split is empty or unknown, or a label has no class name.
@@ -88,7 +88,7 @@ def prepared(task: Task, split: Split, resize: Resize, image_size: int, store: S
 
 
 def _say(task: Task, split: Split, count: int, store: Store | None, key: Mapping[str, Any]) -> None:
-    """Log what is left out of a split of real images, and what decoding changed: also where it was decoded before."""
+    """Log images left out of a split and changes by decoding, even if the split was decoded earlier."""
     source = task.source
     if not isinstance(source, ImageSource):
         return
@@ -96,10 +96,10 @@ def _say(task: Task, split: Split, count: int, store: Store | None, key: Mapping
     def remarks() -> dict[str, Any]:
         if split in source.pixel_remarks:
             return {"remarks": source.pixel_remarks[split]}
-        # Decoded before remarks were kept, or by another process.
+        # The split was decoded before remarks were stored, or by another process.
         absent = len(source.labels(split)) - count
         return {
-            "remarks": [f"{absent} images of the {split} split do not decode and are left out."]
+            "remarks": [f"{absent} images of the {split} split cannot be decoded and are left out."]
             if absent
             else []
         }
@@ -109,17 +109,17 @@ def _say(task: Task, split: Split, count: int, store: Store | None, key: Mapping
 
 
 def remarks(task: Task) -> list[str]:
-    """Return the remarks on images of a task that were skipped or changed, for the splits prepared so far."""
+    """Return remarks on skipped or modified images of a task, for the splits prepared so far."""
     return list(task.source.remarks) if isinstance(task.source, ImageSource) else []
 
 
 @dataclass(frozen=True)
 class Originals:
-    """A split's images as they are stored, of any sizes.
+    """The images of a split as stored, in their original sizes.
 
     Attributes:
-        labels: of each image, of those too that turn out not to decode.
-        each: applies `work` to every image in order, or to the chosen ones, and yields what became of it.
+        labels: labels of all images, including images that cannot be decoded.
+        each: applies `work` to all or selected images in order, and yields the results.
     """
 
     labels: Int64[np.ndarray, "N"]
@@ -133,7 +133,7 @@ class _Each(Protocol):
 
 
 def originals(task: Task, split: Split) -> Originals:
-    """Open a split to look at its images as they are stored, decoded one by one and never resized.
+    """Open a split to read its images as stored, decoded one by one and not resized.
 
     Raises:
         UserError: the split is empty or unknown, or a label has no class name.
@@ -173,7 +173,7 @@ def _called(split: Split, row: int) -> str:
 
 
 def _loaded(task: Task, split: Split) -> Images:
-    """Ask a source that has all of its images at once, of one size."""
+    """Read a source that provides all images at once, in one size."""
     return task.checked(cast("Source", task.source).load(split), split)
 
 
@@ -240,7 +240,7 @@ def _fingerprint(file: TensorFile) -> str:
 def _resized(images: Images, resize: Callable[[Tensor], Tensor], size: int) -> Images:
     if images.images.shape[-2:] == (size, size):
         return images
-    # Filled in place: parts put together at the end would need the memory twice.
+    # Filled in place, because concatenating parts would need twice the memory.
     resized = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
     for part, batch in zip(resized.split(_BATCH), images.images.split(_BATCH), strict=True):
         part.copy_(resize(batch))
@@ -248,5 +248,5 @@ def _resized(images: Images, resize: Callable[[Tensor], Tensor], size: int) -> I
 
 
 def _resizing() -> dict[str, str]:
-    """Name what resizes: another version may round a pixel to the other side."""
+    """Return the versions of the resizing libraries, because other versions may round pixels differently."""
     return {library: version(library) for library in ("torch", "torchvision")}

@@ -1,4 +1,4 @@
-"""What models look at: labelled images and where they come from, and inputs of any kind, as an encoder takes them."""
+"""Inputs of models: labelled images, the protocol of their sources, and encoder inputs of any kind."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ class Images:
     Attributes:
         images: uint8, shape (N, 3, H, W), values 0 to 255.
         labels: int64, shape (N,).
-        known_fingerprint: the value of `fingerprint` if it is known already; computed when None.
+        known_fingerprint: the value of `fingerprint`, if already known; computed when None.
 
     Raises:
         UserError: the images are not uint8 of shape (N, 3, H, W), or the labels not int64 of shape (N,).
@@ -65,11 +65,11 @@ class Images:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return the SHA-256 of shapes, pixels and labels: equal exactly for equal content."""
+        """Return the SHA-256 of shapes, pixels and labels, which is equal only for equal content."""
         if self.known_fingerprint is not None:
             return self.known_fingerprint
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
-        # The arrays' own memory: a copy of 75,000 mapped images would not fit.
+        # Use the arrays' memory directly, because a copy of 75,000 mapped images would not fit in memory.
         digest.update(self.images.contiguous().cpu().numpy().data)
         digest.update(self.labels.contiguous().cpu().numpy().data)
         return digest.hexdigest()
@@ -135,12 +135,12 @@ class Inputs:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all names, types, shapes and values, labels included."""
+        """A hash of all names, types, shapes and values, including labels."""
         return tensors_hash(self._all)
 
     @staticmethod
     def joined(parts: Sequence["Inputs"]) -> "Inputs":
-        """Put samples of several tasks one after the other, without their labels."""
+        """Concatenate samples of several tasks, without their labels."""
         return Inputs({name: torch.cat([one.tensors[name] for one in parts]) for name in parts[0].tensors})
 
     @property
@@ -173,9 +173,9 @@ class Source(Protocol):
 
 @runtime_checkable
 class Streamed(Protocol):
-    """A source of images of any sizes, too many for the memory: they come one by one, each already worked on.
+    """A source of images of any size that do not fit in memory: they are yielded one by one, already processed.
 
-    Only `image_cache` asks a source for images.
+    Only `image_cache` loads images from a source.
     """
 
     def identity(self, split: Split) -> dict[str, Any]:
@@ -183,19 +183,19 @@ class Streamed(Protocol):
         ...
 
     def labels(self, split: Split) -> Int64[np.ndarray, "N"]:
-        """Return the label of each image of a split, of those too that turn out not to decode."""
+        """Return the label of each image of a split, including images that cannot be decoded."""
         ...
 
     def stream(self, split: Split, work: Callable[[Tensor], T]) -> Iterator[tuple[T, int]]:
-        """Yield, in order, what `work` makes of each image (uint8, 3×H×W), with its label."""
+        """Yield, in order, the result of `work` for each image (uint8, 3×H×W) with its label."""
         ...
 
 
 def check_split(split: str) -> None:
-    """Refuse a split no task has.
+    """Check that the name of a split is known.
 
     Raises:
-        UserError: the split is none of train, validation and test.
+        UserError: the split is not train, validation or test.
     """
     if split not in SPLITS:
         raise UserError(f"Expected a split among {', '.join(SPLITS)}, got {split!r}.")

@@ -1,6 +1,6 @@
-"""A task is data: a source of images, the names of its classes and the sentences that describe them.
+"""Classification tasks: a source of images, the class names and the prompt templates.
 
-A task hands out no images itself: they come through `image_cache`, resized to what a model takes.
+Images of a task are read through `image_cache`, which resizes them for a model.
 """
 
 from collections import Counter
@@ -62,12 +62,13 @@ class Task:
             raise UserError(f"Task {self.name!r}: expected at least 1 epoch, got {self.epochs}.")
         if self.expected_accuracy is not None and not 0 <= self.expected_accuracy <= 1:
             raise UserError(
-                f"Task {self.name!r}: expected_accuracy is a share in [0, 1], got {self.expected_accuracy}. "
+                f"Task {self.name!r}: expected expected_accuracy to be a share in [0, 1], got "
+                f"{self.expected_accuracy}. "
                 "Divide percentages by 100."
             )
 
     def checked(self, images: Images, split: Split) -> Images:
-        """Check that images can be this task's, and return them.
+        """Check that images fit this task, and return them.
 
         Raises:
             UserError: there are none, or a label has no class name.
@@ -86,7 +87,7 @@ class Task:
         lowest, highest = int(labels.min()), int(labels.max())
         if lowest < 0 or highest >= len(self.class_names):
             raise UserError(
-                f"Task {self.name!r}: expected labels in 0..{len(self.class_names) - 1}, one a class name, but "
+                f"Task {self.name!r}: expected labels in 0..{len(self.class_names) - 1}, one per class name, but "
                 f"its {split} split has labels in {lowest}..{highest}. Check class_names and the label column."
             )
 
@@ -97,8 +98,8 @@ class Task:
     def _check_source(self) -> None:
         if not hasattr(self.source, "load") and not isinstance(self.source, Streamed):
             raise UserError(
-                f"Task {self.name!r}: expected a source of images, got {self.source!r}. Its images are made by "
-                "options of task.source; only tasks of real images take task.source=disk and task.path."
+                f"Task {self.name!r}: expected a source of images, got {self.source!r}. Its images are defined by "
+                "options of task.source; only tasks of real images support task.source=disk and task.path."
             )
 
     def _check_class_names(self) -> None:
@@ -113,6 +114,7 @@ class Task:
         wrong = [template for template in self.templates if template.count("{}") != 1]
         if wrong or not self.templates:
             raise UserError(
-                f"Task {self.name!r}: expected templates that hold {{}} once, where the class name goes, got "
+                f"Task {self.name!r}: expected templates that contain {{}} exactly once, as the placeholder of "
+                f"the class name, got "
                 f"{wrong or 'none'}."
             )

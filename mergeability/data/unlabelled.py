@@ -1,4 +1,4 @@
-"""Unlabelled images of a folder: a few of them, drawn by seed; nothing but pixels is read."""
+"""Unlabelled images: a seeded random sample of a folder, of which only pixels are used."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,11 +19,11 @@ class Drawn:
     """Images drawn from a folder.
 
     Attributes:
-        images: uint8 (n, 3, size, size), in the order of the draw, so that fewer are the first of them.
+        images: uint8 (n, 3, size, size), in drawing order, so that a smaller sample is the beginning of a larger one.
         found: number of image files in the folder.
-        unreadable: names of drawn files that are no images; others were drawn in their place.
+        unreadable: names of drawn files that cannot be read; others were drawn instead.
         faults: the same names, each with the reason.
-        left_out: sentences on the files of the folder that are not taken for images.
+        left_out: sentences about files that do not count as images.
         changed: what decoding changed → names of the images.
     """
 
@@ -38,17 +38,17 @@ class Drawn:
 def draw_images(
     folder: str | Path, count: int, name: str, seed: int, resize: Callable[[Tensor], Tensor]
 ) -> Drawn:
-    """Draw images from a folder and its subfolders, without replacement.
+    """Draw images from a folder and its subfolders without replacement.
 
-    The draw depends on the name, the seed and the files' paths below the folder. Names of subfolders, which may be
+    The draw depends on the name, the seed and the files' paths below the folder. Subfolder names, which may be
     classes, are not used. Only drawn files are decoded; one that cannot be is replaced by the next of the draw.
 
     Args:
-        folder: where the images lie.
-        count: how many; all where there are fewer.
-        name: of the task.
-        seed: of the draw.
-        resize: images (1, 3, height, width) → those of the size that the model takes.
+        folder: folder of the images.
+        count: number of images; all if there are fewer.
+        name: name of the task.
+        seed: seed of the draw.
+        resize: images (1, 3, height, width) → images of the model's size.
 
     Raises:
         UserError: there is no such folder, no image file in it, or none that can be read.
@@ -62,7 +62,7 @@ def draw_images(
     files, left_out = listing.files, listing.remarks
     if listing.dangling:
         names = [shown(path.relative_to(place)) for path in listing.dangling]
-        left_out.append(f"left out: images that are links which lead nowhere: {len(names)} ({some(names)}).")
+        left_out.append(f"left out: images that are broken links: {len(names)} ({some(names)}).")
     if not files:
         raise UserError(
             f"No images in {shown(place)} for '{name}': expected files such as a.jpg or b.png in the folder or its "
@@ -90,7 +90,7 @@ def draw_images(
 
 
 def remarks(drawn: Drawn, asked: int, name: str) -> list[str]:
-    """Return sentences on missing images, and on files that were left out or changed."""
+    """Return sentences about missing images, and about files that were left out or modified."""
     found = []
     if len(drawn.images) < asked:
         found.append(

@@ -1,6 +1,6 @@
-"""Step 9, how good a merge is: accuracies of models and of merges, and the accuracy of simple opponents."""
+"""Step 9, evaluation: accuracies of models, of merges and of simple baselines."""
 
 import lazy_loader
 
-# The names are listed in `__init__.pyi`, for type checkers too.
+# Names are imported on first access (lazy_loader), as listed in `__init__.pyi`, which type checkers also read.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

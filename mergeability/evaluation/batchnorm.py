@@ -1,7 +1,7 @@
-"""Re-estimation of the running statistics of a merged encoder's batch norms.
+"""Re-estimation of the batch-norm running statistics of a merged encoder.
 
-The average of the models' statistics is not that of the merged model: its activations have less variance, so
-an averaged CNN is far below its models until this is put right.
+The averaged running statistics of the models do not fit the merged model, whose activations have less variance, so
+an averaged CNN is far less accurate than its models until its statistics are re-estimated.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from mergeability.profiles.encoders import evaluation_mode
 
 
 class _ReachedError(Exception):
-    """Ends a forward pass where nothing of the rest is needed."""
+    """Raised to end a forward pass when the remaining layers are not needed."""
 
 
 def has_batchnorm(encoder: nn.Module) -> bool:
@@ -32,15 +32,15 @@ def recalibrate_batchnorm(
     *,
     batch_size: int = 256,
 ) -> dict[str, Tensor]:
-    """Re-estimate the running mean and variance of every batch norm of an encoder that holds merged weights.
+    """Re-estimate the running mean and variance of every batch norm of an encoder with merged weights.
 
-    They become exactly the mean and the unbiased variance of the layer's inputs over all images and places,
-    where the layers before it are normalised by their own new statistics, as they are in use. So they depend
-    neither on the batch size nor on the order of the images, beyond rounding. What fits into one batch takes
-    one pass; more images take a pass, up to the layer, for each batch norm.
+    They become exactly the mean and the unbiased variance of the layer's inputs over all images and positions,
+    with earlier layers normalised by their own new statistics, as at inference time. So they depend
+    neither on the batch size nor on the order of the images, up to rounding. If all images fit into one batch, one
+    pass suffices; otherwise each batch norm needs a pass up to its layer.
 
-    Changes the running means and variances of the encoder in place and nothing else of it: modes, momenta,
-    counts of batches and weights stay. A batch norm that images do not reach keeps its statistics.
+    Only the running means and variances of the encoder are changed, in place; modes, momenta,
+    batch counts and weights are kept. A batch norm that is not called keeps its statistics.
 
     Args:
         encoder: the encoder, with its weights.
@@ -64,6 +64,7 @@ def recalibrate_batchnorm(
         if len(batches) == 1:
             _recalibrate_at_once(encoder, norms, images)
         else:
+            # Layer by layer, because the inputs of a layer depend on the new statistics of all earlier ones.
             for name in _order(encoder, norms, images[:1]):
                 _recalibrate_one(encoder, name, norms[name], batches)
     return {
@@ -82,23 +83,25 @@ def _norms(encoder: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def _recalibrate_at_once(encoder: nn.Module, norms: dict[str, _BatchNorm], images: Tensor) -> None:
-    """Set each layer's statistics as the images arrive at it, before it normalises by them."""
+    """Set each layer's statistics from its inputs, before it uses them, in a single forward pass."""
 
     def arrive(name: str, inputs: Tensor) -> None:
         moments = _Moments(norms[name].num_features)
         moments.add(inputs)
         moments.write(name, norms[name])
 
+    # Pre-hooks run before the layer, so each layer normalises with the statistics of this very batch.
     with _watched(norms, arrive):
         _run(encoder, images)
 
 
 def _recalibrate_one(encoder: nn.Module, name: str, norm: _BatchNorm, batches: Sequence[Tensor]) -> None:
-    """Set one layer's statistics, those of the layers before it being set already."""
+    """Set one layer's statistics; those of earlier layers must already be set."""
     moments = _Moments(norm.num_features)
 
     def arrive(_name: str, inputs: Tensor) -> None:
         moments.add(inputs)
+        # The rest of the forward pass is not needed for this layer.
         raise _ReachedError
 
     with _watched({name: norm}, arrive):
@@ -111,7 +114,7 @@ def _recalibrate_one(encoder: nn.Module, name: str, norm: _BatchNorm, batches: S
 
 
 def _order(encoder: nn.Module, norms: dict[str, _BatchNorm], image: Tensor) -> list[str]:
-    """List the batch norms as an image meets them."""
+    """List the batch norms in the order in which they are called."""
     met: dict[str, None] = {}
     with _watched(norms, lambda name, _inputs: met.update({name: None})):
         _run(encoder, image)
@@ -157,6 +160,7 @@ class _Moments:
         total = self._count + count
         apart = mean - self._mean
         self._mean = self._mean + apart * (count / total)
+        # Chan's formula for pooling sums of squared deviations, which is stable for large means.
         self._squares = self._squares + squares + apart.square() * (self._count * count / total)
         self._count = total
 
@@ -164,15 +168,17 @@ class _Moments:
         """Write the statistics into a batch norm."""
         if self._count < 2:
             raise UserError(
-                f"Batch norm '{name}' sees one value per channel: its variance takes two. Give more images."
+                f"Batch norm '{name}' receives one value per channel, but a variance needs at least two. Give "
+                "more images."
             )
+        # Unbiased, as PyTorch updates running_var.
         variance = self._squares / (self._count - 1)
         if not (torch.isfinite(self._mean).all() and torch.isfinite(variance).all()):
             raise UserError(
                 f"The inputs of batch norm '{name}' are not finite: the merged model or the calibration images "
                 "overflow. Check them, or merge at a smaller scale."
             )
-        # Known to be there since `_norms`.
+        # `_norms` lists only layers with running statistics.
         assert norm.running_mean is not None
         assert norm.running_var is not None
         norm.running_mean.copy_(self._mean)

@@ -1,4 +1,4 @@
-"""Accuracy of an encoder's weights on the tasks' test images, each computed once."""
+"""Accuracies of encoder weights on the tasks' test images, each computed once and stored."""
 
 import base64
 import copy
@@ -24,10 +24,10 @@ from mergeability.store import Store
 from mergeability.weights.checkpoints import PREFIX, tensors_hash
 from mergeability.weights.encoder_state import encoder_state
 
-# Part of every store key below: raise it when what is stored changes meaning.
+# Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 1
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# Below and above these, accuracy on pixels of the rendered tasks falls.
+# Weaker and stronger penalties lower the pixel accuracy on the rendered tasks.
 _PIXEL_PENALTIES = (1000.0, 100.0)
 
 
@@ -92,9 +92,9 @@ class Evaluator:
         """Return the accuracy of one set of weights on each of some tasks, in [0, 1].
 
         Args:
-            weights: what determines the weights, as a JSON-able record: part of the store's key.
-            state: makes the state dict (canonical names); called only when an accuracy is not in the store.
-            tasks: the tasks to test on; all of them in one swap of the weights.
+            weights: JSON-able record that determines the weights: part of the store's key.
+            state: returns the state dict (canonical names); called only if an accuracy is not in the store.
+            tasks: the tasks to test on; the weights are loaded once for all of them.
             split: "test" or "validation".
 
         Raises:
@@ -106,14 +106,14 @@ class Evaluator:
     def hits(
         self, weights: Mapping[str, Any], state: Callable[[], Mapping[str, Tensor]], tasks: Sequence[str]
     ) -> dict[str, Bool[np.ndarray, " N"]]:
-        """Return for each test image whether it was classified correctly; known only if `subset` is set."""
+        """Return whether each test image was classified correctly; available only if `subset` is set."""
         records = self._records(weights, state, tasks, "test")
         return {task: _unpacked(one["hits"], one["images"]) for task, one in records.items() if "hits" in one}
 
     def features(
         self, state: Mapping[str, Tensor], inputs: Mapping[str, Inputs]
     ) -> dict[str, Float32[Tensor, "n d"]]:
-        """Return one set of weights' features of some tasks' inputs; labels are not looked at.
+        """Return the features of some tasks' inputs for one set of weights, without using labels.
 
         Raises:
             UserError: the tensors are not the encoder's, or a feature is not finite.
@@ -133,7 +133,7 @@ class Evaluator:
         return found
 
     def key(self, task: str) -> dict[str, Any]:
-        """Return the parts of a store key other than weights and images: head, encoder, device and precision."""
+        """Return the parts of a store key in addition to weights and images: head, encoder, device and precision."""
         found: dict[str, Any] = {
             "head": tensors_hash({"head": self.heads[task]}),
             "encoder": self._architecture,
@@ -147,7 +147,7 @@ class Evaluator:
     def recalibrated(
         self, state: Mapping[str, Tensor], images: Tensor, tasks: Sequence[str]
     ) -> dict[str, Tensor]:
-        """Return a state dict whose batch-norm statistics are re-estimated on preprocessed images."""
+        """Return a state dict with batch-norm statistics re-estimated on preprocessed images."""
         self._swap_in(state, tasks)
         found = recalibrate_batchnorm(self._encoder, images.to(self.device))
         prefix = PREFIX if any(name.startswith(PREFIX) for name in state) else ""
@@ -164,7 +164,7 @@ class Evaluator:
         swapped_in: list[bool] = []
 
         def measure(task: str) -> dict[str, Any]:
-            # Only when a value is computed, and always then: the encoder holds whatever came last.
+            # Load the weights whenever a value is computed, because the encoder may contain those of another merge.
             if not swapped_in:
                 self._swap_in(state(), tasks)
                 swapped_in.append(True)
@@ -216,12 +216,12 @@ class Evaluator:
 
     @cached_property
     def _encoder(self) -> nn.Module:
-        """The encoder on the device; the one that was given stays where it is."""
+        """A copy of the encoder on the device; the given encoder is not moved."""
         return self.encoder if self.device == "cpu" else copy.deepcopy(self.encoder).to(self.device)
 
     @cached_property
     def _architecture(self) -> str:
-        # The text form names every module, but not all of their options: the number of heads is missing.
+        # repr() shows every module, but not all options: the number of attention heads is missing.
         return digest({"encoder": repr(self.encoder), "configuration": dict(self.configuration)})
 
     @cached_property
@@ -251,7 +251,7 @@ def _owner(tasks: Sequence[str]) -> str:
 
 
 def _drawn(images: Images, count: int | None, task: str, split: str, seed: int) -> Images:
-    """Draw some of the images without replacement, in their own order; all of them where there are no more."""
+    """Draw some of the images without replacement, in their own order; all of them if there are no more."""
     if count is None or count >= len(images):
         return images
     order = torch.randperm(len(images), generator=seeded_generator("evaluation", task, split, seed))
@@ -298,7 +298,7 @@ def _pixel_regression(train: Images, penalty: float) -> Any:
     from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings():
-        # A baseline's last digits: its accuracy has settled long before its weights have.
+        # Convergence warnings are irrelevant: the accuracy of the baseline converges before its weights.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model = LogisticRegression(C=1 / penalty, max_iter=100, tol=1e-3)
         return model.fit(_pixels(train), train.labels.numpy())

@@ -1,7 +1,7 @@
-"""How far an accuracy measured on part of the images may be off: variances and 95 % confidence intervals.
+"""Sampling error of accuracies measured on some of the images: variances and 95 % confidence intervals.
 
-All of them speak of the images as a sample of endlessly many. A subset drawn without replacement is closer to the
-accuracy on the whole test split than that, so as a statement about the split they are on the safe side.
+All of them treat the images as a sample from an infinite population. A subset drawn without replacement is closer to
+the accuracy on the whole test split, so for the accuracy on the split the intervals are conservative.
 """
 
 import math
@@ -12,14 +12,14 @@ from jaxtyping import Bool
 
 from mergeability.errors import UserError
 
-# Standard deviations on either side that hold 95 % of a normal distribution.
+# The two-sided 95 % quantile of the normal distribution, in standard deviations.
 _DEVIATIONS = 1.959963984540054
 
 
 def accuracy_variance(hits: Bool[np.ndarray, " N"]) -> float:
-    """Estimate the variance of the share of images that are right: p̃(1 − p̃)/(N + 4).
+    """Estimate the variance of an accuracy measured on N images: p̃(1 − p̃)/(N + 4).
 
-    p̃ is the share with two hits and two misses added: they keep the variance of a share of exactly 0 or 1 from
+    p̃ is the share after adding two hits and two misses, so that the variance of a share of exactly 0 or 1 is not
     being 0.
 
     Raises:
@@ -37,13 +37,13 @@ def accuracy_variance(hits: Bool[np.ndarray, " N"]) -> float:
 def ratio_variance(merged: Bool[np.ndarray, " N"], tuned: Bool[np.ndarray, " N"]) -> float:
     """Estimate the variance of the normalised accuracy r = Σx/Σy of two models on the same images.
 
-    By the delta method, Var r ≈ (Var x − 2r·Cov(x, y) + r²·Var y)/(N·ȳ²): what both get right, or wrong, adds
+    By the delta method, Var r ≈ (Var x − 2r·Cov(x, y) + r²·Var y)/(N·ȳ²): images on which both models agree contribute
     little. One image of each of the four outcomes is added, so that full agreement does not count as certainty.
-    NaN where the second model is never right.
+    NaN if the second model is never right.
 
     Args:
-        merged: of each image, whether the merged model is right, x.
-        tuned: and whether the task's own model is, y.
+        merged: whether the merged model classifies each image correctly, x.
+        tuned: whether the task's own model does, y.
 
     Raises:
         UserError: the two are not of the same images: their numbers differ, or there are none.
@@ -80,7 +80,7 @@ def mean_interval(
     """
     count = len(values)
     if count == 0 or len(variances) != count:
-        raise UserError(f"Expected one variance a value, got {len(variances)} for {count} values.")
+        raise UserError(f"Expected one variance per value, got {len(variances)} for {count} values.")
     middle = sum(values) / count
     margin = _DEVIATIONS * math.sqrt(sum(variances)) / count
     return max(middle - margin, bounds[0]), min(middle + margin, bounds[1])

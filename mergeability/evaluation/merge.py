@@ -1,4 +1,4 @@
-"""One set of models, merged by one method: its direction, its weights at a scale, and what determines them."""
+"""One set of models merged by one method: the merged task vector, the weights at a scale, and their store key."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +19,12 @@ from mergeability.profiles.views import Views
 from mergeability.provenance import class_name
 from mergeability.task_vectors.vectors import TaskVectors
 
-# What determines weights, as a JSON-able record, and what makes them.
+# A JSON-able record that determines weights, and a function that returns them.
 Weights = tuple[Mapping[str, Any], Callable[[], Mapping[str, Tensor]]]
 
 
 def describe(merger: object) -> Any:
-    """Turn a merge method into a JSON-able record of its class and every option, nested methods included."""
+    """Return a JSON-able record of a merge method: its class and all options, including nested methods."""
     if dataclasses.is_dataclass(merger) and not isinstance(merger, type):
         options = {field.name: describe(getattr(merger, field.name)) for field in dataclasses.fields(merger)}
         return {"method": class_name(merger), **options}
@@ -37,7 +37,7 @@ def describe(merger: object) -> Any:
 
 @dataclass(frozen=True)
 class Recalibration:
-    """Batch-norm statistics of merged weights, on the calibration images of the merged tasks.
+    """Re-estimates batch-norm statistics of merged weights on the calibration images of the merged tasks.
 
     Attributes:
         evaluator: holds the encoder.
@@ -48,18 +48,18 @@ class Recalibration:
     views: Views
 
     def make(self, state: Mapping[str, Tensor], tasks: Sequence[str]) -> dict[str, Tensor]:
-        """Return the state dict with new statistics."""
+        """Return the state dict with re-estimated statistics."""
         samples = Inputs.joined([self.views.samples(task) for task in sorted(tasks)])
         return self.evaluator.recalibrated(state, samples.tensors["images"], tasks)
 
     def key(self, tasks: Sequence[str]) -> list[str]:
-        """Return the fingerprints of the images that the statistics depend on."""
+        """Return the fingerprints of the images on which the statistics depend."""
         return [self.views.samples(task).without_labels().fingerprint for task in sorted(tasks)]
 
 
 @dataclass
 class Merge:
-    """One set of models merged by one method: the merged direction is computed when it is first needed, once.
+    """One set of models merged by one method; the merged task vector is computed once, on first use.
 
     Attributes:
         task_vectors: the models of the set.
@@ -88,16 +88,16 @@ class Merge:
     def state(
         self, alpha: float, *, dtype: torch.dtype | None = None, rounding: Rounding | None = None
     ) -> dict[str, Tensor]:
-        """Make the merged weights at a scale, as `mergeability.merging.apply` does."""
+        """Return the merged weights at a scale, as `mergeability.merging.apply` does."""
         base = self.task_vectors.base_checkpoint.state_dict()
         state = apply(base, self.direction, alpha, dtype=dtype, rounding=rounding)
         return state if self.recalibrate is None else self.recalibrate.make(state, self.tasks)
 
     def weights(self, alpha: float) -> dict[str, Any]:
-        """Return what determines the merged weights, as a JSON-able record."""
+        """Return everything that determines the merged weights, as a JSON-able record."""
         record = {
             "base": self.task_vectors.base_hash,
-            # With their names: masks depend on them, and so does the order of every sum.
+            # Names are included, because masks (DARE) and the order of summation depend on them.
             "models": sorted(self.task_vectors.hashes.items()),
             "merge": _without_alpha(describe(self.method)),
             "alpha": alpha,
@@ -111,29 +111,29 @@ class Merge:
         return record
 
     def weights_at(self, alpha: float) -> Weights:
-        """Return both: what determines the weights at a scale, and what makes them."""
+        """Return the record that determines the weights at a scale, and a function that computes the weights."""
         return self.weights(alpha), lambda: self.state(alpha)
 
 
 def given_alpha(alpha: float | str, merge: Merge) -> tuple[float, str]:
-    """Turn a scale that needs no tuning, a number or "own", into a number; and say where it comes from."""
+    """Convert a scale that is not tuned (a number or "own") to a number; also return its source."""
     if isinstance(alpha, str):
         return fixed_alpha(merge.method, merge.task_vectors), "the method's own"
     return float(alpha), "given for all methods"
 
 
 def own_weights(task_vectors: TaskVectors, task: str) -> Weights:
-    """Return what determines the weights of a task's own fine-tuned model, and what makes them."""
+    """Return the record that determines the weights of a task's fine-tuned model, and a function that reads them."""
     return {"file": task_vectors.hashes[task]}, lambda: task_vectors.model(task).state_dict()
 
 
 def base_weights(task_vectors: TaskVectors) -> Weights:
-    """Return what determines the weights of the base model, and what makes them."""
+    """Return the record that determines the weights of the base model, and a function that reads them."""
     return {"file": task_vectors.base_hash}, lambda: task_vectors.base_checkpoint.state_dict()
 
 
 def _without_alpha(described: Any) -> Any:
-    """Drop the scales from a method's record: the direction does not depend on them."""
+    """Remove scales from a method's record, because the merged task vector does not depend on them."""
     if not isinstance(described, dict):
         return described
     return {name: _without_alpha(value) for name, value in described.items() if name != "alpha"}

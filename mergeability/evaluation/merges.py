@@ -1,4 +1,4 @@
-"""How good a merge is: its accuracy on each of its tasks, beside that of the models it was made of."""
+"""Evaluation of merges: the accuracy on each of their tasks, next to that of the fine-tuned models."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,13 +22,13 @@ TUNED_FROM = {
     TUNED: "tuned on the tasks' validation images",
     UNLABELLED: "tuned on unlabelled images of the tasks",
 }
-# The method of the probe that is made whichever methods are asked for.
+# The method that is always probed, in addition to the requested ones.
 AVERAGE = "average"
 Save = Callable[[Merge, str, float, str, pd.DataFrame], None]
 
 
 def evaluate_models(task_vectors: TaskVectors, evaluator: Evaluator) -> pd.DataFrame:
-    """Measure the accuracy of every fine-tuned model, and of the base model, on the model's own task.
+    """Measure the accuracy of every fine-tuned model, and of the base model, on each model's task.
 
     Args:
         task_vectors: the models.
@@ -67,7 +67,7 @@ def evaluate_models(task_vectors: TaskVectors, evaluator: Evaluator) -> pd.DataF
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Hold the outcomes of merges.
+    """The outcomes of merges.
 
     Attributes:
         accuracies: one row per set, method and task: `tasks` (the set's, joined by +), `arity`, `method`,
@@ -78,7 +78,7 @@ class Outcomes:
         methods: names of the methods, "_tuned" behind those whose scale was tuned beside a fixed one.
         notes: sentences about the scales.
         probes: one row per set, method and task: `tasks`, `arity`, `method`, `alpha`, `task`, `probe_overlap`,
-            `probe_agreement`, `probe_confidence` and `images`; empty where no merge was probed.
+            `probe_agreement`, `probe_confidence` and `images`; empty if no merge was probed.
     """
 
     accuracies: pd.DataFrame
@@ -95,12 +95,12 @@ class Evaluation:
     Attributes:
         task_vectors: all models.
         evaluator: measures accuracies.
-        models: the table of `evaluate_models`; None where there are no labels, so that merges are only probed.
-        scales: at which scales.
+        models: the table of `evaluate_models`; None if there are no labels, so that merges are only probed.
+        scales: the scales to evaluate.
         profiles: evidence of all models, for methods that need data.
-        recalibration: makes batch-norm statistics anew; None for an encoder without batch norms.
-        probe: looks at each merge, with unlabelled images, before it is evaluated; None where merges are not probed.
-        unlabelled: looks at the scales that are tried without labels.
+        recalibration: re-estimates batch-norm statistics; None for an encoder without batch norms.
+        probe: probes each merge on unlabelled images before it is evaluated; None if merges are not probed.
+        unlabelled: probe that selects scales without labels.
         save: is given each merge that was evaluated: the merge, the method's name, the scale, how that was
             chosen, and the rows of its tasks.
     """
@@ -123,7 +123,7 @@ class Evaluation:
         Args:
             methods: name → merge method.
             sets: names of the models of each set.
-            run: the surroundings.
+            run: context of the run.
         """
 
         def measure(item: tuple[tuple[str, ...], str]) -> list[_Measured]:
@@ -146,7 +146,7 @@ class Evaluation:
         columns = [column for name in methods for column in self.scales.columns(name, methods[name])]
         probes = [one.probes for one in found]
         if self.probe is not None and AVERAGE not in columns:
-            # What a plain average answers says something of every other method, at the cost of one merge.
+            # A probe of plain averaging is informative about all methods, at the cost of one merge.
             probes += run.map(probe, list(sets), description="probing averages")
         curves = [one.curve for one in found if one.curve is not None]
         return Outcomes(
@@ -210,7 +210,9 @@ class Evaluation:
         """Return a function from a scale to the tasks' overlaps on unlabelled images."""
         probe = self.unlabelled
         if probe is None:
-            raise UserError(f"alpha={UNLABELLED} needs unlabelled images of the tasks, and there are none.")
+            raise UserError(
+                f"alpha={UNLABELLED} requires unlabelled images of the tasks, but there are none."
+            )
 
         def measure(alpha: float) -> dict[str, float]:
             found = probe.values(merge.weights_at(alpha), merge.tasks)
@@ -254,7 +256,7 @@ class Evaluation:
         return _labelled(table, merge, column)
 
     def _variances(self, merge: Merge, alpha: float) -> dict[str, list[float]]:
-        """Estimate how far accuracies on part of the images may be off."""
+        """Estimate the sampling error of accuracies on some of the images."""
         merged = self.evaluator.hits(*merge.weights_at(alpha), merge.tasks)
         tuned = {
             task: self.evaluator.hits(*own_weights(self.task_vectors, task), (task,))[task]
@@ -304,7 +306,7 @@ def _edge_notes(curves: Sequence[pd.DataFrame], grid: Sequence[float]) -> list[s
         count = int(alphas.isin([min(grid), max(grid)]).sum())
         if count:
             sentences.append(
-                f"{method}: the best α was an end of the grid for {count} of {len(alphas)} merges; "
+                f"{method}: the best α was at an end of the grid for {count} of {len(alphas)} merges; "
                 "a wider alpha_grid may do better."
             )
     return sentences
@@ -315,6 +317,6 @@ def _ratio(numerator: float, denominator: float) -> float:
 
 
 def _ratios(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Divide, with NaN where there is nothing to divide by."""
+    """Divide, with NaN if there is nothing to divide by."""
     known = denominator != 0
     return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=known)

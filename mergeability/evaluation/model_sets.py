@@ -1,4 +1,4 @@
-"""Which models are merged together: all pairs, some of them, or sets of any size."""
+"""The sets of models to merge: all pairs, some pairs, or sets of any size."""
 
 import itertools
 import logging
@@ -13,7 +13,7 @@ from mergeability.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# More sets than this are made only when their number was asked for.
+# More sets than this are merged only if their number is set explicitly.
 MOST_UNASKED = 1000
 
 
@@ -25,7 +25,7 @@ class MergeSets:
         pairs: the pairs to merge, [[a, b], …]; all of them when None.
         arity: models in a set, from 2; "all" for the whole suite; or several of these.
         sets: how many sets of each arity to draw at random, without repetition; every one when None.
-        seed: of the draw, which depends on it, the arity and the tasks' names alone.
+        seed: seed of the draw, which depends on it, the arity and the tasks' names alone.
         many_pairs: whether all pairs are listed, however many there are.
 
     Raises:
@@ -41,11 +41,13 @@ class MergeSets:
     def __post_init__(self) -> None:
         if not self._arities:
             raise UserError(
-                "Expected arity to be a number of models from 2, all, or several of these; got none."
+                "Expected arity to be a number of models of at least 2, all, or a list of these; got an empty list."
             )
         for arity in self._arities:
             if arity != "all" and (not _is_whole(arity) or arity < 2):
-                raise UserError(f"Expected arity to be a number of models from 2, or all; got {arity!r}.")
+                raise UserError(
+                    f"Expected arity to be a number of models of at least 2, or all; got {arity!r}."
+                )
         if self.sets is not None and (not _is_whole(self.sets) or self.sets < 1):
             raise UserError(f"Expected sets to be a positive number of sets, got {self.sets!r}.")
         if self.pairs is not None:
@@ -64,9 +66,7 @@ class MergeSets:
                 f"Expected pairs to be pairs of different tasks, such as pairs='[[a, b], [a, c]]'; got {pairs!r}."
             )
         if self._arities != [2] or self.sets is not None:
-            raise UserError(
-                "Give either pairs=… or arity=… and sets=…: pairs are sets of two, named one by one."
-            )
+            raise UserError("Expected either pairs=… or arity=… and sets=…, got both. Remove one of them.")
 
     def choose(self, tasks: Sequence[str]) -> list[tuple[str, ...]]:
         """List the sets, each in the order of the tasks.
@@ -82,7 +82,7 @@ class MergeSets:
         return list(dict.fromkeys(chosen))
 
     def _named_pairs(self, tasks: Sequence[str], pairs: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-        # As text: YAML reads a task called 1 as a number.
+        # Compared as text, because YAML reads a task named 1 as a number.
         named = [tuple(clean_name(task, "each name in pairs") for task in pair) for pair in pairs]
         unknown = sorted({task for pair in named for task in pair} - set(tasks))
         if unknown:
@@ -91,7 +91,7 @@ class MergeSets:
 
     def _of_size(self, tasks: Sequence[str], size: int) -> list[tuple[str, ...]]:
         if size > len(tasks):
-            raise UserError(f"arity={size} is more than the {len(tasks)} models of the suite.")
+            raise UserError(f"arity={size} exceeds the {len(tasks)} models of the suite.")
         count = math.comb(len(tasks), size)
         if self.sets is None or self.sets >= count:
             if self.sets is None and count > MOST_UNASKED and not (size == 2 and self.many_pairs):

@@ -1,4 +1,4 @@
-"""Outcomes of merges arranged in tables: one row per pair, or per set of models."""
+"""Tables of the outcomes of merges, with one row per pair or per set of models."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,11 +9,11 @@ from mergeability.evaluation.intervals import mean_interval
 
 
 def pair_table(accuracies: pd.DataFrame, probes: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Arrange the outcomes of pairs as one row per pair.
+    """Arrange the outcomes of pairs in a table with one row per pair.
 
     Columns, for each method m: `acc_m` and `norm_acc_m` (merged accuracy over the fine-tuned model's own), the
     means over the pair's two tasks; `kept_gain_m`, the mean of (merged − base)/(fine-tuned − base), how much of
-    what fine-tuning gained survives (NaN where it gained nothing); `alpha_m`, the scale; each task's own
+    what fine-tuning gained survives (NaN if it gained nothing); `alpha_m`, the scale; each task's own
     accuracies with `_a` and `_b`; and, where only part of the images was looked at, the 95 % confidence intervals
     `low_acc_m`, `high_acc_m`, `low_norm_acc_m` and `high_norm_acc_m`. Where merges were probed, `probe_overlap_m` and
     `probe_confidence_m`, means over the two tasks' unlabelled images, of the plain average too.

@@ -1,6 +1,6 @@
 """Probes: predictions of a merge on a few unlabelled images per task, compared with those of each task's own model.
 
-A small evaluation without labels, not a forecast: the merge has to be made. Read directly, the overlap estimates the
+A probe is a small evaluation without labels, not a forecast: it requires the merge. The overlap directly estimates the
 merge's normalised accuracy, and the confidence its accuracy.
 """
 
@@ -22,13 +22,13 @@ from mergeability.profiles.answers import (
     probabilities,
 )
 
-# Part of every store key below: raise it when what is stored changes meaning.
+# Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 1
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Compare what merges answer on unlabelled inputs with what each task's own model answers.
+    """Compare the predictions of merges on unlabelled inputs with those of each task's own model.
 
     Attributes:
         evaluator: holds the encoder, the heads and the store.
@@ -49,12 +49,12 @@ class Probe:
         """
         missing = [task for task in tasks if task not in self.inputs]
         if missing:
-            raise UserError(f"No unlabelled images to probe merges of {', '.join(missing)} with.")
+            raise UserError(f"There are no unlabelled images to probe merges of {', '.join(missing)} with.")
         described, state = weights
         passed: list[dict[str, Tensor]] = []
 
         def measure(task: str) -> dict[str, Any]:
-            # One swap of the weights for all tasks, and only where a value is computed.
+            # The weights are loaded once for all tasks, and only if a value is missing.
             if not passed:
                 passed.append(self.evaluator.features(state(), {one: self.inputs[one] for one in tasks}))
             answers = self._answered(passed[0][task], task)
@@ -95,8 +95,8 @@ class Probe:
         answers = probabilities(normalised(features.numpy()), head)
         if np.isnan(answers).any():
             raise UserError(
-                f"Features of images of '{task}' have length 0, which have no direction and no class: the weights are "
-                "ruined. Merge at a smaller alpha."
+                f"Features of images of '{task}' have length 0, so no class can be predicted: the weights are "
+                "degenerate. Merge at a smaller alpha."
             )
         return answers
 
@@ -109,10 +109,10 @@ def probes_on(
     looks: bool,
     tunes: bool,
 ) -> tuple[Probe | None, Probe | None]:
-    """Return the probe of merges and the probe that selects scales; they use disjoint inputs.
+    """Return the probe that evaluates merges and the probe that selects scales, with disjoint inputs.
 
-    The inputs that chose a scale would flatter it. So where scales are chosen, the first half of each task's inputs is
-    used for the choice, and the second half for the probe.
+    Inputs used to select a scale would overestimate it. So if scales are selected, the first half of each task's
+    inputs is used for the choice, and the second half for the probe.
 
     Args:
         evaluator: holds the encoder, the heads and the store.

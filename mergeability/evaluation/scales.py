@@ -14,15 +14,15 @@ from mergeability.merging.method import PUBLISHED, TUNED, MergeMethod
 from mergeability.task_vectors.vectors import TaskVectors
 
 OWN, UNLABELLED, BOTH = "own", "unlabelled", "both"
-# Behind a method's name where several scales stand side by side.
+# Suffixes of method names if several scales are evaluated.
 _SUFFIXES = {OWN: "", TUNED: "_tuned", UNLABELLED: "_unlabelled"}
-# From half of plain averaging of a few models to twice their average.
+# 0.1 is half of averaging for methods that sum five task vectors, 2 is twice the average for methods that average.
 GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
 
 
 @dataclass(frozen=True)
 class ScaleChoice:
-    """At which scales a merge is evaluated.
+    """The scales at which merges are evaluated.
 
     Attributes:
         alpha: None for each method's own, a number for all methods, "tuned" (the best of the grid on labelled
@@ -51,7 +51,7 @@ class ScaleChoice:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The kinds of scale that were asked for by name, each once; none where it is a number or each method's own."""
+        """The kinds of scale requested by name, without duplicates; empty for a number or each method's own scale."""
         if self.alpha is None or isinstance(self.alpha, int | float):
             return ()
         asked = [self.alpha] if isinstance(self.alpha, str) else self.alpha
@@ -59,7 +59,7 @@ class ScaleChoice:
         return tuple(dict.fromkeys(each))
 
     def columns(self, name: str, method: MergeMethod) -> dict[str, float | str]:
-        """Return which outcomes a method has: column → a number, "own", "tuned" or "unlabelled"."""
+        """Return the outcomes of a method: column → a number, "own", "tuned" or "unlabelled"."""
         if self.alpha is None:
             return {name: TUNED if method.alpha == TUNED else OWN}
         words = self.words
@@ -68,11 +68,11 @@ class ScaleChoice:
         return {name: words[0]} if len(words) == 1 else {f"{name}{_SUFFIXES[word]}": word for word in words}
 
     def tunes(self, methods: Mapping[str, MergeMethod], by: str = TUNED) -> bool:
-        """Return whether any of the methods is tuned on labelled validation images, or, `by` that, without labels."""
+        """Return whether any method's scale is tuned on labelled validation images, or is of another kind `by`."""
         return any(by in self.columns(name, method).values() for name, method in methods.items())
 
     def notes(self, methods: Mapping[str, MergeMethod], sets: Sequence[TaskVectors]) -> list[str]:
-        """Return sentences on scales that should come from a paper that gives none for these models.
+        """Return sentences about published scales that are not available for these models.
 
         Args:
             methods: name → method.
@@ -87,7 +87,7 @@ class ScaleChoice:
             if missing:
                 counts = " or ".join(map(str, missing))
                 sentences.append(
-                    f"{name}: no α is published for {counts} models of this architecture; 1 was used."
+                    f"{name}: no α is published for {counts} models of this architecture; α = 1 is used."
                 )
         return sentences
 
@@ -100,14 +100,14 @@ def tune(
 ) -> tuple[float, pd.DataFrame]:
     """Select the scale with the highest mean of the measured values over tasks.
 
-    Of equals the smallest wins. A task without a value (a fine-tuned model that is never right has no normalised
-    accuracy) has no say; where no task has one, the first scale of the grid is returned.
+    On ties the smallest scale is selected. A task without a value (a fine-tuned model with accuracy 0 has no normalised
+    accuracy) is ignored; if no task has a value, the first scale of the grid is returned.
 
     Args:
         measure: scale → task → value, such as the normalised accuracy on validation images.
         tasks: their names.
         grid: the scales, ascending.
-        value: what the curve calls it.
+        value: name of the value in the curve.
 
     Returns:
         The scale, and the curve: `alpha`, `task`, the value, and `chosen` in the rows of the scale.

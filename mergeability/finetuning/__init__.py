@@ -1,6 +1,6 @@
-"""Step 3, one fine-tuned model per task: the Lightning module, its data, its penalties and the run around them."""
+"""Step 3, fine-tuning one model per task: the Lightning module, its data, penalties and training runs."""
 
 import lazy_loader
 
-# The names are listed in `__init__.pyi`, for type checkers too.
+# Names are imported on first access (lazy_loader), as listed in `__init__.pyi`, which type checkers also read.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

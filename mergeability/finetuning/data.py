@@ -1,4 +1,4 @@
-"""Batches of one task's images for Lightning, on one device or dealt to several."""
+"""Batches of one task's images for Lightning, on one device or distributed over several."""
 
 from collections.abc import Iterator
 
@@ -11,9 +11,9 @@ from mergeability.data.tasks import Images
 
 
 class EpochShuffle(Sampler[list[int]]):
-    """Batches of shuffled indices whose order depends on (seed, epoch) alone.
+    """Batches of shuffled indices in an order that depends only on (seed, epoch).
 
-    So a run resumed after epoch 3 sees the same batches in epoch 4 as one that was never stopped. Lightning
+    So a run resumed after epoch 3 uses the same batches in epoch 4 as an uninterrupted run. Lightning
     calls `set_epoch` before each epoch.
     """
 
@@ -21,12 +21,12 @@ class EpochShuffle(Sampler[list[int]]):
         self.size, self.batch_size, self.seed, self.epoch = size, batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next."""
+        """Set the epoch, which determines the next order."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
-        # A generator, so that the order is drawn with the first batch: when it resumes, Lightning makes the
-        # iterator before it says which epoch it is.
+        # A generator, so that the order is drawn with the first batch, because on resuming Lightning creates the
+        # iterator before it sets the epoch.
         generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
         for batch in torch.randperm(self.size, generator=generator).split(self.batch_size):
             yield batch.tolist()
@@ -38,15 +38,15 @@ class EpochShuffle(Sampler[list[int]]):
 class Shard(Sampler[list[int]]):
     """Every `count`-th batch of a sampler, from the `index`-th on.
 
-    The order is the sampler's own, so it depends on seed and epoch as with one device. Where the batches do not divide
-    evenly, the first ones are taken once more: every device takes the same number of steps.
+    The order is that of the sampler, so it depends on seed and epoch as with one device. If the batches do not divide
+    evenly, the first ones are repeated, so that every device takes the same number of steps.
     """
 
     def __init__(self, sampler: EpochShuffle, index: int, count: int) -> None:
         self.sampler, self.index, self.count = sampler, index, count
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next."""
+        """Set the epoch, which determines the next order."""
         self.sampler.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -72,7 +72,7 @@ class _Batches(Dataset):
 
 
 class TaskDataModule(pl.LightningDataModule):
-    """Serve uint8 images and labels; the model normalises them on its own device.
+    """Provide uint8 images and labels; the model normalises them on its device.
 
     On several devices each trains on whole batches of its own, and validates on all images. Lightning's own way wraps
     the sampler and does not pass the epoch on, so that every epoch has the same batches.
@@ -83,14 +83,14 @@ class TaskDataModule(pl.LightningDataModule):
         self.train, self.validation, self.batch_size, self.seed = train, validation, batch_size, seed
 
     def train_dataloader(self) -> DataLoader:
-        """Serve this device's batches of the training split, reshuffled every epoch."""
+        """Return this device's batches of the training split, reshuffled every epoch."""
         order: EpochShuffle | Shard = EpochShuffle(len(self.train), self.batch_size, self.seed)
         if self.trainer is not None and self.trainer.world_size > 1:
             order = Shard(order, self.trainer.global_rank, self.trainer.world_size)
         return DataLoader(_Batches(self.train), sampler=order, batch_size=None)
 
     def val_dataloader(self) -> DataLoader:
-        """Serve the validation split in its own order, the same to every device."""
+        """Return the validation split in its original order, the same on every device."""
         batches = torch.arange(len(self.validation)).split(256)
         order = [batch.tolist() for batch in batches]
         return DataLoader(_Batches(self.validation), sampler=order, batch_size=None)

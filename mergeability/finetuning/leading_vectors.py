@@ -1,4 +1,4 @@
-"""The leading singular vectors of the base model's matrices, for penalties on how an update lies to them."""
+"""Leading singular vectors of the base model's matrices, for penalties on updates relative to them."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ def check_count(name: str, k: float | int) -> None:
 def leading_vectors(
     initial: Sequence[Tensor], k: int, name: str
 ) -> Iterator[tuple[int, Float[Tensor, "m k"], Float[Tensor, " k"], Float[Tensor, "n k"]]]:
-    """Decompose every base matrix once: its index among the parameters, U_k, σ₁ … σ_k and V_k.
+    """Decompose every base matrix once; return its index among the parameters, U_k, σ₁ … σ_k and V_k.
 
     A matrix is a parameter with two axes, positional embeddings included and convolutions not, as in the metrics.
     Vectors of a singular value 0 are zero: they have no direction. Accurate to float32, in the matrix's dtype.
@@ -45,14 +45,14 @@ def leading_vectors(
             )
     logger.info("%s: decomposing the base model's %d matrices, once.", name, len(matrices))
     for index, matrix in matrices.items():
-        # On the CPU, whatever the device: the decomposition takes float64.
+        # On the CPU, because the decomposition uses float64, which is slow or unsupported on some devices.
         found = leading_triplets(matrix.detach().cpu(), k)
         left, values, right = (part.to(matrix) for part in found)
         yield index, left, values, right.mT.contiguous()
 
 
 def matrix_changes(step: Step) -> Iterator[tuple[int, Float[Tensor, "m n"]]]:
-    """Compute τ = θ − θ0 matrix by matrix, each as a separate tensor."""
+    """Compute τ = θ − θ0, one tensor per matrix."""
     for index, (now, then) in enumerate(zip(step.parameters, step.initial, strict=True)):
         if now.ndim == 2:
             yield index, now.detach() - then

@@ -1,4 +1,4 @@
-"""The Lightning module: one encoder, one frozen head, one loss, at most one penalty."""
+"""The Lightning module: an encoder with a frozen head, the loss, and at most one penalty."""
 
 import contextlib
 import math
@@ -23,7 +23,7 @@ OPTIMIZERS = ("adamw", "sgd")
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Set the hyper-parameters of a fine-tuning run.
+    """The hyper-parameters of a fine-tuning run.
 
     Attributes:
         epochs: passes over the training split, at least 1.
@@ -122,18 +122,18 @@ class FineTuningModule(pl.LightningModule):
         self.register_buffer("head", head.detach().clone(), persistent=False)
         self.penalty = penalty if penalty is not None and penalty.strength > 0 else None
         self.trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
-        # θ0 stays out of the checkpoint: it is the base model's file.
+        # θ0 is not saved in the checkpoint, because it is the base model's file.
         initial = [p.detach().clone() for p in self.trained] if self.penalty else []
         for index, tensor in enumerate(initial):
             self.register_buffer(f"initial_{index}", tensor, persistent=False)
-        # Neither does what follows from θ0. As buffers both move between devices with the module.
+        # Constants derived from θ0 are not saved either. As buffers, both move between devices with the module.
         constants = self.penalty.constants(initial) if self.penalty else {}
         for name, tensor in constants.items():
             self.register_buffer(f"constant/{name}", tensor, persistent=False)
         self._constant_names = tuple(constants)
         self.train_accuracy = MulticlassAccuracy(len(head), average="micro")
         self.validation_accuracy = MulticlassAccuracy(len(head), average="micro")
-        self.images_seen = 0  # In this process: a resumed training counts from there.
+        self.images_seen = 0  # Counted in this process only: a resumed training starts from 0.
         self._batch: tuple[Tensor, Tensor] | None = None
         self._compiled: nn.Module | None = None
 
@@ -152,7 +152,7 @@ class FineTuningModule(pl.LightningModule):
         return self.penalty is not None and self.penalty.second_order
 
     def on_fit_start(self) -> None:
-        """Refuse what a penalty cannot see through; compile the encoder where that is asked for.
+        """Reject settings that are incompatible with the penalty; compile the encoder if requested.
 
         Raises:
             UserError: losses are scaled for 16-bit floats, or a compiled encoder is to be differentiated twice.
@@ -163,16 +163,16 @@ class FineTuningModule(pl.LightningModule):
                 "training.compile=true, or set reg.penalty.estimator=finite_difference."
             )
         if self.settings.compile:
-            # Beside the encoder, whose names in the checkpoint stay what they are.
+            # Not registered as a submodule, because the compiled copy would change the names in the checkpoint.
             object.__setattr__(self, "_compiled", torch.compile(self.encoder))
         if self.penalty is not None and str(self.trainer.precision) == "16-mixed":
             raise UserError(
-                "Under trainer.precision=16-mixed gradients are scaled, which a penalty cannot undo. Use bf16-mixed "
+                "Under trainer.precision=16-mixed gradients are scaled, which penalties do not support. Use bf16-mixed "
                 "or 32-true."
             )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        """Return the task loss; the penalty joins in `backward`."""
+        """Return the task loss; the penalty is added in `backward`."""
         self._batch = batch
         self.images_seen += len(batch[1])
         loss, logits = self._loss(batch)
@@ -190,10 +190,10 @@ class FineTuningModule(pl.LightningModule):
         self.log("validation/accuracy", self.validation_accuracy, prog_bar=True, batch_size=size)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Accumulate the gradient of loss and penalty.
+        """Accumulate the gradient of the loss and the penalty.
 
-        Here and not in manual optimisation, which would lose Lightning's clipping and accumulation. `loss`
-        arrives divided by the number of accumulated micro-batches; penalties see it undivided.
+        Implemented here instead of with manual optimisation, which would lose Lightning's clipping and accumulation.
+        `loss` is already divided by the number of accumulated micro-batches; penalties receive the undivided loss.
         """
         if self.penalty is None:
             loss.backward(*args, **kwargs)
@@ -211,25 +211,26 @@ class FineTuningModule(pl.LightningModule):
         )
         gradients, values[self.penalty.name] = self.penalty.gradients(step)
         gradients, values = _mean_over_devices(gradients, values)
-        # Checked after the mean, so that all devices stop together.
+        # Checked after averaging over devices, so that all devices stop together.
         for name, value in values.items():
             if not torch.isfinite(value):
                 self._refuse(f"penalty {name}", value.item())
             self.log(f"penalty/{name}", value)
-        # The length is finite only if all entries are, is what clipping divides by, and takes a tenth of the time of
-        # looking for the largest entry.
+        # The norm is finite only if all entries are; clipping divides by it, and it takes a tenth of the time of
+        # computing the largest entry.
         if not torch.isfinite(get_total_norm(gradients)):
             self._refuse(f"gradient with the penalty {self.penalty.name}", "NaN or Inf")
         for parameter, gradient in zip(self.trained, gradients, strict=True):
-            # Multiplying by 1 would change no bit and take new memory of the model's size; but clipping writes into
-            # gradients, so that each needs memory of its own, which an expanded tensor has not.
+            # A multiplication by 1 would only allocate memory of the model's size. But clipping modifies
+            # gradients in place, so each needs separate memory, unlike an expanded tensor.
             whole = share == 1 and gradient.is_contiguous()
             gradient = (gradient if whole else gradient * share).to(parameter.dtype)
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
     def _refuse(self, what: str, became: float | str) -> NoReturn:
         raise UserError(
-            f"The {what} became {became} at step {self.global_step}: take a smaller reg.lambda or learning rate."
+            f"The {what} became {became} at step {self.global_step}: choose a smaller reg.lambda or "
+            "training.learning_rate."
         )
 
     def _loss_again(self) -> Tensor:
@@ -240,7 +241,7 @@ class FineTuningModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Return the optimiser with a cosine schedule per optimiser step."""
         settings = self.settings
-        # What Lightning counts: accumulation, the last incomplete group and several devices are in it.
+        # Lightning's count includes accumulation, the last incomplete group and several devices.
         total = int(self.trainer.estimated_stepping_batches)
         warmup = min(settings.warmup_steps, math.ceil(settings.warmup_share * total))
         optimizer = _optimizer(self.trained, settings)
@@ -274,10 +275,10 @@ def _mean_over_devices(
 
 @contextlib.contextmanager
 def _buffers_kept(encoder: nn.Module) -> Iterator[None]:
-    """Keep running statistics from what a second forward pass of the same images does to them.
+    """Protect running statistics from a second forward pass of the same images.
 
-    It works on copies, since a backward pass still needs the values it has left: writing the former ones back into the
-    same memory would be a change behind its back.
+    It works on copies, because a backward pass still needs the current values: restoring the former ones in place
+    would modify tensors that autograd has saved.
     """
     kept = [
         (module, name, buffer)

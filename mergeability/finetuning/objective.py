@@ -1,4 +1,4 @@
-"""What fine-tuning minimises: cross-entropy through a frozen head, plus an optional penalty."""
+"""The objective of fine-tuning: cross-entropy with a frozen head, plus an optional penalty."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,15 +31,15 @@ def _not_logged(name: str, value: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Step:
-    """One micro-batch as a penalty sees it.
+    """One micro-batch, the input of penalties.
 
     Attributes:
         loss: the task loss L of this micro-batch, with its graph.
-        loss_again: computes L of the same micro-batch anew at the parameters' present values.
+        loss_again: recomputes L of the same micro-batch at the current values of the parameters.
         parameters: the trainable encoder parameters θ.
         initial: their values θ0 before training, in the same order.
         reduced_precision: whether L is computed in 16 bits (autocast).
-        constants: what the penalty's own `constants` made of θ0, on the parameters' device.
+        constants: result of the penalty's `constants` for θ0, on the parameters' device.
         known_gradients: ∇L, where it is known already: a loss can be differentiated only once.
         log: takes the name and the value of a part of the penalty.
     """
@@ -54,7 +54,7 @@ class Step:
     log: Callable[[str, Tensor], None] = _not_logged
 
     def gradients_of_loss(self, create_graph: bool = False) -> tuple[Tensor, ...]:
-        """Return ∇L for every parameter, with its graph where that is asked for."""
+        """Return ∇L for every parameter, with its graph if requested."""
         if self.known_gradients is None:
             return loss_gradients(self.loss, self.parameters, create_graph)
         if create_graph:
@@ -63,7 +63,7 @@ class Step:
 
 
 def loss_gradients(loss: Tensor, parameters: Sequence[nn.Parameter], create_graph: bool = False) -> tuple:
-    """Differentiate a loss by `torch.autograd.grad`, which unlike `.grad` does not accumulate.
+    """Differentiate a loss with `torch.autograd.grad`, which does not accumulate into `.grad`.
 
     A parameter the loss does not depend on has the gradient 0.
     """
@@ -75,7 +75,7 @@ def loss_gradients(loss: Tensor, parameters: Sequence[nn.Parameter], create_grap
 
 
 def squared_norm(tensors: Sequence[Tensor]) -> Float[Tensor, ""]:
-    """Sum the squares of all entries: ‖x‖² of the concatenated tensors, in float32 at least."""
+    """Compute the sum of squares of all entries, ‖x‖² of the concatenated tensors, in float32 or higher precision."""
     return torch.stack(
         [
             tensor.float().square().sum() if tensor.dtype.itemsize < 4 else tensor.square().sum()

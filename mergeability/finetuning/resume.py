@@ -1,4 +1,4 @@
-"""Is this training already done, and with these settings? Answered without importing anything heavy."""
+"""Check whether a training with the same settings is already finished, without importing torch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from mergeability.files import digest, read_object
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested settings into one level with dotted names."""
+    """Flatten nested settings to dotted names."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
@@ -20,7 +20,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Name the settings that differ, as `training.learning_rate (there 0.1, now 0.2)`."""
+    """List settings that differ, as `training.learning_rate (there 0.1, now 0.2)`."""
     here, there = flatten(ours), flatten(theirs)
     names = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
     return [f"{name} (there {there.get(name)!r}, now {here.get(name)!r})" for name in names]
@@ -29,10 +29,10 @@ def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
 def finished_card(
     folder: Path, settings: Mapping[str, Any], overwrite: bool = False
 ) -> dict[str, Any] | None:
-    """Return the card of a finished training with the same settings, or None where there is work to do.
+    """Return the card of a finished training with the same settings; None if training is needed.
 
     Raises:
-        UserError: a finished model lies there that was made with other settings.
+        UserError: the folder contains a finished model with other settings.
     """
     card = None if overwrite else read_object(folder / "card.json")
     if card is None or not _is_whole(folder, card):
@@ -42,12 +42,12 @@ def finished_card(
     theirs = card.get("settings")
     changed = "; ".join(differing(settings, theirs if isinstance(theirs, Mapping) else {})[:6])
     raise UserError(
-        f"{folder} holds a model made with other settings: {changed}. "
+        f"{folder} contains a model trained with other settings: {changed}. "
         "Keep both with variant=<name>, or replace it with overwrite=true."
     )
 
 
 def _is_whole(folder: Path, card: Mapping[str, Any]) -> bool:
-    """Return whether the files that the card names exist: the weights beside it may have been deleted."""
+    """Return whether all files named in the card exist, because the weights may have been deleted."""
     names = ["model.safetensors", *(["head.safetensors"] if "head_sha256" in card else [])]
     return all((folder / name).is_file() for name in names)

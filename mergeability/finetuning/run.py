@@ -104,7 +104,7 @@ def finetune(
     images = Store(store)
     splits = {name: prepared(task, name, model.resize, model.image_size, images) for name in SPLITS}
     judged = {**splits, "train": _spread(splits["train"], settings.train_evaluation_images)}
-    # Of several processes the first one evaluates and writes; the others only train.
+    # With several processes, only the first one evaluates and writes files.
     first = rank_zero_only.rank == 0
     device = _device(trainer or {})
     before = _accuracies(encoder, head, model, judged, device) if first else {}
@@ -160,7 +160,7 @@ def finetune(
 
 
 def _spread(images: Images, count: int) -> Images:
-    """Keep that many images at most, evenly spread: datasets are sorted by class, and the first would be of few."""
+    """Select at most so many images, evenly spaced, because datasets are sorted by class."""
     if len(images) <= count:
         return images
     return images[torch.linspace(0, len(images) - 1, count, dtype=torch.float64).long()]
@@ -215,26 +215,26 @@ def _fit(
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     except SystemExit as error:
-        # Lightning turns Ctrl-C into an exit; the commands have their own way to end on it.
+        # Lightning turns Ctrl-C into an exit, but the commands handle KeyboardInterrupt themselves.
         raise KeyboardInterrupt from error
     return trainer.world_size
 
 
 def _trainer(**options: Any) -> pl.Trainer:
-    """Make a trainer; what Lightning refuses are the options of `trainer`, since all others are fixed here."""
+    """Create a trainer. Errors of Lightning concern the options of `trainer`, because all others are fixed here."""
     try:
         return pl.Trainer(**options)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         reason = one_line(error)
-        raise UserError(f"Lightning's Trainer refuses the settings of trainer: {reason}") from error
+        raise UserError(f"Lightning's Trainer rejects the settings under trainer: {reason}") from error
 
 
 @contextlib.contextmanager
 def _resources_named(settings: TrainingSettings, folder: Path) -> Iterator[None]:
-    """Turn what a person can do something about, memory and disks that are full, into one sentence.
+    """Convert errors that users can resolve, such as a lack of memory or disk space, to a UserError.
 
     Raises:
-        UserError: it was one of these.
+        UserError: one of these errors occurred.
     """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -256,7 +256,7 @@ def _resources_named(settings: TrainingSettings, folder: Path) -> Iterator[None]
             raise
         _remove_damaged_state(folder / "unfinished")
         raise UserError(
-            f"The disk of {folder} is full: the state of the training could not be kept ({error.strerror}). Free some "
+            f"The disk of {folder} is full: the training state could not be saved ({error.strerror}). Free some "
             "space, or set paths.root elsewhere, and start the same command again."
         ) from error
 
@@ -268,7 +268,7 @@ def _remove_damaged_state(unfinished: Path) -> None:
 
 
 def peak_memory() -> float | None:
-    """Return the most memory this process took, in GiB: of the GPU's where there is one; None where it is not known."""
+    """Return the peak memory of this process in GiB, on the GPU if one is used; None if unknown."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return round(torch.cuda.max_memory_allocated() / 2**30, 2)
     status = Path("/proc/self/status")
@@ -278,23 +278,26 @@ def peak_memory() -> float | None:
 
 
 def saver_of_each_epoch(folder: Path) -> ModelCheckpoint:
-    """Keep the state after the last whole epoch in `last.ckpt`; training continues from there."""
+    """Save the state after each complete epoch to `last.ckpt`, from which training can continue."""
     return ModelCheckpoint(
         dirpath=folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
     )
 
 
 def _resume_from(unfinished: Path, record: Mapping[str, Any], module: nn.Module | None = None) -> Path | None:
-    """Return the last epoch's state if it is whole and of this training; clear the folder otherwise."""
+    """Return the state of the last epoch if it is complete and of this training; otherwise clear the folder."""
     settings, state = unfinished / "settings.json", unfinished / "last.ckpt"
     if rank_zero_only.rank != 0:
-        # The first process has cleared the folder before it started this one.
+        # The first process cleared the folder before it started this one.
         return state if state.is_file() else None
     if state.is_file() and _recorded(settings) == digest(record):
-        if not zipfile.is_zipfile(state):  # What torch.save writes; the directory at its end is lost first.
-            logger.warning("%s is damaged: training starts over.", state)
+        # torch.save writes a zip archive; in a truncated file, the directory at its end is missing.
+        if not zipfile.is_zipfile(state):
+            logger.warning("%s is damaged: training starts from the beginning.", state)
         elif module is not None and (fault := state_fault(state, module)):
-            logger.warning("%s is not a state of this training (%s): training starts over.", state, fault)
+            logger.warning(
+                "%s is not a state of this training (%s): training starts from the beginning.", state, fault
+            )
         else:
             logger.info("Continuing the unfinished training in %s.", unfinished)
             return state
@@ -304,7 +307,7 @@ def _resume_from(unfinished: Path, record: Mapping[str, Any], module: nn.Module 
 
 
 def _recorded(settings: Path) -> Any:
-    """Return the hash of the settings that an unfinished training had; None where it cannot be read."""
+    """Return the settings hash of an unfinished training; None if it cannot be read."""
     try:
         return read_json(settings)
     except UserError:
@@ -316,6 +319,6 @@ def _check_finite(encoder: nn.Module, task: Task, folder: Path) -> None:
         if not torch.isfinite(parameter).all():
             shutil.rmtree(folder / "unfinished", ignore_errors=True)
             raise UserError(
-                f"Training on {task.name} diverged: {name} holds NaN or Inf. Nothing was kept; take a smaller "
+                f"Training on {task.name} diverged: {name} holds NaN or Inf. No model was saved. Choose a smaller "
                 "training.learning_rate or reg.lambda."
             )

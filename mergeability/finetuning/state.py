@@ -1,4 +1,4 @@
-"""Is a file the state of this training? Asked before Lightning takes it up, which otherwise fails in its own ways."""
+"""Check whether a file is a state of this training before Lightning loads it, whose own errors are unclear."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mergeability.errors import UserError
 from mergeability.weights.torch_file import load_pickle
 
-# What Lightning looks for in a state that it continues from.
+# The keys that Lightning requires in a training state.
 _PARTS = {
     "pytorch-lightning_version": str,
     "epoch": int,
@@ -23,11 +23,11 @@ _PARTS = {
 
 
 def state_fault(path: Path, module: nn.Module) -> str | None:
-    """Return why a file is not a state of a module's training; None where it is one.
+    """Return the reason why a file is not a training state of a module; None if it is one.
 
     Args:
-        path: written by Lightning.
-        module: what is trained.
+        path: file written by Lightning.
+        module: the module to train.
     """
     try:
         state = load_pickle(path)

@@ -1,7 +1,8 @@
-"""Singular triplets by way of the smaller Gram matrix, in a fraction of the time of an SVD.
+"""Singular triplets from the smaller Gram matrix, in a fraction of the time of an SVD.
 
-AᵀA is formed in float64, where the products of float32 numbers are exact. Squaring halves the digits, float64
-has twice as many: the result is as good as a float32 SVD of A, small singular values included.
+AᵀA is formed in float64, where the products of float32 numbers are exact. Squaring halves the number of correct
+digits, but float64 has twice as many as float32, so the result is as accurate as a float32 SVD of A, including small
+singular values.
 """
 
 from functools import cache
@@ -13,7 +14,7 @@ from jaxtyping import Float, Float64
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-# Rows that are held in float64 at a time. Fixed, so that sums never depend on the machine.
+# Number of rows in float64 at a time. Constant, so that the order of summation, and so the result, is reproducible.
 _ROWS = 512
 
 
@@ -85,7 +86,7 @@ def leading_triplets(
     """Compute the `rank` leading singular triplets U, S, Vh of a matrix, S descending, in float32.
 
     A triplet whose singular value is zero to float64 precision of the squares (below √(max(m, n)·ε)·s₁) has no
-    direction: its value is 0 and its vectors are zero, so that nothing arbitrary enters what is made of them.
+    unique direction: its value and vectors are set to zero, so that results do not depend on arbitrary vectors.
 
     Args:
         matrix: a matrix, m × n.
@@ -118,8 +119,8 @@ def symmetric_eigen(
 ) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, "n n"]]:
     """Decompose a symmetric matrix: all eigenvalues, ascending, and their vectors as columns.
 
-    By NumPy's driver, which on some processors takes half the time of PyTorch's, and on one thread: the threads of
-    two libraries that wait for work on the same cores made a merge of two ViT-B/16 take 2.3 times as long.
+    Uses NumPy's driver, which takes half the time of PyTorch's on some CPUs, on one thread: competing threads of
+    two libraries on the same cores made a merge of two ViT-B/16 models 2.3 times slower.
 
     Args:
         matrix: a symmetric matrix, n × n.
@@ -140,7 +141,7 @@ def symmetric_eigen(
 
 @cache
 def _thread_pools() -> ThreadpoolController:
-    # Finding the libraries takes longer than a small decomposition.
+    # Cached, because finding the thread pools takes longer than a small decomposition.
     return ThreadpoolController()
 
 

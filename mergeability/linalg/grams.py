@@ -1,4 +1,4 @@
-"""Gram matrices of long vectors, read in blocks: memory does not grow with the vectors."""
+"""Gram matrices of long vectors, read in blocks so that memory does not grow with their length."""
 
 from collections.abc import Callable
 
@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
-# Elements of every vector that are held at a time. Fixed, so that sums never depend on the machine: 20 vectors
-# of a block in float64 take 10 MB, about what a processor's cache holds.
+# Elements of every vector in memory at a time. Constant, so that sums are reproducible on any machine: 20 vectors
+# of a block in float64 take 10 MB, about the size of a processor's cache.
 BLOCK = 2**16
 
-# Vectors that are held together; with more, groups of half as many meet in turn. Fixed for the same reason.
+# Vectors in memory together; more vectors are processed in pairs of half-size groups. Constant for the same reason.
 TOGETHER = 512
 
 # (row, start, stop) → that range of the row's vector, in float32
@@ -38,13 +38,14 @@ def streamed_gram(read: Read, count: int, size: int, *, device: str = "cpu") -> 
     groups = [range(first, min(first + group, count)) for first in range(0, count, group)]
     gram = np.zeros((count, count), dtype=np.float64)
     for position, rows in enumerate(groups):
+        # Upper triangle of groups only; the lower one is its transpose.
         for columns in groups[position:]:
-            # What is not finite shows in the result, and is named there.
+            # Values that are not finite appear in the result, where the caller reports them.
             with np.errstate(invalid="ignore", over="ignore"):
                 product = _product(read, rows, columns, size, device)
             gram[np.ix_(rows, columns)] = product
             gram[np.ix_(columns, rows)] = product.T
-    # Exactly symmetric whatever order the product summed in.
+    # Make it exactly symmetric, because the two halves may be summed in different orders.
     return (gram + gram.T) / 2
 
 

@@ -6,11 +6,11 @@ from torch import Tensor
 
 from mergeability.linalg.decompositions import symmetric_eigen
 
-# Below this c², a series in c² is exact to the last bit, and the closed forms divide zero by zero.
+# Below this c², a series in c² is exact to the last bit, while the closed forms would divide zero by zero.
 _SMALL = 1e-6
-# Above this 1 − c, the square of the largest weight, products in float32 lose two digits at most.
+# For larger 1 − c, the weights (1 − c)^(−1/2) are moderate and float32 products lose at most two digits.
 _WELL_APART = 1e-4
-# A direction of unit columns in float32 is lost in their rounding below this; two copies of one are far below.
+# Below this, a direction of float32 unit columns is only rounding error; duplicated columns are far below.
 BASES_TOLERANCE = 8 * torch.finfo(torch.float32).eps
 
 
@@ -47,14 +47,16 @@ def polar_factor(
     wide = matrix.double()
     squares, vectors = _eigh(wide.mT @ wide)
     values = squares.clamp_min(0).sqrt()
+    # eigh sorts ascending, so the last value is the largest.
     kept = values > (_tolerance(matrix) if tolerance is None else tolerance) * values[-1]
+    # 1/∞ = 0 removes the directions without a singular value.
     inverse = torch.where(kept, values, torch.inf).reciprocal()
     factor = wide @ ((vectors * inverse) @ vectors.mT)
     return factor.float(), values, bool(kept.all())
 
 
 def polar_factor_of_bases(bases: Float[Tensor, "T m r"]) -> tuple[Tensor, ...]:
-    """Compute the polar factor of T bases side by side, each with orthonormal columns or some zero ones.
+    """Compute the polar factor of T concatenated bases, whose columns are orthonormal or zero.
 
     Of two bases, B = [U₁ U₂], it follows from the r×r matrix M = U₁ᵀU₂ alone: BᵀB = [[I, M], [Mᵀ, I]] has the
     eigenvalues 1 ± c, c the singular values of M, which takes an eighth of the time.
@@ -75,6 +77,7 @@ def polar_factor_of_bases(bases: Float[Tensor, "T m r"]) -> tuple[Tensor, ...]:
         tensor([[1., 0.],
                 [0., 1.]])
     """
+    # Pairs are by far the most frequent case, and their factor needs only an r×r decomposition.
     if len(bases) == 2:
         found = _factor_of_pair(*bases)
         if found is not None:
@@ -83,12 +86,12 @@ def polar_factor_of_bases(bases: Float[Tensor, "T m r"]) -> tuple[Tensor, ...]:
 
 
 def _factor_of_pair(first: Float[Tensor, "m r"], second: Float[Tensor, "m r"]) -> tuple[Tensor, ...] | None:
-    """Compute the polar factor of [U₁ U₂]; None where that has no full rank to float32 precision."""
+    """Compute the polar factor of [U₁ U₂]; None if that has no full rank to float32 precision."""
     both = torch.cat([first, second], dim=1)
     wide, rank = both.double(), first.shape[1]
     one = torch.eye(rank, dtype=torch.float64)
-    # Columns are orthonormal to float32 precision only, and where two directions nearly coincide 1 − c would be
-    # wrong by as much as it is: one Newton step makes them so to that of float64.
+    # Columns are orthonormal only to float32 precision, and if two directions nearly coincide, the error of 1 − c
+    # would be as large as 1 − c. One Newton step makes them orthonormal to float64 precision.
     left, right = (1.5 * one - 0.5 * (basis.mT @ basis) for basis in (wide[:, :rank], wide[:, rank:]))
     weights, smallest = _inverse_root_of_pair(left @ (wide[:, :rank].mT @ wide[:, rank:]) @ right)
     if smallest <= 2 * _tolerance(first) ** 2:

@@ -1,4 +1,4 @@
-"""Step 8, one model from many: merge methods, each from task vectors to one merged task vector.
+"""Step 8, merging: methods that combine task vectors into one merged task vector.
 
 A method is a frozen dataclass: `Ties(density=0.2)(task_vectors)` gives M, `apply(base, M, alpha)` the weights
 θ_0 + α·M. Its field `alpha` is the method's own default scale.
@@ -6,5 +6,5 @@ A method is a frozen dataclass: `Ties(density=0.2)(task_vectors)` gives M, `appl
 
 import lazy_loader
 
-# The names are listed in `__init__.pyi`, for type checkers too.
+# Names are imported on first access (lazy_loader), as listed in `__init__.pyi`, which type checkers also read.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

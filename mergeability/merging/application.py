@@ -1,4 +1,4 @@
-"""What becomes of a merged task vector: its scale α, and the base moved by α·M."""
+"""Apply a merged task vector M to the base model at a scale α."""
 
 import dataclasses
 import math
@@ -40,9 +40,9 @@ def scaled_by(method: MergeMethod) -> MergeMethod:
 
 
 def fixed_alpha(method: MergeMethod, task_vectors: TaskVectors) -> float:
-    """Return the scale α of a method for these models without using images.
+    """Return the default scale α of a method for these models, without using images.
 
-    That is the method's `alpha` if it is a number, the default of its class if it is "tuned", and the scale that the
+    This is the method's `alpha` if it is a number, the default of its class if it is "tuned", and the scale that the
     paper gives for this architecture and number of models if it is "published".
 
     Args:
@@ -92,7 +92,7 @@ def _default_alpha(method: MergeMethod) -> float | int | str:
 
 @dataclass
 class Rounding:
-    """Count the effect of rounding a merge to narrow formats, over all parameters that are written in them.
+    """The rounding error of a merge over all parameters that are written in narrow formats.
 
     With the exact values θ = θ_0 + α·M and the rounded ones θ̂, in float32:
 
@@ -100,7 +100,7 @@ class Rounding:
         change: Σ (θ - θ_0)².
         lost: Σ (θ̂ - θ)².
         moved: parameters with θ ≠ θ_0.
-        unmoved: of these, parameters with θ̂ = θ_0: their change vanished.
+        unmoved: those of them with θ̂ = θ_0, whose change vanished.
 
     Examples:
         >>> import torch
@@ -120,11 +120,11 @@ class Rounding:
 
     @property
     def survives(self) -> float:
-        """The share of the squared change that survives, 1 - Σ(θ̂ - θ)² / Σ(θ - θ_0)²; below 0 if noise exceeds it."""
+        """The share of the squared change that survives, 1 - Σ(θ̂ - θ)² / Σ(θ - θ_0)²; negative if errors dominate."""
         return 1 - self.lost / self.change if self.change else 1.0
 
     def count(self, base: Tensor, exact: Tensor, rounded: Tensor) -> None:
-        """Add one tensor: before the merge, after it, and after it in the narrow format, all as float32."""
+        """Add one tensor: the base, the merge, and the rounded merge, all as float32."""
         self.change += float((exact - base).double().square().sum())
         self.lost += float((rounded - exact).double().square().sum())
         moved = exact != base
@@ -140,10 +140,10 @@ def apply(
     dtype: torch.dtype | None = None,
     rounding: Rounding | None = None,
 ) -> dict[str, Tensor]:
-    """Add a merged task vector to the base: θ = θ_0 + α·M, in float32, written in the base's own dtypes.
+    """Add a merged task vector to the base: θ = θ_0 + α·M, computed in float32 and returned in the base's dtypes.
 
     Tensors that only the base has (integer buffers, a text tower) are copied. Running statistics are not scaled: M
-    holds their average. One tensor under two names stays one tensor.
+    holds their average. Tied tensors stay tied.
 
     Args:
         base: the state dict the models were fine-tuned from, its checkpoint, or the path of one. Of a file, only the
@@ -167,9 +167,7 @@ def apply(
         {'weight': tensor([1.5000, 0.5000, 1.0000])}
     """
     if isinstance(alpha, str):
-        raise UserError(
-            f"Expected alpha to be a number here, got {alpha!r}: fixed_alpha(method, …) gives one."
-        )
+        raise UserError(f"Expected alpha to be a number here, got {alpha!r}: use fixed_alpha(method, …).")
     check_alpha(alpha)
     if not isinstance(base, Mapping):
         base = (base if isinstance(base, Checkpoint) else Checkpoint.open(base)).state_dict()
@@ -178,21 +176,21 @@ def apply(
             found = tuple(base[name].shape) if name in base else "no such tensor"
             raise UserError(
                 f"The merged task vector has '{name}' of shape {tuple(value.shape)}, the base has {found}: "
-                "give the base the models were fine-tuned from."
+                "pass the base from which the models were fine-tuned."
             )
     moved: dict[str, Tensor] = {}
     for names in _by_place(base):
-        # A file may have kept one name only of a tensor that has several here.
+        # A file may contain only one of the names of a tied tensor.
         name = next((name for name in names if name in merged), names[0])
         moved |= dict.fromkeys(names, _moved(name, base[name], merged.get(name), alpha, dtype, rounding))
     return {name: moved[name] for name in base}
 
 
 def _by_place(tensors: Mapping[str, Tensor]) -> list[list[str]]:
-    """Group the names of what is one tensor: the same piece of memory, seen in the same way."""
+    """Group the names of each tensor: views of the same memory with the same layout."""
     groups: dict[Any, list[str]] = {}
     for name, value in tensors.items():
-        # A tensor without elements lies nowhere.
+        # An empty tensor has no memory address to compare.
         place = (value.data_ptr(), value.dtype, value.shape, value.stride()) if value.numel() else name
         groups.setdefault(place, []).append(name)
     return list(groups.values())
@@ -218,13 +216,13 @@ def _moved(
 
 
 def _narrowed(name: str, exact: Tensor, dtype: torch.dtype, alpha: float | int) -> Tensor:
-    """Round to a dtype; the check costs a pass only where the range is smaller."""
+    """Round to a dtype; values are checked only if the range of the dtype is smaller."""
     rounded = exact.to(dtype)
     lost = 0
     if dtype.is_floating_point:
         largest, ulp = torch.finfo(dtype).max, torch.finfo(dtype).eps
-        # From half a unit in the last place beyond the largest value on, rounding gives infinity, NaN, or in some
-        # formats without infinity the largest value.
+        # Beyond the largest value plus half a unit in the last place, rounding gives infinity, NaN, or, in some
+        # formats without infinity, the largest value.
         bound = largest + ulp / 2 * 2.0 ** math.floor(math.log2(largest))
         within = exact.abs() < bound if dtype.itemsize < exact.dtype.itemsize else exact.isfinite()
         lost = int((~within).sum())

@@ -1,4 +1,4 @@
-"""Model Breadcrumbs: neither outliers nor noise (Davari & Belilovsky 2024, arXiv 2312.06795)."""
+"""Model Breadcrumbs: drop outliers and noise (Davari & Belilovsky 2024, arXiv 2312.06795)."""
 
 import math
 from dataclasses import dataclass
@@ -73,7 +73,8 @@ class Breadcrumbs:
         if size == 0:
             return delta
         magnitudes = delta.abs()
-        # Selected, not sorted, and by value: what is dropped does not depend on where an entry lies.
+        # Thresholds are found by selection instead of sorting; comparing values makes the result independent of
+        # positions.
         least = magnitudes.flatten().kthvalue(math.floor(self.smallest * size) + 1).values
         most = magnitudes.flatten().kthvalue(size - math.floor(self.largest * size)).values
         return torch.where((magnitudes >= least) & (magnitudes <= most), delta, 0)

@@ -62,20 +62,20 @@ class ConsensusTA:
         """Merge: return M in float32, by parameter name.
 
         Raises:
-            UserError: there are fewer models than have to agree, so that nothing would be kept.
+            UserError: there are fewer than `agree` models, so that no entry would be kept.
         """
         task_vectors = checked(models)
         if self.agree > len(task_vectors.tasks):
             raise UserError(
-                f"No entry can matter to {self.agree} of {len(task_vectors.tasks)} tasks, so nothing would be "
-                "left of them: set agree to at most the number of models."
+                f"No entry can matter to {self.agree} of {len(task_vectors.tasks)} tasks, so the merge would be "
+                "zero: set agree to at most the number of models."
             )
         return stream(task_vectors, self._merge)
 
     def _merge(self, _name: str, stack: Float[Tensor, "T *shape"]) -> Float[Tensor, "*shape"]:
         total = stack.sum(0)
         agreeing = torch.zeros(total.shape, dtype=torch.int32)
-        # One task after another: masks of all of them would take as much memory again.
+        # Process one task at a time, because the masks of all tasks would double the memory.
         for delta in stack:
             agreeing += delta.abs() > (total - delta).abs_().mul_(self.threshold)
         return total.masked_fill_(agreeing < self.agree, 0)

@@ -56,7 +56,7 @@ class Dare:
 
     @property
     def alpha(self) -> float | int | str:
-        """The default scale of M, that of the inner method; 1 for plain averaging."""
+        """The default scale of M, which is that of the inner method; 1 for averaging."""
         return 1.0 if self.then is None else self.then.alpha
 
     def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
@@ -66,6 +66,7 @@ class Dare:
 
     def drop(self, task: str, name: str, delta: Tensor) -> Tensor:
         """Drop and rescale the entries of one tensor of one model's task vector."""
+        # A separate stream per tensor, so that masks do not depend on the order of reading or on the other models.
         text = f"{self.seed}\n{task}\n{name}".encode()
         generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:8]) >> 1)
         kept = torch.rand(delta.shape, generator=generator) >= self.p

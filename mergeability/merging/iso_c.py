@@ -80,6 +80,6 @@ def isotropic(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
         return factor * values.mean()
     if not matrix.any():
         return torch.zeros_like(matrix)
-    # The method fills the missing directions too, with whatever vectors the decomposition completes them by.
+    # As in the paper, missing directions are also filled, with the arbitrary vectors of the decomposition.
     U, S, Vh = torch.linalg.svd(matrix, full_matrices=False)
     return S.mean() * (U @ Vh)

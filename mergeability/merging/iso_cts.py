@@ -22,7 +22,7 @@ Triplets = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class IsoCTS:
-    """Give the common directions of all tasks and some of each task's own the same singular value.
+    """Assign equal singular values to the common directions of all tasks and to some task-specific ones.
 
     A matrix with m = min(shape) gets c leading singular triplets of Σ τ_t, and s/T triplets of each task's residual
     (I − U_c U_cᵀ) τ_t, with c + s = m. The concatenated left and right bases are replaced by their polar factors, and
@@ -90,13 +90,14 @@ class IsoCTS:
     def _directions_per_task(self, smaller: int, tasks: int) -> int:
         """Return the number of each task's own directions, s/T, of m."""
         rest = smaller - math.floor(self.common * smaller)
+        # At most m/T directions per task, so that the concatenated bases have at most m columns.
         return min(round(rest / tasks), smaller // tasks)
 
 
 def _residual_triplets(delta: Float[Tensor, "m n"], U: Float[Tensor, "m c"], rank: int) -> Triplets:
     """Decompose what the common left directions leave of one task's matrix."""
     left, values, right = leading_triplets(delta - U @ (U.mT @ delta), rank)
-    # What rounding leaves of a matrix that lies within the common directions is no direction of the task's.
+    # For a matrix within the common subspace, the residual is only rounding error and has no direction.
     rounding = math.sqrt(max(delta.shape)) * torch.finfo(torch.float32).eps * delta.norm()
     found = values > rounding
     return left * found, values * found, right * found[:, None]

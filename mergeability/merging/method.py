@@ -1,4 +1,4 @@
-"""What a merge method is: its Protocol with declared traits, and the checks that all methods share."""
+"""The protocol of merge methods, with declared traits and shared checks."""
 
 import math
 from typing import ClassVar, Protocol, runtime_checkable
@@ -15,9 +15,9 @@ TUNED, PUBLISHED = "tuned", "published"
 
 @runtime_checkable
 class MergeMethod(Protocol):
-    """Merge task vectors into one, M, in float32, by parameter name: the protocol of merge methods.
+    """Merge task vectors into one task vector M in float32, by parameter name: the protocol of merge methods.
 
-    The options are its fields, so that a merge is filed in the store by class and options. Both traits are literals in
+    Options are fields, so that merges are stored under their class and options. Both traits are literals in
     the body of the class itself: command lines read them from its source, without importing it.
 
     Attributes:
@@ -58,7 +58,7 @@ class MergeMethod(Protocol):
 
 @runtime_checkable
 class Preprocessing(Protocol):
-    """Change the task vectors, and leave merging and the scale to the method `then`: the protocol of such methods.
+    """Protocol of methods that transform the task vectors and delegate merging and the scale to the method `then`.
 
     Examples:
         >>> from mergeability.merging import Dare, Ties
@@ -73,7 +73,7 @@ class Preprocessing(Protocol):
 
 @runtime_checkable
 class HasPublishedAlpha(Protocol):
-    """Look up the scale that the paper gives by architecture and number of models: the protocol of such methods.
+    """Protocol of methods whose paper publishes scales by architecture and number of models.
 
     Examples:
         >>> from mergeability.merging import IsoC, Ties
@@ -90,7 +90,7 @@ class HasPublishedAlpha(Protocol):
 def checked(models: TaskVectors | Profiles) -> TaskVectors:
     """Check that the models can be merged, and return their task vectors sorted by name.
 
-    Sorted, because sums in floating point depend on the order of their terms, and a merge should not.
+    Tasks are sorted, because floating-point sums depend on the order of terms, but a merge should not.
 
     Args:
         models: task vectors, or profiles that hold them.
@@ -99,7 +99,7 @@ def checked(models: TaskVectors | Profiles) -> TaskVectors:
         The task vectors, with tasks sorted by name.
 
     Raises:
-        UserError: fewer than two models, or one that does not come from this base.
+        UserError: there are fewer than two models, or one was not fine-tuned from this base.
 
     Examples:
         >>> from mergeability.examples import tiny_task_vectors
@@ -125,7 +125,7 @@ def with_data(models: TaskVectors | Profiles, method: str) -> Profiles:
         The profiles.
 
     Raises:
-        UserError: there are bare task vectors, or evidence without views.
+        UserError: `models` are task vectors, or profiles without views.
 
     Examples:
         >>> from mergeability.examples import tiny_profiles
@@ -150,7 +150,7 @@ def check_alpha(alpha: object, *words: str) -> None:
         words: words that are allowed in addition to "tuned".
 
     Raises:
-        UserError: it is something else.
+        UserError: the value is invalid.
 
     Examples:
         >>> from mergeability.merging.method import check_alpha

@@ -1,10 +1,10 @@
-"""The scales that Marczak et al. 2025 (arXiv 2502.04959) publish for isotropic merging."""
+"""The scales published by Marczak et al. 2025 (arXiv 2502.04959) for isotropic merging."""
 
 import re
 
 from mergeability.task_vectors.vectors import TaskVectors
 
-# (width, side of a patch, blocks) of the visual tower → its name.
+# (width, patch size, number of blocks) of the visual tower → its name.
 _TOWERS = {(768, 32, 12): "ViT-B-32", (768, 16, 12): "ViT-B-16", (1024, 14, 24): "ViT-L-14"}
 # Name → number of models → α.
 ISOTROPIC_ALPHAS = {
@@ -19,7 +19,7 @@ def isotropic_alpha(task_vectors: TaskVectors) -> tuple[float, bool]:
     """Look up the published scale for this architecture and number of models.
 
     Returns:
-        The scale and True; or 1 and False where none is published.
+        The scale and True; 1 and False if none is published.
     """
     published = ISOTROPIC_ALPHAS.get(tower_name(task_vectors) or "", {})
     count = len(task_vectors.tasks)
@@ -27,7 +27,7 @@ def isotropic_alpha(task_vectors: TaskVectors) -> tuple[float, bool]:
 
 
 def tower_name(task_vectors: TaskVectors) -> str | None:
-    """Recognise a CLIP visual tower by the shapes of its tensors, however they are cut; None for any other."""
+    """Identify a CLIP visual tower by the shapes of its tensors, for any layout; None for other architectures."""
     shapes = task_vectors.base_checkpoint.shapes
     patches = shapes.get("visual.conv1.weight", ())
     if len(patches) != 4:

@@ -16,17 +16,17 @@ from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.parameters import Parameter
 from mergeability.task_vectors.vectors import TaskVectors
 
-# Less than this on the diagonal does not hold a singular matrix off zero, in the precision of its entries.
+# A smaller ridge would not make a singular matrix invertible at the precision of its entries.
 _LEAST_RIDGE = 0.01
 
 
 @dataclass(frozen=True)
 class RegMean:
-    """Merge each linear layer so that its outputs on the models' own inputs change least; average all else.
+    """Merge each linear layer so that its outputs on the models' own inputs change least; average all other parameters.
 
     G_t is X_tᵀX_t with its off-diagonal entries multiplied
     by `scale`, and X_t the layer's inputs in model t on the calibration samples of task t. With scale 1, M minimises
-    Σ ‖X_t (W − W_t)‖². Inputs that are zero in every model are averaged. Where there are several solutions (scale 1
+    Σ ‖X_t (W − W_t)‖². Inputs that are zero in every model are averaged. If there are several solutions (scale 1
     and few samples), M is the one nearest to the average, in units of each input's length.
 
     Formula: M = (Σ G_t)⁻¹ Σ G_t τ_t, for weights stored inputs × outputs.
@@ -88,15 +88,15 @@ class RegMean:
         parts: list[LinearPart],
         grams: Mapping[str, ReadGram],
     ) -> Float[Tensor, "*shape"]:
-        """Merge one parameter: those of its outputs whose inputs are known, and the mean for the others."""
+        """Merge one parameter: RegMean for outputs with known inputs, the mean for the others."""
         average = stack.mean(0, dtype=torch.float64)
         merged = average.clone()
         for part in parts:
             outputs = _outputs(part, parameter)
             if outputs is None:
                 continue
-            # From here on inputs × outputs, and as differences from the average: where nothing is known of an
-            # input, zero is the solution.
+            # From here on as inputs × outputs, and as differences from the average, so that without information about
+            # an input the solution is zero, which is the average.
             view, centre = (x.mT[:, outputs] if not part.inputs_first else x for x in (merged, average))
             weighted, total = (
                 torch.zeros_like(centre),
@@ -104,6 +104,7 @@ class RegMean:
             )
             for task, delta in zip(task_vectors.tasks, stack, strict=True):
                 gram = _shrunk(grams[task](part), self.scale)
+                # One model's Gram matrix at a time, because together they are as large as several models.
                 total += gram
                 own = delta.double()
                 weighted += gram @ ((own if part.inputs_first else own.mT[:, outputs]) - centre)
@@ -123,6 +124,7 @@ def _outputs(part: LinearPart, parameter: Parameter) -> slice | None:
 def _shrunk(gram: Float64[Tensor, "d d"], scale: float | int) -> Float64[Tensor, "d d"]:
     """Multiply the off-diagonal entries by `scale`."""
     shrunk = gram * scale
+    # The paper scales only off-diagonal entries, which bounds the eigenvalues away from 0.
     shrunk.diagonal().copy_(gram.diagonal())
     return shrunk
 
@@ -130,9 +132,9 @@ def _shrunk(gram: Float64[Tensor, "d d"], scale: float | int) -> Float64[Tensor,
 def _solved(
     gram: Float64[Tensor, "d d"], right: Float64[Tensor, "d k"], *, ridge: float | int
 ) -> Float64[Tensor, "d k"]:
-    """Solve G X = R; zero for inputs that are always zero, the least solution where G is singular.
+    """Solve G X = R; zero for inputs that are always zero, the minimum-norm solution if G is singular.
 
-    Rescaled to a unit diagonal, so that neither the units of an input nor the number of samples matter: then
+    G is rescaled to a unit diagonal, so that neither the units of inputs nor the number of samples matter: then
     the eigenvalues are at least `ridge`, and "least" is in units of each input's length.
     """
     diagonal = gram.diagonal()
@@ -144,7 +146,7 @@ def _solved(
         found = torch.cholesky_solve(target, torch.linalg.cholesky(unit))
     else:
         values, vectors = torch.linalg.eigh(unit)
-        # What rounding the entries to float32 makes of a zero.
+        # The size of rounding errors of zeros in float32.
         kept = values > len(gram) * torch.finfo(torch.float32).eps
         inverse = torch.where(kept, values, torch.inf).reciprocal()
         found = vectors @ (inverse[:, None] * (vectors.mT @ target))

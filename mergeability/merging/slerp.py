@@ -13,13 +13,13 @@ from mergeability.merging.stream import stream
 from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
 
-# Below this sine of the angle the two formulas agree to the last bit of float32, and one divides zero by zero.
+# For a smaller sine of the angle, both formulas agree to the last bit of float32, and slerp would divide by zero.
 _PARALLEL = 1e-6
 
 
 @dataclass(frozen=True)
 class Slerp:
-    """Interpolate between the weights of two models along the arc between them, tensor by tensor.
+    """Interpolate between the weights of two models along a great-circle arc, tensor by tensor.
 
     Ω is the angle between the flattened θ_a and θ_b, and a
     and b are the two models sorted by name. If the two are parallel or opposite, or one is zero, the interpolation is
@@ -75,7 +75,7 @@ class Slerp:
         origin = base.double()
         a, b = stack.double()
         first, second = self._weights(origin + a, origin + b)
-        # The same as the formula above, without a difference of nearly equal numbers.
+        # Equivalent to the formula above, but without cancellation.
         return (first * a + second * b + (first + second - 1) * origin).float()
 
     def _weights(self, a: Float[Tensor, "*shape"], b: Float[Tensor, "*shape"]) -> tuple[float, float]:

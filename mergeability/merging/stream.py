@@ -1,4 +1,4 @@
-"""One pass over the parameters: what makes a merge method of a rule for one parameter."""
+"""Merge in one pass over the parameters, given a rule for one parameter."""
 
 from collections.abc import Callable, Collection
 
@@ -16,12 +16,12 @@ def stream(
 ) -> dict[str, Tensor]:
     """Merge one parameter at a time: only one layer of all models is in memory in addition to the result.
 
-    Running statistics of batch norms are averaged, whatever the rule. Tied weights are merged once.
+    Running statistics of batch norms are averaged for every rule. Tied weights are merged once.
 
     Args:
         task_vectors: the models.
         rule: merges one parameter.
-        only: the parameters to merge, with what is tied to them; all of them when None.
+        only: the parameters to merge, including tied ones; all when None.
 
     Returns:
         M in float32, by parameter name.
@@ -44,7 +44,7 @@ def stream(
 
 
 def mean(_name: str, stack: Float[Tensor, "T *shape"]) -> Float[Tensor, "*shape"]:
-    """Average the deltas: the rule of `Average`, and of parameters that a method does not merge itself.
+    """Average the deltas: the rule of `Average`, and of parameters that a method does not treat specially.
 
     Args:
         _name: name of the parameter, not used.

@@ -15,13 +15,13 @@ from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.magnitudes import check_density, magnitude_thresholds
 from mergeability.task_vectors.vectors import TaskVectors
 
-# Elements of every model that are merged at a time.
+# Number of elements of every model merged at a time.
 _BLOCK = 2**16
 
 
 @dataclass(frozen=True)
 class Ties:
-    """Keep each model's largest entries, elect a sign per entry, and average the entries that have it.
+    """Keep each model's largest entries, elect a sign per entry, and average the entries with that sign.
 
     Trim: of D entries in the scope, keep those with |τ| ≥ the (D − ⌊density·D⌋)-th smallest magnitude. Elect: take the
     sign of the sum over the models; if the sum is exactly 0, the sign that most entries of the scope elected. Merge:
@@ -74,6 +74,7 @@ class Ties:
     def _merge_tensor(self, _name: str, stack: Tensor) -> Tensor:
         magnitudes = stack.reshape(len(stack), -1).abs()
         size = magnitudes.shape[1]
+        # kthvalue does not accept empty tensors.
         if size == 0:
             return stack[0]
         rank = max(1, size - math.floor(self.density * size))
@@ -93,8 +94,9 @@ class Ties:
             return merged
 
         merged = stream(task_vectors, merge)
-        # Where models cancel exactly the majority decides, which is known only now.
+        # If models cancel exactly, the majority sign decides, which is known only after all tensors were read.
         majority = _sign(sum(balances))
+        # Only the tensors with cancelled entries are read a second time.
         return merged | stream(
             task_vectors, lambda _name, stack: self._elect(stack, thresholds, majority)[0], only=again
         )
@@ -116,11 +118,12 @@ class Ties:
             trimmed = block * kept
             elected = trimmed.sum(0).sign_()
             balance += int(elected.sum())
+            # Entries that no model keeps are 0 in any case; only kept entries that cancel need a sign.
             cancelled = (elected == 0) & _any(kept)
             if cancelled.any():
                 undecided = True
                 elected.masked_fill_(cancelled, float(majority))
-            # Turned so that what agrees with the elected sign is positive.
+            # Flip signs so that entries with the elected sign are positive.
             trimmed.mul_(elected)
             count = (trimmed > 0).sum(0, dtype=torch.float32) if self.agg == "mean" else None
             total = trimmed.clamp_min_(0).sum(0)

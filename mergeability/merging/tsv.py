@@ -16,7 +16,7 @@ from mergeability.task_vectors.vectors import TaskVectors
 
 @dataclass(frozen=True)
 class TSVM:
-    """Concatenate each task's leading singular triplets and orthogonalise them between tasks.
+    """Concatenate the leading singular triplets of all tasks and orthogonalise them across tasks.
 
     Each m×n matrix gets r = ⌊min(m, n)/T⌋ triplets of every task. The concatenated left and right bases are replaced by
     their polar factors, and the matrix is recomposed with the tasks' own singular values. Tensors that are not
@@ -66,10 +66,11 @@ def _recompose(
     U: Float[Tensor, "T m r"], S: Float[Tensor, "T r"], Vh: Float[Tensor, "T r n"]
 ) -> Float[Tensor, "m n"]:
     """Multiply the decorrelated bases of all tasks with their singular values."""
-    # A triplet without a singular value has no direction: its arbitrary vectors must not move the others.
+    # The vectors of a zero singular value are arbitrary and must not affect the other directions.
     tolerance = S[:, :1] * max(U.shape[1], Vh.shape[2]) * torch.finfo(S.dtype).eps
     zero = S.le(tolerance)
     left = polar_factor_of_bases(U.masked_fill(zero[:, None, :], 0))
     right = polar_factor_of_bases(Vh.masked_fill(zero[:, :, None], 0).mT)
     *first, last = left
+    # multi_dot chooses the cheapest order of the factors, which are thin or small.
     return torch.linalg.multi_dot([*first, last * S.flatten(), *(part.mT for part in reversed(right))])

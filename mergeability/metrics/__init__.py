@@ -1,11 +1,11 @@
-"""Step 7, how two models relate: pairwise metrics, each a function from profiles to a T×T matrix.
+"""Step 7, pairwise metrics: functions from the profiles of T models to a T×T matrix.
 
-`gram` holds what follows from one Gram matrix, `rank` what follows from the spectra of its 2×2 blocks, `subspace`
-the overlaps of singular subspaces, `sign` what follows from signs, `same_samples` gradients on the same samples,
-`measure` the table of all of them, `catalogue` the list of them, `traits` what each declares about itself.
+`gram` contains metrics of one Gram matrix, `rank` metrics of the spectra of its 2×2 blocks, `subspace`
+overlaps of singular subspaces, `sign` metrics of signs, `same_samples` metrics of gradients on the same samples,
+`measure` the table of all metrics, `catalogue` their list, and `traits` their declared properties.
 """
 
 import lazy_loader
 
-# The names are listed in `__init__.pyi`, for type checkers too.
+# Names are imported on first access (lazy_loader), as listed in `__init__.pyi`, which type checkers also read.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

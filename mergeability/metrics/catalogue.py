@@ -1,4 +1,4 @@
-"""The metrics that there are: each YAML file of `conf/metric` with what its function declares. The only list."""
+"""The list of all metrics: each YAML file of `conf/metric`, with the traits that its function declares."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from mergeability.profiles.profiles import Profiles
 
 @runtime_checkable
 class Metric(Protocol):
-    """Compute a metric of every pair from the profiles of T models: the protocol of metrics.
+    """Protocol of metrics: compute the values of all pairs from the profiles of T models.
 
     Examples:
         >>> from mergeability.metrics.catalogue import WEIGHT_SPACE, Metric
@@ -26,7 +26,7 @@ class Metric(Protocol):
     """
 
     def __call__(self, profiles: Profiles, /) -> Float64[np.ndarray, "T T"]:
-        """Compute a symmetric T×T matrix; NaN where the metric is undefined."""
+        """Compute a symmetric T×T matrix; NaN if the metric is undefined."""
         ...
 
 
@@ -35,7 +35,7 @@ class Entry:
     """Describe one metric of the catalogue: its function, its traits and its origin.
 
     Attributes:
-        name: of its column and of its file in `conf/metric`.
+        name: name of its column and of its file in `conf/metric`.
         metric: the function with the options of that file.
         traits: what it declares: category, range, value for equal models, whether it needs data.
         published: whether it is one of the 28 of arXiv 2601.22285.
@@ -65,12 +65,12 @@ def _catalogue() -> dict[str, Entry]:
     return {name: _entry(name, options, published) for name, options in members("metric").items()}
 
 
-# In the order of the columns of tables.
+# All metrics, in the order of table columns.
 CATALOGUE = _catalogue()
 # The published 28, and the 18 of them that need no data.
 PAPER = {name: entry.metric for name, entry in CATALOGUE.items() if entry.published}
 WEIGHT_SPACE = {name: metric for name, metric in PAPER.items() if not CATALOGUE[name].traits.needs_data}
-# The published 28 by what they look at. Others are left out: the key of every stored study holds these categories.
+# Categories of the published 28. Others are excluded, because these categories are part of the keys of stored studies.
 CATEGORIES: dict[str, tuple[str, ...]] = {
     category: tuple(name for name in PAPER if CATALOGUE[name].traits.category == category)
     for category in dict.fromkeys(CATALOGUE[name].traits.category for name in PAPER)
@@ -94,7 +94,7 @@ def metrics_called(names: Iterable[str]) -> dict[str, Metric]:
         >>> list(metrics_called(["stable_rank", "spectral_gap"]))
         ['stable_rank', 'spectral_gap']
     """
-    # A single name is an iterable of letters.
+    # A single name would be iterated letter by letter.
     chosen = [names] if isinstance(names, str) else list(names)
     for name in chosen:
         if name not in CATALOGUE:

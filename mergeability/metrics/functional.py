@@ -1,7 +1,7 @@
-"""What models answer on a few unlabelled images of their tasks: evidence on a merge without merging.
+"""Functional metrics: predictions of models on a few unlabelled images of their tasks, without merging.
 
-With v(m, t) the comparison of what model m answers on the images of task t, by t's frozen head, with what t's own
-fine-tuned model answers, each metric of a pair is the mean of its values on both tasks' images.
+Let v(m, t) compare the predictions of model m on the images of task t, with t's frozen head, with those of t's own
+fine-tuned model. Each metric of a pair is the mean of v over both tasks.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +29,7 @@ def base_agreement(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
     Raises:
         UserError: the profiles have no unlabelled inputs or heads.
 
-    Paper: arXiv 2601.06672, which finds it the main cause of mergeability.
+    Paper: arXiv 2601.06672, which identifies it as the main cause of mergeability.
 
     Examples:
         >>> from mergeability.examples import tiny_profiles
@@ -96,7 +96,8 @@ def ensemble_overlap(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 def ensemble_confidence(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
     """Compute the probability that both models' mean features give to the class that each task's model predicts.
 
-    As `ensemble_overlap`, with the mean over images of P(ŷ), ŷ the class that the task's own model names.
+    As `ensemble_overlap`, but with the mean over images of P(ŷ), where ŷ is the class predicted by the task's own
+    model.
 
     Formula: ½ (v(z, a) + v(z, b)), where v is the mean over images of P(ŷ).
 
@@ -146,9 +147,9 @@ def partner_agreement(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="functional", low=0, needs_data=True)
 def partner_retention(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
-    """Compute the share of the base model's agreement with a task's model that the other model keeps.
+    """Compute the share of the base model's agreement with a task's model that the other model retains.
 
-    ½ (v(b, a)/v(base, a) + v(a, b)/v(base, b)), v the agreement. NaN where the base agrees on no image of a task.
+    ½ (v(b, a)/v(base, a) + v(a, b)/v(base, b)), v the agreement. NaN if the base agrees on no image of a task.
 
     Formula: ½ (v(b, a) / v(base, a) + v(a, b) / v(base, b)), where v is the agreement.
 
@@ -173,19 +174,19 @@ def partner_retention(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 
 def functional_names(metrics: Iterable[str]) -> list[str]:
-    """Keep the names of functional metrics."""
+    """Select the names of functional metrics."""
     return [name for name in metrics if name in _KNOWN]
 
 
 def set_values(profiles: Profiles, names: Sequence[str], chosen: Sequence[str]) -> dict[str, float]:
-    """Compute functional metrics of a set of models, of which a pair is one.
+    """Compute functional metrics of a set of two or more models.
 
     `base_*` are means over the set's tasks; `ensemble_*` take the mean of all the set's features, and then the mean
     over its tasks; `partner_*` are means over ordered pairs.
 
     Args:
         profiles: the models.
-        names: of functional metrics.
+        names: functional metrics.
         chosen: names of the set's models.
 
     Raises:
@@ -209,15 +210,15 @@ def set_values(profiles: Profiles, names: Sequence[str], chosen: Sequence[str]) 
 
 
 def of_models(profiles: Profiles, metrics: Iterable[str]) -> dict[str, np.ndarray]:
-    """Return what functional metrics know of each model alone, in the order of the models.
+    """Return the functional measures of single models, in the order of the models.
 
     Args:
         profiles: the models.
-        metrics: names of the metrics that are measured; without a functional one, nothing is returned.
+        metrics: names of the measured metrics; the result is empty if none of them is functional.
 
     Returns:
         `base_agreement`: share of a task's unlabelled images that the base classifies as the fine-tuned model does,
-        in [0, 1]; `unlabelled_images`: how many there are.
+        in [0, 1]; `unlabelled_images`: their number.
     """
     if not functional_names(metrics):
         return {}

@@ -16,7 +16,7 @@ _SMALLEST_NORM = 1e-8
 
 @metric(category="geometry", low=-1, high=1, equal=1)
 def cosine_similarity(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute the cosine of the angle between two vectors, in [−1, 1]; NaN where either vector is zero.
+    """Compute the cosine of the angle between two vectors, in [−1, 1]; NaN if either vector is zero.
 
     Formula: ⟨a, b⟩ / (‖a‖ ‖b‖).
 
@@ -42,8 +42,8 @@ def cosine_similarity(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T
     norms = _norms(gram)
     defined = (norms[:, None] > 0) & (norms[None, :] > 0)
     cosine = np.full_like(gram, np.nan)
-    # One norm after the other, since the product of two tiny ones can underflow; the larger first, so that a
-    # pair turned around has the same last bit.
+    # Divide by one norm after the other, because the product of two tiny norms can underflow; the larger first, so
+    # that swapping the pair does not change the last bit.
     smaller, larger = np.minimum.outer(norms, norms), np.maximum.outer(norms, norms)
     return np.divide(gram / np.where(larger > 0, larger, 1), smaller, out=cosine, where=defined)
 
@@ -111,7 +111,7 @@ def dot_product(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="geometry", low=0, high=180, equal=0)
 def angle(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute the angle between two vectors in degrees, in [0, 180]; NaN where either vector is zero.
+    """Compute the angle between two vectors in degrees, in [0, 180]; NaN if either vector is zero.
 
     Formula: arccos(⟨a, b⟩ / (‖a‖ ‖b‖)) · 180/π.
 
@@ -140,7 +140,7 @@ def angle(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="geometry", low=0, high=1, equal=1)
 def magnitude_ratio(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute the ratio of the shorter length to the longer one, in [0, 1]; 0 where either norm is below 1e-8.
+    """Compute the ratio of the shorter length to the longer one, in [0, 1]; 0 if either norm is below 1e-8.
 
     Formula: min(‖a‖, ‖b‖) / max(‖a‖, ‖b‖).
 

@@ -27,7 +27,7 @@ def measure(
 ) -> pd.DataFrame:
     """Compute pairwise metrics of all pairs of models.
 
-    Values that a metric does not define are NaN: for example, a model equal to its base has no direction. The
+    Undefined values are NaN: for example, a model equal to its base has no direction. The
     sentences in `table.attrs["failures"]` and `table.attrs["undefined"]` list the NaN values and their causes.
 
     Args:
@@ -108,12 +108,12 @@ def _column(name: str, metric: Metric, profiles: Profiles, on_error: str, failur
         return np.full(len(rows), np.nan)
     if matrix.shape != (len(tasks), len(tasks)):
         raise UserError(
-            f"Expected metric {name} to give a {len(tasks)}×{len(tasks)} matrix, got {matrix.shape}."
+            f"Expected metric {name} to return a {len(tasks)}×{len(tasks)} matrix, got {matrix.shape}."
         )
     values = np.array(matrix[rows, columns], dtype=np.float64)
     low, high = documented_range(metric)
     slack = _TOLERANCE * (high if np.isfinite(high) else 1)
-    # Infinity is never a value; NaN is "undefined" and passes.
+    # Infinity is never valid; NaN means "undefined" and is allowed.
     outside = (values < low - slack) | (values > high + slack) | np.isinf(values)
     for position in np.flatnonzero(outside):
         sentence = (

@@ -1,7 +1,7 @@
 """Effective rank of two task vectors: functions of the singular values s₁ ≥ s₂ of the 2×D matrix [a; b].
 
-They are the square roots of the eigenvalues of the pair's 2×2 Gram matrix, so no pair needs an SVD. In
-float64: the determinant cancels badly in float32 for nearly parallel vectors. All of them are NaN where a
+The singular values are the square roots of the eigenvalues of the pair's 2×2 Gram matrix, so no SVD is needed. In
+float64: the determinant cancels badly in float32 for nearly parallel vectors. All of them are NaN if a
 model equals the base, except the layerwise ones, which skip what did not change.
 """
 
@@ -11,9 +11,9 @@ from jaxtyping import Float64
 from mergeability.metrics.traits import metric
 from mergeability.profiles.profiles import Profiles
 
-# A tensor that moved less than this is skipped by the layerwise rank.
+# Layerwise rank skips tensors with a smaller change.
 _SMALLEST_NORM = 1e-10
-# Models whose pairs with all others are looked at together.
+# Number of models whose pairs with all others are processed together.
 _TOGETHER = 64
 
 
@@ -161,7 +161,7 @@ def layerwise_effective_rank(profiles: Profiles, view: str = "task_vector") -> F
     """Compute the mean effective rank over the parameter tensors, weighted by their norms, in [1, 2].
 
     erₗ is the effective rank of the tensor's two deltas. Tensors where either norm is below 1e-10 are
-    skipped; 2 where none is left.
+    skipped; the value is 2 if none is left.
 
     Formula: Σ wₗ erₗ / Σ wₗ over parameter tensors l, where wₗ = ‖aₗ‖ + ‖bₗ‖.
 
@@ -228,7 +228,7 @@ def layerwise_mergeability_score(profiles: Profiles, view: str = "task_vector") 
 
 
 def _without_zeros(gram: Float64[np.ndarray, "T T"]) -> Float64[np.ndarray, "T T"]:
-    """Mark the pairs of a model equal to the base as undefined: it has no direction."""
+    """Set the pairs of a model equal to the base to NaN, because it has no direction."""
     zero = np.diag(gram) == 0
     return np.where(zero[:, None] | zero[None, :], np.nan, gram)
 
@@ -244,7 +244,7 @@ def _singular_values(
     rows, columns = (np.diagonal(gram, axis1=-2, axis2=-1),) * 2 if squares is None else squares
     left, right = rows[..., :, None], columns[..., None, :]
     largest = (left + right) / 2 + np.hypot((left - right) / 2, gram)
-    # The smaller eigenvalue from the determinant: the difference of two large numbers would lose it.
+    # Computed from the determinant, because the difference of two large numbers would cancel.
     smallest = np.maximum(left * right - gram**2, 0) / np.where(largest > 0, largest, np.nan)
     return np.sqrt(largest), np.sqrt(smallest)
 

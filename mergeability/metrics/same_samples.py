@@ -1,4 +1,4 @@
-"""Gradients of two models on the same samples: those of both tasks, each classified by the head of its task.
+"""Gradients of two models on the same samples: the samples of both tasks, each with the head of its task.
 
 The view says which gradient, `encoder_gradient` or `input_gradient`. The published metrics of these names take
 each model's gradient on its own task's samples instead. These here need two passes per pair, so they are not
@@ -14,7 +14,7 @@ from mergeability.profiles.profiles import Profiles
 
 @metric(category="gradient", low=-1, high=1, equal=1, needs_data=True, per_pair=True)
 def cosine_similarity(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute the cosine of two gradients on the same samples, in [−1, 1]; NaN where either gradient is zero.
+    """Compute the cosine of two gradients on the same samples, in [−1, 1]; NaN if either gradient is zero.
 
     Formula: ⟨a, b⟩ / (‖a‖ ‖b‖).
 

@@ -1,4 +1,4 @@
-"""Signs of task vectors: where one model raised a parameter that the other one lowered."""
+"""Signs of task vectors: entries that one model increased and the other decreased."""
 
 import numpy as np
 from jaxtyping import Float64
@@ -12,8 +12,8 @@ def sign_conflict(profiles: Profiles, density: float | int = 0.2) -> Float64[np.
     """Compute the share of opposite signs among the entries that both models keep, in [0, 1].
 
     A model keeps the `density` of its entries that is largest in magnitude over all parameters: the trimming of
-    TIES (Yadav et al. 2023, arXiv 2306.01708), whose election has to settle these conflicts. About 0.5 for
-    unrelated models; NaN where the two keep no entry in common.
+    TIES (Yadav et al. 2023, arXiv 2306.01708), whose election of signs resolves these conflicts. About 0.5 for
+    unrelated models; NaN if the two keep no entry in common.
 
     Formula: |{i : sign aᵢ ≠ sign bᵢ}| / |{i}|, i over the entries that both models keep.
 

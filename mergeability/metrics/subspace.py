@@ -1,7 +1,7 @@
 """Overlap of singular subspaces: means over the 2-D weight matrices of the model.
 
-τ = U S Vᵀ is the thin SVD of one matrix's delta. A matrix that one of the two models did not change has no
-subspace and is skipped for that pair; a pair without any matrix left is NaN.
+τ = U S Vᵀ is the thin SVD of one matrix's delta. A matrix that one of the models did not change has no
+subspace and is skipped for that pair; the value is NaN if no matrix is left.
 """
 
 from collections.abc import Iterable
@@ -41,7 +41,7 @@ def singular_value_overlap(profiles: Profiles, count: Count = 100) -> Float64[np
     changed, units = norms > 0, values / np.where(norms > 0, norms, 1)[:, :, None]
 
     def cosines(known: Bool[np.ndarray, " T"], own: Float64[np.ndarray, "T K"]) -> Float64[np.ndarray, "T T"]:
-        # With an axis for the one matrix: sums in another order would end in other bits.
+        # Keep an axis for the single matrix, so that the order of summation, and so the last bit, is the same.
         products = np.einsum("lak,lbk->lab", own[None], own[None])[0]
         return np.where(known[:, None] & known[None, :], products, np.nan)
 

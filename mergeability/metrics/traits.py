@@ -1,4 +1,4 @@
-"""What a metric declares about itself: range, category, the data it needs; attached to its function by a decorator."""
+"""Declared traits of metrics: range, category and required data, attached to functions by a decorator."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# A view of the models that exists without data, and the category of a metric of any other view.
+# The only view that needs no data, and the categories of metrics of other views.
 WEIGHTS = "task_vector"
 _CATEGORIES = {"encoder_gradient": "gradient", "input_gradient": "gradient"}
 
@@ -18,13 +18,13 @@ class Traits:
     """Properties of a metric: category, symmetry, range and the data it needs.
 
     Attributes:
-        category: what it looks at; of a metric with a `view` other than the task vector, the view decides.
+        category: group of the metric; determined by the view if `view` is not the task vector.
         low: the lowest value it can take.
         high: the highest.
-        equal: its value for two copies of one model; None where that depends on the model.
+        equal: its value for two copies of one model; None if it depends on the model.
         needs_data: whether it needs calibration images and heads; a view other than the task vector always does.
-        per_pair: whether it takes passes over the data for each pair; it is in the set `shared`, not in `all`.
-        on_request: whether the set `weights` leaves it out; it is measured by its name or with `all`.
+        per_pair: whether it needs passes over the data for each pair; if so, it is in the set `shared`, not in `all`.
+        on_request: whether it is excluded from the set `weights`; it is measured by name or with `all`.
 
     Examples:
         >>> from mergeability.metrics.traits import Traits
@@ -42,7 +42,7 @@ class Traits:
     on_request: bool = False
 
     def with_options(self, options: Mapping[str, Any]) -> "Traits":
-        """Return the traits of the function called with these options, of which `view` matters."""
+        """Return the traits of the function for these options; only `view` affects them."""
         view = options.get("view", WEIGHTS)
         if view == WEIGHTS:
             return self
@@ -63,7 +63,7 @@ def metric(
     per_pair: bool = False,
     on_request: bool = False,
 ) -> Callable[[Function], Function]:
-    """Declare the traits of a metric: a decorator of functions from profiles to a symmetric T×T matrix.
+    """Declare the traits of a metric, as a decorator of functions from profiles to a symmetric T×T matrix.
 
     The values must be literals: command lines read them from the source, without importing it.
 
@@ -101,7 +101,7 @@ def metric(
 
 
 def traits_of(function: Callable[..., Any]) -> Traits:
-    """Return what a metric declares, with the options it was made with; no range if it declares nothing.
+    """Return the declared traits of a metric with its options; traits without a range if it declares none.
 
     Args:
         function: a metric, or a `functools.partial` of one.
@@ -119,7 +119,7 @@ def traits_of(function: Callable[..., Any]) -> Traits:
 
 
 def documented_range(function: Callable[..., Any]) -> tuple[float, float]:
-    """Return the lowest and the highest value of a metric; infinite if none is documented.
+    """Return the lowest and the highest possible value of a metric; infinite if undocumented.
 
     Args:
         function: a metric.

@@ -1,6 +1,6 @@
-"""Step 2, what learns: CLIP models, the zero-shot heads of their text towers, the pretraining of the mini CLIP."""
+"""Step 2, models: CLIP, zero-shot heads from its text tower, and the pretraining of the mini CLIP."""
 
 import lazy_loader
 
-# The names are listed in `__init__.pyi`, for type checkers too.
+# Names are imported on first access (lazy_loader), as listed in `__init__.pyi`, which type checkers also read.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""The base model on disk: both towers in `<checkpoints>/<model>/base/`, where every fine-tuning starts."""
+"""The base model on disk, from which fine-tuning starts: both towers in `<checkpoints>/<model>/base/`."""
 
 import logging
 import time
@@ -44,11 +44,11 @@ def load_base(folder: Path, model: ClipModel) -> "CLIP":
     """Build the CLIP and load its base weights, strictly, in evaluation mode.
 
     Raises:
-        UserError: there is no base model, or it is of another architecture.
+        UserError: the base model does not exist, or has another architecture.
     """
     path = folder / WEIGHTS
     if not path.is_file():
-        raise UserError(f"No base model at {path}. Train one first: train.py makes or fetches it.")
+        raise UserError(f"No base model at {path}. Run train.py, which creates or downloads it.")
     clip = model.architecture_only()
     given, own = checkpoints.load(path), clip.state_dict()
     wrong = [name for name in own.keys() | given.keys() if name not in own or name not in given]
@@ -56,20 +56,20 @@ def load_base(folder: Path, model: ClipModel) -> "CLIP":
     if wrong:
         raise UserError(
             f"{path} does not fit model={model.name}: {len(wrong)} tensors differ, such as '{min(wrong)}'. It was "
-            "made with another architecture: make it again with overwrite=true."
+            "created with another architecture: create it again with overwrite=true."
         )
     clip.load_state_dict(given)
     return clip.eval()
 
 
 def fetch_base(folder: Path, model: ClipModel) -> dict[str, Any]:
-    """Make the base model, once: from published weights, from a file, or from seed 0; keep both towers.
+    """Create the base model from published weights, a file or seed 0, unless it exists; keep both towers.
 
     Returns:
         The card.
 
     Raises:
-        UserError: the weights cannot be fetched, or are not this architecture's.
+        UserError: the weights cannot be downloaded, or do not fit the architecture.
     """
     try:
         clip = model.build()
@@ -78,38 +78,39 @@ def fetch_base(folder: Path, model: ClipModel) -> dict[str, Any]:
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"Cannot fetch the weights {model.pretrained!r} of {model.name} ({error.__class__.__name__}): this needs "
-            f"a network the first time. Copy {folder} from a machine that has it, or give a file with both towers in "
+            f"a network connection on first use. Copy {folder} from a machine that has it, or set a file with "
+            "both towers in "
             "model.pretrained=<path>."
         ) from error
     if model.pretrained is None:
         logger.warning(
-            "model.pretrained=null: the base model %s is random weights, for trying things out.", folder
+            "model.pretrained=null: the base model %s has random weights and is only for testing.", folder
         )
     return save_base(folder, model, clip, _origin(model), {})
 
 
 def check_origin(folder: Path, card: Mapping[str, Any], model: ClipModel) -> None:
-    """Check that the base model in a folder is made of the weights that `model` asks for.
+    """Check that the base model in a folder has the pretrained weights that `model` specifies.
 
     Raises:
-        UserError: it is made of others: a trial run with random weights would pass for the real thing.
+        UserError: it has other weights, such as random ones from a test run.
     """
     kept = card.get("settings", {})
     if "pretrained" not in kept:
-        return  # Pretrained here: its card says how.
+        return  # The base was pretrained here, as recorded in its card.
     if differs := [name for name, value in _origin(model).items() if kept.get(name) != value]:
         told = ", ".join(f"{name}={kept.get(name)}" for name in differs)
         raise UserError(
-            f"{folder} holds a base model with {told}, not with pretrained={model.pretrained}. Keep the two apart with "
-            "model.name=<another> or paths.root=<another>, or delete that folder."
+            f"{folder} contains a base model with {told}, not with pretrained={model.pretrained}. Choose another "
+            "model.name or paths.root, or delete this folder."
         )
 
 
 def _origin(model: ClipModel) -> dict[str, Any]:
-    """Return what the weights of a base model are made of, as a JSON-able record."""
+    """Return the source of a base model's weights as a JSON-able record."""
     if model.is_from_file:
         path = find_weights(str(model.pretrained))
-        # By content: the same weights may lie elsewhere on another machine.
+        # Identified by content, because the path may differ on another machine.
         return {"pretrained": "file", "pretrained_sha256": checkpoints.file_hash(path)}
     return {"pretrained": model.pretrained}
 
@@ -156,7 +157,7 @@ def pretrain_base(
         callbacks = [callback for callback in callbacks if callback is not None]
         clip = pretrain(model, logger=list(loggers), callbacks=callbacks, accelerator=accelerator)
     except SystemExit as error:
-        # Lightning turns Ctrl-C into an exit; the commands have their own way to end on it.
+        # Lightning turns Ctrl-C into an exit, but the commands handle KeyboardInterrupt themselves.
         raise KeyboardInterrupt from error
     seconds = round(time.monotonic() - began, 1)
     card = save_base(Path(folder), model, clip.eval(), record or {}, {"seconds": seconds})

@@ -21,10 +21,10 @@ def correct(
     batch_size: int = 256,
     precision: torch.dtype = torch.float32,
 ) -> Bool[np.ndarray, " N"]:
-    """Return for each image whether its highest logit is the label's.
+    """Return whether each image is classified correctly, that is, its highest logit is the label's.
 
-    The encoder is put into evaluation mode, and back into its own afterwards. Features need no normalisation:
-    it would scale all logits of an image alike.
+    The encoder is switched to evaluation mode, and back to its previous mode afterwards. Features need no
+    normalisation: it would scale all logits of an image equally.
 
     Args:
         encoder: images → features.
@@ -32,10 +32,10 @@ def correct(
         preprocess: uint8 images → the encoder's input.
         images: the images to classify.
         batch_size: images per pass.
-        precision: float32, or a shorter type for the products inside the encoder.
+        precision: float32, or a narrower dtype for matrix products in the encoder.
 
     Raises:
-        UserError: a logit is NaN or infinite; such an image would count as one of the first class.
+        UserError: a logit is NaN or infinite, in which case argmax would return the first class.
     """
     device = next(encoder.parameters()).device
     head, was_training = head.to(device), encoder.training
@@ -66,13 +66,13 @@ def encoded(
 ) -> Float32[Tensor, "n d"]:
     """Return the features of preprocessed inputs, on the CPU.
 
-    The encoder is put into evaluation mode, and back into its own afterwards.
+    The encoder is switched to evaluation mode, and back to its previous mode afterwards.
 
     Args:
         encoder: inputs → features.
-        inputs: samples; labels are not looked at.
+        inputs: samples; labels are not used.
         batch_size: samples per pass.
-        precision: float32, or a shorter type for the products inside the encoder.
+        precision: float32, or a narrower dtype for matrix products in the encoder.
     """
     device = next(encoder.parameters()).device
     was_training = encoder.training
@@ -96,5 +96,5 @@ def accuracy(
     images: Images,
     batch_size: int = 256,
 ) -> float:
-    """Return the share of images whose highest logit is the label's, in [0, 1]; see `correct`."""
+    """Return the accuracy in [0, 1]: the share of images that are classified correctly; see `correct`."""
     return float(correct(encoder, head, preprocess, images, batch_size).mean())

@@ -1,4 +1,4 @@
-"""A CLIP model as a piece of configuration: how to build it, and how it reads images and sentences."""
+"""The configuration of a CLIP model: its architecture, weights, image preprocessing and tokenizer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from mergeability.models.published import check_plain, check_tag, side
 from mergeability.weights.whole_clip import SUFFIXES, clip_weights
 
 # open_clip and torchvision, which import timm, transformers and torch.compile's compiler, are imported where they are
-# used: measuring and merging checkpoints does without, and starts in a third of the time.
+# used: measuring and merging checkpoints does not need them, and starts three times as fast.
 if TYPE_CHECKING:
     import open_clip
 
@@ -77,12 +77,12 @@ class ClipModel:
         elif self.pretrained is not None and not self.is_from_file:
             raise UserError(
                 f"Model {self.name!r}: open_clip has no weights {self.pretrained!r} for a custom "
-                "architecture. Set model.pretrained=null, or give a file with the weights of both towers."
+                "architecture. Set model.pretrained=null, or set it to a file with the weights of both towers."
             )
 
     @property
     def is_from_file(self) -> bool:
-        """Whether the pretrained weights are a file's or a folder's, and no tag of open_clip."""
+        """Whether the pretrained weights are a file or folder instead of a tag of open_clip."""
         text = str(self.pretrained or "")
         tags = () if not isinstance(self.architecture, str) else _tags(self.architecture)
         if not text or text in tags:
@@ -95,26 +95,26 @@ class ClipModel:
         if isinstance(self.architecture, str):
             import open_clip
 
-            # Known to open_clip since `check_plain`.
+            # `check_plain` has verified that open_clip knows the architecture.
             return cast("dict[str, Any]", open_clip.get_model_config(self.architecture))
         return dict(self.architecture)
 
     @property
     def image_size(self) -> int:
-        """Return the side, in pixels, of the square images the visual encoder takes."""
+        """Return the side length, in pixels, of the square input images."""
         size = self.configuration["vision_cfg"].get("image_size", 224)
-        # Checked when the model was made: a number, or an equal pair.
+        # Validated on construction: a number or a pair of equal numbers.
         return side(size) or int(size)
 
     @property
     def context_length(self) -> int:
-        """Return the number of tokens the text tower takes."""
+        """Return the context length of the text tower."""
         return int(self.configuration["text_cfg"].get("context_length", 77))
 
     def build(self, seed: int = 0) -> "open_clip.CLIP":
-        """Build the model in evaluation mode: pretrained, or random, fixed by the seed and without a network.
+        """Build the model in evaluation mode, with pretrained weights or with random weights fixed by the seed.
 
-        Global random state is left as it was. Under `torch.device("meta")` no memory is allocated.
+        The global random state is not changed. Under `torch.device("meta")` no memory is allocated.
         """
         if self.is_from_file:
             clip = self.architecture_only()
@@ -128,7 +128,7 @@ class ClipModel:
         return self.architecture_only(seed)
 
     def architecture_only(self, seed: int = 0) -> "open_clip.CLIP":
-        """Build the model with random weights fixed by the seed, in evaluation mode, whatever `pretrained` says."""
+        """Build the model in evaluation mode with random weights fixed by the seed, ignoring `pretrained`."""
         import open_clip
 
         # open_clip initialises from the global generator, so it is seeded inside a fork of it.
@@ -154,7 +154,7 @@ class ClipModel:
         return self.normalise(self.resize(images))
 
     def resize(self, images: UInt8[Tensor, "N 3 H W"]) -> UInt8[Tensor, "N 3 size size"]:
-        """Resize the shorter side (bicubic, anti-aliased) and crop the centre: the part whose result is cached."""
+        """Resize the shorter side (bicubic, anti-aliased) and crop the centre: the cached part of preprocessing."""
         size = self.image_size
         if images.shape[-2:] == (size, size):
             return images
@@ -170,7 +170,7 @@ class ClipModel:
         return (images.float() / 255 - mean) / std
 
     def tokenize(self, texts: Sequence[str]) -> Int64[Tensor, "N context"]:
-        """Turn sentences into tokens, cut or zero-padded to the context length."""
+        """Tokenize sentences, truncated or zero-padded to the context length."""
         return _tokenizer(self.context_length)(list(texts))
 
     @property
@@ -200,5 +200,5 @@ def _tags(architecture: str) -> tuple[str, ...]:
 def _tokenizer(context_length: int) -> "open_clip.SimpleTokenizer":
     import open_clip
 
-    # Its vocabulary is part of the open_clip package, so no network is needed; reading it takes a second.
+    # The vocabulary is part of the open_clip package, so no network is needed; cached, because reading takes a second.
     return open_clip.SimpleTokenizer(context_length=context_length)

@@ -1,9 +1,9 @@
-"""Contrastive pretraining of the mini CLIP on rendered images and the captions they would have on the web.
+"""Contrastive pretraining of the mini CLIP on rendered images with noisy captions, as on the web.
 
-The result is meant to be what CLIP is to real tasks: general, but imperfect. The captions are made from an
-image's attributes, and as loose as those of the web: some name only the kind of thing shown, some are wrong,
+The result is meant to relate to rendered tasks as CLIP to real ones: general, but imperfect. Captions are made from an
+image's attributes, and as noisy as those of the web: some name only the kind of object, some are wrong,
 some add a colour. The images are cleaner than those of the tasks (`CLUTTER` below 1), so a task also brings a
-change of domain. Images come from a stream no task draws from, and handwritten digits from originals of their own.
+domain shift. Images use a separate random stream, and handwritten digits separate originals.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,22 +32,22 @@ NAMES_WRONG_CLASS = 0.05
 NAMES_COLOUR = 0.3
 SENTENCES = ("{}", "{}", "a photo of {}", "a picture of {}", "an image of {}", "a drawing of {}")
 
-# The temperature CLIP caps its logits at, for stability.
+# CLIP's upper limit of the logit scale, for stability.
 MOST_LOGIT_SCALE = torch.tensor(100.0).log().item()
 
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """Images and the tokens of their captions, row by row."""
+    """Images and the tokens of their captions, row by row aligned."""
 
     images: UInt8[Tensor, "N 3 H W"]
     tokens: Int64[Tensor, "N context"]
 
 
 class Batches:
-    """Endless epochs over captioned images in a new order each, dealt in full batches of all subjects.
+    """Infinite batches of captioned images of all subjects, reshuffled every epoch; incomplete batches are dropped.
 
-    Everything is in memory, so batches are sliced rather than collated one image at a time.
+    All images are in memory, so batches are sliced instead of collated image by image.
     """
 
     def __init__(self, data: CaptionedImages, batch_size: int, seed: int) -> None:
@@ -94,7 +94,7 @@ class ContrastivePretraining(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self) -> dict:
-        """Decay matrices only; gains, biases and the temperature are left alone, as in CLIP."""
+        """Apply weight decay only to matrices, not to gains, biases and the temperature, as in CLIP."""
         parameters = [parameter for parameter in self.clip.parameters() if parameter.requires_grad]
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
@@ -121,7 +121,7 @@ def contrastive_loss(
     tokens: Int64[Tensor, "N context"],
     scale: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Return CLIP's symmetric loss, with captions that are word for word the same as equally right.
+    """Return CLIP's symmetric loss, where identical captions in a batch count as equally correct.
 
     ½ (CE(S, Y) + CE(Sᵀ, Y)), S the scaled cosines and Y[i, j] = 1/n for the n captions j equal to caption i.
     Without repeated captions Y is the identity, and this is CLIP's loss.
@@ -138,7 +138,7 @@ def contrastive_loss(
 def captions(
     subject: Subject, labels: Int64[Tensor, "N"], hues: Int64[Tensor, "N"], generator: Generator
 ) -> list[str]:
-    """Write one loose caption an image: its class, another one, or only its kind; now and then its colour."""
+    """Write one noisy caption per image: its class, another class, or only its kind; sometimes with its colour."""
     count, classes = len(labels), len(subject.classes)
     chance = torch.rand(count, 2, generator=generator)
     others = (labels + torch.randint(1, classes, (count,), generator=generator)) % classes
@@ -160,7 +160,7 @@ def captions(
 def captioned_images(
     model: ClipModel, subjects: Sequence[str], images_per_subject: int, seed: int
 ) -> CaptionedImages:
-    """Draw and caption the same number of images of every subject."""
+    """Render and caption the same number of images of every subject."""
     images, tokens = [], []
     for name in subjects:
         drawn, hues = render(name, images_per_subject, "pretraining", seed, clutter=CLUTTER)
@@ -219,7 +219,9 @@ def pretrain(
         torch.Size([1, 16])
     """
     if model.pretrained is not None:
-        raise UserError(f"Model {model.name!r} has pretrained weights already. Set model.pretrained=null.")
+        raise UserError(
+            f"Model {model.name!r} already has pretrained weights. Set model.pretrained=null to train from scratch."
+        )
     if images_per_subject * len(subjects) < batch_size:
         raise UserError(
             f"Expected enough images to fill a batch of {batch_size}, got {images_per_subject} of each of "

@@ -1,4 +1,4 @@
-"""What a model's own files say about how it reads images: Hugging Face's `preprocessor_config.json`."""
+"""The preprocessing described by a model's files: Hugging Face's `preprocessor_config.json`."""
 
 import json
 import math
@@ -13,9 +13,9 @@ FILE = "preprocessor_config.json"
 
 
 def check_preprocessing(weights: Path, model: ClipModel) -> None:
-    """Compare the preprocessing described by a file next to the weights with the model's.
+    """Compare the preprocessing described by a file next to the weights with that of the model.
 
-    Where there is no such file, the model's preprocessing is taken as it is.
+    Without this file, the model's preprocessing is assumed to be correct.
 
     Args:
         weights: the file of the weights.
@@ -32,12 +32,13 @@ def check_preprocessing(weights: Path, model: ClipModel) -> None:
     except (ValueError, OSError) as error:
         raise UserError(f"{path} is not valid JSON ({error}). Download it again, or remove it.") from error
     if not isinstance(described, dict):
-        raise UserError(f"{path} is not a description of preprocessing. Download it again, or remove it.")
+        raise UserError(f"{path} does not describe preprocessing. Download it again, or remove it.")
     size = _size(described)
     if size is not None and size != model.image_size:
         raise UserError(
-            f"{path} says images of {size} pixels, but model={model.name} takes {model.image_size}. Choose the model= "
-            "that it is."
+            f"{path} specifies images of {size} pixels, but model={model.name} uses {model.image_size}. Choose "
+            "the model= "
+            "with this architecture."
         )
     for key, own, option in (("image_mean", model.mean, "mean"), ("image_std", model.std, "std")):
         given = described.get(key)
@@ -48,13 +49,13 @@ def check_preprocessing(weights: Path, model: ClipModel) -> None:
         )
         if not same:
             raise UserError(
-                f"{path} says {key}={given}, but model={model.name} normalises with {list(own)}. Set "
+                f"{path} specifies {key}={given}, but model={model.name} normalises with {list(own)}. Set "
                 f"model.{option}='{given}'."
             )
 
 
 def _size(described: Mapping[str, Any]) -> int | None:
-    """Return the side of the square that is cropped or resized to; None where nothing is said."""
+    """Return the side length of the crop or resize; None if unspecified."""
     for key in ("crop_size", "size"):
         value = described.get(key)
         if isinstance(value, int):

@@ -1,4 +1,4 @@
-"""What this package can read: plain CLIP architectures, and published weights that match their configuration.
+"""Checks of supported models: plain CLIP architectures, and published weights that match their configuration.
 
 open_clip is imported where it is used, since that takes seconds (see `mergeability.models.clip`).
 """
@@ -10,10 +10,10 @@ from typing import Any
 from mergeability.checks import is_count
 from mergeability.errors import UserError
 
-# `open_clip.CLIP` takes more arguments than these, but they make other models of it: a logit bias is SigLIP's.
+# Further arguments of `open_clip.CLIP` define other models: a logit bias, for example, belongs to SigLIP.
 _PARTS = ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "init_logit_scale")
 _REQUIRED = _PARTS[:3]
-# Settings, unless they are off, under which a tower is another library's, reads other tokens or returns other outputs.
+# Settings that, if enabled, use a tower of another library, other tokens or other outputs.
 _FOREIGN = {
     "vision_cfg": ("timm_model_name", "output_tokens"),
     "text_cfg": ("hf_model_name", "hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs", "embed_cls"),
@@ -24,14 +24,14 @@ _SUFFIX = "-quickgelu"
 
 
 def check_plain(model: str, architecture: Any) -> None:
-    """Refuse an architecture that is no plain CLIP: open_clip's own two towers, read by its own tokenizer.
+    """Check that an architecture is a plain CLIP: open_clip's two towers and its tokenizer.
 
     Args:
         model: the model's name, for the message.
         architecture: the name of an open_clip model, or its configuration.
 
     Raises:
-        UserError: open_clip has no such architecture; parts are missing or unknown; a tower is another library's; the
+        UserError: open_clip lacks the architecture; parts are missing or unknown; a tower is from another library; the
             text tower has another tokenizer; images are not square.
     """
     import open_clip
@@ -47,14 +47,14 @@ def check_plain(model: str, architecture: Any) -> None:
         configuration, called = architecture, "model.architecture"
     if wrong := _not_plain(configuration):
         raise UserError(
-            f"Model {model!r}: expected a plain CLIP, both towers and the tokenizer open_clip's own, but {called} "
+            f"Model {model!r}: expected a plain CLIP with open_clip's towers and tokenizer, but {called} "
             f"{' and '.join(wrong)}. Choose an architecture such as ViT-B-16-quickgelu, or give embed_dim, vision_cfg "
             "and text_cfg of one."
         )
 
 
 def _not_plain(configuration: Any) -> list[str]:
-    """Return what tells a configuration from a plain CLIP's, as parts of a sentence."""
+    """Return the differences of a configuration from a plain CLIP, as parts of a sentence."""
     import open_clip
 
     if not isinstance(configuration, Mapping):
@@ -79,24 +79,24 @@ def _not_plain(configuration: Any) -> list[str]:
 
 
 def side(size: Any) -> int | None:
-    """Return the side of square images from a number or an equal pair of numbers; None for anything else."""
+    """Return the side length of square images from a number or a pair of equal numbers; None otherwise."""
     if isinstance(size, list | tuple) and len(size) == 2 and size[0] == size[1]:
         size = size[0]
     return size if is_count(size, least=1) else None
 
 
 def check_tag(model: str, architecture: str, tag: str, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Refuse published weights that were trained with another activation or other preprocessing than configured.
+    """Check that published weights were trained with the configured activation and preprocessing.
 
     Args:
         model: the model's name, for the message.
         architecture: the name of an open_clip model.
-        tag: of its published weights.
-        mean: of each colour, that images are normalised by.
-        std: their standard deviations.
+        tag: open_clip's tag of the published weights.
+        mean: mean of each colour channel for normalisation.
+        std: standard deviation of each colour channel.
 
     Raises:
-        UserError: something differs; says what was expected, what is configured and what to set.
+        UserError: something differs; the message contains expected and configured values, and the remedy.
     """
     differing = _differences(architecture, tag, mean, std)
     if not differing:
@@ -111,7 +111,7 @@ def check_tag(model: str, architecture: str, tag: str, mean: Sequence[float], st
 def _differences(
     architecture: str, tag: str, mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, tuple[Any, Any]]:
-    """Return what weights expect and what they would get, by the name of each setting that differs."""
+    """Return expected and configured values of the settings that differ."""
     import open_clip
     import open_clip.pretrained
 
@@ -167,7 +167,7 @@ def _advice(
         settings.append(f"model.architecture={other}" if has_tag else "")
     if not {*differing} - {"mean", "std", "quick_gelu"} and all(settings):
         return f"Set {' '.join(settings)}."
-    # How images are resized, and their size, follow from the architecture and this package.
+    # The resizing of images and their size are determined by the architecture and this package.
     fitting = [
         one
         for one in open_clip.list_pretrained_tags_by_model(architecture)

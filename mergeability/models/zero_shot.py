@@ -60,5 +60,5 @@ def zero_shot_head(
 def classify(
     features: Float[Tensor, "N dimension"], head: Float[Tensor, "classes dimension"]
 ) -> Float[Tensor, "N classes"]:
-    """Return the logits of features that are not normalised yet."""
+    """Return the logits of unnormalised features."""
     return normalize(features, dim=-1) @ head.T

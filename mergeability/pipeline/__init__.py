@@ -1,4 +1,4 @@
-"""The analysis, end to end: the request, the steps in order, and the result.
+"""The complete analysis: the request, the stages in order, and the result.
 
 Examples:
     >>> from mergeability.pipeline import Analysis
@@ -6,5 +6,5 @@ Examples:
 
 import lazy_loader
 
-# The names are listed in `__init__.pyi`, for type checkers too.
+# Names are imported on first access (lazy_loader), as listed in `__init__.pyi`, which type checkers also read.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

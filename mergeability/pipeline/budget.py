@@ -1,4 +1,4 @@
-"""A budget of evaluations: which pairs are merged and evaluated, and what is predicted of the others."""
+"""A budget of evaluations: the pairs to merge and evaluate, and predictions for the others."""
 
 import logging
 from collections.abc import Sequence
@@ -15,20 +15,20 @@ logger = logging.getLogger(__name__)
 
 
 def check_budget(request: Request) -> None:
-    """Refuse a budget of evaluations without any merge.
+    """Check that a budget of evaluations comes with a merge method.
 
     Raises:
-        UserError: `evaluate` is set, and there is no merge method.
+        UserError: `evaluate` is set, but there is no merge method.
     """
     if request.merging.evaluate is not None and not request.merges:
         raise UserError(
-            f"evaluate={request.merging.evaluate} chooses the pairs to merge, but there is no merge method: name some "
-            "with merge=…, or leave out evaluate=."
+            f"evaluate={request.merging.evaluate} chooses the pairs to merge, but there is no merge method: set "
+            "merge=…, or remove evaluate=."
         )
 
 
 def refuse_budget(request: Request, suite: str) -> None:
-    """Refuse a budget of evaluations where nothing is evaluated with labels.
+    """Check that a budget of evaluations is used only where merges are evaluated with labels.
 
     Raises:
         UserError: `evaluate` is set.
@@ -43,12 +43,12 @@ def refuse_budget(request: Request, suite: str) -> None:
 def evaluated_sets(
     sets: Sequence[tuple[str, ...]], table: pd.DataFrame, request: Request
 ) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Choose the pairs that are evaluated, and say what the choice leaves out.
+    """Choose the pairs to evaluate, and log the number of remaining pairs.
 
     Args:
         sets: the pairs to choose from.
         table: metrics of all pairs, indexed by (task_a, task_b).
-        request: with the budget; without one, all sets are evaluated.
+        request: contains the budget; without one, all sets are evaluated.
     """
     budget = request.merging.evaluate
     if budget is None:
@@ -60,7 +60,7 @@ def evaluated_sets(
     pairs = table.loc[list(sets)].reset_index()
     metrics = [name for name in request.metrics if name in pairs.columns]
     rows = choose_pairs(pairs, metrics, budget, request.merging.seed)
-    # In the order of the table, as all pairs are.
+    # Sorted by table row, like all pairs.
     chosen = [sets[row] for row in sorted(rows.tolist())]
     covered = {task for pair in chosen for task in pair}
     alone = [task for task in dict.fromkeys(task for pair in sets for task in pair) if task not in covered]
@@ -74,13 +74,13 @@ def evaluated_sets(
 
 
 def with_outcomes(pairs: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
-    """Keep the pairs that have an outcome of a method."""
+    """Select the pairs that have an outcome of a method."""
     outcomes = [f"{t}_{m}" for t in TARGETS for m in methods if f"{t}_{m}" in pairs.columns]
     return pairs[pairs[outcomes].notna().any(axis=1)].reset_index(drop=True)
 
 
 def predicted_others(pairs: pd.DataFrame, methods: Sequence[str], request: Request) -> Unevaluated:
-    """Predict the pairs that a budget left out; nothing without a budget."""
+    """Predict the pairs that were not evaluated within the budget; empty without a budget."""
     if request.merging.evaluate is None:
         return Unevaluated()
     metrics = [name for name in request.metrics if name in pairs.columns]

@@ -1,4 +1,4 @@
-"""The analysis of bare checkpoints: metrics of weight space, and merges that need no data."""
+"""The analysis of checkpoints without data: weight-space metrics, and data-free merges."""
 
 from collections.abc import Mapping, Sequence
 
@@ -31,13 +31,13 @@ from mergeability.task_vectors.vectors import TaskVectors
 
 
 def analyse_checkpoints(suite: CheckpointSuite, request: Request, run: Run) -> Analysis:
-    """Measure every pair, and write the merges asked for.
+    """Measure every pair, and write the requested merges.
 
     Raises:
-        UserError: fewer than two models, a merge that needs data, or merges that would not be kept.
+        UserError: there are fewer than two models, a merge method needs data, or merges would not be saved.
     """
     if len(suite.models) < 2:
-        raise UserError(f"Comparing needs at least two models; suite.models names {len(suite.models)}.")
+        raise UserError(f"Expected at least two models to compare, got {len(suite.models)}.")
     refuse_budget(request, "checkpoints")
     sets = chosen_sets(request, tuple(map(str, suite.models)))
     if request.merges:
@@ -55,7 +55,7 @@ def compared(vectors: TaskVectors, request: Request, run: Run) -> Analysis:
 
     Args:
         vectors: two or more models.
-        request: names the suite and the metrics.
+        request: the request with the suite and the metrics.
         run: store, progress and memory budget.
     """
     metrics, without_data = _measurable(request.metrics)
@@ -82,7 +82,7 @@ def compared(vectors: TaskVectors, request: Request, run: Run) -> Analysis:
 
 
 def _measurable(metrics: Mapping[str, Metric]) -> tuple[dict[str, Metric], list[str]]:
-    """Of all metrics there are, keep those that need no data and name the rest; what was chosen by name stays."""
+    """For `metric=all`, drop metrics that need data and list them; metrics selected by name are kept."""
     if not asks_for_all(metrics):
         return dict(metrics), []
     left_out = [name for name, metric in metrics.items() if traits_of(metric).needs_data]

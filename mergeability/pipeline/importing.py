@@ -1,6 +1,6 @@
-"""Take in a fine-tuned encoder from elsewhere: checked against its architecture and its base, renamed, hashed.
+"""Import a fine-tuned encoder from elsewhere: check it against its architecture and base, rename its tensors, hash it.
 
-The result is a folder like that of a training here, with `card.json`, so an analysis of tasks finds it.
+The result has the format of a training's folder, with `card.json`, so an analysis of tasks finds it.
 """
 
 import logging
@@ -54,23 +54,23 @@ def import_checkpoint(
 ) -> dict[str, Any]:
     """Import a fine-tuned visual encoder from a file, a folder or the Hugging Face Hub.
 
-    Leaves `model.safetensors` (canonical names, the dtypes it came in), with a task `head.safetensors`, and, last,
-    `card.json`: where it came from, under which names, the commit on the hub, the SHA-256 of both files.
+    Writes `model.safetensors` (canonical names, original dtypes), with a task `head.safetensors`, and, last,
+    `card.json` with the source, the naming scheme, the commit on the hub, and the SHA-256 of both files.
 
     Args:
         source: a file, a folder or a hub id: open_clip's names with or without `visual.`, `model.visual.` or
-            `module.visual.`, or Hugging Face's of any generation; safetensors, or PyTorch's kind with nothing but
-            tensors in it. A text tower beside it is left out.
-        folder: where the model goes.
+            `module.visual.`, or Hugging Face's of any version; safetensors, or a PyTorch file with only
+            tensors. A text tower is ignored.
+        folder: folder of the imported model.
         model: the architecture it must be.
-        task: what it was fine-tuned on: makes the zero-shot head, with the base's text tower.
-        base_folder: the base it was fine-tuned from; a projection that is missing is this one's.
+        task: the task of the model, for the zero-shot head from the base's text tower.
+        base_folder: the base of the model; a missing projection is copied from it.
         export: "hf" writes Hugging Face's names and their two configuration files.
         evaluate: whether to measure the test accuracy of the model and of the base; needs the task's images.
-        store: folder where these are kept, resized to what the model takes; in memory when None.
-        warn_above: ‖τ‖/‖θ0‖ above which another base is suspected.
-        refuse_above: ‖τ‖/‖θ0‖ above which the model is refused.
-        loggers: not used; every run is given them.
+        store: folder of the cache of resized images; in memory when None.
+        warn_above: ‖τ‖/‖θ0‖ above which a warning suggests that the base is wrong.
+        refuse_above: ‖τ‖/‖θ0‖ above which an error is raised.
+        loggers: not used; part of the interface of `run` nodes.
         record: settings for the card.
 
     Returns:
@@ -78,7 +78,7 @@ def import_checkpoint(
 
     Raises:
         UserError: evaluation without a task, or a task without a base; the file cannot be found or read or holds more
-            than tensors; names are left over or missing, or of other shapes (lists them); it is not from this base.
+            than tensors; names are unknown or missing, or shapes differ; or the model has another base.
 
     Examples:
         >>> from tempfile import TemporaryDirectory
@@ -94,13 +94,13 @@ def import_checkpoint(
     """
     if evaluate and task is None:
         raise UserError(
-            "evaluate=True measures the accuracy on a task's test images, but no task is given. Give a task, or leave "
-            "out evaluate."
+            "evaluate=True measures the accuracy on a task's test images, but no task is given. Give a task, or remove "
+            "evaluate."
         )
     if task is not None and base_folder is None:
         raise UserError(
-            f"The zero-shot head of '{task.name}' is made by the base's text tower, but no base is given. Give the "
-            "base that the model was fine-tuned from, or leave out the task."
+            f"The zero-shot head of '{task.name}' requires the base's text tower, but no base is given. Give the "
+            "base that the model was fine-tuned from, or remove the task."
         )
     folder, path = Path(folder), find_weights(source)
     tensors = read_tensors(path)
@@ -109,7 +109,7 @@ def import_checkpoint(
     own = {f"{PREFIX}{name}": tensor for name, tensor in clip.visual.state_dict().items()}
     if base_folder is not None and PROJECTION in own:
         state.setdefault(PROJECTION, own[PROJECTION])
-    # Counts of batches say nothing about a model, and old files lack them.
+    # Batch counts do not affect a model, and old files lack them.
     counts = frozenset(name for name in own if name.endswith("num_batches_tracked"))
     check_same(own, state, str(path), model.name, optional=counts)
     state = {**{name: own[name] for name in counts if name not in state}, **state}
@@ -156,7 +156,7 @@ def _relative_norm(
     warn_above: float | int,
     refuse_above: float | int,
 ) -> float:
-    """Compute ‖τ‖/‖θ0‖, a few percent after fine-tuning; refuse or suspect what is far more."""
+    """Compute ‖τ‖/‖θ0‖, which is a few per cent after fine-tuning; raise an error or warn if it is far larger."""
     weights = [name for name in state if state[name].is_floating_point() and "running_" not in name]
     change = sum((state[n].double() - base[n].double()).square().sum().item() for n in weights) ** 0.5
     length = sum(base[name].double().square().sum().item() for name in weights) ** 0.5
@@ -164,12 +164,14 @@ def _relative_norm(
     if relative > refuse_above:
         raise UserError(
             f"{path} was not fine-tuned from this base: its task vector is {relative:.3g} times as long as the base, "
-            f"at most {refuse_above:g} is accepted. Give the base it was started from, or "
+            f"but at most {refuse_above:g} is accepted. Give the base from which it was fine-tuned, or "
             "base=null."
         )
     if relative > warn_above:
         logger.warning(
-            "The task vector of %s is %.3g times as long as the base: is this its base?", path, relative
+            "The task vector of %s is %.3g times as long as the base: was it fine-tuned from this base?",
+            path,
+            relative,
         )
     return relative
 

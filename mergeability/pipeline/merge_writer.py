@@ -1,4 +1,4 @@
-"""Write the merges of a run: one folder per method and set of models, with weights and a card."""
+"""Write the merges of a run into one folder per method and set of models, with weights and a card."""
 
 import logging
 import shutil
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A merge of which less of the squared change survives rounding is worth a warning.
+# Warn if a smaller share of the squared change survives rounding.
 _NOTICEABLE = 0.95
 
 
 def keep_only(folder: Path, wanted: Collection[tuple[str, str]]) -> None:
-    """Remove the merges of an earlier run that this one does not make.
+    """Remove the merges of an earlier run that this run does not create again.
 
     Args:
-        folder: of all merges.
-        wanted: method and folder name of each merge to come.
+        folder: folder of all merges.
+        wanted: method and folder name of each planned merge.
     """
     for place in folder.glob("*/*"):
         if (place.parent.name, place.name) not in wanted and (place / "card.json").exists():
@@ -53,18 +53,18 @@ def keep_only(folder: Path, wanted: Collection[tuple[str, str]]) -> None:
 
 @dataclass(frozen=True)
 class MergeWriter:
-    """Write each merge it is given to `<folder>/<method>/<a>+<b>/`; existing identical merges are kept.
+    """Write each merge to `<folder>/<method>/<a>+<b>/`; identical existing merges are kept.
 
     Attributes:
-        folder: of all merges.
+        folder: folder of all merges.
         task_vectors: the models that are merged.
         export: "hf" for Hugging Face's names.
-        dtype: of all floating-point tensors that are written; None for the base's own.
-        model: what the weights belong to, where it is known.
-        expected: how many merges will come.
+        dtype: dtype of all floating-point tensors that are written; None for the base's own.
+        model: the architecture of the weights, if known.
+        expected: number of planned merges.
 
     Raises:
-        UserError: they will not fit on the disk, or cannot be written in the names asked for.
+        UserError: they do not fit on the disk, or cannot be written under the requested names.
     """
 
     folder: Path
@@ -92,7 +92,7 @@ class MergeWriter:
             column: the method's name.
             alpha: the scale.
             alpha_from: how it was chosen.
-            rows: its accuracies, one row per task; None where nothing was evaluated.
+            rows: its accuracies, one row per task; None if nothing was evaluated.
 
         Raises:
             UserError: the disk is full, or the encoder cannot be written in the names asked for.
@@ -110,7 +110,7 @@ class MergeWriter:
         alpha_from: str,
         rows: "pd.DataFrame | None",
     ) -> None:
-        """Write one merge into a folder of the caller's choice; the other arguments are those of a call."""
+        """Write one merge into a given folder; the other arguments are those of `__call__`."""
         base = self.task_vectors.base_checkpoint
         layout = {"names": "transformers"} if is_transformers(base) else {}
         written = {} if self.dtype is None else {"dtype": str(self.dtype)}
@@ -154,7 +154,7 @@ class MergeWriter:
 
 
 def _survival(rounding: Rounding) -> dict[str, Any]:
-    """Describe, for a card, what rounding to narrow formats did to a merge; nothing where nothing was rounded."""
+    """Describe the rounding error of a merge for its card; empty if nothing was rounded."""
     if not rounding.moved:
         return {}
     return {

@@ -1,4 +1,4 @@
-"""What every suite shares about its merges: which are made, where they are kept, what is recorded of them."""
+"""Functions shared by all suites: the sets of models to merge, the writer of merges, and the record in `run.json`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -22,12 +22,12 @@ from mergeability.task_vectors.vectors import TaskVectors
 
 
 def chosen_sets(request: Request, tasks: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Choose the sets of models to merge, and refuse at once what a method cannot merge.
+    """Choose the sets of models to merge, and check that every method can merge them.
 
     Raises:
-        UserError: a method merges another number of models.
+        UserError: a method requires another number of models.
     """
-    # Pairs that are only measured are listed, however many there are.
+    # Without merges, list all pairs, however many there are.
     many = request.merging.evaluate is not None or not request.merges
     sets = replace(request.merging.chosen_sets, many_pairs=many).choose(tasks)
     for name, method in request.merges.items():
@@ -35,20 +35,20 @@ def chosen_sets(request: Request, tasks: tuple[str, ...]) -> list[tuple[str, ...
         other = next((len(one) for one in sets if count is not None and len(one) != count), None)
         if other is not None:
             raise UserError(
-                f"{name} merges exactly {count} models, and arity asks for {other}. "
-                f"Leave {name} out of merge=, or set arity={count}."
+                f"{name} merges exactly {count} models, but arity={other}. "
+                f"Remove {name} from merge=, or set arity={count}."
             )
     return sets if request.merges or request.merging.pairs is not None else []
 
 
 def refuse_methods_with_data(request: Request, suite: str, needed: str, without: str) -> None:
-    """Refuse merge methods that need data where a suite has none, and name those that need none.
+    """Check that a suite has the data that the merge methods need; the error lists methods that need none.
 
     Args:
-        request: what is asked for.
+        request: the request.
         suite: name of the kind of suite.
-        needed: what the methods need, in words.
-        without: how to refer to its absence, in words.
+        needed: description of the required data.
+        without: description of its absence.
 
     Raises:
         UserError: a method needs data.
@@ -62,7 +62,7 @@ def refuse_methods_with_data(request: Request, suite: str, needed: str, without:
 
 
 def asks_for_all(metrics: Mapping[str, Metric]) -> bool:
-    """Return whether every metric of `metric=all` is asked for, rather than some by name."""
+    """Return whether all metrics of `metric=all` were requested."""
     return all(name in metrics for name, entry in CATALOGUE.items() if not entry.traits.per_pair)
 
 
@@ -88,7 +88,7 @@ def with_functional_metrics(
 def merge_writer(
     vectors: TaskVectors, request: Request, sets: Sequence[tuple[str, ...]], model: ClipModel | None
 ) -> Save | None:
-    """Return what writes each merge into the run's folder; None where merges are not kept."""
+    """Return the writer of merges into the run folder; None if merges are not saved."""
     if not request.merging.keeps or not request.merges or request.folder is None:
         return None
     scales = request.merging.scales
@@ -106,7 +106,7 @@ def merge_writer(
 
 
 def recorded(vectors: TaskVectors, request: Request) -> dict[str, Any]:
-    """Return what `run.json` records of the models and the merge methods."""
+    """Return the record of the models and merge methods for `run.json`."""
     return {
         "base_sha256": vectors.base_hash,
         "checkpoint_sha256": vectors.hashes,
@@ -116,5 +116,5 @@ def recorded(vectors: TaskVectors, request: Request) -> dict[str, Any]:
 
 
 def without_value(table: pd.DataFrame) -> list[str]:
-    """Return the sentences on what has no value in a table of metrics, and why."""
+    """Return sentences about missing values in a table of metrics, with reasons."""
     return [*table.attrs.get("failures", ()), *table.attrs.get("undefined", ())]

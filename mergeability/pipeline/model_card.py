@@ -1,4 +1,4 @@
-"""The `README.md` of a saved merge: what it is, how it was made, and of what."""
+"""The model card of a saved merge, `README.md`: its method, scale and parents."""
 
 import json
 import re
@@ -9,11 +9,11 @@ NAME = "README.md"
 
 
 def model_card(card: Mapping[str, Any], opens: str | None) -> str:
-    """Write the card of a merge as Markdown with the hub's metadata.
+    """Format the card of a merge as Markdown with metadata for the hub.
 
     Args:
-        card: what `merge_card` returns, with the names and the hash that `save_merge` adds.
-        opens: the library that opens the folder, "transformers" or "open_clip"; None where it is not known.
+        card: result of `merge_card`, with the names and hash added by `save_merge`.
+        opens: the library that can open the folder, "transformers" or "open_clip"; None if unknown.
 
     Returns:
         Markdown: recipe, parents, hashes, accuracies and what was left out.
@@ -52,7 +52,7 @@ def model_card(card: Mapping[str, Any], opens: str | None) -> str:
 
 
 def _plain(text: str) -> str:
-    """Escape what Markdown, HTML or a table would take for markup."""
+    """Escape characters with a meaning in Markdown, HTML or tables."""
     text = re.sub(r"[\x00-\x1f\x7f]", " ", text)
     return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", text)
 

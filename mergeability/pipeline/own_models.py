@@ -1,4 +1,4 @@
-"""Models of one's own: two or more CLIP encoders, unlabelled images of their tasks, and heads; no labels."""
+"""Users' models: two or more CLIP encoders with unlabelled images of their tasks and heads, without labels."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,11 +30,11 @@ _PATHS = ("weights", "images", "classes", "head")
 
 @dataclass(frozen=True)
 class OwnModel:
-    """One fine-tuned model, and what it was fine-tuned for.
+    """One fine-tuned model with the images and classes of its task.
 
     Attributes:
-        weights: its state dict: a file, a folder, or an id on the Hugging Face hub.
-        images: folder of unlabelled images of its task.
+        weights: the state dict: a file, a folder, or an id on the Hugging Face hub.
+        images: folder of unlabelled images of the task.
         classes: names of its classes in the order of the head's rows, or a text file with one per line.
         templates: sentences around the names, for a head that the base's text tower makes.
         head: safetensors file with the saved head, one tensor of shape (classes, d) with the logit scale in it.
@@ -66,7 +66,8 @@ class OwnModel:
             raise UserError(f"suite.models.{name} has {', '.join(faults)}. Its options: {', '.join(known)}.")
         if not options.get("classes") and not options.get("head"):
             raise UserError(
-                f"suite.models.{name} needs a head: give classes (with the base's text tower), or head=<a saved one>."
+                f"suite.models.{name} requires a head: give classes (the base's text tower makes the head), or "
+                "head=<a saved head>."
             )
         given = {key: value for key, value in options.items() if value is not None}
         if isinstance(given.get("templates"), str):
@@ -79,10 +80,10 @@ class OwnModel:
         return cls(**given)
 
     def class_names(self, name: str) -> list[str]:
-        """Return the names of the classes; none where only a head is given.
+        """Return the names of the classes; empty if only a head is given.
 
         Raises:
-            UserError: there is no file of the names, a name is empty or there twice, or there are fewer than two.
+            UserError: the file does not exist, a name is empty or repeated, or there are fewer than two.
         """
         if self.classes is None:
             return []
@@ -93,11 +94,12 @@ class OwnModel:
                     f"No file of class names at {path} for '{name}'. Give one name per line, or a list."
                 )
             try:
-                # An editor may put a mark at the beginning of the file.
+                # utf-8-sig accepts the byte-order mark that some editors write.
                 lines = path.read_text(encoding="utf-8-sig").splitlines()
             except UnicodeDecodeError as error:
                 raise UserError(
-                    f"Expected text in UTF-8 in {path}, the class names of '{name}', but byte {error.start} is none. "
+                    f"Expected text in UTF-8 in {path}, the class names of '{name}', but byte {error.start} is "
+                    "invalid. "
                     "Save the file as UTF-8."
                 ) from error
             given: Sequence[Any] = [line for line in lines if line.strip()]
@@ -116,14 +118,15 @@ class ModelSuite:
     """Describe your own CLIP models with unlabelled images of their tasks.
 
     Attributes:
-        name: of the suite.
+        name: name of the suite.
         model: the architecture of all of them, with its preprocessing.
         base: the base's state dict: a file, a folder, or an id on the Hugging Face hub; of both towers where a head is
-            made from class names. None where the file of the models names it.
+            made from class names. None if the file of the models names it.
         models: name → options of `OwnModel`; or a YAML file with `models`, and perhaps `base`, whose paths start from
             the file's folder.
-        warn_above: length of a task vector, as a share of the base's, above which another base is suspected.
-        refuse_above: the length above which a model is refused.
+        warn_above: norm of a task vector, relative to the base's, above which a warning suggests that the base is
+            wrong.
+        refuse_above: relative norm above which an error is raised.
 
     Raises:
         UserError: there are fewer than two models, no base, or a model's options are invalid.
@@ -155,20 +158,22 @@ class ModelSuite:
             object.__setattr__(self, "base", self.base or base)
         if not isinstance(models, Mapping) or len(models) < 2:
             raise UserError(
-                "suite.models names two models or more: a YAML file, or "
+                "Expected suite.models to name two or more models, as a YAML file or "
                 "'suite.models={a: {weights: …, images: …, classes: […]}, b: …}'."
             )
         if not self.base:
-            raise UserError("The base that the models were fine-tuned from is missing: set suite.base=…")
+            raise UserError(
+                "The base model is missing: set suite.base=… to the model from which these models were fine-tuned."
+            )
         names = clean_names(models, "models")
         say_alike(names, "models")
         self.members.update({name: OwnModel.of(name, models[given]) for name, given in names.items()})
 
     def load(self, store: Store, layout: Layout = _AS_STORED) -> TaskVectors:
-        """Open the task vectors, cut in a layout.
+        """Open the task vectors in a layout of parameters.
 
         Raises:
-            UserError: a model cannot be found or read, was made from another base, or reads images in another way.
+            UserError: a model cannot be found or read, has another base, or uses other image preprocessing.
         """
         for source in (str(self.base), *(one.weights for one in self.members.values())):
             check_preprocessing(find_weights(source), self.model)
@@ -182,10 +187,10 @@ class ModelSuite:
         return layout.of(vectors)
 
     def heads(self) -> dict[str, Tensor]:
-        """Read the saved heads, and make the others from class names.
+        """Read the saved heads, and create the others from class names.
 
         Raises:
-            UserError: a head is no single matrix, has other classes than are named or another width than the encoder,
+            UserError: a head is not a single matrix, its classes or width differ from the names or the encoder,
                 or the base has no text tower to make one.
         """
         return {name: self._head(name, one) for name, one in self.members.items()}
@@ -207,13 +212,14 @@ class ModelSuite:
         head, width = matrices[0].float(), int(self.model.configuration["embed_dim"])
         if head.shape[1] != width:
             raise UserError(
-                f"The head {path} of '{name}' takes features of {head.shape[1]} numbers, but model={self.model.name} "
-                f"gives {width}. Choose the model= that it is."
+                f"The head {path} of '{name}' expects features of {head.shape[1]} dimensions, but "
+                f"model={self.model.name} "
+                f"gives {width}. Choose the model= with this architecture."
             )
         if names and len(names) != len(head):
             raise UserError(
-                f"The head {path} of '{name}' has {len(head)} classes, but {len(names)} class names are given. Leave "
-                "out classes=, or give those of the head."
+                f"The head {path} of '{name}' has {len(head)} classes, but {len(names)} class names are given. "
+                "Remove classes=, or give the classes of the head."
             )
         return head
 
@@ -226,13 +232,14 @@ class ModelSuite:
             clip.load_state_dict(clip_weights(clip, str(self.base), self.model.name, quick))
         except UserError as error:
             raise UserError(
-                f"Heads are made from class names by the base's text tower. {error} Or give each model a saved head."
+                f"The base's text tower is required to create heads from class names. {error} Or give each "
+                "model a saved head."
             ) from error
         return clip
 
 
 class _OnceOnly(yaml.SafeLoader):
-    """YAML's safe loader, which here refuses a key that is typed twice in place of keeping the last one."""
+    """YAML's safe loader, but with an error for duplicate keys, of which it would keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]

@@ -1,4 +1,4 @@
-"""The last stage of an analysis: predictors are studied, one is fitted for later runs, and an earlier one scores."""
+"""The last stage of an analysis: compare predictors, fit one for later runs, and score pairs with an earlier one."""
 
 import logging
 import math
@@ -27,7 +27,7 @@ FEWEST_FOR_PREDICTION = 4
 
 @dataclass(frozen=True)
 class PairOutcomes:
-    """The table to predict from.
+    """The table of metrics and outcomes for prediction.
 
     Attributes:
         pairs: one row per pair: metrics and outcomes.
@@ -48,7 +48,7 @@ class Predicted:
 
     Attributes:
         pairs: the table predicted from, with the models' own accuracies where they are known.
-        study: scores of all predictors, and the tables about them; None where nothing was predicted.
+        study: scores of all predictors, with tables about them; None if nothing was predicted.
         fitted: the predictor for later runs.
         notes: sentences about why nothing was predicted.
     """
@@ -66,7 +66,7 @@ class Scored:
     Attributes:
         scorer: the predictor.
         scores: one row per pair.
-        transfer: comparison with outcomes, one row per method; empty where there are none.
+        transfer: comparison with outcomes, one row per method; empty without outcomes.
     """
 
     scorer: Scorer
@@ -75,9 +75,10 @@ class Scored:
 
 
 def with_own_accuracies(pairs: pd.DataFrame, models: pd.DataFrame) -> pd.DataFrame:
-    """Add what is known before any merge: the means of both models' own accuracies, fine-tuned and base, and of their
-    ratio, base over fine-tuned (NaN where a fine-tuned model is never right).
-    """  # noqa: D205
+    """Add evidence known before any merge: means over a pair of fine-tuned accuracy, base accuracy and their ratio.
+
+    The ratio is base over fine-tuned accuracy (NaN if a fine-tuned accuracy is 0).
+    """
     own = {
         column: (
             pairs["task_a"].map(models[column]).to_numpy() + pairs["task_b"].map(models[column]).to_numpy()
@@ -94,7 +95,7 @@ def with_own_accuracies(pairs: pd.DataFrame, models: pd.DataFrame) -> pd.DataFra
 def predict_pairs(
     outcomes: PairOutcomes, sets: Sequence[tuple[str, ...]], request: Request, run: Run
 ) -> Predicted:
-    """Predict the outcomes of the merged pairs; without enough of them, return a note on the reason."""
+    """Predict the outcomes of the merged pairs; if there are too few, return a note with the reason."""
     if not request.merges or not request.predictors:
         return Predicted(outcomes.pairs)
     if not outcomes.methods:
@@ -108,7 +109,7 @@ def predict_pairs(
 
 
 def predict_table(outcomes: PairOutcomes, rows: str, request: Request, run: Run) -> Predicted:
-    """Predict the outcomes of a ready table, with the models' own accuracies where it has or implies them.
+    """Predict the outcomes in an existing table, with the models' own accuracies if given or implied.
 
     Args:
         outcomes: the table.
@@ -117,7 +118,7 @@ def predict_table(outcomes: PairOutcomes, rows: str, request: Request, run: Run)
         run: the surroundings.
 
     Raises:
-        UserError: as `PairTable.validate` does.
+        UserError: for the reasons given in `PairTable.validate`.
     """
     if not request.predictors or not outcomes.methods:
         return Predicted(outcomes.pairs)
@@ -127,11 +128,11 @@ def predict_table(outcomes: PairOutcomes, rows: str, request: Request, run: Run)
 
 
 def _predict(outcomes: PairOutcomes, request: Request, settings: StudySettings, run: Run) -> Predicted:
-    """Study the predictors, once per table and choice of options, and fit the one that scores other pairs."""
+    """Compare the predictors, with a cache per table and options, and fit the predictor for other pairs."""
     pairs, metrics, methods = outcomes.pairs, list(outcomes.metrics), list(outcomes.methods)
     ranges = {name: documented_range(metric) for name, metric in request.metrics.items()}
     functional = functional_names(metrics)
-    # The key of a stored study holds the categories: one is added only where it is measured.
+    # Categories are part of a study's store key, so add a category only if it was measured.
     categories = {**CATEGORIES, **({"functional": tuple(functional)} if functional else {})}
     known = Known(ranges, categories, outcomes.merged_sets)
     with run.clock.stage("predicting"):
@@ -153,10 +154,10 @@ def _predict(outcomes: PairOutcomes, request: Request, settings: StudySettings, 
 def tiers_of_evidence(
     metrics: Sequence[str], ranges: Mapping[str, tuple[float, float]], target: str
 ) -> dict[str, list[str]]:
-    """Name the sets of columns that a predictor for later runs is fitted on, besides all metrics.
+    """Return the sets of columns, in addition to all metrics, on which a predictor for later runs is fitted.
 
-    Metrics of bounded range (cosines, ratios, normalised ranks, overlaps) do not grow with a model, so that a fit on
-    one architecture applies to another; those of weight space need no data either.
+    Metrics with a bounded range (cosines, ratios, normalised ranks, overlaps) do not depend on model size, so a fit on
+    one architecture applies to another; weight-space metrics also need no data.
     """
     functional = list(Functional().columns(target, "")[0])
     free = [name for name in metrics if all(map(math.isfinite, ranges.get(name, (-math.inf, math.inf))))]
@@ -174,6 +175,6 @@ def tiers_of_evidence(
 
 
 def scored(scorer: Scorer, pairs: pd.DataFrame, request: Request) -> Scored:
-    """Score every pair by the fitted predictor of the request, and compare with outcomes where there are some."""
+    """Score every pair with the fitted predictor of the request, and compare the scores with outcomes if available."""
     scores = scorer.score(pairs, request.margin)
     return Scored(scorer, scores, transfer_table(scorer, pairs, scores))

@@ -1,4 +1,4 @@
-"""The verdict on a pair that a budget of evaluations left out: a prediction, with what cross-validation says of it."""
+"""The verdict on a pair that was not evaluated within a budget: a prediction with its cross-validated error."""
 
 import pandas as pd
 
@@ -9,7 +9,7 @@ from mergeability.prediction.pair_table import TARGETS
 
 
 def of_predicted_pair(analysis: Analysis, subject: str, models: list[str]) -> Verdict | None:
-    """Answer for a pair that was not evaluated but predicted from others of its models; None where it was not."""
+    """Return the verdict on a pair predicted from other pairs of the same models; None if it was not predicted."""
     predicted = _forecasts(analysis, models)
     if predicted is None:
         return None
@@ -27,7 +27,8 @@ def of_predicted_pair(analysis: Analysis, subject: str, models: list[str]) -> Ve
         choice=tuple(distance(forecasts)),
         sureness=(
             f"Predicted from {own['n_measured']} evaluated pairs of these models, not measured: in cross-validation"
-            f" over these pairs, the mean error was {own['mae']:.3f} ({own['mae_of_mean']:.3f} for always predicting"
+            f" over these pairs, the mean absolute error was {own['mae']:.3f} ({own['mae_of_mean']:.3f} for "
+            "always predicting"
             f" the mean), and r = {own['r']:.2f}.",
         ),
         reasons=tuple(of_base(analysis, models)),

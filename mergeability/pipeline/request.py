@@ -1,4 +1,4 @@
-"""Everything an analysis is asked for: what `analyze.py` makes of its configuration."""
+"""The request of an analysis, which `analyze.py` creates from its configuration."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,19 +23,19 @@ UNLABELLED_SPLITS = ("validation", "train")
 
 @dataclass(frozen=True)
 class ProfileSettings:
-    """Set the options of the evidence: calibration samples, layers, layout, memory.
+    """Options of profiles: calibration samples, layers, layout and memory.
 
     Attributes:
         samples: calibration images of each task.
-        seed: of their choice.
+        seed: seed of their choice.
         layer: dotted name of the layer whose activations are averaged; the last block when None.
         pool: the tasks whose images make the pool of the activations; all of the suite when None.
-        split_qkv: take the queries, keys and values of a fused attention for three matrices.
-        matricize: "conv" takes a convolution's kernel for the matrix out × (in·height·width).
-        memory_budget: GiB that what is computed may take at a time.
+        split_qkv: treat the queries, keys and values of a fused attention as three matrices.
+        matricize: "conv" treats convolution kernels as matrices, out × (in·height·width).
+        memory_budget: memory for computed values, in GiB.
         merge_samples: calibration images of each task for the merge methods that need data; all validation
             images where there are fewer.
-        unlabelled: images of each task for functional evidence, whose labels are not read; all where there are fewer.
+        unlabelled: images of each task for functional evidence, whose labels are not read; all if there are fewer.
         unlabelled_from: the split they are drawn from, `validation` or `train`.
 
     Examples:
@@ -63,39 +63,39 @@ class ProfileSettings:
         if not is_count(self.unlabelled, least=FEWEST_UNLABELLED):
             raise UserError(
                 f"Expected profile.unlabelled to be a number of at least {FEWEST_UNLABELLED} images, got "
-                f"{self.unlabelled!r}: of fewer, answers say next to nothing."
+                f"{self.unlabelled!r}: fewer images give unreliable estimates."
             )
         if self.unlabelled_from not in UNLABELLED_SPLITS:
             raise UserError(
                 f"Expected profile.unlabelled_from to be {' or '.join(UNLABELLED_SPLITS)}, got "
-                f"{self.unlabelled_from!r}: test images are for evaluation alone."
+                f"{self.unlabelled_from!r}: test images are only for evaluation."
             )
 
     @property
     def layout(self) -> Layout:
-        """How tensors are cut into parameters, for metrics and merges."""
+        """How tensors are split into parameters for metrics and merges."""
         return Layout(self.split_qkv, self.matricize)
 
 
 @dataclass(frozen=True)
 class MergeSettings:
-    """Set which merges are made, at which scales, on which images they are evaluated, and whether they are saved.
+    """Options of merges: the sets of models, scales, evaluation images and saving.
 
     Attributes:
         pairs: the pairs to merge, [[a, b], …]; every one when None.
-        arity: models that are merged together: a number, "all", or several of these.
-        sets: how many sets of that many to draw; every one when None.
-        evaluate: how many pairs are merged and evaluated, chosen to help the prediction of the others most; every one
+        arity: number of models per merge: a number, "all", or a list of these.
+        sets: number of sets of each size to draw; all when None.
+        evaluate: number of pairs to merge and evaluate, chosen to predict the others best; all
             when None.
-        seed: of the draw and of the choice.
+        seed: seed of the draw and of the choice.
         alpha: None for each method's own scale, a number, "tuned", "unlabelled", "both", or a list of words.
-        alpha_grid: the scales that tuning tries.
-        validation_images: how many of each task tuning looks at.
-        probe: how many unlabelled images of each task are passed through each merge before it is evaluated; None: none.
-        test_images: how many of each task's test images to evaluate on; all when None.
+        alpha_grid: candidate scales for tuning.
+        validation_images: number of validation images per task for tuning.
+        probe: number of unlabelled images per task for probes of every merge; None: no probes.
+        test_images: number of test images per task; all when None.
         save: whether to write the merged encoders.
-        export: "hf" writes them in Hugging Face's names.
-        dtype: of what is written: float32, float16 or bfloat16; None for the base's own.
+        export: "hf" writes them under Hugging Face's names.
+        dtype: dtype of the written weights: float32, float16 or bfloat16; None for the base's own.
 
     Examples:
         >>> from mergeability.pipeline.request import MergeSettings
@@ -130,7 +130,7 @@ class MergeSettings:
         if self.export not in (None, "hf"):
             raise UserError(f"Expected export to be hf or null, got {self.export!r}.")
         self._check_budget()
-        # Made to be checked: what is wrong would else be found after minutes.
+        # Constructed only to validate the arguments, because errors would otherwise appear after minutes.
         _ = self.chosen_sets, self.scales
 
     def _check_budget(self) -> None:
@@ -142,23 +142,23 @@ class MergeSettings:
             )
         if self.arity not in (2, [2]) or self.sets is not None:
             raise UserError(
-                "evaluate=… chooses among pairs. Leave out arity=… and sets=…, or bound sets of more models by sets=… "
-                "alone."
+                "evaluate=… chooses pairs only. Remove arity=… and sets=…, or limit larger sets with sets=… instead of "
+                "evaluate=…."
             )
 
     @property
     def chosen_sets(self) -> MergeSets:
-        """Which sets of models are merged."""
+        """The choice of sets of models."""
         return MergeSets(self.pairs, self.arity, self.sets, self.seed)
 
     @property
     def scales(self) -> ScaleChoice:
-        """At which scales."""
+        """The scales of merges."""
         return ScaleChoice(self.alpha, self.alpha_grid)
 
     @property
     def keeps(self) -> bool:
-        """Whether merged encoders are written."""
+        """Whether merged encoders are saved."""
         return self.save or self.export is not None
 
 

@@ -1,4 +1,4 @@
-"""What an analysis found."""
+"""The result of an analysis."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ OBJECTIVES = (*TARGETS, "finetuned_accuracy")
 
 @dataclass(frozen=True)
 class Analysis:
-    """Hold the results of an analysis: everything that its report shows. All but the first three may be empty.
+    """The results of an analysis, from which the report is written. All but the first three may be empty.
 
     Attributes:
         title: title of the report.
@@ -30,19 +30,19 @@ class Analysis:
             `finetuned_accuracy`, as far as they are known.
         alphas: merge method → its scale α.
         prediction: results of the prediction study.
-        missing: sentences on what was left out, with the reasons.
+        missing: sentences about omissions, with reasons.
         run: the facts written to `run.json`.
         sets: one row per set of more than two models.
         accuracies: one row per merge and task.
         curves: one row per merge, tried scale and task.
         fitted: the predictor fitted by this run, for later ones.
-        scorer: the predictor of an earlier run that scored the pairs.
+        scorer: the predictor of an earlier run with which pairs were scored.
         scores: predictions of `scorer`, one row per pair.
         transfer: comparison of these predictions with outcomes.
         merged: merge methods whose merges were probed without labels.
-        evaluated: how many pairs a budget had evaluated; None without a budget.
+        evaluated: number of pairs evaluated within a budget; None without a budget.
         predicted_pairs: predicted outcomes of the other pairs.
-        predicted_accuracy: how well such predictions did on pairs that were evaluated.
+        predicted_accuracy: accuracy of such predictions on pairs that were evaluated.
         layers: the cosine of each pair's task vectors by layer, as `layer_cosines` returns it.
 
     Examples:
@@ -84,12 +84,12 @@ class Analysis:
             if len(self.pairs)
             else pd.Series(dtype=object)
         )
-        # Each once before they become Python's: of 499,500 pairs, every look would take seconds.
+        # Make names unique before converting them to Python: for 499,500 pairs every conversion would take seconds.
         return list(dict.fromkeys([*map(str, self.models.index), *ends.astype(str).unique().tolist()]))
 
     @property
     def of_budget(self) -> list[str]:
-        """Say how many pairs a budget had evaluated, and what the numbers of the others are; nothing without one."""
+        """Describe how many pairs were evaluated and how many predicted; empty without a budget."""
         others = len(self.pairs) - (self.evaluated or 0)
         if self.evaluated is None or others == 0:
             return []
@@ -131,16 +131,17 @@ class Analysis:
 
 
 def objective(analysis: Analysis, name: str) -> float:
-    """Return one number an analysis is judged by: `norm_acc` or `acc`, of the merges, means over pairs and methods;
-    or `finetuned_accuracy`, of the models on their own, the mean over tasks.
+    """Return one objective of an analysis: `norm_acc`, `acc` or `finetuned_accuracy`.
+
+    The first two are means of merges over pairs and methods, the last is the mean of the models over tasks.
 
     Raises:
-        UserError: another name, or what this analysis has not measured.
-    """  # noqa: D205
+        UserError: the name is unknown, or this analysis did not measure it.
+    """
     if name not in OBJECTIVES:
         raise UserError(f"Expected objectives among {', '.join(OBJECTIVES)}, got {name!r}.")
     columns = [f"{name}_{method}" for method in analysis.methods]
     frame = analysis.models.get([name]) if name == "finetuned_accuracy" else analysis.pairs.get(columns)
     if frame is None or frame.empty:
-        raise UserError(f"This analysis has not measured {name}: it needs a suite of tasks, and merges.")
+        raise UserError(f"This analysis did not measure {name}: this requires a suite of tasks, and merges.")
     return float(frame.to_numpy(dtype=float).mean())

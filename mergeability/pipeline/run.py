@@ -1,7 +1,7 @@
 """The analysis, end to end: profile → measure → merge → evaluate → predict.
 
-What is analysed is one of the three kinds of `suites`: tasks (everything), bare checkpoints (the metrics of
-weight space), or a ready table of pairs (prediction).
+The input is one of the kinds of `suites`: tasks (all stages), checkpoints without data (weight-space
+metrics), or an existing table of pairs (prediction).
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ from mergeability.store import Store
 
 
 def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | None = None) -> Analysis:
-    """Run every stage of the analysis that the suite has data for: metrics, merges, their evaluation, prediction.
+    """Run all stages for which the suite has data: metrics, merges, their evaluation, and prediction.
 
     Args:
         request: the models, metrics, merges, predictors and options.
@@ -34,7 +34,7 @@ def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | Non
         facts: more entries for `run.json`, such as the configuration.
 
     Returns:
-        The results: what a report shows.
+        The results, from which a report is written.
 
     Raises:
         UserError: an input is missing or invalid; the message states what was expected, what was found, and the remedy.
@@ -57,8 +57,8 @@ def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | Non
     """
     merging = request.merging
     if merging.dtype is not None and not merging.keeps:
-        raise UserError(f"dtype={merging.dtype} is the format of merges that are written: add save=true.")
-    # The device and the fitted predictor first: what is not there would otherwise be noticed after minutes.
+        raise UserError(f"dtype={merging.dtype} is the format of saved merges: add save=true.")
+    # Check the device and the fitted predictor first, because errors would otherwise appear after minutes.
     run = Run(
         Store(request.store),
         progress,

@@ -1,4 +1,4 @@
-"""Write a merged encoder: its weights, under open_clip's or Hugging Face's names, and a card that says what it is."""
+"""Save a merged encoder: its weights under open_clip's or Hugging Face's names, and a card."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights import base_folder, checkpoints, hugging_face
 from mergeability.weights.checkpoints import Checkpoint
 
-# Merging starts in half the time without pandas.
+# Imported only for type checking, because merging starts twice as fast without pandas.
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -37,7 +37,7 @@ _WITHOUT_CONFIG = (
 _LONGEST_NAME = 100
 _LONGEST_START = 80
 _DIGITS = 16
-# The header of the weights, the card and two small files.
+# Allowance for the header of the weights, the card and two small files.
 _BESIDE_WEIGHTS = 2**17
 
 
@@ -52,9 +52,9 @@ def save_merge(
     std: Sequence[float] = CLIP_STD,
     base: Checkpoint | None = None,
 ) -> Path:
-    """Write a merged encoder into its own folder, replacing an earlier one.
+    """Save a merged encoder in a separate folder, replacing an earlier one.
 
-    The card is removed first and written last: where it is, the rest is whole and belongs to it.
+    The card is removed first and written last, so an existing card means that all files are complete and belong to it.
 
     Args:
         folder: for `model.safetensors`, `card.json` and, for transformers, `config.json` and
@@ -62,11 +62,11 @@ def save_merge(
         state: canonical name → tensor, in the dtypes to be written.
         card: what `merge_card` returns. The names used and the file's SHA-256 are added to it.
         export: "hf" for Hugging Face's names; None for canonical ones, which are open_clip's.
-        configuration: open_clip's of the model; None where it is not known, as of bare checkpoints: then neither
-            configuration file is written, and the card says where to get them.
-        mean: of the normalisation of images.
-        std: of the normalisation of images.
-        base: the base model. Where it is a folder that transformers opens, the merge is written in its names, with its
+        configuration: open_clip's configuration of the model; None if unknown, as for bare checkpoints: then neither
+            configuration file is written, and the card explains where to find them.
+        mean: channel means for the normalisation of images.
+        std: channel standard deviations for the normalisation of images.
+        base: the base model. If it is a transformers folder, the merge is written under its names, with its
             other tensors, its configuration and its tokenizer, whatever `export` is.
 
     Returns:
@@ -74,9 +74,9 @@ def save_merge(
 
     Raises:
         UserError: an unknown export, an encoder or a configuration that transformers has no model for, or a disk
-            that is full or cannot be written; what was there before is then whole, or its card is gone.
+            that is full or not writable; an earlier result is then either complete or without a card.
     """
-    # All of this before the first change: what cannot be written should cost no earlier result.
+    # Prepare everything before the first change, so that a failure does not destroy an earlier result.
     files, copies = {}, {}
     if base is not None and base_folder.is_transformers(base):
         tensors, described = base_folder.as_stored(base, state), {"names": "transformers"}
@@ -116,14 +116,14 @@ def merge_card(
     alpha_from: str,
     facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Record what a merge is made of and how good it is, as JSON.
+    """Record the parents, method and accuracy of a merge as JSON.
 
     Args:
         task_vectors: the models that were merged.
         description: the method and every option, as `merge_quality.describe` gives it.
         alpha: the scale.
         alpha_from: how the scale was chosen, such as "the method's own" or "tuned on validation images".
-        accuracies: task → name → value, as `task_accuracies` gives it; empty where nothing was evaluated.
+        accuracies: task → name → value, as `task_accuracies` gives it; empty if nothing was evaluated.
         facts: more entries.
 
     Returns:
@@ -148,7 +148,7 @@ def merge_card(
 
 
 def task_accuracies(rows: "pd.DataFrame") -> dict[str, dict[str, float]]:
-    """Arrange the outcome of one merge for its card, one row per task.
+    """Arrange the outcome of one merge for its card, with one row per task.
 
     Args:
         rows: with `task` and at least one of `accuracy` (of the merge), `finetuned_accuracy`, `base_accuracy`,
@@ -163,11 +163,11 @@ def task_accuracies(rows: "pd.DataFrame") -> dict[str, dict[str, float]]:
 
 
 def encoder_bytes(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> int:
-    """Return how many bytes an encoder with these shapes takes on disk, including its card and configuration.
+    """Return the size on disk of an encoder with these shapes, in bytes, including its card and configuration.
 
     Args:
         checkpoint: the base model.
-        dtype: of all floating-point tensors; None for the checkpoint's own.
+        dtype: dtype of all floating-point tensors; None for the checkpoint's own.
     """
     own = checkpoint.dtypes
     sizes = (
@@ -181,33 +181,35 @@ def encoder_bytes(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> i
 
 
 def check_space(folder: Path, merges: int, bytes_each: int) -> None:
-    """Check that so many merges fit on a folder's disk: before hours of merging, not after.
+    """Check, before merging, that a number of merges fit on the disk of a folder.
 
     Args:
-        folder: where they are to go; it need not exist yet.
-        merges: how many are to be saved.
+        folder: the target folder; it need not exist yet.
+        merges: number of merges to save.
         bytes_each: the size of one, from `encoder_bytes`.
 
     Raises:
-        UserError: there is less space; says how much is needed and how much there is, in GB (10⁹ bytes).
+        UserError: there is not enough space; the message contains the needed and the available GB (10⁹ bytes).
     """
     needed, free = merges * bytes_each, shutil.disk_usage(_existing(folder)).free
     if needed > free:
         raise UserError(
-            f"Saving {merges} merges of {_gigabytes(bytes_each)} GB each takes {_gigabytes(needed)} GB, but {folder} "
-            f"has {_gigabytes(free)} GB free: choose pairs=…, fewer methods, or hydra.run.dir=… on another disk."
+            f"Saving {merges} merges of {_gigabytes(bytes_each)} GB each requires {_gigabytes(needed)} GB, but "
+            f"{folder} "
+            f"has {_gigabytes(free)} GB free: choose fewer pairs with pairs=…, fewer methods, or "
+            "hydra.run.dir=… on another disk."
         )
 
 
 def check_export(
     checkpoint: Checkpoint, export: str | None, configuration: Mapping[str, Any] | None = None
 ) -> None:
-    """Check that merges of models like this one can be saved as asked: before the merging, not after.
+    """Check, before merging, that merges of these models can be saved as requested.
 
     Args:
-        checkpoint: the base model; only its names, shapes and dtypes are looked at.
-        export: what `save_merge` is to be given.
-        configuration: what `save_merge` is to be given.
+        checkpoint: the base model, of which only names, shapes and dtypes are used.
+        export: argument of `save_merge`.
+        configuration: argument of `save_merge`.
 
     Raises:
         UserError: an unknown export, an encoder or a configuration that transformers has no model for.
@@ -221,12 +223,12 @@ def check_export(
 
 
 def merge_folder_name(tasks: Sequence[str]) -> str:
-    """Name the folder of a merge of these tasks, in the order given: "a+b".
+    """Return the folder name of a merge of these tasks, in the given order: "a+b".
 
-    Different tasks never share a name: all but letters, digits and `_.-` is written as in a URL ("a/b" as "a%2Fb").
+    Names are unique: characters other than letters, digits and `_.-` are percent-encoded ("a/b" as "a%2Fb").
     A name above 100 characters is cut, and ends with `~` and a digest of all the names.
     """
-    # Of the characters `quote` leaves as they are, a tilde is kept for digests and a leading dot hides the folder.
+    # `quote` leaves tildes and dots unchanged, but a tilde marks digests and a leading dot would hide the folder.
     name = "+".join(quote(task, safe="").replace("~", "%7E") for task in tasks)
     name = "%2E" + name[1:] if name.startswith(".") else name
     if len(name) <= _LONGEST_NAME:
@@ -235,7 +237,7 @@ def merge_folder_name(tasks: Sequence[str]) -> str:
 
 
 def _exported(state: Mapping[str, Tensor], export: str | None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Name the tensors as asked, and say in the card's words how."""
+    """Rename the tensors as requested, and return a description of the names for the card."""
     if export is None:
         return dict(state), {"names": "open_clip"}
     if export not in EXPORTS:
@@ -254,7 +256,7 @@ def _config(
 
 
 def _make_room(folder: Path) -> None:
-    """Take away the card of an earlier merge, then the files that the next one may not have."""
+    """Remove the card of an earlier merge, then files that the new merge may not have."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoints.remove_card(folder)
@@ -267,13 +269,13 @@ def _make_room(folder: Path) -> None:
 
 
 def _existing(folder: Path) -> Path:
-    """Return the folder, or the nearest one above it that exists."""
+    """Return the folder, or its nearest existing parent."""
     folder = folder.absolute()
     return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def _json_number(value: Any) -> float | None:
-    """Return a number as JSON has it: what is undefined is null."""
+    """Return a number for JSON, with undefined values as null."""
     return float(value) if math.isfinite(value) else None
 
 

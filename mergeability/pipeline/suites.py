@@ -1,4 +1,4 @@
-"""Inputs of an analysis: tasks with models trained by `train.py`, bare checkpoints of one base, or a table of pairs."""
+"""Inputs of an analysis: tasks with models from `train.py`, checkpoints of one base, or a table of pairs."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Layout:
-    """Choose how the checkpoints' tensors are cut into the parameters of metrics and merges.
+    """How the checkpoints' tensors are split into the parameters of metrics and merges.
 
     Attributes:
-        split_qkv: take the queries, keys and values of a fused attention for three parameters.
-        matricize: "conv" takes a convolution's kernel for the matrix out × (in·height·width).
+        split_qkv: treat the queries, keys and values of a fused attention as three parameters.
+        matricize: "conv" treats convolution kernels as matrices, out × (in·height·width).
 
     Examples:
         >>> from mergeability.examples import tiny_task_vectors
@@ -45,7 +45,7 @@ class Layout:
     matricize: str | None = None
 
     def of(self, vectors: TaskVectors) -> TaskVectors:
-        """Cut task vectors in this way."""
+        """Apply the layout to task vectors."""
         return vectors.with_layout(split_qkv=self.split_qkv, matricize=self.matricize)
 
 
@@ -55,18 +55,19 @@ _AS_STORED = Layout()
 
 @dataclass(frozen=True)
 class TaskSuite:
-    """Describe tasks and the folders of their fine-tuned models.
+    """A suite of tasks with the folders of their fine-tuned models.
 
     Attributes:
-        name: of the suite.
+        name: name of the suite.
         tasks: name → task.
         model: the CLIP whose visual encoder was fine-tuned.
         checkpoints: folder of all checkpoints of that model.
-        trained: the folder below it that holds one folder a task: `<penalty>-<λ>/seed-<seed>`.
-        train_command: what makes missing models, up to `task=`.
+        trained: the subfolder with one folder per task: `<penalty>-<λ>/seed-<seed>`.
+        train_command: the command that trains missing models, without `task=`.
         pixel_baseline: whether to fit logistic regression on raw pixels for comparison.
-        warn_above: length of a task vector, as a share of the base's, above which another base is suspected.
-        refuse_above: the length above which a model is refused.
+        warn_above: norm of a task vector, relative to the base's, above which a warning suggests that the base is
+            wrong.
+        refuse_above: relative norm above which an error is raised.
 
     Examples:
         >>> from mergeability.examples import tiny_clip, tiny_task
@@ -102,10 +103,10 @@ class TaskSuite:
         return Path(self.checkpoints) / "base" / WEIGHTS
 
     def load(self, store: Store, layout: Layout = _AS_STORED) -> TaskVectors:
-        """Open the models' task vectors, cut in a layout.
+        """Open the models' task vectors in a layout of parameters.
 
         Raises:
-            UserError: models are missing (names the command that makes them), or changed since training.
+            UserError: models are missing (the message contains the training command), or tasks changed since training.
         """
         found = {task: checkpoints.read_card(self.folder(task)) for task in self.tasks}
         cards = {task: card for task, card in found.items() if card is not None}
@@ -145,7 +146,7 @@ class TaskSuite:
 
 
 def _class_names(card: Mapping[str, Any]) -> Sequence[str] | None:
-    """Return the class names that a model's card records; None where it records none."""
+    """Return the class names recorded in a model's card; None if there are none."""
     settings = card.get("settings")
     task = settings.get("task") if isinstance(settings, Mapping) else None
     return task.get("class_names") if isinstance(task, Mapping) else None
@@ -153,17 +154,18 @@ def _class_names(card: Mapping[str, Any]) -> Sequence[str] | None:
 
 @dataclass(frozen=True)
 class CheckpointSuite:
-    """Describe models fine-tuned from one base, without data.
+    """A suite of models fine-tuned from one base, without data.
 
     Attributes:
-        name: of the suite.
+        name: name of the suite.
         base: the base's state dict: a file, a folder, or an id on the Hugging Face hub.
         models: name → a fine-tuned state dict, given the same way, or the folder of a LoRA adapter.
-        include: regular expressions; only tensors in whose names one is found are used.
-        exclude: regular expressions; tensors in whose names one is found are not used.
+        include: regular expressions; only tensors whose names contain a match are used.
+        exclude: regular expressions; tensors whose names contain a match are not used.
         towers: "both" to use the text tower of a CLIP as well as the visual one.
-        warn_above: length of a task vector, as a share of the base's, above which another base is suspected.
-        refuse_above: the length above which a model is refused.
+        warn_above: norm of a task vector, relative to the base's, above which a warning suggests that the base is
+            wrong.
+        refuse_above: relative norm above which an error is raised.
 
     Examples:
         >>> from mergeability.examples import tiny_task_vectors
@@ -188,17 +190,19 @@ class CheckpointSuite:
         if not isinstance(self.models, Mapping) or not all(
             isinstance(path, str) for path in self.models.values()
         ):
-            raise UserError("suite.models names files: 'suite.models={a: a.safetensors, b: b.safetensors}'.")
+            raise UserError(
+                "Expected suite.models to map names to files: 'suite.models={a: a.safetensors, b: b.safetensors}'."
+            )
         names = clean_names(self.models, "models")
         say_alike(names, "models")
         object.__setattr__(self, "models", {name: self.models[given] for name, given in names.items()})
         if self.towers not in (VISUAL, BOTH):
             raise UserError(f"Expected suite.towers to be {VISUAL} or {BOTH}, got {self.towers!r}.")
-        # Made to be checked before any file is opened.
+        # Constructed to validate the patterns before any file is opened.
         Chosen.of(self.include, self.exclude)
 
     def load(self, store: Store, layout: Layout = _AS_STORED) -> TaskVectors:
-        """Open the task vectors, cut in a layout.
+        """Open the task vectors in a layout of parameters.
 
         Raises:
             UserError: a model cannot be found, downloaded or read, or was made from another base.
@@ -220,14 +224,14 @@ class CheckpointSuite:
 
 @dataclass(frozen=True)
 class TableSuite:
-    """Describe a file with a table of pairs: metrics and outcomes.
+    """A suite that consists of a table of pairs with metrics and outcomes.
 
     Attributes:
-        name: of the suite.
+        name: name of the suite.
         table: a CSV, Parquet or xlsx file with `task_a`, `task_b`, metric and outcome columns.
-        metrics: the columns that are metrics; those chosen by `metric=` that the table has, when None.
-        extra_metrics: further columns that are metrics, in addition to these.
-        methods: merge methods whose outcomes are predicted; all that have some when None.
+        metrics: columns to use as metrics; those named by `metric=` when None.
+        extra_metrics: additional columns to use as metrics.
+        methods: merge methods whose outcomes are predicted; all in the table when None.
         rows: `per_method`, or `complete`: only pairs with an outcome for every one of these methods.
 
     Examples:
@@ -250,15 +254,15 @@ class TableSuite:
     extra_metrics: Sequence[str] | None = None
 
     def file(self) -> PairFile:
-        """Read the table; also return remarks on skipped or converted parts.
+        """Read the table; also return remarks about skipped or converted parts.
 
         Raises:
-            UserError: there is no such file, or it is not such a table.
+            UserError: the file does not exist, or is not a table of pairs.
         """
         return read_pairs(self.table)
 
     def read(self) -> pd.DataFrame:
-        """Read the table alone.
+        """Read the table without remarks.
 
         Raises:
             UserError: as `file` does.
@@ -267,11 +271,11 @@ class TableSuite:
 
 
 def say_alike(names: Iterable[str], what: str) -> None:
-    """Log which names differ only by case or blanks."""
+    """Log names that differ only in case or blanks."""
     for sentence in alike_remarks(names, what):
         logger.warning("%s", sentence)
 
 
 def _as_a_task_has(names: Sequence[Any]) -> list[str]:
-    """Write class names of a card as a task writes them; the card has them as they were typed."""
+    """Normalise the class names of a card, which contains them as typed."""
     return [clean_name(name, "a class name") for name in names]

@@ -1,4 +1,4 @@
-"""The analysis of a ready table of pairs: prediction only."""
+"""The analysis of an existing table of pairs: prediction only."""
 
 import logging
 import re
@@ -18,7 +18,7 @@ from mergeability.prediction.pair_table import outcome_methods, summarise_names
 from mergeability.prediction.predictors.own_evidence import ZERO_SHOT_RATIO
 
 logger = logging.getLogger(__name__)
-# Columns of pairs.csv that are no metrics.
+# Columns of pairs.csv that are not metrics.
 _WRITTEN = re.compile(
     r"task_[ab]|((low_|high_)?(norm_)?acc|kept_gain|alpha|probe_(overlap|confidence))_.+"
     r"|(base|finetuned)_accuracy(_[ab])?|zero_shot_ratio"
@@ -26,7 +26,7 @@ _WRITTEN = re.compile(
 
 
 def analyse_table(suite: TableSuite, request: Request, run: Run) -> Analysis:
-    """Predict the outcomes that a table has from its metrics.
+    """Predict the outcomes in a table from its metrics.
 
     Raises:
         UserError: the table lacks the metrics or the methods asked for, or cannot be predicted from.
@@ -42,7 +42,7 @@ def analyse_table(suite: TableSuite, request: Request, run: Run) -> Analysis:
     absent = [method for method in suite.methods or () if method not in found]
     if absent:
         raise UserError(
-            f"{suite.table} has no outcomes of {summarise_names(absent)}; it has those of "
+            f"{suite.table} contains no outcomes of {summarise_names(absent)}, only of "
             f"{summarise_names(found) or 'no method'}."
         )
     methods = list(suite.methods or found)
@@ -73,14 +73,15 @@ def _metric_columns(
     names = list(dict.fromkeys([*chosen, *(suite.extra_metrics or ())]))
     if not names:
         raise UserError(
-            f"{suite.table} has none of the metrics asked for. Name its columns in suite.metrics=[…]."
+            f"{suite.table} contains none of the requested metrics. List its metric columns in suite.metrics=[…]."
         )
     absent = [name for name in names if name not in pairs.columns]
     if ZERO_SHOT_RATIO in absent:
         reason = " ".join(notes) or f"{suite.table} has no columns base_accuracy_a and base_accuracy_b."
         raise UserError(
-            f"Expected accuracies that give {ZERO_SHOT_RATIO}. {reason} Add base_accuracy_a and base_accuracy_b, and "
-            "finetuned_accuracy_a and finetuned_accuracy_b where the outcomes do not imply them."
+            f"Expected accuracies that determine {ZERO_SHOT_RATIO}. {reason} Add base_accuracy_a and "
+            "base_accuracy_b, and "
+            "finetuned_accuracy_a and finetuned_accuracy_b if the outcomes do not imply them."
         )
     if absent:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The analysis of a suite of tasks: metrics of every pair, merges evaluated on test images, prediction."""
+"""The analysis of a suite of tasks: metrics of every pair, merges evaluated on test images, and prediction."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -56,7 +56,7 @@ def analyse_tasks(suite: TaskSuite, request: Request, run: Run) -> Analysis:
     _require_tasks(suite, request)
     check_budget(request)
     sets = chosen_sets(request, tuple(suite.tasks))
-    # Models that no chosen pair has need not be there; the images of all tasks stay the pool of the activations.
+    # Models outside the chosen pairs need not exist; activations still use the images of all tasks.
     everything, merged = (
         _Material(suite, request, run),
         _Material(_of_sets(suite, request, sets), request, run),
@@ -116,7 +116,7 @@ def analyse_tasks(suite: TaskSuite, request: Request, run: Run) -> Analysis:
 
 @dataclass(frozen=True)
 class _Material:
-    """The images, heads and encoder of a suite, each read or prepared when it is first asked for."""
+    """The images, heads and encoder of a suite, each loaded on first use."""
 
     suite: TaskSuite
     request: Request
@@ -138,7 +138,7 @@ class _Material:
         return {name: self.images(task, split) for name, task in self.suite.tasks.items()}
 
     def views(self, heads: dict[str, Tensor], *, for_merging: bool = False) -> Views:
-        """Draw the calibration samples: those of the metrics, or the more numerous ones of merge methods."""
+        """Draw the calibration samples, for metrics or the larger number for merge methods."""
         model, profile = self.suite.model, self.request.profile
         samples = {
             name: calibration_sample(
@@ -167,11 +167,11 @@ class _Material:
 
     @cached_property
     def unlabelled(self) -> dict[str, Inputs]:
-        """Images of each task for functional evidence."""
+        """Unlabelled images of each task for functional evidence."""
         return self.drawn(self.request.profile.unlabelled)
 
     def drawn(self, count: int) -> dict[str, Inputs]:
-        """Draw images of each task whose labels are not read; of fewer images, the first of the same draw."""
+        """Draw unlabelled images of each task; a smaller sample is the beginning of a larger one."""
         model, profile = self.suite.model, self.request.profile
         drawn = {
             name: calibration_sample(
@@ -183,17 +183,17 @@ class _Material:
 
     @property
     def pool(self) -> Split:
-        """The split that unlabelled images are drawn from."""
+        """The split from which unlabelled images are drawn."""
         return "train" if self.request.profile.unlabelled_from == "train" else "validation"
 
     @property
     def available(self) -> dict[str, int]:
-        """Task → number of images that unlabelled ones can be drawn from."""
+        """Task → number of images available for unlabelled samples."""
         return {name: len(self.images(task, self.pool)) for name, task in self.suite.tasks.items()}
 
     @property
     def fewer(self) -> list[str]:
-        """Name the tasks with fewer unlabelled images than were asked for."""
+        """Return sentences about tasks with fewer unlabelled images than requested."""
         merging, found = self.request.merging, []
         uses = {self.request.profile.unlabelled: bool(functional_names(self.request.metrics))}
         if self.request.merges:
@@ -207,7 +207,7 @@ class _Material:
 
     @property
     def remarks(self) -> list[str]:
-        """Return sentences on images that were left out or changed."""
+        """Return sentences about images that were left out or modified."""
         found = [sentence for task in self.suite.tasks.values() for sentence in remarks(task)]
         return [*alike_remarks(self.suite.tasks, "tasks"), *found]
 
@@ -231,7 +231,7 @@ class _Material:
         )
 
     def pixel_accuracies(self) -> dict[str, float]:
-        """Fit logistic regression on the raw pixels of every task."""
+        """Fit logistic regression to the raw pixels of every task."""
 
         def fit(item: tuple[str, Task]) -> tuple[str, float]:
             name, task = item
@@ -280,16 +280,16 @@ def _probes(vectors: TaskVectors, material: _Material) -> tuple[Probe | None, Pr
 def _require_tasks(suite: TaskSuite, request: Request) -> None:
     count = len(suite.tasks)
     if count < 2:
-        raise UserError(f"Merging needs at least two models; the suite has {count}.")
+        raise UserError(f"Expected at least two models to merge, but the suite has {count}.")
     if request.merges and request.predictors and count < FEWEST_FOR_PREDICTION:
         raise UserError(
-            f"Prediction needs at least {FEWEST_FOR_PREDICTION} tasks, the suite has {count}. "
-            "Add tasks, or leave prediction out with predictor=none."
+            f"Prediction requires at least {FEWEST_FOR_PREDICTION} tasks, but the suite has {count}. "
+            "Add tasks, or disable prediction with predictor=none."
         )
 
 
 def _of_sets(suite: TaskSuite, request: Request, sets: Sequence[tuple[str, ...]]) -> TaskSuite:
-    """Keep the tasks of the chosen pairs; all of them where none were chosen."""
+    """Keep the tasks of the chosen pairs; all of them if none were chosen."""
     if request.merging.pairs is None:
         return suite
     named = {task for one in sets for task in one}

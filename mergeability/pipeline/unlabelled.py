@@ -1,4 +1,4 @@
-"""The analysis of models of one's own: metrics of every pair, and merges probed on unlabelled images."""
+"""The analysis of users' models: metrics of every pair, and merges probed on unlabelled images."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 def analyse_models(suite: ModelSuite, request: Request, run: Run) -> Analysis:
-    """Measure every pair, and probe the merges asked for.
+    """Measure every pair, and probe the requested merges.
 
     Raises:
         UserError: images, heads or models that do not fit together, or something that needs labels.
@@ -98,7 +98,7 @@ def analyse_models(suite: ModelSuite, request: Request, run: Run) -> Analysis:
 
 @dataclass(frozen=True)
 class _Material:
-    """The images, heads and encoder of a suite, each read when it is first asked for."""
+    """The images, heads and encoder of a suite, each loaded on first use."""
 
     suite: ModelSuite
     request: Request
@@ -106,13 +106,13 @@ class _Material:
 
     @property
     def asked(self) -> int:
-        """How many images of each task are looked at, at most."""
+        """The maximum number of unlabelled images per task."""
         profile, merging = self.request.profile, self.request.merging
         return max(profile.unlabelled, profile.samples, merging.probe or 0)
 
     @cached_property
     def drawn(self) -> dict[str, Drawn]:
-        """Images of each task, the first of which serve where fewer are asked for."""
+        """Unlabelled images of each task; a smaller sample is the beginning of a larger one."""
         seed, resize = self.request.profile.seed, self.suite.model.resize
         found = {
             name: draw_images(one.images, self.asked, name, seed, resize)
@@ -126,7 +126,7 @@ class _Material:
         if few:
             raise UserError(
                 f"Expected at least {FEWEST_UNLABELLED} images that can be read of each task, got fewer of "
-                f"{', '.join(few)}: of fewer, answers say next to nothing."
+                f"{', '.join(few)}: fewer images give unreliable estimates."
             )
         for name, one in found.items():
             for sentence in remarks(one, self.asked, name):
@@ -183,7 +183,7 @@ class _Material:
 
 
 def _probed(vectors: TaskVectors, material: _Material, sets: Sequence[tuple[str, ...]]) -> Outcomes:
-    """Merge every set by every method, and compare what the merges answer with what the models do."""
+    """Merge every set by every method, and compare the predictions of merges with those of the models."""
     request = material.request
     if not request.merges or not sets:
         return Outcomes(pd.DataFrame(), pd.DataFrame())
@@ -211,7 +211,7 @@ def _probed(vectors: TaskVectors, material: _Material, sets: Sequence[tuple[str,
 
 
 def _measurable(metrics: Mapping[str, Metric]) -> tuple[dict[str, Metric], list[str]]:
-    """Of all metrics there are, keep those that need no labels and name the rest.
+    """For `metric=all`, drop metrics that need labels and list them.
 
     Raises:
         UserError: a metric chosen by name needs labels.
@@ -221,7 +221,7 @@ def _measurable(metrics: Mapping[str, Metric]) -> tuple[dict[str, Metric], list[
         return dict(metrics), []
     if not asks_for_all(metrics):
         raise UserError(
-            f"{', '.join(labelled)} need labelled images, and suite=models has none. Ask for others, such as "
+            f"{', '.join(labelled)} require labelled images, but suite=models has none. Choose other metrics, such as "
             "metric=[weights,functional]."
         )
     kept = {name: one for name, one in metrics.items() if name not in labelled}
@@ -233,12 +233,12 @@ def _check_merges(request: Request) -> None:
     merging = request.merging
     if merging.scales.tunes(request.merges, TUNED):
         raise UserError(
-            "alpha=tuned needs labelled validation images, but suite=models has none: give alpha=unlabelled, or a"
+            "alpha=tuned requires labelled validation images, but suite=models has none: set alpha=unlabelled, or a"
             " number."
         )
     if request.merges and merging.probe is None and not merging.keeps:
         raise UserError(
-            "Merges are made to be probed or written: set probe=64 or save=true, or leave out merge=."
+            "Merges would be neither probed nor saved: set probe=64 or save=true, or remove merge=."
         )
 
 

@@ -1,4 +1,4 @@
-"""The sentences of a verdict: what it rests on, how sure it is, and what would make it surer."""
+"""The sentences of a verdict: its evidence, its certainty, and how to make it more certain."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,11 @@ from mergeability.pipeline.result import Analysis
 from mergeability.prediction.answers import Forecast
 
 _BETTER = 0.05
-"""How much larger a correlation must be to be worth naming as a next step."""
+"""The increase in correlation from which a next step is worth mentioning."""
 
 
 def distance(forecasts: Sequence[Forecast]) -> list[str]:
-    """Say how far the second best method is behind the best one, and the worst."""
+    """Describe the gap between the best method and the second best and worst ones."""
     if len(forecasts) < 2:
         return ["Only one method was tried."]
     best, second, last = forecasts[0], forecasts[1], forecasts[-1]
@@ -23,7 +23,7 @@ def distance(forecasts: Sequence[Forecast]) -> list[str]:
 
 
 def of_base(analysis: Analysis, models: Sequence[str]) -> list[str]:
-    """Describe how well the base already does each model's task, by predictions on unlabelled images or by labels."""
+    """Describe how well the base model already performs each model's task, with or without labels."""
     known = analysis.models
     if "base_agreement" in known.columns and known["base_agreement"].notna().any():
         agreement = known["base_agreement"].dropna()
@@ -41,7 +41,7 @@ def of_base(analysis: Analysis, models: Sequence[str]) -> list[str]:
 
 
 def of_mean_features(row: pd.Series) -> list[str]:
-    """Describe how far the mean of the models' features still predicts the same classes as each model."""
+    """Describe how often the mean of the models' features predicts the same class as each model."""
     value = row.get("ensemble_overlap")
     if value is None or value != value:
         return []
@@ -51,7 +51,7 @@ def of_mean_features(row: pd.Series) -> list[str]:
 
 
 def _extremes(values: pd.Series, models: Sequence[str], sentence: str) -> list[str]:
-    """Name every model of a pair, or the lowest and the highest of many."""
+    """Describe every model of a pair, or the models with the lowest and highest value of many."""
     values = values.sort_values()
     shown = [name for name in values.index if str(name) in models]
     if len(shown) > 2:
@@ -70,7 +70,7 @@ def _extremes(values: pd.Series, models: Sequence[str], sentence: str) -> list[s
 def of_pairs_like_these(
     analysis: Analysis, worth: pd.DataFrame
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Return sureness, reasons, next steps and cautions for new pairs of models like those of an analysis."""
+    """Return certainty, reasons, next steps and cautions for new pairs of models like those of an analysis."""
     sureness = []
     for name, row in worth.iterrows():
         if name == "mean":
@@ -82,13 +82,13 @@ def of_pairs_like_these(
                 f" of {row['n_methods']} methods)"
             )
         else:
-            sentence += "nothing beyond the mean, for any method"
+            sentence += "no better than the mean outcome, for any method"
         if row["half_width"] == row["half_width"]:
             sentence += f", outcomes within ± {row['half_width']:.3f}"
         sureness.append(f"{sentence}.")
     if sureness:
         sureness.insert(
-            0, "On pairs of two tasks left out of the fit, correlation with the outcome beyond the mean:"
+            0, "Correlation with the outcome beyond the mean, on pairs of two tasks left out of the fit:"
         )
     useful = worth[(worth["informative"] > 0)] if len(worth) else worth
     reasons = []
@@ -104,7 +104,7 @@ def of_pairs_like_these(
     cautions = []
     if 0 < len(analysis.tasks) < 15:
         cautions.append(
-            f"All of this rests on {len(analysis.tasks)} tasks; other tasks may behave differently."
+            f"These results are based on {len(analysis.tasks)} tasks; other tasks may behave differently."
         )
     return (
         tuple(sureness),
@@ -115,11 +115,11 @@ def of_pairs_like_these(
 
 
 def _direction(analysis: Analysis) -> list[str]:
-    """Say whether pairs merge better or worse where the base is nearer to the models, by the pairs themselves."""
+    """Describe whether these pairs merge better or worse if the base model is closer to the models."""
     pairs, target = analysis.pairs, analysis.targets[0]
     words = {
-        "base_agreement": "the base already agrees with them",
-        "zero_shot_ratio": "the base is already nearly as accurate as they are",
+        "base_agreement": "the base already agrees with the models",
+        "zero_shot_ratio": "the base is already nearly as accurate as the models",
     }
     column = next((name for name in words if name in pairs.columns), None)
     outcomes = [f"{target}_{method}" for method in analysis.methods if f"{target}_{method}" in pairs.columns]
@@ -129,33 +129,39 @@ def _direction(analysis: Analysis) -> list[str]:
     if r != r or r == 0:
         return []
     return [
-        f"Here models merge {'better' if r > 0 else 'worse'} where {words[column]}, and predictions rest on that."
+        f"These models merge {'better' if r > 0 else 'worse'} if {words[column]}; predictions use this relation."
     ]
 
 
 def _of_probe(regret: float, fixed_regret: float) -> str:
-    sentence = "Probe the pair at hand with probe=64: one merge per method, 64 unlabelled images of each task"
+    sentence = (
+        "Probe this pair with probe=64: one merge per method, evaluated on 64 unlabelled images of each task"
+    )
     if regret == regret:
         sentence += (
-            f"; choosing the method by it loses {100 * regret:.2f} points against each pair's best, in place of"
+            f"; choosing the method by the probe loses {100 * regret:.2f} points against each pair's best "
+            "method, instead of"
             f" {100 * fixed_regret:.2f}"
         )
     return f"{sentence}."
 
 
 def readings_of_probes(half_width: float) -> list[str]:
-    """Describe the accuracy of a probe that no earlier merges calibrate."""
+    """Describe the accuracy of a probe that was not calibrated on earlier merges."""
     return [
-        "No earlier merges are used: the merge itself answers unlabelled images of each task, and the overlap with the"
-        " answers of the task's own model estimates its normalised accuracy: a small evaluation without labels.",
-        "On three sets of ten rendered tasks, 64 images each, 90 % of the outcomes lay within .08, .10 and .12 of such"
-        f" an estimate, which was .02 to .04 too low on average; ± {half_width:.2f} is given here, and on other data it"
-        " may be off by more.",
+        "No earlier merges are used: the merged model classifies unlabelled images of each task, and the "
+        "overlap with the"
+        " predictions of the task's own model estimates its normalised accuracy: a small evaluation without labels.",
+        "On three suites of ten rendered tasks with 64 images each, 90 % of the outcomes were within .08, .10 "
+        "and .12 of"
+        f" the estimate, which was .02 to .04 too low on average. The interval here is ± {half_width:.2f}; on "
+        "other data the"
+        " error may be larger.",
     ]
 
 
 def known_models(analysis: Analysis, models: Sequence[str]) -> list[str]:
-    """Name the models that were part of the fit, by the hashes of their weights."""
+    """List the models that were part of the fit, identified by the hashes of their weights."""
     if analysis.scorer is None or not analysis.scorer.models:
         return []
     hashes = analysis.run.get("checkpoint_sha256", {})
@@ -165,7 +171,7 @@ def known_models(analysis: Analysis, models: Sequence[str]) -> list[str]:
         return []
     names = ", ".join(name if name == task else f"{name} (there {task})" for name, task in found.items())
     verb = "was" if len(found) == 1 else "were"
-    return [f"{names} {verb} part of the fit: the prediction is better there than for new models."]
+    return [f"{names} {verb} part of the fit: the prediction is more accurate than for new models."]
 
 
 def unusual_images(analysis: Analysis, models: Sequence[str]) -> list[str]:
@@ -190,13 +196,14 @@ def next_steps(analysis: Analysis) -> list[str]:
         )
     if not any(name.startswith("probe_overlap") for name in columns):
         found.append(
-            "A probe (probe=64): one merge per method, and 64 unlabelled images of each task through it."
+            "A probe (probe=64): one merge per method, evaluated on 64 unlabelled images of each task."
         )
     if analysis.scorer is None and not analysis.targets:
         found.append(
-            "A predictor fitted on earlier merges of other models (fitted=<run folder>): no cost, and intervals from"
-            " what it got wrong there."
+            "A predictor fitted on earlier merges of other models (fitted=<run folder>): no cost, and "
+            "intervals from its"
+            " errors on those merges."
         )
     if not analysis.targets:
-        found.append("Labelled test images: they measure the merge instead of predicting it.")
+        found.append("Labelled test images: they measure the outcome instead of predicting it.")
     return found

@@ -1,4 +1,4 @@
-"""From what an analysis found to its verdict: on one pair or set, or on new pairs of models like its own."""
+"""The verdict of an analysis on one pair or set, or on new pairs of models like those analysed."""
 
 from collections.abc import Mapping, Sequence
 
@@ -24,8 +24,8 @@ from mergeability.prediction.pair_table import TARGETS
 from mergeability.prediction.predictors.own_evidence import probe_columns
 from mergeability.prediction.questions.evidence_costs import evidence_costs
 
-# 90 % of the outcomes lay within .08, .10 and .12 of their probe's reading on 64 images, on three sets of ten rendered
-# tasks (docs/decisions/0022-evidence.md): the largest is taken, since other data may be harder still.
+# 90 % of the outcomes were within .08, .10 and .12 of the probe on 64 images, on three suites of ten rendered
+# tasks (docs/decisions/0022-evidence.md). The largest is used, because other data may be harder.
 PROBE_HALF_WIDTH = 0.12
 _NAN = float("nan")
 _WORDS = {
@@ -36,7 +36,7 @@ _WORDS = {
 
 
 def verdict(analysis: Analysis, models: Sequence[str] | None = None) -> Verdict:
-    """Return whether models merge well, with which method (forecasts are sorted, best first), how surely, and why.
+    """Return whether models merge well, with which method (forecasts sorted, best first), how reliably, and why.
 
     Measured outcomes are preferred to the predictions of a fitted predictor, and these to the values of a probe.
 
@@ -85,7 +85,7 @@ def verdict(analysis: Analysis, models: Sequence[str] | None = None) -> Verdict:
 
 
 def _unanswered(analysis: Analysis, subject: str) -> Verdict:
-    """Answer for models of which nothing but metrics is known."""
+    """Return the verdict on models for which only metrics are known."""
     return Verdict(
         subject,
         TARGETS[0],
@@ -105,7 +105,7 @@ def _row(analysis: Analysis, models: list[str]) -> tuple[pd.Series, list[str]]:
         if set(str(one["tasks"]).split("+")) == wanted:
             return one, models
     raise UserError(
-        f"This analysis has no merge of {', '.join(models)}. Its models: {', '.join(analysis.tasks)}."
+        f"This analysis contains no merge of {', '.join(models)}. Its models: {', '.join(analysis.tasks)}."
     )
 
 
@@ -117,7 +117,7 @@ def _has_outcomes(analysis: Analysis, table: pd.DataFrame) -> bool:
 def _of_one(
     analysis: Analysis, row: pd.Series, models: list[str], places: Mapping[frozenset[str], int] | None = None
 ) -> Verdict:
-    """Answer for one pair or set; `places` are those of pairs among the scores, for many answers."""
+    """Return the verdict on one pair or set; `places` maps pairs to rows of the scores, if there are many verdicts."""
     subject = f"Merging {' + '.join(models)}"
     measured = _measured(analysis, row)
     if measured is not None:
@@ -145,7 +145,7 @@ def _of_one(
 
 
 def _measured(analysis: Analysis, row: pd.Series) -> tuple[str, list[Forecast]] | None:
-    """Return the target and the outcomes of a row, best first; None where none was measured."""
+    """Return the target and the outcomes of a row, best first; None if none was measured."""
     for target in TARGETS:
         found = [
             Forecast(
@@ -219,7 +219,7 @@ def _from_scores(analysis: Analysis, subject: str, models: list[str], scores: pd
     reasons = of_base(analysis, models)
     if scores["driven_by"]:
         reasons.append(
-            f"What moves this prediction away from the mean of earlier merges: {scores['driven_by']}."
+            f"Metrics that move this prediction away from the mean of earlier merges: {scores['driven_by']}."
         )
     return Verdict(
         subject,
@@ -236,11 +236,12 @@ def _from_scores(analysis: Analysis, subject: str, models: list[str], scores: pd
 
 
 def _choice_by(tier: Evidence) -> list[str]:
-    """Say what the choice of the method by a tier costs."""
+    """Describe the loss from choosing the method by a tier of evidence."""
     if not tier.informative:
         return [
-            "This evidence predicts no method's outcome beyond its mean, so the method with the best mean is taken for"
-            " every pair."
+            "This evidence does not predict any method better than its mean outcome, so the method with the "
+            "best mean is"
+            " recommended for every pair."
         ]
     if tier.regret is None or tier.fixed_regret is None:
         return []
@@ -251,23 +252,23 @@ def _choice_by(tier: Evidence) -> list[str]:
 
 
 def _worth(tier: Evidence, tasks: Sequence[str]) -> list[str]:
-    """Say how a tier did on pairs that the fit had not seen."""
+    """Describe the accuracy of a tier of evidence on pairs that were not part of the fit."""
     if not tier.informative:
         found = [
-            f"Fitted on merges of {len(tasks)} tasks. On pairs of two tasks that it had not seen, {tier.name} predicted"
-            " nothing beyond the mean outcome of each method."
+            f"Fitted on merges of {len(tasks)} tasks. On pairs of two tasks left out of the fit, {tier.name} predicted"
+            " no better than the mean outcome of each method."
         ]
     else:
         above = sum((fit.r_low or 0) > 0 for fit in tier.methods.values())
         found = [
-            f"Fitted on merges of {len(tasks)} tasks. On pairs of two tasks that it had not seen, {tier.name}"
-            f" correlated with the outcome by r = {tier.r:.2f} beyond the mean (95 % intervals above 0:"
+            f"Fitted on merges of {len(tasks)} tasks. On pairs of two tasks left out of the fit, {tier.name}"
+            f" correlated with the outcome beyond the mean with r = {tier.r:.2f} (95 % intervals above 0:"
             f" {above} of {len(tier.methods)} methods)."
         ]
     covered = [fit.coverage for fit in tier.methods.values() if fit.coverage is not None]
     if covered:
         width = np.mean([fit.half_width for fit in tier.methods.values()])
-        found.append(f"Its intervals (± {width:.3f}) held {np.mean(covered):.0%} of these pairs.")
+        found.append(f"Its intervals (± {width:.3f}) covered {np.mean(covered):.0%} of these pairs.")
     return found
 
 
@@ -303,7 +304,7 @@ def _from_probe(
 
 
 def _of_new_pairs(analysis: Analysis) -> Verdict:
-    """Answer for new pairs of models like those whose merges this analysis evaluated."""
+    """Return the verdict on new pairs of models like those whose merges this analysis evaluated."""
     target = analysis.targets[0]
     records = analysis.prediction.records if analysis.prediction is not None else []
     tables = analysis.prediction.tables if analysis.prediction is not None else {}
@@ -322,8 +323,8 @@ def _of_new_pairs(analysis: Analysis) -> Verdict:
     fixed = _NAN if "mean" not in worth.index else float(worth["fixed_regret"]["mean"])
     if pd.notna(fixed):
         choice.append(
-            f"Always taking {best.method} loses {100 * fixed:.2f} points on average against"
-            " each pair's own best method."
+            f"Always using {best.method} loses {100 * fixed:.2f} points on average against"
+            " the best method of each pair."
         )
     return Verdict(
         f"Two new models like these {len(analysis.tasks)}",
@@ -349,7 +350,7 @@ def _spread(intervals: pd.DataFrame, target: str) -> tuple[dict[str, float], flo
 
 
 def _of_many(analysis: Analysis, answers: Sequence[tuple[str, Verdict]], noun: str) -> Verdict:
-    """Summarise the verdicts on pairs, or on sets, of models: which merges best, which worst, by which method."""
+    """Summarise the verdicts on pairs or sets of models: the best and the worst, and their methods."""
     answered = [(name, one) for name, one in answers if one.forecasts]
     subject = f"{len(answers)} {noun}s of {len(analysis.tasks)} models"
     if not answered:
@@ -374,7 +375,7 @@ def _of_many(analysis: Analysis, answers: Sequence[tuple[str, Verdict]], noun: s
         subject,
         best.target,
         f"{answer}.",
-        # One for each method: its mean over the pairs or sets, so that the table is about all of them.
+        # One forecast per method, the mean over the pairs or sets, so that the table describes all of them.
         tuple(_mean_forecasts([one for _, one in answered])),
         float("nan"),
         tuple(choice),

@@ -1,4 +1,4 @@
-"""The verdict of an analysis: whether these models merge well, by which method, how certain that is, and why."""
+"""The verdict of an analysis: whether these models merge well, with which method, how reliably, and why."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Forecast:
 
     @property
     def interval(self) -> str:
-        """The interval in words, its lower end cut off at 0; an empty text without an interval."""
+        """The interval as text, with its lower end clipped at 0; empty without an interval."""
         if self.low != self.low or self.high != self.high:
             return ""
         return f"{max(self.low, 0):.0%} to {self.high:.0%}"
@@ -86,7 +86,7 @@ class Verdict:
 
     @property
     def recommended(self) -> str:
-        """The recommended method; an empty text if none is recommended."""
+        """The recommended method; empty if none is recommended."""
         return self.forecasts[0].method if self.forecasts else ""
 
     @property
@@ -94,10 +94,10 @@ class Verdict:
         """Headings and sentences, in reading order; parts without sentences are left out."""
         named = [
             ("Choice of the method", self.choice),
-            ("How sure", self.sureness),
+            ("Certainty", self.sureness),
             ("Why", self.reasons),
             ("Caution", self.cautions),
-            ("To be surer", self.next_steps),
+            ("To be more certain", self.next_steps),
         ]
         return [(heading, sentences) for heading, sentences in named if sentences]
 
@@ -105,11 +105,11 @@ class Verdict:
     def heading(self) -> str:
         """The heading of the forecasts' numbers: the outcome and the level of the intervals."""
         words = "normalised accuracy" if self.target == "norm_acc" else "accuracy"
-        # Levels such as 0.9 are exact only as far as people write them.
+        # NaN differs from itself: without intervals, there is no level to show.
         return words if self.level != self.level else f"{words}, interval for {self.level:.0%} of pairs"
 
     def __str__(self) -> str:
-        """Write the verdict as plain text."""
+        """Format the verdict as plain text."""
         lines = [self.subject, "", self.answer]
         if self.forecasts:
             width = max(len(one.method) for one in self.forecasts)
@@ -135,7 +135,7 @@ class Verdict:
         return self.html()
 
     def html(self) -> str:
-        """Write the verdict as HTML: the answer, the table of methods, the reasons."""
+        """Format the verdict as HTML: the answer, the table of methods and the reasons."""
         rows = "".join(
             f"<tr><td>{escape(one.method)}</td><td>{_percent(one.expected)}</td><td>{one.interval}</td>"
             f'<td class="text">{escape(one.source)}</td></tr>'
@@ -143,7 +143,7 @@ class Verdict:
         )
         table = (
             f"<table><thead><tr><th>method</th><th>expected</th><th>interval</th>"
-            f'<th class="text">rests on</th></tr></thead><tbody>{rows}</tbody></table>'
+            f'<th class="text">based on</th></tr></thead><tbody>{rows}</tbody></table>'
             f'<p class="note">{escape(self.heading[0].upper() + self.heading[1:])}.</p>'
         )
         parts = "".join(

@@ -1,4 +1,4 @@
-"""CSV files that are safe to open in a spreadsheet, where a cell that begins with = is a formula."""
+"""CSV files that are safe to open in a spreadsheet, which treats cells that begin with = as formulas."""
 
 import re
 from pathlib import Path
@@ -6,12 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-# What Excel, LibreOffice and Google Sheets compute instead of show. A cell that is escaped already gets one more quote.
+# Cells that Excel, LibreOffice and Google Sheets evaluate. An already escaped cell gets another quote.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 def cell(value: Any) -> Any:
-    """Put a quote before text that a spreadsheet would compute.
+    """Prepend a quote to text that a spreadsheet would evaluate as a formula.
 
     Examples:
         >>> cell("=1+1"), cell("svhn"), cell(-0.5)
@@ -26,7 +26,7 @@ def original(value: Any) -> Any:
 
 
 def csv_text(frame: pd.DataFrame, index: bool = False) -> str:
-    """Write a table as CSV, with a quote before each text that looks like a formula.
+    """Convert a table to CSV, with a quote before each text that looks like a formula.
 
     Args:
         frame: the table.
@@ -39,7 +39,7 @@ def csv_text(frame: pd.DataFrame, index: bool = False) -> str:
 
 
 def read_csv(path: Path, **options: Any) -> pd.DataFrame:
-    """Read a table that `csv_text` wrote; the options are those of `pandas.read_csv`."""
+    """Read a table written by `csv_text`; the options are those of `pandas.read_csv`."""
     return _mapped(pd.read_csv(path, **options), original, index=False)
 
 

@@ -1,4 +1,4 @@
-"""The study of predictors that use their own evidence, on the same pairs as predictors that use the metrics."""
+"""Predictors with separate columns of evidence, studied on the same pairs as predictors that use the metrics."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +13,13 @@ from mergeability.prediction.validation.evaluate import PredictionResult, evalua
 from mergeability.prediction.validation.permutation import permutation_test
 from mergeability.prediction.validation.protocols import named_protocols
 
-# Of ridge in the permutation test: what holds 28 metrics back would hide one or two.
+# Strength of ridge in the permutation test: the strength for 28 metrics would shrink one or two columns too much.
 _STRENGTH = 0.1
 
 
 @dataclass(frozen=True)
 class OwnEvidence:
-    """Results of predictors that use their own evidence.
+    """Results of predictors with separate columns of evidence.
 
     Attributes:
         result: their scores and predictions.
@@ -33,7 +33,7 @@ class OwnEvidence:
 def with_own_evidence(
     predictors: Mapping[str, Predictor],
 ) -> tuple[dict[str, Predictor], dict[str, Predictor]]:
-    """Separate the predictors that name their columns from those that use the metrics."""
+    """Separate predictors that declare columns from predictors that use the metrics."""
     own = {name: one for name, one in predictors.items() if hasattr(one, "columns")}
     return own, {name: one for name, one in predictors.items() if name not in own}
 
@@ -41,7 +41,7 @@ def with_own_evidence(
 def evidence_columns(
     predictors: Iterable[Predictor], targets: Sequence[str], methods: Sequence[str]
 ) -> list[str]:
-    """List every column that a predictor may need, each once."""
+    """List all columns that the predictors may need, without duplicates."""
     found = [
         column
         for predictor in predictors
@@ -73,7 +73,7 @@ def joined(first: PredictionResult, second: PredictionResult) -> PredictionResul
 def study_own_evidence(
     predictors: Mapping[str, Predictor], table: PairTable, methods: Sequence[str], settings: Any
 ) -> OwnEvidence:
-    """Score each predictor on its own columns, and test these columns in the same way as the metrics.
+    """Score each predictor on its columns, and test these columns in the same way as the metrics.
 
     A predictor uses the first of its alternatives that all pairs have, or the last one if none is complete. A
     predictor whose columns the table lacks predicts nothing, with a note.
@@ -88,7 +88,7 @@ def study_own_evidence(
         Scores, and the permutation tests of the columns.
     """
     result, tested, lacking = PredictionResult(), [], {}
-    # Two predictors may look at the same columns, which are tested once.
+    # Test columns once, even if two predictors use them.
     seen: set[tuple[str, str, tuple[str, ...]]] = set()
     table = table.complete_metrics()
     if settings.rows == "complete":
@@ -131,7 +131,7 @@ def asked_columns(
     """Group the methods of each target by the columns that the predictor uses.
 
     Returns:
-        (target, columns) → methods, without those whose columns the table lacks; and sentences on the chosen columns.
+        (target, columns) → methods whose columns are in the table; and sentences about the chosen columns.
     """
     found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     notes: list[str] = []
@@ -156,7 +156,7 @@ def asked_columns(
 
 
 def _said(name: str, chosen: tuple[str, ...], there: Sequence[tuple[str, ...]], rows: pd.DataFrame) -> str:
-    """Name the columns that were chosen, and the number of pairs that have those preferred to them."""
+    """Describe the chosen columns, and the number of pairs for which preferred columns are complete."""
     sentence = f"{name} looks at {', '.join(chosen)}."
     for columns in there[: there.index(chosen)]:
         count = int(rows[list(columns)].notna().all(axis=1).sum())

@@ -30,7 +30,7 @@ def example_pairs() -> pd.DataFrame:
     """
     pairs = list(combinations(_EFFECTS, 2))
     index = np.arange(len(pairs))
-    # Multiples of irrational numbers, modulo 1, spread evenly and look unordered.
+    # Multiples of irrational numbers modulo 1 are evenly spread but look random.
     cosine, distance, rest = (np.round(index * step % 1, 2) for step in (0.618, 0.414, 0.732))
     effects = np.array([_EFFECTS[a] + _EFFECTS[b] for a, b in pairs])
     return pd.DataFrame(

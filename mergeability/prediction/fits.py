@@ -1,4 +1,4 @@
-"""Linear fits of outcomes on one set of columns, one per merge method: the parts of a fitted predictor."""
+"""Linear fits of outcomes on one set of columns, one per merge method: the components of a fitted predictor."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class MethodFit:
     Attributes:
         weights: one per metric, for metrics scaled to [-1, 1] by the ranges they were fitted on.
         intercept: in outcome units.
-        half_width: of the prediction interval, in outcome units.
+        half_width: half-width of the prediction interval, in outcome units.
         level: nominal share of pairs of new tasks inside the interval, in (0, 1).
         r_beyond_mean: correlation with outcomes of pairs of two unseen tasks, beyond the training mean; None if
             predictions do not vary around it.
@@ -57,7 +57,7 @@ class Evidence:
         highest: highest value of each.
         means: mean of each over these pairs, scaled to [-1, 1].
         methods: merge method → fit.
-        name: of the tier, such as `functional`.
+        name: name of the tier, such as `functional`.
         regret: mean loss against each pair's best method when the method is chosen by this evidence, on pairs of two
             unseen tasks, in outcome units; None with a single method.
         fixed_regret: the same for always taking the method that is best on average.
@@ -74,28 +74,28 @@ class Evidence:
 
     @property
     def r(self) -> float:
-        """The mean over methods of the correlation beyond the mean; an undefined one counts as 0."""
+        """The mean over methods of the correlation beyond the mean; undefined correlations count as 0."""
         return float(np.mean([fit.r_beyond_mean or 0.0 for fit in self.methods.values()]))
 
     @property
     def informative(self) -> bool:
-        """Whether the interval of the correlation lies above 0 for at least one method."""
+        """Whether the confidence interval of the correlation is above 0 for at least one method."""
         return any((fit.r_low or 0.0) > 0 for fit in self.methods.values())
 
     def scaled(self, values: np.ndarray) -> np.ndarray:
-        """Scale columns (N, metrics) to [-1, 1] by the ranges of the fit; 0 where a column never varied."""
+        """Scale columns (N, metrics) to [-1, 1] by the ranges of the fit; 0 for constant columns."""
         lowest, highest = np.array(self.lowest), np.array(self.highest)
         varies = highest > lowest
         scaled = np.where(varies, 2 * (values - lowest) / np.where(varies, highest - lowest, 1.0) - 1, 0.0)
-        # A column that never varied says nothing, whatever it is now; but what is undefined stays so.
+        # Columns that were constant in the fit are uninformative and become 0; undefined values stay NaN.
         return np.where(np.isnan(values), np.nan, scaled)
 
 
 def ridge_evidence(name: str, table: PairTable, methods: Sequence[str], target: str) -> Evidence:
-    """Fit ridge for every method on the metrics of a table; the ranges are those of all pairs that have them.
+    """Fit ridge regression for every method on the metrics of a table, scaled by their ranges over all complete pairs.
 
     Args:
-        name: of the tier.
+        name: name of the tier.
         table: the pairs, with the metrics of the tier.
         methods: merge methods.
         target: the outcome.
@@ -111,7 +111,7 @@ def ridge_evidence(name: str, table: PairTable, methods: Sequence[str], target: 
     whole = whole[whole.notna().all(axis=1)].to_numpy(dtype=float)
     if not len(whole):
         raise UserError(
-            "No pair has all of the metrics asked for, so no predictor can be fitted: leave out those with empty cells."
+            "No pair has all requested metrics, so no predictor can be fitted: leave out metrics with empty cells."
         )
     protocol = LeaveTwoTasksOut()
     result = evaluate_predictors(table, metrics, {"ridge": Ridge()}, methods, [target], [protocol])
@@ -204,5 +204,5 @@ def _described(
 
 
 def in_order_of_merit(tiers: Mapping[str, Evidence]) -> list[Evidence]:
-    """Put the tier that predicts pairs of unseen tasks best first; of equal ones, the one that was named first."""
+    """Sort tiers by their accuracy on pairs of unseen tasks, best first; ties keep their order."""
     return sorted(tiers.values(), key=lambda one: -one.r)

@@ -1,4 +1,4 @@
-"""The file of a fitted predictor: plain JSON with numbers and names, so that reading it never executes code."""
+"""The file of a fitted predictor: plain JSON, so that reading it never executes code."""
 
 import json
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ def read(path: Path | str) -> dict[str, Any]:
     file = path / FILE if path.is_dir() else path
     if not file.is_file():
         raise UserError(
-            f"No fitted predictor at {file}. An analysis with outcomes and four tasks or more leaves one in its "
+            f"No fitted predictor at {file}. An analysis with outcomes of at least four tasks writes one to its "
             "run folder: give that folder, as in fitted=outputs/demo."
         )
     try:
@@ -40,7 +40,7 @@ def read(path: Path | str) -> dict[str, Any]:
         if content["format"] not in _READ:
             known = " and ".join(map(str, _READ))
             raise UserError(
-                f"{file} is of format {content['format']}, and this version reads {known}: fit it again."
+                f"{file} has format {content['format']}, but this version reads format {known}: fit it again."
             )
         evidence = [_evidence(one) for one in content["evidence"]]
         if not evidence:

@@ -18,12 +18,12 @@ from mergeability.prediction.predictors.own_evidence import ZERO_SHOT_RATIO
 BASE = "base_accuracy"
 """With the endings `_a` and `_b`, as for `FINETUNED`: the columns with each model's own accuracy."""
 
-# Accuracies that went through float32 are still those of one model.
+# Tolerance for accuracies that were rounded to float32.
 _SAME = 1e-6
 
 
 def with_finetuned_accuracy(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add the column `finetuned_accuracy`, the mean of the two models' own accuracies, where they are known.
+    """Add the column `finetuned_accuracy`, the mean accuracy of the two fine-tuned models, where known.
 
     They are the columns `finetuned_accuracy_a` and `finetuned_accuracy_b`; missing values are derived from the
     outcomes if possible (`implied_accuracies`). An existing column is kept.
@@ -39,7 +39,7 @@ def with_finetuned_accuracy(frame: pd.DataFrame) -> pd.DataFrame:
     """
     ends = frame.get(["task_a", "task_b"])
     if FINETUNED in frame.columns or ends is None or ends.isna().any(axis=None):
-        # Missing tasks are refused, with their place, when the table is validated.
+        # Validation of the table later reports missing tasks with their rows.
         return frame
     own = finetuned_accuracies(frame)
     return frame.assign(**{FINETUNED: _means(frame, own)}) if own else frame
@@ -49,8 +49,8 @@ def with_zero_shot_ratio(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Add the column `zero_shot_ratio`, the mean over a pair's models of base accuracy over fine-tuned accuracy.
 
     Base accuracies are the columns `base_accuracy_a` and `base_accuracy_b`; fine-tuned accuracies are those of
-    `with_finetuned_accuracy`. Where only some models have both, the other pairs have an empty cell. Values of a column
-    that is there already are kept.
+    `with_finetuned_accuracy`. If only some models have both, other pairs have an empty cell. Values of an existing
+    column are kept.
 
     >>> pairs = pd.DataFrame({"task_a": ["cars", "cars"], "task_b": ["dtd", "svhn"]})
     >>> pairs[["base_accuracy_a", "base_accuracy_b"]] = [[0.6, 0.4], [0.6, 0.5]]
@@ -65,7 +65,7 @@ def with_zero_shot_ratio(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         The table, and sentences that count and name the models without a ratio.
 
     Raises:
-        UserError: as `given_accuracies` does, or the column that is there contradicts the accuracies.
+        UserError: for the reasons given in `given_accuracies`, or an existing column contradicts the accuracies.
     """
     base = given_accuracies(frame, BASE)
     if f"{BASE}_a" not in frame.columns:
@@ -97,7 +97,7 @@ def finetuned_accuracies(frame: pd.DataFrame) -> dict[str, float]:
 
 
 def given_accuracies(frame: pd.DataFrame, kind: str) -> dict[str, float]:
-    """Return task → accuracy from the columns `<kind>_a` and `<kind>_b`; one value per model in any row is enough.
+    """Return task → accuracy from the columns `<kind>_a` and `<kind>_b`; one row per model is enough.
 
     Args:
         frame: one row per pair.
@@ -174,7 +174,7 @@ def implied_accuracies(frame: pd.DataFrame) -> dict[str, float]:
 
 
 def _means(frame: pd.DataFrame, of_models: Mapping[str, float]) -> np.ndarray:
-    """Average a number of each model over the pairs; NaN where one is unknown."""
+    """Average a number of each model over the pairs; NaN if one is unknown."""
     known = dict(of_models)
     first, second = (
         np.array([known.get(task, np.nan) for task in frame[end]], dtype=np.float64)
@@ -184,7 +184,7 @@ def _means(frame: pd.DataFrame, of_models: Mapping[str, float]) -> np.ndarray:
 
 
 def _filled(frame: pd.DataFrame, values: np.ndarray) -> np.ndarray:
-    """Keep the ratios that the table has, and take the computed ones for its empty cells."""
+    """Keep the ratios in the table, and fill empty cells with computed ones."""
     given = numbers_in(frame, ZERO_SHOT_RATIO)
     differs = np.flatnonzero(np.abs(given - values) > _SAME)
     if len(differs):
@@ -199,7 +199,7 @@ def _filled(frame: pd.DataFrame, values: np.ndarray) -> np.ndarray:
 def _unknown(
     tasks: Sequence[str], base: Mapping[str, float], tuned: Mapping[str, float], values: np.ndarray
 ) -> list[str]:
-    """Count the pairs without a ratio, and name the models that are the reason."""
+    """Count the pairs without a ratio, and list the models that cause them."""
     count = int(np.isnan(values).sum())
     if not count:
         return []

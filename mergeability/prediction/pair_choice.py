@@ -1,4 +1,4 @@
-"""Which pairs to evaluate when not all of them can be: every model about equally often, and metrics that differ."""
+"""Choose the pairs to evaluate within a budget: every model about equally often, and diverse metrics."""
 
 from collections.abc import Sequence
 
@@ -8,30 +8,31 @@ from jaxtyping import Float, Int
 
 from mergeability.prediction.pair_table import task_order
 
-# Of the ridge fit whose variance is lowered, for metrics of standard deviation 1.
+# Strength of the ridge fit whose variance is minimised, for metrics with standard deviation 1.
 _STRENGTH = 10.0
 
 
 def choose_pairs(
     pairs: pd.DataFrame, metrics: Sequence[str], count: int, seed: int = 0
 ) -> Int[np.ndarray, " count"]:
-    """Choose pairs so that their outcomes tell most about those of the others.
+    """Choose the pairs whose outcomes are most informative about the other pairs.
 
-    One after another, the model in the fewest chosen pairs gets the partner in the fewest; of equal partners, the one
-    whose pair lowers the mean variance over all pairs of a ridge fit on the metrics most (greedy V-optimality):
+    Repeatedly, the model in the fewest chosen pairs is paired with the model in the fewest; on ties, with the one
+    whose pair most reduces the mean variance, over all pairs, of a ridge fit on the metrics (greedy V-optimality):
     xᵀASAx / (1 + xᵀAx), with x the standardised metrics, S their covariance and A the inverse of XᵀX + λI over the
-    chosen pairs. Where all pairs are there, each model is therefore in ⌊2·count/T⌋ or ⌈2·count/T⌉ of them, give or
-    take one. Takes O(count·T·m²) operations for T models and m metrics.
+    chosen pairs. If all pairs exist, each model is therefore in ⌊2·count/T⌋ or ⌈2·count/T⌉ of the chosen pairs, plus
+    or minus one. This takes O(count·T·m²) operations for T models and m metrics.
 
     Args:
-        pairs: one row per pair: `task_a`, `task_b`, metrics. Outcomes are not looked at.
+        pairs: one row per pair: `task_a`, `task_b`, metrics. Outcomes are not used.
         metrics: names of the metric columns; an undefined value counts as the metric's mean.
-        count: how many pairs to choose.
-        seed: of the order of models that are in equally many pairs. The choice depends on it, on the table's content
+        count: number of pairs to choose.
+        seed: seed of the order of models that are in equally many pairs. The choice depends on it, on the table's
+            content
             and on `count`, not on the order of its rows.
 
     Returns:
-        Rows of the table in the order of their choice; all of them where `count` is no less than their number.
+        Rows of the table in the order of their choice; all of them if `count` is no less than their number.
 
     Examples:
         >>> table = pd.DataFrame({"task_a": list("aaabbc"), "task_b": list("bcdcdd"), "x": [0, 1, 9, 1, 0, 0]})
@@ -43,12 +44,12 @@ def choose_pairs(
     if count >= len(ends):
         return np.arange(len(ends))
     places = {task: place for place, task in enumerate(tasks)}
-    # The pair of two places; -1 where it is not in the table.
+    # Row of the pair (i, j); -1 if it is not in the table.
     rows = np.full((len(tasks), len(tasks)), -1, dtype=np.int64)
     a, b = (np.array([places[task] for task in side]) for side in ends.T)
     rows[a, b] = rows[b, a] = np.arange(len(ends))
     values = _standardised(pairs[list(metrics)].to_numpy(dtype=np.float64))
-    # Summed in the order of the names, so that a table in another order gives the same sums.
+    # Sum in alphabetical order, so that the order of rows does not affect the result.
     ordered = values[np.lexsort((b, a))]
     covariance = ordered.T @ ordered / len(ordered)
     inverse = np.eye(values.shape[1]) / _STRENGTH
@@ -59,7 +60,7 @@ def choose_pairs(
         first = int(np.lexsort((rank, np.where(left > 0, degree, np.iinfo(np.int64).max)))[0])
         partners = np.flatnonzero(rows[first] >= 0)
         partners = partners[degree[partners] == degree[partners].min()]
-        # Sorted by rank, and the first of equal ones is taken.
+        # Candidates are sorted by rank, so ties go to the first.
         partners = partners[np.argsort(rank[partners])]
         gains = _gains(values[rows[first, partners]], inverse, covariance)
         second = int(partners[np.argmax(gains)])
@@ -75,7 +76,7 @@ def choose_pairs(
 
 
 def _standardised(values: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
-    """Shift and scale columns to mean 0 and standard deviation 1; 0 where undefined or without spread."""
+    """Shift and scale columns to mean 0 and standard deviation 1; 0 if undefined or without spread."""
     known = ~np.isnan(values)
     counts = np.maximum(known.sum(axis=0), 1)
     centred = np.where(known, values - np.where(known, values, 0).sum(axis=0) / counts, 0)
@@ -86,7 +87,7 @@ def _standardised(values: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
 def _gains(
     values: Float[np.ndarray, "n m"], inverse: Float[np.ndarray, "m m"], covariance: Float[np.ndarray, "m m"]
 ) -> Float[np.ndarray, " n"]:
-    """Return how much each row would lower the mean variance, rounded so that equal rows stay equal."""
+    """Return the reduction of the mean variance by each row, rounded so that equal rows stay equal."""
     turned = values @ inverse
     gains = np.einsum("ij,ij->i", turned @ covariance, turned) / (1 + np.einsum("ij,ij->i", turned, values))
     return np.round(gains, 12)

@@ -16,7 +16,7 @@ MIN_TASKS = 4
 
 _OUTCOME = re.compile(r"(norm_)?acc_.+")
 _NAMED_ROWS = 6
-# Values of float32 may lie outside their range by rounding.
+# Tolerance for float32 values outside their range because of rounding.
 _SLACK = 1e-5
 
 
@@ -43,7 +43,7 @@ class PairRows:
 
 @dataclass(frozen=True)
 class PairTable:
-    """Hold a checked pair table, in which only the named metrics are features.
+    """A checked pair table in which only the named metrics are features.
 
     Functions of this package that take a data frame convert it with `of` and pass the result on, so that a table is
     checked once.
@@ -52,7 +52,7 @@ class PairTable:
         frame: task names, and the checked columns as numbers, NaN for an empty cell.
         metrics: columns used as features, without those that have no value.
         tasks: in order of appearance.
-        notes: sentences about metrics left out.
+        notes: sentences about excluded metrics.
 
     Examples:
         >>> from mergeability.prediction import PairTable
@@ -113,7 +113,7 @@ class PairTable:
         ranges: Mapping[str, tuple[float, float]] | None = None,
         also: Sequence[str] = (),
     ) -> "PairTable":
-        """Check a data frame with the outcomes of these methods that it has; return a checked table unchanged.
+        """Check a data frame with the outcomes of methods that it contains; a checked table is returned unchanged.
 
         Args:
             table: one row per pair.
@@ -141,7 +141,7 @@ class PairTable:
         return cls.validate(table, metrics, [*present, *extra], ranges)
 
     def select(self, metrics: Sequence[str], outcomes: Sequence[str] | None = None) -> "PairTable":
-        """Select other columns of the same pairs as metrics, and keep all outcomes or only these.
+        """Select other columns of the same pairs as metrics, and keep all outcomes or the given ones.
 
         Args:
             metrics: columns used as features.
@@ -177,7 +177,7 @@ class PairTable:
         return self.frame[[*self.metrics, outcome, *complete_for]].notna().all(axis=1).to_numpy()
 
     def rows(self, outcome: str, complete_for: Sequence[str] = ()) -> tuple[PairRows, list[str]]:
-        """Return the usable rows and the names of the pairs left out.
+        """Return the usable rows and the names of the excluded pairs.
 
         Args:
             outcome: name of a column.
@@ -208,7 +208,7 @@ FINETUNED = "finetuned_accuracy"
 def chosen_methods(
     table: pd.DataFrame | PairTable, methods: Sequence[str] | None, targets: Sequence[str]
 ) -> list[str]:
-    """Return the requested merge methods, or all methods that a table has outcomes of.
+    """Return the requested merge methods, or all methods with outcomes in the table.
 
     Args:
         table: the pairs.
@@ -224,14 +224,14 @@ def chosen_methods(
     unknown = [target for target in targets if target not in TARGETS]
     if unknown or not targets:
         raise UserError(
-            f"A target must be one of {', '.join(TARGETS)}, not {summarise_names(unknown) or 'none'}."
+            f"Expected a target among {', '.join(TARGETS)}, got {summarise_names(unknown) or 'none'}."
         )
     frame = table.frame if isinstance(table, PairTable) else table
     return outcome_methods(frame, targets) if methods is None else list(methods)
 
 
 def outcome_methods(frame: pd.DataFrame, targets: Sequence[str] = TARGETS) -> list[str]:
-    """List the merge methods that a table has outcomes of, in column order.
+    """List the merge methods with outcomes in a table, in column order.
 
     A method's two single-task columns end in `_a` and `_b` and do not count as methods.
     """
@@ -277,7 +277,9 @@ def _with_values(
     """Return the metrics with values, the tasks, and a note on every metric without any."""
     kept = tuple(name for name in metrics if frame[name].notna().any())
     if not kept:
-        raise UserError("Prediction needs at least one metric with values: none of those named has any.")
+        raise UserError(
+            "Prediction requires at least one metric with values, but all named metrics are empty."
+        )
     empty = [name for name in metrics if name not in kept]
     notes = [f"Metric {name} has no value for any pair and is left out of prediction." for name in empty]
     return kept, tasks, tuple(notes)
@@ -295,7 +297,9 @@ def _check_columns(frame: pd.DataFrame, metrics: Sequence[str], outcomes: Sequen
         names = repeated or sorted({name for name in metrics if list(metrics).count(name) > 1})
         raise UserError(f"Column {summarise_names(names)} is given more than once; keep one of each.")
     if not metrics:
-        raise UserError("Prediction needs at least one metric: name some with suite.metrics=[...].")
+        raise UserError(
+            "Prediction requires at least one metric: name columns in metrics, or in suite.metrics=[...]."
+        )
     leaks = [name for name in metrics if name in outcomes or _OUTCOME.fullmatch(name)]
     if leaks:
         raise UserError(
@@ -330,8 +334,8 @@ def _check_pairs(frame: pd.DataFrame) -> tuple[str, ...]:
 def _check_count(tasks: Sequence[str]) -> None:
     if len(tasks) < MIN_TASKS:
         raise UserError(
-            f"Prediction leaves tasks out and needs at least {MIN_TASKS}; the pair table has {len(tasks)}. "
-            "Add tasks, or leave prediction out."
+            f"Prediction leaves tasks out and requires at least {MIN_TASKS}; the pair table has {len(tasks)}. "
+            "Add tasks, or disable prediction."
         )
 
 
@@ -343,13 +347,13 @@ def numbers_in(frame: pd.DataFrame, name: str) -> Float[np.ndarray, " n"]:
     """
     column = frame[name]
     if pd.api.types.is_bool_dtype(column):
-        # pandas takes True for 1.
+        # pandas treats True as 1.
         column = column.astype(str)
     numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
     text = np.flatnonzero(np.isnan(numbers) & column.notna().to_numpy())
     if len(text):
         raise UserError(
-            f"Column {short(name)} must hold numbers, and row {text[0] + 1} holds {shown(column.iloc[text[0]])}."
+            f"Column {short(name)} must contain numbers, but row {text[0] + 1} holds {shown(column.iloc[text[0]])}."
         )
     infinite = np.flatnonzero(np.isinf(numbers))
     if len(infinite):
@@ -371,6 +375,7 @@ def _check_range(
         row = outside[0]
         a, b = frame["task_a"].iloc[row], frame["task_b"].iloc[row]
         raise UserError(
-            f"Column {short(name)} holds {numbers[row]:.6g} for {a} and {b} (row {row + 1}), outside its range "
-            f"[{low:g}, {high:g}]: that is no such metric. Correct the value, or name other metrics."
+            f"Column {short(name)} holds {numbers[row]:.6g} for {a} and {b} (row {row + 1}), outside the "
+            "metric's range "
+            f"[{low:g}, {high:g}]: correct the value, or choose other metrics."
         )

@@ -1,4 +1,4 @@
-"""A fitted predictor: scores pairs that were not merged, and abstains outside its training range."""
+"""A fitted predictor that scores pairs before merging, and abstains outside its training range."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ _ENDS = ("task_a", "task_b")
 
 @dataclass(frozen=True)
 class Scorer:
-    """Predict outcomes of new pairs from the evidence about them.
+    """Predict outcomes of new pairs from their metrics and other evidence.
 
     Attributes:
         target: the outcome, `norm_acc` or `acc`.
@@ -60,7 +60,7 @@ class Scorer:
         methods: Sequence[str],
         tiers: Mapping[str, Sequence[str]] | None = None,
     ) -> "Scorer":
-        """Fit ridge for every method and tier, with strength and interval chosen by leaving two tasks out.
+        """Fit ridge regression for every method and tier, with strengths and intervals from leaving two tasks out.
 
         Probes of the merges in the table (`probe_overlap_<method>`, `probe_confidence_<method>`) form a separate tier
         that needs no fit.
@@ -125,7 +125,7 @@ class Scorer:
         return cls(**fitted_file.read(path))
 
     def evidence_for(self, columns: Sequence[str]) -> Evidence:
-        """Return the best tier whose columns a table has.
+        """Return the best tier whose columns are all in a table.
 
         Args:
             columns: of the table.
@@ -146,8 +146,8 @@ class Scorer:
         least = min((one.metrics for one in self.evidence), key=lambda names: len(set(names) - set(columns)))
         missing = [name for name in least if name not in columns]
         raise UserError(
-            f"The fitted predictor needs metrics that were not measured: {summarise_names(missing)}. "
-            "Measure them with metric=…, or fit on those there are."
+            f"The fitted predictor requires metrics that were not measured: {summarise_names(missing)}. "
+            "Measure them with metric=…, or fit a predictor on the available metrics."
         )
 
     def score(self, table: pd.DataFrame, margin: float | int = MARGIN) -> pd.DataFrame:
@@ -175,7 +175,7 @@ class Scorer:
             raise UserError(f"Expected a margin of at least 0, got {margin}.")
         table = with_ends(table)
         parts = [_scored(one, table, margin) for one in self._available(list(table.columns))]
-        # The first part that knows the pair; where none does, the first says why.
+        # Use the first tier that covers the pair; if none does, report the reason of the first tier.
         place = np.array(
             [next((i for i, one in enumerate(parts) if one["knows"][row]), 0) for row in range(len(table))]
         )
@@ -196,7 +196,7 @@ class Scorer:
 
 
 def with_ends(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of pairs with the columns `task_a` and `task_b`, taken from its index if necessary.
+    """Return a table of pairs with the columns `task_a` and `task_b`, from its index if necessary.
 
     Args:
         table: the pairs.
@@ -259,7 +259,7 @@ def fitted_target(columns: Sequence[str], methods: Sequence[str]) -> str:
 
 
 def transfer_table(scorer: Scorer, table: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """Compare scores with measured outcomes, over the pairs that were scored.
+    """Compare scores with measured outcomes over the scored pairs.
 
     Args:
         scorer: the fitted predictor.

@@ -1,4 +1,4 @@
-"""A study of prediction: the scores of all predictors, and one table for each further question."""
+"""A prediction study: the scores of all predictors, and one table per additional question."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class StudySettings:
-    """Configure a study of prediction.
+    """Options of a prediction study.
 
     Attributes:
         protocols: names of the protocols: `loto`, `l2to` or `halves`.
@@ -50,7 +50,7 @@ class StudySettings:
         rows: `per_method`, or `complete`: only pairs with an outcome for every method.
         permutations: number of permutations of tasks, for the p-values; 0 skips the test.
         seeds: number of starts of predictors with a random start, on the first target; 0 skips their spread.
-        seed: of the permutations.
+        seed: seed of the permutations.
         level: nominal share of pairs inside the intervals, in (0, 1).
         ablation: whether to refit without each category of metrics.
 
@@ -84,11 +84,11 @@ class StudySettings:
 
 @dataclass(frozen=True)
 class Known:
-    """Information in addition to the pair table.
+    """Inputs of a study in addition to the pair table.
 
     Attributes:
         ranges: metric → its lowest and highest value.
-        categories: of metrics, name → metrics.
+        categories: categories of metrics, name → metrics.
         sets: merges of more than two models, one row per set.
     """
 
@@ -106,7 +106,7 @@ def study_predictions(
     known: Known | None = None,
     progress: Progress = no_progress,
 ) -> PredictionResult:
-    """Score the predictors, and answer further questions about them, one table per question.
+    """Score the predictors, and compute one table per additional question.
 
     The result's `tables` are `stable_metrics` and `metric_weights` (which metrics the predictors use), `fingerprints`
     (whether methods depend on the same metrics), `consistency` (whether methods rank pairs alike), `variance` and
@@ -119,7 +119,7 @@ def study_predictions(
         metrics: the columns that may be features.
         predictors: name → regressor.
         methods: merge methods; those the table has outcomes of when None.
-        settings: of the study; the defaults when None.
+        settings: settings of the study; the defaults when None.
         known: ranges and categories of metrics, and merges of larger sets.
         progress: wraps the loops over predictors and permutations.
 
@@ -164,7 +164,7 @@ def study_predictions(
     ]
     studied = table.select(table.metrics, [f"{target}_{method}" for target, method in outcomes])
     if settings.rows == "complete":
-        # The tasks stay those of the whole table, so that permutations of them are the same draws.
+        # Keep the tasks of the whole table, so that the drawn permutations are the same.
         whole = studied.frame.notna().all(axis=1)
         studied = replace(studied, frame=studied.frame[whole].reset_index(drop=True))
     with threadpool_limits(1, "blas"):
@@ -189,7 +189,7 @@ class _Design:
         predictors: Mapping[str, Predictor],
         progress: Progress = no_progress,
     ) -> PredictionResult:
-        """Score predictors on these metrics."""
+        """Score predictors on the given metrics."""
         return evaluate_predictors(
             table,
             metrics,
@@ -206,7 +206,7 @@ def _with_known_accuracies(result: PredictionResult, table: PairTable, design: _
     """Add the baseline of the two fine-tuned models' own accuracies, where they are known."""
     if FINETUNED not in table.frame.columns:
         return result
-    # The same pairs as every other predictor's.
+    # Use the same pairs as all other predictors.
     same_pairs = table.complete_metrics()
     if same_pairs.frame[FINETUNED].isna().all():
         return result
@@ -243,7 +243,7 @@ def _tables(
         found["ablation"] = category_ablation(table, known.categories, outcomes, protocols)
     if settings.seeds:
         methods = list(dict.fromkeys(method for _, method in outcomes))
-        # Ten fits of everything: of the report's main outcome only.
+        # Restricted to the main outcome of the report, because every fit is repeated ten times.
         first = settings.targets[:1]
         folds = make_folds(table, methods, first, LeaveOneTaskOut(), settings.rows == "complete")
         found["seeds"] = seed_table(seed_spread(predictors, folds.folds, list(range(settings.seeds))))
@@ -261,7 +261,7 @@ def _fingerprints(weights: pd.DataFrame) -> pd.DataFrame:
 
 
 def beyond_task_effects(tested: pd.DataFrame, target: str) -> list[str]:
-    """Return one sentence per method: whether the metrics add anything beyond task effects."""
+    """Return one sentence per method on whether metrics improve on task effects."""
     sentences = []
     for row in tested[tested["target"] == target].itertuples(index=False):
         gain, p = float(row.gain), float(row.p_beyond)  # type: ignore[arg-type]

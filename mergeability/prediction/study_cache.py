@@ -1,4 +1,4 @@
-"""Studies as records of the store: a second run with the same table reuses the fits of the first."""
+"""Cached studies: a second run with the same table reuses the fits of the first."""
 
 import hashlib
 import math
@@ -14,7 +14,7 @@ from mergeability.prediction.study import Known, StudySettings
 from mergeability.prediction.validation.evaluate import PredictionResult
 from mergeability.provenance import class_name
 
-# Raise it when a predictor, a protocol or a table gives other numbers: recorded figures in the tests say when.
+# Increment it when a predictor, protocol or table gives different numbers; recorded values in the tests detect this.
 _VERSION = 2
 _LIBRARIES = ("numpy", "pandas", "scikit-learn", "scipy")
 
@@ -67,7 +67,7 @@ def from_record(record: Mapping[str, Any]) -> PredictionResult:
 
 
 def to_columns(frame: pd.DataFrame) -> list[list[Any]]:
-    """Write a table as JSON-able lists: name, type and values of each column."""
+    """Convert a table to JSON-able lists: name, type and values of each column."""
     return [
         [str(name), str(frame[name].dtype), [_plain(value) for value in frame[name].tolist()]]
         for name in frame.columns

@@ -1,8 +1,8 @@
-"""Prediction of the outcomes of pairs that were not evaluated from those of evaluated pairs of the same models.
+"""Predict the outcomes of unevaluated pairs from those of evaluated pairs of the same models.
 
 Both models of a predicted pair also occur in evaluated pairs, so their task effects are known. This is easier than the
-prediction for new models, which the protocols measure. Four linear predictors compete by cross-validation over the
-evaluated pairs.
+prediction for new models, which the protocols measure. Cross-validation over the evaluated pairs selects one of four
+linear predictors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,17 +26,17 @@ from mergeability.prediction.validation.scores import pearson_r
 FEWEST = 5
 """Evaluated pairs below which nothing is predicted."""
 _FOLDS = 5
-# Weak ones too: the effects of tasks need less shrinkage than the weights of metrics.
+# Includes weak strengths, because task effects need less shrinkage than the weights of metrics.
 _JOINT_STRENGTHS = (0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 
 @dataclass(frozen=True)
 class Unevaluated:
-    """Predictions of the pairs that were not evaluated.
+    """Predictions for pairs that were not evaluated.
 
     Attributes:
         predictions: one row per such pair: `task_a`, `task_b`, and for each target t and method m `predicted_t_m` with
-            its interval `predicted_low_t_m`, `predicted_high_t_m`; NaN where a metric is undefined.
+            its interval `predicted_low_t_m`, `predicted_high_t_m`; NaN if a metric is undefined.
         accuracy: one row per target and method: the `predictor` that cross-validation chose, `n_measured` and
             `n_predicted` pairs, and of the cross-validation `mae`, `mae_of_mean` (always predicting the mean), `r`, and
             the `half_width` of intervals with their `level`.
@@ -50,7 +50,7 @@ class Unevaluated:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A linear predictor, and the columns that it is given."""
+    """A linear predictor and its input columns."""
 
     regressor: Any
     metrics: bool
@@ -73,18 +73,18 @@ def _candidates() -> dict[str, _Candidate]:
 def predict_unevaluated(
     pairs: pd.DataFrame, metrics: Sequence[str], methods: Sequence[str], seed: int = 0
 ) -> Unevaluated:
-    """Predict the outcomes of the pairs that have none from those that have some.
+    """Predict the outcomes of the pairs without outcomes from those with outcomes.
 
-    Each outcome is predicted by task effects, by metrics or by both, whichever has the least squared error in a
-    cross-validation that leaves out one fifth of the evaluated pairs at a time. Its absolute errors there give the
-    interval, as `half_width` says.
+    Each outcome is predicted from task effects, metrics or both, according to the least squared error in a
+    cross-validation that leaves out one fifth of the evaluated pairs at a time. The absolute errors there determine the
+    interval; see `half_width`.
 
     Args:
-        pairs: one row per pair: `task_a`, `task_b`, metrics, and the outcomes `<target>_<method>`, NaN where a pair
+        pairs: one row per pair: `task_a`, `task_b`, metrics, and the outcomes `<target>_<method>`, NaN if a pair
             was not evaluated.
-        metrics: names of the metric columns; those without any value are not used.
+        metrics: names of the metric columns; metrics without any value are ignored.
         methods: merge methods with outcomes.
-        seed: of the folds.
+        seed: seed of the folds.
     """
     outcomes = [f"{t}_{m}" for t in TARGETS for m in methods if f"{t}_{m}" in pairs.columns]
     missing = pairs[outcomes].isna().all(axis=1).to_numpy()
@@ -100,7 +100,7 @@ def predict_unevaluated(
     found: dict[str, Any] = {end: pairs[end].to_numpy()[rest] for end in ("task_a", "task_b")}
     rows = []
     with threadpool_limits(1, "blas"):
-        # Outcomes that are known of the same pairs are fitted together.
+        # Outcomes with the same pairs are fitted together.
         for measured, names in _by_rows(pairs, outcomes, problem.known).items():
             if len(measured) < FEWEST:
                 continue
@@ -133,14 +133,14 @@ def _by_rows(
 def _notes(
     problem: "_Problem", rest: np.ndarray, outcomes: Sequence[str], found: Mapping[str, Any]
 ) -> list[str]:
-    """Say what was not predicted, and why."""
+    """Describe which pairs were not predicted, and why."""
     notes = []
     undefined = int((~problem.known[rest]).sum())
     if undefined:
-        notes.append(f"Not predicted, since a metric is undefined: {undefined} of {len(rest)} pairs.")
+        notes.append(f"Not predicted because a metric is undefined: {undefined} of {len(rest)} pairs.")
     lacking = [name for name in outcomes if f"predicted_{name}" not in found]
     if lacking:
-        notes.append(f"Not predicted, since fewer than {FEWEST} pairs have it: {summarise_names(lacking)}.")
+        notes.append(f"Not predicted because fewer than {FEWEST} pairs have it: {summarise_names(lacking)}.")
     return notes
 
 
@@ -155,7 +155,7 @@ class _Fit:
     record: dict[str, float]
 
     def predict(self, problem: "_Problem", rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-        """Predict some pairs; NaN where a metric is undefined."""
+        """Predict some pairs; NaN if a metric is undefined."""
         a, b = problem.ends[rows].T
         found = self.intercept + problem.metrics[rows] @ self.weights + self.effects[a] + self.effects[b]
         return np.where(problem.known[rows], found, np.nan)
@@ -163,7 +163,7 @@ class _Fit:
 
 @dataclass(frozen=True)
 class _Problem:
-    """All pairs as numbers: scaled metrics (0 where undefined), the places of both tasks, and which rows are whole."""
+    """All pairs as numbers: scaled metrics (0 if undefined), the places of both tasks, and which rows are whole."""
 
     metrics: Float[np.ndarray, "n m"]
     ends: Int[np.ndarray, "n 2"]
@@ -176,7 +176,7 @@ class _Problem:
         values = pairs[used].to_numpy(dtype=np.float64)
         known = np.isfinite(values).all(axis=1).reshape(-1)
         if used and known.any():
-            # By the range of all pairs: that of few evaluated ones would put others far outside.
+            # Scale by the range of all pairs, because many pairs would be outside the range of the few evaluated ones.
             values = RangeScaler().fit(values[known]).transform(np.where(known[:, None], values, 0.0))
             values = np.where(known[:, None], values, 0.0)
         tasks = task_order(pairs[["task_a", "task_b"]].to_numpy(dtype=object))
@@ -187,7 +187,7 @@ class _Problem:
         return cls(values, ends, len(tasks), known)
 
     def solve(self, rows: Int[np.ndarray, " n"], outcomes: Float[np.ndarray, "n K"], seed: int) -> list[_Fit]:
-        """Fit every outcome by the candidate that predicts left-out rows best."""
+        """Fit every outcome with the candidate that predicts left-out rows best."""
         folds = _folds(len(rows), seed)
         of_tasks = np.zeros((len(rows), self.tasks))
         np.put_along_axis(of_tasks, self.ends[rows], 1.0, axis=1)

@@ -1,6 +1,6 @@
-"""Step 6, profiles of models: every expensive quantity, computed once per model and stored."""
+"""Step 6, profiles of models: expensive quantities, computed once per model and stored."""
 
 import lazy_loader
 
-# The names are listed in `__init__.pyi`, for type checkers too.
+# Names are imported on first access (lazy_loader), as listed in `__init__.pyi`, which type checkers also read.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

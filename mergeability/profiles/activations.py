@@ -1,4 +1,4 @@
-"""The activations of one model: where it places each calibration sample, and where all of them on average."""
+"""Activations of a model on calibration samples, per sample and averaged."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ from mergeability.profiles.evidence import ensure_entries, finite_grams
 from mergeability.profiles.layer_grams import LayerVectors, layer_grams
 from mergeability.profiles.subject import Subject
 
-# Part of every store key below: raise it when what is stored changes meaning.
+# Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 2
-# What version 0.1.0 called the rows, in keys and in entries; the rows may be of other inputs than images.
+# The name of the rows in version 0.1.0, kept in keys and entries; rows may also belong to other inputs than images.
 _ROWS = "images"
 
 
@@ -39,7 +39,7 @@ class Activations:
     description: ClassVar[str] = "activations"
 
     def key(self, subject: Subject, task: str) -> dict[str, Any]:
-        """Return what a model's activations depend on."""
+        """Return everything that determines a model's activations."""
         views = subject.required_views("activation")
         model = {"model": subject.task_vectors.hashes[task], "of": _ROWS}
         return {**model, **views.activation_key, **subject.settings(_VERSION)}
@@ -53,7 +53,7 @@ class Activations:
         return {_ROWS: rows}
 
     def combine(self, subject: Subject) -> dict[str, Float32[Tensor, "n d"]]:
-        """Return task → activations; a few numbers per input, so all of them fit in memory, unlike the models."""
+        """Return task → activations, which unlike the models are small enough to fit in memory."""
         keys = ensure_entries(self, subject, subject.store)
         return {task: subject.store.read(self.kind, key)[_ROWS] for task, key in keys.items()}
 
@@ -118,7 +118,7 @@ def sample_activations(
         state: the weights to run it with, under the encoder's names.
         inputs: preprocessed calibration samples.
         layer: dotted name of the layer; by default the last transformer block, or the last stage of a ResNet.
-        batch_size: samples per forward pass; changes nothing but speed and memory.
+        batch_size: samples per forward pass; affects only speed and memory.
 
     Raises:
         UserError: there is no sample, or the encoder has no such layer.
@@ -147,10 +147,10 @@ def sample_activations(
 def centred_kernel(
     activations: Float32[np.ndarray, "n d"], start: int, stop: int
 ) -> Float64[np.ndarray, " elements"]:
-    """Compute a range of the flattened n×n matrix of inner products of the rows, less their mean: X Xᵀ.
+    """Compute a range of the flattened n×n matrix X Xᵀ of inner products of the centred rows.
 
-    All zeros where float32 cannot tell the rows from one row: n equal samples have no geometry, and neither has
-    the rounding error that is left.
+    All zeros if the rows are equal up to float32 rounding: n equal samples have no geometry, and neither has
+    the remaining rounding error.
 
     Args:
         activations: one row per sample.
@@ -195,7 +195,7 @@ def _output(encoder: nn.Module, state: Mapping[str, Tensor], layer: str, batch: 
 
 
 def _batch_axis(output_of_one: Tensor, layer: str) -> int:
-    """Find the batch axis from the output for one sample: versions of open_clip differ in their layout."""
+    """Determine the batch axis from the output for one sample, because versions of open_clip differ in layout."""
     for axis in (0, 1):
         if output_of_one.ndim > axis and output_of_one.shape[axis] == 1:
             return axis

@@ -1,18 +1,18 @@
-"""What models answer on a task's unlabelled inputs, compared with what the task's own model answers."""
+"""Predictions of models on a task's unlabelled inputs, compared with those of the task's own model."""
 
 from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, Float64
 
-# Shorter sums of features have no direction.
+# Sums of features below this length have no reliable direction.
 _SHORTEST = 1e-6
 
 Probabilities = Float64[np.ndarray, "n classes"]
 
 
 def normalised(features: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, "n d"]:
-    """Divide each row by its length, in float64; NaN where that is below 1e-6.
+    """Divide each row by its length, in float64; NaN if the length is below 1e-6.
 
     >>> normalised(np.array([[3.0, 4.0], [0.0, 0.0]]))
     array([[0.6, 0.8],
@@ -36,17 +36,17 @@ def probabilities(
     array([[0.75, 0.25]])
     """
     logits = features @ head.T
-    # The largest is 0, so that nothing overflows.
+    # Subtract the maximum to prevent overflow.
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 def overlap(answers: Probabilities, own: Probabilities) -> float:
-    """Average Σ_y min(P(y|x), Q(y|x)) over the inputs x, in [0, 1]; 1 for equal answers.
+    """Average Σ_y min(P(y|x), Q(y|x)) over the inputs x, in [0, 1]; 1 for equal probabilities.
 
     Args:
-        answers: P, of the model that is looked at.
-        own: Q, of the task's own fine-tuned model.
+        answers: P, the probabilities of the compared model.
+        own: Q, the probabilities of the task's own fine-tuned model.
 
     >>> overlap(np.array([[0.7, 0.3]]), np.array([[0.5, 0.5]]))
     0.8
@@ -55,9 +55,9 @@ def overlap(answers: Probabilities, own: Probabilities) -> float:
 
 
 def agreement(answers: Probabilities, own: Probabilities) -> float:
-    """Compute the share of inputs for which P and Q name the same class, in [0, 1].
+    """Compute the share of inputs for which P and Q predict the same class, in [0, 1].
 
-    NaN where an answer is not known. Not corrected for chance.
+    NaN if a prediction is unknown. Not corrected for chance.
 
     >>> agreement(np.array([[0.7, 0.3], [0.2, 0.8]]), np.array([[0.9, 0.1], [0.6, 0.4]]))
     0.5
@@ -68,7 +68,7 @@ def agreement(answers: Probabilities, own: Probabilities) -> float:
 
 
 def confidence(answers: Probabilities, own: Probabilities) -> float:
-    """Average P(ŷ|x) over the inputs, ŷ the class that Q names, in [0, 1].
+    """Average P(ŷ|x) over the inputs, where ŷ is the class predicted by Q, in [0, 1].
 
     >>> confidence(np.array([[0.75, 0.25], [0.25, 0.75]]), np.array([[0.9, 0.1], [0.6, 0.4]]))
     0.5
@@ -77,7 +77,7 @@ def confidence(answers: Probabilities, own: Probabilities) -> float:
 
 
 def chance_agreement(answers: Probabilities, own: Probabilities) -> float:
-    """Compute Σ_y share_Q(y) · share_P(y): the agreement of models whose answers have nothing to do with each other.
+    """Compute Σ_y share_Q(y) · share_P(y): the chance agreement of two models with independent predictions.
 
     >>> chance_agreement(np.array([[0.7, 0.3], [0.2, 0.8]]), np.array([[0.9, 0.1], [0.6, 0.4]]))
     0.5

@@ -1,4 +1,4 @@
-"""How many samples pass through an encoder at a time, so that activations kept for the backward pass fit in memory."""
+"""Choose a batch size such that the activations kept for the backward pass fit in memory."""
 
 from collections.abc import Mapping
 
@@ -9,17 +9,17 @@ from mergeability.data.inputs import Inputs
 from mergeability.models.features import features
 from mergeability.profiles.encoders import evaluation_mode
 
-# Memory of a backward pass in addition to the saved activations: gradients of the largest ones.
+# Factor for the gradients of activations, which a backward pass needs in addition to the saved activations.
 _SLACK = 1.5
 
 
 def fitting_batch_size(
     encoder: nn.Module, state: Mapping[str, Tensor], sample: Inputs, memory: float | int, at_most: int
 ) -> int:
-    """Return how many samples' activations fit into `memory` bytes in addition to the model; at least 1.
+    """Return the number of samples whose activations fit into `memory` bytes in addition to the model; at least 1.
 
-    Counts what automatic differentiation saves for one sample. The weights, their gradients and the sum of
-    these (three times the weights) are taken off first; they are needed whatever the batch.
+    Measures the memory that autograd saves for one sample. The weights, their gradients and the sum of
+    these (three times the weights) are subtracted first, because they do not depend on the batch size.
 
     Args:
         encoder: inputs → features.
@@ -37,7 +37,7 @@ def fitting_batch_size(
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    # Running statistics are no parameters: a batch norm takes none that want a gradient.
+    # Exclude running statistics, because batch norms do not accept statistics that require gradients.
     wanted = dict(encoder.named_parameters())
     parameters = {
         name: tensor.detach().requires_grad_() if name in wanted else tensor for name, tensor in state.items()

@@ -1,4 +1,4 @@
-"""What evidence needs to know of an encoder: its last layer, its parameters, and its evaluation mode."""
+"""Properties of encoders: the last layer, the names of tied parameters, and evaluation mode."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from mergeability.errors import UserError
 
 
 def last_layer(encoder: nn.Module) -> str:
-    """Name the last transformer block, or the last stage of a ResNet.
+    """Return the name of the last transformer block, or of the last stage of a ResNet.
 
     Raises:
         UserError: the encoder has neither.
@@ -23,14 +23,14 @@ def last_layer(encoder: nn.Module) -> str:
         return "layer4"
     raise UserError(
         f"{type(encoder).__name__} has neither transformer.resblocks nor layer4: "
-        "name the layer whose activations to average (profile.layer)."
+        "set the layer whose activations to average (profile.layer)."
     )
 
 
 def parameter_owners(encoder: nn.Module) -> dict[str, str]:
-    """Map each name of a parameter to the first name of the same parameter; they differ where it is tied.
+    """Map each parameter name to the first name of the same parameter; they differ for tied parameters.
 
-    A tied weight is one variable: under each of its names it would get a second value.
+    A tied weight is one variable, so its names must not be assigned different values.
     """
     first: dict[int, str] = {}
     named = encoder.named_parameters(remove_duplicate=False)
@@ -39,11 +39,11 @@ def parameter_owners(encoder: nn.Module) -> dict[str, str]:
 
 @contextlib.contextmanager
 def evaluation_mode(encoder: nn.Module) -> Iterator[None]:
-    """Put the encoder into eval mode and full precision; every module's own mode returns afterwards."""
+    """Switch the encoder to eval mode and full precision during the block, then restore the mode of every module."""
     modes = [(module, module.training) for module in encoder.modules()]
     encoder.eval()
     try:
-        # A GPU's convolutions would otherwise round to ten bits.
+        # Otherwise GPU convolutions would use TF32, with ten bits of mantissa.
         with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
             yield
     finally:

@@ -1,7 +1,7 @@
-"""What a kind of evidence is: entries computed once and filed in a store, combined to arrays over all models.
+"""Kinds of evidence: entries that are computed once, stored, and combined to arrays over all models.
 
-A kind of evidence is a file of this package with a frozen dataclass that has `combine`. It holds the keys and the
-version of its entries, so a new kind changes no other file: `Profiles.evidence` takes any of them.
+A kind of evidence is a file of this package with a frozen dataclass that has `combine`. It defines the keys and the
+version of its entries, so a new kind requires no change to other files: `Profiles.evidence` accepts any kind.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ Found = TypeVar("Found", covariant=True)
 
 @runtime_checkable
 class Evidence(Protocol[Found]):
-    """Compute one kind of evidence on several models: the protocol of what `Profiles.evidence` takes.
+    """Protocol of the kinds of evidence that `Profiles.evidence` accepts.
 
     Implementations are frozen dataclasses of their options, so that equal evidence is computed once.
 
@@ -41,24 +41,24 @@ class Evidence(Protocol[Found]):
     """
 
     def combine(self, subject: Subject) -> Found:
-        """Return what follows from all models together, from entries that are computed where they are missing."""
+        """Compute missing entries, and combine the entries of all models."""
         ...
 
 
 @runtime_checkable
 class ModelEntries(Protocol):
-    """Evidence that files one entry of tensors per model.
+    """Evidence with one stored entry of tensors per model.
 
     Attributes:
-        kind: what the store calls such entries.
-        description: of the work, for the progress.
+        kind: name of such entries in the store.
+        description: description of the work, for the progress.
     """
 
     kind: ClassVar[str]
     description: ClassVar[str]
 
     def key(self, subject: Subject, task: str) -> dict[str, Any]:
-        """Return everything that a model's entry depends on, as a JSON-able record."""
+        """Return everything that determines a model's entry, as a JSON-able record."""
         ...
 
     def compute(self, subject: Subject, task: str) -> Mapping[str, Tensor]:
@@ -67,7 +67,7 @@ class ModelEntries(Protocol):
 
 
 def ensure_entries(entries: ModelEntries, subject: Subject, store: Store) -> dict[str, dict[str, Any]]:
-    """Compute the entries that are missing, model by model: each uses all cores or the GPU.
+    """Compute missing entries model by model, each with all cores or the GPU.
 
     Returns:
         Task → key of the model's entry.
@@ -75,7 +75,7 @@ def ensure_entries(entries: ModelEntries, subject: Subject, store: Store) -> dic
     keys = {task: entries.key(subject, task) for task in subject.tasks}
 
     def ensure(task: str) -> None:
-        # Dropped at once: held together, the gradients of 20 large models would fill the memory.
+        # Do not keep the tensors, because the gradients of 20 large models would not fit in memory.
         store.ensure(entries.kind, keys[task], lambda: entries.compute(subject, task))
 
     subject.run.map(ensure, subject.tasks, description=entries.description)
@@ -101,7 +101,7 @@ def finite_grams(
 
 
 def frozen(array: np.ndarray) -> np.ndarray:
-    """Return a read-only view: the same matrix is handed to every metric, and a copy of L×T×T numbers may take GiB."""
+    """Return a read-only view, because all metrics share the matrix and a copy of L×T×T numbers may take GiB."""
     view = np.asarray(array, dtype=np.float64).view()
     view.setflags(write=False)
     return view

@@ -1,4 +1,4 @@
-"""The diagonal Fisher information of one model at its own task: how much each weight matters to the labels."""
+"""The diagonal Fisher information of a model on its own task."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -25,9 +25,9 @@ from mergeability.weights.checkpoints import PREFIX
 
 logger = logging.getLogger(__name__)
 
-# Part of every store key below: raise it when what is stored changes meaning.
+# Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 1
-# Models in memory in addition to the samples' gradients: the weights, the sum so far, and one in the making.
+# Copies of the model in memory besides the gradients: the weights, the running sum, and a temporary.
 _MODELS = 3
 
 # (checkpoints' tensor, start, stop) → that range of the flattened tensor's Fisher information, in float64
@@ -38,20 +38,20 @@ _Stacks = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class FisherInformation:
-    """Every model's diagonal Fisher information at its own task; each as large as the model."""
+    """The diagonal Fisher information of every model on its own task, each as large as the model."""
 
     kind: ClassVar[str] = "fisher"
     description: ClassVar[str] = "Fisher information"
 
     def key(self, subject: Subject, task: str) -> dict[str, Any]:
-        """Return what a model's information depends on: as its gradients."""
+        """Return everything that determines a model's Fisher information, as for gradients."""
         return {**OwnGradients().key(subject, task), "of": self.kind, "of_version": _VERSION}
 
     def compute(self, subject: Subject, task: str) -> dict[str, Tensor]:
-        """Compute the roots of one model's information.
+        """Compute the square roots of one model's Fisher information.
 
         Raises:
-            UserError: it is not finite; names the model.
+            UserError: a value is not finite; the message names the model.
         """
         views = subject.required_views("Fisher information")
         samples, head, state = views.samples(task), views.head(task), subject.state(task)
@@ -62,7 +62,7 @@ class FisherInformation:
             raise UserError(f"The model of '{task}': {error}") from error
 
     def combine(self, subject: Subject) -> dict[str, Read]:
-        """Return task → reader of its information."""
+        """Return task → function that reads its Fisher information."""
         store, keys = subject.data_store, ensure_entries(self, subject, subject.data_store)
 
         def reader(task: str) -> Read:
@@ -84,15 +84,15 @@ def fisher_roots(
 ) -> dict[str, Tensor]:
     """Compute √F, F = 1/n Σ_i (∇θ CE_i)², in eval mode: the empirical Fisher information at the true labels.
 
-    The root, because F itself underflows in float32 below gradients of 1e-22, which a confident model has; the
-    root is right down to those of 1e-38. The logits are the normalised features times the frozen head.
+    The square root is stored, because F underflows in float32 for gradients below 1e-22, which confident models have;
+    the root is accurate down to gradients of 1e-38. The logits are the normalised features times the frozen head.
 
     Args:
         encoder: inputs → features; its own weights are neither used nor changed.
         state: the weights to run it with, under the encoder's names.
         head: the task's frozen zero-shot head, with the logit scale in it.
         samples: the task's own preprocessed calibration samples, with their classes.
-        samples_at_once: how many gradients, each as large as the model, are held; changes nothing but rounding.
+        samples_at_once: number of gradients, each as large as the model, in memory; affects only rounding.
 
     Returns:
         Parameter name → root of the mean square, in float32, on the CPU; zero where the features do not depend
@@ -111,7 +111,8 @@ def fisher_roots(
     with evaluation_mode(encoder):
         for stacks in _gradients(encoder, state, names, head, samples, samples_at_once):
             for name in names:
-                # Neither squares nor their sum ever stand in float32.
+                # Squares are computed in float64, and hypot adds roots without squaring them in float32, so nothing
+                # underflows.
                 length = torch.linalg.vector_norm(stacks.pop(name), dim=0, dtype=torch.float64)
                 roots[name] = torch.hypot(roots[name], length.float())
     found = {name: roots.pop(name).div_(len(samples) ** 0.5).cpu() for name in names}
@@ -123,7 +124,7 @@ def fisher_roots(
 
 
 def fitting_samples(state: Mapping[str, Tensor], memory: float | int) -> int:
-    """Return how many gradients as large as the model fit into `memory` bytes in addition to it; at least 1."""
+    """Return the number of per-sample gradients that fit into `memory` bytes in addition to the model; at least 1."""
     size = sum(tensor.nbytes for tensor in state.values())
     return max(1, int(memory // max(size, 1)) - _MODELS)
 
@@ -136,7 +137,7 @@ def _gradients(
     samples: Inputs,
     samples_at_once: int,
 ) -> Iterator[_Stacks]:
-    """Yield the samples' own gradients, several samples at a time, or one where the encoder allows no more."""
+    """Yield per-sample gradients, several samples at a time, or one if the encoder does not support batches."""
     at_once = _batched_gradients(encoder, state, names, head)
     device = next(iter(state.values())).device
     together = True
@@ -144,8 +145,12 @@ def _gradients(
         if together:
             try:
                 found = at_once(batch.to(device))
+            # vmap does not support some operations, such as data-dependent control flow.
             except RuntimeError as error:
-                logger.info("One sample at a time, since this encoder takes no more: %s", error)
+                logger.info(
+                    "Gradients are computed one sample at a time, because this encoder does not support batches: %s",
+                    error,
+                )
                 together = False
             else:
                 yield found
@@ -165,13 +170,14 @@ def _batched_gradients(
         found = features(encoder, sample, {**state, **weights})
         return functional.cross_entropy(classify(found, head.to(found)), label[None])
 
+    # The gradient of each sample separately, because the squares must be taken before averaging.
     of_each = vmap(grad(loss), in_dims=(None, 0, 0))
 
     def at_once(batch: Inputs) -> _Stacks:
-        # Checked before: there are labels.
+        # The labels exist: they were checked before.
         assert batch.labels is not None
         tensors = {name: tensor.detach() for name, tensor in batch.tensors.items()}
-        # The fused kernels do not keep samples apart.
+        # Disable fused attention kernels, which do not support per-sample gradients.
         with sdpa_kernel(SDPBackend.MATH):
             return of_each(parameters, tensors, batch.labels)
 

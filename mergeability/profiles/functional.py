@@ -1,7 +1,7 @@
-"""Functional evidence: what the base, the partner and the mean of features answer on unlabelled inputs, unmerged.
+"""Functional evidence: predictions on unlabelled inputs of the base, the other model and mean features, unmerged.
 
-Every model runs once over every task's inputs, and its features are kept: (T + 1)·T entries of n×d float32. All else
-is arithmetic on them. Labels are neither needed nor read.
+Every model runs once over every task's inputs, and its features are stored: (T + 1)·T entries of n×d float32. The rest
+is arithmetic on these features. Labels are not used.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -26,9 +26,9 @@ from mergeability.profiles.subject import Subject
 from mergeability.profiles.views import Views
 from mergeability.weights.encoder_state import encoder_state
 
-# Part of every store key below: raise it when what is stored changes meaning.
+# Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 1
-# Below this many times the agreement by chance, the images may be of another task.
+# Below this multiple of the chance agreement, the images may belong to another task.
 _NEAR_CHANCE = 1.5
 
 # Model (None: the base) and task → the model's normalised features of the task's inputs.
@@ -37,13 +37,13 @@ ReadFeatures = Callable[[str | None, str], Float64[np.ndarray, "n d"]]
 
 @dataclass(frozen=True)
 class Features:
-    """Features of each task's unlabelled inputs by the base model and by every fine-tuned one."""
+    """Features of each task's unlabelled inputs from the base model and from every fine-tuned model."""
 
     kind: ClassVar[str] = "features"
     description: ClassVar[str] = "features of unlabelled inputs"
 
     def key(self, subject: Subject, model: str | None, task: str) -> dict[str, Any]:
-        """Return what a model's features depend on; None is the base."""
+        """Return everything that determines a model's features; None is the base model."""
         views = subject.required_views("functional")
         hashes = subject.task_vectors.hashes
         return {
@@ -54,7 +54,7 @@ class Features:
         }
 
     def combine(self, subject: Subject) -> ReadFeatures:
-        """Return a reader of features, those that are missing computed first, model by model."""
+        """Compute missing features model by model, and return a function that reads features."""
         views = subject.required_views("functional")
         tasks = answerable(views, subject.tasks)
 
@@ -75,7 +75,7 @@ class Features:
 
 
 class _Passes:
-    """One model's passes over inputs; its weights are read when the first of them is needed."""
+    """One model's forward passes; its weights are read on the first pass."""
 
     def __init__(self, subject: Subject, model: str | None) -> None:
         self._subject, self._model = subject, model
@@ -83,7 +83,7 @@ class _Passes:
 
     @torch.no_grad()
     def features(self, task: str) -> dict[str, Tensor]:
-        """Run the model on a task's inputs: n×d features in float32."""
+        """Run the model on a task's inputs; return n×d features in float32."""
         subject = self._subject
         if self._state is None:
             self._state = _weights(subject, self._model)
@@ -98,7 +98,7 @@ class _Passes:
         if not torch.isfinite(found).all():
             owner = "base model" if self._model is None else f"model of '{self._model}'"
             raise UserError(
-                f"The {owner} gives features of '{task}' that are not finite: its weights overflow on these inputs. "
+                f"The {owner} produces features of '{task}' that are not finite: its weights overflow on these inputs. "
                 "Check them, or leave the model out."
             )
         return {"features": found}
@@ -127,8 +127,8 @@ class FunctionalValues:
         base: measure → v(base, t) of each task t.
         partner: measure → v(m, t), model m in row m and task t in column t.
         ensemble: measure → v of the mean of the features of models m and t.
-        images: how many inputs of each task were looked at; 0 where a task has none, or no head.
-        chance: the agreement of the base with each task's model that would come about by chance.
+        images: number of inputs of each task; 0 if a task has no inputs or no head.
+        chance: the chance agreement of the base with each task's model.
 
     Values of a task without inputs or head are NaN.
     """
@@ -142,7 +142,7 @@ class FunctionalValues:
 
     @property
     def remarks(self) -> list[str]:
-        """Sentences on tasks without inputs, and on those whose inputs may be of another task."""
+        """Sentences about tasks without inputs, and about inputs that may belong to another task."""
         found = []
         missing = [task for task, count in zip(self.tasks, self.images, strict=True) if not count]
         if missing:
@@ -154,23 +154,24 @@ class FunctionalValues:
             if agreement < _NEAR_CHANCE * chance:
                 found.append(
                     f"The base agrees with the model of '{task}' on {agreement:.0%} of {self.images[place]} images, "
-                    f"near the {chance:.0%} of chance: it does not know this task, or the images are of another one."
+                    f"near the {chance:.0%} of chance: it has not learned this task, or the images belong to "
+                    "another task."
                 )
         return found
 
 
 @dataclass(frozen=True)
 class FunctionalEvidence:
-    """The comparisons of all models' answers, and those of sets of models."""
+    """Comparisons of the predictions of all models, and of sets of models."""
 
     def combine(self, subject: Subject) -> FunctionalValues:
-        """Compare answers task by task: the features of all models on one task's inputs are in memory at a time."""
+        """Compare predictions task by task; the features of all models on one task are in memory at a time."""
         read, views, tasks = Features().combine(subject), subject.required_views("functional"), subject.tasks
         known = answerable(views, tasks)
         if not known:
             raise UserError(
-                "The functional metrics need unlabelled images and heads, and no task has both. "
-                "Ask for others, such as metric=paper."
+                "The functional metrics require unlabelled images and heads, but no task has both. "
+                "Choose other metrics, such as metric=paper."
             )
         count = len(tasks)
         base = {name: np.full(count, np.nan) for name in MEASURES}
@@ -198,10 +199,10 @@ class FunctionalEvidence:
 
 @dataclass(frozen=True)
 class SetAnswers:
-    """Compute the answers of the mean of several models' features, for sets of any size."""
+    """Compute the predictions of the mean of several models' features, for sets of any size."""
 
     def combine(self, subject: Subject) -> Callable[[Sequence[str], str], float]:
-        """Return a function from a set and a measure to the mean of its value over the set's tasks; NaN if unknown."""
+        """Return a function that averages a measure over the tasks of a set; NaN if unknown."""
         read, views = Features().combine(subject), subject.required_views("functional")
 
         def value(chosen: Sequence[str], measure: str) -> float:

@@ -1,4 +1,4 @@
-"""The gradients of one model at its own task: with respect to its weights, and to its inputs."""
+"""Gradients of a model on its own task, with respect to weights and inputs."""
 
 import math
 from collections.abc import Mapping
@@ -21,13 +21,13 @@ from mergeability.profiles.layer_grams import LayerVectors, layer_grams
 from mergeability.profiles.subject import Subject
 from mergeability.store import Store
 
-# Part of every store key below: raise it when what is stored changes meaning.
+# Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 2
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """Hold the gradients of the cross-entropy of one model on its own calibration samples, in eval mode.
+    """Gradients of the cross-entropy of one model on its own calibration samples, in eval mode.
 
     Attributes:
         encoder: parameter name → mean over the samples of ∇θ CE.
@@ -48,7 +48,7 @@ class Gradients:
 
 @dataclass(frozen=True)
 class OwnGradients:
-    """Compute every model's gradients on its own task's samples; together these are as large as the models.
+    """Compute every model's gradients on its own task's samples, which are as large as the models.
 
     Examples:
         >>> from mergeability.examples import tiny_profiles
@@ -62,7 +62,7 @@ class OwnGradients:
     description: ClassVar[str] = "gradients"
 
     def key(self, subject: Subject, task: str) -> dict[str, Any]:
-        """Return what a model's gradients depend on."""
+        """Return everything that determines a model's gradients."""
         views = subject.required_views("gradient")
         model = {"model": subject.task_vectors.hashes[task]}
         return {**model, **views.gradient_key(task), **subject.settings(_VERSION)}
@@ -74,7 +74,7 @@ class OwnGradients:
         return {**named, "inputs": gradients.inputs}
 
     def combine(self, subject: Subject) -> tuple[Store, dict[str, dict[str, Any]]]:
-        """Compute every model's gradients and keep them in a store; return the store, and task → key."""
+        """Compute and store every model's gradients; return the store, and task → key."""
         keys = ensure_entries(self, subject, subject.data_store)
         return subject.data_store, keys
 
@@ -121,7 +121,7 @@ class InputGradientGrams:
         for task, shape in shapes.items():
             if shape != shapes[first]:
                 raise UserError(
-                    "Input gradients need as many images of one size for every task: "
+                    "Input gradients require the same number and size of images for every task: "
                     f"'{first}' has {shapes[first]}, '{task}' has {shape}."
                 )
         layers = _grams(subject, {"inputs": math.prod(shapes[first])}, "{}", "input gradients")
@@ -165,7 +165,7 @@ def data_key(subject: Subject) -> dict[str, Any]:
 
 
 def check_differentiable(subject: Subject) -> None:
-    """Check that there are gradients with respect to every task's inputs.
+    """Check that gradients with respect to the inputs exist for every task.
 
     Args:
         subject: the models with their data.
@@ -183,13 +183,13 @@ def check_differentiable(subject: Subject) -> None:
     for task in subject.tasks:
         if not any(one.is_floating_point() for one in views.samples(task).tensors.values()):
             raise UserError(
-                f"Input gradients need floating-point inputs, and those of '{task}' are integers: "
-                "leave the metrics of input gradients out."
+                f"Input gradients require floating-point inputs, but the inputs of '{task}' are integers: "
+                "remove the metrics of input gradients."
             )
 
 
 def stored_gradients(store: Store, key: Mapping[str, Any]) -> Gradients:
-    """Read the gradients of one model, as stored by `OwnGradients`.
+    """Read the stored gradients of one model; see `OwnGradients`.
 
     Args:
         store: the store.
@@ -317,11 +317,11 @@ def _summed_gradients(
     floating = [tensor.requires_grad_() for tensor in tensors.values() if tensor.is_floating_point()]
     found = features(encoder, Inputs(tensors), {**state, **parameters})
     logits = classify(found, head.to(device, found.dtype))
-    # Checked before: there are labels.
+    # The labels exist: they were checked before.
     assert batch.labels is not None
     loss = functional.cross_entropy(logits, batch.labels.to(device), reduction="sum")
     sources = [*parameters.values(), *floating]
-    # A parameter the features do not depend on has gradient zero.
+    # Parameters that do not affect the features have gradient zero.
     gradients = torch.autograd.grad(loss, sources, allow_unused=True, materialize_grads=True)
     of_inputs = gradients[len(parameters) :]
     if len(of_inputs) == 1:

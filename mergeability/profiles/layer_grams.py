@@ -1,4 +1,4 @@
-"""Gram matrices of one long vector per model and layer, each computed once for a set of models."""
+"""Gram matrices of one long vector per model and layer, computed once per set of models."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ from mergeability.files import digest
 from mergeability.linalg import grams
 from mergeability.profiles.subject import Subject
 
-# Part of every store key below: raise it when what is stored changes meaning.
+# Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 2
 
 
 @dataclass(frozen=True)
 class LayerVectors:
-    """One vector per model and layer, read range by range.
+    """One vector per model and layer, read in ranges.
 
     Attributes:
         sizes: layer → length of its vectors.
-        keys: task → what its vectors depend on.
-        content: layer → what it consists of.
+        keys: task → everything that determines its vectors.
+        content: layer → the tensor ranges in it.
         read: (task, layer, start, stop) → that range of the vector.
-        description: of the work, for the progress.
+        description: description of the work, for the progress.
     """
 
     sizes: Mapping[str, int]
@@ -37,8 +37,8 @@ class LayerVectors:
 
 
 def layer_grams(subject: Subject, vectors: LayerVectors) -> Float64[np.ndarray, "L T T"]:
-    """Compute and file one Gram matrix per layer, accumulated in float64."""
-    # Sorted by content: one set of models is one entry, in whatever order and under whatever names.
+    """Compute and store one Gram matrix per layer, accumulated in float64."""
+    # Sorted by content, so that one set of models is one entry, whatever their order and names.
     identities = {task: digest(key) for task, key in vectors.keys.items()}
     owners = {identity: task for task, identity in identities.items()}
     order = sorted(owners)
@@ -61,8 +61,8 @@ def layer_grams(subject: Subject, vectors: LayerVectors) -> Float64[np.ndarray, 
     layers = subject.run.map(
         find, list(vectors.sizes), description=vectors.description, memory=grams.needed(len(order))
     )
-    # In one array that is filled layer by layer: at most one layer is there twice. The layers lie next to each other in
-    # memory, so that NumPy sums them pairwise: with another order of the axes, sums end in other bits.
+    # One array filled layer by layer, so that at most one layer is in memory twice. Layers are contiguous in
+    # memory, so that NumPy sums them pairwise; another axis order would change the last bits of sums.
     found = np.empty((len(places), len(places), len(layers))).transpose(2, 1, 0)
     for layer, gram in enumerate(layers):
         found[layer] = gram[np.ix_(places, places)]

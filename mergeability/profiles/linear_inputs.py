@@ -1,7 +1,7 @@
-"""The inputs of each linear layer of one model on its own samples, as Gram matrices XᵀX.
+"""Gram matrices XᵀX of the inputs of each linear layer of a model on its own samples.
 
-What is a linear layer is seen where the encoder computes: wherever one of its weights is the right factor of a
-product. Hooks on modules do not see all of them: attention multiplies by the weights of its projections without
+Linear layers are detected during the forward pass: wherever a weight of the encoder is the right factor of a
+matrix product. Module hooks would miss some: attention multiplies by its projection weights without
 calling a module, and the last projection of a CLIP is a bare parameter.
 """
 
@@ -27,12 +27,12 @@ from mergeability.weights.checkpoints import PREFIX
 
 logger = logging.getLogger(__name__)
 
-# Part of every store key below: raise it when what is stored changes meaning.
+# Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 1
 
 _OPERATIONS = torch.ops.aten
-# Operation → which of its arguments are the left and the right factor. With gradients off entirely, PyTorch
-# shows the first two; otherwise what it makes of them.
+# Operation → positions of the left and the right factor among its arguments. In inference mode, PyTorch
+# dispatches the first two operations; otherwise those into which it decomposes them.
 _PRODUCTS: dict[Any, tuple[int, int]] = {
     _OPERATIONS.linear.default: (0, 1),
     _OPERATIONS.matmul.default: (0, 1),
@@ -40,19 +40,19 @@ _PRODUCTS: dict[Any, tuple[int, int]] = {
     _OPERATIONS.bmm.default: (0, 1),
     _OPERATIONS.addmm.default: (1, 2),
 }
-# Rows that are held in float64 at a time.
+# Number of rows in float64 at a time.
 _ROWS = 4096
 
 
 @dataclass(frozen=True)
 class LinearPart:
-    """A linear layer, or those of its outputs that share their inputs: queries alone, keys and values together.
+    """A linear layer, or the part of an attention projection with its own inputs: queries, or keys and values.
 
     Attributes:
         weight: the encoder's name of the weight.
         width: number of inputs.
         inputs_first: whether the weight is stored inputs × outputs; outputs × inputs otherwise.
-        first: the first output; 0 where inputs come first.
+        first: the first output; 0 if inputs come first.
         last: the one after the last output.
     """
 
@@ -74,13 +74,13 @@ ReadGram = Callable[[LinearPart], Tensor]
 
 @dataclass(frozen=True)
 class LinearInputs:
-    """The inputs of every model's linear layers on its own task's samples; as much as a model or two each."""
+    """Gram matrices of the inputs of every model's linear layers; per model as large as one or two models."""
 
     kind: ClassVar[str] = "linear_inputs"
     description: ClassVar[str] = "inputs of linear layers"
 
     def key(self, subject: Subject, task: str) -> dict[str, Any]:
-        """Return what the inputs depend on: as a model's gradients."""
+        """Return everything that determines the inputs, as for gradients."""
         return {**OwnGradients().key(subject, task), "of": self.kind, "of_version": _VERSION}
 
     def compute(self, subject: Subject, task: str) -> dict[str, Tensor]:
@@ -98,7 +98,7 @@ class LinearInputs:
         return {part.key: gram for part, gram in found.items()}
 
     def combine(self, subject: Subject) -> tuple[dict[str, list[LinearPart]], dict[str, ReadGram]]:
-        """Return checkpoints' tensor → its linear layers, and task → reader of a layer's Gram matrix."""
+        """Return the linear layers of each checkpoint tensor, and task → function that reads a layer's Gram matrix."""
         store, keys = subject.data_store, ensure_entries(self, subject, subject.data_store)
 
         def reader(task: str) -> ReadGram:
@@ -117,7 +117,7 @@ class LinearInputs:
 
 
 def _encoder_parts(subject: Subject) -> list[LinearPart]:
-    """Find the encoder's linear layers, once for all models of its architecture."""
+    """Find the encoder's linear layers; the result is cached for all models of the architecture."""
     views, task = subject.required_views("inputs of linear layers"), subject.tasks[0]
 
     def compute() -> dict[str, Any]:
@@ -174,13 +174,13 @@ def input_grams(
 
 
 def linear_parts(encoder: nn.Module, state: Mapping[str, Tensor], sample: Inputs) -> list[LinearPart]:
-    """List the linear layers that one sample passes on its way through the encoder, whatever its weights."""
+    """List the linear layers that are called in a forward pass of the encoder."""
     found: dict[LinearPart, None] = {}
     _watch(encoder, state, sample, 1, lambda part, _rows: found.update({part: None}))
     missed = _missed(encoder, {part.weight for part in found})
     if missed:
         logger.warning(
-            "%d linear layers such as '%s' were not seen at work: RegMean averages them.",
+            "%d linear layers such as '%s' were not called in the forward pass: RegMean averages them.",
             len(missed),
             missed[0],
         )
@@ -203,10 +203,13 @@ def _watch(
     batch_size: int,
     see: Callable[[LinearPart, Tensor], None],
 ) -> None:
-    """Run the encoder and show every product of some rows with a weight: (layer, rows × width)."""
+    """Run the encoder and yield every product of rows with a weight: (layer, rows × width)."""
     owners = parameter_owners(encoder)
     used = {
-        name: value.detach().contiguous() for name, value in state.items() if owners.get(name, name) == name
+        # Contiguous, because parts of a weight are identified by their offset in its memory.
+        name: value.detach().contiguous()
+        for name, value in state.items()
+        if owners.get(name, name) == name
     }
     weights = {name: used[name] for name in used if name in owners}
     device = next(iter(used.values())).device
@@ -219,7 +222,7 @@ def _watch(
 
 @contextlib.contextmanager
 def _separate_attention() -> Iterator[None]:
-    """Let attention do its projections one by one: its shortcut for inference is a single operation."""
+    """Make attention compute its projections separately, instead of in the fused operation for inference."""
     was_enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -229,7 +232,7 @@ def _separate_attention() -> Iterator[None]:
 
 
 class _Products(TorchDispatchMode):
-    """Watch all operations for products with one of the weights."""
+    """Intercept all operations to find products with one of the weights."""
 
     def __init__(self, weights: Mapping[str, Tensor], see: Callable[[LinearPart, Tensor], None]) -> None:
         super().__init__()
@@ -248,7 +251,7 @@ class _Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def _look(self, rows: Tensor, factor: Tensor) -> None:
-        # A batched product repeats the weight without copying it.
+        # In a batched product the weight is expanded without a copy.
         if factor.ndim == 3 and factor.stride(0) == 0:
             factor = factor[0]
         if factor.ndim != 2:
@@ -265,11 +268,11 @@ def _place(tensor: Tensor) -> int:
 
 
 def _part(name: str, weight: Tensor, factor: Tensor) -> LinearPart | None:
-    """Return the (contiguous) part of a weight that an inputs × outputs factor is; None if it is no part of it."""
+    """Return the contiguous part of a weight that equals an inputs × outputs factor; None if it is not a part of it."""
     width, outputs = factor.shape
     offset = factor.storage_offset() - weight.storage_offset()
     columns = weight.shape[1]
-    # Of a matrix one wide, both strides tell nothing, and nothing depends on them.
+    # For a matrix of width one the strides are ambiguous, but irrelevant.
     if factor.shape == weight.shape and offset == 0 and (outputs == 1 or factor.stride(1) == 1):
         return LinearPart(name, width, True, 0, outputs)
     first, remainder = offset // columns, offset % columns

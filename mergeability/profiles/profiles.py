@@ -1,4 +1,4 @@
-"""Profiles of models as T×T matrices, from which every metric is computed by arithmetic."""
+"""Profiles of models as T×T matrices, from which all metrics are computed."""
 
 import copy
 from collections.abc import Iterable
@@ -41,7 +41,7 @@ VIEWS: dict[str, Evidence[np.ndarray]] = {
 
 
 class Profiles:
-    """Compute what metrics need of T models, as T×T matrices: task vectors, activations, gradients, subspaces.
+    """Compute T×T matrices for metrics of T models: task vectors, activations, gradients and subspaces.
 
     Everything is computed on first use. Expensive values are computed once per model and layer and kept in the task
     vectors' store, so an interrupted run continues where it stopped, and runs that share a store share the work.
@@ -56,7 +56,7 @@ class Profiles:
         tasks: names of the models, in the order of the rows of every matrix.
         task_vectors: the models' weights.
         views: the encoder, heads and inputs, or None.
-        remarks: sentences on values found to be undefined so far, with their causes.
+        remarks: sentences about values found to be undefined so far, with their causes.
 
     Examples:
         >>> from mergeability import Profiles
@@ -90,7 +90,7 @@ class Profiles:
         return selected
 
     def evidence(self, kind: Evidence[Found]) -> Found:
-        """Return one kind of evidence on these models; equal kinds are combined once.
+        """Return one kind of evidence on these models; the result is cached for equal options.
 
         Args:
             kind: a frozen dataclass of the evidence's options, such as `SubspaceOverlaps(k=5)`.
@@ -109,7 +109,7 @@ class Profiles:
         return gradients.data_key(self.subject)
 
     def gram(self, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
-        """Compute the models' Gram matrix ⟨x_a, x_b⟩ of a view, over everything the view holds."""
+        """Compute the models' Gram matrix ⟨x_a, x_b⟩ of a view, summed over all its tensors."""
         return self.layer_grams(view).sum(0)
 
     def layer_grams(self, view: str = "task_vector") -> Float64[np.ndarray, "L T T"]:
@@ -127,9 +127,9 @@ class Profiles:
     def subspace_overlaps(self, side: str, end: str, k: int = SUBSPACE_SIZE) -> Float64[np.ndarray, "L T T"]:
         """Compute ‖UaᵀUb‖²_F of every matrix, U the k first or last singular vectors of the thin SVD.
 
-        k is clipped to min(m, n). NaN where one of the two models did not change the matrix, or where its k
-        vectors are not determined: the last ones of a change that has several zero singular values, or the
-        first ones of a change of rank below k. `remarks` then counts them.
+        k is clipped to min(m, n). NaN if one of the two models did not change the matrix, or if its k
+        vectors are not unique: the last ones of a change with several zero singular values, or the
+        first ones of a change of rank below k. `remarks` lists such cases.
         """
         if side not in subspaces.SIDES or end not in subspaces.ENDS or k < 1:
             raise UserError(
@@ -150,17 +150,17 @@ class Profiles:
 
     def singular_values(self, count: int) -> Float64[np.ndarray, "L T K"]:
         """Return the `count` leading singular values of every matrix's deltas, padded with zeros."""
-        # The values do not depend on how many vectors were computed with them.
+        # Singular values do not depend on k.
         at_hand = (one for one in self._found if isinstance(one, SubspaceOverlaps))
         found = self.evidence(next(at_hand, SubspaceOverlaps()))
         return found["singular_values"][:, :, :count]
 
     def decompose(self, k: int = SUBSPACE_SIZE) -> None:
-        """Compute the first and last k singular vectors, and the singular values, of all matrices; keep them stored."""
+        """Compute the first and last k singular vectors, and the singular values, of all matrices, and store them."""
         SubspaceOverlaps(k).decompose(self.subject)
 
     def sign_counts(self, density: float | int = 0.2) -> SignCounts:
-        """Count the entries that two models both keep among their largest, and those of opposite sign.
+        """Count the entries that are among the largest of both models, and those with opposite signs.
 
         Raises:
             UserError: the density is not in (0, 1], or a delta is not finite.
@@ -171,7 +171,7 @@ class Profiles:
         """Compute [[⟨x_a, x_a⟩, ⟨x_a, x_b⟩], [⟨x_b, x_a⟩, ⟨x_b, x_b⟩]] of every pair's gradients on the same samples.
 
         x_a and x_b are the gradients of the two models on the union of both tasks' samples, each sample
-        classified by the head of its own task. This takes two passes per pair, where all else takes one per
+        classified by the head of its own task. This takes two passes per pair, while other evidence takes one per
         model.
 
         Raises:
@@ -185,12 +185,12 @@ class Profiles:
 
     @property
     def encoder_parameters(self) -> frozenset[str]:
-        """The checkpoints' names of the encoder's parameters, which have Fisher information."""
+        """The names in checkpoints of the encoder's parameters, which have Fisher information."""
         own = parameter_owners(self.subject.required_views("Fisher information").encoder)
         return frozenset(name for name in self.subject.tensors if name.removeprefix(PREFIX) in own)
 
     def fisher(self) -> dict[str, Read]:
-        """Compute every model's diagonal Fisher information, keep it in a store, and return functions that read it.
+        """Compute every model's diagonal Fisher information, store it, and return functions that read it.
 
         F = mean over the task's own samples of the squared gradient of the cross-entropy at the true label, entry by
         entry. It is read in ranges, since each is as large as a model.
@@ -204,7 +204,7 @@ class Profiles:
         return self.evidence(FisherInformation())
 
     def linear_inputs(self) -> tuple[dict[str, list[LinearPart]], dict[str, ReadGram]]:
-        """Compute the Gram matrices XᵀX of the inputs of every model's linear layers, and keep them in a store.
+        """Compute the Gram matrices XᵀX of the inputs of every model's linear layers, and store them.
 
         X holds the inputs on the task's own samples, one row per token and sample. The matrices are read layer by
         layer, since together they are as large as one or two models.

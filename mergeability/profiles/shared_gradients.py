@@ -1,9 +1,9 @@
-"""The gradients of two models on the same samples: their own ones, and each other's.
+"""Gradients of two models on the same samples: the samples of both tasks.
 
 The published gradient metrics compare gradients that were taken on different samples, each model's own, so they
-mix differences of the models with differences of their data. Here both models see the union of both tasks' samples,
+mix differences of the models with differences of their data. Here both models use the union of both tasks' samples,
 and each sample is classified by the head of its own task. That needs the gradient of every model on every
-other task's samples: T(T − 1) passes, so nothing but a few numbers per pair is kept.
+other task's samples: T(T − 1) passes, so only a few numbers per pair are stored.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -32,11 +32,11 @@ Rows = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Side:
-    """One model of a pair, as its gradients.
+    """The gradients of one model of a pair.
 
     Attributes:
         task: the model's name.
-        count: how many samples its task has.
+        count: number of samples of its task.
         own: reads the mean gradient on its own task's samples: "encoder.<parameter>", or "inputs".
         other: the gradients on the other task's samples, with the other task's head.
     """
@@ -63,14 +63,14 @@ class SharedGradientGrams:
         """Return view → Gram matrices [[⟨x_a, x_a⟩, ⟨x_a, x_b⟩], [⟨x_b, x_a⟩, ⟨x_b, x_b⟩]] of all pairs."""
         tasks = subject.tasks
         keys = {task: OwnGradients().key(subject, task) for task in tasks}
-        # Sorted by content: a pair is one entry, whichever of its models comes first.
+        # Sorted by content, so that a pair is one entry for both orders of its models.
         identities = {task: digest(key) for task, key in keys.items()}
         pairs = [
             sorted((a, b), key=lambda task: identities[task])
             for position, a in enumerate(tasks)
             for b in tasks[position:]
         ]
-        # The models' own gradients are needed only where a pair is missing.
+        # Read the models' own gradients only if a pair is missing in the store.
         own = cache(lambda: OwnGradients().combine(subject))
 
         def find(pair: list[str]) -> dict[str, Any]:
@@ -91,11 +91,11 @@ class SharedGradientGrams:
 def _compare(
     subject: Subject, a: str, b: str, store: Store, keys: dict[str, dict[str, Any]]
 ) -> dict[str, list[list[float]]]:
-    """Compare two models on both tasks' samples: at most their own gradients and each other's are in memory."""
+    """Compare two models on both tasks' samples, with at most their four gradients in memory."""
 
     def side(task: str, other: str) -> Side:
         samples = len(subject.required_views("gradient").samples(task))
-        # The diagonal: a model compared with itself needs no pass.
+        # On the diagonal, a model compared with itself needs no pass.
         found = differentiated(subject, task, other) if task != other else stored_gradients(store, keys[task])
         return Side(task, samples, store.reader("gradient", keys[task]), found)
 
@@ -128,7 +128,7 @@ def pair_grams(left: Side, right: Side) -> dict[str, list[list[float]]]:
 
 
 def _encoder_blocks(left: Side, right: Side) -> Iterator[Rows]:
-    """Give both models' mean gradients over the union, range by range."""
+    """Yield ranges of both models' mean gradients over the union."""
     for name in left.other.encoder:
         yield from zip(
             _means_over_union(left, right.count, name),
@@ -147,9 +147,9 @@ def _means_over_union(side: Side, other_count: int, name: str) -> Iterator[Float
 
 
 def _input_blocks(left: Side, right: Side) -> Iterator[Rows]:
-    """Give both models' input gradients on the left task's samples, then on the right one's."""
+    """Yield both models' input gradients, first on the left task's samples and then on the right one's."""
     for own, other in ((left, right), (right, left)):
-        # Both are divided by the number of one task's samples; the union has more.
+        # Each gradient was divided by the number of its task's samples; rescale it to the size of the union.
         share = own.count / (own.count + other.count)
         of_other = other.other.inputs.flatten().numpy()
         for start, stop in _ranges(len(of_other)):

@@ -1,7 +1,7 @@
-"""Where models pull apart: the signs of the entries that two models both changed most.
+"""Sign conflicts: opposite signs among the entries that two models both changed most.
 
-TIES (Yadav et al. 2023, arXiv 2306.01708) keeps each model's largest entries before it elects signs; here the
-conflicts that it then has to settle are counted. Every delta is read in blocks, three times.
+TIES (Yadav et al. 2023, arXiv 2306.01708) keeps each model's largest entries and then elects signs; the metric counts
+the conflicts between them. Every delta is read in blocks, three times.
 """
 
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ from mergeability.profiles.subject import Subject
 from mergeability.task_vectors.magnitudes import blocks, check_density, identity, magnitude_thresholds, place
 from mergeability.task_vectors.vectors import TaskVectors
 
-# Part of every store key below: raise it when what is stored changes meaning.
+# Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 1
 
 
 @dataclass(frozen=True)
 class SignCounts:
-    """Count the entries that two models both keep, and those of them with opposite signs.
+    """Count the entries that two models both keep, and those with opposite signs.
 
     Attributes:
-        shared: entries that both keep.
-        opposite: those of them that one model raised and the other lowered.
+        shared: number of entries that both models keep.
+        opposite: number of these with opposite signs.
 
     Examples:
         >>> import numpy as np
@@ -42,7 +42,7 @@ class SignCounts:
 
 @dataclass(frozen=True)
 class SignConflicts:
-    """Count the entries that two models both changed most, and opposite signs among them.
+    """Count the entries that are among the largest changes of both models, and those with opposite signs.
 
     Attributes:
         density: share of entries that a model keeps, in (0, 1].
@@ -60,13 +60,13 @@ class SignConflicts:
     density: float | int = 0.2
 
     def combine(self, subject: Subject) -> SignCounts:
-        """Count for every pair, one entry per layer, once it is known that the models come from their base."""
+        """Compute both counts for every pair, with one store entry per layer, after checking the base of the models."""
         subject.task_vectors.check_base()
         return count_signs(subject.task_vectors, self.density, subject.run)
 
 
 def count_signs(vectors: TaskVectors, density: float | int, run: Run | None = None) -> SignCounts:
-    """Count, for every pair of models, the entries among the largest of both, and those of opposite sign.
+    """Count, for every pair of models, the entries that are among the largest of both, and those with opposite signs.
 
     With D entries in all, a model keeps |τ| ≥ its (D − ⌊density·D⌋)-th smallest magnitude, as TIES does over
     the whole vector. What is exactly 0 has no sign and is never kept.
@@ -91,7 +91,7 @@ def count_signs(vectors: TaskVectors, density: float | int, run: Run | None = No
                [4, 4]])
     """
     check_density(density)
-    # Sorted by content: one set of models is one entry, in whatever order and under whatever names.
+    # Sorted by content, so that one set of models is one entry, whatever their order and names.
     owners = {identity(vectors, task): task for task in vectors.tasks}
     order = sorted(owners)
     models = [owners[one] for one in order]
@@ -125,22 +125,22 @@ def _layer_counts(
         signs = np.empty((len(models), stop - start), dtype=np.float32)
         for row, task in enumerate(models):
             signs[row] = _kept_signs(vectors.read(task, name, start, stop), thresholds[task])
-        # A sum of ±1 over one block is exact in float32, whatever its order.
+        # Sums of ±1 over one block are exact in float32 in any order.
         agreement += signs @ signs.T
         np.abs(signs, out=signs)
         shared += signs @ signs.T
-    # Those that agree count +1 and those that do not −1: shared − agreement is twice the latter.
+    # Equal signs count +1 and opposite ones −1, so shared − agreement is twice the number of opposite signs.
     return np.stack([shared, (shared - agreement) / 2]).astype(np.int64)
 
 
 def _kept_signs(
     delta: Float32[np.ndarray, " elements"], threshold: np.float32
 ) -> Float32[np.ndarray, " elements"]:
-    # Where the threshold is 0, what is 0 counts on both sides and stays 0.
+    # If the threshold is 0, zeros satisfy both comparisons and their sign stays 0.
     return np.subtract(delta >= threshold, delta <= -threshold, dtype=np.float32)
 
 
 def _needed(count: int) -> int:
     """Count the bytes that a layer's counts need while they are computed."""
-    # Signs in float32; of one model at a time the delta, the base's values.
+    # Signs in float32, plus the delta of one model and the base's values.
     return grams.BLOCK * (4 * count + 24) + 6 * 8 * count**2

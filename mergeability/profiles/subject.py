@@ -1,4 +1,4 @@
-"""The models that evidence is about, with their data and the surroundings of the run."""
+"""The models to profile, with their data and the context of the run."""
 
 import copy
 import shutil
@@ -20,11 +20,11 @@ from mergeability.task_vectors.vectors import TaskVectors
 
 
 class Subject:
-    """Several models, and everything that evidence on them is computed with.
+    """Several models with everything that is needed to compute their evidence.
 
     Attributes:
         task_vectors: the models' weights; their store keeps the evidence.
-        views: inputs, heads and the encoder; None where there is no data.
+        views: inputs, heads and the encoder; None if there is no data.
         run: device, memory budget and progress.
     """
 
@@ -39,12 +39,12 @@ class Subject:
 
     @property
     def store(self) -> Store:
-        """Where evidence is kept."""
+        """The store of evidence."""
         return self.task_vectors.store
 
     def select(self, tasks: Iterable[str]) -> "Subject":
-        """Return some of the models, in the order given."""
-        # Decided for all models, so that selections share what they compute.
+        """Return some of the models, in the given order."""
+        # Determined from all models, so that selections of models share computed values.
         if self.views is not None:
             _ = self.data_store
         selected = copy.copy(self)
@@ -52,23 +52,23 @@ class Subject:
         return selected
 
     def settings(self, version: int) -> dict[str, Any]:
-        """Return the settings that every computed number depends on, as part of a store key.
+        """Return the settings that determine computed values, as part of a store key.
 
         Args:
-            version: of the algorithm.
+            version: version of the algorithm.
         """
         return {"device": self.run.device.partition(":")[0], "version": version}
 
     def required_views(self, what: str) -> Views:
-        """Return the data, for evidence that cannot do without.
+        """Return the data, for evidence that requires data.
 
         Raises:
             UserError: there is none.
         """
         if self.views is None:
             raise UserError(
-                f"The {what} metrics need images and heads: give Profiles views, "
-                "or ask for the metrics of weight space only."
+                f"The {what} metrics require images and heads: pass views to Profiles, "
+                "or request only weight-space metrics."
             )
         return self.views
 
@@ -78,12 +78,12 @@ class Subject:
 
     @cached_property
     def encoder(self) -> nn.Module:
-        """The encoder on the device; the one that was given stays where it is."""
+        """A copy of the encoder on the device; the given encoder is not moved."""
         encoder = self.required_views("activation").encoder
         return encoder if self.run.device == "cpu" else copy.deepcopy(encoder).to(self.run.device)
 
     def batch_size(self, state: Mapping[str, Tensor], inputs: Inputs) -> int:
-        """Choose how many samples pass through the encoder at a time; the same for all models."""
+        """Return the batch size for the encoder, the same for all models."""
         if self._samples_at_once is None:
             at_most = self.required_views("data").batch_size
             self._samples_at_once = fitting_batch_size(
@@ -93,23 +93,23 @@ class Subject:
 
     @property
     def tensors(self) -> set[str]:
-        """The checkpoints' tensors, however they are cut into parameters."""
+        """The checkpoints' tensors, independent of their layout in parameters."""
         return {parameter.tensor for parameter in self.task_vectors.parameters.values()}
 
     @cached_property
     def data_store(self) -> Store:
-        """Where entries as large as a model are kept: never all in memory where they exceed the budget."""
+        """The store for entries as large as a model, which is on disk if they would exceed the memory budget."""
         vectors = self.task_vectors
         size = 4 * len(self.tasks) * sum(vectors.parameters[name].size for name in vectors.names)
         if vectors.store.root is not None or size <= self.run.memory:
             return vectors.store
-        # Removed together with the last selection of these models.
+        # Removed together with the last object that uses these models.
         self.spilled = _TemporaryFolder()
         return Store(self.spilled.path)
 
 
 class _TemporaryFolder:
-    """A folder that is removed with the last object that holds it, without a warning."""
+    """A temporary folder that is removed without a warning when its last reference disappears."""
 
     def __init__(self) -> None:
         self.path = tempfile.mkdtemp(prefix="mergeability-gradients-")

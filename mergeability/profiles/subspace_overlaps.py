@@ -1,4 +1,4 @@
-"""Evidence on singular subspaces: how the outer singular vectors of two models' matrices overlap."""
+"""Evidence on singular subspaces: overlaps of the outer singular vectors of two models' matrices."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from mergeability.profiles.evidence import frozen
 from mergeability.profiles.subject import Subject
 from mergeability.task_vectors.vectors import TaskVectors
 
-# Part of every store key below: raise it when what is stored changes meaning.
+# Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 2
 SUBSPACE_SIZE = 10
-# Models whose subspaces meet in one product. Fixed, so that sums never depend on the memory budget.
+# Models whose subspaces are compared in one product. Constant, so that sums do not depend on the memory budget.
 _GROUP = 64
-# Models whose decompositions are held together, several groups: each is read T / _TOGETHER times for T models.
+# Models whose decompositions are in memory together; each decomposition is read T / _TOGETHER times for T models.
 _TOGETHER = 8 * _GROUP
-# Elements of a delta that are read at a time.
+# Number of elements of a delta read at a time.
 _PART = 2**20
 _NAMES = tuple(f"{side}_{end}" for side in subspaces.SIDES for end in subspaces.ENDS)
 
@@ -30,7 +30,7 @@ class SubspaceOverlaps:
     """Squared overlaps ‖UaᵀUb‖²_F of every matrix's outer singular vectors, and its singular values.
 
     Attributes:
-        k: singular vectors at either end.
+        k: number of singular vectors at each end.
     """
 
     k: int = SUBSPACE_SIZE
@@ -49,10 +49,10 @@ class SubspaceOverlaps:
         return {name: frozen(array.numpy()) for name, array in found.items()}
 
     def decompose(self, subject: Subject) -> None:
-        """Compute the singular values and outer vectors of every model's matrices, and keep them in the store."""
+        """Compute the singular values and outer vectors of every model's matrices, and store them."""
         vectors = subject.task_vectors
         vectors.check_base()
-        # Two copies of a model are one piece of work.
+        # Decompose identical models only once.
         owners = {vectors.identity(task): task for task in subject.tasks}
         items = [(task, name) for name in vectors.matrices for task in owners.values()]
         sizes = [subspaces.needed((rows, columns)) for rows, columns in matrix_shapes(vectors).tolist()]
@@ -77,7 +77,7 @@ class SubspaceOverlaps:
         def compare(name: str) -> dict[str, np.ndarray]:
             return self._compare(subject, name)
 
-        # The decompositions that are held; the bases of two groups side by side, and their products.
+        # Decompositions in memory, the concatenated bases of two groups, and their products.
         length = int(shapes.sum(1).max(initial=0))
         largest = 8 * min(_GROUP, count) * self.k * (length + 4 * _GROUP * self.k)
         if count > _GROUP:
@@ -98,7 +98,7 @@ class SubspaceOverlaps:
         vectors = subject.task_vectors
         size = vectors.parameters[name].size
         delta = np.empty(size, dtype=np.float32)
-        # In parts, so that the base's values and converted ones need not all be in memory next to the delta.
+        # Read in parts, so that the base's values and converted ones are never all in memory in addition to the delta.
         for start in range(0, size, _PART):
             stop = min(start + _PART, size)
             delta[start:stop] = vectors.read(task, name, start, stop)
@@ -121,6 +121,7 @@ class SubspaceOverlaps:
                     basis = f"{side}_{end}"
                     overlaps = subspaces.squared_overlaps(left, right, basis, (shape[axis], size))
                     found[basis][np.ix_(rows, columns)] = overlaps
+                    # ‖UaᵀUb‖_F is symmetric, so each pair of groups is computed once.
                     found[basis][np.ix_(columns, rows)] = overlaps.T
         return found
 
@@ -162,14 +163,14 @@ def matrix_shapes(vectors: TaskVectors) -> np.ndarray:
 def undetermined(
     found: dict[str, np.ndarray], tasks: tuple[str, ...], side: str, end: str, k: int
 ) -> list[str]:
-    """List the changed matrices that overlaps leave out because their outer vectors are not determined.
+    """List the changed matrices without overlaps, because their outer singular vectors are not unique.
 
     Args:
-        found: what `SubspaceOverlaps` gives.
+        found: result of `SubspaceOverlaps`.
         tasks: the models.
         side: left or right.
         end: top or bottom.
-        k: singular vectors at that end.
+        k: number of singular vectors at this end.
 
     Returns:
         One sentence per model with such matrices.

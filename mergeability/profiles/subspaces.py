@@ -1,9 +1,9 @@
-"""The singular values and the outer singular vectors of a matrix, and how such subspaces overlap.
+"""The singular values and outer singular vectors of a matrix, and overlaps of their subspaces.
 
-The metrics need of a thin SVD its values and k vectors at either end: for a 3072×768 matrix, 20 vectors out
+The metrics need the values and k vectors at both ends of a thin SVD: for a 3072×768 matrix, 20 vectors out
 of 768. These are eigenvectors of the smaller Gram matrix AᵀA, formed in float64, where the products of
-float32 numbers are exact. Squaring halves the digits, float64 has twice as many: the result is as good as a
-float32 SVD of A, small singular values included, and takes a fraction of its time.
+float32 numbers are exact. Squaring halves the number of correct digits, but float64 has twice as many, so the result
+is as accurate as a float32 SVD of A, small singular values included, and takes a fraction of its time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,25 +18,25 @@ from mergeability.linalg.decompositions import gram_matrix, gram_memory, product
 
 SIDES, ENDS = ("left", "right"), ("top", "bottom")
 
-# Columns that LAPACK transforms at a time, at most: the length of its workspaces.
+# Maximum block size of LAPACK, which determines the length of workspaces.
 _LAPACK_BLOCK = 64
-# Below this size a whole eigendecomposition is as fast as a part of one.
+# Below this size a full eigendecomposition is as fast as a partial one.
 _SMALL = 64
 
 
 def needed(shape: tuple[int, int]) -> int:
     """Count the bytes that the decomposition of a matrix needs."""
     smaller, larger = sorted(shape)
-    # The delta and, while it is read, the base's values; blocks in float64; three Gram matrices.
+    # The delta, the base's values while reading, blocks in float64, and three Gram matrices.
     return 8 * smaller * larger + gram_memory(smaller) + 4 * 8 * smaller**2
 
 
 def decompose(matrix: Float32[np.ndarray, "m n"], k: int, device: str = "cpu") -> dict[str, Tensor]:
     """Compute the singular values and the k first and last singular vectors of the thin SVD A = U S Vᵀ.
 
-    A subspace is only determined where a gap separates its singular values from the others, and only then it
-    is given: the k first right vectors of a matrix of rank below k, or the k last ones of a matrix that has
-    several zero singular values, could be anything. Gaps are judged as the rank is, with eigenvalues of AᵀA as
+    A subspace is unique only if a gap separates its singular values from the others, and only then it
+    is returned: the first k right vectors of a matrix of rank below k, or the last k ones of a matrix with
+    several zero singular values, are arbitrary. Gaps use the same threshold as the rank, with eigenvalues of AᵀA as
     the numbers: above max(m, n)·ε·s₁², ε the precision of float64.
 
     Args:
@@ -48,6 +48,7 @@ def decompose(matrix: Float32[np.ndarray, "m n"], k: int, device: str = "cpu") -
         `values`, all r singular values in descending order, in float64; and in float32 those of
         `left_top` (m×k), `left_bottom`, `right_top` (n×k) and `right_bottom` that are determined.
     """
+    # The Gram matrix of the tall orientation has the smaller size.
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
     rows, rank = tall.shape
     k = min(k, rank)
@@ -55,13 +56,14 @@ def decompose(matrix: Float32[np.ndarray, "m n"], k: int, device: str = "cpu") -
     squares, first, last = _outer_eigenvectors(gram_matrix(source), k)
     determined = _determined(squares, rows, k)
     values = np.sqrt(squares)
+    # A singular square matrix: its left null vectors need a second decomposition.
     if rows == rank and not _gap(squares, rows, rank):
-        # The left vectors of zero singular values do not follow from A·v = 0.
+        # Left vectors of zero singular values cannot be computed from A·v = 0.
         _, left_first, left_last = _outer_eigenvectors(gram_matrix(source.T), k)
     else:
         left_first = _unit(product(source, first), values[:k])
         left_last = _unit(product(source, last), values[rank - k :])
-    # The names are those of the tall matrix, whose right vectors are the eigenvectors.
+    # Names refer to the tall matrix, whose right singular vectors are the eigenvectors; swap them for a wide one.
     found = {"right_top": first, "right_bottom": last, "left_top": left_first, "left_bottom": left_last}
     if tall is not matrix:
         found = {_mirrored(name): basis for name, basis in found.items()}
@@ -78,14 +80,14 @@ def squared_overlaps(
     name: str,
     size: tuple[int, int],
 ) -> Float64[np.ndarray, "A B"]:
-    """Compute ‖LaᵀRb‖²_F of one basis of A models with that of B models by one product, in [0, k].
+    """Compute ‖LaᵀRb‖²_F between the bases of A models and of B models in one product, in [0, k].
 
-    NaN where a model has no such basis, or did not change the matrix at all.
+    NaN if a model has no such basis, or did not change the matrix at all.
 
     Args:
         left: what `decompose` gave for each of A models.
         right: the same for B models, or the same object.
-        name: of the basis.
+        name: name of the basis.
         size: its shape m×k.
     """
     bases, known = _side_by_side(left, name, size)
@@ -94,7 +96,7 @@ def squared_overlaps(
     products = (bases.T @ others).reshape(len(left), k, len(right), k)
     squares = np.einsum("aibj,aibj->ab", products, products, dtype=np.float64)
     if right is left:
-        # Exactly symmetric whatever order the product summed in.
+        # Make it exactly symmetric, because the two halves may be summed in different orders.
         squares = (squares + squares.T) / 2
     return np.where(known[:, None] & others_known[None, :], squares, np.nan)
 
@@ -102,6 +104,7 @@ def squared_overlaps(
 def _side_by_side(
     models: Sequence[Mapping[str, Tensor]], name: str, size: tuple[int, int]
 ) -> tuple[Float32[np.ndarray, "m Tk"], Bool[np.ndarray, " T"]]:
+    # Absent bases are replaced by zeros to keep one rectangular product, and masked afterwards.
     known = np.array([name in model and bool(model["values"][0] > 0) for model in models])
     absent = np.zeros(size, dtype=np.float32)
     bases = [model[name].numpy() if name in model else absent for model in models]
@@ -117,7 +120,7 @@ def _outer_eigenvectors(
         values, vectors = np.linalg.eigh(gram)
         first, last = vectors[:, size - k :], vectors[:, :k]
     else:
-        # As LAPACK's dsyevx does, but values and vectors of both ends from one reduction to tridiagonal form.
+        # Like LAPACK's dsyevx, but values and vectors of both ends use one reduction to tridiagonal form.
         (tridiagonalise,) = scipy.linalg.get_lapack_funcs(("sytrd",), (gram,))
         reduced, diagonal, beside, scales, _ = tridiagonalise(
             np.asfortranarray(gram), lower=1, lwork=_LAPACK_BLOCK * size
@@ -129,7 +132,7 @@ def _outer_eigenvectors(
         ]
         vectors = _from_tridiagonal(reduced, scales, np.concatenate(ends, axis=1))
         last, first = vectors[:, :k], vectors[:, k:]
-    # Copies: PyTorch takes no array that runs backwards.
+    # Copy, because PyTorch does not support negative strides.
     return np.maximum(values[::-1], 0), first[:, ::-1].copy(), last[:, ::-1].copy()
 
 
@@ -138,7 +141,8 @@ def _from_tridiagonal(
     scales: Float64[np.ndarray, " r_1"],
     vectors: Float64[np.ndarray, "r j"],
 ) -> Float64[np.ndarray, "r j"]:
-    """Turn eigenvectors of the tridiagonal form into those of the matrix: dormtr, by way of dormqr."""
+    """Transform eigenvectors of the tridiagonal form to those of the matrix: LAPACK's dormtr, using dormqr."""
+    # The reflectors of a lower reduction leave the first row unchanged.
     rest = np.asfortranarray(vectors[1:])
     (rotate,) = scipy.linalg.get_lapack_funcs(("ormqr",), (rest,))
     rotated, _, _ = rotate("L", "N", reduced[1:, :-1], scales, rest, _LAPACK_BLOCK * vectors.shape[1])
@@ -146,11 +150,11 @@ def _from_tridiagonal(
 
 
 def _determined(squares: Float64[np.ndarray, " r"], rows: int, k: int) -> dict[str, bool]:
-    """Return which outer subspaces of a tall matrix are determined by the matrix."""
+    """Return which outer subspaces of a tall matrix are unique."""
     rank = len(squares)
     first = k == rank or _gap(squares, rows, k)
     last = k == rank or _gap(squares, rows, rank - k)
-    # The right vectors of a tall matrix fill their space, the left ones leave one where anything may lie.
+    # The right vectors of a tall matrix span their whole space; the left ones do not, so null vectors are arbitrary.
     filled = rows == rank or _gap(squares, rows, rank)
     return {
         "right_top": first,
@@ -163,6 +167,7 @@ def _determined(squares: Float64[np.ndarray, " r"], rows: int, k: int) -> dict[s
 def _gap(squares: Float64[np.ndarray, " r"], rows: int, after: int) -> bool:
     """Return whether a gap follows the first so many singular values; zeros follow the last one."""
     following = squares[after] if after < len(squares) else 0.0
+    # Eigenvalues of AᵀA are known only to about this absolute error.
     smallest = max(rows, len(squares)) * np.finfo(np.float64).eps * squares[0]
     return bool(squares[after - 1] - following > smallest)
 
@@ -170,7 +175,7 @@ def _gap(squares: Float64[np.ndarray, " r"], rows: int, after: int) -> bool:
 def _unit(
     scaled: Float64[np.ndarray, "m k"], values: Float64[np.ndarray, " k"]
 ) -> Float64[np.ndarray, "m k"]:
-    """Divide A·v = s·u by s; what has s = 0 is not determined, and is not used."""
+    """Divide A·v = s·u by s; vectors with s = 0 are not unique and not used."""
     return scaled / np.where(values > 0, values, 1)
 
 

@@ -37,7 +37,7 @@ class TaskVectorGrams:
                 description="task vectors",
             ),
         )
-        # Deltas are read without a test of each number: NaN and infinity show in the squares.
+        # Deltas are read without checking each value, because NaN and infinity appear in the sums of squares.
         squares = np.diagonal(layers, axis1=1, axis2=2)
         for layer, row in zip(*np.nonzero(~np.isfinite(squares)), strict=True):
             raise vectors.not_finite(subject.tasks[row], vectors.names[layer])

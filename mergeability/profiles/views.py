@@ -1,4 +1,4 @@
-"""The data behind the data-dependent views: the encoder, the heads and the calibration samples."""
+"""The data of data-dependent views: the encoder, heads and calibration samples."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from mergeability.weights.encoder_state import encoder_state
 
 @dataclass(frozen=True)
 class Views:
-    """Hold the data that activations and gradients are computed from: encoder, heads and calibration samples.
+    """The data from which activations and gradients are computed: encoder, heads and calibration samples.
 
     Attributes:
         encoder: inputs → features; only its architecture is used, its weights are replaced.
@@ -57,7 +57,7 @@ class Views:
         labelled = [task for task, inputs in self.unlabelled.items() if inputs.labels is not None]
         if labelled:
             raise UserError(
-                f"Expected unlabelled inputs without labels, got some for {', '.join(labelled)}: pass "
+                f"Expected unlabelled inputs without labels, got labels for {', '.join(labelled)}: pass "
                 "`inputs.without_labels()`."
             )
 
@@ -65,7 +65,7 @@ class Views:
         """Read one fine-tuned model's weights under the encoder's names, in float32, onto a device.
 
         Raises:
-            UserError: the checkpoint's tensors are not the encoder's.
+            UserError: the checkpoint's tensors do not fit the encoder.
         """
         tensors = task_vectors.model(task).state_dict()
         state = encoder_state(self.encoder, tensors, f"the model of '{task}'")
@@ -79,7 +79,7 @@ class Views:
         """
         if task not in self.calibration:
             raise UserError(
-                f"No calibration images for '{task}': have {', '.join(self.calibration) or 'none'}."
+                f"There are no calibration images for '{task}', only for {', '.join(self.calibration) or 'none'}."
             )
         return self.calibration[task]
 
@@ -90,7 +90,9 @@ class Views:
             UserError: there is none for this task.
         """
         if task not in self.heads:
-            raise UserError(f"No zero-shot head for '{task}': have {', '.join(self.heads) or 'none'}.")
+            raise UserError(
+                f"There is no zero-shot head for '{task}', only for {', '.join(self.heads) or 'none'}."
+            )
         return self.heads[task]
 
     @property
@@ -120,5 +122,5 @@ class Views:
     @cached_property
     def architecture(self) -> str:
         """A digest of the encoder's architecture: part of the store's keys."""
-        # The text form names every module, but not all of their options: the number of heads is missing.
+        # repr() shows every module, but not all options: the number of attention heads is missing.
         return digest({"encoder": repr(self.encoder), "configuration": dict(self.configuration)})

@@ -1,8 +1,8 @@
-"""The form of a store's entries: each names its kind and key, and holds a checksum of all its bytes.
+"""The file formats of store entries, which contain their kind, key and a checksum of all bytes.
 
-The checksum is the SHA-256 of the file with the checksum's own 64 digits as zeros, so that no byte of the file is
-outside it. It lies at a fixed position: first in a record, first in the metadata of a file of tensors. What is written
-without it, by version 0.1.0 or by whoever writes a file for the store, is a plain entry, and is sealed afterwards.
+The checksum is the SHA-256 of the file with the 64 digits of the checksum set to zero, so that no byte of the file is
+excluded. It is at a fixed position: first in a record, first in the metadata of a file of tensors. Files written
+without it, by version 0.1.0 or by other writers, are plain entries, to which it is added afterwards ("sealing").
 """
 
 import hashlib
@@ -22,17 +22,17 @@ CHECKSUM = "checksum"
 _ZEROS = "0" * 64
 _JSON_START = b'{\n "checksum": "'
 _TENSORS_START = b'{"__metadata__":{"checksum":"'
-# Bytes that are read at a time.
+# Number of bytes read at a time.
 _CHUNK = 2**20
-# The longest header that safetensors reads.
+# The maximum header length of safetensors.
 _LONGEST_HEADER = 10**8
 
 
 class DamagedError(UserError):
-    """An entry is damaged.
+    """Raised when an entry is damaged.
 
     Attributes:
-        reason: what is wrong with it.
+        reason: description of the damage.
     """
 
     def __init__(self, path: Path, reason: str) -> None:
@@ -42,12 +42,12 @@ class DamagedError(UserError):
 
 @dataclass(frozen=True)
 class StoreEntry(ABC):
-    """One file of a store.
+    """Interface of the formats of store files.
 
     Attributes:
-        path: where it lies.
-        kind: what it is.
-        key: what it depends on.
+        path: path of the file.
+        kind: kind of entry.
+        key: everything that determines the value.
     """
 
     path: Path
@@ -58,34 +58,34 @@ class StoreEntry(ABC):
 
     @abstractmethod
     def check(self) -> bool:
-        """Check the whole file; say whether it has a checksum.
+        """Check the whole file; return whether it has a checksum.
 
         Raises:
-            DamagedError: it is not a whole entry of this kind and key.
-            OSError: it is not there, or cannot be read.
+            DamagedError: it is not a complete entry of this kind and key.
+            OSError: it does not exist or cannot be read.
         """
 
     @abstractmethod
     def seal(self, path: Path) -> None:
-        """Put kind, key and checksum into a plain entry that lies at `path` for the time being."""
+        """Add kind, key and checksum to an entry in a temporary file at `path`."""
 
     def _damaged(self, reason: str) -> DamagedError:
         return DamagedError(self.path, reason)
 
     def _check_key(self, kind: Any, key: Any) -> None:
         expected = canonical_json(self.key)
-        # JSON sorts names that were numbers as text, once they were written and read.
+        # JSON turns numeric keys into text, which sorts differently, so also compare with the key after a round trip.
         if kind != self.kind or key not in (expected, canonical_json(json.loads(expected))):
             raise self._damaged("it belongs to another key")
 
 
 class RecordEntry(StoreEntry):
-    """A record: JSON with the key and the value."""
+    """Format of records: JSON with the key and the value."""
 
     suffix = ".json"
 
     def check(self) -> bool:
-        """Check the whole file; say whether it has a checksum."""
+        """Check the whole file; return whether it has a checksum."""
         return self._read()[1]
 
     def value(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class RecordEntry(StoreEntry):
         return self._read()[0]
 
     def seal(self, path: Path) -> None:
-        """Put kind, key and checksum into a plain record."""
+        """Add kind, key and checksum to a record."""
         value = json.loads(path.read_bytes())["value"]
         path.write_bytes(sealed_json({"kind": self.kind, "key": self.key, "value": value}))
 
@@ -108,17 +108,17 @@ class RecordEntry(StoreEntry):
 
 
 class TensorEntry(StoreEntry):
-    """Tensors: a safetensors file with the key in its metadata."""
+    """Format of tensors: a safetensors file with the key in its metadata."""
 
     suffix = ".safetensors"
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The metadata to write a file with: sealing it then moves no byte."""
+        """The initial metadata of a file, with space for kind, key and checksum, so that adding them moves no bytes."""
         return {CHECKSUM: _ZEROS, "kind": self.kind, "key": canonical_json(self.key)}
 
     def check(self) -> bool:
-        """Check the whole file; say whether it has a checksum."""
+        """Check the whole file; return whether it has a checksum."""
         with self.path.open("rb") as file:
             header = _header(self.path, file)
             sealed = header.startswith(_TENSORS_START)
@@ -127,21 +127,22 @@ class TensorEntry(StoreEntry):
         metadata = _parsed(self.path, header).get("__metadata__", {})
         if not sealed:
             self._check_extent()
-        # Version 0.1.0 filed some images without their key.
+        # Version 0.1.0 stored some images without their key.
         if sealed or "key" in metadata:
             self._check_key(metadata.get("kind", self.kind), metadata.get("key"))
         return sealed
 
     def seal(self, path: Path) -> None:
-        """Put kind, key and checksum into a plain file of tensors, in the place it has in its header."""
+        """Add kind, key and checksum to a file of tensors, in the reserved space of its header."""
         with path.open("r+b") as file:
             before = _header(path, file)
             described = _parsed(path, before)
             metadata = {**described.pop("__metadata__", {}), **self.metadata}
             del metadata[CHECKSUM]
-            # The library writes metadata in any order; here the same tensors are always the same bytes.
+            # safetensors writes metadata in arbitrary order; sorted here, so that equal tensors give equal bytes.
             fields = {CHECKSUM: _ZEROS, **dict(sorted(metadata.items()))}
             header = _compact({"__metadata__": fields, **described})
+            # The header never shrinks, so that tensors are moved at most in one direction.
             room = _rounded(max(len(header), len(before)))
             _move(file, 8 + len(before), room - len(before))
             file.seek(0)
@@ -151,31 +152,31 @@ class TensorEntry(StoreEntry):
             file.write(digits)
 
     def _check_extent(self) -> None:
-        """Check what a checksum would show: that the tensors are where the header says."""
+        """Check, for files without a checksum, that tensor positions agree with the header."""
         from mergeability.weights.safetensors_file import TensorFile
 
         try:
             TensorFile(self.path)
         except UserError as error:
-            raise self._damaged("it is not a whole file of tensors") from error
+            raise self._damaged("it is not a complete file of tensors") from error
 
 
 def sealed_json(fields: Mapping[str, Any]) -> bytes:
-    """Write fields as JSON with a checksum before them."""
+    """Convert fields to JSON, preceded by a checksum."""
     text = json.dumps({CHECKSUM: _ZEROS, **fields}, indent=1, allow_nan=False).encode()
     digits = hashlib.sha256(text).hexdigest().encode()
     return text.replace(_ZEROS.encode(), digits, 1)
 
 
 def checked_json(path: Path, data: bytes) -> dict[str, Any]:
-    """Read a JSON object, checking the checksum where it has one.
+    """Read a JSON object and verify its checksum, if present.
 
     Args:
-        path: of the file, for messages.
+        path: path of the file, for messages.
         data: its bytes.
 
     Raises:
-        DamagedError: it is no JSON object, or not the one that was written.
+        DamagedError: it is not a JSON object, or was changed.
     """
     if data.startswith(_JSON_START):
         _compare(path, io.BytesIO(data), len(_JSON_START))
@@ -183,7 +184,7 @@ def checked_json(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def hash_without_seal(path: Path) -> str:
-    """Hash a file of tensors as it was before it was sealed, so that entries filed under that hash stay valid.
+    """Hash a file of tensors without the added fields, so that entries stored under this hash stay valid.
 
     Returns:
         The SHA-256 of the file that version 0.1.0 wrote, 64 hexadecimal digits.
@@ -223,7 +224,7 @@ def _header(path: Path, file: BinaryIO) -> bytes:
 
 
 def _framed(header: bytes, room: int) -> bytes:
-    """Put the length before a header, which is filled up with spaces."""
+    """Prepend the length to a header, which is padded with spaces."""
     return room.to_bytes(8, "little") + header.ljust(room)
 
 
@@ -234,15 +235,16 @@ def _compact(header: Mapping[str, Any]) -> bytes:
 
 
 def _rounded(size: int) -> int:
-    """Round up to whole words of eight bytes: tensors begin at one."""
+    """Round up to a multiple of eight bytes, the alignment of tensors."""
     return size + -size % 8
 
 
 def _digits(file: BinaryIO, place: int) -> tuple[bytes, bytes]:
-    """Return the checksum that lies at a place of a file, and the one that the file has."""
+    """Return the checksum stored in a file, and the actual one."""
     file.seek(0)
     found = hashlib.sha256(file.read(place))
     stored = file.read(len(_ZEROS))
+    # The checksum covers the whole file, with zeros in place of its own digits.
     found.update(_ZEROS.encode())
     while chunk := file.read(_CHUNK):
         found.update(chunk)
@@ -256,9 +258,10 @@ def _compare(path: Path, file: BinaryIO, place: int) -> None:
 
 
 def _move(file: BinaryIO, start: int, by: int) -> None:
-    """Move the end of a file towards its new end, the last part first."""
+    """Shift the data of a file towards its new end, the last part first."""
     end = file.seek(0, os.SEEK_END)
     while by and end > start:
+        # From the end, so that no unread part is overwritten.
         begin = max(start, end - _CHUNK)
         file.seek(begin)
         data = file.read(end - begin)

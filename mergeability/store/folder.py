@@ -1,6 +1,6 @@
-"""The folder of a store as several processes use it: temporary files, first writer wins, and what came before.
+"""The folder of a store, shared by processes: temporary files, first writer wins, and older formats.
 
-A process that is killed leaves a temporary file, and nothing else: locks are the system's, and end with the process.
+A killed process leaves only a temporary file, because the system releases its locks.
 """
 
 import atexit
@@ -20,14 +20,15 @@ from mergeability.store.entries import DamagedError, checked_json, sealed_json
 logger = logging.getLogger(__name__)
 
 _FORMAT = 2
-# Folders that this process has swept.
+# Folders from which this process has removed left-over files.
 _SWEPT: set[Path] = set()
 
 
 class StoreFolder:
     """The folder of a store.
 
-    `store.json` in it says up to which moment entries without a checksum are believed: version 0.1.0 wrote them.
+    `store.json` contains the time until which entries without a checksum are accepted, because version 0.1.0 wrote
+    none.
 
     Attributes:
         root: the folder.
@@ -35,10 +36,10 @@ class StoreFolder:
     """
 
     def __init__(self, root: Path) -> None:
-        """Open the folder, which need not be there yet, and remove what killed processes left.
+        """Open the folder, which need not exist, and remove left-over files of killed processes.
 
         Raises:
-            UserError: a later version made the folder.
+            UserError: the folder was created by a later version.
         """
         self.root = root
         self._marker, self._temporary = root / "store.json", root / ".partial"
@@ -47,10 +48,10 @@ class StoreFolder:
 
     @contextlib.contextmanager
     def temporary(self, path: Path) -> Iterator[Path]:
-        """Yield an empty file that nobody removes during the block, and that is gone after it.
+        """Yield an empty temporary file that is protected from cleanup during the block and removed afterwards.
 
         Args:
-            path: what it is to become, for messages.
+            path: final path, for messages.
 
         Raises:
             UserError: the disk is full or the folder cannot be written.
@@ -62,51 +63,52 @@ class StoreFolder:
             with open(handle, "rb") as file:  # noqa: PTH123
                 try:
                     if not lock(file.fileno(), wait=False):
-                        # Without locks the system may not remove or rename a file that is open.
+                        # Systems without locks (Windows) may not allow removing or renaming open files.
                         file.close()
                     yield temporary
                 finally:
                     temporary.unlink(missing_ok=True)
 
     def witness(self) -> str | None:
-        """Make a file by which other processes tell whether they see this folder; gone when this process ends.
+        """Create a file that proves to other processes that they share this folder; removed when this process ends.
 
         Returns:
-            Its place in the folder; None where the folder cannot be written.
+            Its path in the folder; None if the folder is not writable.
         """
         try:
             self._temporary.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self._temporary, suffix=".partial")
         except OSError:
             return None
-        # Held, so that nobody takes it for something that a killed process left.
+        # Locked, so that other processes do not remove it as a left-over file.
         lock(handle, wait=False)
         atexit.register(Path(name).unlink, missing_ok=True)
         return Path(name).relative_to(self.root).as_posix()
 
     def publish(self, temporary: Path, path: Path, is_whole: Callable[[], bool]) -> bool:
-        """File a finished temporary file unless another process was first.
+        """Move a finished temporary file to its final path unless another process was first.
 
         Args:
             temporary: from `temporary`.
-            path: where it belongs.
-            is_whole: whether what lies there can be used; what cannot is replaced.
+            path: final path.
+            is_whole: returns whether an existing file is usable; otherwise it is replaced.
 
         Returns:
-            Whether it was filed: otherwise another process's file lies there.
+            Whether the file was moved; otherwise the path contains another process's file.
         """
-        # Before the first entry: a folder that has entries and no marker is taken for an old one.
+        # Written before the first entry, because a folder with entries but no marker counts as an old one.
         if not self._marker.exists():
             self._mark(0)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # mkstemp makes files that only their owner reads; results are meant to be shared.
+        # mkstemp creates files that only their owner can read, but results are meant to be shared.
         temporary.chmod(0o644)
+        # A hard link fails if the name exists, so exactly one of several writers wins without a lock.
         return _linked(temporary, path) or self.replace(temporary, path, lambda: not is_whole())
 
     def replace(self, temporary: Path, path: Path, should: Callable[[], bool]) -> bool:
-        """Put a finished temporary file in the place of another if it still should; say whether it did."""
+        """Replace an entry by a finished temporary file if it is still unchanged; return whether it was replaced."""
         with self._locked():
-            # Another process may have been here since this one looked.
+            # Check again under the lock, because another process may have replaced it.
             if not should():
                 return False
             temporary.chmod(0o644)
@@ -125,7 +127,7 @@ class StoreFolder:
             with contextlib.suppress(UserError):
                 self._mark(0)
         except OSError:
-            # Whoever writes here says in a sentence what is wrong.
+            # The write that follows will report the error.
             pass
         return 0
 
@@ -133,15 +135,16 @@ class StoreFolder:
         fields = checked_json(self._marker, self._marker.read_bytes())
         if fields.get("format", _FORMAT) != _FORMAT:
             raise UserError(
-                f"{self.root} is of format {fields['format']}, and this version reads {_FORMAT}. "
+                f"{self.root} has format {fields['format']}, but this version reads format {_FORMAT}. "
                 "Update mergeability, or set paths.store to another folder."
             )
+        # The format is checked first, so that a later version with other fields gives the clearer message.
         if set(fields) != {"checksum", "format", "adopts_before_ns"}:
-            raise DamagedError(self._marker, "it does not say when it was made")
+            raise DamagedError(self._marker, "its creation time is missing")
         return fields["adopts_before_ns"]
 
     def _begin(self) -> int:
-        """Mark a folder that has entries already; a new one is marked with its first entry."""
+        """Mark a folder that already has entries; a new one is marked with its first entry."""
         if not self._has_entries():
             return 0
         for path in self.root.glob("[!.]*/*/.*.partial"):
@@ -150,7 +153,7 @@ class StoreFolder:
             self._mark(None)
             return self._read_marker()
         except (UserError, OSError):
-            # A folder that can only be read.
+            # The folder is read-only.
             return time.time_ns()
 
     def _has_entries(self) -> bool:
@@ -159,9 +162,10 @@ class StoreFolder:
         return any(path.is_dir() and not path.name.startswith(".") for path in self.root.iterdir())
 
     def _mark(self, adopts_before: int | None) -> None:
-        """Write the marker; None stands for now, by the clock that also dates the entries."""
+        """Write the marker; None stands for the current time of the file system's clock."""
         with self.temporary(self._marker) as temporary:
             if adopts_before is None:
+                # Taken from a file, because the clock of a network file system may differ from this machine's.
                 adopts_before = temporary.stat().st_mtime_ns
             temporary.write_bytes(sealed_json({"format": _FORMAT, "adopts_before_ns": adopts_before}))
             temporary.chmod(0o644)
@@ -176,7 +180,7 @@ class StoreFolder:
         return True
 
     def _sweep(self) -> None:
-        """Remove what killed processes left, once a process."""
+        """Remove left-over files of killed processes, once per process."""
         if self.root.absolute() not in _SWEPT:
             _SWEPT.add(self.root.absolute())
             for path in self._temporary.glob("*.partial"):
@@ -184,16 +188,16 @@ class StoreFolder:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Keep other processes and threads from replacing files of this folder, where the system has locks."""
+        """Prevent other processes and threads from replacing files of this folder, if the system has locks."""
         with contextlib.ExitStack() as stack:
-            # Where there is no lock, the write itself says what is wrong, if anything is.
+            # Continue without a lock; if the folder is not writable, the write itself reports it.
             with contextlib.suppress(OSError):
                 lock(stack.enter_context(_opened(self.root / ".lock")).fileno(), wait=True)
             yield
 
 
 def _opened(path: Path) -> BinaryIO:
-    """Open a lock's file, which may be another user's: reading it is enough to lock it."""
+    """Open a lock file, which may belong to another user: read access suffices for locking."""
     try:
         return path.open("ab")
     except PermissionError:
@@ -201,7 +205,7 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _linked(temporary: Path, path: Path) -> bool:
-    """Give a file its name unless something has it; False also where there are no hard links."""
+    """Hard-link a file to its final name unless the name exists; False also if hard links are unsupported."""
     try:
         os.link(temporary, path)
     except OSError:
@@ -210,7 +214,7 @@ def _linked(temporary: Path, path: Path) -> bool:
 
 
 def _remove_left_over(path: Path) -> None:
-    """Remove a temporary file that is old and that no process holds."""
+    """Remove a temporary file if it is old and not locked."""
     with contextlib.suppress(OSError), path.open("r+b") as file:
         age = time.time() - os.fstat(file.fileno()).st_mtime
         if age > LEFT_OVER and lock(file.fileno(), wait=False):

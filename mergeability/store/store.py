@@ -1,9 +1,9 @@
-"""A content-addressed cache: whatever was computed once is found again, by any run and any process.
+"""A content-addressed cache of computed values, shared by all runs and processes.
 
-A value is filed under the SHA-256 of its key, and the key holds everything the value depends on (hashes of
-checkpoints and data, every option, a version of the algorithm). So an entry never goes stale: changed input
-is another key. Writes go to a temporary file that then gets the entry's name, unless another process was first:
-a reader sees a whole entry or none, and keeps the one it has opened. Each entry is checked when a process first
+A value is stored under the SHA-256 of its key, which contains everything that determines the value (hashes of
+checkpoints and data, every option, a version of the algorithm). So entries never become stale: changed inputs
+give another key. Files are written under a temporary name and then renamed, unless another process was first, so
+readers see complete entries only. Each entry is checked when a process first
 uses it (`store.entries`), and a damaged one is computed again.
 """
 
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# States of files that this process has checked.
+# Signatures of the files that this process has checked.
 _CHECKED: set[tuple[Path, int, int, int]] = set()
 
 
 @dataclass
 class Made:
-    """Entries computed while a store was collecting, to be filed by another store.
+    """Entries computed during `collecting`, to be added to another store.
 
     Attributes:
-        computed: how many entries of each kind were computed.
-        found: how many were found.
-        files: entries by their place in the folder, as bytes; only for a store that does not share it.
+        computed: number of computed entries of each kind.
+        found: number of entries of each kind that were found.
+        files: bytes of entries by path in the folder; only for a store that does not share the folder.
         memory: entries of a store in memory.
     """
 
@@ -62,7 +62,7 @@ class Store:
     Attributes:
         root: folder of the store; None if it is in memory.
         computed: kind → number of entries that this process computed.
-        found: kind → number of entries that were in the store already.
+        found: kind → number of entries that were already in the store.
 
     Examples:
         >>> from mergeability import Store
@@ -79,12 +79,12 @@ class Store:
         self.found: Counter[str] = Counter()
         self._memory: dict[tuple[str, str], Any] = {}
         self._lock = threading.Lock()
-        # What was filed since somebody began to collect it, and a file by which a shared folder is recognised.
+        # Entries added during `collecting`, and a file by which a shared folder is recognised.
         self._filed: list[Path | tuple[str, str]] | None = None
         self._witness: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # For a worker in another process: its counts are its own.
+        # Pickled for a worker process, which counts separately.
         if self.root is not None and self._witness is None:
             self._witness = self._folder.witness()
         kept = {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_folder")}
@@ -96,24 +96,24 @@ class Store:
 
     @staticmethod
     def content_hash(path: Path) -> str:
-        """Hash an entry's file as it was written, before it got its checksum: SHA-256, 64 hexadecimal digits."""
+        """Hash an entry's file without its checksum: SHA-256, 64 hexadecimal digits."""
         return hash_without_seal(path)
 
     def path(self, kind: str, key: Mapping[str, Any], suffix: str) -> Path:
         """Return the path of an entry: `<root>/<kind>/<2 digits>/<64 digits><suffix>`.
 
         Raises:
-            UserError: the store lives in memory.
+            UserError: the store is in memory.
         """
         if self.root is None:
-            raise UserError("A store in memory has no files. Create it with a folder.")
+            raise UserError("A store in memory has no files. Create the store with a folder.")
         name = digest(key)
         return self.root / kind / name[:2] / f"{name}{suffix}"
 
     def arrays(
         self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, "Tensor"]]
     ) -> dict[str, "Tensor"]:
-        """Return the named tensors stored under `key`, as `record` does; compute and store them if there are none."""
+        """Return the named tensors stored under `key`; compute and store them if they are missing."""
         if self.root is None:
             return dict(self._remember(kind, key, compute))
         if self._found(self._tensors(kind, key)):
@@ -123,17 +123,17 @@ class Store:
     def ensure(
         self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, "Tensor"]]
     ) -> None:
-        """Compute and store tensors under `key` if there are none, without reading those that are there."""
+        """Compute and store tensors under `key` if they are missing, without reading existing ones."""
         if self.root is None:
             self._remember(kind, key, compute)
         elif not self._found(self._tensors(kind, key)):
             self._compute(kind, key, compute)
 
     def ensure_written(self, kind: str, key: Mapping[str, Any], write: Callable[[Path], None]) -> None:
-        """Store a file of tensors under `key` if there is none; `write` makes it at a path, piece by piece.
+        """Store a file of tensors under `key` if it is missing; `write` creates it at a path, in pieces.
 
         Raises:
-            UserError: the store lives in memory, or the disk is full.
+            UserError: the store is in memory, or the disk is full.
         """
         entry = self._tensors(kind, key)
         if not self._found(entry):
@@ -155,12 +155,13 @@ class Store:
         """Open the file of tensors stored by `ensure`.
 
         Raises:
-            UserError: nothing is stored under `key`, it is damaged, or the store lives in memory.
+            UserError: nothing is stored under `key`, it is damaged, or the store is in memory.
         """
         from mergeability.weights.safetensors_file import TensorFile
 
         entry = self._tensors(kind, key)
         try:
+            # A damaged entry is never returned: it is computed again and replaced.
             self._check(entry)
         except OSError as error:
             raise UserError(f"Cannot read {entry.path}: {error.strerror or error}. Start again.") from error
@@ -180,12 +181,12 @@ class Store:
     def record(
         self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, Any]]
     ) -> dict[str, Any]:
-        """Return the JSON-able record stored under `key`; compute and store it if there is none.
+        """Return the JSON-able record stored under `key`; compute and store it if it is missing.
 
         Args:
             kind: name of this kind of entry, a folder of the store.
             key: JSON-able record of everything that the value depends on.
-            compute: makes the value, without NaN or Inf.
+            compute: returns the value, without NaN or Inf.
 
         Raises:
             UserError: the disk is full or the folder cannot be written.
@@ -203,7 +204,7 @@ class Store:
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[Made]:
-        """Collect what is computed during the block, for the store of the process that sent this one here."""
+        """Collect entries computed during the block, to be sent to the store of the parent process."""
         made, self._filed = Made(), []
         computed, found = self.computed.copy(), self.found.copy()
         try:
@@ -218,7 +219,7 @@ class Store:
             made.files = {path.relative_to(self.root).as_posix(): path.read_bytes() for path in files}
 
     def take(self, made: Made) -> None:
-        """File what a worker has computed elsewhere, and count it."""
+        """Add the entries that a worker computed, and count them as computed."""
         self.computed.update(made.computed)
         self.found.update(made.found)
         self._memory.update(made.memory)
@@ -227,7 +228,7 @@ class Store:
             path = self.root / name
             with self._folder.temporary(path) as temporary:
                 temporary.write_bytes(content)
-                # Checked, as every entry, when it is used.
+                # Like every entry, it is checked on first use.
                 self._folder.publish(temporary, path, lambda: True)
 
     @cached_property
@@ -241,7 +242,7 @@ class Store:
     def _compute(
         self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, "Tensor"]]
     ) -> dict[str, "Tensor"] | None:
-        """Compute and file tensors; None where another process was first, whose tensors are then used."""
+        """Compute and store tensors; None if another process was first, whose tensors are then used."""
         from mergeability.weights.safetensors_file import write_tensors
 
         tensors = {name: tensor.contiguous() for name, tensor in compute().items()}
@@ -267,8 +268,8 @@ class Store:
         """Check an entry the first time that this process uses it.
 
         Raises:
-            DamagedError: it is not what was filed.
-            OSError: it is not there, or cannot be read.
+            DamagedError: it differs from the stored entry.
+            OSError: it does not exist or cannot be read.
         """
         folder, state = self._folder, _state(entry.path)
         if state not in _CHECKED:
@@ -278,16 +279,18 @@ class Store:
             _CHECKED.add(state)
 
     def _is_sealed(self, entry: StoreEntry) -> bool:
-        """Check an entry; say whether it has a checksum, without which only old ones are believed."""
+        """Check an entry; return whether it has a checksum. Without one, only old entries are accepted."""
         sealed = entry.check()
+        # Newer entries always have a checksum; without one, the file was truncated or written by something else.
         if not sealed and entry.path.stat().st_mtime_ns >= self._folder.adopts_before:
             raise DamagedError(entry.path, "its checksum is missing")
         return sealed
 
     def _adopt(self, folder: StoreFolder, entry: StoreEntry) -> None:
-        """Give an entry of version 0.1.0 its checksum; in a folder that can only be read it stays as it is."""
+        """Add a checksum to an entry of version 0.1.0; in a read-only folder it is left unchanged."""
         try:
             with folder.temporary(entry.path) as temporary:
+                # Sealed in a copy, so that readers of the old file are not disturbed.
                 shutil.copyfile(entry.path, temporary)
                 entry.seal(temporary)
                 folder.replace(temporary, entry.path, lambda: not self._is_sealed(entry))
@@ -295,7 +298,7 @@ class Store:
             logger.debug("%s stays without a checksum: %s", entry.path, error)
 
     def _file(self, entry: StoreEntry, write: Callable[[Path], Any]) -> bool:
-        """File what is written at a path unless another process was first; say whether it was filed."""
+        """Store a file written by `write` unless another process was first; return whether it was stored."""
         with self._folder.temporary(entry.path) as temporary:
             write(temporary)
             entry.seal(temporary)
@@ -324,16 +327,17 @@ class Store:
         return self._memory[place]
 
     def _count(self, counter: Counter[str], kind: str) -> None:
-        # Worker threads share a store, and `+= 1` is two steps.
+        # Worker threads share a store, and `+= 1` is not atomic.
         with self._lock:
             counter[kind] += 1
 
 
 def _state(path: Path) -> tuple[Path, int, int, int]:
-    """Tell one state of a file from another.
+    """Return a signature that changes whenever a file changes.
 
     Raises:
-        OSError: there is none, or it cannot be looked at.
+        OSError: the file does not exist or is not accessible.
     """
     status = path.stat()
+    # The inode changes when a file is replaced, even if size and time are equal.
     return path, status.st_ino, status.st_size, status.st_mtime_ns

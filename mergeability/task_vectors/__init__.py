@@ -1,6 +1,6 @@
-"""Step 5, what fine-tuning changed: task vectors τ_t = θ_t − θ_0, read from disk when they are used."""
+"""Step 5, task vectors τ_t = θ_t − θ_0, read from disk on demand."""
 
 import lazy_loader
 
-# The names are listed in `__init__.pyi`, for type checkers too.
+# Names are imported on first access (lazy_loader), as listed in `__init__.pyi`, which type checkers also read.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""Checks that models belong together: one architecture, and a base from which they were fine-tuned."""
+"""Checks that models share one architecture and were fine-tuned from the given base."""
 
 import logging
 import time
@@ -16,11 +16,12 @@ from mergeability.weights.checkpoints import Checkpoint
 
 logger = logging.getLogger(__name__)
 
-# Part of every store key below: raise it when what is stored changes meaning.
+# Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 2
-# A file this many seconds old will not be written again within the resolution of its time stamps.
+# Hashes are cached only for files at least this many seconds old: time stamps of newer ones are too coarse to detect
+# changes.
 _SETTLED = 2
-# Elements that are read at a time where a whole tensor is not needed.
+# Number of elements read at a time if a whole tensor is not needed.
 _BLOCK = 2**18
 
 
@@ -29,9 +30,9 @@ class BaseCheck:
     """Checks that models come from their base, by the relative norm ‖τ_t‖ / ‖θ_0‖ of their task vectors.
 
     Attributes:
-        warn_above: relative norm above which a model is suspected to have another base.
-        refuse_above: relative norm above which it is refused.
-        known: hash of a model → its relative norm.
+        warn_above: relative norm above which a warning suggests that the base is wrong.
+        refuse_above: relative norm above which an error is raised.
+        known: hash of a model → its known relative norm.
     """
 
     warn_above: float | int
@@ -42,8 +43,8 @@ class BaseCheck:
         """Return task → ‖τ_t‖ / ‖θ_0‖, computed once per model.
 
         Args:
-            deltas: the models; their store keeps the norms.
-            norms: task → ‖τ_t‖ where it is known already; computed otherwise.
+            deltas: the models, whose store caches the norms.
+            norms: task → ‖τ_t‖, if already known; computed otherwise.
         """
         for task in deltas.tasks:
             if deltas.hashes[task] not in self.known:
@@ -51,11 +52,11 @@ class BaseCheck:
         return {task: self.known[deltas.hashes[task]] for task in deltas.tasks}
 
     def check(self, deltas: Deltas, norms: Mapping[str, float] | None = None) -> None:
-        """Refuse models whose task vectors are too long, and warn about doubtful ones, once.
+        """Raise an error if a task vector is too long, and warn, once, about suspiciously long ones.
 
         Args:
             deltas: the models.
-            norms: task → ‖τ_t‖ where it is known already; computed otherwise.
+            norms: task → ‖τ_t‖, if already known; computed otherwise.
 
         Raises:
             UserError: a model's task vector is longer than `refuse_above` times the base.
@@ -63,11 +64,11 @@ class BaseCheck:
         unchecked = [task for task in deltas.tasks if deltas.hashes[task] not in self.known]
         for task, norm in self.relative_norms(deltas, norms).items():
             if norm > self.refuse_above and deltas.model(task).is_adapted:
-                # An adapter is added to whatever base is given, so its length does not tell the base.
+                # An adapter can be added to any base, so its length does not identify the base.
                 if task in unchecked:
                     logger.warning(
-                        "The adapter of '%s' changes the base by %.3g times its length (over %g): was it trained to "
-                        "the end, and on this base?",
+                        "The adapter of '%s' changes the base by %.3g times its length (over %g): was training "
+                        "completed, and on this base?",
                         task,
                         norm,
                         self.refuse_above,
@@ -76,12 +77,13 @@ class BaseCheck:
             if norm > self.refuse_above:
                 raise UserError(
                     f"The model of '{task}' was not fine-tuned from this base: its task vector is {norm:.3g} "
-                    f"times as long as the base, at most {self.refuse_above:g} is accepted. "
-                    "Give the checkpoint it was started from."
+                    f"times as long as the base; at most {self.refuse_above:g} is accepted. "
+                    "Give the base from which it was fine-tuned."
                 )
             if norm > self.warn_above and task in unchecked:
                 logger.warning(
-                    "The task vector of '%s' is %.3g times as long as the base (over %g): is this its base?",
+                    "The task vector of '%s' is %.3g times as long as the base (over %g): was it fine-tuned "
+                    "from this base?",
                     task,
                     norm,
                     self.warn_above,
@@ -120,22 +122,22 @@ def check_same_architecture(
 
 
 def warn_about_copies(hashes: Mapping[str, str]) -> None:
-    """Warn about models whose files are the same."""
+    """Warn about models with identical files."""
     first: dict[str, str] = {}
     for task, sha256 in hashes.items():
         if sha256 in first:
-            logger.warning("'%s' and '%s' are the same file twice.", first[sha256], task)
+            logger.warning("'%s' and '%s' have identical files.", first[sha256], task)
         first.setdefault(sha256, task)
 
 
 def file_hash(checkpoint: Checkpoint, store: Store) -> str:
-    """Hash a checkpoint's files, or find the hashes again while the files have not been touched since."""
+    """Return the hashes of a checkpoint's files, from the cache if the files are unchanged."""
     return checkpoint.hash_by(lambda path: _noted_hash(path, checkpoint.hash_of, store))
 
 
 def _noted_hash(path: Path, hash_of: Callable[[Path], str], store: Store) -> str:
     status = path.stat()
-    # The change time cannot be set back, unlike the modification time, which copying tools restore.
+    # Use the change time as well, because copying tools restore the modification time but not the change time.
     newest = max(status.st_mtime_ns, status.st_ctime_ns)
     if store.root is None or time.time_ns() - newest < _SETTLED * 10**9:
         return hash_of(path)
@@ -146,7 +148,7 @@ def _noted_hash(path: Path, hash_of: Callable[[Path], str], store: Store) -> str
         "modified": status.st_mtime_ns,
         "changed": status.st_ctime_ns,
     }
-    # A separate store: the counts of the other one are of results.
+    # A separate store, so that the counts of the main store include only results.
     notes = Store(store.root)
     return notes.record("file_hash", stamp, lambda: {"sha256": hash_of(path)})["sha256"]
 
@@ -170,7 +172,7 @@ def _selection(deltas: Deltas) -> dict[str, Any]:
 
 
 def _norm(deltas: Deltas, task: str) -> float:
-    """Compute ‖τ_t‖ of a model as it is on disk, before any transformation."""
+    """Compute ‖τ_t‖ of a model as stored on disk, without transformation."""
     plain = deltas.untransformed()
     square = 0.0
     for name in plain.names:

@@ -1,4 +1,4 @@
-"""Reading task vectors: the differences between the checkpoints of several models and that of their base."""
+"""Reading of task vectors: the differences between the checkpoints of several models and their base."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,20 +20,20 @@ from mergeability.weights.names import VISUAL
 Transform = Callable[[str, str, Tensor], Tensor]
 
 
-# What follows from the models and from how their tensors are cut, and is computed once.
+# Values derived from the models and the layout, computed once.
 _DERIVED = ("names", "buffers", "matrices", "layout", "tied")
 
 
 class Deltas(Mapping[str, Tensor]):
-    """The deltas θ_t − θ_0 of several models, as a mapping parameter name → stack, read on demand.
+    """The deltas θ_t − θ_0 of several models: a mapping from parameter names to stacks that are read on demand.
 
     Attributes:
         tasks: names of the models.
         parameters: parameter (and buffer) name → its place in the checkpoints.
         hashes: task → hash of the model.
         base_hash: hash of the base.
-        store: where values derived from the deltas are kept.
-        selection: a digest of the tensors that are used; None where these are all that are read by default.
+        store: store of values derived from the deltas.
+        selection: a digest of the selected tensors; None for the default selection.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Deltas(Mapping[str, Tensor]):
         self._base, self._models = base, dict(models)
         self._transform: Transform | None = None
         size = sum(one.size for one in self.parameters.values()) * 4 * len(models)
-        # (hash, parameter) → delta, where all of them are small enough to stay in memory
+        # (hash, parameter) → delta, if all of them are small enough to stay in memory
         self._kept: dict[tuple[str, str], Tensor] | None = {} if size <= keep_below else None
 
     @cached_property
@@ -86,12 +86,12 @@ class Deltas(Mapping[str, Tensor]):
 
     @cached_property
     def layout(self) -> str | None:
-        """A digest of how the checkpoints' tensors are cut into parameters; None where all are taken, and not cut."""
+        """A digest of the layout of tensors in parameters; None for the default layout of all tensors."""
         return layout_digest(self.parameters, self._base.shapes) or self.selection
 
     @property
     def is_transformed(self) -> bool:
-        """Whether deltas are changed as they are read: each read then takes a whole tensor."""
+        """Whether deltas are transformed on reading, so that each read loads a whole tensor."""
         return self._transform is not None
 
     @property
@@ -108,7 +108,7 @@ class Deltas(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.names)
 
-    # Mapping compares by value, which would read every tensor.
+    # Compare by identity, because Mapping compares values, which would read every tensor.
     def __eq__(self, other: object) -> bool:
         return self is other
 
@@ -120,11 +120,11 @@ class Deltas(Mapping[str, Tensor]):
         return self._models[task]
 
     def identity(self, task: str) -> str:
-        """Return what tells one model's deltas from all others: its hash, with its name once transformed."""
+        """Return an identifier of one model's deltas: its hash, and its name if deltas are transformed."""
         return self.hashes[task] if self._transform is None else f"{self.hashes[task]} {task}"
 
     def base(self, name: str) -> Tensor:
-        """Read one of the base's parameters, in the base's own dtype."""
+        """Read one parameter of the base, in its original dtype."""
         return self._part(self._base, name)
 
     def stack(self, name: str) -> Float[Tensor, "T *shape"]:
@@ -135,7 +135,7 @@ class Deltas(Mapping[str, Tensor]):
         """
         if self._kept is not None or self._transform is not None:
             return torch.stack(list(self._read_all(name, self.tasks)))
-        # Straight into the stack: no delta is copied.
+        # Write directly into the stack, without copying deltas.
         base = self.base(name).float()
         stacked = torch.empty((len(self.tasks), *base.shape))
         for row, task in zip(stacked, self.tasks, strict=True):
@@ -155,9 +155,9 @@ class Deltas(Mapping[str, Tensor]):
     def read(
         self, task: str, name: str, start: int = 0, stop: int | None = None
     ) -> Float32[np.ndarray, " elements"]:
-        """Read a range of one model's flattened delta, in float32: only these bytes of the two files.
+        """Read a range of one model's flattened delta in float32; only these bytes of the two files are read.
 
-        Values that are not finite are returned as they are: summed squares tell, in one pass over the data
+        Values that are not finite are returned unchanged: sums of squares detect them in one pass over the data
         instead of two.
         """
         parameter = self.parameters[name]
@@ -165,7 +165,7 @@ class Deltas(Mapping[str, Tensor]):
         if self._transform is not None:
             return self.delta(task, name).flatten()[start:stop].numpy()
         first, last = parameter.start + start, parameter.start + stop
-        # Without warnings of ∞ − ∞ and the like: callers look for them.
+        # Suppress warnings such as ∞ − ∞, because callers check for non-finite values.
         with np.errstate(invalid="ignore", over="ignore"):
             delta = self._models[task].values(parameter.tensor, first, last)
             np.subtract(delta, self._base.values(parameter.tensor, first, last), out=delta)
@@ -180,7 +180,7 @@ class Deltas(Mapping[str, Tensor]):
         return self._base.values(parameter.tensor, parameter.start + start, parameter.start + stop)
 
     def not_finite(self, task: str, name: str) -> UserError:
-        """Return the error for a delta that is not finite: it names the model or the base as the cause."""
+        """Return the error for a delta that is not finite, which names the model or the base as the cause."""
         try:
             self.delta(task, name)
         except UserError as error:
@@ -188,13 +188,13 @@ class Deltas(Mapping[str, Tensor]):
         return _beyond_range(task, name)
 
     def untransformed(self) -> "Deltas":
-        """Return the deltas of the models as they are on disk."""
+        """Return the untransformed deltas of the models."""
         plain = copy.copy(self)
         plain._transform = None
         return plain
 
     def _forget_derived(self) -> None:
-        """Let a copy be given other models or parameters."""
+        """Copy with other models or parameters."""
         for name in _DERIVED:
             self.__dict__.pop(name, None)
 
@@ -217,7 +217,7 @@ class Deltas(Mapping[str, Tensor]):
                 if base is None:
                     base = self.base(name).float()
                 delta = self._part(self._models[task], name).float() - base
-                # One sum takes a fraction of the time of a test of each number.
+                # A sum is much faster than testing each value.
                 if not torch.isfinite(delta.sum()):
                     self._check_finite(task, name)
                 if self._kept is not None:
@@ -225,7 +225,7 @@ class Deltas(Mapping[str, Tensor]):
             yield delta
 
     def _transformed(self, name: str, tasks: Sequence[str], transform: Transform) -> Iterator[Tensor]:
-        """Transform the checkpoints' whole tensor, then cut: the same numbers in every layout."""
+        """Transform the whole checkpoint tensor and then split it, so that results do not depend on the layout."""
         parameter = self.parameters[name]
         plain = self.untransformed()
         plain._forget_derived()
@@ -238,7 +238,7 @@ class Deltas(Mapping[str, Tensor]):
             yield changed[parameter.start : parameter.start + parameter.size].reshape(parameter.shape)
 
     def _check_finite(self, task: str, name: str) -> None:
-        """Refuse NaN and infinity; a sum of finite numbers may be infinite too."""
+        """Raise an error for NaN and infinity; each value is checked, because sums of finite numbers may overflow."""
         base = _finite(self.base(name).float(), "base model", name)
         model = _finite(self._part(self._models[task], name).float(), f"model of '{task}'", name)
         if not torch.isfinite(model - base).all():

@@ -1,4 +1,4 @@
-"""The singular triplets of the models' deltas, computed once per model and matrix."""
+"""Singular triplets of the models' deltas, computed once per model and matrix."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from mergeability.errors import UserError
 from mergeability.linalg.decompositions import leading_triplets
 from mergeability.task_vectors.deltas import Deltas
 
-# Part of every store key below: raise it when what is stored changes meaning.
+# Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 2
 
 
@@ -44,7 +44,7 @@ def _factors(deltas: Deltas, task: str, name: str, rank: int, *, keep: bool) -> 
     if not keep:
         return _triplets(deltas.delta(task, name), rank)
     smaller = min(deltas.parameters[name].shape)
-    # Half of the triplets serve every merge of two or more models.
+    # Half of the triplets suffice for every merge of two or more models.
     kept = smaller // 2 if rank <= smaller // 2 else smaller
     key = {
         "base": deltas.base_hash,

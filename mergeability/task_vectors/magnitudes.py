@@ -1,4 +1,4 @@
-"""The magnitude above which a model's largest entries lie, found exactly without sorting or concatenating them."""
+"""The exact magnitude threshold of a model's largest entries, without sorting or concatenating them."""
 
 import math
 from collections.abc import Iterator
@@ -12,18 +12,18 @@ from mergeability.files import digest
 from mergeability.linalg import grams
 from mergeability.task_vectors.vectors import TaskVectors
 
-# Part of every store key below: raise it when what is stored changes meaning.
+# Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 1
-# A non-negative float32 sorts as its bits do: 15 leading bits (the sign is 0), then 16 trailing ones.
+# Non-negative float32 numbers sort like their bits: 15 leading bits (the sign bit is 0) and 16 trailing bits.
 _LEADING, _TRAILING = 2**15, 2**16
-# Leading bits from which on a number is infinite or NaN.
+# Leading bits of infinity; larger ones are NaN.
 _INFINITE = 0x7F80
 
 
 def magnitude_thresholds(
     vectors: TaskVectors, density: float | int, run: Run | None = None
 ) -> dict[str, np.float32]:
-    """Return the magnitude from which on each model keeps its entries, found exactly without sorting.
+    """Return the exact magnitude threshold above which each model keeps its entries, without sorting.
 
     Of D entries, a model keeps those with |τ| ≥ its (D − ⌊density·D⌋)-th smallest magnitude, as TIES trims.
 
@@ -49,7 +49,7 @@ def magnitude_thresholds(
     """
     check_density(density)
     size = sum(vectors.parameters[name].size for name in vectors.names)
-    # At density 1 the rank would be 0: everything is kept.
+    # At density 1 the rank would be 0, and every entry is kept.
     rank = max(1, size - math.floor(density * size))
     places = digest({"parameters": [place(vectors, name) for name in vectors.names]})
 
@@ -71,11 +71,13 @@ def _kth_smallest_magnitude(vectors: TaskVectors, task: str, rank: int) -> np.fl
     A histogram of the leading half of the bits finds the bin, one of the trailing half within it the value.
     """
     histogram = _histogram((bits >> 16 for bits in _magnitude_bits(vectors, task)), _LEADING)
+    # NaN and infinity fall into the last bins, so they are detected without a separate pass.
     if histogram[_INFINITE:].any():
         for name in vectors.names:
             if not np.isfinite(vectors.read(task, name)).all():
                 raise vectors.not_finite(task, name)
     leading, rank = _select(histogram, rank)
+    # Second pass: only values in the selected bin, by their trailing bits.
     within = (bits[bits >> 16 == leading] & (_TRAILING - 1) for bits in _magnitude_bits(vectors, task))
     trailing, _ = _select(_histogram(within, _TRAILING), rank)
     return np.uint32(leading << 16 | trailing).view(np.float32)
@@ -90,7 +92,7 @@ def _magnitude_bits(vectors: TaskVectors, task: str) -> Iterator[np.ndarray]:
 def _histogram(values: Iterator[np.ndarray], bins: int) -> Int64[np.ndarray, " bins"]:
     total = np.zeros(bins, dtype=np.int64)
     for some in values:
-        # Converted here: NumPy's own conversion takes four times as long as the counting.
+        # Converted explicitly, because NumPy's implicit conversion takes four times as long as counting.
         total += np.bincount(some.astype(np.int64), minlength=bins)
     return total
 
@@ -103,8 +105,9 @@ def _select(histogram: Int64[np.ndarray, " bins"], rank: int) -> tuple[int, int]
 
 
 def blocks(vectors: TaskVectors, name: str) -> Iterator[tuple[int, int]]:
-    """Cut a parameter into the ranges that are read at a time; whole where each would be transformed whole."""
+    """Split a parameter into ranges to read; one range if deltas are transformed."""
     size = vectors.parameters[name].size
+    # Reading a range of a transformed tensor transforms the whole tensor each time.
     length = size if vectors.is_transformed else grams.BLOCK
     return ((start, min(start + length, size)) for start in range(0, size, max(length, 1)))
 
@@ -120,12 +123,12 @@ def check_density(density: float | int) -> None:
 
 
 def identity(vectors: TaskVectors, task: str) -> str:
-    """Return what tells a model's deltas from all others."""
+    """Return an identifier of a model's deltas."""
     return digest({"base": vectors.base_hash, "model": vectors.identity(task)})
 
 
 def place(vectors: TaskVectors, name: str) -> dict[str, object]:
-    """Return which numbers of a checkpoint a parameter consists of, in whatever shape."""
+    """Return the ranges of checkpoint tensors that a parameter consists of, regardless of its shape."""
     parameter = vectors.parameters[name]
     return {"tensor": parameter.tensor, "start": parameter.start, "size": parameter.size}
 

@@ -1,4 +1,4 @@
-"""Which tensors of a base and its models are compared: names that differ in a prefix, heads, choices by pattern."""
+"""Match the tensors of a base and its models: prefixes, heads, and selection by patterns."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,9 +13,9 @@ from mergeability.weights.names import listed
 from mergeability.weights.towers import has_blocks, is_head, unwrapped
 
 BASE = "the base"
-# Parts that some models of an architecture have and others do not, in addition to heads.
+# Optional parts of architectures, in addition to heads.
 _OPTIONAL = re.compile(r"(^|\.)(pooler\.|mask_token$|lm_head\.|visual_projection\.|text_projection\.)")
-# Integers that say nothing about a model: numbers of positions, masks, counts of batches.
+# Integer tensors that do not affect a model: position indices, masks, batch counts.
 _BUFFER = re.compile(
     r"(^|\.)(position_ids|token_type_ids|num_batches_tracked|relative_position_index|relative_coords_table"
     r"|attn_mask|attention_mask|causal_mask|attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias)$"
@@ -35,13 +35,13 @@ _SMALL = 2**16
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Tensors that are not used.
+    """Records of unused tensors.
 
     Attributes:
-        what: what they are, and why they are left out.
+        what: description of the tensors, and why they are unused.
         names: their names.
         owners: the models that hold them.
-        matters: whether a user should hear of it in any case.
+        matters: whether to always report them.
     """
 
     what: str
@@ -57,11 +57,11 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Patterns that choose tensors by their names, as `re.search` finds them.
+    """Patterns that select tensors by name with `re.search`.
 
     Attributes:
-        include: a tensor is used if one of these is found in its name; every tensor where there are none.
-        exclude: and none of these.
+        include: a tensor is used if one of these matches its name; every tensor without patterns.
+        exclude: and none of these matches.
 
     Raises:
         UserError: a pattern is not a regular expression.
@@ -75,11 +75,11 @@ class Chosen:
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise UserError(f"'{pattern}' is no regular expression: {error}.") from error
+                raise UserError(f"'{pattern}' is not a valid regular expression: {error}.") from error
 
     @classmethod
     def of(cls, include: object, exclude: object) -> "Chosen":
-        """Take one pattern or a list of them, or None.
+        """Accept one pattern, a list of patterns, or None.
 
         Raises:
             UserError: they are something else.
@@ -92,7 +92,7 @@ class Chosen:
         return included and not any(re.search(one, name) for one in self.exclude)
 
     def check(self, names: Iterable[str]) -> None:
-        """Check that every pattern is found in a name.
+        """Check that every pattern matches a name.
 
         Raises:
             UserError: one is not.
@@ -108,13 +108,13 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Matched:
-    """Models under the base's names, and the tensors that are compared.
+    """Models under the base's names, with the tensors to compare.
 
     Attributes:
         models: task → its checkpoint, under the base's names.
-        names: the floating-point tensors that all of them have, sorted.
-        left_out: what is not used.
-        notes: sentences on what is used though it may not be meant.
+        names: the floating-point tensors common to all models, sorted.
+        left_out: unused tensors.
+        notes: sentences about tensors that may be used unintentionally.
     """
 
     models: dict[str, Checkpoint]
@@ -124,14 +124,14 @@ class Matched:
 
 
 def matched(base: Checkpoint, models: Mapping[str, Checkpoint], chosen: Chosen) -> Matched:
-    """Find the tensors that a base and its models have in common.
+    """Find the tensors common to a base and its models.
 
     A head that is absent from some models or has other shapes is left out; any other difference is an error.
 
     Args:
         base: the base.
         models: task → model.
-        chosen: the patterns of what is used.
+        chosen: patterns that select tensors.
 
     Raises:
         UserError: the architectures differ, a pattern matches nothing, or weights are quantised.
@@ -151,7 +151,7 @@ def matched(base: Checkpoint, models: Mapping[str, Checkpoint], chosen: Chosen) 
         check_same_architecture(task, model, base, dropped)
     names = tuple(sorted(floating[BASE] - dropped))
     if not names and floating[BASE]:
-        raise UserError("No tensor is left to compare. Choose fewer with exclude, or more with include.")
+        raise UserError("No tensors are left to compare. Relax the patterns exclude or include.")
     groups = [
         *_by_owner("heads, absent from some models or of other shapes,", heads, floating),
         *_by_owner("by suite.include and suite.exclude, tensors", excluded, floating),
@@ -162,7 +162,7 @@ def matched(base: Checkpoint, models: Mapping[str, Checkpoint], chosen: Chosen) 
 
 
 def aligned(model: Checkpoint, base: Checkpoint) -> Checkpoint:
-    """Return a model under the names of its base where they differ in a prefix or in wrapper modules.
+    """Return a model under the names of its base if they differ only in a prefix or in wrapper modules.
 
     `module.encoder.weight` of a model becomes the base's `net.encoder.weight` if most tensors agree so.
     """
@@ -184,7 +184,7 @@ def aligned(model: Checkpoint, base: Checkpoint) -> Checkpoint:
 
 
 def grouped(names: Iterable[str]) -> str:
-    """Name tensors in a line: those that differ only in numbers once, with their count."""
+    """List tensor names on one line; names that differ only in numbers are listed once, with their count."""
     counts: dict[str, list[str]] = {}
     for name in sorted(names):
         counts.setdefault(re.sub(r"\d+", "*", name), []).append(name)
@@ -207,7 +207,7 @@ def _floating(checkpoint: Checkpoint) -> set[str]:
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:
-    """List the prefixes that at least half of the names have, the shortest first."""
+    """List the prefixes of at least half of the names, the shortest first."""
     names = list(names)
     counts: dict[str, int] = {}
     for name in names:
@@ -219,7 +219,7 @@ def _prefixes(names: Iterable[str]) -> list[str]:
 
 
 def _common_prefix(names: Iterable[str]) -> str:
-    """Return the longest prefix of whole modules that all names have."""
+    """Return the longest prefix of complete module names common to all names."""
     names = list(names)
     prefixes = [one for one in _prefixes(names) if all(name.startswith(one) for name in names)]
     return prefixes[-1] if len(names) > 1 else ""
@@ -230,9 +230,9 @@ def _same_shape(name: str, everyone: Mapping[str, Checkpoint]) -> bool:
 
 
 def _is_optional(name: str, base: Checkpoint, common: str) -> bool:
-    """Return whether models of one base may differ in a tensor: a head, or what is outside the backbone."""
+    """Return whether models of one base may differ in a tensor: a head, or a tensor outside the backbone."""
     if name.startswith(PREFIX):
-        # All of a CLIP's visual tower is needed, its projection too.
+        # All tensors of a CLIP's visual tower are required, including the projection.
         return False
     short = next(iter(unwrapped([name.removeprefix(common)])))
     if is_head(short) or is_head(name) or _OPTIONAL.search(short):
@@ -244,7 +244,7 @@ def _is_optional(name: str, base: Checkpoint, common: str) -> bool:
         tops.setdefault(own.split(".")[0], []).append(own)
     largest = max(tops, key=lambda top: len(tops[top]), default="")
     names = tops.get(largest, [])
-    # Blocks alone are no backbone: what is next to them are embeddings and norms.
+    # A module that contains only blocks is not the backbone, because embeddings and norms are next to it.
     is_backbone = len(names) >= 0.8 * len(inside) and any(map(_EMBEDDING.search, names)) and has_blocks(names)
     return is_backbone and short.split(".")[0] != largest
 
@@ -259,7 +259,7 @@ def _by_owner(what: str, names: Sequence[str], floating: Mapping[str, set[str]])
 
 
 def _unread(everyone: Mapping[str, Checkpoint]) -> list[LeftOut]:
-    """List what the checkpoints themselves leave out, once for all models that leave out the same."""
+    """List the tensors that the checkpoints leave out, once for all models with the same ones."""
     groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for task, one in everyone.items():
         for kind, names in one.left_out.items():
@@ -279,7 +279,7 @@ def _unread(everyone: Mapping[str, Checkpoint]) -> list[LeftOut]:
 
 
 def _text_differs(model: Checkpoint, base: Checkpoint) -> bool:
-    """Return whether a text tower was fine-tuned, by its small tensors, which fine-tuning changes first of all."""
+    """Return whether a text tower was fine-tuned, by comparing its small tensors, which fine-tuning always changes."""
     theirs, ours = base.source.entries, model.source.entries
     return any(
         name in ours
@@ -292,7 +292,7 @@ def _text_differs(model: Checkpoint, base: Checkpoint) -> bool:
 
 
 def _integers(base: Checkpoint, models: Mapping[str, Checkpoint]) -> list[LeftOut]:
-    """List the integer tensors that are not those of the base; masks and the like are no weights."""
+    """List the integer tensors that differ from the base, without masks and similar constants."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for task, model in models.items():
         changed = tuple(name for name in _changed_integers(model, base) if not _BUFFER.search(name))
@@ -328,7 +328,7 @@ def _is_equal(name: str, model: Checkpoint, base: Checkpoint) -> bool:
 
 
 def _refuse_quantised(base: Checkpoint, models: Mapping[str, Checkpoint]) -> None:
-    """Refuse weights that are stored as integers, or in 8 bits with scales next to them.
+    """Raise an error for quantised weights: integers, or 8-bit floats with separate scales.
 
     Raises:
         UserError: such weights differ between a model and the base, or are in one of them only.

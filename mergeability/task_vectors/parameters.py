@@ -1,4 +1,4 @@
-"""How the tensors of checkpoints are cut into parameters, and how parameters are assembled into tensors again."""
+"""Split the tensors of checkpoints into parameters, and assemble parameters to tensors."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ from mergeability.errors import UserError
 from mergeability.files import digest
 from mergeability.weights.checkpoints import Checkpoint
 
-# Elements that tell most tensors apart.
+# Number of leading elements compared first, which distinguish most tensors.
 _GLANCE = 16
 _RUNNING_STATISTICS = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """Locate a parameter of the metrics and merges: a range of a flattened tensor of the checkpoints, with a shape.
+    """The location of a parameter: a range of a flattened checkpoint tensor, with a shape.
 
     Attributes:
         tensor: name of the checkpoints' tensor.
@@ -45,12 +45,12 @@ class Parameter:
 
     @property
     def content(self) -> dict[str, Any]:
-        """The range of the checkpoint that the parameter consists of, as a JSON-able record: part of a store's key."""
+        """The range of the checkpoint tensor, as a JSON-able record for store keys."""
         return {"tensor": self.tensor, "start": self.start, "shape": list(self.shape)}
 
 
 def is_running_statistic(name: str) -> bool:
-    """Return whether a tensor is a batch norm's running mean or variance: state, not a parameter.
+    """Return whether a tensor is a running mean or variance of a batch norm, which is not a parameter.
 
     Args:
         name: name of the tensor.
@@ -66,7 +66,7 @@ def is_running_statistic(name: str) -> bool:
 def cut(
     parameters: Mapping[str, Parameter], *, split_qkv: bool = False, matricize: str | None = None
 ) -> dict[str, Parameter]:
-    """Cut parameters into smaller ones, or give them other shapes; the numbers stay the same.
+    """Split parameters into smaller ones or reshape them, without changing values.
 
     Args:
         parameters: name → parameter.
@@ -88,7 +88,7 @@ def cut(
 
 
 def layout_digest(parameters: Mapping[str, Parameter], shapes: Mapping[str, Sequence[int]]) -> str | None:
-    """Return a digest of how tensors are cut into parameters; None where each tensor is one parameter.
+    """Return a digest of the layout of tensors in parameters; None if each tensor is one parameter.
 
     Args:
         parameters: name → parameter.
@@ -106,7 +106,7 @@ def assembled(
     parameters: Mapping[str, Parameter],
     shapes: Mapping[str, Sequence[int]],
 ) -> dict[str, Tensor]:
-    """Put tensors named as the parameters are together again, as the checkpoints hold them.
+    """Assemble parameters to the tensors of the checkpoints.
 
     Args:
         merged: parameter name → tensor of the parameter's shape, for all parameters of a tensor or none.
@@ -127,16 +127,16 @@ def assembled(
         shape = tuple(shapes[tensor])
         pieces = [merged[name].flatten() for name in names]
         if sum(len(piece) for piece in pieces) != math.prod(shape):
-            raise UserError(f"Parts of '{tensor}' are missing: there are only {', '.join(names)}.")
+            raise UserError(f"Parts of '{tensor}' are missing; only these are given: {', '.join(names)}.")
         whole[tensor] = (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).reshape(shape)
     return whole
 
 
 def tied_names(parameters: Mapping[str, Parameter], checkpoints: Sequence[Checkpoint]) -> dict[str, str]:
-    """Find the parameters that hold the values of another one in every checkpoint.
+    """Find the parameters that equal another parameter in every checkpoint.
 
-    A file has no two names for one tensor, so tied weights are found by their values. The first elements tell
-    most parameters apart, and only those that share them are compared as a whole.
+    Tied weights are stored separately in files, so they are identified by their values. The first elements distinguish
+    most parameters, and only parameters that share them are compared completely.
 
     Args:
         parameters: name → parameter, in the order in which the first of several equal ones is the owner.
@@ -175,7 +175,7 @@ def _values(checkpoint: Checkpoint, parameter: Parameter, stop: int) -> np.ndarr
 
 
 def _split(name: str, whole: Parameter) -> dict[str, Parameter]:
-    """Cut a fused attention projection into its queries, keys and values."""
+    """Split a fused attention projection into queries, keys and values."""
     stem, _, last = name.rpartition(".")
     if last not in ("in_proj_weight", "in_proj_bias") or whole.shape[0] % 3:
         return {name: whole}

@@ -1,4 +1,4 @@
-"""What fine-tuning changed: per parameter, the stack of all models' deltas from the base, read on demand."""
+"""Task vectors: for each parameter the stack of all models' deltas from the base, read on demand."""
 
 import copy
 import logging
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class TaskVectors(Deltas):
-    """Compute task vectors τ_t = θ_t − θ_0 of T models from one base: a mapping from parameter names to stacked deltas.
+    """Task vectors τ_t = θ_t − θ_0 of T models from one base: a mapping from parameter names to stacked deltas.
 
     A stack has the shape T × the parameter's shape and is read on access, so at most one parameter of all models is in
     memory. Deltas stay in memory only if all of them take at most `keep_below` bytes. Checkpoints may be float16,
@@ -42,8 +42,8 @@ class TaskVectors(Deltas):
             `CLIPVisionModel` does, the hash of both files.
         base_hash: SHA-256 of the base's file.
         store: where values derived from the deltas are kept.
-        left_out: the tensors that are not used.
-        notes: sentences on tensors that are used, perhaps unintentionally.
+        left_out: unused tensors.
+        notes: sentences about tensors that may be used unintentionally.
 
     Paper: Ilharco et al. 2023, Editing Models with Task Arithmetic, arXiv 2212.04089.
 
@@ -76,7 +76,7 @@ class TaskVectors(Deltas):
     ) -> None:
         if not models:
             raise UserError(
-                "Expected at least one fine-tuned model, got none: name them as {'a': path, ...}."
+                "Expected at least one fine-tuned model, got none: pass a mapping such as {'a': path, ...}."
             )
         completed = {task: model.completed(base) for task, model in models.items()}
         found = matched(base, completed, Chosen.of(include, exclude))
@@ -89,7 +89,7 @@ class TaskVectors(Deltas):
         with ThreadPoolExecutor() as pool:
             base_hash, *files = pool.map(lambda one: file_hash(one, store), [base, *models.values()])
         hashes = {
-            # A model's own file does not determine it where the projection is the base's.
+            # If the projection is copied from the base, the model's file alone does not determine the model.
             task: digest({"file": own, "base": base_hash}) if models[task].has_lent_projection else own
             for task, own in zip(models, files, strict=True)
         }
@@ -118,7 +118,7 @@ class TaskVectors(Deltas):
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
     ) -> "TaskVectors":
-        """Open the base and the models fine-tuned from it; only headers are read.
+        """Open the base and the models fine-tuned from it; only file headers are read.
 
         Args:
             models: task → a safetensors file, the index of several, a folder, a LoRA adapter's folder, an open
@@ -162,7 +162,7 @@ class TaskVectors(Deltas):
         return f"<table><caption>{escape(repr(self))}</caption>{head}{rows}</table>"
 
     def select(self, tasks: Iterable[str]) -> "TaskVectors":
-        """Return the same task vectors for some of the tasks, in the order given; memory is shared.
+        """Return the same task vectors for some of the tasks, in the given order; caches are shared.
 
         Raises:
             UserError: a task is unknown, named twice, or none is named.
@@ -180,7 +180,7 @@ class TaskVectors(Deltas):
         return selected
 
     def with_layout(self, *, split_qkv: bool = False, matricize: str | None = None) -> "TaskVectors":
-        """Return the same numbers cut into other parameters.
+        """Return the same task vectors in another layout of parameters.
 
         Args:
             split_qkv: one parameter each for the queries, keys and values of an attention, which open_clip
@@ -197,17 +197,17 @@ class TaskVectors(Deltas):
         if cut.parameters == self.parameters:
             return self
         if self._kept is not None:
-            # Under one name there would be two shapes.
+            # One name would have two shapes.
             cut._kept = {}
         return cut
 
     def transformed(self, transform: Transform) -> "TaskVectors":
-        """Return task vectors that are `transform(task, name, delta)` of these, as they are read.
+        """Return task vectors to which `transform(task, name, delta)` is applied on reading.
 
-        Running statistics are no parameters and stay as they are.
+        Running statistics are not parameters and are not transformed.
         """
         changed = copy.copy(self)
-        # Values derived from changed deltas must not be filed under the models' hashes.
+        # Values derived from transformed deltas must not be stored under the models' hashes.
         changed.store = Store(None)
         previous = self._transform
         changed._transform = (
@@ -230,9 +230,9 @@ class TaskVectors(Deltas):
 
     @cached_property
     def tied(self) -> dict[str, str]:
-        """Names of tensors that equal another one in the base and in every model → that other one.
+        """Tied tensors, which equal another tensor in the base and in all models: name → name of the other tensor.
 
-        A file has no two names for one tensor: tied weights are found by their values.
+        Files store tied tensors under one name each, so they are identified by their values.
         """
         named = {name: self.parameters[name] for name in self.names}
         return parts.tied_names(named, [self._base, *self._models.values()])
@@ -243,7 +243,7 @@ class TaskVectors(Deltas):
         """Decompose one matrix's deltas: the leading triplets U, S, Vh of every model in float32, S descending.
 
         A folder store keeps half of each model's triplets, the most that a merge of two or more models takes.
-        They are computed once, whichever models they are stacked with.
+        They are computed once per model, independent of the other models.
 
         Args:
             name: a 2-D parameter.
@@ -252,7 +252,8 @@ class TaskVectors(Deltas):
         Raises:
             UserError: the parameter is not a matrix.
         """
-        # A model's hash does not determine transformed deltas; and large factors would fill the memory.
+        # Not stored, because hashes do not determine transformed deltas, and large factors would fill a store in
+        # memory.
         keep = not self.is_transformed and (self.store.root is not None or self._kept is not None)
         return stacked_triplets(self, name, rank, keep=keep)
 
@@ -261,7 +262,7 @@ class TaskVectors(Deltas):
         return self._base_check.relative_norms(self)
 
     def check_base(self, norms: Mapping[str, float] | None = None) -> None:
-        """Check that every model can come from this base: ‖τ‖/‖θ_0‖ is a few percent after fine-tuning.
+        """Check that every model was fine-tuned from this base: ‖τ‖/‖θ_0‖ is typically a few per cent.
 
         Args:
             norms: task → ‖τ‖ where it is known; computed when None.
@@ -286,5 +287,5 @@ def _opened(
     if isinstance(model, Mapping | nn.Module):
         return open_in_memory(model, towers)
     path = Path(model).expanduser()
-    # What is not here is not looked for on the hub: this function uses no network.
+    # Do not search the hub for missing files, because this function must not use the network.
     return open_checkpoint(path, store, base, towers) if path.exists() else Checkpoint.open(path)

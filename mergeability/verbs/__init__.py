@@ -1,4 +1,4 @@
-"""Three verbs for people with files: `compare`, `predict` and `merge`, each a few lines over the pipeline.
+"""The functions `compare`, `predict` and `merge` for checkpoint files or models in memory.
 
 The command line `mergeability compare|predict|merge` calls them; their defaults are those of the YAML files in `conf`.
 """

@@ -1,4 +1,4 @@
-"""Which of the configured models a checkpoint is, by the shapes of its visual tower."""
+"""Identify the configured model of a checkpoint by the shapes of its visual tower."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ _PATCHES, _POSITIONS, _OUTPUT = "visual.conv1.weight", "visual.positional_embedd
 
 
 def model_called(name: str) -> ClipModel:
-    """Make the description of a configured model.
+    """Create the description of a configured model.
 
     Args:
         name: a member of `conf/model`, such as "vit_b16".
@@ -33,7 +33,7 @@ def model_called(name: str) -> ClipModel:
 
 
 def recognised(base: Checkpoint) -> ClipModel:
-    """Find the configured model whose visual tower has a checkpoint's shapes; the first of several.
+    """Find the first configured model whose visual tower has the shapes of a checkpoint.
 
     Args:
         base: the base model.
@@ -54,8 +54,9 @@ def recognised(base: Checkpoint) -> ClipModel:
         if own is not None and _of_configuration(model.configuration) == own:
             return model
     raise UserError(
-        f"{base.origin} has the shapes of no configured model ({', '.join(files('model'))}): name its architecture, "
-        "--model on the command line, model= in Python."
+        f"{base.origin} does not have the shapes of any configured model ({', '.join(files('model'))}): "
+        "specify its architecture with "
+        "--model on the command line, or model= in Python."
     )
 
 
@@ -65,7 +66,7 @@ def _of_checkpoint(base: Checkpoint) -> dict[str, Any] | None:
     blocks = {name.split(".")[3] for name in shapes if name.startswith("visual.transformer.resblocks.")}
     if blocks and {_PATCHES, _POSITIONS, _OUTPUT} <= shapes.keys():
         width, _, patch, _ = shapes[_PATCHES]
-        # One position is the class token's.
+        # Subtract the position of the class token.
         side = round((shapes[_POSITIONS][0] - 1) ** 0.5) * patch
         return {
             "width": width,

@@ -1,4 +1,4 @@
-"""Compare models of one base by the metrics that need no data."""
+"""Compare models fine-tuned from one base by metrics that need no data."""
 
 import json
 import math
@@ -29,12 +29,12 @@ _MOST_COLUMNS = 6
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """Hold the metrics of every pair of models, and what stands out among them.
+    """The metrics of every pair of models, with sentences about unusual values.
 
     Attributes:
-        analysis: everything that a report shows.
+        analysis: the analysis, from which the report is written.
         task_vectors: the models.
-        stands_out: sentences on what is unusual about these models or pairs.
+        stands_out: sentences about unusual models or pairs.
 
     Examples:
         >>> from mergeability import compare
@@ -54,16 +54,16 @@ class Comparison:
 
     @property
     def table(self) -> pd.DataFrame:
-        """The metrics: one row per pair, indexed by (task_a, task_b), and one column per metric."""
+        """The metrics, one row per pair, indexed by (task_a, task_b), and one column per metric."""
         return self.analysis.pairs.set_index(PAIR)[self.analysis.metrics]
 
     @property
     def left_out(self) -> list[str]:
-        """Sentences on tensors that are not used, and on metrics without a value."""
+        """Sentences about unused tensors and missing metric values."""
         return list(self.analysis.missing)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the report, the tables and `run.json` into a folder.
+        """Write the report, tables and `run.json` to a folder.
 
         Args:
             folder: created if necessary.
@@ -76,7 +76,7 @@ class Comparison:
         return save(self.analysis, Path(folder))
 
     def to_json(self) -> str:
-        """Write the comparison as JSON; metrics without a value are null."""
+        """Convert the comparison to JSON; missing metric values are null."""
         rows = [
             {name: None if _is_nan(value) else value for name, value in row.items()}
             for row in self.analysis.pairs.to_dict("records")
@@ -93,13 +93,13 @@ class Comparison:
         return json.dumps(record, indent=1, default=str)
 
     def __repr__(self) -> str:
-        # Metrics as rows: a terminal is narrower than eighteen columns.
+        # Transposed, because eighteen metric columns are wider than a terminal.
         few = len(self.table) <= _MOST_COLUMNS
         table = self.table.T.to_string(float_format="{:.4g}".format) if few else repr(self.table)
         return "\n".join([*self.stands_out, table])
 
     def _repr_html_(self) -> str:
-        """Show the table and what stands out in a notebook."""
+        """Show the table and unusual findings in a notebook."""
         from html import escape
 
         remarks = "".join(f"<li>{escape(one)}</li>" for one in self.stands_out)
@@ -167,7 +167,7 @@ def compare(
 
 
 def weight_space() -> dict[str, Metric]:
-    """Return the metrics that are measured by default: the published ones that need no data.
+    """Return the default metrics: the published metrics that need no data.
 
     Examples:
         >>> from mergeability.verbs.comparing import weight_space

@@ -1,4 +1,4 @@
-"""Defaults of the verbs: those of the YAML files that `analyze.py` composes, so that both give the same numbers."""
+"""Defaults of the verbs, read from the YAML files of `analyze.py`, so that both give the same results."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def suite_options(name: str) -> dict[str, Any]:
-    """Return the options of a suite that have a default.
+    """Return the options of a suite with their defaults.
 
     Args:
         name: a member of `conf/suite`.
@@ -27,7 +27,7 @@ def suite_options(name: str) -> dict[str, Any]:
 
 
 def profile() -> "ProfileSettings":
-    """Return the options of the evidence.
+    """Return the default options of profiles.
 
     Examples:
         >>> from mergeability.verbs.defaults import profile
@@ -38,7 +38,7 @@ def profile() -> "ProfileSettings":
 
 
 def method_called(name: str, options: Mapping[str, Any] | None = None) -> MergeMethod:
-    """Make a merge method by its name.
+    """Create a merge method by name.
 
     Args:
         name: a member of `conf/merge`, such as "ties".
@@ -65,13 +65,13 @@ def method_called(name: str, options: Mapping[str, Any] | None = None) -> MergeM
         if option not in own or option.startswith("_"):
             names = [one for one in own if not one.startswith("_")]
             raise UserError(
-                f"{name} takes no option {option!r}.{did_you_mean(option, names)} Its options: {', '.join(names)}."
+                f"{name} has no option {option!r}.{did_you_mean(option, names)} Its options: {', '.join(names)}."
             )
     return made({**own, **(options or {})})
 
 
 def published_methods() -> tuple[str, ...]:
-    """Return the names of the methods that arXiv 2601.22285 compares, all of which need no data.
+    """Return the names of the methods compared in arXiv 2601.22285, none of which needs data.
 
     Examples:
         >>> from mergeability.verbs.defaults import published_methods
@@ -82,7 +82,7 @@ def published_methods() -> tuple[str, ...]:
 
 
 def composed(group: str, name: str) -> dict[str, Any]:
-    """Read a member whose file may build on others of its group, as `defaults: [clip_mini, _self_]` does.
+    """Read a member, including members of its group that its file inherits from, as in `defaults: [clip_mini, _self_]`.
 
     Args:
         group: a folder of `conf`.
@@ -114,7 +114,7 @@ def _overridden(options: Mapping[str, Any], by: Mapping[str, Any]) -> dict[str, 
 
 
 def probed_images() -> int:
-    """Return how many unlabelled images of each task a probe passes through a merge.
+    """Return the number of unlabelled images per task of a probe.
 
     Examples:
         >>> from mergeability.verbs.defaults import probed_images
@@ -133,10 +133,10 @@ def _is_default(name: str, value: Any) -> bool:
 
 
 def made(options: Any) -> Any:
-    """Call what `_target_` names with the other options, inner ones first.
+    """Instantiate nested `_target_` nodes, inner ones first.
 
     Args:
-        options: of a member; anything without `_target_` is returned as it is.
+        options: options of a member; anything without `_target_` is returned as it is.
 
     Examples:
         >>> from mergeability.verbs.defaults import made

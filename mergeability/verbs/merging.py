@@ -1,4 +1,4 @@
-"""Merge models of one base by one method, and write the result as its library opens it."""
+"""Merge models fine-tuned from one base by one method, and save the result in the format of the inputs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -29,14 +29,14 @@ _OWN = "own"
 
 @dataclass(frozen=True, repr=False)
 class Merged:
-    """Hold a merged model: θ_0 + α·M.
+    """A merged model θ_0 + α·M.
 
     Attributes:
         merge: the models and the method.
-        name: of the method.
+        name: name of the method.
         alpha: the scale α.
         alpha_from: how it was chosen.
-        dtype: of what is written; None for the base's own.
+        dtype: dtype of the written weights; None for the base's own.
 
     Examples:
         >>> import torch
@@ -63,18 +63,18 @@ class Merged:
 
     @cached_property
     def state_dict(self) -> dict[str, Tensor]:
-        """The merged weights, under canonical names; integer buffers are the base's."""
+        """The merged weights under canonical names; integer buffers are copied from the base."""
         return self.merge.state(self.alpha, dtype=self.dtype)
 
     @property
     def left_out(self) -> list[str]:
-        """Sentences on tensors that are not used, or perhaps unintentionally."""
+        """Sentences about tensors that are unused, or may be used unintentionally."""
         return [*map(str, self.task_vectors.left_out), *self.task_vectors.notes]
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the merged model and its card; from a folder of transformers, in that library's names.
+        """Save the merged model and its card, under transformers' names if the base is a transformers folder.
 
-        Either everything is written or nothing.
+        The folder is written atomically.
 
         Args:
             folder: gets `model.safetensors`, `card.json` and `README.md`; and for transformers its configuration and
@@ -92,7 +92,7 @@ class Merged:
         try:
             place.absolute().parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"Cannot make {place.parent}: {error.strerror or error}.") from error
+            raise UserError(f"Cannot create {place.parent}: {error.strerror or error}.") from error
         write = MergeWriter(place.absolute().parent, self.task_vectors, None, self.dtype)
         if place.exists():
             write.write(place, self.merge, self.name, self.alpha, self.alpha_from, None)
@@ -106,7 +106,7 @@ class Merged:
         return place
 
     def to_json(self, folder: Path) -> str:
-        """Write what was merged, and where it lies, as JSON."""
+        """Describe the merge, and the path of its files, as JSON."""
         card = checkpoints.read_card(folder) or {}
         record = {
             "folder": str(folder),
@@ -151,7 +151,7 @@ def merge(
         store: folder in which computed values are kept for the next call; in memory when None.
 
     Returns:
-        The merged model; its `state_dict` is computed when it is first needed.
+        The merged model; its `state_dict` is computed on first use.
 
     Raises:
         UserError: there are fewer than two models, a model cannot be read or has another base, the method is unknown,
@@ -168,10 +168,12 @@ def merge(
     chosen = method_called(method, options) if isinstance(method, str) else method
     name = method if isinstance(method, str) else type(method).__name__
     if options and not isinstance(method, str):
-        raise UserError("options are of a method that is given by its name; set them on the method itself.")
+        raise UserError(
+            "options can only be used with a method given by name; for a method object, set its attributes."
+        )
     if chosen.needs_data:
         raise UserError(
-            f"{name} needs images of every task: use analyze with a suite of tasks. Without data: "
+            f"{name} requires images of every task: use analyze with a suite of tasks. Methods without data: "
             f"{', '.join(data_free())}."
         )
     if dtype is not None and dtype not in DTYPES:
@@ -188,7 +190,7 @@ def merge(
 
 
 def check_out(place: Path, overwrite: bool) -> None:
-    """Refuse a folder that exists, unless it may be overwritten: a merge there may be all that is left of its parents.
+    """Raise an error if a folder exists and may not be overwritten.
 
     Raises:
         UserError: it exists and is not empty.
@@ -197,5 +199,6 @@ def check_out(place: Path, overwrite: bool) -> None:
         raise UserError(f"{place} is a file: give a folder.")
     if place.is_dir() and any(place.iterdir()) and not overwrite:
         raise UserError(
-            f"{place} exists. Choose another folder, or overwrite it: --overwrite, overwrite=True."
+            f"{place} exists. Choose another folder, or overwrite it with --overwrite (command line) or "
+            "overwrite=True (Python)."
         )

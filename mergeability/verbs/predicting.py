@@ -1,4 +1,4 @@
-"""Predict whether models of one base merge well, and by which method, before any labelled image is seen."""
+"""Predict whether models fine-tuned from one base merge well, and with which method, without labelled images."""
 
 import dataclasses
 import json
@@ -42,11 +42,11 @@ _WITHOUT_EVIDENCE = (
 
 @dataclass(frozen=True, repr=False)
 class Prediction:
-    """Hold the verdict on some models, and the analysis that it rests on.
+    """The verdict on some models, with the analysis on which it is based.
 
     Attributes:
-        verdict: which method, how good, how sure, and why.
-        analysis: everything that a report shows.
+        verdict: the recommended method, the expected outcome, its certainty, and reasons.
+        analysis: the analysis, from which the report is written.
 
     Examples:
         >>> import pandas as pd
@@ -62,13 +62,13 @@ class Prediction:
     analysis: Analysis
 
     def save(self, folder: str | Path) -> Path:
-        """Write the report, the tables and `verdict.txt` into a folder; return the path of the report."""
+        """Write the report, tables and `verdict.txt` to a folder; return the path of the report."""
         from mergeability.reporting.result_files import save
 
         return save(self.analysis, Path(folder))
 
     def to_json(self) -> str:
-        """Write the verdict as JSON; numbers that are unknown are null."""
+        """Convert the verdict to JSON; unknown numbers are null."""
         record = dataclasses.asdict(self.verdict)
         return json.dumps({"recommended": self.verdict.recommended or None, **_without_nan(record)}, indent=1)
 
@@ -99,7 +99,7 @@ def predict(
 
     With `images`, every merge is probed on unlabelled images of each task, which needs CLIP models and for each of them
     names of classes or a saved head. With `fitted`, a predictor of an earlier run scores the pairs from their metrics.
-    With neither, the verdict gives no number and states what would be needed.
+    With neither, the verdict contains no prediction and lists the missing evidence.
 
     Args:
         base: a path, an id on the Hugging Face hub, a state dict, or a module; with both towers where heads are made
@@ -140,7 +140,7 @@ def predict(
         )
     if not images and (classes or heads):
         raise UserError(
-            "classes and heads serve the probe on images: give a folder of unlabelled images for each model too."
+            "classes and heads are used only with images: also give a folder of unlabelled images for each model."
         )
     with as_paths(base, several) as (base_path, paths):
         if images:
@@ -161,27 +161,29 @@ def _owned(
     heads: Mapping[str, str],
     templates: Sequence[str],
 ) -> dict[str, dict[str, Any]]:
-    """Arrange what belongs to each model.
+    """Arrange the options of each model.
 
     Raises:
-        UserError: something is given for an unknown model, or is missing for one.
+        UserError: an option is given for an unknown model, or is missing for a model.
     """
     for what, given in (("images", images), ("classes", classes), ("a head", heads)):
         unknown = [name for name in given if name not in paths]
         if unknown:
             raise UserError(
-                f"There is no model {', '.join(unknown)}, for which {what} are given. Models: {', '.join(paths)}."
+                f"Unknown model {', '.join(unknown)}, for which {what} are given. Models: {', '.join(paths)}."
             )
     without = [name for name in paths if name not in images]
     if without:
         raise UserError(
-            f"No images are given for {', '.join(without)}: the probe needs a folder for every model. Give one, or "
-            "leave out all images."
+            f"There are no images for {', '.join(without)}: the probe requires a folder for every model. Give "
+            "one for each, or "
+            "remove all images."
         )
     headless = [name for name in paths if name not in classes and name not in heads]
     if headless:
         raise UserError(
-            f"Neither classes nor a head is given for {', '.join(headless)}: give the names of the classes, or a saved "
+            f"There are neither classes nor a head for {', '.join(headless)}: give the names of the classes, "
+            "or a saved "
             "head."
         )
     return {

@@ -1,4 +1,4 @@
-"""The models that a verb is given: paths, hub ids, state dicts and modules, with a name for each."""
+"""Input models of the verbs: paths, hub ids, state dicts and modules, each with a name."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from mergeability.weights.in_memory import InMemory, open_in_memory, write_in_me
 Model: TypeAlias = str | PathLike[str] | InMemory
 Models: TypeAlias = Mapping[str, Model] | Sequence[Model]
 
-# What says nothing about the model in it: the folder's name does.
+# Generic file names, for which the folder's name is used instead.
 _COMMON = {Path(name).stem for name in WEIGHTS} | {
     "adapter_model",
     "model.safetensors.index",
@@ -30,7 +30,7 @@ _COMMON = {Path(name).stem for name in WEIGHTS} | {
 
 
 def named(models: Models) -> dict[str, Model]:
-    """Give every model a name: its key; or of a list, the file's name, the folder's, or the last part of the hub id.
+    """Assign a name to every model: its key, or the name of its file or folder, or the last part of its hub id.
 
     Args:
         models: name → model, or a list of paths and hub ids.
@@ -56,7 +56,7 @@ def named(models: Models) -> dict[str, Model]:
             name = _name_of(model)
             if name in found:
                 raise UserError(
-                    f"Two models would be called {name!r}: {found[name]} and {model}. Name them: NAME=PATH on the "
+                    f"Two models have the same name {name!r}: {found[name]} and {model}. Give names: NAME=PATH on the "
                     "command line, {'a': …, 'b': …} in Python."
                 )
             found[name] = model
@@ -68,7 +68,7 @@ def named(models: Models) -> dict[str, Model]:
 def _name_of(model: Model) -> str:
     if not isinstance(model, str | PathLike):
         raise UserError(
-            "A model in memory has no name: give a mapping from names to models, {'a': state_dict, 'b': module}."
+            "Models in memory have no names: pass a mapping from names to models, {'a': state_dict, 'b': module}."
         )
     path = Path(model)
     if path.suffix.lower() in (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json"):
@@ -139,7 +139,7 @@ def _opened(model: Model, store: Store, base: Path | None, towers: str) -> Check
 
 @contextmanager
 def as_paths(base: Model, models: Mapping[str, Model]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Write models in memory to temporary files, which last as long as the block; others keep their paths.
+    """Write models in memory to temporary files that exist during the block; paths are returned unchanged.
 
     Args:
         base: the base.

@@ -1,4 +1,4 @@
-"""What a person would notice first about some models and pairs, in sentences."""
+"""Sentences about unusual models and pairs."""
 
 from collections.abc import Iterator
 
@@ -7,16 +7,16 @@ import pandas as pd
 from mergeability.task_vectors.vectors import TaskVectors
 
 COSINE = "task_vector_cosine_similarity"
-# Fine-tuned copies of one model seldom share a direction beyond this, and seldom oppose each other beyond -this.
+# Cosines of fine-tuned copies of one model are rarely above this value or below its negative.
 _ALIGNED, _OPPOSED = 0.3, -0.1
-# Lengths that differ more let one model outweigh the other in every average.
+# Larger ratios of lengths let one model dominate averages.
 _UNEQUAL = 2.0
-# Below this share of the base's length a model has hardly moved.
+# Below this share of the base's norm, a model has hardly changed.
 _TINY = 1e-4
 
 
 def standing_out(vectors: TaskVectors, pairs: pd.DataFrame) -> list[str]:
-    """Say what is unusual about models and pairs.
+    """Describe unusual models and pairs.
 
     Args:
         vectors: the models.

@@ -1,6 +1,6 @@
-"""Step 4, weights on disk: files are read lazily and safely, under canonical names, and written with a card."""
+"""Step 4, weights on disk: lazy and safe reading under canonical names, and writing with a card."""
 
 import lazy_loader
 
-# The names are listed in `__init__.pyi`, for type checkers too.
+# Names are imported on first access (lazy_loader), as listed in `__init__.pyi`, which type checkers also read.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,7 +1,7 @@
-"""LoRA adapters as PEFT writes them, merged into their base while it is read.
+"""LoRA adapters in PEFT's format, merged into their base on reading.
 
 W' = W + s·B·A for each adapted weight, with s = α/r, or α/√r for rank-stabilised adapters; with DoRA each output's row
-of W' is then scaled to the length that the adapter says. A and B are read when a part of W' is asked for, so an adapter
+of W' is then scaled to the length stored in the adapter. A and B are read when a part of W' is requested, so an adapter
 takes no more memory than a file.
 """
 
@@ -37,9 +37,9 @@ _FACTOR = re.compile(
     r"^(?P<module>.+)\.(?P<kind>lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.[^.]+)??(?P<bias>\.bias)?"
     r"(?:\.weight)?$"
 )
-# The output of an attention that is adapted as a whole.
+# The output projection of an attention module that is adapted as a whole.
 _NESTED = ".base_layer.out_proj."
-# Rows of a weight that are looked at together where all of it is needed.
+# Number of rows of a weight processed at a time.
 _ROWS = 1024
 
 
@@ -54,7 +54,7 @@ class _Module:
         b: the name of B, outputs × r.
         scale: s.
         transposed: whether the base stores it as inputs × outputs, as GPT-2's Conv1D and embeddings do.
-        magnitude: the name of the rows' lengths with DoRA; None without.
+        magnitude: the name of DoRA's row lengths; None without DoRA.
     """
 
     weight: str
@@ -67,17 +67,17 @@ class _Module:
 
     @property
     def rows(self) -> int:
-        """Rows of the weight as it is stored."""
+        """Number of rows of the weight as stored."""
         return math.prod(self.shape[:1])
 
     @property
     def columns(self) -> int:
-        """Elements of one row of the weight as it is stored."""
+        """Number of elements per row of the weight as stored."""
         return math.prod(self.shape[1:])
 
 
 class AdaptedFile:
-    """A base with a LoRA adapter merged into it: adapted weights in float32, all else as the base has it.
+    """A base with a merged LoRA adapter: adapted weights in float32, other tensors as in the base.
 
     Attributes:
         path: the adapter's weights.
@@ -93,7 +93,7 @@ class AdaptedFile:
             base: the weights that the adapter was trained on.
 
         Raises:
-            UserError: it is no LoRA adapter, one of a kind that is not read, incomplete, or of another base.
+            UserError: it is not a LoRA adapter, of an unsupported type, incomplete, or for another base.
         """
         folder = Path(folder)
         self.path = weights_of(folder)
@@ -107,20 +107,22 @@ class AdaptedFile:
         place = Place.find(modules, base.entries, self.path)
         found = [self._module(name, parts, place.weights[name]) for name, parts in modules.items()]
         self._modules = {one.weight: one for one in _oriented(found)}
-        # What was trained whole; names the base lacks are those of a new head.
+        # Fully trained weights; names that are not in the base belong to a new head.
         self._whole = {place.of(name): own for name, own in others.items()}
         if both := sorted(self._whole.keys() & self._modules.keys()):
-            raise UserError(f"{self.path} holds both factors and whole weights of {listed(both)}. {INSTEAD}")
+            raise UserError(
+                f"{self.path} contains both factors and whole weights of {listed(both)}. {INSTEAD}"
+            )
         self.entries = {name: self._entry(name) for name in [*base.entries, *self._whole]}
         logger.info(
-            "The LoRA adapter %s is merged into %s on reading: %d weights.",
+            "The LoRA adapter %s is merged into %s on reading (%d weights).",
             folder,
             base.path,
             len(self._modules),
         )
 
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor: adapted weights in float32, the others in their own dtype."""
+        """Read one tensor: adapted weights in float32, others in their original dtype."""
         if name in self._modules:
             return torch.from_numpy(self._adapted(self._modules[name])).reshape(self.entries[name].shape)
         if name in self._whole:
@@ -142,10 +144,10 @@ class AdaptedFile:
         return rows[start - first * one.columns : stop - first * one.columns]
 
     def check_unchanged(self) -> None:
-        """Check that the adapter and the base are still those that were opened.
+        """Check that the files of the adapter and the base have not changed since they were opened.
 
         Raises:
-            UserError: one was replaced or written to.
+            UserError: a file was replaced or modified.
         """
         self._file.check_unchanged()
         self._base.check_unchanged()
@@ -164,10 +166,12 @@ class AdaptedFile:
             else:
                 modules.setdefault(match["module"], {})[match["kind"].replace("embedding_", "")] = name
         if not modules:
-            raise UserError(f"{self.path} holds no lora_A and lora_B: expected a LoRA adapter. {INSTEAD}")
+            raise UserError(f"{self.path} contains no lora_A and lora_B: expected a LoRA adapter. {INSTEAD}")
         for module, parts in modules.items():
             if not {"lora_A", "lora_B"} <= parts.keys():
-                raise UserError(f"{self.path} has only {listed(sorted(parts))} of '{module}'. Copy it again.")
+                raise UserError(
+                    f"{self.path} contains only {listed(sorted(parts))} of '{module}'. Copy it again."
+                )
         return modules, others
 
     def _module(self, module: str, parts: Mapping[str, str], weight: str) -> _Module:
@@ -178,15 +182,15 @@ class AdaptedFile:
         ways = _ways(shape, a, b, rank)
         if not ways or (embedding and True not in ways):
             raise UserError(
-                f"The adapter {self.path.parent} does not fit '{weight}' of shape {shape}: A is {a}, B {b}, and the "
-                f"settings say rank {rank}. Give the base it was trained on, as suite.base."
+                f"The adapter {self.path.parent} does not fit '{weight}' of shape {shape}: A is {a}, B {b}, but the "
+                f"settings specify rank {rank}. Give the base it was trained on, as suite.base."
             )
         if not self._base.entries[weight].dtype.is_floating_point:
             raise UserError(
                 f"'{weight}' of the base is quantised, and the adapter {self.path.parent} changes it. Give the base in "
                 "floating point: load it in transformers, call model.dequantize(), and save it."
             )
-        # PEFT adds the change of a fused attention's output twice, in training as in merge_and_unload.
+        # PEFT adds the change of a fused attention's output twice, in training and in merge_and_unload.
         if (
             _NESTED in parts["lora_A"]
             and weight.removesuffix("out_proj.weight") + "in_proj_weight" in self._base.entries
@@ -194,12 +198,12 @@ class AdaptedFile:
             scale *= 2
         magnitude = parts.get("lora_magnitude_vector")
         if bool(self._config.get("use_dora")) != (magnitude is not None):
-            raise UserError(f"{self.path.parent} is not whole: use_dora and the lengths of rows disagree.")
+            raise UserError(f"{self.path.parent} is inconsistent: use_dora and the lengths of rows disagree.")
         if magnitude is not None and entries[magnitude].size != entries[parts["lora_B"]].size // rank:
             raise UserError(
                 f"'{magnitude}' of {self.path} does not have one length per output. Copy it again."
             )
-        # Square weights fit both ways: `_oriented` decides.
+        # Square weights fit both orientations; `_oriented` decides.
         way = ways[0] if len(ways) == 1 else True if embedding else bool(self._config.get("fan_in_fan_out"))
         return _Module(weight, shape, parts["lora_A"], parts["lora_B"], scale, way, magnitude)
 
@@ -260,23 +264,23 @@ class _Loaded:
         return self._tensors[name].float().flatten()[start:stop].numpy().copy()
 
     def check_unchanged(self) -> None:
-        """It is in memory: nothing can change."""
+        """Do nothing, because tensors in memory cannot change on disk."""
 
 
 def _ways(shape: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...], rank: int) -> list[bool]:
-    """List the ways in which a weight can be stored for factors of these shapes: whether transposed."""
+    """List the possible orientations of a weight for factors of these shapes: whether it is transposed."""
     if min(len(shape), len(a), len(b)) < 2 or a[:1] != (rank,) or b[1:2] != (rank,):
         return []
     rows, columns = math.prod(shape[:1]), math.prod(shape[1:])
     inputs, outputs = math.prod(a[1:]), math.prod(b[:1])
     straight = (rows, columns) == (outputs, inputs) and math.prod(b[2:]) == 1
-    # Only matrices are ever stored the other way.
+    # Only matrices can be stored transposed.
     turned = (rows, columns) == (inputs, outputs) and len(shape) == len(a) == len(b) == 2
     return [way for way, fits in ((False, straight), (True, turned)) if fits]
 
 
 def _oriented(modules: list[_Module]) -> list[_Module]:
-    """Take square weights to be stored the way the others are: PEFT sets fan_in_fan_out by the kind of layer."""
+    """Assume that square weights are stored like the others, because PEFT sets fan_in_fan_out per type of layer."""
     linear = [one for one in modules if "lora_embedding" not in one.a and len(one.shape) == 2]
     ways = {one.transposed for one in linear if one.rows != one.columns}
     if len(ways) != 1:

@@ -1,4 +1,4 @@
-"""What a LoRA adapter's folder says: its settings, and where its modules are in the base."""
+"""Settings of a LoRA adapter, and the locations of its modules in the base."""
 
 import json
 import math
@@ -13,28 +13,28 @@ from mergeability.weights.names import listed
 from mergeability.weights.towers import unwrapped
 
 CONFIG, WEIGHTS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
-# Options under which the trained model is more, or something else, than W + s·B·A and a length of rows.
+# Options for which the trained model is not W + s·B·A with optional row lengths.
 _UNSUPPORTED = (
     "use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
     "layer_replication",
     "alora_invocation_tokens", "target_parameters", "trainable_token_indices",
 )  # fmt: skip
-# Ways to initialise an adapter that leave the base as it is; the others move a part of it into the adapter.
+# Initialisations that leave the base unchanged; others move a part of the base into the adapter.
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 INSTEAD = "Where the adapter was trained, run model.merge_and_unload().save_pretrained(folder) and give that folder."
-# The weight of a module; that of an attention which fuses queries, keys and values.
+# Weight names of a module, and of an attention with fused queries, keys and values.
 _ENDS = (".weight", ".in_proj_weight")
 
 
 def is_adapter(path: Path) -> bool:
-    """Return whether a folder, or the file in it, is an adapter."""
+    """Return whether a folder, or a file in it, is an adapter."""
     if path.is_dir():
         return (path / CONFIG).is_file() or any((path / name).is_file() for name in WEIGHTS)
     return path.name in WEIGHTS
 
 
 def weights_of(folder: Path) -> Path:
-    """Return the file of an adapter's weights in its folder.
+    """Return the weights file in an adapter's folder.
 
     Raises:
         UserError: there is none.
@@ -51,13 +51,13 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read the settings of an adapter.
 
     Raises:
-        UserError: they cannot be read, or are of an adapter that W + s·B·A does not describe.
+        UserError: the settings cannot be read, or the adapter is not described by W + s·B·A.
     """
     try:
         config = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise UserError(
-            f"There is no {path.name} in {path.parent}: without it the scale of the adapter is not known. Copy the "
+            f"There is no {path.name} in {path.parent}, so the scale of the adapter is unknown. Copy the "
             "whole folder of the adapter."
         ) from error
     except OSError as error:
@@ -65,23 +65,23 @@ def read_config(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}). Copy it again.") from error
     if not isinstance(config, dict):
-        raise UserError(f"{path} is not the settings of an adapter. Copy it again.")
+        raise UserError(f"{path} does not contain the settings of an adapter. Copy it again.")
     if str(config.get("peft_type", "LORA")).upper() != "LORA":
         raise UserError(
-            f"{path.parent} is an adapter of the kind {config['peft_type']}, but only LoRA is read here. {INSTEAD}"
+            f"{path.parent} is an adapter of type {config['peft_type']}, but only LoRA is supported. {INSTEAD}"
         )
     if active := [name for name in _UNSUPPORTED if config.get(name)]:
-        raise UserError(f"{path.parent} uses {listed(active)}, which is not read here. {INSTEAD}")
+        raise UserError(f"{path.parent} uses {listed(active)}, which is not supported. {INSTEAD}")
     if config.get("init_lora_weights") not in _PLAIN_STARTS:
         raise UserError(
-            f"{path.parent} was started by init_lora_weights={config['init_lora_weights']!r}, which changes the "
+            f"{path.parent} was initialised with init_lora_weights={config['init_lora_weights']!r}, which changes the "
             f"base as well, so the adapter alone does not determine the model. {INSTEAD}"
         )
     return config
 
 
 def in_base(name: str) -> str:
-    """Return a name as the base has it: without what PEFT puts before and between its modules."""
+    """Return the name of a module in the base, without PEFT's prefixes and wrapper modules."""
     for prefix in ("base_model.model.", "base_model."):
         if name.startswith(prefix):
             name = name.removeprefix(prefix)
@@ -92,7 +92,7 @@ def in_base(name: str) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Where an adapter's modules are in a base: one prefix exchanged for another, the same for all of them.
+    """The locations of an adapter's modules in a base: one prefix replaced by another, the same for all modules.
 
     Attributes:
         files: the base's names without wrapper modules → its names.
@@ -108,14 +108,14 @@ class Place:
 
     @classmethod
     def find(cls, modules: Iterable[str], entries: Iterable[str], adapter: Path) -> "Place":
-        """Find the exchange of prefixes under which the base has every module.
+        """Find the replacement of prefixes for which the base contains every module.
 
         Raises:
             UserError: there is none.
         """
         files, modules = unwrapped(entries), list(modules)
         fewest = modules
-        # Where the base lacks the first module, the last one tells how many it lacks.
+        # If the first module is not in the base, the last one shows how many are missing.
         for removed, added in (*_exchanges(modules[0], files), *_exchanges(modules[-1], files)):
             weights = {name: _weight(name, removed, added, files) for name in modules}
             missing = [name for name, weight in weights.items() if weight is None]
@@ -123,18 +123,18 @@ class Place:
                 return cls(files, removed, added, {name: one for name, one in weights.items() if one})
             fewest = min(fewest, missing, key=len)
         raise UserError(
-            f"The adapter {adapter.parent} changes {len(fewest)} modules that the base lacks, such as "
+            f"The adapter {adapter.parent} changes {len(fewest)} modules that are not in the base, such as "
             f"'{min(fewest)}'. Give the base it was trained on, under transformers' names, as suite.base."
         )
 
     def of(self, name: str) -> str:
-        """Return a tensor's name in the base; its own name if the base lacks it."""
+        """Return a tensor's name in the base; the unchanged name if it is not in the base."""
         moved = self.added + name.removeprefix(self.removed) if name.startswith(self.removed) else name
         return self.files.get(moved) or self.files.get(name) or name
 
 
 def _exchanges(module: str, files: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield the exchanges of prefixes that find one module in the base, the smallest first."""
+    """Yield the replacements of prefixes that map one module to the base, the shortest first."""
     parts = module.split(".")
     for cut in range(len(parts)):
         removed, tail = "".join(f"{part}." for part in parts[:cut]), ".".join(parts[cut:])
@@ -162,7 +162,7 @@ def _of_pattern(pattern: Any, module: str, default: Any) -> Any:
             if re.match(rf"(.*\.)?({key})$", module):
                 return value
         except re.error as error:
-            raise UserError(f"'{key}' in {CONFIG} is no regular expression ({error}).") from error
+            raise UserError(f"'{key}' in {CONFIG} is not a valid regular expression ({error}).") from error
     return default
 
 

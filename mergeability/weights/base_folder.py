@@ -1,4 +1,4 @@
-"""Weights as the base's own files hold them: its names, its other tensors, and the small files next to them."""
+"""Weights in the format of the base's files: its names, other tensors, and configuration files."""
 
 import json
 import math
@@ -18,7 +18,7 @@ _OPENED = ("model.safetensors", "pytorch_model.bin", f"model.safetensors{INDEX}"
 
 
 def is_transformers(base: Checkpoint) -> bool:
-    """Return whether a model is a folder that transformers opens: weights of the usual name next to a config.json."""
+    """Return whether a model is a transformers folder: weights with the standard name next to a config.json."""
     if base.origin.name not in _OPENED:
         return False
     config = {path.name: path for path in companions(base.origin)}.get(CONFIG)
@@ -35,7 +35,7 @@ def files_to_copy(base: Checkpoint) -> dict[str, Path]:
 
 
 def as_stored(base: Checkpoint, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name tensors as the base's files do, and add the tensors that only these files hold.
+    """Rename tensors as in the base's files, and add the tensors that exist only there.
 
     Args:
         base: the base model.
@@ -55,7 +55,7 @@ def as_stored(base: Checkpoint, state: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def bytes_on_disk(base: Checkpoint) -> int:
-    """Return how many bytes the tensors of the base's files take."""
+    """Return the size of the tensors in the base's files, in bytes."""
     return sum(math.prod(one.shape) * one.dtype.itemsize for one in base.source.entries.values())
 
 

@@ -1,7 +1,7 @@
-"""Canonical state dicts: read lazily and safely, checked, hashed; written atomically, with a card.
+"""Canonical state dicts: lazy and safe reading, checks, hashes, and atomic writing with a card.
 
 Canonical names are open_clip's for the visual tower inside a CLIP, `visual.conv1.weight`. Weights are read
-from safetensors only: such a file holds tensors and nothing that could be executed.
+from safetensors only: such a file contains only tensors and no code.
 """
 
 import copy
@@ -33,7 +33,7 @@ from mergeability.weights.safetensors_file import TensorFile, write_tensors
 from mergeability.weights.sharded import INDEX, ShardedFile, TensorSource
 
 PREFIX = "visual."
-# Hugging Face's `CLIPVisionModel` ends before the projection, which fine-tuning of it therefore leaves as it was.
+# Hugging Face's `CLIPVisionModel` has no projection, so fine-tuning it leaves the base's projection unchanged.
 PROJECTION = "visual.proj"
 
 
@@ -47,7 +47,7 @@ class Checkpoint:
         dtypes: canonical name → dtype.
         origin: the given file, if it was converted into `path`; otherwise `path`.
         towers: which towers of a CLIP are read, "visual" or "both".
-        left_out: what is not read (the text tower, a head, other tensors) → its names in the file.
+        left_out: kind of unread tensors (the text tower, a head, other tensors) → their names in the file.
 
     Examples:
         >>> from tempfile import TemporaryDirectory
@@ -71,7 +71,7 @@ class Checkpoint:
             towers: "visual", or "both" to read the text tower of a CLIP too.
 
         Raises:
-            UserError: its names are those of a visual tower in part only.
+            UserError: the file contains only a part of a visual tower.
         """
         self._hash_of = hash_of or file_hash
         self.path = file.path
@@ -86,7 +86,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: str | Path, towers: str = VISUAL) -> "Checkpoint":
-        """Open a safetensors file, or the index of several, and read headers only.
+        """Open a safetensors file or the index of several; only headers are read.
 
         Args:
             path: the file.
@@ -98,7 +98,7 @@ class Checkpoint:
         """
         path = Path(path).expanduser()
         if not path.is_file():
-            raise UserError(f"No checkpoint at {path}. Check the path, or make it with train.py.")
+            raise UserError(f"No checkpoint at {path}. Check the path, or train the model with train.py.")
         file = ShardedFile(path) if path.name.endswith(INDEX) else TensorFile(path)
         return cls.of(file, towers=towers)
 
@@ -106,14 +106,14 @@ class Checkpoint:
     def of(
         cls, file: TensorSource, hash_of: Callable[[Path], str] | None = None, towers: str = VISUAL
     ) -> "Checkpoint":
-        """Use an opened file, as the constructor does, and name it in messages.
+        """Create a checkpoint from an opened file, with a name for messages.
 
         Raises:
             UserError: it holds no tensors, or its names are those of a visual tower in part only.
         """
         path = file.path
         if not file.entries:
-            raise UserError(f"{path} holds no tensors: expected a state dict as safetensors.")
+            raise UserError(f"{path} contains no tensors: expected a state dict as safetensors.")
         try:
             return cls(file, hash_of, towers)
         except UserError as error:
@@ -121,7 +121,7 @@ class Checkpoint:
 
     @staticmethod
     def canonical(tensors: Mapping[str, Tensor], owner: str | Path) -> dict[str, Tensor]:
-        """Rename the visual tower of a state dict from elsewhere to canonical names, fusing and transposing.
+        """Rename the visual tower of an external state dict to canonical names, fusing and transposing tensors.
 
         Args:
             tensors: state dict under any known names; a text tower, complete or not, is left out.
@@ -133,7 +133,8 @@ class Checkpoint:
         try:
             if others := left_over(tensors):
                 raise UserError(
-                    f"Expected the visual tower of a CLIP, but left over ({len(others)}): {listed(others)}. Save the "
+                    f"Expected the visual tower of a CLIP, but found other tensors ({len(others)}): "
+                    f"{listed(others)}. Save the "
                     "state dict of the plain CLIP model again."
                 )
             return {name: assembled(tensors, one) for name, one in canonical_sources(tensors).items()}
@@ -141,7 +142,7 @@ class Checkpoint:
             raise UserError(f"{owner}: {error}") from error
 
     def completed(self, base: "Checkpoint") -> "Checkpoint":
-        """Return this checkpoint with the base's projection added if only the base has one."""
+        """Return this checkpoint, with the base's projection added if only the base has one."""
         if PROJECTION in self.shapes or PROJECTION not in base.shapes or not _is_tower(self.names):
             return self
         whole = copy.copy(self)
@@ -152,7 +153,7 @@ class Checkpoint:
         return whole
 
     def renamed(self, names: Mapping[str, str]) -> "Checkpoint":
-        """Return this checkpoint under other names: name here → name there."""
+        """Return this checkpoint with renamed tensors, given a mapping old name → new name."""
         other = copy.copy(self)
         other.names = tuple(sorted(names[name] for name in self.names))
         other.shapes = {names[name]: shape for name, shape in self.shapes.items()}
@@ -162,25 +163,25 @@ class Checkpoint:
 
     @property
     def has_lent_projection(self) -> bool:
-        """Whether the projection is the base's, this model's file having none."""
+        """Whether the projection was copied from the base, because this model's file has none."""
         return self._lent is not None
 
     @property
     def source(self) -> TensorSource:
-        """The file or files, under their own names."""
+        """The source file or files, with their original tensor names."""
         return self._file
 
     @property
     def is_adapted(self) -> bool:
-        """Whether this is a base with an adapter merged into it."""
+        """Whether this is a base with a merged adapter."""
         return isinstance(self._file, AdaptedFile)
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the file's bytes, 64 hexadecimal digits; of several files, the hash of their hashes.
+        """Hash of the file's bytes, 64 hexadecimal digits; for several files, the hash of their hashes.
 
         Raises:
-            UserError: the file is no longer the one that was opened.
+            UserError: the file was changed since it was opened.
         """
         return self.hash_by(self.hash_of)
 
@@ -189,22 +190,22 @@ class Checkpoint:
         return self._hash_of(path)
 
     def hash_by(self, hash_of: Callable[[Path], str]) -> str:
-        """Return `sha256`, with the hash of each file from `hash_of`.
+        """Return `sha256`, computing the hash of each file with `hash_of`.
 
         Raises:
-            UserError: a file is no longer the one that was opened.
+            UserError: a file was changed since it was opened.
         """
         hashes = {name: hash_of(path) for name, path in self._file.files.items()}
         self._file.check_unchanged()
         return next(iter(hashes.values())) if len(hashes) == 1 else digest({"files": hashes})
 
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor in its own dtype; the caller owns it."""
+        """Read one tensor in its original dtype; the caller owns it."""
         if self._lent is not None and name == PROJECTION:
             return self._lent.tensor(name)
         source = self._sources[name]
         parts = [self._file.tensor(part) for part in source.names]
-        # Parts of different types become float32, which is also the type the checkpoint says.
+        # Parts of different dtypes become float32, the dtype that the checkpoint reports.
         whole = parts[0] if len(parts) == 1 else torch.cat([part.to(self.dtypes[name]) for part in parts])
         return whole.T.contiguous() if source.transposed else whole
 
@@ -236,7 +237,7 @@ class Checkpoint:
         if len(dtypes) == 1:
             return dtypes.pop()
         if not all(dtype.is_floating_point for dtype in dtypes):
-            raise UserError(f"The parts of '{name}' are partly integers: {', '.join(source.names)}.")
+            raise UserError(f"Some parts of '{name}' are integers: {', '.join(source.names)}.")
         return torch.float32
 
     def _shape(self, source: Source) -> tuple[int, ...]:
@@ -254,14 +255,14 @@ def assembled(tensors: Mapping[str, Tensor], source: Source) -> Tensor:
         UserError: the parts do not fit together.
     """
     parts = [tensors[name] for name in source.names]
-    # Checks that they fit together.
+    # Raises if the parts do not fit together.
     canonical_shape([tuple(part.shape) for part in parts], source.transposed)
     whole = parts[0] if len(parts) == 1 else torch.cat(parts)
     return whole.T.contiguous() if source.transposed else whole
 
 
 def load(path: str | Path) -> dict[str, Tensor]:
-    """Read every tensor of a safetensors file under the names it has there.
+    """Read every tensor of a safetensors file under its original name.
 
     Raises:
         UserError: there is no such file, or it is truncated, or it is not a safetensors file.
@@ -334,7 +335,7 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
         model.safetensors ['weight']
     """
     path = Path(path)
-    # Clones: safetensors refuses tensors that share memory, as tied weights do.
+    # Clone, because safetensors rejects tensors that share memory, such as tied weights.
     contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic_file(path) as temporary:
         write_tensors(contiguous, temporary, dict(metadata or {"format": "pt"}))
@@ -359,7 +360,7 @@ def write_card(folder: Path, card: Mapping[str, Any]) -> None:
 
 
 def remove_card(folder: Path) -> None:
-    """Mark a checkpoint as unfinished, before its files are replaced one by one.
+    """Mark a checkpoint as unfinished before replacing its files one by one.
 
     Examples:
         >>> from mergeability import checkpoints
@@ -377,7 +378,7 @@ def read_card(folder: Path) -> dict[str, Any] | None:
     """Read `card.json` of a checkpoint's folder; None if the checkpoint is not finished.
 
     Raises:
-        UserError: it is there but is not the JSON of an object.
+        UserError: the file exists but does not contain a JSON object.
 
     Examples:
         >>> from mergeability import checkpoints

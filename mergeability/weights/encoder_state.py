@@ -1,4 +1,4 @@
-"""Weights for an encoder: the tensors of a checkpoint, checked against the architecture they go into."""
+"""Weights for an encoder: the tensors of a checkpoint, checked against the architecture."""
 
 from collections.abc import Mapping
 
@@ -10,15 +10,15 @@ from mergeability.weights.checkpoints import PREFIX
 
 
 def encoder_state(encoder: nn.Module, tensors: Mapping[str, Tensor], owner: str) -> dict[str, Tensor]:
-    """Name a visual tower's tensors as the encoder does, in float32 and on its device.
+    """Return a visual tower's tensors under the encoder's names, in float32 and on its device.
 
     Args:
         encoder: the architecture.
         tensors: canonical names (`visual.` prefix or none) → tensors.
-        owner: whose they are, for messages.
+        owner: owner of the tensors, for messages.
 
     Raises:
-        UserError: a tensor is missing, left over, of another shape, or holds NaN or Inf.
+        UserError: a tensor is missing, unknown, of another shape, or contains NaN or Inf.
     """
     own = encoder.state_dict()
     given = {name.removeprefix(PREFIX): value for name, value in tensors.items()}
@@ -27,11 +27,11 @@ def encoder_state(encoder: nn.Module, tensors: Mapping[str, Tensor], owner: str)
             expected = tuple(own[name].shape) if name in own else "no such tensor"
             found = tuple(given[name].shape) if name in given else "no such tensor"
             raise UserError(
-                f"The encoder expects '{name}' of shape {expected}; {owner} has {found}: another architecture. "
-                "Choose the model= it was trained as."
+                f"The encoder expects '{name}' of shape {expected}; {owner} has {found}: the architectures differ. "
+                "Choose the model= with which it was trained."
             )
         if not torch.isfinite(given[name]).all():
-            raise UserError(f"'{name}' of {owner} holds NaN or Inf. Train or export it again.")
+            raise UserError(f"'{name}' of {owner} contains NaN or Inf. Train or export it again.")
     return {
         name: value.to(own[name].device, torch.float32 if value.is_floating_point() else own[name].dtype)
         for name, value in given.items()

@@ -1,4 +1,4 @@
-"""Where the weights of a model are: a file, a folder, or an id on the Hugging Face hub, found through its cache."""
+"""Find the weights of a model: a file, a folder, or an id on the Hugging Face hub, read through its cache."""
 
 import atexit
 import logging
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What a folder or a repository calls its weights, the preferred name first.
+# Names of weights files in a folder or repository, in order of preference.
 WEIGHTS = (
     "model.safetensors",
     "open_clip_model.safetensors",
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
 )
-# Where there is none of these: several files, or an adapter.
+# Alternatives if none of these exists: an index of several files, or an adapter.
 _OTHERS = (f"model.safetensors{INDEX}", f"pytorch_model.bin{INDEX}", *adapter_settings.WEIGHTS)
-# Small files that belong to a model, as transformers names them.
+# Configuration and tokenizer files, under transformers' names.
 _FETCHED = (
     "config.json", "generation_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json",
     "special_tokens_map.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "tokenizer.model",
@@ -44,16 +44,16 @@ _COMPANION = re.compile(
     r"|merges\.txt|\w+\.(model|tiktoken|bpe))$"
 )
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
-# Part of every store key below: raise it when what is stored changes meaning.
+# Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 1
 
 
 def find_weights(source: str | Path) -> Path:
-    """Return the file that holds the weights of a model.
+    """Return the file that contains the weights of a model.
 
     Args:
         source: a file; a folder with one of `WEIGHTS`, an index of several files, or a LoRA adapter; or a hub id,
-            `tanganke/clip-vit-base-patch16_svhn`. What exists here is never looked for on the hub.
+            `tanganke/clip-vit-base-patch16_svhn`. The hub is not used if a local path exists.
 
     Returns:
         The path of the file.
@@ -75,7 +75,8 @@ def find_weights(source: str | Path) -> Path:
         return path
     if not is_hub_id(str(source)):
         raise UserError(
-            f"No checkpoint at {path}. Check the path, make it with train.py, or give an id on the Hugging Face hub, "
+            f"No checkpoint at {path}. Check the path, train the model with train.py, or give an id on the "
+            "Hugging Face hub, "
             "<owner>/<name>."
         )
     return _from_hub(str(source))
@@ -93,8 +94,8 @@ def _in_folder(folder: Path) -> Path:
         raise UserError(f"Cannot read {folder}: {error.strerror or error}.") from error
     given = f" It holds {listed(files)}." if files else ""
     raise UserError(
-        f"{folder} holds none of {', '.join(WEIGHTS)}, nor an index of several files: give the file of the weights "
-        f"itself.{given}"
+        f"{folder} contains none of {', '.join(WEIGHTS)} and no index of several files: give the path of the weights "
+        f"file.{given}"
     )
 
 
@@ -113,7 +114,7 @@ def is_hub_id(source: str) -> bool:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file, of PyTorch's own kind, or of several, under the names they have there.
+    """Read the tensors of one or more safetensors or PyTorch files, under their original names.
 
     Args:
         path: the file, or the index of several.
@@ -142,7 +143,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def open_source(source: str | Path, store: "Store") -> TensorSource:
-    """Open the weights of a model under their own names; PyTorch files are first converted into the store, once.
+    """Open the weights of a model under their original names; PyTorch files are first converted, once, into the store.
 
     Args:
         source: a file, a folder or a hub id, as `find_weights` takes it.
@@ -171,12 +172,12 @@ def open_source(source: str | Path, store: "Store") -> TensorSource:
 def open_checkpoint(
     source: str | Path, store: "Store", base: str | Path | None = None, towers: str = VISUAL
 ) -> Checkpoint:
-    """Open a model, wherever it is; PyTorch files are first converted into the store, once.
+    """Open a model from a path or hub id; PyTorch files are first converted, once, into the store.
 
     Args:
         source: a file, a folder or a hub id, as `find_weights` takes it.
-        store: where converted files are kept; until the process ends where it has no folder.
-        base: the model that an adapter was trained on, given the same way; None where there can be no adapter.
+        store: store of converted files; without a folder, they are kept until the process ends.
+        base: the model that an adapter was trained on, given the same way; None if there can be no adapter.
         towers: "both" to read the text tower of a CLIP as well as the visual one.
 
     Returns:
@@ -209,9 +210,9 @@ def open_checkpoint(
 
 
 def _converted(path: Path, store: "Store") -> Checkpoint:
-    """Open a PyTorch file through its visual tower in the store, or as it is where that would lose a tensor."""
+    """Open a PyTorch file through its converted visual tower, or completely if a tensor would be lost."""
     store, key = _conversion(path, store)
-    # What is dropped is named as for any other file.
+    # Dropped tensors are reported as for any other file.
     record = store.record("converted_names", key, lambda: {"names": sorted(load_state_dict(path))})
     reading = read_names(record["names"])
     if set(reading.left_out) - {"text tower"}:
@@ -234,14 +235,14 @@ def _plain(path: Path, store: "Store") -> TensorFile:
 
 
 def _conversion(path: Path, store: "Store") -> "tuple[Store, dict[str, Any]]":
-    """Return where a conversion is kept, and its key."""
+    """Return the store of a conversion, and its key."""
     kept = store if store.root is not None else _temporary(type(store))
     return kept, {"sha256": checkpoints.file_hash(path), "version": _VERSION}
 
 
 @cache
 def _temporary(kind: "type[Store]") -> "Store":
-    """Return a store for conversions of a process that keeps nothing: weights are read from files, piece by piece."""
+    """Return a store for conversions, because weights are read from files in pieces."""
     folder = tempfile.TemporaryDirectory(prefix="mergeability-converted-")
     atexit.register(folder.cleanup)
     return kind(folder.name)
@@ -258,7 +259,7 @@ def _refuse_adapter(path: Path) -> None:
 def downloaded(repository: str, file: str) -> Path:
     """Return a repository's file from the hub's cache, downloading it the first time.
 
-    The one place here that may use a network. Raises what huggingface_hub raises.
+    This is the only function in this module that may use the network. Exceptions of huggingface_hub are not converted.
     """
     from huggingface_hub import hf_hub_download
 
@@ -268,7 +269,7 @@ def downloaded(repository: str, file: str) -> Path:
 def companions(path: Path) -> list[Path]:
     """Return the configuration and tokenizer files next to a file of weights, as `save_pretrained` names them.
 
-    Those of a repository on the hub are downloaded where the cache lacks them and there is a network.
+    Missing files of a repository on the hub are downloaded if there is a network.
 
     Args:
         path: a file of weights.
@@ -292,7 +293,7 @@ def companions(path: Path) -> list[Path]:
 
 
 def _fetch_companions(path: Path) -> None:
-    """Download the small files of a repository in the hub's cache, as far as they are there and can be had."""
+    """Download the small files of a repository in the hub's cache, if they exist and the hub is reachable."""
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
 
     owner = next((part for part in path.parts if part.startswith("models--")), None)
@@ -303,7 +304,7 @@ def _fetch_companions(path: Path) -> None:
         try:
             downloaded(repository, name)
         except (EntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-            logger.info("%s of %s is not at hand (%s).", name, repository, type(error).__name__)
+            logger.info("%s of %s is not available (%s).", name, repository, type(error).__name__)
             if name == "config.json":
                 return
 
@@ -326,7 +327,7 @@ def revision(path: Path) -> str | None:
 
 
 def _companions(path: Path) -> list[str]:
-    """Return the names of the files without which one of a repository is not whole."""
+    """Return the names of the files that a file of a repository requires."""
     if path.name.endswith(INDEX):
         return sorted(set(read_index(path).values()))
     return [adapter_settings.CONFIG] if path.name in adapter_settings.WEIGHTS else []
@@ -357,16 +358,20 @@ def _from_hub(repository: str) -> Path:
             return path
         except RepositoryNotFoundError as error:
             raise UserError(
-                f"There is neither a file {repository} here nor a public model of that name on the Hugging Face hub. "
+                f"There is neither a local file {repository} nor a public model of that name on the Hugging Face hub. "
                 "Check the name; a private model needs `hf auth login`."
             ) from error
         except (EntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-            # A file that the repository has not, unless it is only the cache that has not.
+            # The repository lacks this file, so try the next name; LocalEntryNotFoundError means that only the cache
+            # lacks it.
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 continue
             raise UserError(
-                f"{repository} is neither here nor in the Hugging Face cache of this machine, and the hub cannot be "
+                f"{repository} is neither a local file nor in the Hugging Face cache of this machine, and the "
+                "hub cannot be "
                 f"reached ({type(error).__name__}). Run `hf download {repository}` where there is a network, then set "
                 "HF_HOME to a copy of that cache, or give the path of the downloaded file."
             ) from error
-    raise UserError(f"The repository {repository} holds none of {', '.join(WEIGHTS)}: give the file itself.")
+    raise UserError(
+        f"The repository {repository} contains none of {', '.join(WEIGHTS)}: give the path of a file."
+    )

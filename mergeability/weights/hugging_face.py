@@ -1,4 +1,4 @@
-"""Encoders as transformers reads them: names, `config.json` and `preprocessor_config.json`.
+"""Encoders in transformers' format: names, `config.json` and `preprocessor_config.json`.
 
 A folder with these two files and the renamed weights in `model.safetensors` is what
 `transformers.CLIPVisionModelWithProjection.from_pretrained` and `CLIPImageProcessor.from_pretrained` take.
@@ -15,17 +15,17 @@ from torch import Tensor
 from mergeability.errors import UserError
 from mergeability.weights.names import hugging_face_sources
 
-# Settings of open_clip's visual tower that have a counterpart, and those without a say in what it computes.
+# Settings of open_clip's visual tower that have a counterpart, and those that do not affect its output.
 _EXPRESSED = {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "norm_kwargs"}
 _WITHOUT_EFFECT = {
-    "patch_dropout",  # of training
-    "final_ln_after_pool",  # the same where one token is taken
-    "pos_embed_type",  # the embedding is among the weights, whatever it began as
+    "patch_dropout",  # used only in training
+    "final_ln_after_pool",  # no effect if one token is used
+    "pos_embed_type",  # only initialises the embedding, which is among the weights
     "output_tokens",
     "attn_pooler_queries",
     "attn_pooler_heads",
 }
-# All other settings, with the only values that transformers can express: a CLIP's own.
+# All other settings, with the only values that transformers supports.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "attentional_pool": (False,),
     "no_ln_pre": (False,),
@@ -43,18 +43,18 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 }
 _DEFAULT_HEAD_WIDTH, _DEFAULT_MLP_RATIO, _DEFAULT_EPSILON = 64, 4.0, 1e-5
 _BICUBIC = 3
-_INSTEAD = "Leave out export=hf: open_clip reads what is saved then."
+_INSTEAD = "Remove export=hf: open_clip reads what is saved then."
 
 
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename a CLIP's visual transformer from canonical names to those of `CLIPVisionModelWithProjection`.
 
     `visual.conv1.weight` → `vision_model.embeddings.patch_embedding.weight` and so on; queries, keys and values
-    are split, and the projection is transposed. No number changes, and `Checkpoint.open` reads the result back bit
+    are split, and the projection is transposed. Values do not change, and `Checkpoint.open` reads the result back bit
     by bit. transformers 4 and 5 both load these names into `CLIPVisionModelWithProjection`.
 
     Args:
-        tensors: canonical name → tensor, for all of the visual tower and nothing else.
+        tensors: canonical name → tensor, for exactly the visual tower.
 
     Returns:
         Views of the tensors where possible.
@@ -88,13 +88,13 @@ def vision_config(configuration: Mapping[str, Any], tensors: Mapping[str, Tensor
 
     Args:
         configuration: open_clip's of the model: `embed_dim`, `vision_cfg`, `quick_gelu`.
-        tensors: the encoder's, under canonical names; they say the dtype, and whether there is a projection.
+        tensors: the encoder's, under canonical names; they determine the dtype, and whether there is a projection.
 
     Returns:
-        A JSON-able record. Weights of several dtypes are loaded in the one that holds them all.
+        A JSON-able record. Weights of several dtypes are loaded in the smallest common dtype.
 
     Raises:
-        UserError: transformers has no such model, or the tensors are not of this configuration.
+        UserError: transformers does not support the model, or the tensors do not fit the configuration.
 
     Examples:
         >>> from mergeability.examples import tiny_clip
@@ -109,8 +109,8 @@ def vision_config(configuration: Mapping[str, Any], tensors: Mapping[str, Tensor
     heads = width // int(vision.get("head_width", _DEFAULT_HEAD_WIDTH))
     if not heads or width % heads:
         raise UserError(
-            f"Expected a width that heads can share, got a width of {width} and a head_width of "
-            f"{vision.get('head_width', _DEFAULT_HEAD_WIDTH)}: transformers refuses that. {_INSTEAD}"
+            f"Expected a width divisible by head_width, got a width of {width} and a head_width of "
+            f"{vision.get('head_width', _DEFAULT_HEAD_WIDTH)}, which transformers does not support. {_INSTEAD}"
         )
     config = {
         "architectures": ["CLIPVisionModelWithProjection" if "visual.proj" in tensors else "CLIPVisionModel"],
@@ -126,7 +126,7 @@ def vision_config(configuration: Mapping[str, Any], tensors: Mapping[str, Tensor
         "hidden_act": "quick_gelu" if configuration.get("quick_gelu") else "gelu",
         "layer_norm_eps": (vision.get("norm_kwargs") or {}).get("eps", _DEFAULT_EPSILON),
         "attention_dropout": 0.0,
-        # transformers 5 calls it dtype, and still reads this.
+        # transformers 5 calls it dtype, but still reads this name.
         "torch_dtype": str(_dtype(tensors)).removeprefix("torch."),
     }
     _check_shapes(config, tensors)
@@ -140,8 +140,8 @@ def preprocessor_config(image_size: int, mean: Sequence[float], std: Sequence[fl
 
     Args:
         image_size: side of the square images the encoder takes, in pixels.
-        mean: of the three channels, in [0, 1].
-        std: of the three channels.
+        mean: mean of the three channels, in [0, 1].
+        std: standard deviation of the three channels.
 
     Returns:
         A JSON-able record.
@@ -176,7 +176,7 @@ def _expressible(configuration: Mapping[str, Any]) -> dict[str, Any]:
             f"{', '.join(map(str, configuration)) or 'nothing'}. {_INSTEAD}"
         )
     for name, value in vision.items():
-        # Options of a timm model say nothing where none is named.
+        # Options of timm models are ignored if no timm model is named.
         known = name in _EXPRESSED | _WITHOUT_EFFECT or name.startswith("timm_")
         if value not in _PLAIN[name] if name in _PLAIN else not known:
             raise UserError(f"transformers' CLIP cannot express {name}={value!r} of this encoder. {_INSTEAD}")
@@ -188,14 +188,16 @@ def _expressible(configuration: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"transformers' CLIP cannot express {', '.join(sorted(unknown))} of norm_kwargs. {_INSTEAD}"
         )
-    # What open_clip takes where nothing is said.
+    # Defaults of open_clip.
     return {"image_size": 224, "patch_size": 16, "width": 768, "layers": 12, **vision}
 
 
 def _side(name: str, value: Any) -> int:
     sides = {int(side) for side in value} if isinstance(value, list | tuple) else {int(value)}
     if len(sides) != 1:
-        raise UserError(f"transformers' CLIP takes squares, but {name} is {tuple(value)}. {_INSTEAD}")
+        raise UserError(
+            f"transformers' CLIP supports only square images and patches, but {name} is {tuple(value)}. {_INSTEAD}"
+        )
     return sides.pop()
 
 
@@ -205,7 +207,7 @@ def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
 
 
 def _check_shapes(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Compare what the weights' shapes tell with what the configuration says; the heads do not show in them."""
+    """Compare the shapes of the weights with the configuration; shapes do not depend on the number of heads."""
     width, patch, layers = config["hidden_size"], config["patch_size"], config["num_hidden_layers"]
     first_linear = "vision_model.encoder.layers.{}.mlp.fc1.weight"
     expected = {
@@ -215,7 +217,7 @@ def _check_shapes(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> N
             width,
         ),
         first_linear.format(layers - 1): (config["intermediate_size"], width),
-        # As many blocks and no more.
+        # Check that there are no further blocks.
         first_linear.format(layers): None,
         "visual_projection.weight": (config["projection_dim"], width) if "visual.proj" in tensors else None,
     }
@@ -223,6 +225,6 @@ def _check_shapes(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> N
     for name, shape in expected.items():
         if shapes.get(name) != shape:
             raise UserError(
-                f"The configuration wants '{name}' to be {shape or 'absent'}, in the encoder it is "
+                f"The configuration requires '{name}' to be {shape or 'absent'}, but in the encoder it is "
                 f"{shapes.get(name) or 'absent'}: give the configuration of this encoder."
             )

@@ -1,4 +1,4 @@
-"""Names of tensors: from any known file layout to the canonical one, and from that to Hugging Face's.
+"""Names of tensors: from known file layouts to canonical names, and from these to Hugging Face's.
 
 Canonical names are open_clip's for the visual tower inside a CLIP, `visual.conv1.weight`, with the query, key
 and value projections fused in `attn.in_proj_weight`. Known layouts: open_clip's tower, inside a CLIP or alone,
@@ -13,10 +13,10 @@ from mergeability.errors import UserError
 from mergeability.weights import towers
 from mergeability.weights.towers import CONSTANTS, Tower, find_towers, unwrapped
 
-# What is read of a CLIP: its visual tower, or the text tower as well.
+# Towers of a CLIP to read: the visual tower, or both.
 VISUAL, BOTH = "visual", "both"
 
-# Only the blocks' attention is fused: an attention pooler of open_clip keeps its projections apart on purpose.
+# Only attention in blocks is fused; open_clip's attention pooler has separate projections by design.
 _SPLIT_ATTENTION = re.compile(
     r"^(visual\.transformer\.resblocks\.\d+\.attn\.)[qkv]_proj(_weight|\.weight|\.bias)$"
 )
@@ -58,10 +58,10 @@ _DAMAGED = "The file is damaged or of another architecture: save it again."
 
 @dataclass(frozen=True)
 class Source:
-    """Where one canonical tensor comes from.
+    """The source of one canonical tensor in a file.
 
     Attributes:
-        names: tensors of a file, to be put one below the other along the first axis.
+        names: tensors of a file, to be concatenated along the first axis.
         transposed: whether the result is then transposed.
     """
 
@@ -74,8 +74,8 @@ class Reading:
     """The selection of tensors read from a file.
 
     Attributes:
-        sources: canonical name → where it comes from.
-        left_out: what is not read → names in the file: `text tower`, `head`, `other`.
+        sources: canonical name → its source.
+        left_out: kind of unread tensors (`text tower`, `head`, `other`) → names in the file.
     """
 
     sources: dict[str, Source]
@@ -86,8 +86,8 @@ def read_names(names: Iterable[str], which: str = VISUAL) -> Reading:
     """Map canonical names to their sources in a file, and list the tensors left out.
 
     The visual tower of a CLIP is found by its names, under open_clip's or Hugging Face's, whatever prefix they have.
-    Queries, keys and values kept apart become one tensor. The names of any other network are kept as they are; so are
-    those of a network that has a CLIP's tower as one of its parts.
+    Split queries, keys and values become one tensor. The names of other networks are unchanged, and so are
+    those of a network that contains a CLIP's tower.
 
     Args:
         names: the file's.
@@ -119,7 +119,7 @@ def read_names(names: Iterable[str], which: str = VISUAL) -> Reading:
 
 
 def canonical_sources(names: Iterable[str]) -> dict[str, Source]:
-    """Map canonical names to their sources in a file: what `read_names` reads by default.
+    """Map canonical names to their sources in a file, as `read_names` does by default.
 
     Raises:
         UserError: as `read_names`.
@@ -147,7 +147,7 @@ def _text_sources(names: Sequence[str], tower: Tower) -> dict[str, Source]:
 
 
 def _outside(names: Iterable[str], tower: Tower) -> dict[str, list[str]]:
-    """Group what is outside the visual tower; Hugging Face's tower has its projection outside its prefix."""
+    """Group the tensors outside the visual tower; the projection of Hugging Face's tower is outside its prefix."""
     names = set(names)
     if not tower.hugging_face:
         used = {name for name in names if name.startswith(tower.prefix)}
@@ -171,13 +171,13 @@ def layout_name(names: Iterable[str]) -> str:
 
 
 def _prefix_in_file(prefix: str, files: Mapping[str, str]) -> str:
-    """Return a prefix with the wrapper modules that the file has within it."""
+    """Return a prefix including the wrapper modules of the file."""
     short, name = next((short, name) for short, name in files.items() if short.startswith(prefix))
     return name.removesuffix(short.removeprefix(prefix))
 
 
 def left_over(names: Iterable[str]) -> list[str]:
-    """List the names that belong neither to a CLIP's visual tower nor to its text tower or constants, sorted."""
+    """List, sorted, the names that belong to neither tower of a CLIP nor to its constants."""
     left_out = read_names(names).left_out
     return sorted(name for kind, group in left_out.items() if kind != "text tower" for name in group)
 
@@ -189,7 +189,7 @@ def hugging_face_sources(names: Iterable[str]) -> dict[str, Source]:
     is no projection), all of them under `vision_model.` but the projection. `canonical_sources` reads them so.
 
     Raises:
-        UserError: a name of such a transformer is missing, or there is one it does not have.
+        UserError: a name is missing or unknown.
     """
     given = set(names)
     sources = _tower_sources(Tower("", "vision_model.", hugging_face=True), _blocks(given, _CANONICAL_BLOCK))
@@ -197,8 +197,9 @@ def hugging_face_sources(names: Iterable[str]) -> dict[str, Source]:
         del sources["visual.proj"]
     if faults := _faults(sorted(sources.keys() - given), sorted(given - sources.keys())):
         raise UserError(
-            "Expected the visual transformer of a CLIP, the one kind of encoder with names of Hugging Face's here, "
-            f"but {faults}. Leave out export=hf."
+            "Expected the visual transformer of a CLIP, the only encoder that can be exported under Hugging "
+            "Face's names, "
+            f"but {faults}. Remove export=hf."
         )
     return sources
 
@@ -207,11 +208,11 @@ def clip_sources(names: Iterable[str]) -> dict[str, Source]:
     """Map the names of a whole CLIP, both towers, from a file's to open_clip's.
 
     open_clip's names may lie inside a `model.` or `module.`; Hugging Face's are those of `CLIPModel`. Nothing is left
-    out but Hugging Face's integer position numbers and the constants in OpenAI's files, so what is no CLIP shows as
-    names too many or too few.
+    out but Hugging Face's integer position indices and the constants in OpenAI's files, so a model that is not a CLIP
+    has missing or unknown names.
 
     Raises:
-        UserError: there are several visual towers, or a tower under Hugging Face's names is not whole.
+        UserError: there are several visual towers, or a tower under Hugging Face's names is incomplete.
     """
     files = unwrapped(names)
     given, found = set(files), find_towers(files)
@@ -221,7 +222,7 @@ def clip_sources(names: Iterable[str]) -> dict[str, Source]:
         text = {name for name in given if _TEXT_TOWER.match(name.removeprefix(tower.wrapper))}
         sources = _hugging_face_sources(tower, given) | _hugging_face_text(tower.wrapper, text)
         others = _outside(files, tower)
-        # Shown as names too many.
+        # These are reported as unexpected names.
         sources |= {name: Source((name,)) for kind in ("head", "other") for name in others.get(kind, ())}
     else:
         wrapper = found[0].wrapper if found and found[0].prefix.endswith("visual.") else ""
@@ -242,14 +243,15 @@ def _hugging_face_text(wrapper: str, names: set[str]) -> dict[str, Source]:
     expected = {name for source in sources.values() for name in source.names}
     if faults := _faults(sorted(expected - names), sorted(names - expected - {wrapper + _TEXT_POSITION_IDS})):
         raise UserError(
-            f"Expected a CLIP with both a text tower and a visual tower, but {faults}. Give the whole CLIPModel: the "
-            "heads of tasks are made by its text tower."
+            f"Expected a CLIP with both a text tower and a visual tower, but {faults}. Give the whole "
+            "CLIPModel, because its "
+            "text tower creates the heads of tasks."
         )
     return sources
 
 
 def canonical_shape(shapes: Sequence[tuple[int, ...]], transposed: bool) -> tuple[int, ...]:
-    """Return the shape of a canonical tensor made of tensors of these shapes.
+    """Return the shape of a canonical tensor that is assembled from tensors of these shapes.
 
     (n₁, …), (n₂, …), … → (n₁ + n₂ + …, …), with the two axes exchanged if `transposed`.
 
@@ -262,10 +264,10 @@ def canonical_shape(shapes: Sequence[tuple[int, ...]], transposed: bool) -> tupl
     """
     first = shapes[0]
     if len(shapes) > 1:
-        # Two scalars are alike beyond the first axis too, but have none to be stacked along.
+        # Scalars have no first axis to concatenate along.
         if not all(shape and shape[1:] == first[1:] for shape in shapes):
             raise UserError(
-                "Expected tensors that can be put one below the other, equal in every axis but the first, "
+                "Expected tensors that can be concatenated along the first axis, "
                 f"but their shapes are {listed([str(shape) for shape in shapes])}. {_DAMAGED}"
             )
         first = (sum(shape[0] for shape in shapes), *first[1:])
@@ -280,13 +282,13 @@ def _check_one_tower(prefixes: list[str]) -> None:
     if len(prefixes) > 1:
         found = ", ".join(f"'{prefix}'" for prefix in prefixes)
         raise UserError(
-            f"Expected one visual tower, but this file holds {len(prefixes)}, under the prefixes {found}. "
+            f"Expected one visual tower, but this file contains {len(prefixes)}, under the prefixes {found}. "
             "Save the intended one in a separate file."
         )
 
 
 def _fuse_attention(tower: dict[str, str]) -> dict[str, Source]:
-    """Fuse queries, keys and values where a block keeps them apart; take all else as it is."""
+    """Fuse queries, keys and values if a block stores them separately; keep all other tensors."""
     attentions = {match[1] for name in tower if (match := _SPLIT_ATTENTION.match(name))}
     sources = {name: Source((tower[name],)) for name in tower if not _SPLIT_ATTENTION.match(name)}
     missing, repeated = [], []
@@ -309,8 +311,8 @@ def _fuse_attention(tower: dict[str, str]) -> dict[str, Source]:
         )
     if missing:
         raise UserError(
-            "Expected queries, keys and values in each attention that keeps them apart, with their biases, "
-            f"but missing ({len(missing)}): {listed(missing)}. Save the whole state dict again."
+            "Expected queries, keys and values, with their biases, in each attention with split projections, "
+            f"but these are missing ({len(missing)}): {listed(missing)}. Save the whole state dict again."
         )
     return sources
 
@@ -325,15 +327,15 @@ def _hugging_face_sources(tower: Tower, names: set[str]) -> dict[str, Source]:
 
 
 def _blocks(names: set[str], block: re.Pattern[str]) -> int:
-    """Count the blocks that are named, at least one.
+    """Count the blocks by their distinct indices, at least one.
 
-    Not the largest index: a gap then shows as missing names, and a wild index costs nothing.
+    The largest index is not used, so that gaps appear as missing names, and huge indices are harmless.
     """
     return max(len({match[1] for name in names if (match := block.match(name))}), 1)
 
 
 def _tower_sources(tower: Tower, blocks: int) -> dict[str, Source]:
-    """Map all canonical names of a tower of so many blocks, the projection among them."""
+    """Map all canonical names of a tower with a number of blocks, including the projection."""
     sources = {f"visual.{canonical}": Source((tower.prefix + name,)) for name, canonical in _TOWER.items()}
     for block in range(blocks):
         layer = f"{tower.prefix}encoder.layers.{block}."
@@ -354,23 +356,23 @@ def _block_sources(layer: str, canonical: str) -> dict[str, Source]:
 
 
 def _check_complete(tower: Tower, expected: set[str], names: set[str]) -> None:
-    """Refuse a tower with a name missing, or a name in it that is neither its own nor known to be of no use."""
+    """Raise an error if names of a tower are missing or unknown."""
     outside = {name for group in _outside(names, tower).values() for name in group}
     ignored = outside | {name for name in names if towers.is_constant(name, tower)}
     if faults := _faults(sorted(expected - names), sorted(names - expected - ignored)):
         raise UserError(
-            "Expected the visual tower of a CLIP under Hugging Face's names, whole and with no other names in it, "
+            "Expected the complete visual tower of a CLIP under Hugging Face's names, without other tensors, "
             f"but {faults}. Save the state dict of the plain CLIP model again."
         )
 
 
 def _faults(missing: Sequence[str], unknown: Sequence[str]) -> str:
-    """List what is missing and what is not understood; nothing where there is neither."""
+    """Describe missing and unknown names; empty if there are none."""
     kinds = ((missing, "missing"), (unknown, "not understood"))
     return "; ".join(f"{kind} ({len(names)}): {listed(names)}" for names, kind in kinds if names)
 
 
 def listed(items: Sequence[str]) -> str:
-    """Name a few items and count the others."""
+    """List a few items and count the others."""
     shown = ", ".join(items[:_LISTED])
     return f"{shown} and {len(items) - _LISTED} more" if len(items) > _LISTED else shown

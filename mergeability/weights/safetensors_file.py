@@ -1,7 +1,7 @@
-"""Read a safetensors file piece by piece, without a page of it staying in memory.
+"""Read a safetensors file in pieces, without keeping its pages in memory.
 
-A memory map keeps every page it touched resident for as long as it is open, so a process that walks through
-twenty models ends up holding all of them. Here each piece is read by position into memory the caller owns.
+A memory map keeps every accessed page resident while it is open, so a process that reads
+twenty models would keep all of them in memory. Here each piece is read by position into memory of the caller.
 """
 
 import io
@@ -38,7 +38,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-# What a range of single bytes can be viewed as in NumPy; brain floats are widened by hand.
+# NumPy dtypes of tensors; bfloat16, which NumPy lacks, is converted explicitly.
 _NUMPY = {torch.float64: np.float64, torch.float32: np.float32, torch.float16: np.float16}
 
 
@@ -70,7 +70,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
         raise OSError(str(error)) from error
 
 
-# Room for a header that is written last; safetensors pads its own with spaces too.
+# Space reserved for the header, which is written last and padded with spaces, as in safetensors.
 _HEADER = 4096
 
 
@@ -81,11 +81,11 @@ def write_rows(
     others: Callable[[], Mapping[str, Tensor]],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write a safetensors file with one tensor of bytes that comes in parts and fits in no memory.
+    """Write a safetensors file with one tensor of bytes that arrives in parts and does not fit in memory.
 
     Args:
         path: the file.
-        name: of that tensor.
+        name: name of that tensor.
         rows: its parts, uint8, equal but for their first extent.
         others: the other tensors, asked for when the parts are exhausted.
         metadata: for the header.
@@ -114,7 +114,7 @@ def write_rows(
             count, shape = count + len(part), list(part.shape[1:])
             file.write(part.contiguous().numpy().data)
         if shape is None:
-            raise UserError(f"There is nothing to write to {path}.")
+            raise UserError(f"There are no rows to write to {path}.")
         end = file.tell() - 8 - _HEADER
         header[name] = {"dtype": "U8", "shape": [count, *shape], "data_offsets": [0, end]}
         for other, tensor in others().items():
@@ -129,7 +129,7 @@ def write_rows(
             file.write(data)
         text = json.dumps(header).encode()
         if len(text) > _HEADER:
-            raise UserError(f"The header of {path} takes {len(text)} bytes, {_HEADER} at most.")
+            raise UserError(f"The header of {path} has {len(text)} bytes, but at most {_HEADER} are allowed.")
         file.seek(0)
         file.write(_HEADER.to_bytes(8, "little") + text.ljust(_HEADER))
 
@@ -139,9 +139,9 @@ class Entry:
     """Locate one tensor in the file.
 
     Attributes:
-        offset: of its first byte.
+        offset: offset of its first byte.
         shape: its extents.
-        dtype: of its elements.
+        dtype: dtype of its elements.
 
     Examples:
         >>> import torch
@@ -161,7 +161,7 @@ class Entry:
 
 
 class TensorFile:
-    """Open a safetensors file: the header is read, tensors are read on request.
+    """Open a safetensors file; the header is read now, tensors on request.
 
     Attributes:
         path: the file.
@@ -192,7 +192,7 @@ class TensorFile:
 
     @property
     def files(self) -> dict[str, Path]:
-        """The file, by its name."""
+        """The path of the file, by its name."""
         return {self.path.name: self.path}
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
@@ -209,17 +209,17 @@ class TensorFile:
         if entry.dtype == torch.bfloat16:
             return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         if entry.dtype in _NUMPY:
-            # A float64 beyond float32 becomes infinite, and is found as such.
+            # A float64 value beyond the range of float32 becomes infinite, which callers detect.
             with np.errstate(over="ignore"):
                 return data.view(_NUMPY[entry.dtype]).astype(np.float32, copy=False)
         return _viewed(data, entry.dtype).float().numpy()
 
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor in its own dtype and shape."""
+        """Read one tensor in its original dtype and shape."""
         return self.read(name).reshape(self.entries[name].shape)
 
     def mapped(self, name: str) -> Tensor:
-        """Return one tensor of single bytes as a view of the file: pages are read when they are looked at.
+        """Return one tensor of single bytes as a memory map of the file; pages are read on access.
 
         The view is copy-on-write: nothing written to it reaches the file.
 
@@ -229,24 +229,24 @@ class TensorFile:
         entry = self.entries[name]
         if entry.dtype != torch.uint8:
             raise UserError(
-                f"Only tensors of bytes are mapped, and '{name}' in {self.path} is {entry.dtype}."
+                f"Only tensors of bytes can be mapped, but '{name}' in {self.path} is {entry.dtype}."
             )
         if entry.size == 0:
             return self.tensor(name)
         try:
             with self.path.open("rb") as file:
                 self._compare(file.fileno())
-                # PyTorch warns of arrays that cannot be written to.
+                # Copy-on-write, because PyTorch warns about read-only arrays.
                 data = np.memmap(file, np.uint8, "c", entry.offset, entry.shape)
         except OSError as error:
             raise UserError(f"Cannot read {self.path}: {error.strerror or error}.") from error
         found = torch.from_numpy(data)
-        # Another process on this machine maps the file, too, instead of being sent a copy.
+        # Pickling sends the path, and the other process maps the file instead of receiving a copy.
         found.mapped_from = (self.path, name)  # type: ignore[attr-defined]
         return found
 
     def check_unchanged(self) -> None:
-        """Check that the file is still the one that was opened.
+        """Check that the file has not changed since it was opened.
 
         Raises:
             UserError: it was replaced or written to: its parts would not belong together.
@@ -256,7 +256,7 @@ class TensorFile:
 
     def _compare(self, handle: int) -> None:
         if _stamp(handle) != self._stamp:
-            raise UserError(f"{self.path} was changed while it was in use. Start again.")
+            raise UserError(f"{self.path} was changed while it was in use. Run the command again.")
 
     def _entry(self, name: str, described: dict, data_begins: int) -> Entry:
         if described["dtype"] not in _DTYPES:
@@ -275,7 +275,7 @@ class TensorFile:
         stop = entry.size if stop is None else stop
         data = np.empty((stop - start) * width, dtype=np.uint8)
         try:
-            # A handle of its own for each read: threads that read at once would move a shared position.
+            # Open a new handle for each read, because concurrent threads would move a shared file position.
             with self.path.open("rb", buffering=0) as file:
                 self._compare(file.fileno())
                 file.seek(entry.offset + start * width)
@@ -292,20 +292,20 @@ def _stamp(handle: int) -> tuple[int, int, int, int]:
 
 
 def _viewed(data: np.ndarray, dtype: torch.dtype) -> Tensor:
-    # PyTorch does not view nothing as another type.
+    # PyTorch cannot view an empty tensor as another dtype.
     return torch.from_numpy(data).view(dtype) if len(data) else torch.empty(0, dtype=dtype)
 
 
 def _check(path: Path) -> None:
     try:
-        # Checks the header, and that the file is as long as the header says.
+        # Checks the header and the file length.
         with safetensors.safe_open(path, framework="pt"):
             pass
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     except safetensors.SafetensorError as error:
         raise UserError(
-            f"{path} is not a whole safetensors file ({error}). It may be truncated, or a pickled .pt/.bin file: "
+            f"{path} is not a complete safetensors file ({error}). It may be truncated, or a pickled .pt/.bin file: "
             "those are never loaded; save the state dict with safetensors.torch.save_file and copy it again."
         ) from error
 

@@ -16,16 +16,16 @@ INDEX = ".index.json"
 
 
 class TensorSource(Protocol):
-    """Named tensors on disk that are read one at a time: a file, several files, or a base with an adapter."""
+    """Interface of named tensors on disk: a file, several files, or a base with an adapter."""
 
     @property
     def path(self) -> Path:
-        """The file that names the source in messages."""
+        """The file that identifies the source in messages."""
         ...
 
     @property
     def files(self) -> Mapping[str, Path]:
-        """All files that determine the tensors, by a name that does not depend on where they are."""
+        """All files that determine the tensors, under names that do not depend on their location."""
         ...
 
     @property
@@ -34,7 +34,7 @@ class TensorSource(Protocol):
         ...
 
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor in its own dtype and shape."""
+        """Read one tensor in its original dtype and shape."""
         ...
 
     def read_float32(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -47,7 +47,7 @@ class TensorSource(Protocol):
 
 
 class ShardedFile:
-    """Several safetensors files that are one state dict; headers are read, tensors are not.
+    """Several safetensors files that form one state dict; only headers are read.
 
     Attributes:
         path: the index.
@@ -63,7 +63,7 @@ class ShardedFile:
             opened: opens one of the files that the index names.
 
         Raises:
-            UserError: the index or a file cannot be read, or a tensor is not in the file that the index says.
+            UserError: the index or a file cannot be read, or a tensor is not in the file given by the index.
         """
         self.path = Path(path)
         self._places = read_index(self.path)
@@ -75,7 +75,7 @@ class ShardedFile:
         )
         if absent:
             raise UserError(
-                f"{self.path} names {len(absent)} tensors that its files do not hold: {listed(absent)}. Copy all "
+                f"{self.path} names {len(absent)} tensors that are missing from its files: {listed(absent)}. Copy all "
                 "files of the model again."
             )
         unnamed = sorted(
@@ -86,13 +86,14 @@ class ShardedFile:
         )
         if unnamed:
             raise UserError(
-                f"The files of {self.path} hold {len(unnamed)} tensors that it does not name: {listed(unnamed)}. They "
-                "are of another model, or left from an earlier one: copy the folder again."
+                f"The files of {self.path} contain {len(unnamed)} tensors that it does not list: "
+                f"{listed(unnamed)}. They may "
+                "belong to another model: copy the folder again."
             )
         self.entries = {name: self._shards[shard].entries[name] for name, shard in self._places.items()}
 
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor in its own dtype and shape."""
+        """Read one tensor in its original dtype and shape."""
         return self._shards[self._places[name]].tensor(name)
 
     def read_float32(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -100,10 +101,10 @@ class ShardedFile:
         return self._shards[self._places[name]].read_float32(name, start, stop)
 
     def check_unchanged(self) -> None:
-        """Check that the files are still those that were opened.
+        """Check that the files have not changed since they were opened.
 
         Raises:
-            UserError: one was replaced or written to.
+            UserError: a file was replaced or modified.
         """
         for shard in self._shards.values():
             shard.check_unchanged()
@@ -119,10 +120,10 @@ class ShardedFile:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Read an index: tensor name → its file, in the folder of the index.
+    """Read an index: tensor name → its file in the folder of the index.
 
     Raises:
-        UserError: it cannot be read, or is no such index.
+        UserError: the file cannot be read or is not an index.
     """
     try:
         index = json.loads(path.read_bytes())
@@ -135,10 +136,12 @@ def read_index(path: Path) -> dict[str, str]:
         raise UserError(
             f"{path} lacks a weight_map: expected the index of a sharded model. Download it again."
         )
-    # A file elsewhere than beside the index is never opened: an index may come from anyone.
+    # Never open files outside the index's folder, because an index may come from an untrusted source.
     wrong = [name for name, file in places.items() if not _is_file_name(file)]
     if wrong:
-        raise UserError(f"{path} does not name a file in its folder for {listed(wrong)}. Download it again.")
+        raise UserError(
+            f"{path} does not refer to a file in its folder for {listed(wrong)}. Download it again."
+        )
     return places
 
 

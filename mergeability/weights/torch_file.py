@@ -1,7 +1,7 @@
-"""Read a state dict from PyTorch's own kind of file, without running anything that may be hidden in it.
+"""Read a state dict from a PyTorch file without executing code from it.
 
-Such a file is a pickle: a program that builds objects. Only `torch.load(weights_only=True)` touches it here, which
-knows how to build tensors and plain containers and refuses everything else.
+Such a file is a pickle, a program that builds objects. It is only read with `torch.load(weights_only=True)`, which
+builds only tensors and plain containers and rejects everything else.
 """
 
 import pickle
@@ -20,16 +20,16 @@ from mergeability.errors import UserError
 from mergeability.weights.names import listed
 
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-# Where training scripts put the state dict, when they save more beside it.
+# Keys under which training scripts save the state dict together with other data.
 _HOLDERS = ("state_dict", "model_state_dict", "model")
 # An archive, or a pickle of protocol 2 or later.
 _BEGINNINGS = (b"PK\x03\x04", b"\x80")
-# What PyTorch and the modules it reads with raise on damaged files; no code of a file runs that could raise more.
+# Exceptions of PyTorch and its readers for damaged files; code from the file never runs.
 _DAMAGE = (
     RuntimeError, EOFError, ValueError, OSError, LookupError, TypeError, AttributeError, AssertionError,
     ArithmeticError, MemoryError, ImportError, struct.error, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-# Kinds of tensor that have no plain numbers: how to tell them, and what to do.
+# Tensors without plain values: how to detect them, and the remedy.
 _UNREADABLE: dict[str, tuple[Callable[[Tensor], bool], str]] = {
     "on the meta device, without values": (lambda value: value.is_meta, "load the weights before saving"),
     "quantised": (lambda value: value.is_quantized, "call .dequantize() on them"),
@@ -44,14 +44,14 @@ _INSTEAD = (
 
 
 def load_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a `.bin`, `.pt`, `.pth` or `.ckpt` file that holds a state dict, onto the CPU.
+    """Read the tensors of a `.bin`, `.pt`, `.pth` or `.ckpt` file with a state dict to the CPU.
 
     Args:
         path: the file.
 
     Raises:
-        UserError: there is no such file, it is damaged, or it holds anything but tensors by name: a pickled module or
-            a TorchScript archive is refused, and never loaded.
+        UserError: the file does not exist, is damaged, or contains more than named tensors: a pickled module or
+            a TorchScript archive is never loaded.
 
     Examples:
         >>> from pathlib import Path
@@ -69,13 +69,13 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_pickle(path: Path) -> Any:
-    """Read plain containers and tensors from PyTorch's own kind of file; nothing else is ever built.
+    """Read plain containers and tensors from a PyTorch file; other objects are never constructed.
 
     Args:
         path: the file.
 
     Raises:
-        UserError: there is no such file, it is damaged, or it holds anything else.
+        UserError: the file does not exist, is damaged, or contains other objects.
 
     Examples:
         >>> from pathlib import Path
@@ -97,9 +97,11 @@ def load_pickle(path: Path) -> Any:
                 path, ValueError(f"it begins with {begins!r}, as neither an archive nor a pickle")
             )
         if _is_torchscript(path):
-            raise UserError(f"{path} is a TorchScript archive, a program: it is never loaded. {_INSTEAD}")
+            raise UserError(
+                f"{path} is a TorchScript archive, which contains a program and is never loaded. {_INSTEAD}"
+            )
         with warnings.catch_warnings():
-            # It warns of old formats and rare kinds of tensor; what it does not know it refuses.
+            # Suppress warnings about old formats and rare tensors; unknown objects raise an error anyway.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -107,7 +109,7 @@ def load_pickle(path: Path) -> Any:
             raise _not_whole(path, error) from error
         raise UserError(
             f"{path} contains pickled objects in addition to tensors, such as a whole module; loading them would run "
-            f"code from the file, so it is refused ({_first_line(error)}). {_INSTEAD}"
+            f"code from the file, so the file is rejected ({_first_line(error)}). {_INSTEAD}"
         ) from error
     except _DAMAGE as error:
         raise _not_whole(path, error) from error
@@ -115,8 +117,8 @@ def load_pickle(path: Path) -> Any:
 
 def _not_whole(path: Path, error: Exception) -> UserError:
     return UserError(
-        f"{path} is not a whole PyTorch file ({_first_line(error)}): it may be truncated, a Git LFS pointer, or "
-        "a pickle of another kind. Download it again, or save the state dict as safetensors."
+        f"{path} is not a complete PyTorch file ({_first_line(error)}): it may be truncated, a Git LFS pointer, or "
+        "another kind of pickle. Download it again, or save the state dict as safetensors."
     )
 
 
@@ -125,8 +127,8 @@ def _tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
         holders = [name for name in _HOLDERS if isinstance(loaded.get(name), Mapping)]
         loaded = loaded[holders[0]] if len(holders) == 1 else loaded
     if not isinstance(loaded, Mapping) or not loaded:
-        raise UserError(f"Expected tensors by name in {path}, got {_kind(loaded)}. {_INSTEAD}")
-    # Names are texts; a list of optimiser states has numbers.
+        raise UserError(f"Expected a mapping of names to tensors in {path}, got {_kind(loaded)}. {_INSTEAD}")
+    # Names must be strings, unlike the integer keys of optimiser states.
     others = sorted(
         str(name)
         for name, value in loaded.items()
@@ -134,14 +136,15 @@ def _tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
     )
     if others:
         raise UserError(
-            f"Expected nothing but tensors in {path}, but {len(others)} of its entries are something else: "
+            f"Expected only tensors in {path}, but {len(others)} of its entries are not: "
             f"{listed(others)}. {_INSTEAD}"
         )
     for kind, (is_such, cure) in _UNREADABLE.items():
         if such := sorted(name for name, value in loaded.items() if is_such(value)):
             raise UserError(
-                f"Expected plain tensors in {path}, but {len(such)} of them are {kind}: {listed(such)}. Where the "
-                f"model was made, {cure}, and save it again."
+                f"Expected plain tensors in {path}, but {len(such)} of them are {kind}: {listed(such)}. On the "
+                "machine where the "
+                f"model was created, {cure}, and save it again."
             )
     return {name: value.detach() for name, value in loaded.items()}
 
@@ -163,7 +166,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    """Shorten PyTorch's explanation, which advises what is not done here, to what happened."""
+    """Shorten PyTorch's explanation to the cause, without its advice, which does not apply here."""
     reasons = [line.strip() for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line]
     text = reasons[0] if reasons else (str(error).strip().splitlines() or [type(error).__name__])[0]
     return text.removeprefix("WeightsUnpickler error: ").split(". ")[0].rstrip(".")

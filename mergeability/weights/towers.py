@@ -1,6 +1,6 @@
-"""Where a file keeps the towers of a CLIP, under whatever prefixes its training script has added.
+"""Locate the towers of a CLIP in a file, under any prefixes added by its training script.
 
-A tower is found by names that only such a tower has together; whatever comes before these names is its prefix.
+A tower is identified by a combination of names that only such a tower has; the text before these names is its prefix.
 """
 
 import re
@@ -14,7 +14,7 @@ _BARE_VISUAL = re.compile(
     r"^(class_embedding|positional_embedding|proj|conv1\.weight|ln_(pre|post)\.(weight|bias)"
     r"|transformer\.resblocks\.\d+\..+)$"
 )
-# The same of a CLIP's ResNet, which no other ResNet's pooler has.
+# The same for a CLIP's ResNet: poolers of other ResNets do not have these names.
 _RESNET_POOLER = "attnpool.positional_embedding"
 _BARE_RESNET = re.compile(r"^((conv|bn)[123]|layer[1-4]\.\d+|attnpool)\..+$")
 # Modules of open_clip's visual towers; language models with a vision part called `visual` have others.
@@ -28,9 +28,9 @@ _OPEN_CLIP_TEXT = re.compile(
     r"|logit_scale|logit_bias|transformer\.resblocks\.\d+\..+|text(_decoder)?\..+)$"
 )
 _POSITION_IDS = "embeddings.position_ids"
-# What OpenAI's files hold in addition to the weights, and a mask that is no weight.
+# Entries of OpenAI's files that are not weights, and a mask.
 CONSTANTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
-# Top-level modules that only the task at hand uses.
+# Top-level modules that are specific to one task.
 _HEAD = re.compile(
     r"^(classifier|classification_head|heads?|head_dist|fc|score|qa_outputs|pre_classifier|logits|linear_head"
     r"|linear_classifier|cls)(\d*|_\w+)?\."
@@ -40,10 +40,10 @@ _NUMBERED_BLOCK = re.compile(r"(^|\.)(layers?|blocks?|h|resblocks|block|stages)\
 
 @dataclass(frozen=True)
 class Tower:
-    """Where a visual tower is kept.
+    """The location of a visual tower.
 
     Attributes:
-        wrapper: prefix of the whole CLIP, at which a text tower may be, too.
+        wrapper: prefix of the whole CLIP, under which a text tower may also be.
         prefix: prefix of the visual tower's own tensors.
         hugging_face: whether its names are Hugging Face's; open_clip's otherwise.
     """
@@ -56,7 +56,7 @@ class Tower:
 def unwrapped(names: Iterable[str]) -> dict[str, str]:
     """Map names without wrapper modules to the names in the file.
 
-    `_orig_mod.visual.module.proj` becomes `visual.proj`. Where two names would become one, all stay as they are.
+    `_orig_mod.visual.module.proj` becomes `visual.proj`. If two names would become equal, all names are kept.
     """
     names = list(names)
     short = {
@@ -67,7 +67,7 @@ def unwrapped(names: Iterable[str]) -> dict[str, str]:
 
 
 def find_towers(names: Iterable[str]) -> list[Tower]:
-    """Find the visual towers of CLIPs, those with the shortest prefixes first."""
+    """Find the visual towers of CLIPs, sorted by the length of their prefixes."""
     given = set(names)
     found = {tower.prefix: tower for tower in [*_open_clip_towers(given), *_hugging_face_towers(given)]}
     return sorted(found.values(), key=lambda one: (one.hugging_face, len(one.prefix), one.prefix))
@@ -76,24 +76,24 @@ def find_towers(names: Iterable[str]) -> list[Tower]:
 def is_text(name: str, tower: Tower) -> bool:
     """Return whether a tensor outside the visual tower belongs to the CLIP's text tower."""
     patterns = (_TEXT_TOWER,) if tower.hugging_face else (_OPEN_CLIP_TEXT, _TEXT_TOWER)
-    # Files from a training script may keep the text tower outside of the visual tower's wrapper.
+    # Files from training scripts may store the text tower outside the visual tower's wrapper.
     names = (name.removeprefix(tower.wrapper), name)
     return any(bool(pattern.match(own)) for own in names for pattern in patterns)
 
 
 def is_constant(name: str, tower: Tower) -> bool:
-    """Return whether a tensor is no weight: constants in OpenAI's files, a mask, the numbers of positions."""
+    """Return whether a tensor is not a weight: constants in OpenAI's files, masks and position indices."""
     own = name.removeprefix(tower.wrapper)
     return own in CONSTANTS or own.endswith((_POSITION_IDS, ".attn_mask"))
 
 
 def is_head(name: str) -> bool:
-    """Return whether a tensor belongs to a top-level module that is usually the head of one task."""
+    """Return whether a tensor belongs to a top-level module that usually is a classification head."""
     return bool(_HEAD.match(name))
 
 
 def has_blocks(names: Iterable[str]) -> bool:
-    """Return whether some names are those of numbered blocks, as in another network."""
+    """Return whether names contain numbered blocks, as in another network."""
     return any(_NUMBERED_BLOCK.search(name) for name in names)
 
 
@@ -121,14 +121,14 @@ def _bare_towers(names: set[str]) -> dict[str, str]:
             if prefix == name or (prefix and not prefix.endswith(".")):
                 continue
             inside = [one.removeprefix(prefix) for one in names if one.startswith(prefix)]
-            # A tower without a prefix was always known by the anchor alone.
+            # A tower without a prefix is identified by the anchor alone.
             if all(map(pattern.match, inside)) and (not prefix or prefix + second in names):
                 found[prefix] = prefix
     return found
 
 
 def _hugging_face_towers(names: set[str]) -> list[Tower]:
-    """Find CLIP towers by their misspelt norm together with an embedding of the class or of patches.
+    """Find CLIP towers by their misspelt norm ("pre_layrnorm") and an embedding of the class or of patches.
 
     Text towers have neither; BLIP and SigLIP have such embeddings, but no norm before the first block.
     """
@@ -144,7 +144,7 @@ def _hugging_face_towers(names: set[str]) -> list[Tower]:
 
 
 def leftovers(names: Iterable[str], used: Iterable[str], tower: Tower) -> Mapping[str, list[str]]:
-    """Group the tensors outside a tower by what they are: `text tower`, `head`, `other`; constants are left out."""
+    """Group the tensors outside a tower into `text tower`, `head` and `other`, without constants."""
     used = set(used)
     groups: dict[str, list[str]] = {}
     for name in sorted(names):

@@ -1,4 +1,4 @@
-"""The weights of a whole CLIP, both towers, from a file or a folder: strict in names, shapes and activation."""
+"""The weights of both towers of a CLIP from a file or folder, with strict checks of names, shapes and activation."""
 
 import json
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 
 
 def clip_weights(clip: nn.Module, source: str, model: str, quick_gelu: bool) -> dict[str, Tensor]:
-    """Read the weights of both towers as a CLIP of this architecture names them, in its dtypes.
+    """Read the weights of both towers under the names of this architecture, in its dtypes.
 
     Args:
-        clip: the architecture; neither used otherwise nor changed.
+        clip: the architecture; it is not changed.
         source: a file, or a folder with the weights and perhaps Hugging Face's `config.json`.
         model: its name, for messages.
         quick_gelu: whether the architecture's activation is QuickGELU.
@@ -62,17 +62,17 @@ def check_same(
     model: str,
     optional: frozenset[str] = frozenset(),
 ) -> None:
-    """Check that tensors are an architecture's, name by name and shape by shape, and finite.
+    """Check that tensors have the names and shapes of an architecture, and are finite.
 
     Args:
-        own: the architecture's.
-        given: those to check.
-        owner: whose they are, for messages.
+        own: the tensors of the architecture.
+        given: the tensors to check.
+        owner: owner of the tensors, for messages.
         model: the architecture's name, for messages.
         optional: names that may be missing.
 
     Raises:
-        UserError: some are missing, left over, of another shape, or hold NaN or Inf; lists them.
+        UserError: tensors are missing, unknown, of another shape, or contain NaN or Inf; the message lists them.
 
     Examples:
         >>> import torch
@@ -95,18 +95,22 @@ def check_same(
         found = "; ".join(
             f"{kind} ({len(names)}): {listed(names)}" for kind, names in faults.items() if names
         )
-        raise UserError(f"{owner} does not fit model={model}: {found}. Choose the model= that it is.")
+        raise UserError(
+            f"{owner} does not fit model={model}: {found}. Choose the model= with this architecture."
+        )
     broken = [
         name for name, value in given.items() if value.is_floating_point() and not torch.isfinite(value).all()
     ]
     if broken:
-        raise UserError(f"{owner} holds NaN or Inf in {listed(sorted(broken))}. Download or train it again.")
+        raise UserError(
+            f"{owner} contains NaN or Inf in {listed(sorted(broken))}. Download or train it again."
+        )
 
 
 def _check_activation(config: Path, model: str, quick_gelu: bool) -> None:
     """Compare the activation that Hugging Face's configuration names with the architecture's.
 
-    The weights do not tell: with the wrong one everything loads, and accuracies are some points too low.
+    Weights do not show the activation: with the wrong one everything loads, but accuracies are a few points too low.
     """
     if not config.is_file():
         return
@@ -116,14 +120,14 @@ def _check_activation(config: Path, model: str, quick_gelu: bool) -> None:
         raise UserError(f"{config} is not valid JSON ({error}). Download it again.") from error
     if not isinstance(described, dict) or "clip" not in str(described.get("model_type", "")):
         return
-    # What transformers assumes where nothing is said.
+    # The default of transformers.
     towers = [one for one in ("vision_config", "text_config") if isinstance(described.get(one), dict)]
     parts = [described[one] for one in towers] or [described]
     for part in parts:
         activation = part.get("hidden_act", "quick_gelu")
         if (activation == "quick_gelu") != quick_gelu:
             raise UserError(
-                f"{config} says hidden_act={activation}, but model={model} computes with "
+                f"{config} specifies hidden_act={activation}, but model={model} uses "
                 f"{'quick_gelu' if quick_gelu else 'gelu'}: choose an architecture "
                 f"{'without' if quick_gelu else 'with'} '-quickgelu' in its name (model.architecture=…)."
             )

@@ -137,9 +137,9 @@ def test_a_failed_setting_is_named_and_the_others_are_compared(root, ablated, co
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["train.missing=true", "suite=checkpoints"], "train.missing=true fine-tunes on a suite's tasks, and suite=checkpoints has none"),
+        (["train.missing=true", "suite=checkpoints"], "train.missing=true fine-tunes on the tasks of a suite, but suite=checkpoints has none"),
         (["objectives=[speed]"], "Expected objectives among norm_acc, acc, finetuned_accuracy, got 'speed'"),
-        (["objectives=[acc]", "merge=none"], "This analysis has not measured acc"),
+        (["objectives=[acc]", "merge=none"], "This analysis did not measure acc"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_one_sentence(smoke_root, command, tmp_path, words, sentence):

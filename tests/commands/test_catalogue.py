@@ -147,7 +147,7 @@ def test_options_have_the_comments_of_the_file_and_the_words_of_the_docstring():
     agree = options["merge.consensus_ta.agree"]
     assert agree.default == "2"
     assert "number of tasks that an entry must matter to" in agree.description
-    assert "arXiv 2601.22285 took 1 for two models" in agree.description
+    assert "arXiv 2601.22285 uses 1 for two models" in agree.description
     assert [one.setting for one in entry("l2_to_init").options] == ["reg.lambda", "reg.penalty.strength"]
     assert {one.setting: one.default for one in entry("clip_mini_wide").options}["model.batch_size"] == "32"
 

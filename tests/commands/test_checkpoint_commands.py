@@ -88,7 +88,7 @@ def test_adapters_are_models_and_no_base(command, tmp_path, folders):
         ("suite.exclude=nothing_like_it", "No tensor's name matches exclude='nothing_like_it'"),
         ("suite.towers=text", "Expected suite.towers to be visual or both, got 'text'"),
         ("suite.include=[[a]]", "Expected suite.include to be text, a list of text or null"),
-        ("suite.exclude='['", "no regular expression"),
+        ("suite.exclude='['", "not a valid regular expression"),
     ],
 )
 def test_a_wrong_choice_is_refused_in_a_sentence(command, tmp_path, folders, option, message):

@@ -113,7 +113,7 @@ def test_a_merge_opens_and_is_not_overwritten_unasked(run, files):
     torch.testing.assert_close(load_file("out/model.safetensors")["layer.weight"], mean)
     ended = run(*arguments, "--out", "out")
     assert (ended.exit_code, ended.output) == (
-        1, "Error: out exists. Choose another folder, or overwrite it: --overwrite, overwrite=True.\n",
+        1, "Error: out exists. Choose another folder, or overwrite it with --overwrite (command line) or overwrite=True (Python).\n",
     )  # fmt: skip
     assert run(*arguments, "--out", "out", "--overwrite").exit_code == 0
     assert run(*arguments).exit_code == 0
@@ -128,7 +128,7 @@ def test_options_of_a_method_are_values_of_yaml(run, files):
     )
     card = json.loads((files / "out" / "card.json").read_text())
     assert (card["merge"]["density"], card["merge"]["scope"], card["alpha"]) == (0.5, "tensor", 0.5)
-    assert "takes no option 'densty'. Did you mean 'density'" in run(*arguments, "-o", "densty=1").output
+    assert "has no option 'densty'. Did you mean 'density'" in run(*arguments, "-o", "densty=1").output
 
 
 def test_the_best_method_is_the_one_that_is_predicted(run, files, tmp_path):
@@ -165,7 +165,7 @@ def test_the_best_method_is_the_one_that_is_predicted(run, files, tmp_path):
         ),
         (
             ("merge", "base.safetensors", "a.safetensors", "b.safetensors", "--method", "best"),
-            "no evidence for one",
+            "no evidence to base it on",
         ),
         (
             ("merge", "base.safetensors", "a.safetensors", "b.safetensors", "--method", "ta", "-o", "x"),
@@ -173,11 +173,11 @@ def test_the_best_method_is_the_one_that_is_predicted(run, files, tmp_path):
         ),
         (
             ("predict", "base.safetensors", "a.safetensors", "b.safetensors", "--images", "a=x"),
-            "No images are given",
+            "There are no images for b",
         ),
         (
             ("predict", "base.safetensors", "a.safetensors", "b.safetensors", "--include", "x"),
-            "takes no --include",
+            "does not support --include",
         ),
         (("predict", "base.safetensors", "a.safetensors", "b.safetensors", "--fitted", "none"), "none"),
         (("list", "metric"), "metrics"),
@@ -213,7 +213,9 @@ def test_the_scripts_are_commands_too_and_messages_name_them(run, smoke_root):
 
 
 def test_the_list_of_failed_jobs_names_the_command_that_was_typed(run, tmp_path):
-    ended = run("train", "-m", "model=clip_mini", "task=digits,letters", "logger=csv", f"paths.root={tmp_path}")
+    ended = run(
+        "train", "-m", "model=clip_mini", "task=digits,letters", "logger=csv", f"paths.root={tmp_path}"
+    )
     assert ended.exit_code == 1
     assert "2 of 2 jobs failed" in ended.output
     assert ended.output.count("Run: mergeability train experiment=pretrain_mini") >= 2

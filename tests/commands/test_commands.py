@@ -78,8 +78,8 @@ def test_a_strength_that_is_none_is_refused(command, smoke_root, strength):
     [
         (["reg=subspace", "reg.penalty.k=1000"], "reg.penalty.k of subspace is 1000, but the encoder has a matrix of"),
         (["reg=singular_alignment", "reg.penalty.k=0"], "Expected reg.penalty.k to be a whole number of at least 1"),
-        (["reg=subspace", "reg.penalty.side=left"], "reg.penalty.side is u, v or uv, not 'left'"),
-        (["reg.penalty.estimator=guess"], "reg.penalty.estimator is finite_difference or exact, not 'guess'"),
+        (["reg=subspace", "reg.penalty.side=left"], "Expected reg.penalty.side to be u, v or uv, got 'left'"),
+        (["reg.penalty.estimator=guess"], "Expected reg.penalty.estimator to be finite_difference or exact, got 'guess'"),
         (["reg=mergeability", "reg.penalty.terms.subspace.strength=-2"], "subspace, or its weight in a sum, must be"),
         (["reg=l2_to_init", "reg.lambda=1e38"], "gradient with the penalty l2_to_init became NaN or Inf at step 1"),
     ],
@@ -112,7 +112,7 @@ def test_a_suite_too_small_for_prediction_or_merging(command, smoke_root):
         ["~suite.tasks.digits"],
         ["~suite.tasks.digits", "~suite.tasks.letters", "~suite.tasks.shapes"],
     )
-    refused(command("analyze", *three, *where), "at least 4 tasks, the suite has 3", "predictor=none")
+    refused(command("analyze", *three, *where), "at least 4 tasks, but the suite has 3", "predictor=none")
     refused(command("analyze", *one, *where), "at least two models")
     ended = command("analyze", *three, "predictor=none", "merge=average", *where)
     assert ended.code == 0, ended.output
@@ -190,7 +190,7 @@ def test_a_truncated_and_a_foreign_file(command, root, models, tmp_path):
     for damaged in (whole[:-50], whole[:5], b"", b"PK\x03\x04 a zip file, as torch.save writes"):
         path.write_bytes(damaged)
         ended = command("analyze", *golden_arguments(models), f"hydra.run.dir={folder}", *root)
-        refused(ended, "task2.safetensors", "not a whole safetensors file")
+        refused(ended, "task2.safetensors", "not a complete safetensors file")
     path.unlink()
     ended = command("analyze", *golden_arguments(models), f"hydra.run.dir={folder}", *root)
     refused(ended, "No checkpoint at", "task2.safetensors")
@@ -201,7 +201,7 @@ def test_a_table_that_is_not_there_or_has_no_metrics(command, root, tmp_path):
     refused(command("analyze", "suite=table", "suite.table=gone.csv", *root), "No table at gone.csv")
     table = tmp_path / "pairs.csv"
     table.write_text("task_a,task_b,norm_acc_ties\na,b,0.5\n")
-    refused(command("analyze", "suite=table", f"suite.table={table}", *root), "none of the metrics")
+    refused(command("analyze", "suite=table", f"suite.table={table}", *root), "none of the requested metrics")
 
 
 def test_a_ready_table_is_predicted(command, root, tmp_path):
@@ -337,7 +337,7 @@ def test_other_class_names_than_in_training_are_refused(command, spoilt):
 def test_another_depth_or_another_number_of_heads_is_noticed(command, spoilt):
     assert analysed(command, spoilt, f"hydra.run.dir={spoilt}/a").code == 0
     vision = "model.architecture.vision_cfg"
-    refused(analysed(command, spoilt, f"{vision}.layers=2"), "another architecture")
+    refused(analysed(command, spoilt, f"{vision}.layers=2"), "the architectures differ")
     ended = analysed(command, spoilt, f"{vision}.head_width=64", f"hydra.run.dir={spoilt}/b")
     assert ended.code == 0
     computed = json.loads((spoilt / "b/run.json").read_text())["computed"]
@@ -350,7 +350,7 @@ def test_a_truncated_base_is_one_sentence(command, spoilt):
     base = spoilt / "checkpoints/clip_mini/base/model.safetensors"
     base.write_bytes(base.read_bytes()[:-10])
     refused(
-        command("train", "task=dots", f"paths.root={spoilt}", "logger=csv"), "not a whole safetensors file"
+        command("train", "task=dots", f"paths.root={spoilt}", "logger=csv"), "not a complete safetensors file"
     )
 
 

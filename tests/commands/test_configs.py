@@ -555,7 +555,7 @@ def test_settings_are_what_a_checkpoint_depends_on():
         "where it runs changes nothing"
     )
     assert hashed("task=digits", "trainer=smoke") != plain, "two batches are no training"
-    with pytest.raises(UserError, match=r"takes no reg\.lambda=1"):
+    with pytest.raises(UserError, match=r"does not support reg\.lambda=1"):
         hashed("reg=none", "reg.lambda=1")
     assert hashed("task=digits", "reg.lambda=1", "reg.penalty.estimator=exact") != hashed(
         "task=digits", "reg.lambda=1"

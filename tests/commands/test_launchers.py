@@ -223,7 +223,7 @@ def test_a_launcher_whose_extra_is_missing_names_it(launcher, extra, command, tm
             "submitit_slurm",
             "hydra_submitit_launcher",
             (),
-            "needs Slurm's sbatch and srun, which are not on this machine.",
+            "needs the Slurm commands sbatch and srun, which are not installed on this machine.",
         ),
         (
             "ray",
@@ -249,7 +249,7 @@ def test_a_launcher_whose_extra_is_missing_names_it(launcher, extra, command, tm
             ("hydra.launcher.threads=two",),
             "Expected hydra.launcher.threads to be",
         ),
-        ("joblib", "hydra_joblib_launcher", ("hydra.launcher.gpus=1",), "Each job is to have 1 GPUs"),
+        ("joblib", "hydra_joblib_launcher", ("hydra.launcher.gpus=1",), "Each job requires 1 GPUs"),
     ],
 )
 def test_what_a_launcher_cannot_do_is_one_sentence(

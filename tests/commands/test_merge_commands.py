@@ -122,7 +122,7 @@ def test_both_scales_of_every_kind_of_method_and_a_second_run_that_computes_noth
     assert len(curves) == 6 * 4 * 2 * 2
     text = (folder / "report.html").read_text()
     assert "How does the outcome depend on the scale α?" in text
-    assert "iso_c: no α is published for 2 models of this architecture; 1 was used." in text
+    assert "iso_c: no α is published for 2 models of this architecture; α = 1 is used." in text
     again, second = smoke(*arguments, folder=tmp_path / "second")
     assert again.code == 0
     assert (second / "pairs.csv").read_bytes() == (folder / "pairs.csv").read_bytes()
@@ -203,8 +203,8 @@ def test_methods_that_need_data_name_those_that_do_not(bare):
     [
         (["merge=ties"], "set save=true, or remove merge="),
         (["merge=ties", "save=true", "alpha=tuned"], "Tuning alpha requires validation images"),
-        (["merge=slerp", "save=true", "arity=3"], "slerp merges exactly 2 models, and arity asks for 3"),
-        (["merge=ties", "save=true", "arity=4"], "arity=4 is more than the 3 models"),
+        (["merge=slerp", "save=true", "arity=3"], "slerp merges exactly 2 models, but arity=3"),
+        (["merge=ties", "save=true", "arity=4"], "arity=4 exceeds the 3 models"),
         (["merge=ties", "save=true", "pairs=[[task0, task9]]"], "pairs names task9"),
         (["merge=ties", "save=true", "pairs=[[task0, task1]]", "arity=3"], "either pairs=… or arity=…"),
         (
@@ -215,7 +215,7 @@ def test_methods_that_need_data_name_those_that_do_not(bare):
         (["merge=ties", "merge.ties.alpha=best"], "alpha to be a finite number or 'tuned'"),
         (["merge=ties", "export=onnx"], "export to be hf or null"),
         (["merge=ties", "test_images=0"], "test_images to be a whole number of at least 1"),
-        (["merge=ties", "save=true", "arity=1"], "number of models from 2, or all"),
+        (["merge=ties", "save=true", "arity=1"], "number of models of at least 2, or all"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(bare, arguments, part):
@@ -225,7 +225,7 @@ def test_what_cannot_be_done_is_one_sentence(bare, arguments, part):
 def test_merges_that_will_not_fit_on_the_disk_are_refused_before_the_first(bare, monkeypatch):
     monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**5))
     ended, folder = bare("merge=[average,ta]", "save=true")
-    refused(ended, "Saving 6 merges of", "choose pairs=…")
+    refused(ended, "Saving 6 merges of", "choose fewer pairs with pairs=…")
     assert not list(folder.rglob("model.safetensors"))
 
 
@@ -233,7 +233,7 @@ def test_limits_of_how_far_a_model_may_be_from_its_base_are_options(bare):
     refused(bare("suite.refuse_above=1e-6")[0], "not fine-tuned from this base")
     ended, _ = bare("suite.warn_above=1e-6")
     assert ended.code == 0
-    assert "is this its base?" in ended.output
+    assert "was it fine-tuned from this base?" in ended.output
 
 
 def test_options_that_change_a_matrix_change_its_merge(bare, tmp_path):
@@ -285,7 +285,7 @@ def test_the_format_of_saved_merges_can_be_chosen_and_what_rounding_does_is_told
             ("save=true", "dtype=int8"),
             "Expected dtype to be float32, float16 or bfloat16 or null, got 'int8'.",
         ),
-        (("dtype=float16",), "dtype=float16 is the format of merges that are written: add save=true."),
+        (("dtype=float16",), "dtype=float16 is the format of saved merges: add save=true."),
     ],
 )
 def test_a_format_that_cannot_be_is_one_sentence(bare, words, sentence):

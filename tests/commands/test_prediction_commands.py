@@ -116,7 +116,7 @@ def test_methods_and_rows_can_be_chosen(analyse, pairs):
     records = json.loads((folder / "prediction.json").read_text())
     assert {(one["method"], one["n_pairs"]) for one in records} == {("ties", 20), ("ta", 20)}
     assert "1 pair left out for an empty cell (a-f)" in (folder / "report.html").read_text()
-    refused(analyse(None, "suite.methods=[tsv]", name="none")[0], "has no outcomes of tsv", "ties, ta")
+    refused(analyse(None, "suite.methods=[tsv]", name="none")[0], "contains no outcomes of tsv", "ties, ta")
 
 
 def test_protocols_and_targets_can_be_chosen(analyse):
@@ -201,9 +201,9 @@ def spoil(column, value, row=2):
 BAD = {
     "range": (
         spoil("task_vector_cosine_similarity", 1.02),
-        ("holds 1.02 for a and d", "outside its range [-1, 1]"),
+        ("holds 1.02 for a and d", "outside the metric's range [-1, 1]"),
     ),
-    "text": (spoil("stable_rank", "high"), ("stable_rank must hold numbers", "row 3", "high")),
+    "text": (spoil("stable_rank", "high"), ("stable_rank must contain numbers", "row 3", "high")),
     "infinite": (spoil("norm_acc_ta", np.inf), ("infinite in row 3",)),
     "both orders": (
         lambda frame: pd.concat(

@@ -40,6 +40,4 @@ def test_all_else_is_left_to_hydra(argument):
 def test_the_command_ends_with_the_sentence(command):
     ended = command("analyze", "suite=checkpoints", "suite.base=b", "suite.models={a: x, a: y}")
     assert ended.code == 1
-    assert ended.output.strip() == (
-        "Error: suite.models has 'a' twice, and only one of them could be used. Give each its own name."
-    )
+    assert ended.output.strip() == ("Error: suite.models has 'a' twice. Give each entry a different name.")

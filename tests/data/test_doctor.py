@@ -34,7 +34,7 @@ def test_a_rendered_task_is_well(command, tmp_path):
     sizes = ("task.source.train=80", "task.source.validation=16", "task.source.test=24")
     ended, folder = doctored(command, tmp_path, "task=shapes", *sizes)
     assert ended.code == 0, ended.output
-    assert "shapes looks right" in ended.output
+    assert "shapes has no problems" in ended.output
     found = report(folder)
     assert found["source"] == "rendered"
     assert found["problems"] == found["notes"] == []
@@ -68,7 +68,8 @@ def test_a_broken_copy_ends_with_one_sentence_and_code_1(command, real, tmp_path
     )
     assert ended.code == 1
     assert (
-        "Task 'mnist' is not fit to train on: 1 of 9 test images do not decode, such as row 3" in ended.output
+        "Task 'mnist' cannot be used for training: 1 of 9 test images cannot be decoded, such as row 3"
+        in ended.output
     )
     assert "Traceback" not in ended.output
     assert report(folder)["splits"]["test"]["undecodable"] == 1
@@ -78,7 +79,7 @@ def test_a_broken_copy_ends_with_one_sentence_and_code_1(command, real, tmp_path
 def test_a_few_broken_images_are_a_note(copied, tmp_path):
     task = copied("pcam", lambda tables: tables, "task.dataset.max_corrupt=0.2", test={3: b"no image"})
     findings = examine(task, tmp_path / "run")
-    assert findings.notes == ["1 test images do not decode and are left out."]
+    assert findings.notes == ["1 test images cannot be decoded and are left out."]
 
 
 def test_a_contaminated_copy(real, copied, tmp_path):

@@ -232,7 +232,7 @@ def test_weights_of_another_architecture_are_refused(world):
         ({"visual.proj": torch.zeros(2, 2)}, r"'proj' of shape \(4, 3\).*has \(2, 2\)"),
         ({}, r"'proj' of shape \(4, 3\).*no such tensor"),
         ({"visual.proj": torch.zeros(4, 3), "visual.more": torch.zeros(1)}, "'more' of shape no such tensor"),
-        ({"visual.proj": torch.full((4, 3), torch.nan)}, "'proj' of .* holds NaN or Inf"),
+        ({"visual.proj": torch.full((4, 3), torch.nan)}, "'proj' of .* contains NaN or Inf"),
     ):
         with pytest.raises(UserError, match=parts):
             world.evaluator.accuracies({"file": "x"}, lambda wrong=wrong: wrong, ("red",))
@@ -369,7 +369,7 @@ def test_a_tuned_method_that_prefers_an_end_of_the_grid_is_named(world):
     evaluation = Evaluation(world.vectors, evaluator, models, ScaleChoice("tuned", (0.1,)))
     outcomes = evaluation.sets({"m": Average()}, [("red", "green")])
     assert outcomes.notes == [
-        "m: the best α was an end of the grid for 1 of 1 merges; a wider alpha_grid may do better."
+        "m: the best α was at an end of the grid for 1 of 1 merges; a wider alpha_grid may do better."
     ]
 
 

@@ -58,7 +58,7 @@ def test_very_many_sets_must_be_asked_for():
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ({"arity": 1}, "number of models from 2, or all; got 1"),
+        ({"arity": 1}, "number of models of at least 2, or all; got 1"),
         ({"arity": "many"}, "got 'many'"),
         ({"arity": 2.5}, "got 2.5"),
         ({"arity": True}, "got True"),
@@ -79,5 +79,5 @@ def test_what_is_no_choice_is_refused(options, parts):
 def test_unknown_tasks_and_sets_larger_than_the_suite_are_refused():
     with pytest.raises(UserError, match="pairs names foxtrot; the suite has delta"):
         MergeSets(pairs=[["alpha", "foxtrot"]]).choose(TASKS)
-    with pytest.raises(UserError, match="arity=6 is more than the 5 models"):
+    with pytest.raises(UserError, match="arity=6 exceeds the 5 models"):
         MergeSets(arity=6).choose(TASKS)

@@ -198,12 +198,12 @@ def test_a_task_without_images_is_refused_by_name(world):
     probe = Probe(
         world.evaluator, {"red": world.inputs["red"]}, lambda task: own_weights(world.vectors, task)
     )
-    with pytest.raises(UserError, match="No unlabelled images to probe merges of green, blue"):
+    with pytest.raises(UserError, match="There are no unlabelled images to probe merges of green, blue"):
         probe.values(own_weights(world.vectors, "red"), TASKS)
 
 
 def test_a_scale_without_labels_needs_images(world, monkeypatch):
-    with pytest.raises(UserError, match="alpha=unlabelled needs unlabelled images"):
+    with pytest.raises(UserError, match="alpha=unlabelled requires unlabelled images"):
         outcomes(
             world, {"ta": TaskArithmetic()}, [("red", "green")], monkeypatch, scales=ScaleChoice("unlabelled")
         )

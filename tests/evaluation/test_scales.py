@@ -107,6 +107,6 @@ def test_a_report_says_where_no_scale_is_published(models):
     methods = {"iso_c": IsoC(), "ta": TaskArithmetic(), "dare": Dare(then=IsoC())}
     found = ScaleChoice().notes(methods, [models(2), models(5)])
     assert [sentence.split(":")[0] for sentence in found] == ["iso_c", "dare"]
-    assert all("for 2 or 5 models of this architecture; 1 was used" in sentence for sentence in found)
+    assert all("for 2 or 5 models of this architecture; α = 1 is used" in sentence for sentence in found)
     assert not ScaleChoice("tuned").notes(methods, [models(2)])
     assert not ScaleChoice().notes({"iso_c": IsoC(alpha=1.2), "average": Average()}, [models(2)])

@@ -383,10 +383,10 @@ def test_a_number_of_vectors_that_a_matrix_does_not_have_is_refused(penalty):
 
 
 def test_an_unknown_side_or_a_sum_of_nothing_is_refused():
-    with pytest.raises(UserError, match="u, v or uv, not 'left'"):
+    with pytest.raises(UserError, match="u, v or uv, got 'left'"):
         Subspace(strength=1, side="left")
     for terms in ({}, {"near": L2ToInit(strength=0)}):
         with pytest.raises(UserError, match=r"at least one term of reg.penalty.terms with a weight above 0"):
             WeightedSum(terms, strength=1)
-    with pytest.raises(UserError, match="different names, not l2_to_init, l2_to_init"):
+    with pytest.raises(UserError, match="different names, got l2_to_init, l2_to_init"):
         WeightedSum({"a": L2ToInit(strength=1), "b": L2ToInit(strength=2)}, strength=1)

@@ -57,7 +57,7 @@ def test_a_state_that_is_not_ours_is_named_and_training_starts_over(state, tmp_p
     (tmp_path / "settings.json").write_text(json.dumps(digest({"seed": 0})))
     assert fault in state_fault(tmp_path / "last.ckpt", Line())
     assert _resume_from(tmp_path, {"seed": 0}, Line()) is None
-    assert "training starts over" in caplog.text
+    assert "training starts from the beginning" in caplog.text
     assert not (tmp_path / "last.ckpt").exists()
 
 

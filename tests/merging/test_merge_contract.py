@@ -375,6 +375,6 @@ def test_the_same_checkpoint_given_twice_is_warned_of(towers, caplog):
     one = profiles.task_vectors.model("a").path
     with caplog.at_level(logging.WARNING):
         vectors = TaskVectors.load({"a": one, "b": one}, profiles.task_vectors.base_checkpoint.path)
-    assert "'a' and 'b' are the same file twice" in caplog.text
+    assert "'a' and 'b' have identical files" in caplog.text
     assert_same(merging.Average()(vectors), {key: vectors[key][0] for key in vectors})
     assert isinstance(vectors.model("a"), Checkpoint)

@@ -98,7 +98,7 @@ def test_tensors_without_elements_are_not_one(tmp_path):
 
 
 def test_a_scale_that_is_a_word_has_to_become_a_number_first(base, three_models):
-    with pytest.raises(UserError, match=r"number here, got 'published': fixed_alpha"):
+    with pytest.raises(UserError, match=r"number here, got 'published': use fixed_alpha"):
         apply(base, {}, IsoC().alpha)
     assert apply(base, {}, fixed_alpha(IsoC(), three_models)).keys() == base.keys()
 

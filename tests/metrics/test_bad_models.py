@@ -365,7 +365,7 @@ def test_the_same_model_twice_is_measured_and_said(load, caplog):
     states["b"] = states["a"]
     with caplog.at_level(logging.WARNING):
         row = measure(load(states)).iloc[0]
-    assert "'a' and 'b' are the same file twice" in caplog.text
+    assert "'a' and 'b' have identical files" in caplog.text
     assert row["interaction_matrix_overlap_top_k"] == pytest.approx(1)
 
 

@@ -31,7 +31,7 @@ def test_without_data_the_18_of_weight_space_are_measured(make_profiles, five_mo
     with pytest.raises(UserError, match=r"1 of the 1 metrics require images and heads, for example x"):
         measure(profiles, {"x": partial(gram.dot_product, view="activation")})
     # A function that declares nothing is found out when it asks.
-    with pytest.raises(UserError, match=r"Metric x failed.*need images"):
+    with pytest.raises(UserError, match=r"Metric x failed.*require images"):
         measure(profiles, {"x": lambda given: given.gram("activation")})
 
 

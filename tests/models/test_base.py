@@ -147,12 +147,12 @@ def test_a_left_over_name_of_open_clip_is_listed(tmp_path):
 
 
 def test_another_activation_beside_the_weights_is_noticed(folder):
-    with pytest.raises(UserError, match="says hidden_act=quick_gelu, but model=tiny computes with gelu"):
+    with pytest.raises(UserError, match="specifies hidden_act=quick_gelu, but model=tiny uses gelu"):
         model(architecture=ARCHITECTURE | {"quick_gelu": False}, pretrained=str(folder)).build()
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["hidden_act"] = "gelu"
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"says hidden_act=gelu, .* without '-quickgelu'"):
+    with pytest.raises(UserError, match=r"specifies hidden_act=gelu, .* without '-quickgelu'"):
         model(pretrained=str(folder)).build()
 
 
@@ -163,7 +163,7 @@ def test_a_base_is_kept_and_never_passes_for_another(folder, tmp_path, caplog):
     kept = load_base(tmp_path / "base", random).state_dict()
     assert all(torch.equal(kept[name], value) for name, value in real.build().state_dict().items())
     check_origin(tmp_path / "base", card, real)
-    with pytest.raises(UserError, match=r"with pretrained=file.*model.name=<another>"):
+    with pytest.raises(UserError, match=r"with pretrained=file.*another model.name"):
         check_origin(tmp_path / "base", card, random)
     with caplog.at_level(logging.WARNING):
         card = fetch_base(tmp_path / "random", random)

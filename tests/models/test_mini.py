@@ -159,7 +159,7 @@ def test_too_few_images_for_a_batch_are_refused(subjects, tiny_model):
 
 def test_a_pretrained_model_is_not_pretrained_again(tiny_model):
     model = tiny_model(architecture="ViT-B-16-quickgelu", pretrained="openai")
-    with pytest.raises(UserError, match="has pretrained weights already"):
+    with pytest.raises(UserError, match="already has pretrained weights"):
         mini.pretrain(model, ["shapes"], steps=1, batch_size=8, **SETTINGS)
 
 

@@ -94,13 +94,13 @@ def more_than_tensors(path):
             r"pickled objects in addition to tensors.*refused .*torch.nn.modules.linear.Linear.*save_file",
         ),
         (bomb, "pickled objects in addition to tensors"),
-        (plain_bomb, "not a whole PyTorch file.*a pickle of another kind"),
-        (program, "TorchScript archive, a program: it is never loaded"),
-        (truncated, "not a whole PyTorch file"),
-        (git_lfs_pointer, "not a whole PyTorch file.*a Git LFS pointer"),
-        (lambda path: path.write_bytes(b""), "not a whole PyTorch file"),
-        (not_by_name, "Expected tensors by name .*got list"),
-        (more_than_tensors, "1 of its entries are something else: optimizer"),
+        (plain_bomb, "not a complete PyTorch file.*another kind of pickle"),
+        (program, "TorchScript archive, which contains a program and is never loaded"),
+        (truncated, "not a complete PyTorch file"),
+        (git_lfs_pointer, "not a complete PyTorch file.*a Git LFS pointer"),
+        (lambda path: path.write_bytes(b""), "not a complete PyTorch file"),
+        (not_by_name, "Expected a mapping of names to tensors .*got list"),
+        (more_than_tensors, "1 of its entries are not: optimizer"),
         (lambda path: torch.save({}, path), "got nothing"),
         (lambda path: None, "No checkpoint at"),
     ],
@@ -182,7 +182,7 @@ def test_the_hub_is_asked_for_one_kind_of_file_after_the_other(cache, tmp_path, 
         raise huggingface_hub.errors.EntryNotFoundError("404")
 
     monkeypatch.setattr(hub, "downloaded", nothing)
-    with pytest.raises(UserError, match=r"holds none of model\.safetensors"):
+    with pytest.raises(UserError, match=r"contains none of model\.safetensors"):
         hub.find_weights("somebody/svhn")
 
 
@@ -233,7 +233,7 @@ def test_what_is_not_of_the_tower_is_left_out_by_name(tmp_path, clip_state, head
     assert list(opened.left_out.values()) == [[head]]
     assert opened.names == tuple(sorted(clip_state))
     assert all(torch.equal(opened.tensor(name), value) for name, value in clip_state.items())
-    with pytest.raises(UserError, match=rf"left over \(1\): {head}"):
+    with pytest.raises(UserError, match=rf"found other tensors \(1\): {head}"):
         Checkpoint.canonical(state | {head: torch.ones(2)}, "it")
 
 

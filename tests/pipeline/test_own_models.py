@@ -182,9 +182,9 @@ def test_images_and_names_that_are_not_as_they_should_be_are_named(analyse, plac
     assert pd.read_csv(folder / "pairs.csv")[["task_a", "task_b"]].to_numpy().tolist() == [["Café", "café"]]
     page = html.unescape((folder / "report.html").read_text())
     for sentence in (
-        "The models 'Café' and 'café' differ only by case or blanks; they are taken for two.",
+        "The models 'Café' and 'café' differ only in case or blanks; they are treated as different.",
         "'Café': left out: files ending in .xyz: 1 (0/a.xyz); hidden files and folders: 1 (0/._0.png).",
-        "'Café': left out: images that are links which lead nowhere: 1 (0/gone.png).",
+        "'Café': left out: images that are broken links: 1 (0/gone.png).",
         "'Café': images with more than eight bits a channel, scaled from 0..65535 to 0..255: 1 (deep.png).",
     ):
         assert sentence in page
@@ -193,8 +193,8 @@ def test_images_and_names_that_are_not_as_they_should_be_are_named(analyse, plac
 
 BAD = [
     (lambda m: m.update({" digits": m["shapes"]}), (), "got 'digits' twice in other blanks or another form of its accents"),
-    (lambda m: m["digits"].update(classes="latin.txt"), (), "byte 3 is none. Save the file as UTF-8."),
-    (lambda m: None, ("arity=[]",), "or several of these; got none"),
+    (lambda m: m["digits"].update(classes="latin.txt"), (), "byte 3 is invalid. Save the file as UTF-8."),
+    (lambda m: None, ("arity=[]",), "or a list of these; got an empty list"),
     (lambda m: None, ("suite.models={a: {weights: x}, a: {weights: y}}",), "suite.models has 'a' twice"),
     (lambda m: m["digits"].update(images="nowhere"), (), "No folder of images at"),
     (lambda m: m["digits"].update(images="empty"), (), "No images in"),
@@ -207,13 +207,13 @@ BAD = [
     (lambda m: m["digits"].update(templates=["a photo"]), (), "lacks the placeholder {} for the class name"),
     (lambda m: m["digits"].update(labels="labels.csv"), (), "unknown labels"),
     (lambda m: m["digits"].pop("images"), (), "has no images"),
-    (lambda m: m["digits"].pop("classes"), (), "suite.models.digits needs a head"),
-    (lambda m: m.pop("digits"), (), "two models or more"),
+    (lambda m: m["digits"].pop("classes"), (), "suite.models.digits requires a head"),
+    (lambda m: m.pop("digits"), (), "two or more models"),
     (lambda m: None, ("suite.models=nowhere.yaml",), "No file nowhere.yaml that describes models"),
     (lambda m: None, ("profile.unlabelled=7",), "at least 8 images"),
-    (lambda m: None, ("alpha=tuned",), "alpha=tuned needs labelled validation images"),
+    (lambda m: None, ("alpha=tuned",), "alpha=tuned requires labelled validation images"),
     (lambda m: None, ("merge=[fisher]",), "fisher requires labelled calibration images"),
-    (lambda m: None, ("metric=[encoder_gradient_dot_product]",), "need labelled images"),
+    (lambda m: None, ("metric=[encoder_gradient_dot_product]",), "require labelled images"),
     (lambda m: None, ("probe=null",), "set probe=64 or save=true"),
 ]  # fmt: skip
 
@@ -301,7 +301,7 @@ def test_the_draw_depends_on_names_and_seed_and_replaces_what_cannot_be_read(tmp
         ({"image_std": [0.5, 0.5, 0.5]}, "model.std="),
         ({"size": {"shortest_edge": 224}}, "images of 224 pixels"),
         ({"crop_size": 384}, "images of 384 pixels"),
-        ([], "is not a description of preprocessing"),
+        ([], "does not describe preprocessing"),
         ("{", "is not valid JSON"),
     ],
 )

@@ -58,7 +58,9 @@ def test_train_and_analyse_copies_of_real_datasets(smoke_root, command, tmp_path
         f"hydra.run.dir={tmp_path / 'second'}",
     )
     assert ended.code == 0, ended.output
-    left_out = "pcam, test: 1 images of the test split do not decode and are left out: row 7 of split 'test'"
+    left_out = (
+        "pcam, test: 1 images of the test split cannot be decoded and are left out: row 7 of split 'test'"
+    )
     assert left_out in ended.output
     folder = root / "checkpoints/clip_mini/none-0/seed-0"
     cards = {task: json.loads((folder / task / "card.json").read_text()) for task in TASKS}

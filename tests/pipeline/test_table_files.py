@@ -146,20 +146,23 @@ def test_names_are_stripped_and_composed_and_near_ones_are_told(read):
 def test_rows_that_are_short_are_filled_and_named(read):
     found = read("\n".join([*LINES[:3], LINES[3].rsplit(",", 2)[0], *LINES[4:]]) + "\n")
     assert found.frame["norm_acc_ties"].isna().tolist() == [False, False, True, False, False, False]
-    assert "1 rows of t.csv have fewer cells than the header, the others are empty: row 3." in found.notes
+    assert (
+        "1 rows of t.csv have fewer cells than the header; missing cells are treated as empty: row 3."
+        in found.notes
+    )
 
 
 REFUSED = {
     "empty": ("", "is empty"),
     "blank": ("\n \n", "is empty"),
     "comments alone": ("# nothing\n", "is empty"),
-    "a header alone": (LINES[0] + "\n", "a header and no rows"),
+    "a header alone": (LINES[0] + "\n", "a header but no rows"),
     "no pairs": ("a,b\n1,2\n", "has no column task_a, task_b. It has: a, b."),
     "other case": ("Task A,TASK_B,x\n1,2,3\n", "Rename 'Task A', 'TASK_B'"),
     "columns twice": ("task_a,task_b,x, x\na,b,1,2\n", "a column more than once: x"),
     "more cells than columns": (each_row(lambda line: line + ",0.5"), "Row 1 of t.csv has 7 cells where the header has 6"),
     "names in the way of R": (each_row(lambda line: "row," + line), "7 cells where the header has 6"),
-    "cut": (TEXT[: TEXT.rindex(",") - 1], "seems to be cut"),
+    "cut": (TEXT[: TEXT.rindex(",") - 1], "seems to be truncated"),
     "an open quotation mark": (TEXT.replace("mnist", '"mnist', 1), "quotation mark"),
     "thousands": ("task_a;task_b;l2\na;b;1.234,5\n", "Column 'l2' holds '1.234,5' in row 1, a number with thousands"),
     "thousands in English": ('task_a,task_b,l2\na,b,"1,234.5"\n', "write it without, as 1234.5"),
@@ -171,7 +174,7 @@ REFUSED = {
     "negative": (FRAME.assign(acc_ties=-FRAME["acc_ties"]).to_csv(index=False), "Expected accuracies of 0 or more"),
     "not text": (bytes(range(256)) * 20, "is not text"),
     "half of a character": (TEXT.encode("utf-16")[:-1], "is not text in"),
-    "an old workbook": (b"\xd0\xcf\x11\xe0" + bytes(600), "old Excel"),
+    "an old workbook": (b"\xd0\xcf\x11\xe0" + bytes(600), "old xls format"),
     "half of a gzip": (gzip.compress(TEXT.encode())[:60], "cannot be read as a table"),
     "half of Parquet": (b"PAR1" + bytes(50), "cannot be read as a table"),
 }  # fmt: skip

@@ -208,10 +208,10 @@ def test_a_sharded_pytorch_model_is_the_safetensors_one(tmp_path):
         (lambda index: index | {"weight_map": {}}, "lacks a weight_map"),
         (lambda index: [], "lacks a weight_map"),
         (lambda index: index | {"weight_map": index["weight_map"] | {"more": "model-00001.safetensors"}}, "missing from its folder"),
-        (lambda index: index | {"weight_map": {"a": "../b/model.safetensors"}}, "does not name a file in its folder"),
-        (lambda index: index | {"weight_map": dict(list(index["weight_map"].items())[1:])}, "that it does not name"),
+        (lambda index: index | {"weight_map": {"a": "../b/model.safetensors"}}, "does not refer to a file in its folder"),
+        (lambda index: index | {"weight_map": dict(list(index["weight_map"].items())[1:])}, "that it does not list"),
         (lambda index: index | {"weight_map": index["weight_map"] | {"more": next(iter(index["weight_map"].values()))}},
-         "its files do not hold: more"),
+         "missing from its files: more"),
     ],
 )  # fmt: skip
 def test_an_index_that_does_not_fit_its_files_is_refused(tmp_path, broken, message):
@@ -281,7 +281,7 @@ def test_equal_heads_are_merged_with_a_word_and_left_out_on_request(tmp_path, ca
     for options in ({"exclude": "no_such"}, {"include": "["}, {"include": "x^"}):
         with pytest.raises(UserError):
             opened(paths, Store(None), **options)
-    with pytest.raises(UserError, match="No tensor is left"):
+    with pytest.raises(UserError, match="No tensors are left"):
         opened(paths, Store(None), exclude=".")
 
 

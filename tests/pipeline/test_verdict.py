@@ -81,10 +81,10 @@ def test_a_fitted_predictor_goes_before_the_probes_own_reading():
 def test_without_a_correlation_above_0_the_best_mean_is_taken_and_no_driver_named():
     found = verdict(_scored(_scorer(r_low=-0.2)))
     assert found.recommended == "tsv"
-    assert "predicted nothing beyond the mean" in " ".join(found.sureness)
-    assert "best mean is taken for every pair" in " ".join(found.choice)
-    assert "moves this prediction" not in str(found)
-    assert "moves this prediction" in str(verdict(_scored(_scorer(r_low=0.2))))
+    assert "predicted no better than the mean outcome" in " ".join(found.sureness)
+    assert "best mean is recommended for every pair" in " ".join(found.choice)
+    assert "move this prediction" not in str(found)
+    assert "move this prediction" in str(verdict(_scored(_scorer(r_low=0.2))))
 
 
 def test_a_probe_alone_is_read_directly():
@@ -108,7 +108,7 @@ def test_models_of_the_fit_are_recognised_by_their_weights_whatever_they_are_cal
     run = {"checkpoint_sha256": {"a": "33", "b": "11"}}
     found = verdict(_scored(scorer, run=run))
     assert found.cautions == (
-        "b (there k) was part of the fit: the prediction is better there than for new models.",
+        "b (there k) was part of the fit: the prediction is more accurate than for new models.",
     )
     assert verdict(_scored(scorer, run={"checkpoint_sha256": {"a": "33", "b": "44"}})).cautions == ()
 
@@ -163,7 +163,7 @@ def test_a_suite_answers_for_new_pairs_by_the_best_mean_and_agrees_with_its_head
     assert "The base alone reaches 20% of the accuracy of a's model, the lowest of 4." in found.reasons
     assert "The base alone reaches 80% of the accuracy of d's model, the highest of 4." in found.reasons
     assert any(one.startswith("functional") and "r = 0.70" in one for one in found.sureness)
-    assert "rests on 4 tasks" in found.cautions[0]
+    assert "based on 4 tasks" in found.cautions[0]
 
 
 @pytest.mark.parametrize(("sign", "word"), [(1, "better"), (-1, "worse")])
@@ -171,15 +171,13 @@ def test_the_direction_is_that_of_the_pairs(sign, word):
     analysis = _suite([_record("known", "tsv", 0.7, 0.4, 0.9)], {"intervals": INTERVALS})
     pairs = analysis.pairs.assign(zero_shot_ratio=sign * analysis.pairs["norm_acc_tsv"])
     found = verdict(replace(analysis, pairs=pairs))
-    assert found.reasons[0].startswith(
-        f"Here models merge {word} where the base is already nearly as accurate"
-    )
+    assert found.reasons[0].startswith(f"These models merge {word} if the base is already nearly as accurate")
 
 
 def test_evidence_that_predicts_nothing_gives_no_reasons():
     found = verdict(_suite([_record("functional", "tsv", 0.3, -0.1, 0.6)], {"intervals": INTERVALS}))
     assert found.reasons == ()
-    assert any("nothing beyond the mean" in one for one in found.sureness)
+    assert any("no better than the mean outcome" in one for one in found.sureness)
 
 
 def test_one_pair_of_many_can_be_asked_for_in_any_order():

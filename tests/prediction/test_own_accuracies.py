@@ -214,7 +214,7 @@ def _cell(column, row, value):
             _cell("base_accuracy_b", 0, 0.46),
             "got 0.45 (row 6, base_accuracy_a) and 0.46 (row 1, base_accuracy_b) for b",
         ),
-        (_cell("base_accuracy_a", 2, "high"), "must hold numbers, and row 3 holds 'high'"),
+        (_cell("base_accuracy_a", 2, "high"), "must contain numbers, but row 3 holds 'high'"),
         (_cell("base_accuracy_a", 2, np.inf), "is infinite in row 3"),
         (
             lambda t: t.assign(zero_shot_ratio=0.5),

@@ -23,8 +23,8 @@ def _with(table: pd.DataFrame, row: int, column: str, value: object) -> pd.DataF
     [
         (lambda t: t.drop(columns="second"), "no column second"),
         (lambda t: t.drop(columns="task_b"), "no column task_b"),
-        (lambda t: _with(t, 3, "first", "high"), "Column first must hold numbers, and row 4 holds 'high'"),
-        (lambda t: _with(t, 0, OUTCOME, "n/a?"), "Column norm_acc_ties must hold numbers"),
+        (lambda t: _with(t, 3, "first", "high"), "Column first must contain numbers, but row 4 holds 'high'"),
+        (lambda t: _with(t, 0, OUTCOME, "n/a?"), "Column norm_acc_ties must contain numbers"),
         (lambda t: _with(t, 2, "third", np.inf), "infinite in row 3"),
         (lambda t: _with(t, 1, "task_a", None), "Row 2 of the pair table lacks"),
         (lambda t: _with(t, 1, "task_b", "a"), "with itself"),
@@ -36,7 +36,7 @@ def _with(table: pd.DataFrame, row: int, column: str, value: object) -> pd.DataF
         (lambda t: t.iloc[:0], "at least 4; the pair table has 0"),
         (lambda t: t.assign(task_a=range(len(t))), "must be text"),
         (lambda t: pd.concat([t, t[["first"]]], axis=1), "Column first is given more than once"),
-        (lambda t: t.assign(first=np.nan, second=np.nan, third=np.nan), "none of those named has any"),
+        (lambda t: t.assign(first=np.nan, second=np.nan, third=np.nan), "all named metrics are empty"),
     ],
 )
 def test_an_unusable_table_is_refused_with_the_reason(table, spoil, sentence):
@@ -114,7 +114,7 @@ def test_a_value_outside_its_range_is_refused_with_column_pair_and_range(table):
     table["first"] = np.linspace(-1, 1, 15)
     PairTable.validate(table, METRICS, [OUTCOME], {"first": (-1.0, 1.0), "third": (-np.inf, np.inf)})
     table.loc[6, "first"] = 1.02
-    sentence = r"Column first holds 1\.02 for b and d \(row 7\), outside its range \[-1, 1\]"
+    sentence = r"Column first holds 1\.02 for b and d \(row 7\), outside the metric's range \[-1, 1\]"
     with pytest.raises(UserError, match=sentence):
         PairTable.validate(table, METRICS, [OUTCOME], {"first": (-1.0, 1.0)})
     table.loc[6, "first"] = -1.02
@@ -128,7 +128,7 @@ def test_rounding_of_single_precision_and_empty_cells_are_inside_every_range(tab
     table.loc[1, "first"] = -1e-6
     table.loc[2, "first"] = np.nan
     PairTable.validate(table, METRICS, [OUTCOME], {"first": (0.0, 1.0)})
-    with pytest.raises(UserError, match="outside its range"):
+    with pytest.raises(UserError, match="outside the metric's range"):
         PairTable.validate(table, METRICS, [OUTCOME], {"first": (0.0, 0.9)})
     table.loc[3, "first"] = -0.1
     with pytest.raises(UserError, match=r"\[0, inf\]"):

@@ -299,7 +299,7 @@ def test_a_file_of_another_format_or_none_is_refused(scorer, tmp_path):
     scorer.save(tmp_path / "other.json")
     text = (tmp_path / "other.json").read_text().replace('"format": 2', '"format": 99')
     (tmp_path / "other.json").write_text(text)
-    with pytest.raises(UserError, match="of format 99, and this version reads 1 and 2"):
+    with pytest.raises(UserError, match="has format 99, but this version reads format 1 and 2"):
         Scorer.load(tmp_path / "other.json")
 
 
@@ -319,7 +319,7 @@ def test_tables_that_allow_no_fit_are_refused(pairs):
     three = pairs[pairs["task_a"].isin(list("abc")) & pairs["task_b"].isin(list("abc"))]
     with pytest.raises(UserError, match="at least 4"):
         Scorer.fit(three, METRICS, ["ties"])
-    with pytest.raises(UserError, match="No pair has all of the metrics"):
+    with pytest.raises(UserError, match="No pair has all requested metrics"):
         Scorer.fit(
             pairs.assign(
                 norm=pairs["norm"].where(pairs.index % 2 == 0),

@@ -224,5 +224,5 @@ def test_a_checked_table_gives_the_study_of_its_data_frame(table):
 
 
 def test_values_outside_the_range_of_a_metric_are_refused_before_anything_is_fitted(table):
-    with pytest.raises(UserError, match="outside its range"):
+    with pytest.raises(UserError, match="outside the metric's range"):
         _study(table, known=Known(ranges={"first": (-0.1, 0.1)}))

@@ -324,7 +324,7 @@ def test_inputs_need_not_be_images(tmp_path, mask_type):
         )
     else:
         for ask in (profiles.gram, profiles.shared_grams):
-            with pytest.raises(UserError, match="floating-point inputs, and those of 'a' are integers"):
+            with pytest.raises(UserError, match="floating-point inputs, but the inputs of 'a' are integers"):
                 ask("input_gradient")
     assert np.isfinite(profiles.gram("activation")).all()
     assert profiles.fisher()["a"]("visual.proj.weight", 0, 24).any()
@@ -335,15 +335,15 @@ def test_what_is_missing_is_named(load, views):
     vectors = load()
     with pytest.raises(UserError, match="one of the views"):
         Profiles(vectors).gram("weights")
-    with pytest.raises(UserError, match="need images and heads"):
+    with pytest.raises(UserError, match="require images and heads"):
         Profiles(vectors).gram("activation")
     with pytest.raises(UserError, match="side left or right"):
         Profiles(vectors).subspace_overlaps("upper", "top", 3)
     without_head = replace(views, heads={"a": views.heads["a"]})
-    with pytest.raises(UserError, match="No zero-shot head for 'b'"):
+    with pytest.raises(UserError, match="no zero-shot head for 'b'"):
         Profiles(vectors, without_head).gram("encoder_gradient")
     without_images = replace(views, calibration={"a": views.calibration["a"]})
-    with pytest.raises(UserError, match="No calibration images for 'b'"):
+    with pytest.raises(UserError, match="There are no calibration images for 'b'"):
         Profiles(vectors, without_images).gram("input_gradient")
     images, labels = views.calibration["c"].tensors["images"], views.calibration["c"].labels
     fewer = replace(views, calibration={**views.calibration, "c": samples_of(images[:2], labels[:2])})

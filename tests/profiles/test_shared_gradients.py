@@ -226,12 +226,12 @@ def test_what_cannot_be_computed_is_named(load, views):
         UserError, match="one of the views encoder_gradient, input_gradient; got 'activation'"
     ):
         Profiles(load(), views).shared_grams("activation")
-    with pytest.raises(UserError, match="need images and heads"):
+    with pytest.raises(UserError, match="require images and heads"):
         Profiles(load()).shared_grams("encoder_gradient")
     images, labels = views.calibration["b"].tensors["images"], views.calibration["b"].labels
     broken = replace(views, calibration={**views.calibration, "b": samples_of(images * torch.inf, labels)})
     with pytest.raises(UserError, match=r"shared encoder_gradient of .*'b'.* is not finite"):
         Profiles(load(), broken).shared_grams("encoder_gradient")
     without = replace(views, heads={"a": views.heads["a"]})
-    with pytest.raises(UserError, match="No zero-shot head for 'b'"):
+    with pytest.raises(UserError, match="no zero-shot head for 'b'"):
         Profiles(load(), without).shared_grams("encoder_gradient")

@@ -451,8 +451,8 @@ def test_the_command_writes_into_the_first_folder_and_says_what_is_left_out(outp
     [
         (["--numbers", "0"], "expected a positive whole number, got '0'"),
         (["--numbers", "many"], "expected a positive whole number"),
-        (["--methods", "ties"], "--methods belongs to --wandb"),
-        (["--wandb", "a/b", "--output", "x.html"], "leave --output out"),
+        (["--methods", "ties"], "--methods is only for --wandb"),
+        (["--wandb", "a/b", "--output", "x.html"], "remove --output"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, words, capsys):

@@ -84,7 +84,7 @@ def test_names_in_figures_are_no_markup():
 @pytest.mark.parametrize("name", ["../../x", "a/b", "a\\b", "..", ".", "", " ", "a\nb", "a\x1b", "x" * 201])
 def test_names_that_lead_elsewhere_are_refused(name):
     assert not is_path_part(name)
-    with pytest.raises(UserError, match="usable as that of a file"):
+    with pytest.raises(UserError, match="to be a valid file name"):
         check_path_part("name of a task", name)
 
 

@@ -315,7 +315,7 @@ def test_old_entries_with_another_key_or_cut_off_are_damaged(tmp_path, caplog):
     os.utime(path, (time.time() - 60,) * 2)
     (tmp_path / "store.json").unlink()
     Written.use(Store(tmp_path))
-    assert "not a whole file of tensors" in caplog.text
+    assert "not a complete file of tensors" in caplog.text
 
 
 def test_keys_whose_names_are_numbers_are_found_again(tmp_path):
@@ -371,7 +371,7 @@ def test_a_later_format_is_one_sentence(tmp_path):
     from mergeability.store.entries import sealed_json
 
     (tmp_path / "store.json").write_bytes(sealed_json({"format": 3}))
-    with pytest.raises(UserError, match=r"format 3, and this version reads 2.*paths\.store"):
+    with pytest.raises(UserError, match=r"format 3, but this version reads format 2.*paths\.store"):
         Store(tmp_path).record("kind", KEY, dict)
 
 

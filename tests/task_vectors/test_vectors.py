@@ -205,7 +205,7 @@ def test_another_base_is_refused_and_a_doubtful_one_warned_about_once(write, cap
 def test_the_same_file_twice_is_warned_about(files, caplog):
     with caplog.at_level(logging.WARNING):
         TaskVectors.load({"a": files["models"]["a"], "copy": files["models"]["a"]}, files["base"])
-    assert "'a' and 'copy' are the same file" in caplog.text
+    assert "'a' and 'copy' have identical files" in caplog.text
 
 
 def test_a_transformation_sees_whole_tensors_in_every_layout(write):
@@ -244,7 +244,7 @@ def test_parts_of_a_fused_tensor_may_differ_in_type(write):
     fused = "visual.transformer.resblocks.0.attn.in_proj_weight"
     torch.testing.assert_close(vectors[fused], torch.full((1, 6, 4), 0.75))
     np.testing.assert_array_equal(vectors.read("a", fused), np.full(24, 0.75, np.float32))
-    with pytest.raises(UserError, match="partly integers"):
+    with pytest.raises(UserError, match=r"Some parts of .* are integers"):
         TaskVectors.load(
             {"a": write("b", {**mixed, names[2]: torch.ones(2, 4, dtype=torch.int32)} | bias)}, base
         )

@@ -166,7 +166,7 @@ def test_a_merge_is_written_with_its_card_or_not_at_all(models, tmp_path):
         ({"method": "tis"}, r"no merge method 'tis'\. Did you mean"),
         ({"method": "ties", "options": {"densty": 0.1}}, r"no option 'densty'\. Did you mean 'density'"),
         ({"method": "ties", "options": {"density": 7}}, "density"),
-        ({"method": "fisher"}, "needs images"),
+        ({"method": "fisher"}, "requires images"),
         ({"method": "slerp"}, "merges exactly 2 models, got 3"),
         ({"method": "ties", "alpha": "tuned"}, "alpha to be a number"),
         ({"method": "ties", "dtype": "int8"}, "Expected dtype"),
@@ -195,9 +195,9 @@ def test_names_come_from_files_folders_and_ids():
     assert list(named(["x/cars.safetensors", "svhn/model.safetensors", "dtd/", "owner/gtsrb", "lora/adapter_model.bin"])) == [
         *("cars", "svhn", "dtd", "gtsrb", "lora"),
     ]  # fmt: skip
-    with pytest.raises(UserError, match="Two models would be called 'cars'"):
+    with pytest.raises(UserError, match="Two models have the same name 'cars'"):
         named(["x/cars.safetensors", "y/cars.safetensors"])
-    with pytest.raises(UserError, match="model in memory has no name"):
+    with pytest.raises(UserError, match="Models in memory have no names"):
         named([{"weight": torch.ones(1)}])
     with pytest.raises(UserError, match="Expected several models"):
         named("cars.safetensors")
@@ -241,13 +241,13 @@ def test_without_evidence_a_prediction_says_what_it_needs(own):
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"images": {"greys": "x"}, "classes": {"greys": ["a", "b"]}}, "No images are given for hues"),
+        ({"images": {"greys": "x"}, "classes": {"greys": ["a", "b"]}}, "There are no images for hues"),
         (
             {"images": {"greys": "x", "hues": "y"}, "classes": {"greys": ["a", "b"]}},
-            "Neither classes nor a head",
+            "neither classes nor a head",
         ),
-        ({"images": {"greys": "x", "hues": "y", "reds": "z"}}, "no model reds"),
-        ({"classes": {"greys": ["a", "b"]}}, "serve the probe on images"),
+        ({"images": {"greys": "x", "hues": "y", "reds": "z"}}, "Unknown model reds"),
+        ({"classes": {"greys": ["a", "b"]}}, "are used only with images"),
     ],
 )
 def test_images_for_some_models_only_are_refused(own, given, sentence):
@@ -291,5 +291,5 @@ def test_every_configured_model_is_recognised_by_its_shapes(name):
 
 
 def test_another_network_is_not_recognised(models):
-    with pytest.raises(UserError, match="no configured model"):
+    with pytest.raises(UserError, match="not have the shapes of any configured model"):
         recognised(open_in_memory(models[0]))

@@ -92,7 +92,7 @@ def test_the_rank_of_a_pattern_is_the_one_that_scales(tmp_path, base):
     file = opened(adapter(tmp_path, tensors, **settings), base)
     change = file.tensor("body.wide.weight") - TensorFile(base).tensor("body.wide.weight")
     np.testing.assert_allclose(change.numpy(), 6 / 2 * product(tensors, "body.wide"), rtol=1e-4, atol=1e-5)
-    with pytest.raises(UserError, match="the settings say rank 3"):
+    with pytest.raises(UserError, match="the settings specify rank 3"):
         opened(adapter(tmp_path, tensors), base)
 
 
@@ -195,13 +195,13 @@ def test_the_output_of_a_fused_attention_is_changed_twice_as_peft_trains_it(tmp_
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"peft_type": "LOHA"}, "of the kind LOHA, but only LoRA"),
+        ({"peft_type": "LOHA"}, "of type LOHA, but only LoRA"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa', which changes the base"),
         ({"layer_replication": [[0, 2]]}, "uses layer_replication"),
         ({"r": "8"}, "r to be a positive integer"),
         ({"lora_alpha": None}, "lora_alpha a number"),
         ({"use_dora": True}, "use_dora and the lengths of rows disagree"),
-        ({"alpha_pattern": {"(": 2}}, "no regular expression"),
+        ({"alpha_pattern": {"(": 2}}, "not a valid regular expression"),
     ],
 )
 def test_what_is_no_plain_adapter_is_refused_with_the_reason(tmp_path, base, settings, message):
@@ -211,10 +211,10 @@ def test_what_is_no_plain_adapter_is_refused_with_the_reason(tmp_path, base, set
 
 def test_an_adapter_that_is_not_whole_or_of_another_base_is_refused(tmp_path, base):
     half = {name: value for name, value in factors().items() if "tall.lora_B" not in name}
-    with pytest.raises(UserError, match=r"has only lora_A of 'body\.tall'"):
+    with pytest.raises(UserError, match=r"contains only lora_A of 'body\.tall'"):
         opened(adapter(tmp_path, half), base)
     renamed = {name.replace("tall", "long"): value for name, value in factors().items()}
-    with pytest.raises(UserError, match=r"changes 1 modules that the base lacks, such as 'body\.long'"):
+    with pytest.raises(UserError, match=r"changes 1 modules that are not in the base, such as 'body\.long'"):
         opened(adapter(tmp_path, renamed), base)
     (adapter(tmp_path, factors(), "bare") / "adapter_config.json").unlink()
     with pytest.raises(UserError, match=r"no adapter_config\.json"):

@@ -71,7 +71,7 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_truncated_file_is_refused(tmp_path):
     path = checkpoints.save(tmp_path / "m.safetensors", {"a": torch.ones(1000)})
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="not a whole safetensors file"):
+    with pytest.raises(UserError, match="not a complete safetensors file"):
         Checkpoint.open(path)
 
 
@@ -89,7 +89,7 @@ def test_a_pickle_is_refused_and_never_run(tmp_path):
 def test_a_file_without_tensors_is_refused(tmp_path):
     path = tmp_path / "empty.safetensors"
     path.write_bytes(struct.pack("<Q", 2) + b"{}")
-    with pytest.raises(UserError, match="holds no tensors"):
+    with pytest.raises(UserError, match="contains no tensors"):
         Checkpoint.open(path)
 
 

@@ -238,13 +238,13 @@ def test_weights_are_loaded_in_a_dtype_that_holds_them_all(tmp_path, tensors, dt
         ({"register_tokens": 4}, "register_tokens=4"),
         ({"layers": [3, 4, 6, 3]}, r"does not support ResNets, which layers=\[3, 4, 6, 3\]"),
         ({"norm_kwargs": {"elementwise_affine": False}}, "elementwise_affine"),
-        ({"image_size": [24, 32]}, r"squares, but image_size is \(24, 32\)"),
+        ({"image_size": [24, 32]}, r"square images and patches, but image_size is \(24, 32\)"),
         ({"head_width": 5}, "a width of 32 and a head_width of 5"),
         ({"head_width": 64}, "a width of 32 and a head_width of 64"),
     ],
 )
 def test_settings_that_transformers_cannot_express_are_named(tensors, vision, message):
-    with pytest.raises(UserError, match=f"{message}.*Leave out export=hf"):
+    with pytest.raises(UserError, match=f"{message}.*Remove export=hf"):
         hugging_face.vision_config(configuration(**vision), tensors)
 
 
@@ -266,7 +266,7 @@ def test_a_configuration_without_a_visual_tower_is_refused(tensors, given):
     ],
 )
 def test_a_configuration_of_another_encoder_is_refused(tensors, vision, name):
-    with pytest.raises(UserError, match=f"wants .*{name}.*the configuration of this encoder"):
+    with pytest.raises(UserError, match=f"requires .*{name}.*the configuration of this encoder"):
         hugging_face.vision_config(configuration(**vision), tensors)
 
 
@@ -307,7 +307,7 @@ def resnet():
     ],
 )
 def test_what_is_not_the_visual_transformer_of_a_clip_is_refused(tensors, change, message):
-    with pytest.raises(UserError, match=f"{message}.*Leave out export=hf"):
+    with pytest.raises(UserError, match=f"{message}.*Remove export=hf"):
         hugging_face.renamed(change(tensors))
 
 

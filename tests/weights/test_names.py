@@ -343,10 +343,10 @@ def test_an_attention_given_twice_is_refused(fused):
 
 def test_two_towers_in_one_file_are_refused(tower):
     names = list(as_hugging_face(tower))
-    with pytest.raises(UserError, match=r"holds 2, under the prefixes 'visual\.', 'vision_model\.'"):
+    with pytest.raises(UserError, match=r"contains 2, under the prefixes 'visual\.', 'vision_model\.'"):
         canonical_sources([*names, "visual.class_embedding"])
     with pytest.raises(
-        UserError, match=r"holds 2, under the prefixes 'vision_model\.', 'module\.vision_model\.'"
+        UserError, match=r"contains 2, under the prefixes 'vision_model\.', 'module\.vision_model\.'"
     ):
         canonical_sources([*names, *as_hugging_face(tower, wrapper="module.")])
 

@@ -108,7 +108,7 @@ def test_a_file_that_is_replaced_is_not_read_on(file):
 @pytest.mark.parametrize("content", [b"", b"\x80\x04pickle", b"\xff" * 64])
 def test_what_is_no_safetensors_file_is_refused(tmp_path, content):
     (tmp_path / "a.safetensors").write_bytes(content)
-    with pytest.raises(UserError, match="not a whole safetensors file"):
+    with pytest.raises(UserError, match="not a complete safetensors file"):
         TensorFile(tmp_path / "a.safetensors")
 
 
@@ -199,7 +199,7 @@ def test_the_other_tensors_are_asked_for_last(tmp_path):
 
 def test_no_rows_or_too_long_a_header_are_refused(tmp_path):
     path = tmp_path / "rows.safetensors"
-    with pytest.raises(UserError, match="nothing to write"):
+    with pytest.raises(UserError, match="no rows to write"):
         write_rows(path, "rows", iter([]), dict, {})
-    with pytest.raises(UserError, match=r"header .* takes \d+ bytes, 4096 at most"):
+    with pytest.raises(UserError, match=r"header .* has \d+ bytes, but at most 4096 are allowed"):
         write_rows(path, "rows", iter([torch.zeros(1, 2, dtype=torch.uint8)]), dict, {"a": "b" * 5000})

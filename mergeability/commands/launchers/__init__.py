@@ -1,7 +1,7 @@
-"""Launchers: the jobs of a sweep in several processes of this machine, in a Slurm queue, or on a Ray cluster.
+"""Launchers: run the jobs of a sweep in several local processes, in a Slurm queue, or on a Ray cluster.
 
-`conf/hydra/launcher/` names Hydra's plugins for joblib, submitit and Ray. Classes of this package take their places,
-because a plugin ends the sweep, and with it the other jobs, at the first process that is killed.
+`conf/hydra/launcher/` names Hydra's plugins for joblib, submitit and Ray. Classes of this package replace them,
+because a plugin aborts the whole sweep as soon as one process is killed.
 """
 
 from importlib.util import find_spec
@@ -33,7 +33,7 @@ _PLACES: dict[str, tuple[type[Launcher], str, tuple[str, ...]]] = {
 
 
 def take_over(launcher: DictConfig) -> None:
-    """Put the class of this module in the place of a plugin's launcher.
+    """Replace a plugin's launcher by the class of this module.
 
     Raises:
         UserError: the plugin or what it needs is not installed.
@@ -51,7 +51,7 @@ def take_over(launcher: DictConfig) -> None:
 
 
 def forget_schemas() -> None:
-    """Let the files of `conf/hydra/launcher` stand alone.
+    """Unregister the launcher configurations of plugins, so that the files of `conf/hydra/launcher` are used.
 
     Plugins register schemas under the same names, and Hydra would check the files against these.
     """

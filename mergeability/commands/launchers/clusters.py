@@ -26,14 +26,15 @@ class SubmititSlurm(ManyProcesses):
         self.folder, self.max_num_timeout = submitit_folder, max_num_timeout
 
     def run_all(self, jobs: Sequence[Job]) -> Sequence[JobReturn]:
-        """Queue all jobs and wait for them."""
+        """Submit all jobs and wait for them."""
         import submitit  # pyright: ignore[reportMissingImports]
         from submitit.core.utils import FailedSubmissionError, UncompletedJobError  # pyright: ignore[reportMissingImports]
 
         absent = [name for name in ("sbatch", "srun") if shutil.which(name) is None]
         if absent:
             raise UserError(
-                f"hydra/launcher=submitit_slurm needs Slurm's {' and '.join(absent)}, which are not on this machine. "
+                f"hydra/launcher=submitit_slurm needs the Slurm commands {' and '.join(absent)}, which are not "
+                "installed on this machine. "
                 "Start the sweep on a login node of the cluster, or choose hydra/launcher=submitit_local."
             )
         executor = submitit.AutoExecutor(
@@ -54,7 +55,7 @@ class SubmititSlurm(ManyProcesses):
                     executor.submit(replace(job, environment=environment(threads, None))) for job in jobs
                 ]
         except (FailedSubmissionError, UncompletedJobError, subprocess.CalledProcessError) as error:
-            raise UserError(f"Slurm refused the jobs: {short(one_line(error), 300)}.") from error
+            raise UserError(f"Slurm rejected the jobs: {short(one_line(error), 300)}.") from error
         ended = []
         for one in submitted:
             try:
@@ -65,7 +66,7 @@ class SubmititSlurm(ManyProcesses):
 
 
 class Ray(ManyProcesses):
-    """Tasks on a Ray cluster, or on one that is started on this machine for the sweep."""
+    """Run jobs as tasks on a Ray cluster, or on a local one that is started for the sweep."""
 
     def __init__(
         self, address: str | None = None, init: Any = None, remote: Any = None, **options: Any
@@ -75,7 +76,7 @@ class Ray(ManyProcesses):
         self.init, self.remote = (dict(plain(value or {})) for value in (init, remote))
 
     def run_all(self, jobs: Sequence[Job]) -> Sequence[JobReturn]:
-        """Run jobs as tasks, which Ray does not repeat."""
+        """Run jobs as Ray tasks without automatic retries."""
         prepare_ray()
         import ray  # pyright: ignore[reportMissingImports]
         from hydra_plugins.hydra_ray_launcher._launcher_util import start_ray  # pyright: ignore[reportMissingImports]

@@ -1,4 +1,4 @@
-"""One job as it travels to the process that runs it, and what all launchers with several processes share."""
+"""Jobs as they are sent to worker processes, and the base class of launchers with several processes."""
 
 import contextlib
 import logging
@@ -28,14 +28,14 @@ logger = logging.getLogger(__name__)
 
 
 class SweepLedger(Protocol):
-    """The part of `sweep.Ledger` that a launcher uses."""
+    """Interface of the part of `sweep.Ledger` that launchers use."""
 
     records: Records | None
     total: int | None
     closing: contextlib.ExitStack
 
     def tell(self) -> None:
-        """Log how many jobs have ended."""
+        """Log the number of jobs that have ended."""
         ...
 
     def summarise(self) -> Path | None:
@@ -44,11 +44,11 @@ class SweepLedger(Protocol):
 
 
 class QuietReturn(JobReturn):
-    """How a job ended; its exception is raised without a word of Hydra's."""
+    """The outcome of a job; its exception is raised without an extra message from Hydra."""
 
     @property
     def return_value(self) -> Any:
-        """Return what the job returned, or raise what it raised."""
+        """Return the job's return value, or raise its exception."""
         if self.status != JobStatus.COMPLETED:
             raise self._return_value
         return self._return_value
@@ -56,13 +56,13 @@ class QuietReturn(JobReturn):
 
 @dataclass(frozen=True)
 class Job:
-    """One job as it travels to the process that runs it.
+    """One job in the form in which it is sent to a worker process.
 
     Attributes:
         config: its configuration, composed by the command.
         task_function: what it calls.
         context: Hydra's, with the callbacks.
-        state: of Hydra's singletons.
+        state: state of Hydra's singletons.
         directory: the working folder of the command.
         environment: variables of its process.
     """
@@ -76,7 +76,7 @@ class Job:
 
     @property
     def number(self) -> int:
-        """Its place in the sweep."""
+        """The index of the job in the sweep."""
         return int(self.config.hydra.job.num)
 
     def __call__(self) -> JobReturn:
@@ -100,19 +100,19 @@ class Job:
         )
 
     def checkpoint(self) -> Any:
-        """Return what Slurm queues again when it takes the machine away; the store has what is finished."""
+        """Return the submission to queue again after a preemption or timeout; finished results are in the store."""
         import submitit  # pyright: ignore[reportMissingImports]
 
         return submitit.helpers.DelayedSubmission(self)
 
 
 def failure(sentence: str) -> JobReturn:
-    """Return a failed job with a sentence."""
+    """Return a failed outcome with a message."""
     return QuietReturn(status=JobStatus.FAILED, _return_value=UserError(sentence))
 
 
 class ManyProcesses(Launcher):
-    """A launcher whose jobs run in other processes and end one by one, whatever happens to the others."""
+    """A launcher whose jobs run in separate processes, so that a failing job does not affect the others."""
 
     def __init__(
         self,
@@ -125,12 +125,12 @@ class ManyProcesses(Launcher):
         self.options = {name: plain(value) for name, value in options.items()}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what jobs need."""
+        """Store the configuration and the task function for the jobs."""
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
         (self.ledger,) = [one for one in hydra_context.callbacks.callbacks if hasattr(one, "records")]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run jobs and return how each ended, in their order."""
+        """Run jobs and return their outcomes in order."""
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         jobs = [
@@ -143,10 +143,10 @@ class ManyProcesses(Launcher):
 
     @abstractmethod
     def run_all(self, jobs: Sequence[Job]) -> Sequence[JobReturn]:
-        """Run jobs; one whose process was killed is a failure."""
+        """Run jobs; a job whose process was killed counts as failed."""
 
     def divided(self, jobs: int, cores: int, devices: int) -> Share:
-        """Divide a machine among jobs; a number of threads that the user has chosen for all programs holds."""
+        """Divide a machine among jobs; OMP_NUM_THREADS, if set by the user, is respected."""
         chosen = os.environ.get("OMP_NUM_THREADS", "")
         threads = int(chosen) if self.threads is None and chosen.isdecimal() and int(chosen) else self.threads
         found = share(jobs, n_jobs=self.n_jobs, threads=threads, gpus=self.gpus, cores=cores, devices=devices)
@@ -170,7 +170,7 @@ class ManyProcesses(Launcher):
         known = {record.number: record for record in records.read()}.get(job.number)
         failed = ended.status != JobStatus.COMPLETED
         if known is not None and known.ended is not None:
-            # It was killed after its end, or its record says more than its launcher.
+            # The process was killed after the job had ended, or the record has a more specific error than the launcher.
             if failed and known.error is None:
                 ended = JobReturn(status=JobStatus.COMPLETED)
                 ended.return_value = known.value
@@ -191,7 +191,7 @@ class ManyProcesses(Launcher):
 
 @contextlib.contextmanager
 def telling(ledger: SweepLedger, every: float = 1.0) -> Iterator[None]:
-    """Log the progress of the whole sweep and refresh its summary, from the records of its jobs, during the block."""
+    """During the block, log the progress of the whole sweep and update its summary from the jobs' records."""
     over = threading.Event()
 
     def watch() -> None:
@@ -204,7 +204,7 @@ def telling(ledger: SweepLedger, every: float = 1.0) -> Iterator[None]:
                 try:
                     ledger.summarise()
                 except (UserError, OSError) as error:
-                    logger.warning("No summary so far: %s", error)
+                    logger.warning("The summary could not be written yet: %s", error)
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -216,7 +216,7 @@ def telling(ledger: SweepLedger, every: float = 1.0) -> Iterator[None]:
 
 
 def lost(error: Exception, log: Path) -> str:
-    """Return a failure outside the job itself as a sentence."""
+    """Describe a failure outside the job itself in one sentence."""
     if "has not produced any output" in str(error):
         return KILLED
     last = [line for line in str(error).splitlines() if line.strip(" -")]

@@ -1,4 +1,4 @@
-"""Launchers for this machine: worker processes of joblib, and a process per job started by submitit."""
+"""Launchers for one machine: joblib worker processes, or one submitit process per job."""
 
 import queue
 from abc import abstractmethod
@@ -17,10 +17,10 @@ from mergeability.context import cores
 
 
 class Slots(ManyProcesses):
-    """A launcher that keeps a number of jobs running on this machine."""
+    """A launcher that keeps a fixed number of jobs running on this machine."""
 
     def run_all(self, jobs: Sequence[Job]) -> Sequence[JobReturn]:
-        """Run jobs; a slot takes the next job when its last one has ended."""
+        """Run jobs; each slot starts the next job when its previous one has ended."""
         devices = visible_devices()
         division = self.divided(len(jobs), cores(), len(devices))
         free: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -40,7 +40,8 @@ class Slots(ManyProcesses):
         try:
             return [future.result() for future in futures]
         finally:
-            # After an interrupt, which reaches no thread, no more jobs start, and the processes that run are ended.
+            # Threads do not receive an interrupt. So no further jobs are started, and running processes are
+            # terminated here.
             if [future for future in futures if not (future.cancel() or future.done())]:
                 self.stop()
             pool.shutdown()
@@ -50,23 +51,23 @@ class Slots(ManyProcesses):
         """Run one job and wait for it."""
 
     def stop(self) -> None:
-        """End the processes of the jobs that run."""
+        """Terminate the processes of running jobs."""
 
 
 class Joblib(Slots):
-    """Worker processes of joblib's pool, loky: one pool for each slot, so that a killed worker ends its job only."""
+    """Worker processes of loky, joblib's pool: one pool per slot, so that a killed worker affects only its own job."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.pools: dict[int, Any] = {}
 
     def setup(self, **given: Any) -> None:
-        """Keep the workers until the sweep ends: importing PyTorch takes seconds."""
+        """Keep the workers until the sweep ends, because importing PyTorch takes seconds."""
         super().setup(**given)
         self.ledger.closing.callback(self.stop)
 
     def run_one(self, job: Job, slot: int, devices: Sequence[str]) -> JobReturn:
-        """Run one job in the slot's worker."""
+        """Run one job in the worker of the slot."""
         from joblib.externals.loky import ProcessPoolExecutor
 
         if slot not in self.pools:
@@ -78,13 +79,13 @@ class Joblib(Slots):
             return failure(KILLED)
 
     def stop(self) -> None:
-        """End all workers."""
+        """Terminate all workers."""
         while self.pools:
             self.pools.popitem()[1].shutdown(kill_workers=True)
 
 
 class SubmititLocal(Slots):
-    """A process for each job, started by submitit as if this machine were a cluster."""
+    """One process per job, started by submitit's local executor."""
 
     def __init__(self, submitit_folder: str, **options: Any) -> None:
         super().__init__(**options)
@@ -101,7 +102,7 @@ class SubmititLocal(Slots):
         executor.update_parameters(**self.options, **visible)
         submitted = executor.submit(job)
         self.running.append(submitted)
-        # Without this, submitit looks for the results of a killed process for 15 seconds.
+        # Otherwise submitit waits 15 seconds for the results of a killed process.
         submitted.wait()
         try:
             return submitted.results()[0] if submitted.paths.result_pickle.exists() else failure(KILLED)
@@ -109,6 +110,6 @@ class SubmititLocal(Slots):
             return failure(lost(error, submitted.paths.stderr))
 
     def stop(self) -> None:
-        """Interrupt the jobs that run."""
+        """Interrupt the running jobs."""
         for submitted in self.running:
             submitted.cancel()

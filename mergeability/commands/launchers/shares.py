@@ -1,4 +1,4 @@
-"""How a machine's cores and GPUs are divided among the jobs of a sweep."""
+"""Division of a machine's cores and GPUs among the jobs of a sweep."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Share:
-    """How a machine is divided among jobs.
+    """The cores and GPUs of each job.
 
     Attributes:
         at_once: jobs that run at the same time.
@@ -36,7 +36,7 @@ def share(
     cores: int,
     devices: int,
 ) -> Share:
-    """Divide cores and GPUs among jobs, so that jobs at once × threads = cores.
+    """Divide cores and GPUs among jobs, so that parallel jobs × threads ≈ cores.
 
     >>> share(3, n_jobs=None, threads=None, gpus=None, cores=16, devices=0)
     Share(at_once=3, threads=5, gpus=0)
@@ -44,15 +44,15 @@ def share(
     Share(at_once=4, threads=4, gpus=0.5)
 
     Args:
-        jobs: how many there are.
+        jobs: number of jobs.
         n_jobs: jobs at once; None or -1: as many as the cores and GPUs allow.
         threads: of each job; None: what the cores allow.
-        gpus: of each job; None: 1 where there are any.
+        gpus: GPUs per job; None: 1 if there are GPUs.
         cores: of the machine.
         devices: its GPUs.
 
     Raises:
-        UserError: a number that is not positive, or more GPUs than there are.
+        UserError: a number is not positive, or exceeds the number of GPUs.
     """
     for name, value in (("n_jobs", None if n_jobs == -1 else n_jobs), ("threads", threads)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -64,7 +64,7 @@ def share(
     each = (1 if devices else 0) if gpus is None else gpus
     if each > devices:
         raise UserError(
-            f"Each job is to have {each:g} GPUs (hydra.launcher.gpus), but there are {devices} here."
+            f"Each job requires {each:g} GPUs (hydra.launcher.gpus), but this machine has {devices}."
         )
     limit = max(1, cores // (threads or 1))
     if each:
@@ -72,7 +72,7 @@ def share(
     chosen = min(jobs, limit) if n_jobs is None or n_jobs == -1 else n_jobs
     if each and chosen > int(devices / each):
         raise UserError(
-            f"{chosen} jobs at once with {each:g} GPUs each need more than the {devices} GPUs here. "
+            f"{chosen} jobs at once with {each:g} GPUs each require more than the {devices} GPUs of this machine. "
             "Choose a smaller hydra.launcher.n_jobs or hydra.launcher.gpus."
         )
     own = threads or max(1, cores // chosen)
@@ -82,7 +82,7 @@ def share(
 
 
 def slot_devices(slot: int, gpus: float | int, devices: Sequence[str]) -> list[str]:
-    """Return the GPUs of the jobs that run in one slot.
+    """Return the GPUs of one slot.
 
     >>> slot_devices(1, 2, ["0", "1", "2", "3"])
     ['2', '3']
@@ -95,7 +95,7 @@ def slot_devices(slot: int, gpus: float | int, devices: Sequence[str]) -> list[s
 
 
 def visible_devices() -> list[str]:
-    """Name the NVIDIA GPUs that this process may use, without importing torch."""
+    """List the NVIDIA GPUs that this process may use, without importing torch."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
@@ -104,6 +104,6 @@ def visible_devices() -> list[str]:
 
 
 def environment(threads: int, devices: Sequence[str] | None) -> dict[str, str]:
-    """Return the variables of a job's process; GPUs are left to a scheduler that chooses them itself."""
+    """Return the environment variables of a job's process; a scheduler that assigns GPUs itself is not overridden."""
     chosen = {"OMP_NUM_THREADS": str(threads), "LOKY_MAX_CPU_COUNT": str(threads)}
     return chosen if devices is None else {**chosen, "CUDA_VISIBLE_DEVICES": ",".join(devices)}

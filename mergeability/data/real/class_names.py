@@ -1,4 +1,4 @@
-"""Class names: a dataset's own spelling cleaned, and compared with the names a task's prompts use."""
+"""Class names: a dataset's spelling, normalised and compared with the names in a task's prompts."""
 
 import re
 import unicodedata
@@ -8,34 +8,34 @@ from mergeability.checks import clean_name
 from mergeability.data.real.image_files import shown
 from mergeability.errors import UserError
 
-# SUN397 files its classes below their first letter: `/a/abbey`.
+# SUN397 stores classes in folders named after their first letter: `/a/abbey`.
 _LETTER_FOLDER = re.compile(r"^/?[a-z]/")
-# `AnnualCrop`: a capital after a small letter begins a word.
+# Split camel case such as `AnnualCrop`.
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 def cleaned(name: str) -> str:
-    """Write a dataset's class name as words: `a/apartment_building/outdoor` is `apartment building outdoor`."""
+    """Convert a dataset's class name to words: `a/apartment_building/outdoor` becomes `apartment building outdoor`."""
     return " ".join(re.split(r"[\s_/]+", _LETTER_FOLDER.sub("", name.strip()).strip("/")))
 
 
 def _compared(name: str) -> str:
-    """Reduce a name to what tells classes apart: no case, no hyphens, no apostrophes, one form of accents."""
+    """Normalise a name for comparison: ignore case, hyphens, apostrophes and forms of accents."""
     composed = unicodedata.normalize("NFC", cleaned(name))
     words = _CAMEL.sub(" ", composed).casefold().replace("-", " ").replace("'", "")
     return " ".join(words.replace("/", " ").split())
 
 
 class ClassNames:
-    """The classes of a task in label order, and the other spellings a dataset may have for them.
+    """The classes of a task in label order, and alternative spellings in a dataset.
 
     Args:
         task: its name, for messages.
-        names: what prompts call the classes, in label order.
-        spellings: name → what datasets call it, where cleaning does not lead from one to the other.
+        names: class names in prompts, in label order.
+        spellings: name → names in datasets that do not match after normalisation.
 
     Raises:
-        UserError: a spelling of a class there is none of, or one that two classes share.
+        UserError: spellings are given for an unknown class, or two classes share a spelling.
     """
 
     def __init__(
@@ -56,22 +56,22 @@ class ClassNames:
                 taken = self._labels.setdefault(_compared(spelling), label)
                 if taken != label:
                     raise UserError(
-                        f"Task {task!r}: the classes {self.names[taken]!r} and {name!r} share the spelling "
-                        f"{spelling!r}. Give each its own."
+                        f"Task {task!r}: the classes {self.names[taken]!r} and {name!r} have the same spelling "
+                        f"{spelling!r}. Use different spellings."
                     )
 
     def label(self, name: str) -> int | None:
-        """Return the label of a class, given one of its spellings or its number; None if there is no such class."""
+        """Return the label of a class from one of its spellings or its number; None if the class is unknown."""
         found = self._labels.get(_compared(name))
         if found is None and name.isdecimal() and int(name) < len(self.names):
             return int(name)
         return found
 
     def labels(self, names: Iterable[str], where: str) -> dict[str, int]:
-        """Return name → label of the classes that a dataset names.
+        """Return name → label for the class names of a dataset.
 
         Raises:
-            UserError: a name is none of the task's classes, or two are the same class.
+            UserError: a name is not among the task's classes, or two names denote the same class.
         """
         found = {name: self.label(name) for name in names}
         unknown = [name for name, label in found.items() if label is None]
@@ -89,7 +89,7 @@ class ClassNames:
                 one, other = by_label[label], name
                 composed = unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
                 raise UserError(
-                    f"Task {self.task!r}: in {where}, {one!r} and {other!r} both are the class {self.names[label]!r}"
+                    f"Task {self.task!r}: in {where}, {one!r} and {other!r} both denote the class {self.names[label]!r}"
                     + (" in two forms of its accents" if composed else "")
                     + ". Keep one."
                 )
@@ -98,12 +98,12 @@ class ClassNames:
         return labels
 
     def check_order(self, found: Sequence[str], where: str) -> None:
-        """Check that a dataset's label feature has these classes in this order.
+        """Check that the label feature of a dataset lists these classes in this order.
 
         A feature that only numbers its classes, `0`, `1`, `2`, …, has them if the numbers are in order.
 
         Raises:
-            UserError: another number of classes, or another class at some place: the first such is named.
+            UserError: the number or the order of classes differs; the message names the first difference.
         """
         if len(found) != len(self.names):
             raise UserError(
@@ -114,6 +114,6 @@ class ClassNames:
             if self.label(str(name)) != label:
                 raise UserError(
                     f"Task {self.task!r}: expected class {label} to be {self.names[label]!r}, but {where} has "
-                    f"{str(name)!r} there. Put class_names into the dataset's order, or add the spelling under "
+                    f"{str(name)!r} in this place. Reorder class_names as in the dataset, or add the spelling under "
                     "dataset.spellings."
                 )

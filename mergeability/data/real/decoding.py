@@ -1,4 +1,4 @@
-"""Files of images to pixels: RGB as a person sees them, decoded by several threads in a bounded memory."""
+"""Decode image files to RGB pixels, upright, with several threads and bounded memory."""
 
 import io
 import os
@@ -23,13 +23,13 @@ from mergeability.data.real.image_files import formats
 
 T = TypeVar("T")
 
-# What Pillow raises for files that are not, or no longer, images: its readers trust what the files say of themselves.
+# Exceptions of Pillow for invalid or damaged images: its readers do not validate the contents of files.
 _BROKEN = (
     ArithmeticError, AssertionError, AttributeError, EOFError, Image.DecompressionBombError,
     Image.DecompressionBombWarning, LookupError, MemoryError, OSError, RuntimeError, SyntaxError, TypeError, ValueError,
     struct.error, zlib.error,
 )  # fmt: skip
-# Above twice Pillow's limit it refuses by itself; below, its warning names no file.
+# Above twice its limit Pillow raises an error; below, its warning does not name the file.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 DEEP = "more than eight bits a channel, scaled from 0..65535 to 0..255"
 SEVERAL = "several frames or pages, of which the first is used"
@@ -39,13 +39,13 @@ _WRONG_NAMES = {
     b"\x1f\x8b": "a gzip archive",
     b"<": "a text or SVG file",
 }
-# Images that wait, encoded or decoded, for each thread.
+# Number of encoded or decoded images queued per thread.
 _AHEAD = 16
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One image as it is stored: its label, what to call it in a message, and its bytes or its file."""
+    """One stored image: its label, its name in messages, and its bytes or file."""
 
     name: str
     label: int
@@ -54,7 +54,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Decoded(Generic[T]):
-    """The result of decoding one image: `value`, or the reason why decoding failed; and changes made by decoding."""
+    """The result of decoding one image: `value` or the reason for failure, and the changes made by decoding."""
 
     name: str
     label: int
@@ -64,24 +64,24 @@ class Decoded(Generic[T]):
 
 
 def decode(data: bytes | Path, transpose: bool = False) -> UInt8[Tensor, "3 H W"]:
-    """Decode one image as RGB, turned as its EXIF orientation says; transparency is dropped, as CLIP does.
+    """Decode one image as RGB, rotated by its EXIF orientation; transparency is dropped, as in CLIP.
 
-    Greyscale of 16 bits is scaled to eight: 65535 is white. Of several frames the first is taken.
+    16-bit greyscale is scaled to eight bits. Of several frames the first is used.
 
     Args:
         data: the file, or its bytes.
-        transpose: swap rows and columns, for files that hold their images so.
+        transpose: swap rows and columns, for files with transposed images.
 
     Raises:
-        OSError: it is not an image, is truncated, or holds numbers whose range is unknown. Pillow's readers raise other
-            errors for damaged files too, which `decoded` knows.
+        OSError: the file is not an image, is truncated, or has values of unknown range. Pillow's readers raise other
+            errors for damaged files, which `decoded` handles.
     """
     return _decode(data, transpose)[0]
 
 
 def _decode(data: bytes | Path, transpose: bool) -> tuple[UInt8[Tensor, "3 H W"], str | None]:
     if isinstance(data, Path) and not data.is_file():
-        # A pipe would wait for ever.
+        # Reading a pipe would block forever.
         raise FileNotFoundError("a link that leads nowhere" if data.is_symlink() else "there is no such file")
     try:
         opened = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=formats())
@@ -100,7 +100,7 @@ def _decode(data: bytes | Path, transpose: bool) -> tuple[UInt8[Tensor, "3 H W"]
 
 
 def _pixels(image: Image.Image, kind: str) -> tuple[UInt8[np.ndarray, "H W 3"], str | None]:
-    """Return an image's pixels as RGB, and what was changed on the way."""
+    """Return an image's pixels as RGB, and the changes made."""
     mode = image.mode
     # Pillow's readers of these formats give 0..65535 in 32 bits.
     if mode.startswith("I;16") or (mode == "I" and kind in ("PNG", "PPM")):
@@ -138,7 +138,7 @@ def decoded(
 ) -> Iterator[Decoded[T]]:
     """Decode images and apply `work` to each, in threads; yield the results in order.
 
-    Only some images for each thread are in memory at a time, however many there are.
+    Only a few images per thread are in memory at a time.
     """
 
     def one(image: Encoded) -> Decoded[T]:

@@ -1,9 +1,9 @@
-"""Which images are held out for validation: drawn at random, and by class where the draw would lack one."""
+"""The images held out for validation: a random draw, stratified by class if a class would otherwise be missing."""
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
-# One in so many images may be held out so that each class is there.
+# At most one in this many images is held out to cover all classes.
 _LARGEST_PART = 4
 
 
@@ -12,16 +12,16 @@ def held_out_by_class(
 ) -> Bool[np.ndarray, "N"]:
     """Mark the images that are held out.
 
-    These are the first `count` of a random order where every class of two images or more is then in both parts. Else
-    each class gives its share, at least one image, for which up to a quarter of the images may be held out: classes of
-    fewer than four images each leave the draw as it is. The only image of a class is not held out by class.
+    These are the first `count` images of a random order, if then every class with two or more images is in both parts.
+    Otherwise the draw is stratified with at least one image per class, and up to a quarter of the images may be held
+    out; if that does not suffice, the plain draw is used. The only image of a class is not held out.
 
     Args:
         labels: of all images.
         order: a permutation of them.
-        count: how many to hold out.
-        most: the number that is never exceeded.
-        shared: the other images are learned from, so that each class must be there too.
+        count: number of images to hold out.
+        most: maximum number of images to hold out.
+        shared: whether the other images are used for training, so that each class must also be among them.
 
     >>> labels = np.array([0] * 9 + [1])
     >>> held_out_by_class(labels, np.arange(10), 2, 5, shared=False).nonzero()[0]

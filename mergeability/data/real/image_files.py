@@ -1,4 +1,4 @@
-"""Image files of a folder: the one place that decides which files are images, and that names those it leaves out."""
+"""Image files of a folder: which files count as images, and a report of the files left out."""
 
 import os
 from collections import deque
@@ -13,9 +13,9 @@ from mergeability.errors import escaped
 
 # Formats that Pillow recognises but cannot decode, or decodes by starting another program.
 _NOT_READ = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
-# Formats whose first bytes cannot be those of a text: only these are looked for in files without an ending.
+# Formats that are identified by their first bytes in files without an extension: text cannot begin with these bytes.
 _TOLD_BY_CONTENT = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PSD", "QOI", "TIFF", "WEBP")
-# What systems leave in folders, in addition to names that begin with a dot.
+# Files and folders created by operating systems, in addition to names that begin with a dot.
 _OF_THE_SYSTEM = frozenset(
     {
         "$recycle.bin", "@eadir", "__macosx", "desktop.ini", "ehthumbs.db", "icon\r", "lost+found",
@@ -35,24 +35,24 @@ EMPTY = "empty folders"
 
 @cache
 def formats() -> tuple[str, ...]:
-    """Name the formats that are decoded: those that Pillow decodes by itself."""
+    """Return the supported image formats: those that Pillow decodes without external programs."""
     Image.init()
     return tuple(sorted(set(Image.OPEN) - _NOT_READ))
 
 
 @cache
 def endings() -> frozenset[str]:
-    """Return the endings of files that are taken for images, in small letters, with the dot.
+    """Return the extensions of image files, in lower case, with the dot.
 
     >>> {".jpg", ".jfif", ".tif", ".webp"} <= endings(), endings() & {".txt", ".eps", ".mp4"}
     (True, frozenset())
     """
-    read = {*formats(), "MPO"}  # MPO is opened by the reader of JPEG.
+    read = {*formats(), "MPO"}  # Pillow reads MPO files with its JPEG reader.
     return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in read)
 
 
 def shown(path: PurePath | str) -> str:
-    r"""Write a path for a message: control characters and bytes that are not UTF-8 are escaped.
+    r"""Format a path for a message, with control characters and invalid UTF-8 escaped.
 
     >>> shown("caf\udce9\n.png")
     'caf\\xe9\\n.png'
@@ -61,7 +61,7 @@ def shown(path: PurePath | str) -> str:
 
 
 def some(names: Sequence[str]) -> str:
-    """Name the first few.
+    """List the first few names.
 
     >>> some(["a", "b", "c", "d"])
     'a, b, c, …'
@@ -70,12 +70,12 @@ def some(names: Sequence[str]) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder is the system's or an editor's own, rather than somebody's data."""
+    """Return whether a file or folder was created by the system or an editor and is not data."""
     return name.startswith(".") or name.casefold() in _OF_THE_SYSTEM
 
 
 def existing_folder(path: Path | str) -> Path | None:
-    """Return a folder with `~` expanded; None if no folder was given or no folder can have that name."""
+    """Return a folder with `~` expanded; None if none was given or the name is invalid."""
     try:
         place = Path(path).expanduser()
         return place if place.is_dir() else None
@@ -89,9 +89,9 @@ class Listing:
 
     Attributes:
         files: all image files, sorted.
-        dangling: links with an image's name that lead nowhere, sorted.
-        left_out: reason → paths below the folder, ready to be shown.
-        odd: names of images that are not UTF-8, ready to be shown.
+        dangling: broken links with the extension of an image, sorted.
+        left_out: reason → relative paths, formatted for messages.
+        odd: image names that are not valid UTF-8, formatted for messages.
     """
 
     files: tuple[Path, ...]
@@ -101,22 +101,22 @@ class Listing:
 
     @property
     def remarks(self) -> list[str]:
-        """Return sentences on the files that were left out, by reason, and on names that are not UTF-8."""
+        """Return sentences about the files left out, by reason, and about names that are not valid UTF-8."""
         found = []
         if self.left_out:
             reasons = (f"{reason}: {len(names)} ({some(names)})" for reason, names in self.left_out.items())
             found.append(f"left out: {'; '.join(reasons)}.")
         if self.odd:
-            found.append(f"names of images that are not UTF-8: {len(self.odd)} ({some(self.odd)}).")
+            found.append(f"image names that are not valid UTF-8: {len(self.odd)} ({some(self.odd)}).")
         return found
 
 
 def list_images(folder: Path) -> Listing:
     """List the images in a folder and its subfolders.
 
-    An image is a regular file with the ending of a format that is read, or without an ending and with the first bytes
-    of one. Links are followed. Each folder is read once, under its own name where it has one, so that links that lead
-    back end.
+    An image is a regular file with the extension of a supported format, or without an extension and with the first
+    bytes of one. Links are followed. Each folder is read once, under its real name if possible, so that cyclic links
+    terminate.
     """
     return _Walk(folder).listing()
 
@@ -129,11 +129,11 @@ class _Walk:
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def listing(self) -> Listing:
-        # A link to a folder above leads back too, and to everything beside it.
+        # A link to a parent folder would also include its other contents.
         seen = {_identity(one) for one in (self.folder, *self.folder.resolve().parents)}
         folders, links = [self.folder], deque[Path]()
         while folders or links:
-            # Links last: a folder is known by its own name before a link leads to it.
+            # Follow links last, so that folders are first listed under their real names.
             linked = not folders
             current = links.popleft() if linked else folders.pop()
             if current != self.folder:
@@ -186,7 +186,7 @@ class _Walk:
             self._leave_out(DANGLING, path)
 
     def _no_image(self, path: Path) -> str | None:
-        """Return why a regular file is no image; None where it is one."""
+        """Return the reason why a regular file is not an image; None if it is one."""
         ending = ending_of(path)
         if ending in endings():
             return None
@@ -216,15 +216,15 @@ def _looks_like_an_image(beginning: bytes) -> bool:
     Image.init()
     for kind in _TOLD_BY_CONTENT:
         accept = Image.OPEN[kind][1] if kind in Image.OPEN else None
-        # A reader that Pillow was built without returns a sentence in place of True.
+        # If Pillow was built without a reader, `accept` returns an error message instead of True.
         if accept is not None and accept(beginning) is True:
-            # A text may begin with BM too; the zeros are reserved.
+            # Text may begin with BM, so also check the reserved zero bytes.
             return kind != "BMP" or beginning[6:10] == bytes(4)
     return False
 
 
 def _asked(question: Callable[[], bool]) -> bool:
-    """Ask an entry what it is: a link in a circle is neither file nor folder."""
+    """Query the type of an entry; a cyclic link is neither file nor folder."""
     try:
         return question()
     except OSError:
@@ -255,7 +255,7 @@ def _is_text(name: str) -> bool:
 
 
 def by_folder(paths: Sequence[Path], root: Path) -> dict[str, list[Path]]:
-    """Group files by the folder that holds them, as a path below the root; those in the root itself under `.`."""
+    """Group files by their folder relative to the root; files in the root itself are under `.`."""
     found: dict[str, list[Path]] = {}
     for path in paths:
         found.setdefault(path.parent.relative_to(root).as_posix(), []).append(path)
@@ -263,7 +263,7 @@ def by_folder(paths: Sequence[Path], root: Path) -> dict[str, list[Path]]:
 
 
 def top_folders(root: Path) -> list[Path]:
-    """List the folders directly in a folder, without hidden ones and without links that lead back to where they are."""
+    """List the direct subfolders of a folder, without hidden ones and without links to a parent."""
     try:
         inside = sorted(root.iterdir())
         above = {_identity(one) for one in (root, *root.resolve().parents)}

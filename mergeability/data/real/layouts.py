@@ -1,4 +1,4 @@
-"""How a dataset is laid out: its id, its columns, its splits, and how its classes are spelled."""
+"""The layout of a dataset: its id, columns, splits and class spellings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,19 +67,19 @@ class Layout:
             )
 
     def splits(self, split: Split) -> list[str]:
-        """Return the dataset's splits that a split is made of; an empty list if it is drawn from `train`."""
+        """Return the dataset splits that make up a split; an empty list if it is drawn from `train`."""
         if split == "train":
             return several(self.train)
         return [self.test] if split == "test" else several(self.validation)
 
     def held_out(self, count: int, own: bool) -> int:
-        """Return how many of `count` images are for validation: images of `train`, or of their `own` split."""
+        """Return the number of validation images out of `count` images of `train`, or of an `own` validation split."""
         wanted = count if own else round(self.validation_share * count)
         return min(wanted, self.validation_most)
 
 
 def several(value: str | Sequence[str] | None) -> list[str]:
-    """Write one name, several or none as a list."""
+    """Return one name, several or none as a list."""
     if value is None:
         return []
     return [value] if isinstance(value, str) else list(value)

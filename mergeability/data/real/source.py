@@ -1,4 +1,4 @@
-"""Tasks made of real images: from the Hugging Face Hub, from a copy on disk, or from a tree of image files."""
+"""Tasks of real images from the Hugging Face Hub, a copy on disk, or a tree of image files."""
 
 import hashlib
 import logging
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Kind = Literal["hub", "disk", "folder"]
 
-# Part of the identity of the images: raise it when the same files come to other pixels.
+# Part of the identity of images: increment it when the same files are decoded to different pixels.
 _VERSION = 1
 
 
@@ -87,7 +87,7 @@ class ImageSource:
         """The dataset, opened.
 
         Raises:
-            UserError: it is not there, or cannot be read.
+            UserError: the dataset does not exist or cannot be read.
         """
         if self.kind == "hub":
             return open_hub(self.layout, self.classes)
@@ -97,7 +97,7 @@ class ImageSource:
         return open_folder(path, self.classes)
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """Return what determines the images of one split: the files, the rows used, and how they are decoded."""
+        """Return everything that determines the images of one split: the files, the rows used, and the decoding."""
         parts = self._parts(split)
         return {
             "files": [rows.stamp for rows, _ in parts],
@@ -116,17 +116,17 @@ class ImageSource:
     def decoded(
         self, split: Split, work: Callable[[Tensor], T], chosen: Sequence[int] | None = None
     ) -> Iterator[Decoded[T]]:
-        """Decode a split in order, or the chosen images of it, and apply `work` to each.
+        """Decode a split, or selected images of it, in order, and apply `work` to each.
 
-        Those that do not decode carry the reason.
+        Images that cannot be decoded carry the reason.
         """
         yield from decoded(self._encoded(split, chosen), work, self.layout.transpose)
 
     def stream(self, split: Split, work: Callable[[Tensor], T]) -> Iterator[tuple[T, int]]:
-        """Decode a split in order, apply `work` to each image, and yield what it returns with the label.
+        """Decode a split in order, apply `work` to each image, and yield its result with the label.
 
         Raises:
-            UserError: a larger share than `max_corrupt` does not decode; some are named.
+            UserError: more than the share `max_corrupt` cannot be decoded; the message names examples.
         """
         broken: list[str] = []
         changed: dict[str, list[str]] = {}
@@ -140,28 +140,29 @@ class ImageSource:
             broken.append(f"{image.name} ({image.error})")
             if len(broken) > allowed:
                 raise UserError(
-                    f"Task {self.classes.task!r}: more than {allowed:.3g} images of its {split} split do not decode: "
+                    f"Task {self.classes.task!r}: more than {allowed:.3g} images of its {split} split cannot "
+                    "be decoded: "
                     f"{'; '.join(broken[:3])}. Repair the copy, or allow more with dataset.max_corrupt=<share>."
                 )
         self.pixel_remarks[split] = pixel_remarks(split, broken, changed)
 
     @cached_property
     def pixel_remarks(self) -> dict[Split, list[str]]:
-        """Which images do not decode, or were changed in decoding, of each split that this process has decoded."""
+        """Images that cannot be decoded or were modified by decoding, for each split decoded by this process."""
         return {}
 
     @cached_property
     def remarks(self) -> list[str]:
-        """Everything that was said about images that are left out or changed, of the splits that were asked for."""
+        """All remarks about images that are left out or modified, for the requested splits."""
         return []
 
     def say(self, split: Split, about_pixels: Sequence[str] = ()) -> None:
-        """Log once which images of a split were skipped, which classes it lacks, and what decoding changed."""
+        """Log, once, the skipped images of a split, its missing classes, and the changes made by decoding."""
         for remark in [*self.left_out(split), *self._lacking(split), *about_pixels]:
             self._say_once(f"{self.classes.task}, {split}: {remark}")
 
     def left_out(self, split: Split) -> list[str]:
-        """Return sentences that count and name the files of a tree that are not images of a split."""
+        """Return sentences with the number and names of files in a tree that are not images of a split."""
         if not isinstance(self.tables, FileTables):
             return []
         names = self._names(split)
@@ -187,7 +188,7 @@ class ImageSource:
             yield from rows.read([position])
 
     def _parts(self, split: Split) -> list[tuple[Rows, Int64[np.ndarray, "n"]]]:
-        """Return the rows of the dataset's splits that a split is made of."""
+        """Return the rows of the dataset splits that make up a split."""
         check_split(split)
         own = self._names("validation")
         if split == "test" or (split == "train" and own):
@@ -210,7 +211,7 @@ class ImageSource:
         return [self._opened_rows(name) for name in self._names(split)]
 
     def _opened_rows(self, name: str) -> Rows:
-        # Labels are read and checked once, however many splits are made of them.
+        # Read and check labels once, even if several splits are drawn from them.
         if name not in self._cache:
             self._cache[name] = self.tables.rows(name)
         return self._cache[name]
@@ -220,10 +221,10 @@ class ImageSource:
         return {}
 
     def _names(self, split: Split) -> list[str]:
-        """Name the dataset's splits that make one of ours.
+        """Return the dataset splits that make up a split of the task.
 
-        The Hub has them all. A copy may lack one to hold out, which is then drawn from `train`, and a tree that a
-        person made may have a `test` where the Hub has another name for it.
+        On the Hub all exist. A copy may lack the validation split, which is then drawn from `train`, and a user's
+        tree may have a folder `test` for a split with another name on the Hub.
         """
         names = self.layout.splits(split)
         if self.kind == "hub":
@@ -246,17 +247,19 @@ class ImageSource:
 
 
 def pixel_remarks(split: Split, broken: Sequence[str], changed: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return sentences on images that do not decode or were changed in decoding.
+    """Return sentences about images that cannot be decoded or were modified by decoding.
 
     Args:
-        split: of the images.
-        broken: names of the images that do not decode, with reasons.
+        split: split of the images.
+        broken: names of the images that cannot be decoded, with reasons.
         changed: what decoding changed → names of the images.
     """
     found = []
     if broken:
         named = "; ".join(broken[:10])
-        found.append(f"{len(broken)} images of the {split} split do not decode and are left out: {named}.")
+        found.append(
+            f"{len(broken)} images of the {split} split cannot be decoded and are left out: {named}."
+        )
     found += [f"images with {what}: {len(names)} ({some(names)})." for what, names in changed.items()]
     return found
 

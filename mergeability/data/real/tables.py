@@ -1,4 +1,4 @@
-"""Splits of a dataset as rows: what the Hugging Face `datasets` library reads."""
+"""Splits of a dataset as rows, read by the Hugging Face `datasets` library."""
 
 import contextlib
 import sys
@@ -20,26 +20,26 @@ from mergeability.files import read_object
 if TYPE_CHECKING:
     import datasets
 
-# Rows whose encoded images are in memory at a time.
+# Number of rows whose encoded images are in memory at a time.
 _READ_AT_A_TIME = 64
 
 
 class Tables(Protocol):
-    """A dataset that was opened."""
+    """An opened dataset."""
 
     @property
     def columns(self) -> Mapping[str, Sequence[str]]:
-        """Its splits, and the columns of each, or what stands for them."""
+        """The names of the splits, with the columns or class folders of each."""
         ...
 
     def rows(self, split: str) -> Rows:
-        """Return one split, its columns and classes checked."""
+        """Return one split after checking its columns and classes."""
         ...
 
 
 @dataclass(frozen=True)
 class ArrowRows:
-    """A split that the `datasets` library reads."""
+    """A split read by the `datasets` library."""
 
     labels: Int64[np.ndarray, "N"]
     stamp: str
@@ -48,7 +48,7 @@ class ArrowRows:
     column: str
 
     def read(self, chosen: Sequence[int]) -> Iterator[Encoded]:
-        """Read the encoded images of some rows; where a copy holds paths, the files they name."""
+        """Read the encoded images of some rows, from the files they refer to if the copy contains paths."""
         for start in range(0, len(chosen), _READ_AT_A_TIME):
             positions = [int(position) for position in chosen[start : start + _READ_AT_A_TIME]]
             try:
@@ -67,11 +67,11 @@ class ArrowRows:
 
 @dataclass(frozen=True)
 class ArrowTables:
-    """A dataset as the `datasets` library opens it, from the Hub or from a copy.
+    """A dataset opened by the `datasets` library, from the Hub or a copy.
 
     Attributes:
         opened: split → dataset.
-        layout: which columns and splits are wanted.
+        layout: the columns and splits to read.
         classes: the task's.
         where: the id or the folder, for messages.
     """
@@ -83,21 +83,21 @@ class ArrowTables:
 
     @property
     def columns(self) -> dict[str, list[str]]:
-        """Name the columns of each split."""
+        """Return the columns of each split."""
         return {name: list(table.column_names) for name, table in self.opened.items()}
 
     def rows(self, split: str) -> ArrowRows:
         """Return one split.
 
         Raises:
-            UserError: there is no such split or column, the column of images holds none, or the classes differ.
+            UserError: a split or column does not exist, the image column contains no images, or the classes differ.
         """
         table = self._table(split)
         image = self._column(table, self.layout.image, "image", split)
         label = self._column(table, self.layout.label, "label", split)
         return ArrowRows(
             labels=self._labels(table, label, split),
-            # The library's own fingerprint too: a table in memory has no files.
+            # Include the library's fingerprint, because a table in memory has no files.
             stamp=f"{file_stamp([Path(file['filename']) for file in table.cache_files])}:{table._fingerprint}",
             name=f"split {split!r} of {self.where}",
             images=self._undecoded(table, image, split),
@@ -108,7 +108,7 @@ class ArrowTables:
         if split not in self.opened:
             raise UserError(
                 f"Task {self.classes.task!r}: {self.where} does not contain the split {split!r}. It has: "
-                f"{', '.join(self.opened) or 'none'}. Name the right ones with dataset.train and dataset.test."
+                f"{', '.join(self.opened) or 'none'}. Set dataset.train and dataset.test to existing splits."
             )
         return self.opened[split]
 
@@ -118,8 +118,8 @@ class ArrowTables:
                 return name
         raise UserError(
             f"Task {self.classes.task!r}: expected the {what} column {' or '.join(map(repr, several(names)))} in "
-            f"split {split!r} of {self.where}, which has: {', '.join(table.column_names)}. "
-            f"Name it with dataset.{what}."
+            f"split {split!r} of {self.where}, which has the columns {', '.join(table.column_names)}. "
+            f"Set dataset.{what} to the right column."
         )
 
     def _undecoded(self, table: "datasets.Dataset", column: str, split: str) -> "datasets.Dataset":
@@ -128,12 +128,12 @@ class ArrowTables:
         feature: Any = table.features[column]
         if isinstance(feature, datasets.Image):
             return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-        # Parquet without the library's own metadata shows the same thing as a plain record.
+        # In Parquet files without the library's metadata, images are plain records.
         if isinstance(feature, dict) and {"bytes", "path"} <= set(feature):
             return table.select_columns([column])
         raise UserError(
             f"Task {self.classes.task!r}: expected the column {column!r} in split {split!r} of {self.where} to "
-            f"hold images, but it is {feature}. Name another with dataset.image."
+            f"hold images, but it is {feature}. Set dataset.image to an image column."
         )
 
     def _labels(self, table: "datasets.Dataset", column: str, split: str) -> Int64[np.ndarray, "N"]:
@@ -154,15 +154,16 @@ class ArrowTables:
             return np.array([named[name] for name in found], dtype=np.int64)
         raise UserError(
             f"Task {self.classes.task!r}: expected labels that are whole numbers, true and false, or class names, "
-            f"but the column {column!r} of {where} is {feature}. Name another with dataset.label."
+            f"but the column {column!r} of {where} is {feature}. Set dataset.label to a label column."
         )
 
     def _in_range(self, labels: Int64[np.ndarray, "N"], where: str) -> Int64[np.ndarray, "N"]:
         wrong = labels[(labels < 0) | (labels >= len(self.classes.names))]
         if len(wrong):
             raise UserError(
-                f"Task {self.classes.task!r}: expected labels in 0..{len(self.classes.names) - 1}, one a class "
-                f"name, but {len(wrong)} rows of {where} have others, such as {int(wrong[0])}. Check dataset.label."
+                f"Task {self.classes.task!r}: expected labels in 0..{len(self.classes.names) - 1}, one per class "
+                f"name, but {len(wrong)} rows of {where} have other labels, such as {int(wrong[0])}. Check "
+                "dataset.label."
             )
         return labels
 
@@ -171,7 +172,7 @@ def open_hub(layout: Layout, classes: ClassNames) -> ArrowTables:
     """Open a dataset of the Hugging Face Hub, downloading it the first time.
 
     Raises:
-        UserError: the library is missing, there is no network, no such dataset, or it needs code to be run.
+        UserError: the library or the dataset does not exist, there is no network, or the dataset requires running code.
     """
     assert layout.id is not None, "`ImageSource` refuses the Hub without an id"
     with _explained(layout, classes):
@@ -180,7 +181,7 @@ def open_hub(layout: Layout, classes: ClassNames) -> ArrowTables:
 
 
 def open_disk(path: Path, layout: Layout, classes: ClassNames) -> ArrowTables:
-    """Open a copy: what `save_to_disk` wrote, or a downloaded repository of Parquet or WebDataset files.
+    """Open a copy written by `save_to_disk`, or a downloaded repository of Parquet or WebDataset files.
 
     Raises:
         UserError: the library is missing, or there is no such copy.
@@ -189,11 +190,11 @@ def open_disk(path: Path, layout: Layout, classes: ClassNames) -> ArrowTables:
     others = sorted(path.parent.name for path in folder.glob("*/dataset_dict.json"))
     if others:
         raise UserError(
-            f"Task {classes.task!r}: {folder} holds copies of {', '.join(others[:5])}, and none called "
+            f"Task {classes.task!r}: {folder} contains copies of {', '.join(others[:5])}, but none named "
             f"{classes.task}. Copy that dataset too, or point task.path to its folder."
         )
     for state in sorted(folder.glob("*/state.json")):
-        # The library writes a split without rows, and fails on reading it.
+        # The library can write a split without rows, but fails to read it.
         if (read_object(state) or {}).get("_data_files") == []:
             raise UserError(
                 f"Task {classes.task!r}: its {state.parent.name} split is empty in {folder}. Copy the dataset again."
@@ -205,8 +206,9 @@ def open_disk(path: Path, layout: Layout, classes: ClassNames) -> ArrowTables:
             opened = library.load_dataset(str(folder), layout.config)
     except (OSError, ValueError, library.exceptions.DatasetsError) as error:
         raise UserError(
-            f"Task {classes.task!r}: {folder} cannot be read as a dataset ({_first_line(error)}). Expected what "
-            "save_to_disk wrote, or Parquet files; a tree of images is task.source=folder."
+            f"Task {classes.task!r}: {folder} cannot be read as a dataset ({_first_line(error)}). Expected a "
+            "folder written by "
+            "save_to_disk, or Parquet files; for a tree of images, set task.source=folder."
         ) from error
     return ArrowTables(_by_split(opened, str(folder), classes), layout, classes, str(folder))
 
@@ -216,11 +218,11 @@ def _datasets(task: str) -> Any:
         import datasets
     except ImportError as error:
         raise UserError(
-            f"Task {task!r} reads a dataset, and the library for it is not installed. "
+            f"Task {task!r} requires the `datasets` library, which is not installed. "
             "Run: uv pip install 'mergeability[data]'"
         ) from error
     if not sys.stderr.isatty():
-        # Its bars are for a person who watches.
+        # Show the library's progress bars only in a terminal.
         datasets.disable_progress_bars()
     return datasets
 
@@ -236,8 +238,8 @@ def _explained(layout: Layout, classes: ClassNames) -> Iterator[None]:
     except ConnectionError as error:
         configured = f", '{layout.config}'" if layout.config else ""
         raise UserError(
-            f"Task {classes.task!r}: the Hugging Face Hub cannot be reached ({_first_line(error)}). Where there is "
-            f"a network, run: python -c \"import datasets; datasets.load_dataset('{layout.id}'{configured})"
+            f"Task {classes.task!r}: the Hugging Face Hub cannot be reached ({_first_line(error)}). On a machine "
+            f"with network access, run: python -c \"import datasets; datasets.load_dataset('{layout.id}'{configured})"
             f".save_to_disk('{classes.task}')\"; then {elsewhere}."
         ) from error
     except (OSError, ValueError, RuntimeError, library.exceptions.DatasetsError) as error:
@@ -254,7 +256,7 @@ def _first_line(error: BaseException) -> str:
 def _by_split(opened: Any, where: str, classes: ClassNames) -> Mapping[str, "datasets.Dataset"]:
     if not isinstance(opened, Mapping):
         raise UserError(
-            f"Task {classes.task!r}: expected a dataset with a split to train on and one to test on, but {where} is "
-            "one split only. Save all of it: load_dataset(…).save_to_disk(…)."
+            f"Task {classes.task!r}: expected a dataset with a train and a test split, but {where} is "
+            "a single split. Save the whole dataset: load_dataset(…).save_to_disk(…)."
         )
     return opened

@@ -1,4 +1,4 @@
-"""Splits of a dataset as rows: trees of image files, with one folder a split and one a class in it."""
+"""Splits of a dataset as rows, from trees of image files: <split>/<class>/<image>."""
 
 import hashlib
 import os
@@ -29,7 +29,7 @@ from mergeability.errors import UserError
 
 
 class Rows(Protocol):
-    """One split as it is stored."""
+    """Interface of a stored split."""
 
     @property
     def labels(self) -> Int64[np.ndarray, "N"]:
@@ -38,24 +38,24 @@ class Rows(Protocol):
 
     @property
     def stamp(self) -> str:
-        """A record that changes when the files do."""
+        """A record that changes whenever the files change."""
         ...
 
     def read(self, chosen: Sequence[int]) -> Iterator[Encoded]:
-        """Read the images of some rows, in that order, a few at a time."""
+        """Read the images of some rows, in the given order, a few at a time."""
         ...
 
 
 @dataclass(frozen=True)
 class FileRows:
-    """A split that is a tree of image files."""
+    """A split stored as a tree of image files."""
 
     labels: Int64[np.ndarray, "N"]
     stamp: str
     files: Sequence[Path]
 
     def read(self, chosen: Sequence[int]) -> Iterator[Encoded]:
-        """Name the files of some rows; they are read where they are decoded."""
+        """Yield the files of some rows; they are read later, during decoding."""
         for position in chosen:
             file = self.files[int(position)]
             yield Encoded(shown(file), int(self.labels[int(position)]), file)
@@ -63,7 +63,7 @@ class FileRows:
 
 @dataclass(frozen=True)
 class FileTables:
-    """A folder with one folder a split in it, one a class in those, and images in these.
+    """A dataset stored as <split>/<class>/<image files>.
 
     The order of the classes is that of the task: a folder is a class by its name, or by its number.
 
@@ -77,14 +77,14 @@ class FileTables:
 
     @property
     def columns(self) -> dict[str, list[str]]:
-        """Name the class folders of each split."""
+        """Return the class folders of each split."""
         return {
             path.name: sorted(by_folder(self.listing(path.name).files, path))
             for path in top_folders(self.root)
         }
 
     def listing(self, split: str) -> Listing:
-        """List the images of a split, once."""
+        """List the images of a split; the list is cached."""
         if split not in self._listings:
             self._listings[split] = list_images(self.root / split)
         return self._listings[split]
@@ -94,19 +94,19 @@ class FileTables:
         return {}
 
     def rows(self, split: str) -> FileRows:
-        """Return one split, files in the order of their classes and names.
+        """Return one split, with its files sorted by class and name.
 
         A link that leads nowhere is an image that does not decode.
 
         Raises:
-            UserError: there is no such folder, or a class folder in it that is none of the task's classes.
+            UserError: the folder does not exist, or contains an unknown class folder.
         """
         folder = self.root / split
         splits = top_folders(self.root)
         if folder not in splits:
             there = [shown(path.name) for path in splits]
             raise UserError(
-                f"Task {self.classes.task!r}: expected a folder {folder} with one folder of images a class"
+                f"Task {self.classes.task!r}: expected a folder {folder} with one folder of images per class"
                 + (f", and found {some(there)}" if there else "")
                 + ". Point task.path to the folder that holds train and test."
             )
@@ -115,8 +115,8 @@ class FileTables:
         if "." in by_class:
             outside = [shown(path.name) for path in by_class["."]]
             raise UserError(
-                f"Task {self.classes.task!r}: expected one folder of images a class in {folder}, but {len(outside)} "
-                f"images lie in no class folder ({some(outside)}). Move each into the folder of its class."
+                f"Task {self.classes.task!r}: expected one folder of images per class in {folder}, but {len(outside)} "
+                f"images are in no class folder ({some(outside)}). Move each into the folder of its class."
             )
         labels = self.classes.labels(by_class, str(folder))
         pairs = sorted((labels[name], file) for name, files in by_class.items() for file in files)
@@ -124,7 +124,7 @@ class FileTables:
         return FileRows(np.array([label for label, _ in pairs], dtype=np.int64), file_stamp(files), files)
 
     def others(self, used: Collection[str]) -> list[str]:
-        """List the folders that do not belong to any split in use, and the files outside all of them."""
+        """List the folders that do not belong to any split in use, and the files outside all folders."""
         reasons: dict[str, list[str]] = {}
         splits = top_folders(self.root)
         for path in sorted(self.root.iterdir()):
@@ -140,13 +140,13 @@ class FileTables:
 
 
 def file_stamp(files: Sequence[Path]) -> str:
-    """Tell one state of some files from another by names, sizes and times: reading them all takes minutes."""
+    """Return a fingerprint of files from names, sizes and modification times; reading them all would take minutes."""
     found = hashlib.sha256()
     for file in files:
         try:
             status = file.stat()
         except OSError:
-            # A link that leads nowhere has a size and a time of its own.
+            # For a broken link, use the size and time of the link itself.
             status = file.lstat()
         found.update(os.fsencode(file.name))
         found.update(f"\x1f{status.st_size}\x1f{status.st_mtime_ns}\n".encode())

@@ -1,6 +1,6 @@
-"""Images drawn from a seed: a source that needs no file and no network."""
+"""Rendered images: a seeded source that needs no files and no network."""
 
 import lazy_loader
 
-# The names are listed in `__init__.pyi`, for type checkers too.
+# Names are imported on first access (lazy_loader), as listed in `__init__.pyi`, which type checkers also read.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""Coordinates, anti-aliased outlines and paint: what every rendered subject draws with.
+"""Coordinates, anti-aliased outlines and paint, shared by all rendered subjects.
 
 Everything is vectorised over images. A canvas spans [-1, 1] in both directions, x to the right and y up,
 so that angles are the mathematical ones. *Ink* is the coverage of each pixel by the subject, in [0, 1].
@@ -39,7 +39,7 @@ def pixel_centres() -> tuple[Float[Tensor, "32 32"], Float[Tensor, "32 32"]]:
 
 @dataclass(frozen=True)
 class Frame:
-    """Pixel coordinates seen from an object of unit radius, one frame an image.
+    """Pixel coordinates relative to an object of unit radius, one frame per image.
 
     u, v: coordinates in the object's own axes. scale: its radius in canvas units.
     """
@@ -49,11 +49,11 @@ class Frame:
     scale: Float[Tensor, "N 1 1"]
 
     def cover(self, distance: Float[Tensor, "N 32 32"]) -> Float[Tensor, "N 32 32"]:
-        """Turn a signed distance (object units, negative inside) into ink with a one-pixel soft edge."""
+        """Convert a signed distance (object units, negative inside) to ink with a one-pixel soft edge."""
         return (0.5 - distance * self.scale * (SIZE / 2)).clamp(0, 1)
 
     def rows(self, chosen: Tensor) -> "Frame":
-        """Keep the images of a boolean mask."""
+        """Select the images of a boolean mask."""
         return Frame(self.u[chosen], self.v[chosen], self.scale[chosen])
 
     def radius(self) -> Float[Tensor, "N 32 32"]:
@@ -65,7 +65,7 @@ class Frame:
         return torch.atan2(self.v, self.u)
 
     def turned(self, angle: Float[Tensor, "N 1 1"]) -> "Frame":
-        """Return the frame of the same objects turned counter-clockwise by an angle in radians."""
+        """Return the frame of the same objects rotated counter-clockwise by an angle in radians."""
         cosine, sine = torch.cos(angle), torch.sin(angle)
         return Frame(cosine * self.u + sine * self.v, cosine * self.v - sine * self.u, self.scale)
 
@@ -77,7 +77,7 @@ def place(
     turn: float = 0.0,
     drift: float = 0.6,
 ) -> Frame:
-    """Place one object an image: size uniform in `scale`, turned up to ±`turn` radians, about the centre.
+    """Place one object per image near the centre, with a size uniform in `scale` and a rotation up to ±`turn` radians.
 
     drift: how much of the room around the object its centre may use; at 1 the object touches the border.
     """
@@ -93,7 +93,7 @@ def place(
 def segment_distance(
     u: Tensor, v: Tensor, start: tuple[Tensor, Tensor], end: tuple[Tensor, Tensor]
 ) -> Float[Tensor, "N 32 32"]:
-    """Return the distance of every pixel to a line segment, one segment an image."""
+    """Return the distance of every pixel to a line segment, one segment per image."""
     along_u, along_v = end[0] - start[0], end[1] - start[1]
     length_squared = (along_u**2 + along_v**2).clamp(min=1e-12)
     position = ((u - start[0]) * along_u + (v - start[1]) * along_v) / length_squared
@@ -102,7 +102,7 @@ def segment_distance(
 
 
 def polygon_distance(frame: Frame, sides: Float[Tensor, "N 1 1"]) -> Float[Tensor, "N 32 32"]:
-    """Return the distance to a regular polygon inscribed in the unit circle, a corner pointing up."""
+    """Return the distance to a regular polygon inscribed in the unit circle, with a corner pointing up."""
     sector = 2 * math.pi / sides
     offset = torch.remainder(frame.angle() - math.pi / 2, sector) - sector / 2
     return frame.radius() * torch.cos(offset) - torch.cos(sector / 2)
@@ -125,7 +125,7 @@ def paint(
     clutter: float,
     hues: Int64[Tensor, "N"],
 ) -> UInt8[Tensor, "N 3 32 32"]:
-    """Colour the ink, put it on an uneven background with stray lines, and add sensor noise.
+    """Colour the ink, draw it on an uneven background with stray lines, and add sensor noise.
 
     ink: one layer, or one for each colour of a subject, which lie a quarter of the colour wheel apart. hues: position
     in `HUES` of each subject's (first) colour; the background's hue is free. clutter: in [0, 1], how

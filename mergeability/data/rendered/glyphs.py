@@ -1,4 +1,4 @@
-"""Characters to draw with: handwritten digits and letters in several fonts, as stacks of small grey images."""
+"""Glyphs: handwritten digits and letters in several fonts, as stacks of small grey images."""
 
 from functools import cache
 
@@ -14,13 +14,13 @@ from mergeability.random import seeded_generator
 GLYPH_SIZE = 28
 LETTERS = tuple("ABCEHKMORSTZ")
 
-# Share of the handwritten originals each split may draw from; the rest of the pool goes to "train".
+# Share of the handwritten originals of each split; the rest belongs to "train".
 _HELD_OUT_SHARES = {"pretraining": 0.2, "validation": 0.1, "test": 0.25}
 
 
 @cache
 def handwritten_digits(split: str) -> tuple[Float[Tensor, "M 8 8"], Int64[Tensor, "M"]]:
-    """Return scikit-learn's real handwritten digits of one split, ink in [0, 1], and their values.
+    """Return scikit-learn's handwritten digits of one split, with ink in [0, 1], and their values.
 
     The 1,797 originals are divided once, in an order that no seed moves, so that no original is ever in two
     splits, whatever the seeds of the tasks that draw from them.
@@ -43,7 +43,7 @@ def handwritten_digits(split: str) -> tuple[Float[Tensor, "M 8 8"], Int64[Tensor
 
 @cache
 def letter_fonts() -> Float[Tensor, "fonts letters 28 28"]:
-    """Draw twelve capital letters in three fonts that do not depend on the machine, ink in [0, 1].
+    """Draw twelve capital letters in three fonts that ship with Pillow, with ink in [0, 1].
 
     They are Pillow's two bundled fonts, an outline one and a coarse bitmap one, and the outline font in bold.
     """
@@ -62,7 +62,7 @@ def _drawn(letter: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, stro
     page = Image.new("L", (64, 64), 0)
     ImageDraw.Draw(page).text((16, 16), letter, fill=255, font=font, stroke_width=stroke)
     plain = Image.new("L", (64, 64), 0)
-    # The box is that of the plain letter, so that the letter and its outline stay registered.
+    # Use the box of the plain letter, so that normal and bold letters are aligned.
     ImageDraw.Draw(plain).text((16, 16), letter, fill=255, font=font)
     left, top, right, bottom = plain.getbbox() or (0, 0, 64, 64)
     half = max(right - left, bottom - top) / 2 * 1.15
@@ -73,7 +73,7 @@ def _drawn(letter: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, stro
 
 
 def sample_glyphs(glyphs: Float[Tensor, "N h w"], frame: Frame) -> Float[Tensor, "N 32 32"]:
-    """Stretch one glyph over each object's square [-1, 1]², bilinearly; outside it there is no ink."""
+    """Stretch one glyph bilinearly over each object's square [-1, 1]²; there is no ink outside."""
     grid = torch.stack([frame.u, -frame.v], dim=-1)
     return torch.nn.functional.grid_sample(
         glyphs[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False

@@ -1,4 +1,4 @@
-"""Images drawn from a seed: a source that needs no file and no network."""
+"""The source of rendered images, which needs no files and no network."""
 
 import logging
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 # Pretraining draws from a stream, and from handwritten originals, that no task's split ever sees.
 Stream = Split | Literal["pretraining"]
 
-# Raise it when any subject is drawn in another way: a test pins the images of each.
+# Increment it when the drawing of any subject changes; a test pins the images of each.
 _VERSION = 1
 _LIBRARIES = ("torch", "torchvision", "numpy", "pillow", "scikit-learn")
 
@@ -74,7 +74,7 @@ class Rendered:
         return images
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """Return what determines the images of one split: the options, a version of the drawing code, its libraries."""
+        """Return everything that determines the images of one split: options, versions of code and libraries."""
         check_split(split)
         return {
             "rendered": self.subject,
@@ -87,7 +87,7 @@ class Rendered:
 
 
 def find_subject(name: str) -> Subject:
-    """Return the subject of rendered images with this name.
+    """Return the rendered subject with a name.
 
     Args:
         name: a name in `SUBJECTS`.
@@ -108,7 +108,7 @@ def find_subject(name: str) -> Subject:
 def render(
     subject: str, count: int, stream: Stream, seed: int, clutter: float = 1.0
 ) -> tuple[Images, Int64[Tensor, "N"]]:
-    """Render images of a subject, with balanced classes in random order.
+    """Render images of a subject with balanced classes in random order.
 
     Args:
         subject: a name in `SUBJECTS`.

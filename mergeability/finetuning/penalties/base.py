@@ -1,4 +1,4 @@
-"""What a penalty offers: a strength, a name, and a gradient; everything else has a default."""
+"""The protocol of penalties: a strength, a name and a gradient; all other members have defaults."""
 
 import math
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ from mergeability.finetuning.objective import Step
 
 @runtime_checkable
 class Penalty(Protocol):
-    """Add a term strength · R(θ) to the task loss: the protocol of penalties.
+    """A term strength · R(θ) that is added to the task loss: the protocol of penalties.
 
     A penalty is a frozen dataclass that inherits from this class, with fields `strength` and `name`, and defines
-    `gradients`. It holds no state: what it derives from θ0 (`constants`) lies with the module, which moves it between
-    devices and hands it back in every `Step`.
+    `gradients`. It is stateless: values derived from θ0 (`constants`) are stored in the module, which moves them
+    between devices and passes them in every `Step`.
 
-    `gradients` is asked for, and not a scalar, so that a penalty can correct the gradient where R has no cheap graph.
+    Penalties return gradients instead of a scalar, so that R does not need a cheap autograd graph.
     A test compares it with central differences of L + strength · R for every penalty in `conf/reg`.
 
     Attributes:
-        name: of the penalty, in logs and messages.
+        name: name of the penalty, in logs and messages.
         strength: λ ≥ 0; with 0 the penalty is never called, so training is plain, bit for bit.
         second_order: whether it differentiates the loss twice, which fused attention kernels cannot do.
 
@@ -35,7 +35,7 @@ class Penalty(Protocol):
         True
     """
 
-    # So that type checkers let `dataclasses.replace` change the strength of any penalty.
+    # Lets type checkers accept `dataclasses.replace` for the strength of any penalty.
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     # Read-only, as in a frozen dataclass.
@@ -46,11 +46,11 @@ class Penalty(Protocol):
 
     @property
     def second_order(self) -> bool:
-        """Return whether the loss is differentiated twice; by default it is not."""
+        """Return whether the loss is differentiated twice; False by default."""
         return False
 
     def constants(self, initial: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Compute, once before training, what depends on θ0 alone, under names without dots; by default nothing."""
+        """Compute, once before training, named constants that depend only on θ0; none by default."""
         return {}
 
     def gradients(self, step: Step) -> tuple[tuple[Tensor, ...], Float[Tensor, ""]]:

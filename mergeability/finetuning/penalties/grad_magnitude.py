@@ -1,4 +1,4 @@
-"""Prefer flat places: λ‖∇θ L‖², the squared norm of the loss's own gradient."""
+"""Prefer flat minima: λ‖∇θ L‖², the squared gradient norm of the loss."""
 
 import math
 from dataclasses import dataclass
@@ -62,7 +62,9 @@ class GradMagnitude(Penalty):
     def __post_init__(self) -> None:
         check_strength(self.name, self.strength)
         if self.estimator not in ("finite_difference", "exact"):
-            raise UserError(f"reg.penalty.estimator is finite_difference or exact, not {self.estimator!r}.")
+            raise UserError(
+                f"Expected reg.penalty.estimator to be finite_difference or exact, got {self.estimator!r}."
+            )
         if self.radius is not None and not 0 < self.radius < math.inf:
             raise UserError(f"reg.penalty.radius must be a finite number above 0, not {self.radius}.")
 
@@ -86,10 +88,12 @@ class GradMagnitude(Penalty):
         of_loss = step.gradients_of_loss()
         value = squared_norm(of_loss)
         norm = value.sqrt()
-        if norm == 0:  # A stationary point: Hg is 0 as well, and there is no direction to step in.
+        if (
+            norm == 0
+        ):  # At a stationary point Hg is 0 as well, and no direction for the finite difference exists.
             return of_loss, value
         radius = self.radius or (1e-2 if step.reduced_precision else 1e-3)
-        # Kept as copies: adding a step and subtracting it again would change some weights in the last bit.
+        # Restored from copies, because adding a step and subtracting it again could change the last bit of weights.
         here = [parameter.detach().clone() for parameter in step.parameters]
         with torch.no_grad():
             for parameter, g in zip(step.parameters, of_loss):

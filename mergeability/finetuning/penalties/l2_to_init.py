@@ -56,7 +56,7 @@ class L2ToInit(Penalty):
         with torch.no_grad():
             changes = [now - then for now, then in zip(step.parameters, step.initial, strict=True)]
             value = squared_norm(changes)
-            # Into the changes' own memory: new memory of a model's size costs as much as the arithmetic.
+            # Computed in place, because allocating memory of the model's size costs as much as the arithmetic.
             for g, change in zip(of_loss, changes, strict=True):
                 torch.add(g, change, alpha=2 * self.strength, out=change)
             return tuple(changes), value

@@ -1,4 +1,4 @@
-"""Keep the base's leading singular vectors: λ Σ (‖U_kᵀ τ‖²_F + ‖τ V_k‖²_F) / Σ_{i≤k} σᵢ(W0)² over matrices."""
+"""Preserve the base's leading singular vectors: λ Σ (‖U_kᵀ τ‖²_F + ‖τ V_k‖²_F) / Σ_{i≤k} σᵢ(W0)² over matrices."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from mergeability.finetuning.penalties.base import Penalty, check_strength
 
 @dataclass(frozen=True)
 class SingularAlignment(Penalty):
-    """Penalise what turns the base matrix's leading singular vectors: R = Σ (‖U_kᵀ τ‖²_F + ‖τ V_k‖²_F) / Σ_{i≤k} σᵢ².
+    """Penalise rotations of the leading singular vectors: R = Σ (‖U_kᵀ τ‖²_F + ‖τ V_k‖²_F) / Σ_{i≤k} σᵢ².
 
     τ = W − W0; U_k, V_k and σ₁ … σ_k are the k leading singular triplets of W0. If U_kᵀ τ and τ V_k vanish, W has
-    them as singular triplets too; to first order nothing else turns them, so no decomposition is needed while
+    them as singular triplets too; to first order nothing else rotates them, so no decomposition is needed during
     training. ∇R = 2(U_k U_kᵀ τ + τ V_k V_kᵀ) / Σ_{i≤k} σᵢ², in closed form. R ≥ 0 has no unit. A base matrix that
-    is zero has no singular vectors to turn and is left free. Without matrices, R = 0.
+    is zero has no singular vectors and is not penalised. Without matrices, R = 0.
 
     Formula: R = Σ (‖U_kᵀ τ‖²_F + ‖τ V_k‖²_F) / Σ_{i≤k} σᵢ², summed over matrices.
 
@@ -63,7 +63,7 @@ class SingularAlignment(Penalty):
     def constants(self, initial: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return U_k (`left/<index>`) and V_k (`right/<index>`), both divided by √(Σ_{i≤k} σᵢ²), of every base matrix.
 
-        Divided here, so that no step waits for a number from the device.
+        The division is done here, so that training steps need no synchronisation with the device.
         """
         found = {}
         for index, left, values, right in leading_vectors(initial, self.k, self.name):

@@ -65,10 +65,10 @@ class Subspace(Penalty):
         check_strength(self.name, self.strength)
         check_count(self.name, self.k)
         if self.side not in SIDES:
-            raise UserError(f"reg.penalty.side is u, v or uv, not {self.side!r}.")
+            raise UserError(f"Expected reg.penalty.side to be u, v or uv, got {self.side!r}.")
 
     def constants(self, initial: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return U_k (`left/<index>`) and V_k (`right/<index>`) of every base matrix, those that `side` takes."""
+        """Return U_k (`left/<index>`) and V_k (`right/<index>`) of every base matrix, as selected by `side`."""
         found = {}
         for index, left, _, right in leading_vectors(initial, self.k, self.name):
             found |= {f"left/{index}": left} if "u" in self.side else {}

@@ -14,7 +14,7 @@ from mergeability.finetuning.penalties.base import Penalty, check_strength
 
 @dataclass(frozen=True)
 class WeightedSum(Penalty):
-    """Penalise a weighted sum of signals of mergeability: R = Σ wᵢ Rᵢ.
+    """Penalise a weighted sum of other penalty terms: R = Σ wᵢ Rᵢ.
 
     Every term is a penalty, and its own strength is its weight wᵢ ≥ 0; one of weight 0 is never called. The value
     of each term, without its weight, is logged under its name.
@@ -63,7 +63,7 @@ class WeightedSum(Penalty):
             )
         if len(set(names)) < len(names) or self.name in names:
             raise UserError(
-                f"reg.penalty.terms must have different names, not {', '.join(names)}: each is logged under its own."
+                f"reg.penalty.terms must have different names, got {', '.join(names)}: each is logged under its name."
             )
 
     @property
@@ -76,7 +76,7 @@ class WeightedSum(Penalty):
         return any(term.second_order for term in self._used.values())
 
     def constants(self, initial: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return the constants of all terms, each behind its term's name."""
+        """Return the constants of all terms, prefixed with the term's name."""
         return {
             f"{key}/{name}": tensor
             for key, term in self._used.items()
@@ -92,12 +92,13 @@ class WeightedSum(Penalty):
             gradients, of_term = self._scaled(term).gradients(_part(step, key))
             step.log(term.name, of_term)
             value = value + term.strength * of_term
-            # What a term adds is no less exact for the subtraction: it was rounded at this size when ∇L was added.
+            # Subtracting ∇L loses no further precision: the sum was already rounded at this magnitude when ∇L was
+            # added.
             total = tuple(sum_ + (with_term - g) for sum_, with_term, g in zip(total, gradients, plain))
         return total, value
 
     def _scaled(self, term: Penalty) -> Penalty:
-        # Scaled before and not after, where λ would scale the rounding of ∇L too.
+        # Scale the terms before the sum, because scaling afterwards would also scale the rounding error of ∇L.
         return replace(term, strength=self.strength * term.strength)
 
 

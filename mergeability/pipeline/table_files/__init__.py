@@ -1,4 +1,4 @@
-"""Tables of pairs as people have them: from spreadsheets, databases, R and pandas, read into one form."""
+"""Read tables of pairs from spreadsheets, databases, R and pandas into one form."""
 
 from mergeability.pipeline.table_files.read import PairFile, read_pairs
 

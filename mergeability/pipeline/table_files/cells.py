@@ -1,4 +1,4 @@
-"""Cells of text that stand for numbers: words for missing values, decimal commas, per cent."""
+"""Text cells with numbers: words for missing values, decimal commas, per cent signs."""
 
 import re
 from collections import Counter
@@ -9,7 +9,7 @@ import pandas as pd
 
 from mergeability.errors import UserError, shown
 
-# Words of spreadsheets, databases, R, pandas and statistics programs, in lower case.
+# Words for missing values in spreadsheets, databases, R, pandas and statistics programs, in lower case.
 _MISSING = frozenset(
     [
         *(
@@ -31,18 +31,18 @@ _MISSING = frozenset(
         *("-", "--", "\N{EN DASH}", "\N{EM DASH}", ".", "?", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
     ]
 )
-# Those that pandas writes need no mention.
+# Words that pandas writes are not reported.
 _USUAL = frozenset(["", "na", "nan", "null", "none"])
 _ERROR = re.compile(r"#[A-ZÀ-Ý0-9/]+[!?]")
 
 _POINT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _COMMA = re.compile(r"[+-]?(\d+,\d*|,\d+)([eE][+-]?\d+)?")
 _GROUPED = re.compile(r"[+-]?\d[\d.,'’ \u00a0\u202f]*\d([eE][+-]?\d+)?")
-# 1,234 is a thousand or a bit more than one.
+# Ambiguous numbers: 1,234 may be 1234 or 1.234.
 _AMBIGUOUS = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
 
-# Accuracies, and the most that a share of this kind may be before it is taken for per cent. A merge may be better than
-# the fine-tuned model, so that normalised accuracies lie above 1.
+# Kinds of accuracies, with the largest value that counts as a share and not as per cent. A merge may be better than
+# the fine-tuned model, so normalised accuracies may exceed 1.
 _SHARES = (
     (re.compile(r"(low_|high_)?acc_.+|(base|finetuned)_accuracy(_[ab])?"), 1.0),
     (re.compile(r"(low_|high_)?norm_acc_.+"), 10.0),
@@ -51,7 +51,7 @@ _SLACK = 1e-5
 
 
 def plain_numbers(columns: dict[str, list[str]]) -> list[str]:
-    """Rewrite the cells of number columns, in place, as pandas reads them; return sentences about it.
+    """Convert the cells of number columns, in place, to a form that pandas reads; return sentences about changes.
 
     Args:
         columns: name → cells without blanks around them.
@@ -84,7 +84,7 @@ def plain_numbers(columns: dict[str, list[str]]) -> list[str]:
 
 
 def shares_of_one(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Divide columns of accuracies that are wholly in per cent by 100.
+    """Divide columns of accuracies by 100 if all their values are in per cent.
 
     Returns:
         The table, and a sentence that names these columns.
@@ -129,7 +129,7 @@ def _pair(frame: pd.DataFrame, row: int) -> str:
 
 
 def _without_missing(columns: dict[str, list[str]]) -> list[str]:
-    """Empty the cells that hold a word for a missing value, and count the words that are no usual ones."""
+    """Empty the cells with a word for a missing value, and count unusual words."""
     words: Counter[str] = Counter()
     for cells in columns.values():
         for row, cell in enumerate(cells):

@@ -1,4 +1,4 @@
-"""One door for tables of pairs: delimited text, Excel workbooks, Parquet."""
+"""Read tables of pairs from delimited text, Excel workbooks or Parquet."""
 
 import bz2
 import gzip
@@ -30,7 +30,7 @@ _COMPRESSED = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ\
 
 @dataclass(frozen=True)
 class PairFile:
-    """A table of pairs as it was read.
+    """A table of pairs, with remarks from reading it.
 
     Attributes:
         frame: one row per pair, names without blanks around them, in Unicode's composed form.
@@ -62,9 +62,9 @@ def read_pairs(path: str | Path) -> PairFile:
     if content.startswith(b"PAR1"):
         frame, notes = _from_parquet(content, path)
     elif path.suffix.lower() in (".parquet", ".pq"):
-        raise UserError(f"{path} is not a whole Parquet file. Write it again, or give a CSV file.")
+        raise UserError(f"{path} is not a complete Parquet file. Write it again, or give a CSV file.")
     elif content.startswith(_OLD_EXCEL):
-        raise UserError(f"{path} is a workbook of an old Excel. Save it as xlsx or CSV.")
+        raise UserError(f"{path} is a workbook in the old xls format. Save it as xlsx or CSV.")
     else:
         read = workbook_rows if content.startswith(_ZIP) else text_rows
         frame, notes = _from_rows(read(content, path.name), path.name)
@@ -102,7 +102,7 @@ def _from_parquet(content: bytes, path: Path) -> tuple[pd.DataFrame, list[str]]:
     levels = [str(name).strip() for name in frame.index.names]
     notes = []
     if set(levels) & set(NAMES):
-        # A level that is a column too would be there twice.
+        # An index level that is also a column would appear twice.
         frame = frame.drop(
             columns=[name for name in frame.columns if name in frame.index.names]
         ).reset_index()
@@ -155,7 +155,7 @@ def _from_rows(read: Rows, name: str) -> tuple[pd.DataFrame, list[str]]:
         for one, place in zip(named, places, strict=True)
     }
     notes += plain_numbers({one: cells for one, cells in columns.items() if one not in NAMES})
-    # Numbers are read by pandas from text, so that they are the same to the last digit as ever.
+    # pandas parses the numbers from text, so that they equal those of `read_csv` to the last digit.
     text = pd.DataFrame(columns, columns=named, dtype=object).to_csv(index=False)
     if not named:
         return pd.DataFrame(), [*read.notes, *notes]
@@ -178,28 +178,29 @@ def _of_one_length(read: Rows, name: str) -> tuple[list[list[str]], list[str]]:
     """
     width, rows, notes = len(read.header), read.rows, []
     if rows and all(len(row) == width + 1 for row in rows) and _counts([row[0] for row in rows]):
-        # R's write.table names no column for the row numbers.
+        # R's write.table writes no column name for row numbers.
         rows = [row[1:] for row in rows]
-        notes.append(f"The row numbers of {name}, a column without a name, are left out.")
+        notes.append(f"An unnamed column of row numbers in {name} is ignored.")
     long = [place for place, row in enumerate(rows, start=1) if any(cell.strip() for cell in row[width:])]
     if long:
         row = rows[long[0] - 1]
         raise UserError(
             f"Row {long[0]} of {name} has {len(row)} cells where the header has {width} columns: remove the "
-            "delimiters that are too many, quote cells that contain one, or name all columns in the header."
+            "extra delimiters, quote cells that contain one, or name all columns in the header."
         )
     ends = sum(len(row) > width for row in rows)
     if ends:
         notes.append(f"A delimiter at the end of {ends} rows of {name} is ignored.")
     if rows and read.open_end and len(rows[-1]) < width:
         raise UserError(
-            f"The last row of {name} has {len(rows[-1])} of {width} cells and no line break: the file seems to be cut. "
+            f"The last row of {name} has {len(rows[-1])} of {width} cells and no line break: the file seems to "
+            "be truncated. "
             "Save it again, or remove this row."
         )
     short = [str(place) for place, row in enumerate(rows, start=1) if len(row) < width]
     if short:
         notes.append(
-            f"{len(short)} rows of {name} have fewer cells than the header, the others are empty: row "
+            f"{len(short)} rows of {name} have fewer cells than the header; missing cells are treated as empty: row "
             f"{summarise_names(short)}."
         )
     return [[*row[:width], *[""] * (width - len(row))] for row in rows], notes
@@ -234,7 +235,7 @@ def _check_names(frame: pd.DataFrame, file: str) -> None:
             f"{file} has no column {', '.join(absent)}. It has: {summarise_names(list(frame.columns))}.{hint}"
         )
     if frame.empty:
-        raise UserError(f"{file} has a header and no rows. Expected one row per pair.")
+        raise UserError(f"{file} contains a header but no rows. Expected one row per pair.")
     for name in NAMES:
         frame[name] = frame[name].where(frame[name] != "", None)
 

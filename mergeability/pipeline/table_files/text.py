@@ -12,7 +12,7 @@ from mergeability.errors import UserError, shown
 NAMES = ("task_a", "task_b")
 
 _DELIMITERS = (",", ";", "\t", "|")
-# The mark of UTF-32 begins with that of UTF-16: the longer ones come first.
+# The byte-order mark of UTF-32 begins with that of UTF-16, so longer marks are tested first.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -24,12 +24,12 @@ _MARKS = (
 
 @dataclass(frozen=True)
 class Rows:
-    """The header and text cells of a file, with remarks on skipped parts."""
+    """The header and text cells of a file, with remarks about skipped parts."""
 
     header: list[str]
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
-    # A last row without a line break may be half of one.
+    # A last row without a line break may be truncated.
     open_end: bool = False
 
 
@@ -113,7 +113,7 @@ class _Lines:
                 if self._header_seen or not _is_header(line):
                     self.comments.append(self.number)
                     continue
-                # R and NumPy write the header as a comment.
+                # R and NumPy may write the header as a comment.
                 line = line.lstrip().lstrip("#").lstrip(" ")
             self._header_seen = self._header_seen or bool(line.strip())
             self.at_start = False
@@ -121,13 +121,13 @@ class _Lines:
         raise StopIteration
 
     def declared(self) -> str | None:
-        """Take off the line `sep=;`, in which Excel names the delimiter."""
+        """Remove the line `sep=;`, with which Excel declares the delimiter."""
         found = re.fullmatch(r"sep=(.)\s*", self._lines[0]) if self._lines else None
         self.number += found is not None
         return found[1] if found else None
 
     def header(self) -> str:
-        """Return the first line that is no comment, and stay before it."""
+        """Return the first line that is not a comment, without consuming it."""
         for line in self._lines[self.number :]:
             if line.strip() and (not line.lstrip().startswith("#") or _is_header(line)):
                 return line.lstrip("# ")

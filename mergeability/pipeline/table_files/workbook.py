@@ -10,12 +10,12 @@ from typing import Any
 from mergeability.errors import UserError
 from mergeability.pipeline.table_files.text import NAMES, Rows
 
-# What openpyxl and the libraries below it raise on a damaged file; an error in its XML is a SyntaxError.
+# Exceptions of openpyxl and its libraries for damaged files; an XML error is a SyntaxError.
 _DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, OSError, EOFError, SyntaxError),
     *(KeyError, IndexError, ValueError, TypeError, AttributeError),
 )
-# Rows above the header, such as a title: no more are looked through.
+# Maximum number of rows above the header, such as titles.
 _TITLE_ROWS = 20
 
 
@@ -34,7 +34,7 @@ def workbook_rows(content: bytes, name: str) -> Rows:
         ) from error
     try:
         with warnings.catch_warnings():
-            # Of styles and extensions that do not matter here.
+            # Suppress warnings about styles and extensions, which do not matter here.
             warnings.simplefilter("ignore")
             values, formulas = (
                 {sheet.title: list(sheet.iter_rows(values_only=True)) for sheet in book.worksheets}
@@ -44,7 +44,7 @@ def workbook_rows(content: bytes, name: str) -> Rows:
             )
     except (*_DAMAGE, InvalidFileException) as error:
         raise UserError(
-            f"{name} is not a whole Excel workbook ({error}). Save it again, or as CSV."
+            f"{name} is not a complete Excel workbook ({error}). Save it again, or as CSV."
         ) from error
     sheets = {title: _without_empty(rows) for title, rows in values.items()}
     if not any(sheets.values()):
@@ -74,7 +74,7 @@ def _header(rows: list[tuple[Any, ...]]) -> int | None:
 
 
 def _check_formulas(values: list[tuple[Any, ...]], formulas: list[tuple[Any, ...]], name: str) -> None:
-    """Refuse formulas that no program has computed: their cells would look empty."""
+    """Raise an error for formulas without a computed value, because their cells would look empty."""
     for number, (row, written) in enumerate(zip(values, formulas, strict=True), start=1):
         for value, formula in zip(row, written, strict=True):
             if value is None and formula is not None:

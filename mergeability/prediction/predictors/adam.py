@@ -11,12 +11,12 @@ _DECAYS = (0.9, 0.999)
 
 
 class Adam:
-    """Adam with coupled weight decay, for stacks of independent runs, each of which may skip a step.
+    """Adam with coupled weight decay for a stack of independent runs, where individual runs may skip a step.
 
     w ← w - rate · m̂ / (√v̂ + 1e-8), the gradient being that of the loss plus decay · w. Kingma and Ba, 2015.
 
     Args:
-        parameters: of all runs, in single precision.
+        parameters: parameters of all runs, in single precision.
         rate: the step size.
         decay: weight decay.
 
@@ -33,12 +33,12 @@ class Adam:
         self.steps = np.zeros(len(next(iter(parameters.values()))), dtype=int)
 
     def step(self, parameters: Parameters, gradients: Parameters, active: Bool[np.ndarray, " runs"]) -> None:
-        """Move the parameters of the active runs, in place."""
+        """Update the parameters of the active runs, in place."""
         self.steps[active] += 1
         steps = np.maximum(self.steps, 1)
         corrections = [(1 - decay**steps).astype(np.float32) for decay in _DECAYS]
         for name, part in parameters.items():
-            # One number per run, along the axes of this array.
+            # Broadcast one number per run to the axes of this array.
             per_run = (-1, *[1] * (part.ndim - 1))
             moves = active.reshape(per_run)
             gradient = gradients[name] + self.decay * part

@@ -1,4 +1,4 @@
-"""Ridge regression on task effects alone: the baseline that metrics have to beat."""
+"""Ridge regression on task effects alone: the baseline for metrics."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -86,7 +86,7 @@ class Additive(RegressorMixin, BaseEstimator):
 
     def _checked_strengths(self) -> Sequence[float | int]:
         if self.strength is not None and not self.strength > 0:
-            raise UserError(f"The strength of additive must be positive, not {self.strength}.")
+            raise UserError(f"Expected a positive strength of additive, got {self.strength}.")
         return self.strengths if self.strength is None else (self.strength,)
 
     def _take(self, fitted: LinearFit) -> "Additive":

@@ -1,4 +1,4 @@
-"""Input checks shared by all predictors: those of scikit-learn, with plain types."""
+"""Input checks shared by all predictors, based on scikit-learn's, with plain types."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,7 @@ InnerFold = tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]
 Problem = tuple[np.ndarray, np.ndarray, Sequence[InnerFold] | None]
 """What `fit_many` takes of each fit: X, y and inner folds."""
 
-# scikit-learn declares no types here, and those inferred from its defaults ("no_validation") are wrong.
+# scikit-learn has no type annotations here, and types inferred from defaults ("no_validation") are wrong.
 _validate: Any = validate_data
 
 

@@ -1,4 +1,4 @@
-"""Least squares on the metrics that remain after dropping those that barely affect the training correlation."""
+"""Least squares after dropping the metrics that barely affect the training correlation."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -7,7 +7,7 @@ from mergeability.prediction.predictors.subset import COLLINEAR, SubsetRegressor
 
 
 class BackwardElimination(SubsetRegressor):
-    """Drop metrics one by one, each time the one that lowers the training r of least squares least.
+    """Drop metrics one by one, always the one whose removal lowers the training r of least squares least.
 
     Elimination stops when every removal would lower r by more than `tolerance`. Constant metrics and linear
     combinations of other metrics are removed first. With columns = QR and coefficients b, removing column j adds b_j²
@@ -75,7 +75,7 @@ def independent_columns(columns: Float[np.ndarray, "n m"]) -> Int[np.ndarray, " 
 def removal_costs(
     triangle: Float[np.ndarray, "k k"], pull: Float[np.ndarray, " k"]
 ) -> Float[np.ndarray, " k"]:
-    """Return by how much r² falls when one column is removed: b_j² / (S⁻¹)_jj, b = R⁻¹ pull, S = RᵀR.
+    """Return the decrease of r² when one column is removed: b_j² / (S⁻¹)_jj, b = R⁻¹ pull, S = RᵀR.
 
     Args:
         triangle: R of the QR decomposition of the columns.
@@ -84,6 +84,6 @@ def removal_costs(
     Returns:
         One number in [0, 1] per column.
     """
-    # SciPy's solver for triangles has threads of its own, which stand in the way of NumPy's.
+    # NumPy instead of SciPy's triangular solver, whose separate thread pool competes with NumPy's.
     inverse = np.linalg.inv(triangle)
     return (inverse @ pull) ** 2 / (inverse**2).sum(axis=1)

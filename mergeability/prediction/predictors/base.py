@@ -1,4 +1,4 @@
-"""The interface of predictors: any scikit-learn regressor, and the optional traits that save time or add inputs."""
+"""The interface of predictors: any scikit-learn regressor, with optional traits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from mergeability.prediction.predictors.arrays import Problem
 
 @runtime_checkable
 class Predictor(Protocol):
-    """Interface of a predictor: that of a scikit-learn regressor.
+    """Interface of predictors, the same as that of scikit-learn regressors.
 
     Optional attributes, which `traits` reads and scikit-learn's own regressors need not declare:
 
@@ -36,7 +36,7 @@ class Predictor(Protocol):
     """
 
     def fit(self, X: Any, y: Any, /) -> Any:
-        """Fit the training rows."""
+        """Fit to the training rows."""
         ...
 
     def predict(self, X: Any, /) -> Any:

@@ -1,4 +1,4 @@
-"""Ridge on task effects first, then on metrics for the residuals: does the pair matter beyond its two tasks?"""
+"""Ridge on task effects, then on metrics for the residuals: do metrics of the pair add to task effects?"""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -87,7 +87,7 @@ class Dyadic(RegressorMixin, BaseEstimator):
         """
         X, y = training_arrays(self, X, y)
         if not 0 <= tasks <= X.shape[1]:
-            raise UserError(f"Of {X.shape[1]} columns {tasks} cannot be those of tasks.")
+            raise UserError(f"Of {X.shape[1]} columns {tasks} cannot be task columns.")
         return self._take(self._solve([(X, y, folds)], tasks)[0])
 
     def fit_many(self, problems: Sequence[Problem], tasks: int = 0) -> list["Dyadic"]:
@@ -106,7 +106,7 @@ class Dyadic(RegressorMixin, BaseEstimator):
 
     def _solve(self, problems: Sequence[Problem], tasks: int) -> list[LinearFit]:
         if not self.task_strength > 0:
-            raise UserError(f"The task_strength of dyadic must be positive, not {self.task_strength}.")
+            raise UserError(f"Expected a positive task_strength of dyadic, got {self.task_strength}.")
         strengths = checked_strengths(self.strengths, "dyadic")
 
         def solve(moments: Sums) -> Float[np.ndarray, "F S q K"]:
@@ -122,20 +122,24 @@ class Dyadic(RegressorMixin, BaseEstimator):
     def _weights(
         self, moments: Sums, strengths: Float[np.ndarray, " S"], tasks: int
     ) -> Float[np.ndarray, "F S q K"]:
-        """Solve both stages from the sums of products alone.
+        """Solve both stages using only sums of products.
 
         With J the incidence columns, effects of the metrics A = (JᵀJ + λI)⁻¹JᵀX and of the outcome
-        u = (JᵀJ + λI)⁻¹Jᵀy. Of what they leave, E = X - JA and e = y - Ju, the sums EᵀE and Eᵀe need no row.
+        u = (JᵀJ + λI)⁻¹Jᵀy. For the residuals E = X - JA and e = y - Ju, the sums EᵀE and Eᵀe can be computed without
+        the rows.
         """
         metrics = moments.gram.shape[1] - tasks
         xx, xj = moments.gram[:, :metrics, :metrics], moments.gram[:, :metrics, metrics:]
         jj = moments.gram[:, metrics:, metrics:]
         xy, jy = moments.cross[:, :metrics], moments.cross[:, metrics:]
+        # Metrics and outcomes share the incidence columns, so one solve gives the effects of both.
         both = np.concatenate([xj.mT, jy], axis=2)
         effects = np.linalg.solve(jj + self.task_strength * np.eye(tasks), both)
         of_metrics, of_outcome = effects[..., :metrics], effects[..., metrics:]
         left = xx - xj @ of_metrics - of_metrics.mT @ xj.mT + of_metrics.mT @ jj @ of_metrics
         left_cross = xy - xj @ of_outcome - of_metrics.mT @ jy + of_metrics.mT @ jj @ of_outcome
+        # Symmetrised, because eigh reads only one triangle and rounding makes the two differ.
         weights = ridge_weights((left + left.mT) / 2, left_cross, strengths)
+        # Weights for unadjusted metrics: (x − Ja)·w + Ju = x·w + J(u − aw).
         of_tasks = of_outcome[:, None] - of_metrics[:, None] @ weights
         return np.concatenate([weights, of_tasks], axis=2)

@@ -33,7 +33,7 @@ class ElasticNet(RegressorMixin, BaseEstimator):
         l1_ratio: q, in (0, 1]; 1 is the lasso.
         strengths: number of candidates for s.
         smallest: the smallest candidate, as a share of the largest, in (0, 1].
-        tolerance: of the coordinate descent of scikit-learn.
+        tolerance: tolerance of the coordinate descent of scikit-learn.
         max_sweeps: most passes over the coordinates.
 
     Attributes:
@@ -82,12 +82,14 @@ class ElasticNet(RegressorMixin, BaseEstimator):
         self._check_settings()
         X, y = training_arrays(self, X, y)
         folds = interleaved_folds(len(y)) if folds is None else folds
-        unit = float(y.std()) or 1.0  # so that `tolerance` means the same for every outcome
+        # Scaled to unit variance, so that `tolerance` means the same for every outcome.
+        unit = float(y.std()) or 1.0
         outcome = y / unit
         grid = self._grid(X, outcome)
         errors = [self._fold_errors(X, outcome, *fold, grid) for fold in folds]
         best = int(np.argmin(np.mean(errors, axis=0))) if errors else 0
         self.strength_ = float(grid[best] * unit)
+        # Solve along the path up to the chosen strength, because warm starts are faster than one cold start.
         weights, converged = self._path(X, outcome, grid[: best + 1])
         if not converged:
             logger.warning(
@@ -112,14 +114,15 @@ class ElasticNet(RegressorMixin, BaseEstimator):
             )
         if not 0 < self.l1_ratio <= 1:
             raise UserError(
-                f"{name} needs 0 < l1_ratio <= 1, not {self.l1_ratio}: for no L1 penalty at all use ridge."
+                f"{name} needs 0 < l1_ratio <= 1, not {self.l1_ratio}: without an L1 penalty, use ridge."
             )
 
     def _grid(
         self, X: Float[np.ndarray, "n m"], y: Float[np.ndarray, " n"]
     ) -> Float[np.ndarray, " strengths"]:
+        # The smallest strength at which all weights are 0, from the optimality conditions of the L1 penalty.
         largest = float(np.abs((X - X.mean(axis=0)).T @ (y - y.mean())).max() / len(y) / self.l1_ratio)
-        # Where nothing correlates with y any strength gives w = 0, but the solver wants a positive one.
+        # If no metric correlates with y, every strength gives w = 0, but the solver requires a positive one.
         return (largest or 1.0) * np.geomspace(1.0, self.smallest, self.strengths)
 
     def _fold_errors(
@@ -130,7 +133,7 @@ class ElasticNet(RegressorMixin, BaseEstimator):
         validation: Int[np.ndarray, " validation"],
         grid: Float[np.ndarray, " strengths"],
     ) -> Float[np.ndarray, " strengths"]:
-        # Roughly solved is good enough to choose a strength, so convergence is not asked for here.
+        # An approximate solution suffices to choose a strength, so convergence is not checked here.
         weights, _ = self._path(X[training], y[training], grid)
         predicted = y[training].mean() + (X[validation] - X[training].mean(axis=0)) @ weights
         return ((predicted - y[validation, None]) ** 2).mean(axis=0)
@@ -140,13 +143,13 @@ class ElasticNet(RegressorMixin, BaseEstimator):
     ) -> tuple[Float[np.ndarray, "m strengths"], bool]:
         """Solve for falling strengths, each starting from the last; tell whether all converged."""
         X, y = X - X.mean(axis=0), y - y.mean()
-        # Hundreds of small problems: checking each again costs as much as solving it.
+        # Skip input checks, which for hundreds of small problems take as long as the solver.
         with (
             config_context(assume_finite=True, skip_parameter_validation=True),
             warnings.catch_warnings(record=True) as caught,
         ):
             warnings.simplefilter("always", ConvergenceWarning)
-            solve: Any = enet_path  # typed by its defaults, as if `precompute` were text only
+            solve: Any = enet_path  # type checkers infer from its default that `precompute` is text
             _, weights, _ = solve(
                 X,
                 y,
@@ -162,7 +165,7 @@ class ElasticNet(RegressorMixin, BaseEstimator):
 
 
 def interleaved_folds(n: int, count: int = 5) -> list[InnerFold]:
-    """Make folds of every fifth row, for rows whose tasks are unknown.
+    """Make five folds of every fifth row, for rows whose tasks are unknown.
 
     Args:
         n: number of rows; fewer than two allow no fold.

@@ -14,7 +14,7 @@ class Lasso(ElasticNet):
     Args:
         strengths: number of candidates for s.
         smallest: the smallest candidate, as a share of the largest, in (0, 1].
-        tolerance: of the coordinate descent of scikit-learn.
+        tolerance: tolerance of the coordinate descent of scikit-learn.
         max_sweeps: most passes over the coordinates.
 
     Examples:

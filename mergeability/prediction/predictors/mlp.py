@@ -1,4 +1,4 @@
-"""A small neural network: how well a non-linear predictor does with the same metrics."""
+"""A small neural network: a non-linear predictor on the same metrics."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -37,7 +37,7 @@ class MLP(RegressorMixin, BaseEstimator):
         epochs: passes over the training rows.
         batch_size: rows per step.
         standardise: whether to standardise outcomes by the training rows.
-        seed: of the initial weights, the order of the rows and dropout.
+        seed: seed of the initial weights, the order of the rows and dropout.
 
     Attributes:
         parameters_: `into` (m, h), `into_bias` (1, h), `out` (h, 1) and `out_bias` (1, 1), in single precision.

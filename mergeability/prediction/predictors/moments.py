@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-# Products of the rows that are kept together, 2 GiB of them: one product of matrices then sums those of all folds.
+# Up to 2 GiB, keep the products of all rows, so that one matrix product sums them for all folds.
 _MOST_PRODUCTS = 2**28
 
 
@@ -14,7 +14,7 @@ class Sums:
     """Centred sums over the training rows of F folds.
 
     Attributes:
-        means: of the columns, (F, m).
+        means: means of the columns, (F, m).
         outcome_means: (F, K).
         gram: ΣXᵀX about the means, (F, m, m).
         cross: ΣXᵀY about the means, (F, m, K).
@@ -35,32 +35,34 @@ class Moments(Sums):
         Y: Float[np.ndarray, "n K"],
         training: Bool[np.ndarray, "F n"],
     ) -> None:
-        # About the means of all rows first: sums about a far-off origin would cancel.
+        # Centre by the means of all rows first, because sums about a distant origin would cancel.
         centre, outcome_centre = X.mean(axis=0), Y.mean(axis=0)
         X, Y, weights = X - centre, Y - outcome_centre, training.astype(np.float64)
         count = weights.sum(axis=1)[:, None]
         n, m = X.shape
         mean, outcome_mean = weights @ X / count, weights @ Y / count
+        # Flattened outer products of rows turn the sums of all folds into one matrix product with the masks.
         if n * m * m <= _MOST_PRODUCTS:
             squares = (X[:, :, None] * X[:, None, :]).reshape(n, m * m)
             products = (X[:, :, None] * Y[:, None, :]).reshape(n, m * Y.shape[1])
             gram = (weights @ squares).reshape(-1, m, m)
             cross = (weights @ products).reshape(-1, m, Y.shape[1])
         else:
-            # A thousand tasks have as many columns: the products of their rows would take tens of GiB.
+            # With a thousand tasks, and as many columns, the products of all rows would take tens of GiB.
             gram = np.stack([X[rows].T @ X[rows] for rows in training])
             cross = np.stack([X[rows].T @ Y[rows] for rows in training])
+        # Steiner's identity: Σ(x − x̄)(x − x̄)ᵀ = Σxxᵀ − n x̄x̄ᵀ.
         gram = gram - count[:, None] * mean[:, :, None] * mean[:, None]
         cross = cross - count[:, None] * mean[:, :, None] * outcome_mean[:, None]
         super().__init__(mean + centre, outcome_mean + outcome_centre, gram, cross)
 
 
 class TaskSums:
-    """Sums over all pairs and over the pairs of each task, from which those of folds follow by subtraction.
+    """Sums over all pairs and over the pairs of each task; subtraction gives the sums of folds.
 
     With S the sum over all rows, Sₐ that over the rows with task a, and x the row of the pair (a, b), the rows without
-    a sum to S - Sₐ, and those without a and b to S - Sₐ - S_b + x. So a fold costs as much as its sums have entries,
-    however many rows it has.
+    a sum to S - Sₐ, and those without a and b to S - Sₐ - S_b + x. So the cost of a fold depends only on the size of
+    its sums, not on its number of rows.
 
     Args:
         X: columns of the pairs.
@@ -76,11 +78,11 @@ class TaskSums:
         ends: Int[np.ndarray, "n 2"],
         tasks: int,
     ) -> None:
-        # About the means of all rows, so that all rows sum to 0 and what is subtracted is small.
+        # Centre by the means of all rows, so that all rows sum to 0 and the subtracted sums are small.
         self.centre, self.outcome_centre = X.mean(axis=0), Y.mean(axis=0)
         self.X, self.Y, self.ends = X - self.centre, Y - self.outcome_centre, ends
         self.gram, self.cross = self.X.T @ self.X, self.X.T @ self.Y
-        # Row n, all zeros, stands for the pairs that are not there.
+        # Row n is all zeros and represents missing pairs.
         place = np.full((tasks, tasks), len(X))
         place[ends[:, 0], ends[:, 1]] = place[ends[:, 1], ends[:, 0]] = np.arange(len(X))
         of_tasks = np.vstack([self.X, np.zeros(X.shape[1])])[place]
@@ -93,7 +95,9 @@ class TaskSums:
         """Return the sums over the pairs without one task each."""
         count = len(self.X) - self.task_counts[tasks]
         mean, outcome_mean = (
-            -sums[tasks] / count[:, None] for sums in (self.task_sums, self.task_outcome_sums)
+            # All rows sum to 0, so the remaining rows sum to minus those of the task.
+            -sums[tasks] / count[:, None]
+            for sums in (self.task_sums, self.task_outcome_sums)
         )
         weighted = count[:, None, None] * mean[:, :, None]
         return Sums(
@@ -109,6 +113,7 @@ class TaskSums:
         Means are those of the remaining pairs, relative to the means of all pairs.
         """
         x, y, (a, b) = self.X[rows], self.Y[rows], self.ends[rows].T
+        # The pair (a, b) itself is counted with both tasks, hence + 1 here and + x below.
         count = (len(self.X) - self.task_counts[a] - self.task_counts[b] + 1)[:, None]
         mean = (x - self.task_sums[a] - self.task_sums[b]) / count
         outcome_mean = (y - self.task_outcome_sums[a] - self.task_outcome_sums[b]) / count

@@ -1,7 +1,7 @@
 """Predictors that use a few named columns of the table instead of its metrics.
 
-One ridge on twenty-eight noisy metrics obscures a single good one. Evidence about each model alone, functional metrics
-on unlabelled images and probes of the merge are therefore studied as separate predictors.
+A ridge regression on twenty-eight noisy metrics obscures a single good one. Evidence about each model alone,
+functional metrics on unlabelled images and probes of the merge are therefore studied as separate predictors.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from mergeability.prediction.predictors.ridge import Ridge
 STRENGTHS = (1, 3, 10, 30, 100, 300, 1000)
 ZERO_SHOT_RATIO = "zero_shot_ratio"
 """The column with the mean of both tasks' base accuracy over fine-tuned accuracy, where labels give them."""
-# Least squares, and still 0 where the probe does not vary.
+# Practically least squares, but the weight is 0 if the probe is constant.
 _NEXT_TO_NONE = 1e-9
 
 
@@ -40,7 +40,7 @@ class Known(Ridge):
     """
 
     def columns(self, target: str, method: str) -> list[tuple[str, ...]]:
-        """List the alternatives of columns; the first one that all pairs have is used."""
+        """List alternative sets of columns; the first that is complete for all pairs is used."""
         return [(ZERO_SHOT_RATIO,), ("base_agreement",)]
 
 
@@ -102,7 +102,8 @@ class AdditiveProbe(Dyadic):
 
     Args:
         task_strength: strength of the ridge on task effects, above 0.
-        strengths: of the ridge on the residuals; by default one so small that β is the least squares solution.
+        strengths: strengths of the ridge on the residuals; by default one so small that β is the least squares
+            solution.
 
     Attributes:
         coef_: β, then the weights of the incidence columns.
@@ -140,6 +141,6 @@ def probe_columns(target: str, method: str) -> tuple[str, ...]:
 
 
 def own_columns(predictor: object, target: str, method: str) -> list[tuple[str, ...]]:
-    """List the alternatives of columns that a predictor uses instead of the metrics; empty for most predictors."""
+    """List the alternative sets of columns of a predictor; empty for predictors that use the metrics."""
     columns = getattr(predictor, "columns", None)
     return [] if columns is None else list(columns(target, method))

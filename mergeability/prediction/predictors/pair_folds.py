@@ -1,4 +1,4 @@
-"""The folds of leaving out both tasks of a pair, created one at a time."""
+"""Folds that leave out both tasks of a pair, created one at a time."""
 
 from collections.abc import Iterator, Sequence
 from typing import overload
@@ -30,9 +30,10 @@ class PairFolds(Sequence[InnerFold]):
         shared = np.zeros((self.tasks, self.tasks), dtype=int)
         np.add.at(shared, (a, b), 1)
         np.add.at(shared, (b, a), a != b)
-        # Whether every pair is there once and has two tasks, as in every checked table.
+        # Whether every pair occurs once and has two different tasks, as in every checked table.
         self.distinct = bool((shared <= 1).all() and (a != b).all())
         of_task = shared.sum(axis=1)
+        # Pairs that share a task with (a, b), without counting those of both tasks twice.
         left_out = np.where(a == b, of_task[a], of_task[a] + of_task[b] - shared[a, b])
         self.rows = np.flatnonzero(left_out < len(ends))
 

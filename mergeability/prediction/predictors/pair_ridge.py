@@ -1,8 +1,8 @@
-"""Ridge in all folds of leaving both tasks of a pair out, for all strengths, without a factorisation per fold.
+"""Ridge regression in all folds that leave out two tasks, for all strengths, without a factorisation per fold.
 
-Leaving out two more tasks changes the sums of products by little. So the eigenvectors of all rows diagonalise those of
-a fold approximately, and conjugate gradients that start from there need a few products of small matrices per fold,
-where eigenvalues of every fold take several times as long.
+Leaving out two tasks changes the sums of products only slightly. So the eigenvectors of all rows approximately
+diagonalise those of a fold, and preconditioned conjugate gradients need only a few products of small matrices per fold,
+while an eigendecomposition per fold would take several times as long.
 """
 
 from collections.abc import Sequence
@@ -31,13 +31,13 @@ _CONDITION = 1e6
 def applies(
     X: Float[np.ndarray, "n m"], folds: Sequence[InnerFold], strengths: Float[np.ndarray, " S"]
 ) -> bool:
-    """Return whether `predicted_pairs` can replace one fit per fold.
+    """Return whether `predicted_pairs` can be used instead of one fit per fold.
 
-    It can for `PairFolds` without repeated pairs, unless a strength is so small that subtracted sums lose digits.
+    This requires `PairFolds` without repeated pairs, and strengths large enough for the precision of subtracted sums.
     """
     if not (isinstance(folds, PairFolds) and folds.distinct and len(folds)):
         return False
-    # The sum of the eigenvalues bounds the largest one.
+    # The trace bounds the largest eigenvalue.
     return bool(((X - X.mean(axis=0)) ** 2).sum() <= _CONDITION * strengths[0])
 
 
@@ -52,16 +52,17 @@ def predicted_pairs(
     Args:
         X: columns of the pairs.
         Y: outcomes.
-        folds: of these pairs, no pair twice.
-        strengths: of the penalty s ‖w‖², in ascending order.
+        folds: folds of these pairs, no pair twice.
+        strengths: strengths of the penalty s ‖w‖², in ascending order.
 
     Returns:
         Predictions and measurements, both beyond the mean outcome of the fold's training rows.
     """
     X = X - X.mean(axis=0)
     values, vectors = np.linalg.eigh(X.T @ X)
-    # Rounding can push the smallest eigenvalues of collinear columns below 0.
+    # Rounding can make the smallest eigenvalues of collinear columns negative.
     values = np.maximum(values, 0.0)
+    # In the eigenbasis of all rows, the Gram matrix of a fold is Λ minus a small correction.
     sums = TaskSums(X @ vectors, Y, folds.ends, folds.tasks)
     predicted = np.empty((len(strengths), len(folds), Y.shape[1]))
     measured = np.empty((len(folds), Y.shape[1]))
@@ -89,6 +90,7 @@ def _weights(
     right = scale * np.tile(cross, (1, len(strengths), 1))
     found, converged = _conjugate_gradients(removed.gram, scale, right)
     weights = (scale * found).reshape(count, len(strengths), outcomes, m)
+    # Solve the few folds directly that are too different from all rows.
     if not converged.all():
         left = np.diag(values) - removed.gram[~converged]
         weights[~converged] = _solved(left, cross[~converged], strengths)
@@ -125,7 +127,7 @@ def _conjugate_gradients(
         unsolved = np.flatnonzero((state.squares > enough).any(axis=0))
         if not len(unsolved):
             break
-        # Large strengths converge first, and these are the last rows.
+        # Large strengths, in the last rows, converge first, so only the remaining rows are iterated.
         _step(state, slice(0, unsolved[-1] + 1), removed, scale)
     return state.v, (state.squares <= enough).all(axis=1)
 
@@ -149,5 +151,5 @@ def _step(
 
 
 def _divided(first: Float[np.ndarray, "F Q"], second: Float[np.ndarray, "F Q"]) -> Float[np.ndarray, "F Q"]:
-    """Divide; 0 where the second is 0, as of a right-hand side of zeros, which is solved."""
+    """Divide; 0 if the second is 0, as of a right-hand side of zeros, which is solved."""
     return np.divide(first, second, out=np.zeros_like(first), where=second != 0)

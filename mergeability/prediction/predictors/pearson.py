@@ -31,7 +31,7 @@ class Pearson(RegressorMixin, BaseEstimator):
         patience: steps without a gain after which a run stops.
         tolerance: the smallest change of the objective that counts as a gain.
         cutoff: weights below it in absolute value are set to 0.
-        seed: of the random start.
+        seed: seed of the random start.
 
     Attributes:
         weights_: w, one per metric.
@@ -85,7 +85,7 @@ class Pearson(RegressorMixin, BaseEstimator):
 
         Args:
             problems: X, y and an unused third entry for each fit.
-            seeds: of the random start of each problem; `seed` for all when None.
+            seeds: seeds of the random start of each problem; `seed` for all when None.
 
         Returns:
             One fitted predictor per problem.
@@ -93,7 +93,7 @@ class Pearson(RegressorMixin, BaseEstimator):
         seeds = [self.seed] * len(problems) if seeds is None else seeds
         covariances, covariations = _moments(problems)
         start = np.stack([self._start(covariations.shape[1], seed) for seed in seeds])
-        # A column without spread has no slope: its random start must not survive as a weight.
+        # A constant column has no gradient, so set its weight to 0 instead of keeping its random start.
         start = np.where(np.diagonal(covariances, axis1=1, axis2=2) > 0, start, np.float32(0))
         weights, steps = self._maximise(covariances, covariations, start)
         weights = np.where(np.abs(weights) < self.cutoff, 0.0, weights.astype(np.float64))
@@ -167,7 +167,7 @@ def correlation_and_slope(
         The correlations, and their gradients.
     """
     pull = np.matmul(covariances, weights[:, :, None])[:, :, 0]
-    # Rounding can push the variance of collinear metrics below 0.
+    # Rounding can make the variance of collinear metrics negative.
     spread = np.sqrt(np.maximum((pull * weights).sum(axis=1), 0.0))
     spread_eps = (spread + EPSILON)[:, None]
     r = (weights * covariations).sum(axis=1) / spread_eps[:, 0]
@@ -179,7 +179,7 @@ def correlation_and_slope(
 def _moments(
     problems: Sequence[Problem],
 ) -> tuple[Float[np.ndarray, "runs m m"], Float[np.ndarray, "runs m"]]:
-    """Condense each problem into all that r depends on, whatever its number of rows.
+    """Reduce each problem to the moments that determine r, which do not grow with the number of rows.
 
     Kept in double precision, as metrics may be collinear; weights and Adam's moments are single.
     """

@@ -37,9 +37,10 @@ def ridge_weights(
     strengths: Float[np.ndarray, " S"],
 ) -> Float[np.ndarray, "F S m K"]:
     """Solve (XᵀX + s·I) w = XᵀY in every fold for every strength s > 0; an infinite s gives w = 0."""
+    # One eigendecomposition per fold serves all strengths: (G + sI)⁻¹ = V (Λ + s)⁻¹ Vᵀ.
     values, vectors = np.linalg.eigh(gram)
     turned = vectors.mT @ cross
-    # Rounding can push the smallest eigenvalues of collinear columns below 0.
+    # Rounding can make the smallest eigenvalues of collinear columns negative.
     denominators = np.maximum(values, 0.0)[:, None, :] + strengths[None, :, None]
     return vectors[:, None] @ (turned[:, None] / denominators[..., None])
 
@@ -55,6 +56,7 @@ def validated(
         batch = folds[start : start + _BATCH]
         moments = Moments(X, Y, training_masks(batch, len(X)))
         for index, (solved, (_, rows)) in enumerate(zip(weights(moments), batch, strict=True)):
+            # Relative to the training means, which absorb the unpenalised intercept.
             beyond = (X[rows] - moments.means[index]) @ solved
             yield beyond, Y[rows] - moments.outcome_means[index]
 
@@ -70,7 +72,7 @@ def training_masks(folds: Sequence[InnerFold], n: int) -> Bool[np.ndarray, "F n"
 def best_strengths(
     validations: Iterator[Validation], count: int, *, within: bool = False
 ) -> Int[np.ndarray, " K"] | None:
-    """Return for each outcome the index of the strength that predicts the inner folds best; the largest of equals.
+    """Return, for each outcome, the index of the strength that predicts the inner folds best; the largest on ties.
 
     The chosen strength has the least squared error over all validation rows. If every fold has one row, the largest
     correlation decides instead, pooled over the folds, between predictions and measurements relative to the training
@@ -98,14 +100,16 @@ def best_strengths(
         if within:
             errors = errors - errors.mean(axis=1, keepdims=True)
         total = total + (errors**2).sum(axis=1)
+    # argmin returns the first minimum, so search from the end: ties go to the largest strength.
     return count - 1 - np.argmin(total[::-1], axis=0)
 
 
 def most_correlated(
     predicted: Float[np.ndarray, "S F K"], measured: Float[np.ndarray, "F K"]
 ) -> Int[np.ndarray, " K"]:
-    """Return for each outcome the index of the strength with the largest correlation; the last of equals."""
+    """Return, for each outcome, the index of the strength with the largest correlation; the last on ties."""
     scores = _correlations(predicted, measured)
+    # An undefined correlation, for example of constant predictions, must never be selected.
     scores = np.where(np.isnan(scores), -np.inf, scores)
     return len(scores) - 1 - np.argmax(scores[::-1], axis=0)
 
@@ -117,15 +121,16 @@ def _correlations(
     p_length, m_length = np.sqrt((p**2).sum(axis=1)), np.sqrt((m**2).sum(axis=0))
     length = p_length * m_length
     scale = np.abs(predicted).max(axis=1) * np.abs(measured).max(axis=0) * len(measured)
-    # Below the first both differ by rounding only; below the second predictions are the rounding of 0.
+    # Undefined if deviations are only rounding errors (first tolerance), or predictions are 0 up to rounding (second).
     defined = (length > 1e-12 * scale) & (p_length > 1e-9 * m_length)
     return np.divide((p * m).sum(axis=1), length, out=np.full(length.shape, np.nan), where=defined)
 
 
 def with_shared_rows(problems: Sequence[Problem]) -> list[list[int]]:
-    """Group the problems that share rows and folds and differ only in their outcomes."""
+    """Group problems that have the same rows and folds and differ only in their outcomes."""
     groups: dict[tuple[int, int], list[int]] = {}
     for index, (X, _, folds) in enumerate(problems):
+        # By identity: callers pass the same array for the same rows, and comparing contents would cost more than a fit.
         groups.setdefault((id(X), id(folds)), []).append(index)
     return list(groups.values())
 
@@ -145,7 +150,7 @@ def checked_strengths(strengths: Sequence[float | int], owner: str) -> Float[np.
     """
     found = np.array(sorted(float(one) for one in strengths))
     if not len(found) or not (found > 0).all():
-        raise UserError(f"The strengths of {owner} must be positive, not {list(strengths)}.")
+        raise UserError(f"Expected positive strengths of {owner}, got {list(strengths)}.")
     return found
 
 
@@ -182,6 +187,7 @@ def fit_together(
         X, _, folds = problems[group[0]]
         Y = np.stack([problems[index][1] for index in group], axis=1)
         chosen = choose(X, Y, folds or ())
+        # Too few tasks for inner folds: use the default strength.
         chosen = np.full(len(group), otherwise) if chosen is None else chosen
         whole = Moments(X, Y, np.ones((1, len(X)), dtype=bool))
         weights = solve(whole)[0]
@@ -261,7 +267,7 @@ class Ridge(RegressorMixin, BaseEstimator):
 def solve_ridge(
     problems: Sequence[Problem], strengths: Sequence[float | int], *, subtract: bool = False
 ) -> list[LinearFit]:
-    """Fit ridge to each problem, the strength chosen by its inner folds; the middle one without any.
+    """Fit ridge to each problem with the strength chosen by its inner folds, or the middle strength without folds.
 
     Args:
         problems: training rows, outcomes and inner folds.

@@ -1,4 +1,4 @@
-"""Bring metrics to one range, so that coefficients can be compared."""
+"""Scale metrics to one range, so that coefficients are comparable."""
 
 import numpy as np
 from jaxtyping import Bool, Float

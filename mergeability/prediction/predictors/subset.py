@@ -49,7 +49,9 @@ class SubsetRegressor(RegressorMixin, BaseEstimator):
             UserError: the tolerance is negative.
         """
         if not self.tolerance >= 0:
-            raise UserError(f"The tolerance of {type(self).__name__} is at least 0, not {self.tolerance}.")
+            raise UserError(
+                f"Expected the tolerance of {type(self).__name__} to be at least 0, got {self.tolerance}."
+            )
         X, y = training_arrays(self, X, y)
         columns, outcome = unit_columns(X), unit_columns(y[:, None])[:, 0]
         self.selected_: Int[np.ndarray, " selected"] = np.sort(self._select(columns, outcome))
@@ -67,7 +69,7 @@ class SubsetRegressor(RegressorMixin, BaseEstimator):
     def _select(
         self, columns: Float[np.ndarray, "n m"], outcome: Float[np.ndarray, " n"]
     ) -> Int[np.ndarray, " selected"]:
-        """Choose columns, both sides given with mean 0 and length 1 (all 0 where constant)."""
+        """Choose columns, both sides given with mean 0 and length 1 (all 0 if constant)."""
 
 
 def unit_columns(X: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:

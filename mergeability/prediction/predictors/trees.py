@@ -22,7 +22,7 @@ class Trees(RegressorMixin, BaseEstimator):
     Args:
         trees: number of trees.
         smallest_leaf: fewest training rows in a leaf.
-        seed: of the random cuts.
+        seed: seed of the random cuts.
 
     Attributes:
         forest_: the fitted `sklearn.ensemble.ExtraTreesRegressor`.

@@ -1,4 +1,4 @@
-"""The contribution of each category of metrics: refits without it, and with it alone."""
+"""The contribution of each category of metrics: refits without it, and with only it."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,7 +22,7 @@ def category_ablation(
     protocols: Sequence[SplitProtocol],
     predictor: Predictor | None = None,
 ) -> pd.DataFrame:
-    """Refit without each category of metrics, and with each category alone.
+    """Refit without each category of metrics, and with only each category.
 
     Args:
         table: the pairs.
@@ -40,7 +40,7 @@ def category_ablation(
     present = {name: [m for m in metrics if m in table.metrics] for name, metrics in categories.items()}
     present = {name: metrics for name, metrics in present.items() if metrics}
 
-    # The same pairs for every set of metrics: those that have all of them.
+    # Use the pairs with all metrics, so that every refit uses the same pairs.
     same_pairs = table.complete_metrics()
 
     def scores(metrics: Sequence[str]) -> dict[tuple[str, str, str], float]:

@@ -34,12 +34,12 @@ def coefficient_table(coefficients: pd.DataFrame) -> pd.DataFrame:
         }
     ).reset_index()
     total = table["mean"].abs().groupby([table[key] for key in keys]).transform("sum")
-    # Where nothing has a weight nothing contributes.
+    # If all weights are 0, all contributions are 0.
     return table.assign(contribution=(table["mean"].abs() / total.where(total > 0)).fillna(0.0))
 
 
 def stable_metrics(table: pd.DataFrame) -> pd.DataFrame:
-    """Find the metrics whose mean coefficient has one sign under every method.
+    """Find the metrics whose mean coefficient has the same sign for all methods.
 
     Args:
         table: the result of `coefficient_table`.

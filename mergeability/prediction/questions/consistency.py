@@ -1,4 +1,4 @@
-"""Rank agreement of merge methods: do two methods order the pairs alike?"""
+"""Rank agreement of merge methods: the correlation between the outcomes of two methods over pairs."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -17,7 +17,7 @@ _ROUNDING = 1e-9
 
 
 def method_consistency(pairs: pd.DataFrame, outcomes: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Correlate the outcomes of every two methods over pairs of models, by Spearman's ρ (1904).
+    """Correlate the outcomes of every two methods over pairs of models with Spearman's ρ (1904).
 
     `rho` is the correlation of ranks over the pairs that both methods have, in [-1, 1]: 1 if they order the pairs
     alike, 0 if their orders are unrelated. `rho_low` and `rho_high` are its 95 % interval by `interval_over_tasks`.
@@ -70,9 +70,9 @@ def _rho_beyond(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"],
     left = []
     for outcome in (first, second):
         residual, rank = residuals(tasks, outcome)
-        # In a single dimension any two residuals are proportional, as any two points lie on a line.
+        # With one degree of freedom, any two residual vectors are proportional, so their correlation is ±1.
         if len(outcome) - rank < MIN_PAIRS - 1:
             return float("nan")
-        # Ranks would take rounding for order: a+b and c+d leave the same where there are four tasks.
+        # Ranks would order rounding errors: with four tasks, a+b and c+d have the same residual.
         left.append(np.round(residual / (_ROUNDING * np.abs(outcome).max())))
     return spearman_rho(*left)

@@ -63,7 +63,7 @@ KINDS: dict[str, tuple[str, str]] = {
 }
 """Predictor → its cost and what it rests on, in words."""
 
-# Task effects of two new tasks are 0: these predict the training mean, or the probe, and are left out there.
+# For two new tasks, task effects are 0, so these predictors equal the training mean or the probe and are omitted.
 _KNOWN_PARTNER_ONLY = ("additive", "additive_probe")
 
 KEYS = ["group", "situation", "target", "predictor"]
@@ -77,12 +77,12 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class EvidenceScores:
-    """Hold the scores of every kind of evidence on one table of pairs.
+    """The scores of every kind of evidence on one table of pairs.
 
     Attributes:
         scores: one row per group, situation, target and predictor: `r` and the columns listed in `compare_evidence`.
         without: `r` without the pairs of each `task` in turn, for intervals over tasks.
-        notes: sentences on pairs and predictors left out.
+        notes: sentences about excluded pairs and predictors.
     """
 
     scores: pd.DataFrame
@@ -100,7 +100,7 @@ class _Population:
     calibration: str | None = None
 
     def of(self, pairs: pd.DataFrame) -> pd.DataFrame:
-        """Keep the pairs whose two tasks belong to one of the sets of tasks."""
+        """Select the pairs whose two tasks belong to the same set of tasks."""
         inside = [pairs["task_a"].isin(own) & pairs["task_b"].isin(own) for own in self.tasks]
         return pairs[np.any(inside, axis=0)].reset_index(drop=True)
 
@@ -115,11 +115,11 @@ def compare_evidence(
 ) -> EvidenceScores:
     """Score every kind of evidence within each group of tasks, and from each group to every other.
 
-    Within a group, pairs are predicted by leaving two tasks out (*both new*) and by leaving one out (*known partner*).
-    "a to b" is fitted on the pairs within a and predicts those within b, both new; pairs across are not used.
+    Within a group, pairs are predicted by leaving two tasks out (*both new*, l2to) and one out (*known partner*, loto).
+    "a to b" is fitted on the pairs within a and predicts the pairs within b (both new); pairs across are not used.
 
-    Scores are means over methods. `r` is the correlation beyond the training mean for both new, 0 where nothing is
-    predicted beyond it, and the mean correlation over folds for a known partner, NaN where it is undefined in all of
+    Scores are means over methods. `r` is the correlation beyond the training mean for both new, 0 if nothing is
+    predicted beyond it, and the mean correlation over folds for a known partner, NaN if it is undefined in all of
     them. `bias` is the mean of predicted − measured and `mae` the mean absolute error, in outcome units: of `probe`
     they are those of its direct reading. `half_width`, `coverage` and `level` are those of `conformal_table`, from one
     group to another calibrated on the pairs of the first. `regret` is that of choosing the method by the predictor,
@@ -127,11 +127,11 @@ def compare_evidence(
 
     Args:
         pairs: one row per pair: metrics, columns of the predictors with their own evidence, outcomes.
-        metrics: the columns that ridge looks at.
-        groups: name → tasks; tasks that the table lacks are passed over, and so is a group of fewer than four.
-        families: name → metrics that are tried by ridge on their own.
+        metrics: the columns for ridge.
+        groups: name → tasks; unknown tasks are ignored, and so are groups of fewer than four tasks.
+        families: name → metrics for a separate ridge.
         methods: merge methods; those the table has outcomes of when None.
-        targets: of each method.
+        targets: targets of each method.
 
     Raises:
         UserError: the table has no outcome, or no group has four tasks.
@@ -139,7 +139,7 @@ def compare_evidence(
     methods = outcome_methods(pairs, targets) if methods is None else list(methods)
     if not methods:
         raise UserError(
-            "Comparing evidence requires outcomes of merges, but this table contains none: set merge=…."
+            "A comparison of evidence requires outcomes of merges, but this table contains none: set merge=…."
         )
     populations, notes = _populations(pairs, groups)
     rows, without, found = [], [], {}
@@ -168,7 +168,7 @@ def _populations(
     if not used:
         raise UserError(
             f"Expected a group of at least {MIN_TASKS} tasks, got {summarise_names(sorted(present))} for the groups "
-            f"{', '.join(groups) or 'none'}. Name the tasks of each with task_groups=…."
+            f"{', '.join(groups) or 'none'}. Set the tasks of each group in task_groups=…."
         )
     notes = [
         f"Group {name} is left out: {len(tasks[name])} of its tasks are in the table, and {MIN_TASKS} are needed."
@@ -193,7 +193,7 @@ def _evaluate(
     targets: Sequence[str],
     protocol: SplitProtocol,
 ) -> PredictionResult:
-    """Fit every predictor, all on the pairs that have all metrics."""
+    """Fit every predictor to the pairs that have all metrics."""
     protocols = [protocol]
     left_out = () if protocol.situation == KNOWN_PARTNER else _KNOWN_PARTNER_ONLY
     own, others = with_own_evidence({name: one for name, one in PREDICTORS.items() if name not in left_out})
@@ -217,7 +217,7 @@ def _evaluate(
             selected = table.select(columns, [f"{target}_{method}" for method in own_methods])
             more = evaluate_predictors(selected, columns, {name: predictor}, own_methods, [target], protocols)
             result = joined(result, more)
-    # Folds without a correlation are counted in the scores; only columns that are missing are worth a sentence.
+    # Scores already count folds without a correlation, so only notes about missing columns are kept.
     return PredictionResult(result.records, result.folds, result.predictions, result.coefficients, notes)
 
 
@@ -228,7 +228,7 @@ def _needed(predictor: Predictor, methods: Sequence[str]) -> str:
 def _scored(
     result: PredictionResult, population: _Population, calibration: pd.DataFrame | None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Average the scores of each predictor over methods; and its r without each task."""
+    """Average the scores of each predictor over methods, also r without each task."""
     predictions = result.predictions
     intervals = (
         conformal_table(predictions)
@@ -283,7 +283,7 @@ class _Correlations:
         return predicted, measured, ends, group["held_out"].to_numpy(dtype=object)
 
     def mean(self, without: str | None = None) -> float:
-        """Average over methods, over all pairs or those without a task."""
+        """Average over methods, on all pairs or on the pairs without a task."""
         found: list[float] = []
         for predicted, measured, ends, held_out in self._methods:
             kept = (ends != without).all(axis=1)

@@ -7,7 +7,7 @@ import pandas as pd
 
 from mergeability.prediction.validation.protocols import BOTH_NEW
 
-# Cost of the evidence -> the predictor that stands for it: one that is fixed, so that none is picked by its score.
+# Cost of the evidence → its predictor, which is fixed in advance to avoid selection bias.
 EVIDENCE = {
     "mean": ("none", "the mean of earlier merges"),
     "ridge": ("no merge", "the metrics of the two models"),
@@ -70,7 +70,7 @@ def _means(
     predictor: str,
     columns: Sequence[str],
 ) -> dict[str, float]:
-    """Average columns of a table of the study over methods; NaN where the table has no such rows."""
+    """Average columns of a table of the study over methods; NaN if the table has no such rows."""
     table = tables.get(name, pd.DataFrame())
     if table.empty:
         return dict.fromkeys(columns, float("nan"))

@@ -26,7 +26,7 @@ def method_choice(predictions: pd.DataFrame) -> pd.DataFrame:
     """
     if predictions.empty:
         return pd.DataFrame()
-    # One table for all predictors: as many small ones take most of the time of a study.
+    # One table for all predictors, because many small tables would dominate the time of a study.
     values = predictions.pivot_table(index=[*KEYS, *PLACES], columns="method", values=VALUES, sort=False)
     rows = []
     for key, group in values.groupby(KEYS, sort=False):
@@ -36,7 +36,7 @@ def method_choice(predictions: pd.DataFrame) -> pd.DataFrame:
             continue
         measured, predicted, means = (group[name][outcomes.columns][whole].to_numpy() for name in VALUES)
         best = measured.max(axis=1)
-        # A tenth of a millionth of the training mean decides between equal predictions only.
+        # Adding 1e-7 of the training mean decides only between equal predictions.
         chosen = _at(measured, predicted + 1e-7 * means)
         fixed = _at(measured, means)
         rows.append(

@@ -17,8 +17,8 @@ def seed_spread(
 
     Args:
         predictors: name → regressor; those without a random start are skipped.
-        folds: of all outcomes.
-        seeds: of the random starts.
+        folds: folds of all outcomes.
+        seeds: seeds of the random starts.
 
     Returns:
         One row per predictor, target, method and seed, with `r`, the mean over the folds.

@@ -1,4 +1,4 @@
-"""The score of a set of models as the mean of its pairs' scores: do pairs predict how well many models merge?"""
+"""The score of a set of models as the mean of its pairs' scores: can pairs predict merges of many models?"""
 
 from itertools import combinations
 
@@ -12,7 +12,7 @@ MEASURED = "measured pairs"
 
 
 def set_score_table(sets: pd.DataFrame, pairs: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
-    """Compare the ranking of sets by the scores of their pairs with the ranking by their measured outcomes.
+    """Compare the ranking of sets by the scores of their pairs with the ranking by measured outcomes.
 
     A pair's score is its prediction while its tasks were left out, averaged over folds; the score of a set is the mean
     over its pairs. For `measured pairs`, the score of a pair is its own measured outcome.
@@ -20,7 +20,7 @@ def set_score_table(sets: pd.DataFrame, pairs: pd.DataFrame, predictions: pd.Dat
     Args:
         sets: one row per set: `tasks`, joined by +, `arity`, and outcomes `<target>_<method>`.
         pairs: the pair table.
-        predictions: of `PredictionResult`.
+        predictions: predictions of `PredictionResult`.
 
     Returns:
         One row per protocol, target, method, arity and predictor: `rho`, Spearman's rank correlation over the `n_sets`

@@ -58,8 +58,8 @@ def _shares(pairs) -> dict[str, float]:
 def residuals(
     columns: Float[np.ndarray, "n q"], y: Float[np.ndarray, " n"]
 ) -> tuple[Float[np.ndarray, " n"], int]:
-    """Fit y = μ + columns · w by least squares; return the residuals, and the rank of the columns with the constant."""
+    """Fit y = μ + columns · w by least squares; return the residuals, and the rank of the design matrix."""
     columns = np.hstack([np.ones((len(y), 1)), columns])
-    # Metrics are measured in single precision: what is left of an exact relation is rounding.
+    # Metrics have single precision, so smaller residuals of an exact relation are rounding.
     weights, _, rank, _ = np.linalg.lstsq(columns, y, rcond=1e-6)
     return y - columns @ weights, int(rank)

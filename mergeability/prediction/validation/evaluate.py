@@ -44,7 +44,7 @@ _FOLD_COLUMNS = [*_KEYS, "held_out", "n_training", "n_validation", "r", "rho", "
 
 @dataclass(frozen=True)
 class PredictionResult:
-    """Hold predictions and their scores.
+    """Predictions and their scores.
 
     Attributes:
         records: one entry per protocol, method, target and predictor, as in `prediction.json`; `None` for an undefined
@@ -86,7 +86,7 @@ class PredictionResult:
                 path.write_text(csv_text(frame), encoding="utf-8")
 
     def of(self, protocol: str) -> "PredictionResult":
-        """Keep the results of one protocol."""
+        """Select the results of one protocol."""
         return PredictionResult(
             [record for record in self.records if record["protocol"] == protocol],
             self.folds[self.folds["protocol"] == protocol],
@@ -108,7 +108,7 @@ def evaluate_predictors(
     ranges: Mapping[str, tuple[float, float]] | None = None,
     progress: Progress = no_progress,
 ) -> PredictionResult:
-    """Fit each predictor on each fold of each method's outcomes, and score it on the pairs left out.
+    """Fit each predictor to each fold of each method's outcomes, and score it on the pairs left out.
 
     A predictor is any scikit-learn regressor; `Predictor` lists the optional traits. Inner folds follow the same
     protocol on the training rows. Protocols with many folds are used only for predictors with a closed form.
@@ -145,18 +145,19 @@ def evaluate_predictors(
         {'additive': 0.63, 'ridge': 0.41}
     """
     if rows not in ("per_method", "complete"):
-        raise UserError(f"rows must be per_method or complete, not {rows!r}.")
+        raise UserError(f"Expected rows to be per_method or complete, got {rows!r}.")
     methods = chosen_methods(table, methods, targets)
     if not methods:
         return PredictionResult(notes=[NO_OUTCOMES])
     table = PairTable.of(table, metrics, methods, targets, ranges)
     notes = list(table.notes)
     parts = []
-    # Thousands of small problems: threads would wait for each other longer than they compute.
+    # One thread, because for thousands of small problems threads would wait longer than they compute.
     with threadpool_limits(1, "blas"):
         for protocol in protocols:
             made = make_folds(table, methods, targets, protocol, rows == "complete")
-            # Pairs left out are the same for all protocols; constant metrics are noted for the first.
+            # Excluded pairs are the same for all protocols, and constant metrics are noted once, for the first
+            # protocol.
             notes += [note for note in made.notes if protocol is protocols[0]]
             chosen = [
                 name
@@ -168,7 +169,7 @@ def evaluate_predictors(
     outcomes = [f"{target}_{method}" for target in targets for method in methods]
     absent = [name for name in outcomes if name not in table.frame.columns]
     if absent:
-        notes.append(f"{summarise_names(absent)}: no such column, so nothing was predicted.")
+        notes.append(f"{summarise_names(absent)}: the column does not exist, so nothing was predicted.")
     return _combine(parts, notes)
 
 
@@ -179,7 +180,7 @@ def _evaluate_one(
     for fold, model in zip(folds, fit_folds(predictor, folds), strict=True):
         by_outcome.setdefault((fold.method, fold.target), []).append((fold, model))
     scored = [_score(name, traits(predictor).inputs, protocol, fits) for fits in by_outcome.values()]
-    # One frame for all outcomes: to make one for each takes longer than all the scores.
+    # One frame for all outcomes, because creating one for each would take longer than the scores.
     of_folds = _stacked([one.folds for one in scored], _FOLD_COLUMNS)
     return PredictionResult(
         [one.record for one in scored],
@@ -191,7 +192,7 @@ def _evaluate_one(
 
 
 def _undefined_notes(name: str, folds: pd.DataFrame) -> list[str]:
-    """Name the folds without a correlation, one sentence for all outcomes that lack the same ones."""
+    """List the folds without a correlation, in one sentence for all outcomes with the same folds."""
     outcomes_by: dict[str, list[str]] = {}
     for (target, method), rows in folds.groupby(["target", "method"], sort=False):
         undefined = rows.loc[rows["r"].isna(), "held_out"].tolist()
@@ -240,7 +241,7 @@ def _score(
 
 
 def _labelled(own: Mapping[str, str], columns: Columns) -> Columns:
-    """Put what all rows have in common beside their columns."""
+    """Add the values common to all rows to their columns."""
     count = len(next(iter(columns.values())))
     return {**{key: np.full(count, value, dtype=object) for key, value in own.items()}, **columns}
 

@@ -1,4 +1,4 @@
-"""The folds of every outcome, ready to fit: rows selected, metrics scaled by the training rows of each fit."""
+"""The folds of every outcome, with selected rows and with metrics scaled by the training rows of each fit."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +20,9 @@ TASK_PREFIX = "task="
 
 
 class FoldRows:
-    """Hold the rows of one fold, for any outcome, with metrics scaled by the ranges of its training rows.
+    """The rows of one fold, for any outcome, with metrics scaled by the ranges of its training rows.
 
-    Rows and inner folds are computed on access: kept for all folds at once, those of leaving two of T tasks out would
+    Rows and inner folds are computed on access: for all folds that leave out two of T tasks, they would
     take memory in proportion to T⁶.
     """
 
@@ -39,7 +39,7 @@ class FoldRows:
         return inner_folds(self.protocol, self.rows.ends[self.split.training])
 
     def features(self, inputs: str) -> Float[np.ndarray, "n q"]:
-        """Return the columns that a predictor needs, for all rows: metrics, tasks (incidence columns), or both."""
+        """Return the input columns of a predictor for all rows: metrics, tasks (incidence columns), or both."""
         choices: dict[str, Callable[[], list[np.ndarray]]] = {
             "metrics": lambda: [self._scaled()],
             "raw": lambda: [self.rows.features],
@@ -47,7 +47,9 @@ class FoldRows:
             "both": lambda: [self._scaled(), self.rows.incidence],
         }
         if inputs not in choices:
-            raise UserError(f"A predictor's inputs must be one of {', '.join(choices)}, not {inputs!r}.")
+            raise UserError(
+                f"Expected the inputs of a predictor to be one of {', '.join(choices)}, got {inputs!r}."
+            )
         return np.hstack(choices[inputs]())
 
     def training_features(self, inputs: str) -> Float[np.ndarray, "training q"]:
@@ -87,7 +89,7 @@ class Fold:
 
 @dataclass
 class Folds:
-    """All folds of a protocol, and notes on pairs left out."""
+    """All folds of a protocol, with notes about excluded pairs."""
 
     folds: list[Fold] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -100,7 +102,7 @@ def make_folds(
     protocol: SplitProtocol,
     complete: bool = False,
 ) -> Folds:
-    """Split the rows of every outcome; outcomes known for the same pairs share their rows.
+    """Split the rows of every outcome; outcomes with the same pairs share folds.
 
     Args:
         table: the pairs.
@@ -154,14 +156,14 @@ def _constant_notes(constant_in: dict[str, set[str]]) -> list[str]:
 
 
 def fit_folds(predictor: Predictor, folds: Sequence[Fold]) -> list[Predictor]:
-    """Fit a predictor on the training rows of every fold.
+    """Fit a predictor to the training rows of every fold.
 
     A predictor that searches all folds at once receives all of them. Any other predictor receives one set of training
     rows at a time, with every outcome known for them, so that only one such set is in memory.
 
     Args:
         predictor: the regressor.
-        folds: of one protocol.
+        folds: folds of one protocol.
 
     Returns:
         One fitted copy per fold.
@@ -173,7 +175,7 @@ def fit_folds(predictor: Predictor, folds: Sequence[Fold]) -> list[Predictor]:
     for group in groups:
         members = [folds[index] for index in group]
         problems = _problems(members, own)
-        # Of "both" the last columns are those of tasks.
+        # With "both", the last columns are the task columns.
         tasks = {"tasks": len(members[0].shared.rows.tasks)} if own.inputs == "both" else {}
         if isinstance(predictor, BatchPredictor):
             models = predictor.fit_many(problems, **tasks)
@@ -192,7 +194,7 @@ def _with_the_same_rows(folds: Sequence[Fold]) -> list[list[int]]:
 
 
 def _problems(folds: Sequence[Fold], own: Traits) -> list[Problem]:
-    """Take the training rows of folds; those of the same rows share one array and one list of inner folds."""
+    """Return the training rows of folds; folds with the same rows share one array and one list of inner folds."""
     rows: dict[int, tuple[np.ndarray, Sequence[InnerFold] | None]] = {}
     for fold in folds:
         shared = fold.shared

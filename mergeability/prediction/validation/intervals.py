@@ -1,4 +1,4 @@
-"""Conformal prediction intervals for pairs of new tasks, and the share of pairs they cover."""
+"""Conformal prediction intervals for pairs of new tasks, and their coverage."""
 
 import math
 
@@ -22,7 +22,7 @@ def half_width(residuals: Float[np.ndarray, " n"], level: float | int = SHARE) -
     Source: Vovk, Gammerman and Shafer, "Algorithmic learning in a random world", 2005.
 
     Args:
-        residuals: of held-out pairs, at least 0; NaN is not allowed.
+        residuals: residuals of held-out pairs, at least 0; NaN is not allowed.
         level: nominal share of pairs inside, in (0, 1).
 
     Returns:
@@ -47,7 +47,7 @@ def student_interval(values: Float[np.ndarray, " n"], level: float | int = 0.95)
 
     Args:
         values: independent numbers.
-        level: of the interval, in (0, 1).
+        level: level of the interval, in (0, 1).
 
     Returns:
         The lower and the upper end; NaN for fewer than two values.
@@ -66,11 +66,11 @@ def student_interval(values: Float[np.ndarray, " n"], level: float | int = 0.95)
 def transferred_intervals(
     calibration: pd.DataFrame, predictions: pd.DataFrame, level: float | int = SHARE
 ) -> pd.DataFrame:
-    """Calibrate intervals on held-out pairs of some tasks, and measure the share of other tasks' pairs they cover.
+    """Calibrate intervals on held-out pairs of some tasks, and measure their coverage on pairs of other tasks.
 
     Args:
-        calibration: validated pairs of the tasks that a fit has seen.
-        predictions: validated pairs of the others.
+        calibration: validated pairs of the training tasks.
+        predictions: validated pairs of the other tasks.
         level: as in `conformal_table`.
 
     Returns:
@@ -109,7 +109,7 @@ def residuals_of(predictions: pd.DataFrame) -> Float[np.ndarray, " n"]:
 
 
 def conformal_table(predictions: pd.DataFrame, level: float | int = SHARE) -> pd.DataFrame:
-    """Calibrate intervals for every predictor and outcome, and measure the share of pairs that they cover.
+    """Calibrate intervals for every predictor and outcome, and measure their coverage.
 
     Args:
         predictions: validated pairs, one row per fold and pair.
@@ -149,11 +149,11 @@ def conformal_table(predictions: pd.DataFrame, level: float | int = SHARE) -> pd
 
 
 def _rows_by_task(predictions: pd.DataFrame) -> dict[str, Int[np.ndarray, " rows"]]:
-    """Give each held-out task the rows that were predicted while it was held out."""
+    """Group the predicted rows by held-out task."""
     found: dict[str, list[int]] = {}
     columns = predictions[["held_out", "task_a", "task_b"]].itertuples(index=False, name=None)
     for row, (held_out, a, b) in enumerate(columns):
-        # Leaving one task out, the partner is known; leaving two out, both tasks of the pair are held out.
+        # If one task is left out, the other task of a pair is known; if two are left out, both are held out.
         for task in (held_out,) if held_out in (a, b) else (a, b):
             found.setdefault(task, []).append(row)
     return {task: np.array(rows) for task, rows in found.items()}

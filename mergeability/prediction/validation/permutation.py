@@ -1,4 +1,4 @@
-"""Permutation test over tasks: could the metrics of any other pairs have predicted as well?
+"""Permutation test over tasks: do the metrics of permuted tasks predict equally well?
 
 Pairs that share a task are not independent, so the usual p-value of a correlation over pairs is too small. Here the
 tasks of the metric table are permuted at random: pair (a, b) gets the metrics of (π(a), π(b)), which keeps every
@@ -33,7 +33,7 @@ class PermutationTest:
     Attributes:
         methods: one row per target and method: `r`, the leave-one-task-out correlation of ridge on the metrics, and
             `gain`, the share by which metrics cleared of task effects lower the additive model's squared error in the
-            left-out folds (0 none, below 0 they raise it), with their p-values `p` and `p_beyond`.
+            left-out folds (0: no change; negative: a larger error), with their p-values `p` and `p_beyond`.
         single: one row per target, method and metric: `r`, the usual p-value `p_usual`, that of the permutation test
             `p`, and `n_pairs`.
     """
@@ -59,9 +59,9 @@ def permutation_test(
         table: the pairs.
         outcomes: (target, method) of each outcome.
         permutations: how many; 0 leaves the p-values undefined.
-        seed: of the permutations, which are the same for all outcomes.
+        seed: seed of the permutations, which are the same for all outcomes.
         progress: wraps the loop over them.
-        strength: of ridge on the metrics; ten times as much on metrics cleared of task effects.
+        strength: strength of ridge on the metrics; ten times as much on metrics cleared of task effects.
     """
     groups: dict[bytes, list[tuple[str, str]]] = {}
     for target, method in outcomes:
@@ -95,6 +95,7 @@ class _Test:
         self.X = RangeScaler().fit_transform(rows.features)
         self.J = rows.incidence
         self.index = _pair_index(rows.incidence)
+        # The columns of the two ones in each incidence row.
         self.ends = np.argsort(-rows.incidence, axis=1, kind="stable")[:, :2]
 
     def run(self, permutations: int, seed: int, progress: Progress) -> dict[str, Float[np.ndarray, " K"]]:
@@ -103,6 +104,7 @@ class _Test:
         draws = _draws(self.J.shape[1], permutations, seed)
         for drawn in progress(draws, "permutation test", permutations):
             other_r, other_gain = self._statistics(self.index[drawn[self.ends[:, 0]], drawn[self.ends[:, 1]]])
+            # The observed statistic counts among the permutations (1 + …), so that p is never 0.
             as_good += [other_r >= r, other_gain >= gain]
         p = (1 + as_good) / (1 + permutations) if permutations else np.full(as_good.shape, np.nan)
         undefined = np.isnan(np.stack([r, gain]))
@@ -117,7 +119,7 @@ class _Test:
         X, J, Y, ends = self.X[taken[known]], self.J[known], self.Y[known], self.ends[known]
         m, tasks = X.shape[1], J.shape[1]
         count = np.bincount(ends.ravel(), minlength=tasks)
-        # A fold for each task that has pairs and leaves some.
+        # One fold per task, if it has pairs and other pairs remain for training.
         held_out = np.flatnonzero((count > 0) & (count < len(ends)))
         moments = TaskSums(np.hstack([X, J]), Y, ends, tasks).without_one(held_out)
         metric_weights = ridge_weights(
@@ -130,7 +132,7 @@ class _Test:
             x, j = X[rows] - moments.means[f, :m], J[rows] - moments.means[f, m:]
             y = Y[rows] - moments.outcome_means[f]
             correlations.append(_columns_r(x @ metric_weights[f], y))
-            # Within the fold: its level belongs to the left-out task, of which nothing is known.
+            # Centre within the fold, because its level depends on the left-out task, which is unknown.
             additive = y - j @ u[f, :, m:]
             additive -= additive.mean(axis=0)
             beyond = (x - j @ u[f, :, :m]) @ w[f]
@@ -169,6 +171,7 @@ def _single_rows(
     found = []
     by_rows: dict[bytes, list[str]] = {}
     for metric in table.metrics:
+        # Metrics with the same known pairs are tested together, with the same permutations.
         known = ~np.isnan(outcome) & table.frame[metric].notna().to_numpy()
         by_rows.setdefault(known.tobytes(), []).append(metric)
     for key, metrics in by_rows.items():
@@ -217,7 +220,7 @@ def _single_p(
         taken = index[drawn[ends[:, 0]], drawn[ends[:, 1]]]
         known = taken >= 0
         other = _columns_r(X[taken[known]], np.repeat(y[known, None], X.shape[1], axis=1))
-        # As many decimals as rounding leaves: the identity must count as equal.
+        # Round to the reliable decimals, so that the identity permutation counts as equal.
         as_large += np.abs(other) >= observed - 1e-12
     return (1 + as_large) / (1 + permutations)
 

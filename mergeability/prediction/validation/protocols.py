@@ -1,4 +1,4 @@
-"""Cross-validation splitters over pairs of tasks, in scikit-learn's style: which pairs are predicted from which.
+"""Cross-validation splitters over pairs of tasks, in the style of scikit-learn.
 
 A pair belongs to two tasks at once, so ordinary cross-validation would leave both of a pair's tasks in the training
 rows. `groups` are the pairs themselves, an (n, 2) array of task names:
@@ -44,7 +44,7 @@ class Split:
 
     @property
     def label(self) -> str:
-        """Name the fold by its tasks."""
+        """Return the name of the fold, made of its held-out tasks."""
         return "+".join(self.held_out)
 
 
@@ -54,8 +54,8 @@ class SplitProtocol(Protocol):
 
     Attributes:
         name: as in `prediction.json`.
-        situation: whether validated tasks occur in the training pairs.
-        many: whether there are so many folds that only closed forms are fitted.
+        situation: description of whether validated tasks occur in the training pairs.
+        many: whether there are so many folds that only closed-form predictors are fitted.
     """
 
     name: ClassVar[str]
@@ -77,7 +77,7 @@ class _Splitter(ABC):
     def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterator[InnerFold]:
         """Yield the training and validation rows of each fold; `groups` are the pairs of tasks."""
         if groups is None:
-            raise UserError("The pairs of tasks are needed to split: pass groups=<(n, 2) task names>.")
+            raise UserError("Splitting requires the pairs of tasks: pass groups=<(n, 2) task names>.")
         for fold in self.folds(groups):
             yield fold.training, fold.validation
 
@@ -115,7 +115,7 @@ class LeaveOneTaskOut(_Splitter):
 
 @dataclass(frozen=True)
 class LeaveTwoTasksOut(_Splitter):
-    """Validate each pair alone, by a fit on the pairs that share neither of its tasks; one fold per pair.
+    """Validate each pair with a fit on the pairs that share neither of its tasks; one fold per pair.
 
     With all pairs of T tasks, each fold has (T-2)(T-3)/2 training pairs (153 for T = 20). This is the test for two
     models that were never merged before. A single pair has no correlation, so the predictions of all folds are pooled.
@@ -141,14 +141,14 @@ class LeaveTwoTasksOut(_Splitter):
 
 @dataclass(frozen=True)
 class DisjointHalves(_Splitter):
-    """Fit on the pairs within one random half of the tasks and validate on the pairs within the other.
+    """Train on the pairs within one random half of the tasks and validate on the pairs within the other half.
 
     With all pairs of an even number T of tasks, each fold has T/2·(T/2-1)/2 training and as many validation pairs (45
     for T = 20); pairs with a task in each half are left out.
 
     Attributes:
         repeats: number of random halvings.
-        seed: of the halvings.
+        seed: seed of the halvings.
 
     Examples:
         >>> from itertools import combinations
@@ -165,7 +165,7 @@ class DisjointHalves(_Splitter):
     many: ClassVar[bool] = False
 
     def folds(self, groups: Any) -> Iterator[Split]:
-        """Yield a fold for each halving that leaves pairs on both sides."""
+        """Yield one fold per random split with pairs in both halves."""
         tasks, ends = _ends(groups)
         generator = np.random.default_rng(self.seed)
         for _ in range(self.repeats):
@@ -179,15 +179,15 @@ class DisjointHalves(_Splitter):
 
 @dataclass(frozen=True)
 class AcrossGroups(_Splitter):
-    """Fit on the pairs within one group of tasks and validate on those within another: a single fold.
+    """Train on the pairs within one group of tasks and validate on the pairs within another, in a single fold.
 
-    Pairs across the groups are left out. Where no pair is within the other group, as in the training rows of that
-    fold, the folds are those of `LeaveTwoTasksOut` among the pairs within the first, so that strengths are chosen as
-    they are there. Not one of `PROTOCOLS`, as it needs to know the groups.
+    Pairs across the groups are left out. If no pair is within the other group, as in the training rows of that
+    fold, the folds are those of `LeaveTwoTasksOut` among the pairs within the first group, so that strengths are chosen
+    in the same way. It is not in `PROTOCOLS`, because it requires the groups.
 
     Attributes:
-        fitted: the tasks whose pairs are fitted.
-        validated: the tasks whose pairs are predicted, none of them among those fitted.
+        fitted: the tasks of the training pairs.
+        validated: the tasks of the predicted pairs, disjoint from `fitted`.
 
     Examples:
         >>> pairs = [("a", "b"), ("a", "c"), ("b", "c"), ("c", "x"), ("x", "y")]
@@ -205,11 +205,11 @@ class AcrossGroups(_Splitter):
         shared = sorted(set(self.fitted) & set(self.validated))
         if shared:
             raise UserError(
-                f"Tasks that are fitted cannot be new ones: {', '.join(shared)} is in both groups."
+                f"Expected disjoint groups of training and new tasks: {', '.join(shared)} is in both groups."
             )
 
     def folds(self, groups: Any) -> Iterator[Split]:
-        """Yield the fold from one group to the other, or the folds within the first if there is no other."""
+        """Yield the fold from one group to the other, or the folds within the first group if there is no other."""
         ends = np.asarray(groups, dtype=object).reshape(-1, 2)
         training, validation = (
             np.flatnonzero(np.isin(ends, list(tasks)).all(axis=1)) for tasks in (self.fitted, self.validated)

@@ -1,4 +1,4 @@
-"""Agreement of predicted with measured outcomes. Undefined scores are NaN."""
+"""Scores of predicted against measured outcomes; undefined scores are NaN."""
 
 from collections.abc import Callable
 
@@ -40,7 +40,7 @@ def pearson_r(predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray, " 
 
 def spearman_rho(predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray, " n"]) -> float:
     """Return Spearman's correlation of ranks (ties share their mean rank), in [-1, 1]; NaN if `pearson_r` is NaN."""
-    # Constancy is judged before ranking, which would turn rounding noise into distinct ranks.
+    # Test for constant values before ranking, which would turn rounding errors into distinct ranks.
     if len(measured) < MIN_PAIRS or is_constant(predicted) or is_constant(measured):
         return float("nan")
     return pearson_r(rankdata(predicted), rankdata(measured))
@@ -98,7 +98,7 @@ def beyond_training_mean(
     measured: Float[np.ndarray, " n"],
     training_mean: Float[np.ndarray, " n"],
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Subtract the mean of the fold that predicted each pair from both sides, for the correlation beyond the mean.
+    """Subtract each fold's training mean from predictions and outcomes, for the correlation beyond the mean.
 
     Predictions whose standard deviation around that mean is below 1 % of that of the outcomes become 0: they predict
     nothing beyond it.
@@ -118,7 +118,7 @@ def beyond_training_mean(
 
 
 def mean_absolute_error(predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray, " n"]) -> float:
-    """Return the mean of |predicted - measured|, in outcome units; NaN without any pair."""
+    """Return the mean absolute error |predicted - measured|, in outcome units; NaN without pairs."""
     if len(measured) == 0:
         return float("nan")
     return float(np.abs(predicted - measured).mean())
@@ -149,7 +149,7 @@ def r2_over_training_mean(
 
 
 def mean_and_std(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """Return the mean and the population standard deviation of the defined values; NaN without any."""
+    """Return the mean and the population standard deviation of the defined values; NaN if there are none."""
     defined = values[~np.isnan(values)]
     if defined.size == 0:
         return float("nan"), float("nan")

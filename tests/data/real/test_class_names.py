@@ -60,10 +60,13 @@ def test_the_same_order(fruit, order):
     [
         (
             ["red apple", "sour cherry", "pear"],
-            "class 1 to be 'pear', but the dataset has 'sour cherry' there",
+            "class 1 to be 'pear', but the dataset has 'sour cherry' in this place",
         ),
-        (["0", "2", "1"], "class 1 to be 'pear', but the dataset has '2' there"),
-        (["red apple", "pear", "plum"], "class 2 to be 'sour cherry', but the dataset has 'plum' there"),
+        (["0", "2", "1"], "class 1 to be 'pear', but the dataset has '2' in this place"),
+        (
+            ["red apple", "pear", "plum"],
+            "class 2 to be 'sour cherry', but the dataset has 'plum' in this place",
+        ),
         (["red apple", "pear"], "expected 3 classes, but the dataset has 2"),
     ],
 )
@@ -81,8 +84,8 @@ def test_numbers_that_are_names_come_first():
     ("names", "spellings", "message"),
     [
         (["a b", "c"], {"d": "e"}, r"spellings are given for \['d'\]"),
-        (["a b", "A-B"], {}, "'a b' and 'A-B' share the spelling"),
-        (["a", "b"], {"a": "b"}, "'a' and 'b' share the spelling 'b'"),
+        (["a b", "A-B"], {}, "'a b' and 'A-B' have the same spelling"),
+        (["a", "b"], {"a": "b"}, "'a' and 'b' have the same spelling 'b'"),
     ],
 )
 def test_spellings_that_tell_no_classes_apart(names, spellings, message):

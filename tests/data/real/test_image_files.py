@@ -151,7 +151,7 @@ def test_the_run_and_the_report_name_what_the_doctor_names(tree, tmp_path, caplo
             "pets, train: left out: files ending in .xyz: 1 (cat/0.xyz); hidden files and folders: 1 (cat/._0.png).",
             "pets, train: left out: folders that are no split of this task: 1 (val).",
             "pets, train: left out: files outside the folders of the splits: 1 (README.md).",
-            f"1 images of the test split do not decode and are left out: {tree}/test/cat/1.png (Unidentified",
+            f"1 images of the test split cannot be decoded and are left out: {tree}/test/cat/1.png (Unidentified",
             f"eight bits a channel, scaled from 0..65535 to 0..255: 1 ({tree}/test/dog/2.png).",
         ):
             assert part in said
@@ -222,17 +222,17 @@ def test_links_that_lead_nowhere_are_images_that_do_not_decode(tree, tmp_path):
     assert "links that lead nowhere: 1 (cat/lost)" in " ".join(remarks(task))
     drawn = draw(tree)
     assert len(drawn.images) == 32
-    assert "links which lead nowhere: 1 (test/cat/gone.jpg)" in " ".join(remarks_on(drawn, 64, "pets"))
+    assert "broken links: 1 (test/cat/gone.jpg)" in " ".join(remarks_on(drawn, 64, "pets"))
 
 
 def test_names_that_are_not_utf_8_are_read_and_shown(tree, tmp_path):
     odd = os.fsdecode(b"caf\xe9.png")
     write(tree / "test/cat" / odd, 99)
     findings = examine(task_of(tree), tmp_path / "report")
-    assert findings.left_out == [r"test: names of images that are not UTF-8: 1 (cat/caf\xe9.png)."]
+    assert findings.left_out == [r"test: image names that are not valid UTF-8: 1 (cat/caf\xe9.png)."]
     assert json.loads((tmp_path / "report/doctor.json").read_text())["left_out"] == findings.left_out
     (tree / "test/cat").rename(tree / "test" / os.fsdecode(b"ca\xff"))
-    with pytest.raises(UserError, match="not fit to train on"):
+    with pytest.raises(UserError, match="cannot be used for training"):
         examine(task_of(tree), tmp_path / "report")
     with pytest.raises(UserError, match=r"such as 'ca\\xff'"):
         task_of(tree).source.labels("test")
@@ -274,7 +274,7 @@ def test_a_folder_that_cannot_be_opened_is_named(tree, monkeypatch):
 
 def test_images_outside_class_folders_are_named(tree):
     write(tree / "test/lost.png")
-    with pytest.raises(UserError, match=r"1 images lie in no class folder \(lost.png\)"):
+    with pytest.raises(UserError, match=r"1 images are in no class folder \(lost.png\)"):
         task_of(tree).source.labels("test")
 
 
@@ -302,7 +302,7 @@ def test_accents_in_two_forms_are_one_name(tmp_path):
     assert list(task.class_names) == ["café", "thé vert"]
     assert task.source.labels("test").tolist() == [0] * 4 + [1] * 4
     write(tmp_path / "test/café/new.png", 999)
-    with pytest.raises(UserError, match="both are the class 'café' in two forms of its accents"):
+    with pytest.raises(UserError, match="both denote the class 'café' in two forms of its accents"):
         task_of(tmp_path, [apart, "thé vert"]).source.labels("test")
 
 
@@ -313,7 +313,7 @@ def test_a_class_without_test_images_does_not_look_right(tree, tmp_path, caplog)
     findings = examine(task_of(tree), tmp_path / "report")
     assert findings.notes == ["1 classes have no test images, such as 'dog'."]
     assert "looks right" not in caplog.text
-    assert "can be trained on, with 2 remarks" in caplog.text
+    assert "can be used for training, with 2 remarks" in caplog.text
     task = task_of(tree)
     prepared(task, "test", corner, SIZE, Store(None))
     assert "pets, test: 1 of 2 classes have no images (dog)." in remarks(task)

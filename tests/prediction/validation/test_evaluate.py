@@ -240,7 +240,7 @@ def test_four_tasks_are_enough_and_wrong_words_are_refused(table, everything):
     assert len(evaluate_predictors(four, METRICS, everything, targets=["norm_acc"]).records) == 16
     with pytest.raises(UserError, match="per_method or complete"):
         evaluate_predictors(table, METRICS, everything, rows="some")
-    with pytest.raises(UserError, match="target must be one of"):
+    with pytest.raises(UserError, match="Expected a target among"):
         evaluate_predictors(table, METRICS, everything, targets=["f1"])
 
 

@@ -1,6 +1,6 @@
-"""What a rendered task can be about: one module per kind of subject, and `catalogue`, the list of them."""
+"""Subjects of rendered tasks: one module per kind, and the list of all in `catalogue`."""
 
 import lazy_loader
 
-# The names are listed in `__init__.pyi`, for type checkers too.
+# Names are imported on first access (lazy_loader), as listed in `__init__.pyi`, which type checkers also read.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

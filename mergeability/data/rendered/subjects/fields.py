@@ -1,4 +1,4 @@
-"""Random fields that fill the canvas or a square: kinds of noise, and mosaics with and without symmetry."""
+"""Random fields that fill the canvas or a square: types of noise, and mosaics with and without symmetry."""
 
 import math
 from collections.abc import Callable
@@ -79,7 +79,7 @@ def draw_noise(labels: Labels, generator: Generator, split: str) -> Ink:
 
 
 def draw_mirrors(labels: Labels, generator: Generator, split: str) -> Ink:
-    """Draw a mosaic of six by six cells, each inked or not.
+    """Draw a mosaic of six by six cells, each filled or empty.
 
     Classes: how it is mirrored: its right half mirrors its left half, its lower half its upper half, both, or neither.
     Nuisance: the mosaic itself, a slight turn, the size and the place.

@@ -1,4 +1,4 @@
-"""One object: shapes of any colour, colours of any shape, regular polygons."""
+"""Single objects: shapes in any colour, colours in any shape, regular polygons."""
 
 import math
 from collections.abc import Callable
@@ -63,19 +63,19 @@ SHAPES: dict[str, Callable[[Frame], Ink]] = {
 
 
 def draw_shapes(labels: Labels, generator: Generator, split: str) -> Ink:
-    """Draw a filled shape of any size, place and turn."""
+    """Draw a filled shape of any size, position and rotation."""
     frame = place(len(labels), generator, scale=(0.5, 0.9), turn=0.5)
     return by_class(labels, frame, list(SHAPES.values()))
 
 
 def draw_colours(labels: Labels, generator: Generator, split: str) -> Ink:
-    """Draw any shape: the class is the colour it is painted with, not its outline."""
+    """Draw a random shape: the class is its colour, not its outline."""
     outlines = torch.randint(0, len(SHAPES), (len(labels),), generator=generator)
     return draw_shapes(outlines, generator, split)
 
 
 def draw_polygons(labels: Labels, generator: Generator, split: str) -> Ink:
-    """Draw a regular polygon, filled or hollow, of any size, place and turn."""
+    """Draw a regular polygon, filled or hollow, of any size, position and rotation."""
     count = len(labels)
     sides = torch.tensor(list(POLYGONS.values()), dtype=torch.float32)[labels][:, None, None]
     frame = place(count, generator, scale=(0.7, 0.95), turn=math.pi)

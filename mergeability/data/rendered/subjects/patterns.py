@@ -36,7 +36,7 @@ def _grating(angle: Tensor, cycles: Tensor, generator: Generator) -> Ink:
 
 
 def draw_orientation(labels: Labels, generator: Generator, split: str) -> Ink:
-    """Draw stripes in one of six directions, thirty degrees apart, of any width."""
+    """Draw stripes of any width in one of six directions, thirty degrees apart."""
     count = len(labels)
     angle = labels * (math.pi / 6) + uniform(generator, -0.14, 0.14, count)
     return _grating(angle, uniform(generator, 1.5, 6, count), generator)
@@ -104,7 +104,7 @@ TEXTURES: dict[str, Callable[[Frame], Ink]] = {
 
 
 def draw_textures(labels: Labels, generator: Generator, split: str) -> Ink:
-    """Fill the canvas with one of eight patterns, of any coarseness, phase and turn."""
+    """Fill the canvas with one of eight patterns of any scale, phase and rotation."""
     count = len(labels)
     frame = place(count, generator, scale=(0.2, 0.36), turn=math.pi)
     return by_class(labels, frame, list(TEXTURES.values())) * uniform(generator, 0.5, 1, count, 1, 1)

@@ -1,4 +1,4 @@
-"""Scenes: how many dots there are, where an arrow or a hand points, which side of a square a circle is on."""
+"""Scenes: counted dots, the direction of an arrow or clock hand, and a circle on one side of a square."""
 
 import math
 
@@ -14,7 +14,7 @@ RELATIONS = ("right of", "above", "left of", "below")
 
 
 def draw_dots(labels: Labels, generator: Generator, split: str) -> Ink:
-    """Draw one more dots than the label, apart from each other, of a size that varies between images."""
+    """Draw label + 1 separate dots of a size that varies between images."""
     count, cells = len(labels), 9
     order = torch.rand(count, cells, generator=generator).argsort(dim=1).argsort(dim=1)
     filled = order <= labels[:, None]
@@ -30,7 +30,7 @@ def draw_dots(labels: Labels, generator: Generator, split: str) -> Ink:
 
 
 def draw_arrows(labels: Labels, generator: Generator, split: str) -> Ink:
-    """Draw an arrow pointing in one of eight directions, of any size and place."""
+    """Draw an arrow of any size and position that points in one of eight directions."""
     count = len(labels)
     angle = labels * (math.pi / 4) + uniform(generator, -0.2, 0.2, count)
     frame = place(count, generator, scale=(0.6, 0.9)).turned(angle[:, None, None])
@@ -44,7 +44,7 @@ def draw_arrows(labels: Labels, generator: Generator, split: str) -> Ink:
 
 
 def draw_clocks(labels: Labels, generator: Generator, split: str) -> Ink:
-    """Draw a clock face: a rim, a long thin minute hand anywhere and a short thick hour hand, the class."""
+    """Draw a clock face with a random minute hand; the class is the hour shown by the short thick hand."""
     count = len(labels)
     frame = place(count, generator, scale=(0.75, 0.97))
     hour = math.pi / 2 - (labels + 1) * (math.pi / 6) + uniform(generator, -0.12, 0.12, count)
@@ -62,7 +62,7 @@ def _hand(frame: Frame, angle: Tensor, length: float, thickness: float) -> Tenso
 
 
 def draw_positions(labels: Labels, generator: Generator, split: str) -> Ink:
-    """Draw a circle to one side of a square: the class is the side, whatever the place and sizes."""
+    """Draw a circle on one side of a square, of any position and size: the class is the side."""
     count = len(labels)
     frame = place(count, generator, scale=(0.7, 0.95))
     angle = labels * (math.pi / 2) + uniform(generator, -0.4, 0.4, count)

@@ -1,4 +1,4 @@
-"""Handwriting: one pen stroke of eight kinds."""
+"""Handwriting: one pen stroke of one of eight kinds."""
 
 import math
 
