@@ -126,18 +126,20 @@ def _configurations_composed_once() -> Iterator[None]:
     A command composes twice or three times: to learn whether it is a sweep, and to run. What the files of `conf` give
     for options of groups (`suite=mini`) is kept, and each composition overrides values (`seed=3`) in a copy of its own.
     Other search paths, whose files a test may change, are composed as always. Copies are made by pickle, in a quarter
-    of the time of `copy.deepcopy`.
+    of the time of `copy.deepcopy`. Options are parsed once too: a command parses each of its own four times.
     """
     from hydra._internal import config_loader_impl
     from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
     from hydra._internal.defaults_list import DefaultsList, Overrides
+    from hydra.core.override_parser.overrides_parser import OverridesParser
 
     loader = config_loader_impl.ConfigLoaderImpl
     listed, composed = config_loader_impl.create_defaults_list, loader._compose_config_from_defaults_list
-    load = ConfigRepository.load_config
+    load, parse = ConfigRepository.load_config, OverridesParser.parse_rule
     lists: dict[tuple, DefaultsList] = {}
     configurations: dict[tuple, bytes] = {}
     read: dict[str, bytes] = {}
+    parsed: dict[tuple[str, str], bytes] = {}
 
     def is_ours(repo: object) -> bool:
         return [one.path for one in repo.get_sources() if one.scheme() == "file"] == [str(ROOT / "conf")]
@@ -156,6 +158,11 @@ def _configurations_composed_once() -> Iterator[None]:
                 return found
             read[config_path] = pickle.dumps(found)
         return pickle.loads(read[config_path])
+
+    def parse_rule(self: object, s: str, rule_name: str) -> object:
+        if (s, rule_name) not in parsed:
+            parsed[s, rule_name] = pickle.dumps(parse(self, s, rule_name))
+        return pickle.loads(parsed[s, rule_name])
 
     def create_defaults_list(
         repo: object, config_name: str | None, overrides_list: list, prepend_hydra: bool, skip_missing: bool
@@ -183,6 +190,7 @@ def _configurations_composed_once() -> Iterator[None]:
         patch.setattr(loader, "_compose_config_from_defaults_list", compose_config)
         patch.setattr(CachingConfigRepository, "__init__", repository)
         patch.setattr(ConfigRepository, "load_config", load_config)
+        patch.setattr(OverridesParser, "parse_rule", parse_rule)
         yield
 
 
