@@ -34,6 +34,8 @@ import yaml
 # commands. A study calls some functions ten thousand times with arguments of one kind, and checking all of these took a
 # quarter of the time of the tests.
 CHECKED_CALLS = 20
+# A function inside another is a new one each time it is defined, and its checks are compiled anew.
+CHECKED_INNER_CALLS = 3
 WHOLE_COMMANDS = ("commands", "pipeline", "reporting", "store", "test_readme.py")
 _calls: collections.Counter[types.CodeType] = collections.Counter()
 _jaxtyped = jaxtyping.jaxtyped
@@ -45,14 +47,17 @@ def _sampled(*, typechecker: object) -> Callable[[Any], Any]:
     decorate = _jaxtyped(typechecker=typechecker)
 
     def decorated(function: Any) -> Any:
-        # Code, and not the function: one that is defined inside another is a new function each time.
-        if not inspect.isfunction(function) or _calls[function.__code__] >= CHECKED_CALLS:
+        if not inspect.isfunction(function):
             return decorate(function) if inspect.isclass(function) else function
+        # Code, and not the function: one that is defined inside another is a new function each time.
+        most = CHECKED_INNER_CALLS if "<locals>" in function.__qualname__ else CHECKED_CALLS
+        if _calls[function.__code__] >= most:
+            return function
         checked = decorate(function)
 
         @functools.wraps(function)
         def call(*arguments: object, **options: object) -> object:
-            if _calls[function.__code__] >= CHECKED_CALLS:
+            if _calls[function.__code__] >= most:
                 return function(*arguments, **options)
             _calls[function.__code__] += 1
             return checked(*arguments, **options)

@@ -4,14 +4,14 @@ AᵀA is formed in float64, where the products of float32 numbers are exact. Squ
 has twice as many: the result is as good as a float32 SVD of A, small singular values included.
 """
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
+
+from mergeability.threads import one_blas_thread
 
 # Rows that are held in float64 at a time. Fixed, so that sums never depend on the machine.
 _ROWS = 512
@@ -134,14 +134,8 @@ def symmetric_eigen(
         >>> values.round(6), vectors.shape
         (array([1., 3.]), (2, 2))
     """
-    with _thread_pools().limit(limits=1, user_api="blas"):
+    with one_blas_thread():
         return np.linalg.eigh(matrix)
-
-
-@cache
-def _thread_pools() -> ThreadpoolController:
-    # Finding the libraries takes longer than a small decomposition.
-    return ThreadpoolController()
 
 
 def _double(block: Any) -> Any:
