@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mergeability.errors import UserError, printable
+from mergeability.commands.terminal import shown_text
+from mergeability.errors import UserError
 from mergeability.members import members
 from mergeability.progress import track
 from mergeability.reporting.dashboard.content import NUMBERS
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _save(asked) if asked.wandb else _write(asked)
     except UserError as error:
-        sys.stderr.write(f"Error: {printable(str(error))}\n")
+        sys.stderr.write(f"Error: {shown_text(str(error))}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("\nInterrupted. Nothing was written.\n")
@@ -94,11 +95,11 @@ def _write(asked: argparse.Namespace) -> None:
     path = asked.output or folders[0] / _NAME
     left_out = write_dashboard(gathered, path, asked.numbers, track)
     for sentence in left_out[:_SHOWN]:
-        sys.stderr.write(f"{printable(sentence)}\n")
+        sys.stderr.write(f"{shown_text(sentence)}\n")
     if len(left_out) > _SHOWN:
         sys.stderr.write(f"{len(left_out) - _SHOWN} more: see the end of the page.\n")
     sys.stdout.write(
-        f"{printable(str(path))}: analyses: {len(gathered.runs)}, trainings: {len(gathered.trainings)}, "
+        f"{shown_text(str(path))}: analyses: {len(gathered.runs)}, trainings: {len(gathered.trainings)}, "
         f"left out: {len(left_out)}.\n"
     )
 
@@ -115,7 +116,7 @@ def _save(asked: argparse.Namespace) -> None:
         asked.wandb, list(members("merge")) if methods is None else methods, asked.predictor
     )
     for name, address in save(project).items():
-        sys.stdout.write(f"{name}: {printable(address)}\n")
+        sys.stdout.write(f"{name}: {shown_text(address)}\n")
 
 
 if __name__ == "__main__":

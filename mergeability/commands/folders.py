@@ -21,7 +21,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from mergeability.errors import UserError, printable
+from mergeability.commands.terminal import shown_text
+from mergeability.errors import UserError
 from mergeability.files import (
     can_be_replaced,
     hold_folder,
@@ -238,5 +239,5 @@ def refusing() -> Iterator[None]:
 
 
 def _refuse(sentence: str) -> NoReturn:
-    sys.stderr.write(f"Error: {printable(sentence)}\n")
+    sys.stderr.write(f"Error: {shown_text(sentence)}\n")
     raise SystemExit(1)

@@ -13,14 +13,13 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from mergeability.commands.folders import claimed_folders, list_run
-from mergeability.commands.invocation import as_typed
 from mergeability.commands.launchers import forget_schemas
 from mergeability.commands.repeated_keys import refuse_repeated_keys
 from mergeability.commands.search_path import use_own_folders
 from mergeability.commands.sweep import close_sweep, user_error
+from mergeability.commands.terminal import shown_text
 from mergeability.commands.wording import check_overrides, flags_first, known_settings, sentence
 from mergeability.context import cores
-from mergeability.errors import printable
 from mergeability.threads import choose_threads, sample
 
 # Taken while Hydra composes, so that looking at the machine costs no time.
@@ -56,7 +55,7 @@ def run(main: Callable[[], Any]) -> None:
             traceback.print_exception(error)
         if told is None:
             raise
-        sys.stderr.write(f"Error: {as_typed(printable(told))}\n")
+        sys.stderr.write(f"Error: {shown_text(told)}\n")
         code = 1
     finally:
         failed = close_sweep(interrupted=code == 130)

@@ -27,7 +27,8 @@ from mergeability.commands.job_records import KILLED, Record, Records, held
 from mergeability.commands.launchers import take_over
 from mergeability.commands.launchers.jobs import QuietReturn
 from mergeability.commands.loggers import log_sweep
-from mergeability.errors import UserError, one_line, printable, short
+from mergeability.commands.terminal import shown_text
+from mergeability.errors import UserError, one_line, short
 from mergeability.files import write_text
 
 logger = logging.getLogger(__name__)
@@ -259,7 +260,7 @@ def close_sweep(*, interrupted: bool = False) -> int:
                     )
         page = ledger.summarise()
     except (UserError, OSError) as error:
-        sys.stderr.write(f"Error: no summary of the sweep: {printable(str(error))}\n")
+        sys.stderr.write(f"Error: no summary of the sweep: {shown_text(str(error))}\n")
         failures = 1
     if page is not None:
         sys.stdout.write(f"Summary of the sweep: {shown_path(page)}\n")
@@ -270,5 +271,5 @@ def close_sweep(*, interrupted: bool = False) -> int:
     if len(jobs) > 1 and failed:
         sys.stderr.write(f"{len(failed)} of {len(jobs)} jobs failed:\n")
         for record in failed:
-            sys.stderr.write(f"  {' '.join(record.overrides)}: {printable(str(record.error))}\n")
+            sys.stderr.write(f"  {' '.join(record.overrides)}: {shown_text(str(record.error))}\n")
     return len(failed) + failures

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from mergeability.commands.invocation import as_typed
-from mergeability.errors import UserError, printable
+from mergeability.commands.terminal import shown_text
+from mergeability.errors import UserError
 
 if TYPE_CHECKING:
     from mergeability.progress import Progress
@@ -133,5 +133,5 @@ def sentences() -> Iterator[None]:
 
 def fail(sentence: str) -> NoReturn:
     """Print an error and exit with code 1."""
-    click.echo(f"Error: {as_typed(printable(sentence))}", err=True)
+    click.echo(f"Error: {shown_text(sentence)}", err=True)
     sys.exit(1)

@@ -101,11 +101,13 @@ class ContrastivePretraining(lightning.LightningModule):
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
+        # The schedule divides by warm_up · steps - 1, which is 0 for ten steps.
+        warm_up = 0.1 if self.steps != 10 else 0.2
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
             self.learning_rate,
             total_steps=self.steps,
-            pct_start=0.1,
+            pct_start=warm_up,
             cycle_momentum=False,
             div_factor=100,
             final_div_factor=1e4,

@@ -211,6 +211,14 @@ def test_the_scripts_are_commands_too_and_messages_name_them(run, smoke_root):
     assert "Report: here/report.html" in ended.output
 
 
+def test_the_list_of_failed_jobs_names_the_command_that_was_typed(run, tmp_path):
+    ended = run("train", "-m", "model=clip_mini", "task=digits,letters", "logger=csv", f"paths.root={tmp_path}")
+    assert ended.exit_code == 1
+    assert "2 of 2 jobs failed" in ended.output
+    assert ended.output.count("Run: mergeability train experiment=pretrain_mini") >= 2
+    assert "train.py" not in ended.output
+
+
 def test_commands_are_written_as_they_were_typed():
     started_as("mergeability")
     try:

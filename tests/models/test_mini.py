@@ -12,6 +12,7 @@ from mergeability.data.rendered.canvas import HUES
 from mergeability.data.rendered.source import Rendered
 from mergeability.data.rendered.subjects import SUBJECTS
 from mergeability.errors import UserError
+from mergeability.examples import tiny_clip
 from mergeability.models import mini
 from mergeability.models.zero_shot import classify, zero_shot_head
 from mergeability.random import seeded_generator
@@ -160,3 +161,19 @@ def test_a_pretrained_model_is_not_pretrained_again(tiny_model):
     model = tiny_model(architecture="ViT-B-16-quickgelu", pretrained="openai")
     with pytest.raises(UserError, match="has pretrained weights already"):
         mini.pretrain(model, ["shapes"], steps=1, batch_size=8, **SETTINGS)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11, 20, 700])
+def test_every_number_of_steps_has_a_schedule(steps):
+    module = mini.ContrastivePretraining(tiny_clip(), tiny_clip().build(), 1e-3, 0.1, steps)
+    prepared = module.configure_optimizers()
+    schedule = prepared["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(steps):
+        rates.append(schedule.get_last_lr()[0])
+        prepared["optimizer"].step()
+        if len(rates) < steps:
+            schedule.step()
+    assert all(math.isfinite(rate) for rate in rates)
+    assert max(rates) <= 1e-3 * (1 + 1e-9)
+    assert rates[-1] < 1e-3 * 0.01 or steps <= 2
