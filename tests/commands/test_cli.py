@@ -18,7 +18,7 @@ from mergeability.examples import tiny_own_models
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path, monkeypatch, restored_logging):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MERGEABILITY_CACHE", str(tmp_path / "cache"))
 
@@ -212,7 +212,9 @@ def test_the_scripts_are_commands_too_and_messages_name_them(run, smoke_root):
 
 
 def test_the_list_of_failed_jobs_names_the_command_that_was_typed(run, tmp_path):
-    ended = run("train", "-m", "model=clip_mini", "task=digits,letters", "logger=csv", f"paths.root={tmp_path}")
+    ended = run(
+        "train", "-m", "model=clip_mini", "task=digits,letters", "logger=csv", f"paths.root={tmp_path}"
+    )
     assert ended.exit_code == 1
     assert "2 of 2 jobs failed" in ended.output
     assert ended.output.count("Run: mergeability train experiment=pretrain_mini") >= 2

@@ -10,7 +10,7 @@ from mergeability import UserError, members
 from mergeability.commands.cli import cli
 from mergeability.commands.invocation import started_as
 from mergeability.commands.search_path import use_own_folders
-from mergeability.commands.sets import derived_sets
+from mergeability.commands.sets import derived_sets, register_sets
 
 MODULE = '''
 """A metric and a merge method of one's own."""
@@ -42,7 +42,7 @@ class First:
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch):
+def own(tmp_path, monkeypatch, restored_logging):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "mine.py").write_text(MODULE)
@@ -54,6 +54,8 @@ def own(tmp_path, monkeypatch):
         (tmp_path / "conf" / group / f"{name}.yaml").write_text(text)
     yield tmp_path
     members.forget_folders()
+    # Hydra would look for the own members of the sets in every later test.
+    register_sets()
     started_as(None)
     sys.modules.pop("mine", None)
 
