@@ -70,6 +70,9 @@ def _sampled(*, typechecker: object) -> Callable[[Any], Any]:
 # The import hook of pytest's option --jaxtyping-packages looks it up there when a module is imported.
 jaxtyping.jaxtyped = _sampled
 
+# Garbage is collected after so many new objects, and not after 700: that took a tenth of the time of commands.
+gc.set_threshold(200_000, 10, 10)
+
 # OmegaConf reads with whatever loader has this name; the one in C reads the same language in an eighth of the time.
 if yaml.__with_libyaml__:
     yaml.SafeLoader = yaml.CSafeLoader
@@ -87,15 +90,22 @@ SMOKE_SIZES = (
 
 # Files that take longest, longest first. Workers take files in this order, so none is left alone with a long one.
 LONGEST = (
-    "commands/test_ablation_commands.py",
-    "commands/test_prediction_commands.py",
     "test_readme.py",
+    "commands/test_ablation_commands.py",
     "pipeline/test_pipeline.py",
     "commands/test_commands.py",
     "commands/test_configs.py",
-    "pipeline/test_importing.py",
-    "pipeline/test_resnet.py",
+    "pipeline/test_functional.py",
     "commands/test_merge_commands.py",
+    "test_contributing.py",
+    "pipeline/test_resnet.py",
+    "commands/test_evidence_commands.py",
+    "commands/test_prediction_commands.py",
+    "pipeline/test_own_models.py",
+    "reporting/test_ablation.py",
+    "test_exports.py",
+    "pipeline/test_importing.py",
+    "commands/test_tracking_commands.py",
 )
 
 
@@ -115,13 +125,9 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 def pytest_collection_finish() -> None:
-    """Exempt what is imported by now from garbage collection, each pass of which would look at all of it.
-
-    Passes come after 200,000 new objects, and not after 700: they took a tenth of the time of commands.
-    """
+    """Exempt what is imported by now from garbage collection, each pass of which would look at all of it."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(200_000, 10, 10)
 
 
 @pytest.fixture(scope="session", autouse=True)
