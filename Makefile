@@ -48,8 +48,9 @@ demo: setup  ## images to a mergeability report: ten tasks, six merge methods, n
 
 # One process per core with one thread each: two threads in each of two processes wait for each other. Whole files, which
 # share fixtures, in the order of tests/conftest.py: long ones first, so that no process is left with one at the end.
+# Compiled tests are kept, even where Python is told to keep none: each worker and each child would compile them anew.
 test: setup  ## the test suite, in minutes
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup-all  ## real sizes and whole trainings
 	$(PYTHON) -m pytest -m slow

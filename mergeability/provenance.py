@@ -4,6 +4,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,21 @@ def with_published_names(settings: Any) -> Any:
     return settings
 
 
+@cache
+def version(package: str) -> str:
+    """Return the version of an installed package, which is looked up once: every set of images asks for five.
+
+    Examples:
+        >>> version("mergeability") == versions()["mergeability"]
+        True
+    """
+    return metadata.version(package)
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python, of this package and of the libraries the numbers depend on."""
-    found = {"python": platform.python_version(), "mergeability": metadata.version("mergeability")}
-    return found | {name: metadata.version(name) for name in PACKAGES}
+    found = {"python": platform.python_version(), "mergeability": version("mergeability")}
+    return found | {name: version(name) for name in PACKAGES}
 
 
 def git_commit() -> str | None:

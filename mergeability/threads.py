@@ -10,8 +10,12 @@ import os
 import sys
 import time
 from collections.abc import MutableMapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+
+from threadpoolctl import ThreadpoolController
 
 logger = logging.getLogger(__name__)
 
@@ -93,3 +97,21 @@ def _idle_seconds() -> float | None:
     # user, nice, system, idle, iowait, …: a core that waits for a disk is free to compute.
     found = [int(one[4]) + int(one[5]) for one in fields if one and one[0] in ours]
     return sum(found) / ticks if len(found) == len(ours) else None
+
+
+def one_blas_thread() -> AbstractContextManager[object]:
+    """Limit the linear algebra of NumPy and SciPy to one thread, in a `with` statement.
+
+    Examples:
+        >>> import numpy as np
+        >>> with one_blas_thread():
+        ...     float(np.linalg.norm([3.0, 4.0]))
+        5.0
+    """
+    return _thread_pools(len(sys.modules)).limit(limits=1, user_api="blas")
+
+
+@lru_cache(maxsize=1)
+def _thread_pools(imported: int) -> ThreadpoolController:
+    # Finding the libraries takes longer than a small decomposition; a new one can only come with a new module.
+    return ThreadpoolController()

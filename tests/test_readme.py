@@ -149,6 +149,7 @@ def store(smoke_root, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("line", RUN)
 def test_every_command_runs(line, smoke_root, store, command, tmp_path, monkeypatch):
     few = [] if "predictor=" in line else [FEW_PREDICTORS]
+    few += [] if "test_images=" in line else ["test_images=16"]
     if "alpha=both" in line or "alpha=tuned" in line:
         few.append("alpha_grid=[0.3,1.0]")
     run_as_typed(line, smoke_root, command, tmp_path, monkeypatch, [*few, f"paths.store={store}"])

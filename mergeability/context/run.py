@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from threadpoolctl import threadpool_limits
-
 from mergeability.checks import is_number
 from mergeability.context.workers import check_workers, spread
 from mergeability.devices import chosen_device
 from mergeability.errors import UserError
 from mergeability.progress import Progress, no_progress
 from mergeability.store import Store
+from mergeability.threads import one_blas_thread
 
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -145,7 +144,7 @@ class Run:
         random.Random(os.urandom(8)).shuffle(order)
         workers = min(at_once, cores(), len(order))
         # One linear-algebra thread per worker, because the threads of several workers would compete for cores.
-        with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers) as pool:
+        with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
             futures = {pool.submit(unit, items[place]): place for place in order}
             for _ in self.progress(_finished(pool, list(futures)), description, len(order)):
                 pass

@@ -7,7 +7,6 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -22,6 +21,7 @@ from mergeability.data.real.decoding import Decoded
 from mergeability.data.real.source import ImageSource
 from mergeability.data.tasks import Task
 from mergeability.progress import track
+from mergeability.provenance import version
 from mergeability.store import Store
 from mergeability.weights.safetensors_file import TensorFile, write_rows
 

@@ -5,14 +5,14 @@ digits, but float64 has twice as many as float32, so the result is as accurate a
 singular values.
 """
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
+
+from mergeability.threads import one_blas_thread
 
 # Number of rows in float64 at a time. Constant, so that the order of summation, and so the result, is reproducible.
 _ROWS = 512
@@ -135,14 +135,8 @@ def symmetric_eigen(
         >>> values.round(6), vectors.shape
         (array([1., 3.]), (2, 2))
     """
-    with _thread_pools().limit(limits=1, user_api="blas"):
+    with one_blas_thread():
         return np.linalg.eigh(matrix)
-
-
-@cache
-def _thread_pools() -> ThreadpoolController:
-    # Cached, because finding the thread pools takes longer than a small decomposition.
-    return ThreadpoolController()
 
 
 def _double(block: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float, Int64, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from mergeability.checks import Count, PathPart, Positive, check_path_part
 from mergeability.errors import UserError, one_line
@@ -129,13 +129,22 @@ class ClipModel:
 
     def architecture_only(self, seed: int = 0) -> "open_clip.CLIP":
         """Build the model in evaluation mode with random weights fixed by the seed, ignoring `pretrained`."""
+        return self._built(self.configuration, seed)
+
+    def encoder_only(self) -> nn.Module:
+        """Build the image encoder of `architecture_only`, without the text tower, which takes longer to initialise."""
+        # open_clip makes both, the image encoder first.
+        tiny = {"context_length": 1, "vocab_size": 1, "width": 64, "heads": 1, "layers": 1}
+        return self._built({**self.configuration, "text_cfg": tiny}, seed=0).visual
+
+    def _built(self, configuration: Mapping[str, Any], seed: int) -> "open_clip.CLIP":
         import open_clip
 
         # open_clip initialises from the global generator, so it is seeded inside a fork of it.
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)
             try:
-                return open_clip.CLIP(**self.configuration).eval()
+                return open_clip.CLIP(**configuration).eval()
             except (
                 TypeError,
                 ValueError,

@@ -124,7 +124,7 @@ class _Material:
 
     @cached_property
     def encoder(self) -> nn.Module:
-        return self.suite.model.architecture_only().visual
+        return self.suite.model.encoder_only()
 
     @cached_property
     def heads(self) -> dict[str, Tensor]:

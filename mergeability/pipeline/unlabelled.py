@@ -146,7 +146,7 @@ class _Material:
 
     @cached_property
     def encoder(self) -> nn.Module:
-        return self.suite.model.architecture_only().visual
+        return self.suite.model.encoder_only()
 
     def inputs(self, count: int) -> dict[str, Inputs]:
         model = self.suite.model

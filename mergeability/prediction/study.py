@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LinearRegression
-from threadpoolctl import threadpool_limits
 
 from mergeability.checks import Seed, Whole
 from mergeability.errors import UserError
@@ -34,6 +33,7 @@ from mergeability.prediction.validation.intervals import conformal_table
 from mergeability.prediction.validation.permutation import permutation_test
 from mergeability.prediction.validation.protocols import LeaveOneTaskOut, named_protocols
 from mergeability.progress import Progress, no_progress
+from mergeability.threads import one_blas_thread
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ def study_predictions(
         # Keep the tasks of the whole table, so that the drawn permutations are the same.
         whole = studied.frame.notna().all(axis=1)
         studied = replace(studied, frame=studied.frame[whole].reset_index(drop=True))
-    with threadpool_limits(1, "blas"):
+    with one_blas_thread():
         tables = _tables(result, studied, outcomes, others, settings, known, progress)
         tables["evidence"] = by_own.tested
     if len(known.sets):

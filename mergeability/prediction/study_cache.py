@@ -4,7 +4,6 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
 import pandas as pd
@@ -12,7 +11,7 @@ import pandas as pd
 from mergeability.prediction.predictors.base import Predictor
 from mergeability.prediction.study import Known, StudySettings
 from mergeability.prediction.validation.evaluate import PredictionResult
-from mergeability.provenance import class_name
+from mergeability.provenance import class_name, version
 
 # Increment it when a predictor, protocol or table gives different numbers; recorded values in the tests detect this.
 _VERSION = 2

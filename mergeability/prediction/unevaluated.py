@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
-from threadpoolctl import threadpool_limits
 
 from mergeability.prediction.pair_table import TARGETS, summarise_names, task_order
 from mergeability.prediction.predictors.additive import Additive
@@ -22,6 +21,7 @@ from mergeability.prediction.predictors.ridge import Ridge
 from mergeability.prediction.predictors.scaling import RangeScaler
 from mergeability.prediction.validation.intervals import half_width
 from mergeability.prediction.validation.scores import pearson_r
+from mergeability.threads import one_blas_thread
 
 FEWEST = 5
 """Evaluated pairs below which nothing is predicted."""
@@ -99,7 +99,7 @@ def predict_unevaluated(
     rest = np.flatnonzero(missing)
     found: dict[str, Any] = {end: pairs[end].to_numpy()[rest] for end in ("task_a", "task_b")}
     rows = []
-    with threadpool_limits(1, "blas"):
+    with one_blas_thread():
         # Outcomes with the same pairs are fitted together.
         for measured, names in _by_rows(pairs, outcomes, problem.known).items():
             if len(measured) < FEWEST:

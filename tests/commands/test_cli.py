@@ -19,7 +19,7 @@ from mergeability.examples import tiny_own_models
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path, monkeypatch, restored_logging):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MERGEABILITY_CACHE", str(tmp_path / "cache"))
 

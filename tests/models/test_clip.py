@@ -18,6 +18,17 @@ def test_a_seed_fixes_the_weights_and_global_random_state_is_left_alone(tiny_mod
     assert not torch.equal(first["visual.conv1.weight"], other["visual.conv1.weight"])
 
 
+def test_the_encoder_alone_is_that_of_the_whole_model(tiny_model):
+    before = torch.random.get_rng_state()
+    alone, whole = tiny_model().encoder_only(), tiny_model().architecture_only().visual
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert type(alone) is type(whole)
+    assert not alone.training
+    expected = whole.state_dict()
+    assert list(alone.state_dict()) == list(expected)
+    assert all(torch.equal(value, expected[name]) for name, value in alone.state_dict().items())
+
+
 def test_a_built_model_is_open_clips_own_in_evaluation_mode(tiny_model):
     clip = tiny_model().build()
     assert type(clip) is open_clip.CLIP

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -25,6 +24,7 @@ from mergeability.data.real.tables import Tables, open_disk, open_hub
 from mergeability.data.real.trees import FileTables, Rows, open_folder
 from mergeability.data.tasks import Task
 from mergeability.errors import UserError
+from mergeability.provenance import version
 from mergeability.random import seeded_generator
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
@@ -14,6 +13,7 @@ from mergeability.data.inputs import Images, Split, check_split
 from mergeability.data.rendered.canvas import HUES, paint
 from mergeability.data.rendered.subjects import SUBJECTS, Subject
 from mergeability.errors import UserError
+from mergeability.provenance import version
 from mergeability.random import seeded_generator
 
 logger = logging.getLogger(__name__)

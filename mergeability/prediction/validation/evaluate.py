@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from threadpoolctl import threadpool_limits
 
 from mergeability.errors import UserError
 from mergeability.files import atomic_file
@@ -28,6 +27,7 @@ from mergeability.prediction.validation.scores import (
     spearman_rho,
 )
 from mergeability.progress import Progress, no_progress
+from mergeability.threads import one_blas_thread
 
 # Column → one value per row.
 Columns = dict[str, np.ndarray]
@@ -153,7 +153,7 @@ def evaluate_predictors(
     notes = list(table.notes)
     parts = []
     # One thread, because for thousands of small problems threads would wait longer than they compute.
-    with threadpool_limits(1, "blas"):
+    with one_blas_thread():
         for protocol in protocols:
             made = make_folds(table, methods, targets, protocol, rows == "complete")
             # Excluded pairs are the same for all protocols, and constant metrics are noted once, for the first
