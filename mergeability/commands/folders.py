@@ -121,7 +121,8 @@ def _claimed(config: DictConfig, mode: str) -> Path:
     """
     folder = Path(config.hydra[mode].dir)
     paths = config.get("paths")
-    if paths is not None:
+    # Values of another type are refused later, in a sentence.
+    if paths is not None and isinstance(paths.root, str) and isinstance(paths.runs, str):
         RunFolders.claim.root = (Path(paths.root).absolute(), Path(paths.runs).absolute())
     by_time = "${now:" in str(OmegaConf.to_container(config.hydra[mode], resolve=False))
     try:

@@ -62,7 +62,7 @@ def run_line(folder: Path) -> RunLine | None:
         >>> from mergeability.reporting.run_lines import run_line
         >>> with TemporaryDirectory() as name:
         ...     _ = (Path(name) / "report.html").write_text("<title>Six tasks</title>")
-        ...     _ = (Path(name) / "verdict.txt").write_text("Two models\\n\\nMerge by ties.\\n")
+        ...     _ = (Path(name) / "verdict.txt").write_text("Two models\n\nMerge by ties.\n")
         ...     _ = (Path(name) / "run.json").write_text('{"finished_at": "2026-01-01T00:00:00+00:00"}')
         ...     line = run_line(Path(name))
         >>> line.title, line.verdict, line.finished
