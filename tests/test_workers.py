@@ -149,7 +149,7 @@ def test_workers_that_are_neither_a_number_nor_an_address(given):
 
 def test_more_workers_than_cores_are_warned_of(caplog):
     workers.check_workers(3, 2)
-    assert "workers=3 is more than the 2 cores" in caplog.text
+    assert "workers=3 exceeds the 2 cores" in caplog.text
 
 
 def test_ray_that_is_not_installed_is_named(monkeypatch):

@@ -48,7 +48,7 @@ def use_own_folders(arguments: Sequence[str]) -> None:
 
 
 def forget_own_folders() -> None:
-    """Search the package's own configuration only, as before any command."""
+    """Reset the search path to the package's own configuration."""
     if members.own_folders():
         members.forget_folders()
         register_sets()

@@ -51,7 +51,7 @@ class IsoC:
         check_alpha(self.alpha, PUBLISHED)
 
     def published_alpha(self, task_vectors: TaskVectors) -> tuple[float, bool]:
-        """Return the published scale and True; 1 and False if no scale was published."""
+        """Return the scale and whether it was published; without a published scale it is 1."""
         return isotropic_alpha(task_vectors)
 
     def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:

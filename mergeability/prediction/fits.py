@@ -1,4 +1,4 @@
-"""Linear fits of outcomes on one set of columns, one per merge method: the components of a fitted predictor."""
+"""Linear fits on a shared set of columns, one fit per merge method; a fitted predictor consists of these."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -147,7 +147,7 @@ def sample_activations(
 def centred_kernel(
     activations: Float32[np.ndarray, "n d"], start: int, stop: int
 ) -> Float64[np.ndarray, " elements"]:
-    """Compute a range of the flattened n×n matrix X Xᵀ of inner products of the centred rows.
+    """Compute a slice of the flattened n×n matrix X Xᵀ of inner products of the centred rows of X.
 
     All zeros if the rows are equal up to float32 rounding: n equal samples have no geometry, and neither has
     the remaining rounding error.

@@ -280,7 +280,7 @@ def task_gradients(
 
 
 def check_samples(head: Float[Tensor, "classes d"], samples: Inputs, purpose: str) -> None:
-    """Check that there are samples whose labels all have a row in the head.
+    """Check that there is at least one sample and that every label has a row in the head.
 
     Args:
         head: zero-shot head, classes × d.

@@ -185,7 +185,7 @@ class Profiles:
 
     @property
     def encoder_parameters(self) -> frozenset[str]:
-        """The names in checkpoints of the encoder's parameters, which have Fisher information."""
+        """Checkpoint names of the encoder's parameters, for which Fisher information is computed."""
         own = parameter_owners(self.subject.required_views("Fisher information").encoder)
         return frozenset(name for name in self.subject.tensors if name.removeprefix(PREFIX) in own)
 

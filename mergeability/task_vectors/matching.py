@@ -151,7 +151,7 @@ def matched(base: Checkpoint, models: Mapping[str, Checkpoint], chosen: Chosen) 
         check_same_architecture(task, model, base, dropped)
     names = tuple(sorted(floating[BASE] - dropped))
     if not names and floating[BASE]:
-        raise UserError("No tensors are left to compare. Relax the patterns exclude or include.")
+        raise UserError("No tensors are left to compare. Relax the patterns in `exclude` or `include`.")
     groups = [
         *_by_owner("heads, absent from some models or of other shapes,", heads, floating),
         *_by_owner("by suite.include and suite.exclude, tensors", excluded, floating),

@@ -205,7 +205,7 @@ def hugging_face_sources(names: Iterable[str]) -> dict[str, Source]:
 
 
 def clip_sources(names: Iterable[str]) -> dict[str, Source]:
-    """Map the names of a whole CLIP, both towers, from a file's to open_clip's.
+    """Map the parameter names of a full CLIP model (both towers) in a file to those of open_clip.
 
     open_clip's names may lie inside a `model.` or `module.`; Hugging Face's are those of `CLIPModel`. Nothing is left
     out but Hugging Face's integer position indices and the constants in OpenAI's files, so a model that is not a CLIP

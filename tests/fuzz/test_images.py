@@ -234,8 +234,8 @@ def tried(root: Path, folder: Path, most: float) -> list[str]:
         found = prepared(used, split, resized, 8, Store(None))
         assert len(found) > 0
         absent = len(used.source.labels(split)) - len(found)
-        said = [remark for remark in remarks(used) if "do not decode" in remark]
-        assert bool(said) == (absent > 0), "what does not decode is said"
+        said = [remark for remark in remarks(used) if "cannot be decoded" in remark]
+        assert bool(said) == (absent > 0), "images that cannot be decoded are mentioned"
         assert all(remark.isprintable() for remark in remarks(used))
 
     attempt(lambda: examine(task(), folder))

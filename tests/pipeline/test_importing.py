@@ -91,7 +91,7 @@ def more_than_tensors(path):
     [
         (
             pickled_module,
-            r"pickled objects in addition to tensors.*refused .*torch.nn.modules.linear.Linear.*save_file",
+            r"pickled objects in addition to tensors.*rejected .*torch.nn.modules.linear.Linear.*save_file",
         ),
         (bomb, "pickled objects in addition to tensors"),
         (plain_bomb, "not a complete PyTorch file.*another kind of pickle"),

@@ -356,7 +356,7 @@ def test_merges_are_refused_when_their_sizes_together_exceed_the_space(
         return SimpleNamespace(free=free)
 
     monkeypatch.setattr(shutil, "disk_usage", disk_usage)
-    message = r"164 merges of 0\.4 GB each takes 65\.6 GB"
+    message = r"164 merges of 0\.4 GB each requires 65\.6 GB"
     with contextlib.nullcontext() if fits else pytest.raises(UserError, match=message):
         check_space(tmp_path / place, 164, 400_000_000)
     # The folder may be a disk of its own; one that is not there yet will be on the disk of what it is made in.
@@ -369,7 +369,7 @@ def test_a_full_disk_is_foreseen_with_both_numbers_and_what_to_do(tmp_path):
     with pytest.raises(UserError) as caught:
         check_space(tmp_path, 1000, 10**12)
     message = str(caught.value)
-    assert "Saving 1000 merges of 1000 GB each takes 1000000 GB, but" in message
+    assert "Saving 1000 merges of 1000 GB each requires 1000000 GB, but" in message
     shown = float(message.split(" has ")[1].split(" GB free")[0])
     assert shown == pytest.approx(free / 1e9, rel=0.05, abs=0.1)
     assert "pairs=…, fewer methods, or hydra.run.dir=…" in message

@@ -55,6 +55,6 @@ class Trees(RegressorMixin, BaseEstimator):
         return self
 
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
-        """Average the trees, in outcome units."""
+        """Average the predictions of the trees, in the units of the outcome."""
         X = new_rows(self, X)
         return self.forest_.predict(X)

@@ -1,4 +1,4 @@
-"""The choice of a merge method for a pair by prediction, and its cost."""
+"""Choose a merge method for each pair by its predicted outcome, and measure the cost of wrong choices."""
 
 import numpy as np
 import pandas as pd

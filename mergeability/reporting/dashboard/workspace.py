@@ -1,4 +1,4 @@
-"""The panels of the dashboard in Weights & Biases: a project's workspace and a report, from the names of logged values.
+"""Build the dashboard in Weights & Biases, a workspace and a report, from the names of logged values.
 
 The panels name methods, because W&B cannot list them. Figures that W&B has no panel for, such as a Pareto front, are
 only on the page of `reporting.dashboard.page`.
