@@ -59,6 +59,57 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _evidence(purpose: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add the options that say what a prediction is based on.
+
+    Args:
+        purpose: the first words of the help of each option.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in (
+            click.option("--device", default="auto", show_default=True, help=f"{purpose}cpu, cuda, or auto."),
+            click.option(
+                "--fitted",
+                metavar="RUN",
+                help=f"{purpose}Folder of an analysis whose fitted predictor is used.",
+            ),
+            click.option(
+                "--model",
+                metavar="NAME",
+                help=f"{purpose}The architecture [default: recognised by its shapes].",
+            ),
+            click.option(
+                "--template",
+                multiple=True,
+                metavar="TEXT",
+                help=f"{purpose}A sentence around class names, with {{}}.",
+            ),
+            click.option(
+                "--head",
+                multiple=True,
+                metavar="NAME=FILE",
+                help=f"{purpose}A saved head, instead of class names.",
+            ),
+            click.option(
+                "--classes",
+                multiple=True,
+                metavar="NAME=a,b,…",
+                help=f"{purpose}Names of a model's classes, or a text file with one per line.",
+            ),
+            click.option(
+                "--images",
+                multiple=True,
+                metavar="NAME=DIR",
+                help=f"{purpose}Unlabelled images of a model's task, 8 or more; for every model.",
+            ),
+        ):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 @cli.command(short_help="Measure how models of one base relate, without data.")
 @_common
 @click.option(
@@ -79,7 +130,7 @@ def compare(
     both_towers: bool,
     report: Path | None,
 ) -> None:
-    r"""Compare two or more models that were fine-tuned from BASE, without data.
+    """Compare two or more models that were fine-tuned from BASE, without data.
 
     BASE and each MODEL are a file (safetensors or PyTorch), a folder as save_pretrained writes it, or an id on the
     Hugging Face hub; a MODEL may be the folder of a LoRA adapter. A path that exists is never looked for on the hub.
@@ -88,7 +139,7 @@ def compare(
     \b
       mergeability compare base.safetensors cars.safetensors svhn.safetensors
       mergeability compare base/ a/ b/ owner/name --metric stable_rank --report report/
-    """
+    """  # noqa: D301  (click reads the character \b)
     with sentences():
         from mergeability import verbs
 
@@ -114,42 +165,24 @@ def compare(
 
 @cli.command(short_help="Predict whether models merge well, and by which method.")
 @_common
-@click.option(
-    "--images",
-    multiple=True,
-    metavar="NAME=DIR",
-    help="Unlabelled images of a model's task, 8 or more; for every model.",
-)
-@click.option(
-    "--classes",
-    multiple=True,
-    metavar="NAME=a,b,…",
-    help="Names of its classes, or a text file with one per line.",
-)
-@click.option("--head", multiple=True, metavar="NAME=FILE", help="A saved head, instead of names of classes.")
-@click.option(
-    "--template", multiple=True, metavar="TEXT", help="A sentence around names of classes, with {}."
-)
-@click.option("--model", metavar="NAME", help="The architecture [default: recognised by its shapes].")
-@click.option("--fitted", metavar="RUN", help="Folder of an analysis whose fitted predictor is used.")
+@_evidence("")
 @click.option(
     "--method", "methods", multiple=True, metavar="NAME", help="A merge method, instead of the default six."
 )
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, or auto.")
 @click.option(
     "--report", type=click.Path(path_type=Path), metavar="DIR", help="Write a report and tables there."
 )
 def predict(base: str, models: tuple[str, ...], as_json: bool, report: Path | None, **options: Any) -> None:
-    r"""Predict whether models fine-tuned from BASE merge well, with which method, how reliably, and why.
+    """Predict whether models fine-tuned from BASE merge well, with which method, how reliably, and why.
 
     With --images for every model, each merge is probed on unlabelled images of each task (CLIP models). With
     --fitted, a predictor of an earlier analysis is used. With neither, the answer lists the evidence that is missing.
 
     \b
-      mergeability predict base.safetensors cars.safetensors svhn.safetensors \
+      mergeability predict base.safetensors cars.safetensors svhn.safetensors \\
         --images cars=photos/cars --classes cars=audi,bmw,fiat \\
         --images svhn=photos/svhn --classes svhn=0,1,2,3,4,5,6,7,8,9
-    """
+    """  # noqa: D301  (click reads the character \b)
     with sentences():
         found = _predicted(base, models, **options)
         written = None if report is None else found.save(report)
@@ -186,13 +219,7 @@ def predict(base: str, models: tuple[str, ...], as_json: bool, report: Path | No
 )
 @click.option("--overwrite", is_flag=True, help="Replace a folder that exists.")
 @click.option("--both-towers", is_flag=True, help="Merge the text tower of a CLIP as well.")
-@click.option("--images", multiple=True, metavar="NAME=DIR", help="For --method best: as for predict.")
-@click.option("--classes", multiple=True, metavar="NAME=a,b,…", help="For --method best: as for predict.")
-@click.option("--head", multiple=True, metavar="NAME=FILE", help="For --method best: as for predict.")
-@click.option("--template", multiple=True, metavar="TEXT", help="For --method best: as for predict.")
-@click.option("--model", metavar="NAME", help="For --method best: as for predict.")
-@click.option("--fitted", metavar="RUN", help="For --method best: as for predict.")
-@click.option("--device", default="auto", help="For --method best: as for predict.")
+@_evidence("For --method best: ")
 def merge(
     base: str,
     models: tuple[str, ...],
@@ -209,14 +236,14 @@ def merge(
     store: str | None,
     **evidence: Any,
 ) -> None:
-    r"""Merge models fine-tuned from BASE by one method; write the result with a card that records how it was made.
+    """Merge models fine-tuned from BASE by one method; write the result with a card that records how it was made.
 
     If BASE is a transformers folder, the result is one too, with the base's tensor names, configuration and tokenizer.
 
     \b
       mergeability merge base.safetensors cars.safetensors svhn.safetensors --method tsv --out merged/
       mergeability merge base/ a/ b/ --method ties -o density=0.1 --alpha 0.5 --dtype bfloat16
-    """
+    """  # noqa: D301  (click reads the character \b)
     with sentences():
         from mergeability import verbs
         from mergeability.pipeline.saving import merge_folder_name

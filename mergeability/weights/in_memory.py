@@ -4,6 +4,7 @@ All other code reads weights from files, one tensor at a time, and identifies th
 a ViT-B/16, and no further memory.
 """
 
+import contextlib
 import logging
 import shutil
 import tempfile
@@ -77,11 +78,10 @@ def open_in_memory(model: InMemory, towers: str = VISUAL) -> Checkpoint:
         tensor([1., 1.])
     """
     folder = Path(tempfile.mkdtemp(prefix="mergeability-"))
-    try:
+    with contextlib.ExitStack() as failed:
+        failed.callback(shutil.rmtree, folder, ignore_errors=True)
         opened = Checkpoint.open(write_in_memory(model, folder / "model.safetensors"), towers)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        failed.pop_all()
     # Attach to the file's reader, which renamed copies of the checkpoint share.
     weakref.finalize(opened.source, shutil.rmtree, folder, ignore_errors=True)
     return opened

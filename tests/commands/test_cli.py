@@ -68,6 +68,13 @@ def test_every_command_has_help(run, command):
     assert "mergeability" in ended.output
     assert "train.py" not in ended.output
     assert "analyze.py" not in ended.output
+    assert "\\b" not in ended.output
+
+
+@pytest.mark.parametrize("command", ["compare", "predict", "merge"])
+def test_examples_in_help_have_lines_of_their_own(run, command):
+    lines = run(command, "--help").output.splitlines()
+    assert any(line.startswith(f"    mergeability {command} base.safetensors") for line in lines)
 
 
 def test_comparing_prints_the_numbers_of_the_function(run, files):
