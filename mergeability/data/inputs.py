@@ -76,6 +76,44 @@ class Images:
 
 
 @dataclass(frozen=True, eq=False)
+class Texts:
+    """Hold labelled texts.
+
+    Attributes:
+        texts: the texts, each at least one character.
+        labels: int64, shape (N,).
+
+    Raises:
+        UserError: a text is empty or not a string, or there is not one int64 label per text.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.data import Texts
+        >>> texts = Texts(["two plus two is four", "two plus two is five"], torch.tensor([1, 0]))
+        >>> len(texts), texts.texts[1]
+        (2, 'two plus two is five')
+    """
+
+    texts: Sequence[str]
+    labels: Int64[Tensor, "N"]
+
+    def __post_init__(self) -> None:
+        wrong = [text for text in self.texts if not isinstance(text, str) or not text.strip()]
+        if wrong:
+            raise UserError(
+                f"Expected texts that are not empty, got {wrong[0]!r} and {len(wrong) - 1} more. Leave them out."
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != (len(self.texts),):
+            raise UserError(
+                f"Expected one int64 label for each of {len(self.texts)} texts, got {self.labels.dtype} of shape "
+                f"{tuple(self.labels.shape)}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
 class Inputs:
     """Hold an encoder's inputs: named tensors with one row per sample, and optional labels.
 
