@@ -11,6 +11,7 @@ Examples:
 """
 
 import atexit
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -26,7 +27,9 @@ from mergeability.data.inputs import Images, Inputs
 from mergeability.data.rendered.source import Rendered, find_subject
 from mergeability.data.tasks import Task
 from mergeability.evaluation.evaluator import Evaluator
+from mergeability.files import write_text
 from mergeability.models.clip import ClipModel
+from mergeability.models.text import TextModel, mean_pooled_bert
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
 from mergeability.random import seeded_generator
@@ -224,6 +227,48 @@ def tiny_clip(**changes: Any) -> ClipModel:
     }
     fields = {"name": "tiny", "architecture": architecture, "learning_rate": 1e-3, "batch_size": 8}
     return ClipModel(**{**fields, **changes})
+
+
+@cache
+def tiny_text_model() -> TextModel:
+    """Describe a BERT with one block of width 16, eight tokens per text, 32 words, and random weights.
+
+    Examples:
+        >>> from mergeability.examples import tiny_text_model
+        >>> tiny_text_model().tokenize(["a red square"])
+        tensor([[ 2,  5,  6, 13,  3,  0,  0,  0]])
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = (
+        "a red green blue dark light big small square circle star moon not is are the of in on one two three"
+    )
+    vocabulary = {word: number for number, word in enumerate([*special, *words.split()])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
+    )
+    folder = Path(tempfile.mkdtemp(dir=_temporary_folder()))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    configuration = {
+        "model_type": "bert",
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "max_position_embeddings": 16,
+        "pad_token_id": 0,
+    }
+    write_text(folder / "config.json", json.dumps(configuration))
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(0)
+        network = mean_pooled_bert(configuration)
+    checkpoints.save(folder / "model.safetensors", network.state_dict())
+    return TextModel("tiny_text", str(folder), learning_rate=1e-3, batch_size=8, context_length=8)
 
 
 def tiny_task() -> Task:

@@ -3,6 +3,7 @@ from .inputs import Images as Images
 from .inputs import Inputs as Inputs
 from .inputs import Source as Source
 from .inputs import Texts as Texts
+from .inputs import Tokens as Tokens
 from .real.layouts import Layout as Layout
 from .real.source import ImageSource as ImageSource
 from .real.source import image_task as image_task

@@ -1,30 +1,32 @@
-"""Calibration samples: a few held-out training images for data-dependent metrics and merge methods."""
+"""Calibration samples: a few held-out training samples for data-dependent metrics and merge methods."""
+
+from typing import TypeVar
 
 import torch
 
-from mergeability.data.inputs import Images
+from mergeability.data.inputs import Samples
 from mergeability.data.tasks import Task
 from mergeability.errors import UserError
 from mergeability.random import seeded_generator
 
+S = TypeVar("S", bound=Samples)
 
-def calibration_sample(
-    task: Task, n: int = 10, seed: int = 42, *, held_out: Images, fewer: bool = False
-) -> Images:
-    """Draw n images without replacement from the task's validation split.
 
-    Validation images are held out from training, and test images are not used. The draw depends only on the task's
+def calibration_sample(task: Task, n: int = 10, seed: int = 42, *, held_out: S, fewer: bool = False) -> S:
+    """Draw n samples without replacement from the task's validation split.
+
+    The validation split is held out from training, and the test split is not used. The draw depends only on the task's
     name, the seed and the size of the split, not on other tasks or their order.
 
     Args:
-        task: the task that the images belong to.
-        n: number of images, at least 1.
+        task: the task that the samples belong to.
+        n: number of samples, at least 1.
         seed: seed of the draw.
-        held_out: the task's validation images, from `image_cache.prepared`.
-        fewer: return all images if there are fewer than n, instead of an error.
+        held_out: the task's validation split, from `samples` of a model.
+        fewer: return all samples if there are fewer than n, instead of an error.
 
     Returns:
-        The drawn images with their labels.
+        The drawn samples with their labels.
 
     Raises:
         UserError: n is not between 1 and the size of the validation split.
@@ -40,7 +42,7 @@ def calibration_sample(
         return held_out
     if not 1 <= n <= len(held_out):
         raise UserError(
-            f"Task {task.name!r}: expected 1 to {len(held_out)} calibration images, the size of its validation "
+            f"Task {task.name!r}: expected 1 to {len(held_out)} calibration samples, the size of its validation "
             f"split, got {n}."
         )
     order = torch.randperm(len(held_out), generator=seeded_generator("calibration", task.name, seed))

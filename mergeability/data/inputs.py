@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
+from typing import Any, Literal, Protocol, Self, TypeVar, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +17,34 @@ from mergeability.weights.checkpoints import tensors_hash
 T = TypeVar("T")
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+class Samples(Protocol):
+    """Labelled samples of one task in the form in which they are stored: images, or the tokens of texts.
+
+    A model turns the rows into the input of its encoder (`Model.preprocess`).
+    """
+
+    @property
+    def rows(self) -> Tensor:
+        """One row per sample."""
+        ...
+
+    @property
+    def labels(self) -> Int64[Tensor, "N"]:
+        """The class index of each sample."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash that is equal only for equal rows and labels."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, chosen: Tensor | slice) -> Self:
+        """Keep the samples of an index tensor, boolean mask or slice, in that order."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +91,18 @@ class Images:
         """Keep the images of an index tensor, boolean mask or slice, in that order."""
         return Images(self.images[chosen], self.labels[chosen])
 
-    @cached_property
+    @property
+    def rows(self) -> UInt8[Tensor, "N 3 H W"]:
+        """The pixels."""
+        return self.images
+
+    @property
     def fingerprint(self) -> str:
         """Return the SHA-256 of shapes, pixels and labels, which is equal only for equal content."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         if self.known_fingerprint is not None:
             return self.known_fingerprint
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
@@ -111,6 +148,53 @@ class Texts:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Hold the tokens of labelled texts, padded at the end to one length.
+
+    Attributes:
+        rows: int64, shape (N, length): numbers of tokens in a vocabulary.
+        labels: int64, shape (N,).
+
+    Raises:
+        UserError: the tokens or labels are not int64, or there is not one row per label.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.data import Tokens
+        >>> tokens = Tokens(torch.tensor([[101, 7, 102, 0], [101, 8, 9, 102]]), torch.tensor([0, 1]))
+        >>> len(tokens), tokens[tokens.labels == 0].rows.tolist()
+        (2, [[101, 7, 102, 0]])
+    """
+
+    rows: Int64[Tensor, "N length"]
+    labels: Int64[Tensor, "N"]
+
+    def __post_init__(self) -> None:
+        if self.rows.dtype != torch.int64 or self.rows.ndim != 2:
+            raise UserError(
+                f"Expected tokens as int64 of shape (N, length), got {self.rows.dtype} of shape "
+                f"{tuple(self.rows.shape)}."
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.rows.shape[:1]:
+            raise UserError(
+                f"Expected one int64 label for each of {len(self.rows)} texts, got {self.labels.dtype} of shape "
+                f"{tuple(self.labels.shape)}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, chosen: Tensor | slice) -> "Tokens":
+        """Keep the texts of an index tensor, boolean mask or slice, in that order."""
+        return Tokens(self.rows[chosen], self.labels[chosen])
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of tokens and labels, which is equal only for equal content."""
+        return tensors_hash({"tokens": self.rows, "labels": self.labels})
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,8 +288,8 @@ class Source(Protocol):
         True
     """
 
-    def load(self, split: Split) -> Images:
-        """Return the images and labels of one split."""
+    def load(self, split: Split) -> Images | Texts:
+        """Return the samples and labels of one split."""
         ...
 
 

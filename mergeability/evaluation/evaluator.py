@@ -1,4 +1,4 @@
-"""Accuracies of encoder weights on the tasks' test images, each computed once and stored."""
+"""Accuracies of encoder weights on the tasks' test splits, each computed once and stored."""
 
 import base64
 import copy
@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Bool, Float32
 from torch import Tensor, nn
 
-from mergeability.data.inputs import Inputs
-from mergeability.data.tasks import Images
+from mergeability.data.inputs import Images, Inputs, Samples
 from mergeability.errors import UserError
 from mergeability.evaluation.batchnorm import recalibrate_batchnorm
 from mergeability.files import digest
@@ -33,25 +32,25 @@ _PIXEL_PENALTIES = (1000.0, 100.0)
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Measure the accuracy of weights on the tasks' images; each accuracy is computed once and stored.
+    """Measure the accuracy of weights on the tasks' samples; each accuracy is computed once and stored.
 
     Attributes:
-        encoder: images → features; only its architecture is used, its weights are replaced.
-        preprocess: uint8 images → the encoder's normalised float input.
+        encoder: inputs → features; only its architecture is used, its weights are replaced.
+        preprocess: rows of samples, such as uint8 images, → the encoder's input.
         configuration: JSON-able record of what determines the encoder and `preprocess`: part of the store's keys.
         heads: task → frozen zero-shot head, classes × features.
-        tests: task → test images.
+        tests: task → test samples.
         store: where accuracies are kept.
-        validation: task → validation images, used only to tune scales.
+        validation: task → validation samples, used only to tune scales.
         device: device of the encoder: "cpu", "cuda" or "cuda:<number>".
         precision: "float32", or "bfloat16" for the matrix products of the encoder.
-        subset: number of test images to use per task, at least 1; all when None.
-        validation_subset: number of validation images to use per task, at least 1; all when None.
+        subset: number of test samples to use per task, at least 1; all when None.
+        validation_subset: number of validation samples to use per task, at least 1; all when None.
         subset_seed: seed of the draw of both subsets, which depends only on it and on the task's name.
-        batch_size: images per forward pass; affects only speed and memory.
+        batch_size: samples per forward pass; affects only speed and memory.
 
     Raises:
-        UserError: the precision is unknown, or a number of images below 1.
+        UserError: the precision is unknown, or a number of samples below 1.
 
     Examples:
         >>> from mergeability.examples import tiny_evaluator, tiny_profiles
@@ -64,9 +63,9 @@ class Evaluator:
     preprocess: Callable[[Tensor], Tensor]
     configuration: Mapping[str, Any]
     heads: Mapping[str, Tensor]
-    tests: Mapping[str, Images]
+    tests: Mapping[str, Samples]
     store: Store
-    validation: Mapping[str, Images] = field(default_factory=dict)
+    validation: Mapping[str, Samples] = field(default_factory=dict)
     device: str = "cpu"
     precision: str = "float32"
     subset: int | None = None
@@ -80,7 +79,7 @@ class Evaluator:
         for name in ("subset", "validation_subset", "batch_size"):
             count = getattr(self, name)
             if count is not None and count < 1:
-                raise UserError(f"Expected {name} to be at least 1 image, got {count}.")
+                raise UserError(f"Expected {name} to be at least 1, got {count}.")
 
     def accuracies(
         self,
@@ -128,7 +127,7 @@ class Evaluator:
         if wrong:
             raise UserError(
                 f"Expected finite features, got NaN or Inf from {_owner(tasks)} on {', '.join(wrong)}: the weights "
-                "overflow on these images. Merge at a smaller alpha, or train at a lower learning rate."
+                "overflow on these samples. Merge at a smaller alpha, or train at a lower learning rate."
             )
         return found
 
@@ -183,7 +182,7 @@ class Evaluator:
         }
 
     def _measure(self, task: str, split: str) -> dict[str, Any]:
-        images = self._images(task, split)
+        images = self._samples(task, split)
         hits = correct(
             self._encoder,
             self.heads[task],
@@ -198,7 +197,7 @@ class Evaluator:
             found["hits"] = base64.b64encode(np.packbits(hits).tobytes()).decode()
         return found
 
-    def _images(self, task: str, split: str) -> Images:
+    def _samples(self, task: str, split: str) -> Samples:
         if (task, split) not in self._chosen:
             choices = {
                 "test": (self.tests, self.subset),
@@ -206,7 +205,7 @@ class Evaluator:
             }
             given, count = choices.get(split, ({}, None))
             if task not in given:
-                raise UserError(f"No {split} images for '{task}': have {', '.join(given) or 'none'}.")
+                raise UserError(f"No {split} split for '{task}': have {', '.join(given) or 'none'}.")
             self._chosen[task, split] = _drawn(given[task], count, task, split, self.subset_seed)
         return self._chosen[task, split]
 
@@ -225,7 +224,7 @@ class Evaluator:
         return digest({"encoder": repr(self.encoder), "configuration": dict(self.configuration)})
 
     @cached_property
-    def _chosen(self) -> dict[tuple[str, str], Images]:
+    def _chosen(self) -> dict[tuple[str, str], Samples]:
         return {}
 
     @cached_property
@@ -237,7 +236,7 @@ class Evaluator:
         if (task, split) not in self._keys:
             key: dict[str, Any] = {
                 **self.key(task),
-                "images": self._images(task, split).fingerprint,
+                "images": self._samples(task, split).fingerprint,
                 "version": str(_VERSION),
             }
             if split == "test" and self.subset is not None:
@@ -250,12 +249,12 @@ def _owner(tasks: Sequence[str]) -> str:
     return f"the model to be tested on {', '.join(tasks)}"
 
 
-def _drawn(images: Images, count: int | None, task: str, split: str, seed: int) -> Images:
-    """Draw some of the images without replacement, in their own order; all of them if there are no more."""
-    if count is None or count >= len(images):
-        return images
-    order = torch.randperm(len(images), generator=seeded_generator("evaluation", task, split, seed))
-    return images[order[:count].sort().values]
+def _drawn(samples: Samples, count: int | None, task: str, split: str, seed: int) -> Samples:
+    """Draw some of the samples without replacement, in their own order; all of them if there are no more."""
+    if count is None or count >= len(samples):
+        return samples
+    order = torch.randperm(len(samples), generator=seeded_generator("evaluation", task, split, seed))
+    return samples[order[:count].sort().values]
 
 
 def _unpacked(hits: str, count: int) -> Bool[np.ndarray, " N"]:

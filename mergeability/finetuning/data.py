@@ -1,4 +1,4 @@
-"""Batches of one task's images for Lightning, on one device or distributed over several."""
+"""Batches of one task's samples for Lightning, on one device or distributed over several."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mergeability.data.tasks import Images
+from mergeability.data.inputs import Samples
 
 
 class EpochShuffle(Sampler[list[int]]):
@@ -59,26 +59,26 @@ class Shard(Sampler[list[int]]):
 
 
 class _Batches(Dataset):
-    """Whole batches by index list: for images in memory, far cheaper than collating single items."""
+    """Whole batches by index list: for samples in memory, far cheaper than collating single items."""
 
-    def __init__(self, images: Images) -> None:
-        self.images = images
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.samples)
 
     def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return self.images.images[indices], self.images.labels[indices]
+        return self.samples.rows[indices], self.samples.labels[indices]
 
 
 class TaskDataModule(pl.LightningDataModule):
-    """Provide uint8 images and labels; the model normalises them on its device.
+    """Provide rows of samples and labels; the model preprocesses them on its device.
 
-    On several devices each trains on whole batches of its own, and validates on all images. Lightning's own way wraps
+    On several devices each trains on whole batches of its own, and validates on all samples. Lightning's own way wraps
     the sampler and does not pass the epoch on, so that every epoch has the same batches.
     """
 
-    def __init__(self, train: Images, validation: Images, batch_size: int, seed: int = 0) -> None:
+    def __init__(self, train: Samples, validation: Samples, batch_size: int, seed: int = 0) -> None:
         super().__init__()
         self.train, self.validation, self.batch_size, self.seed = train, validation, batch_size, seed
 

@@ -19,8 +19,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from mergeability.data.image_cache import prepared, remarks
-from mergeability.data.tasks import SPLITS, Images, Task
+from mergeability.data.inputs import SPLITS, Samples
+from mergeability.data.tasks import Task
 from mergeability.errors import UserError, one_line
 from mergeability.files import digest, read_json, write_text
 from mergeability.finetuning.data import TaskDataModule
@@ -29,8 +29,7 @@ from mergeability.finetuning.penalties.base import Penalty
 from mergeability.finetuning.state import state_fault
 from mergeability.models.base import WEIGHTS, load_base
 from mergeability.models.classify import accuracy
-from mergeability.models.clip import ClipModel
-from mergeability.models.zero_shot import zero_shot_head
+from mergeability.models.model import Model
 from mergeability.provenance import provenance
 from mergeability.store import Store
 from mergeability.weights import checkpoints
@@ -40,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 def finetune(
     task: Task,
-    model: ClipModel,
+    model: Model,
     settings: TrainingSettings,
     folder: Path | str,
     base_folder: Path | str,
@@ -53,19 +52,19 @@ def finetune(
     record: Mapping[str, Any] | None = None,
     store: Path | str | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune the visual encoder on one task, and write the model with its card.
+    """Fine-tune the encoder on one task, and write the model with its card.
 
     Writes `model.safetensors`, `head.safetensors` and, last, `card.json` to `folder`. A run that was killed continues
     after its last finished epoch, with the same batches and the same result.
 
     Args:
         task: the task to train on.
-        model: the CLIP whose visual encoder is trained.
+        model: the model whose encoder is trained.
         settings: the hyper-parameters.
         folder: folder of the new checkpoint.
-        base_folder: folder of the base model's `model.safetensors`, with both towers.
+        base_folder: folder of the base model's `model.safetensors`.
         penalty: a term added to the loss; None for plain fine-tuning.
-        seed: seed of the order of the images.
+        seed: seed of the order of the samples.
         trainer: more arguments for `lightning.pytorch.Trainer`.
         loggers: Lightning loggers.
         callbacks: more Lightning callbacks, such as a progress bar.
@@ -78,7 +77,7 @@ def finetune(
         parameters, seconds. Empty in all but the first of several processes.
 
     Raises:
-        UserError: there is no base model; images are missing or do not match the task; training diverged; or the
+        UserError: there is no base model; the task does not fit the model; training diverged; or the
             GPU's memory or the disk is full.
 
     Examples:
@@ -96,13 +95,13 @@ def finetune(
     """
     folder, base_folder = Path(folder), Path(base_folder)
     record = dict(record or {})
-    clip = load_base(base_folder, model)
+    base = load_base(base_folder, model)
     with torch.inference_mode():
-        head = zero_shot_head(clip, model.tokenize, task.class_names, task.templates)
+        head = model.head(base, task.class_names, task.templates)
     head = head.clone()
-    encoder = clip.visual
-    images = Store(store)
-    splits = {name: prepared(task, name, model.resize, model.image_size, images) for name in SPLITS}
+    encoder = model.encoder_of(base)
+    cache = Store(store)
+    splits = {name: model.samples(task, name, cache) for name in SPLITS}
     judged = {**splits, "train": _spread(splits["train"], settings.train_evaluation_images)}
     # With several processes, only the first one evaluates and writes files.
     first = rank_zero_only.rank == 0
@@ -119,7 +118,7 @@ def finetune(
     _check_finite(encoder, task, folder)
     after = _accuracies(encoder, head, model, judged, device)
     checkpoints.remove_card(folder)
-    state = {f"{checkpoints.PREFIX}{name}": tensor for name, tensor in encoder.state_dict().items()}
+    state = {f"{model.tensor_prefix}{name}": tensor for name, tensor in encoder.state_dict().items()}
     card = {
         "task": task.name,
         "model": model.name,
@@ -135,7 +134,7 @@ def finetune(
         "images": {
             name: {"count": len(found), "sha256": found.fingerprint} for name, found in splits.items()
         },
-        **({"left_out": remarks(task)} if remarks(task) else {}),
+        **({"left_out": remarks} if (remarks := model.task_remarks(task)) else {}),
         "parameters": {
             "encoder": sum(parameter.numel() for parameter in encoder.parameters()),
             "trained": sum(parameter.numel() for parameter in module.trained),
@@ -159,11 +158,11 @@ def finetune(
     return card
 
 
-def _spread(images: Images, count: int) -> Images:
-    """Select at most so many images, evenly spaced, because datasets are sorted by class."""
-    if len(images) <= count:
-        return images
-    return images[torch.linspace(0, len(images) - 1, count, dtype=torch.float64).long()]
+def _spread(samples: Samples, count: int) -> Samples:
+    """Select at most so many samples, evenly spaced, because datasets are sorted by class."""
+    if len(samples) <= count:
+        return samples
+    return samples[torch.linspace(0, len(samples) - 1, count, dtype=torch.float64).long()]
 
 
 def _device(options: Mapping[str, Any]) -> str:
@@ -173,12 +172,12 @@ def _device(options: Mapping[str, Any]) -> str:
 
 
 def _accuracies(
-    encoder: nn.Module, head: Tensor, model: ClipModel, images: Mapping[str, Images], device: str
+    encoder: nn.Module, head: Tensor, model: Model, samples: Mapping[str, Samples], device: str
 ) -> dict[str, float]:
     """Measure the accuracy on each split; the encoder is back on the CPU afterwards."""
     encoder.to(device)
     try:
-        return {name: accuracy(encoder, head, model.preprocess, part) for name, part in images.items()}
+        return {name: accuracy(encoder, head, model.preprocess, part) for name, part in samples.items()}
     finally:
         encoder.to("cpu")
 

@@ -1,4 +1,4 @@
-"""The base model on disk, from which fine-tuning starts: both towers in `<checkpoints>/<model>/base/`."""
+"""The base model on disk, from which fine-tuning starts: in `<checkpoints>/<model>/base/`, a CLIP with both towers."""
 
 import logging
 import time
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergeability.errors import UserError
 from mergeability.files import digest
-from mergeability.models.clip import ClipModel
+from mergeability.models.model import Model
 from mergeability.provenance import provenance
 from mergeability.weights import checkpoints
 from mergeability.weights.hub import find_weights
@@ -16,18 +16,18 @@ from mergeability.weights.hub import find_weights
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
     from lightning.pytorch.loggers import Logger
-    from open_clip import CLIP
+    from torch import nn
 
 logger = logging.getLogger(__name__)
 WEIGHTS = "model.safetensors"
 
 
 def save_base(
-    folder: Path, model: ClipModel, clip: "CLIP", settings: Mapping[str, Any], facts: Mapping[str, Any]
+    folder: Path, model: Model, base: "nn.Module", settings: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> dict:
-    """Write both towers and the card of a base model; return the card."""
+    """Write the weights and the card of a base model; return the card."""
     checkpoints.remove_card(folder)
-    path = checkpoints.save(folder / WEIGHTS, clip.state_dict())
+    path = checkpoints.save(folder / WEIGHTS, base.state_dict())
     card = {
         "model": model.name,
         "sha256": checkpoints.file_hash(path),
@@ -40,8 +40,8 @@ def save_base(
     return card
 
 
-def load_base(folder: Path, model: ClipModel) -> "CLIP":
-    """Build the CLIP and load its base weights, strictly, in evaluation mode.
+def load_base(folder: Path, model: Model) -> "nn.Module":
+    """Build the base model and load its weights, strictly, in evaluation mode.
 
     Raises:
         UserError: the base model does not exist, or has another architecture.
@@ -49,8 +49,8 @@ def load_base(folder: Path, model: ClipModel) -> "CLIP":
     path = folder / WEIGHTS
     if not path.is_file():
         raise UserError(f"No base model at {path}. Run train.py, which creates or downloads it.")
-    clip = model.architecture_only()
-    given, own = checkpoints.load(path), clip.state_dict()
+    base = model.architecture_only()
+    given, own = checkpoints.load(path), base.state_dict()
     wrong = [name for name in own.keys() | given.keys() if name not in own or name not in given]
     wrong = wrong or [name for name in own if own[name].shape != given[name].shape]
     if wrong:
@@ -58,12 +58,12 @@ def load_base(folder: Path, model: ClipModel) -> "CLIP":
             f"{path} does not fit model={model.name}: {len(wrong)} tensors differ, such as '{min(wrong)}'. It was "
             "created with another architecture: create it again with overwrite=true."
         )
-    clip.load_state_dict(given)
-    return clip.eval()
+    base.load_state_dict(given)
+    return base.eval()
 
 
-def fetch_base(folder: Path, model: ClipModel) -> dict[str, Any]:
-    """Create the base model from published weights, a file or seed 0, unless it exists; keep both towers.
+def fetch_base(folder: Path, model: Model) -> dict[str, Any]:
+    """Create the base model from published weights, a file or seed 0, unless it exists; keep both towers of a CLIP.
 
     Returns:
         The card.
@@ -72,7 +72,7 @@ def fetch_base(folder: Path, model: ClipModel) -> dict[str, Any]:
         UserError: the weights cannot be downloaded, or do not fit the architecture.
     """
     try:
-        clip = model.build()
+        base = model.build()
     except UserError:
         raise
     except (OSError, RuntimeError) as error:
@@ -86,10 +86,12 @@ def fetch_base(folder: Path, model: ClipModel) -> dict[str, Any]:
         logger.warning(
             "model.pretrained=null: the base model %s has random weights and is only for testing.", folder
         )
-    return save_base(folder, model, clip, _origin(model), {})
+    return save_base(
+        folder, model, base, _origin(model), {"left_out": model.remarks} if model.remarks else {}
+    )
 
 
-def check_origin(folder: Path, card: Mapping[str, Any], model: ClipModel) -> None:
+def check_origin(folder: Path, card: Mapping[str, Any], model: Model) -> None:
     """Check that the base model in a folder has the pretrained weights that `model` specifies.
 
     Raises:
@@ -106,7 +108,7 @@ def check_origin(folder: Path, card: Mapping[str, Any], model: ClipModel) -> Non
         )
 
 
-def _origin(model: ClipModel) -> dict[str, Any]:
+def _origin(model: Model) -> dict[str, Any]:
     """Return the source of a base model's weights as a JSON-able record."""
     if model.is_from_file:
         path = find_weights(str(model.pretrained))
@@ -117,8 +119,8 @@ def _origin(model: ClipModel) -> dict[str, Any]:
 
 def pretrain_base(
     folder: Path | str,
-    model: ClipModel,
-    pretrain: Callable[..., "CLIP"],
+    model: Model,
+    pretrain: Callable[..., "nn.Module"],
     *,
     loggers: Sequence["Logger"] = (),
     callbacks: Sequence["Callback | None"] = (),

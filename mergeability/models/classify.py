@@ -1,4 +1,4 @@
-"""Classify images with an encoder and a frozen head."""
+"""Classify samples with an encoder and a frozen head."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float32
 from torch import Tensor, nn
 
-from mergeability.data.inputs import Images, Inputs
+from mergeability.data.inputs import Inputs, Samples
 from mergeability.errors import UserError
 from mergeability.models.features import features
 
@@ -17,21 +17,21 @@ def correct(
     encoder: nn.Module,
     head: Tensor,
     preprocess: Callable[[Tensor], Tensor],
-    images: Images,
+    samples: Samples,
     batch_size: int = 256,
     precision: torch.dtype = torch.float32,
 ) -> Bool[np.ndarray, " N"]:
-    """Return whether each image is classified correctly, that is, its highest logit is the label's.
+    """Return whether each sample is classified correctly, that is, its highest logit is the label's.
 
     The encoder is switched to evaluation mode, and back to its previous mode afterwards. Features need no
-    normalisation: it would scale all logits of an image equally.
+    normalisation: it would scale all logits of a sample equally.
 
     Args:
-        encoder: images → features.
+        encoder: inputs → features.
         head: classes × features.
-        preprocess: uint8 images → the encoder's input.
-        images: the images to classify.
-        batch_size: images per pass.
+        preprocess: rows of samples → the encoder's input.
+        samples: the samples to classify.
+        batch_size: samples per pass.
         precision: float32, or a narrower dtype for matrix products in the encoder.
 
     Raises:
@@ -44,14 +44,14 @@ def correct(
     shorter = torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)
     try:
         for batch, labels in zip(
-            images.images.split(batch_size), images.labels.split(batch_size), strict=True
+            samples.rows.split(batch_size), samples.labels.split(batch_size), strict=True
         ):
             with shorter:
-                of_batch = features(encoder, Inputs({"images": preprocess(batch.to(device))})).float()
+                of_batch = features(encoder, Inputs({"rows": preprocess(batch.to(device))})).float()
             logits = of_batch @ head.T
             if not torch.isfinite(logits).all():
                 raise UserError(
-                    "Expected finite logits, got NaN or Inf: the weights overflow on these images. "
+                    "Expected finite logits, got NaN or Inf: the weights overflow on these samples. "
                     "Merge at a smaller alpha, or train at a lower learning rate."
                 )
             right.append(logits.argmax(dim=1).cpu() == labels)
@@ -93,8 +93,8 @@ def accuracy(
     encoder: nn.Module,
     head: Tensor,
     preprocess: Callable[[Tensor], Tensor],
-    images: Images,
+    samples: Samples,
     batch_size: int = 256,
 ) -> float:
-    """Return the accuracy in [0, 1]: the share of images that are classified correctly; see `correct`."""
-    return float(correct(encoder, head, preprocess, images, batch_size).mean())
+    """Return the accuracy in [0, 1]: the share of samples that are classified correctly; see `correct`."""
+    return float(correct(encoder, head, preprocess, samples, batch_size).mean())

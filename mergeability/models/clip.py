@@ -11,8 +11,14 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from mergeability.checks import Count, PathPart, Positive, check_path_part
+from mergeability.data.image_cache import prepared, remarks
+from mergeability.data.inputs import Images, Inputs, Samples, Split
+from mergeability.data.tasks import Task
 from mergeability.errors import UserError, one_line
 from mergeability.models.published import check_plain, check_tag, side
+from mergeability.models.zero_shot import zero_shot_head
+from mergeability.store import Store
+from mergeability.weights.checkpoints import PREFIX
 from mergeability.weights.whole_clip import SUFFIXES, clip_weights
 
 # open_clip and torchvision, which import timm, transformers and torch.compile's compiler, are imported where they are
@@ -100,6 +106,21 @@ class ClipModel:
         return dict(self.architecture)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """Return a JSON-able record of everything that determines the features of images."""
+        return {"model": self.configuration, "mean": list(self.mean), "std": list(self.std)}
+
+    @property
+    def tensor_prefix(self) -> str:
+        """Return the prefix of the visual encoder's tensors in the files of fine-tuned models."""
+        return PREFIX
+
+    @property
+    def remarks(self) -> list[str]:
+        """Return no sentences, because both towers of the pretrained weights are used."""
+        return []
+
+    @property
     def image_size(self) -> int:
         """Return the side length, in pixels, of the square input images."""
         size = self.configuration["vision_cfg"].get("image_size", 224)
@@ -157,6 +178,26 @@ class ClipModel:
                     f"open_clip cannot build model {self.name!r} from model.architecture "
                     f"({type(error).__name__}: {one_line(error)[:200]}). Correct its sizes."
                 ) from error
+
+    def encoder_of(self, base: Any) -> nn.Module:
+        """Return the visual encoder of a CLIP."""
+        return base.visual
+
+    def head(self, base: Any, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """Return the zero-shot head of a task, classes × features, from the text tower of its base."""
+        return zero_shot_head(base, self.tokenize, class_names, templates)
+
+    def samples(self, task: Task, split: Split, store: Store) -> Images:
+        """Read a split's images, resized to the model's square; see `image_cache.prepared`."""
+        return prepared(task, split, self.resize, self.image_size, store)
+
+    def task_remarks(self, task: Task) -> list[str]:
+        """Return sentences about images that are left out or modified, for the splits read so far."""
+        return remarks(task)
+
+    def inputs(self, samples: Samples) -> Inputs:
+        """Preprocess images, with their labels."""
+        return Inputs({"images": self.preprocess(samples.rows)}, samples.labels)
 
     def preprocess(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 size size"]:
         """Resize the shorter side (bicubic, anti-aliased), crop the centre, scale to [0, 1] and normalise."""

@@ -1,4 +1,4 @@
-"""Zero-shot classification heads: CLIP's text embeddings of class names."""
+"""Frozen classification heads: embeddings of sentences with the class names."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -45,16 +45,48 @@ def zero_shot_head(
         >>> head.shape, head.norm(dim=1).round(decimals=2)
         (torch.Size([2, 16]), tensor([14.2900, 14.2900]))
     """
+    device = clip.logit_scale.device
+    prototypes = class_prototypes(
+        lambda sentences: clip.encode_text(tokenize(sentences).to(device)), class_names, templates
+    )
+    return clip.logit_scale.exp() * prototypes
+
+
+@torch.no_grad()
+def class_prototypes(
+    encode: Callable[[Sequence[str]], Float[Tensor, "N dimension"]],
+    class_names: Sequence[str],
+    templates: Sequence[str],
+) -> Float[Tensor, "classes dimension"]:
+    """Embed each class: row c is normalise(mean over templates t of normalise(encode(t.format(c)))).
+
+    Args:
+        encode: sentences → embeddings.
+        class_names: class names in label order, one per row.
+        templates: prompts with one `{}` for the class name.
+
+    Returns:
+        Unit vectors, classes × d.
+
+    Raises:
+        UserError: there is no class name or no template.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.models import class_prototypes
+        >>> lengths = lambda sentences: torch.tensor([[float(len(text)), 3.0] for text in sentences])
+        >>> class_prototypes(lengths, ["cat", "bird"], ["{}", "a {}"]).shape
+        torch.Size([2, 2])
+    """
     if not class_names or not templates:
         raise UserError(
             f"Expected at least one class name and one template for a zero-shot head, got {len(class_names)} "
             f"class names and {len(templates)} templates."
         )
     sentences = [template.format(name) for name in class_names for template in templates]
-    tokens = tokenize(sentences).to(clip.logit_scale.device)
-    embeddings = normalize(clip.encode_text(tokens), dim=-1)
+    embeddings = normalize(encode(sentences), dim=-1)
     means = embeddings.unflatten(0, (len(class_names), len(templates))).mean(dim=1)
-    return clip.logit_scale.exp() * normalize(means, dim=-1)
+    return normalize(means, dim=-1)
 
 
 def classify(

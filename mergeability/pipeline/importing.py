@@ -6,7 +6,7 @@ The result has the format of a training's folder, with `card.json`, so an analys
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -105,7 +105,11 @@ def import_checkpoint(
     folder, path = Path(folder), find_weights(source)
     tensors = read_tensors(path)
     state = Checkpoint.canonical(tensors, path)
-    clip = model.architecture_only() if base_folder is None else load_base(Path(base_folder), model)
+    clip = (
+        model.architecture_only()
+        if base_folder is None
+        else cast("CLIP", load_base(Path(base_folder), model))
+    )
     own = {f"{PREFIX}{name}": tensor for name, tensor in clip.visual.state_dict().items()}
     if base_folder is not None and PROJECTION in own:
         state.setdefault(PROJECTION, own[PROJECTION])

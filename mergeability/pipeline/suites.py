@@ -13,7 +13,7 @@ from mergeability.checks import Positive, alike_remarks, clean_name, clean_names
 from mergeability.data.tasks import Task
 from mergeability.errors import UserError
 from mergeability.models.base import WEIGHTS
-from mergeability.models.clip import ClipModel
+from mergeability.models.model import Model
 from mergeability.pipeline.table_files import PairFile, read_pairs
 from mergeability.store import Store
 from mergeability.task_vectors.matching import Chosen
@@ -60,7 +60,7 @@ class TaskSuite:
     Attributes:
         name: name of the suite.
         tasks: name → task.
-        model: the CLIP whose visual encoder was fine-tuned.
+        model: the model whose encoder was fine-tuned.
         checkpoints: folder of all checkpoints of that model.
         trained: the subfolder with one folder per task: `<penalty>-<λ>/seed-<seed>`.
         train_command: the command that trains missing models, without `task=`.
@@ -80,7 +80,7 @@ class TaskSuite:
 
     name: str
     tasks: Mapping[str, Task]
-    model: ClipModel
+    model: Model
     checkpoints: str
     trained: str
     train_command: str

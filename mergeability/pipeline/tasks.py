@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from mergeability.checks import alike_remarks
 from mergeability.context import Run
 from mergeability.data.calibration import calibration_sample
-from mergeability.data.image_cache import prepared, remarks
-from mergeability.data.inputs import Inputs
-from mergeability.data.tasks import Images, Split, Task
+from mergeability.data.inputs import Images, Inputs, Samples, Split
+from mergeability.data.tasks import Task
 from mergeability.errors import UserError
 from mergeability.evaluation.batchnorm import has_batchnorm
 from mergeability.evaluation.evaluator import Evaluator, pixel_accuracy
@@ -24,6 +23,7 @@ from mergeability.evaluation.probes import Probe, probes_on
 from mergeability.evaluation.scales import UNLABELLED
 from mergeability.metrics.functional import functional_names, of_models
 from mergeability.metrics.measure import measure
+from mergeability.models.clip import ClipModel
 from mergeability.pipeline.budget import check_budget, evaluated_sets, predicted_others, with_outcomes
 from mergeability.pipeline.layers import layer_cosines
 from mergeability.pipeline.merges import (
@@ -116,7 +116,7 @@ def analyse_tasks(suite: TaskSuite, request: Request, run: Run) -> Analysis:
 
 @dataclass(frozen=True)
 class _Material:
-    """The images, heads and encoder of a suite, each loaded on first use."""
+    """The samples, heads and encoder of a suite, each loaded on first use."""
 
     suite: TaskSuite
     request: Request
@@ -130,12 +130,11 @@ class _Material:
     def heads(self) -> dict[str, Tensor]:
         return self.suite.heads()
 
-    def images(self, task: Task, split: Split) -> Images:
-        model = self.suite.model
-        return prepared(task, split, model.resize, model.image_size, self.run.store)
+    def samples(self, task: Task, split: Split) -> Samples:
+        return self.suite.model.samples(task, split, self.run.store)
 
-    def split(self, split: Split) -> dict[str, Images]:
-        return {name: self.images(task, split) for name, task in self.suite.tasks.items()}
+    def split(self, split: Split) -> dict[str, Samples]:
+        return {name: self.samples(task, split) for name, task in self.suite.tasks.items()}
 
     def views(self, heads: dict[str, Tensor], *, for_merging: bool = False) -> Views:
         """Draw the calibration samples, for metrics or the larger number for merge methods."""
@@ -145,15 +144,12 @@ class _Material:
                 task,
                 profile.merge_samples if for_merging else profile.samples,
                 profile.seed,
-                held_out=self.images(task, "validation"),
+                held_out=self.samples(task, "validation"),
                 fewer=for_merging,
             )
             for name, task in self.suite.tasks.items()
         }
-        calibration = {
-            name: Inputs({"images": model.preprocess(one.images)}, one.labels)
-            for name, one in samples.items()
-        }
+        calibration = {name: model.inputs(one) for name, one in samples.items()}
         unlabelled = {} if for_merging or not functional_names(self.request.metrics) else self.unlabelled
         return Views(
             encoder=self.encoder,
@@ -167,19 +163,19 @@ class _Material:
 
     @cached_property
     def unlabelled(self) -> dict[str, Inputs]:
-        """Unlabelled images of each task for functional evidence."""
+        """Unlabelled samples of each task for functional evidence."""
         return self.drawn(self.request.profile.unlabelled)
 
     def drawn(self, count: int) -> dict[str, Inputs]:
-        """Draw unlabelled images of each task; a smaller sample is the beginning of a larger one."""
+        """Draw unlabelled samples of each task; a smaller sample is the beginning of a larger one."""
         model, profile = self.suite.model, self.request.profile
         drawn = {
             name: calibration_sample(
-                task, count, profile.seed, held_out=self.images(task, self.pool), fewer=True
+                task, count, profile.seed, held_out=self.samples(task, self.pool), fewer=True
             )
             for name, task in self.suite.tasks.items()
         }
-        return {name: Inputs({"images": model.preprocess(one.images)}) for name, one in drawn.items()}
+        return {name: model.inputs(one).without_labels() for name, one in drawn.items()}
 
     @property
     def pool(self) -> Split:
@@ -189,7 +185,7 @@ class _Material:
     @property
     def available(self) -> dict[str, int]:
         """Task → number of images available for unlabelled samples."""
-        return {name: len(self.images(task, self.pool)) for name, task in self.suite.tasks.items()}
+        return {name: len(self.samples(task, self.pool)) for name, task in self.suite.tasks.items()}
 
     @property
     def fewer(self) -> list[str]:
@@ -208,7 +204,9 @@ class _Material:
     @property
     def remarks(self) -> list[str]:
         """Return sentences about images that were left out or modified."""
-        found = [sentence for task in self.suite.tasks.values() for sentence in remarks(task)]
+        found = [
+            sentence for task in self.suite.tasks.values() for sentence in self.suite.model.task_remarks(task)
+        ]
         return [*alike_remarks(self.suite.tasks, "tasks"), *found]
 
     @cached_property
@@ -218,7 +216,7 @@ class _Material:
         return Evaluator(
             self.encoder,
             model.preprocess,
-            {"model": model.configuration, "mean": list(model.mean), "std": list(model.std)},
+            model.settings,
             self.heads,
             self.split("test"),
             self.run.store,
@@ -235,8 +233,14 @@ class _Material:
 
         def fit(item: tuple[str, Task]) -> tuple[str, float]:
             name, task = item
-            train, validation = self.images(task, "train"), self.images(task, "validation")
-            return name, pixel_accuracy(train, validation, self.images(task, "test"), self.run.store)
+            parts = [self.samples(task, split) for split in ("train", "validation", "test")]
+            images = [part for part in parts if isinstance(part, Images)]
+            if len(images) < len(parts):
+                raise UserError(
+                    f"suite.pixel_baseline=true needs images, but task '{name}' consists of texts. Remove it."
+                )
+            train, validation, test = images
+            return name, pixel_accuracy(train, validation, test, self.run.store)
 
         return dict(self.run.map(fit, list(self.suite.tasks.items()), description="pixel baseline"))
 
@@ -244,7 +248,7 @@ class _Material:
 def _evaluation(
     vectors: TaskVectors, material: _Material, models: pd.DataFrame, sets: Sequence[tuple[str, ...]]
 ) -> Evaluation:
-    request, evaluator = material.request, material.evaluator
+    request, evaluator, model = material.request, material.evaluator, material.suite.model
     demanding = any(method.needs_data for method in request.merges.values())
     renews = has_batchnorm(material.encoder)
     views = material.views(material.heads, for_merging=True) if demanding or renews else None
@@ -258,7 +262,7 @@ def _evaluation(
         unlabelled=unlabelled,
         profiles=Profiles(vectors, views, material.run) if demanding else None,
         recalibration=Recalibration(evaluator, views) if renews and views is not None else None,
-        save=merge_writer(vectors, request, sets, material.suite.model),
+        save=merge_writer(vectors, request, sets, model if isinstance(model, ClipModel) else None),
     )
 
 

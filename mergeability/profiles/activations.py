@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mergeability.data.inputs import Inputs
 from mergeability.errors import UserError
-from mergeability.models.features import features
+from mergeability.models.features import features, place_mask, watched_output
 from mergeability.profiles.encoders import evaluation_mode, last_layer
 from mergeability.profiles.evidence import ensure_entries, finite_grams
 from mergeability.profiles.layer_grams import LayerVectors, layer_grams
@@ -113,6 +113,8 @@ def sample_activations(
 ) -> Float32[Tensor, "n d"]:
     """Average a layer's output over tokens (or places), one row per sample, in eval mode.
 
+    The tokens that fill up a shorter text do not count; see `mergeability.models.features.place_mask`.
+
     Args:
         encoder: inputs → features; its own weights are neither used nor changed.
         state: the weights to run it with, under the encoder's names.
@@ -138,7 +140,9 @@ def sample_activations(
     with evaluation_mode(encoder), torch.no_grad():
         batch_axis = _batch_axis(_output(encoder, state, layer, inputs[:1]), layer)
         rows = [
-            _mean_over_places(_output(encoder, state, layer, batch), batch_axis).float().cpu()
+            _mean_over_places(_output(encoder, state, layer, batch), batch_axis, place_mask(encoder, batch))
+            .float()
+            .cpu()
             for batch in inputs.batches(batch_size)
         ]
     return torch.cat(rows)
@@ -175,22 +179,14 @@ def centred_kernel(
 
 def _output(encoder: nn.Module, state: Mapping[str, Tensor], layer: str, batch: Inputs) -> Tensor:
     """Run the encoder with the given weights and return one layer's output."""
-    outputs: list[Tensor] = []
-
-    def remember(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        outputs.append(output[0] if isinstance(output, tuple) else output)
-
     try:
         module = encoder.get_submodule(layer)
     except AttributeError as error:
         raise UserError(
             f"{type(encoder).__name__} has no layer '{layer}' (profile.layer): {error}."
         ) from error
-    hook = module.register_forward_hook(remember)
-    try:
+    with watched_output(module) as outputs:
         features(encoder, batch.to(next(iter(state.values())).device), state)
-    finally:
-        hook.remove()
     return outputs[-1]
 
 
@@ -205,9 +201,14 @@ def _batch_axis(output_of_one: Tensor, layer: str) -> int:
     )
 
 
-def _mean_over_places(output: Tensor, batch_axis: int) -> Float[Tensor, "n d"]:
+def _mean_over_places(output: Tensor, batch_axis: int, mask: Tensor | None) -> Float[Tensor, "n d"]:
     if output.ndim == 4:
         return output.mean((2, 3))
+    if output.ndim == 3 and mask is not None:
+        places = output.movedim(batch_axis, 0)
+        # An encoder may leave out columns that are padding in the whole batch.
+        counted = mask[:, : places.shape[1], None].to(output.device, output.dtype)
+        return (places * counted).sum(1) / counted.sum(1).clamp(min=1)
     if output.ndim == 3:
         return output.mean(1 - batch_axis)
     return output

@@ -8,6 +8,9 @@ from torch import nn
 
 from mergeability.errors import UserError
 
+# The lists of transformer blocks, in open_clip's visual towers and in the encoders of transformers.
+_BLOCKS = ("transformer.resblocks", "encoder.layer")
+
 
 def last_layer(encoder: nn.Module) -> str:
     """Return the name of the last transformer block, or of the last stage of a ResNet.
@@ -16,13 +19,14 @@ def last_layer(encoder: nn.Module) -> str:
         UserError: the encoder has neither.
     """
     modules = dict(encoder.named_modules())
-    blocks = modules.get("transformer.resblocks")
-    if isinstance(blocks, nn.ModuleList | nn.Sequential) and len(blocks) > 0:
-        return f"transformer.resblocks.{len(blocks) - 1}"
+    for name in _BLOCKS:
+        blocks = modules.get(name)
+        if isinstance(blocks, nn.ModuleList | nn.Sequential) and len(blocks) > 0:
+            return f"{name}.{len(blocks) - 1}"
     if "layer4" in modules:
         return "layer4"
     raise UserError(
-        f"{type(encoder).__name__} has neither transformer.resblocks nor layer4: "
+        f"{type(encoder).__name__} has none of {', '.join(_BLOCKS)} and layer4: "
         "set the layer whose activations to average (profile.layer)."
     )
 

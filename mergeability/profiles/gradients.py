@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from mergeability.data.inputs import Inputs
 from mergeability.errors import UserError
-from mergeability.models.features import features
+from mergeability.models.features import embedding_layer, features, watched_output
 from mergeability.models.zero_shot import classify
 from mergeability.profiles.encoders import evaluation_mode
 from mergeability.profiles.evidence import ensure_entries, finite_grams
@@ -32,7 +32,8 @@ class Gradients:
     Attributes:
         encoder: parameter name → mean over the samples of ∇θ CE.
         inputs: per-sample ∇x CE, divided by the number of samples; x the floating-point tensor of the inputs, or
-            the rows of several of them, flattened, one after the other.
+            the rows of several of them, flattened, one after the other; for tokens, x is their embeddings before
+            positions are added, and the gradient of padding is zero.
 
     Examples:
         >>> import torch
@@ -113,15 +114,15 @@ class InputGradientGrams:
         """Compute the inner products of the gradients with respect to the inputs.
 
         Raises:
-            UserError: the tasks' inputs differ in number or size, or are integers.
+            UserError: the tasks' inputs differ in number or size, or are integers that the encoder does not embed.
         """
         check_differentiable(subject)
         views, first = subject.required_views("gradient"), subject.tasks[0]
-        shapes = {task: _gradient_shape(views.samples(task)) for task in subject.tasks}
+        shapes = {task: _gradient_shape(views.encoder, views.samples(task)) for task in subject.tasks}
         for task, shape in shapes.items():
             if shape != shapes[first]:
                 raise UserError(
-                    "Input gradients require the same number and size of images for every task: "
+                    "Input gradients require the same number and size of inputs for every task: "
                     f"'{first}' has {shapes[first]}, '{task}' has {shape}."
                 )
         layers = _grams(subject, {"inputs": math.prod(shapes[first])}, "{}", "input gradients")
@@ -171,7 +172,7 @@ def check_differentiable(subject: Subject) -> None:
         subject: the models with their data.
 
     Raises:
-        UserError: a task's inputs are all integers, such as tokens.
+        UserError: a task's inputs are all integers, and the encoder has no layer that embeds them.
 
     Examples:
         >>> from mergeability.examples import tiny_profiles
@@ -180,6 +181,8 @@ def check_differentiable(subject: Subject) -> None:
         True
     """
     views = subject.required_views("gradient")
+    if embedding_layer(views.encoder) is not None:
+        return
     for task in subject.tasks:
         if not any(one.is_floating_point() for one in views.samples(task).tensors.values()):
             raise UserError(
@@ -315,7 +318,13 @@ def _summed_gradients(
     device = next(iter(parameters.values())).device
     tensors = {name: tensor.detach().to(device, copy=True) for name, tensor in batch.tensors.items()}
     floating = [tensor.requires_grad_() for tensor in tensors.values() if tensor.is_floating_point()]
-    found = features(encoder, Inputs(tensors), {**state, **parameters})
+    embedding = None if floating else embedding_layer(encoder)
+    if embedding is None:
+        found = features(encoder, Inputs(tensors), {**state, **parameters})
+    else:
+        with watched_output(embedding) as embedded:
+            found = features(encoder, Inputs(tensors), {**state, **parameters})
+        floating = embedded[:1]
     logits = classify(found, head.to(device, found.dtype))
     # The labels exist: they were checked before.
     assert batch.labels is not None
@@ -324,13 +333,19 @@ def _summed_gradients(
     # Parameters that do not affect the features have gradient zero.
     gradients = torch.autograd.grad(loss, sources, allow_unused=True, materialize_grads=True)
     of_inputs = gradients[len(parameters) :]
+    if embedding is not None:
+        # An encoder may leave out columns that are padding in the whole batch: their gradient is zero.
+        missing = next(iter(tensors.values())).shape[1] - of_inputs[0].shape[1]
+        return [*gradients[: len(parameters)]], functional.pad(of_inputs[0], (0, 0, 0, missing))
     if len(of_inputs) == 1:
         return [*gradients[: len(parameters)]], of_inputs[0]
     flat = [found.new_zeros(len(batch), 0), *(one.flatten(1) for one in of_inputs)]
     return [*gradients[: len(parameters)]], torch.cat(flat, dim=1)
 
 
-def _gradient_shape(samples: Inputs) -> tuple[int, ...]:
+def _gradient_shape(encoder: nn.Module, samples: Inputs) -> tuple[int, ...]:
     """Return the shape of the gradient with respect to the inputs."""
     shapes = [tuple(one.shape) for one in samples.tensors.values() if one.is_floating_point()]
+    if not shapes and isinstance(embedding := embedding_layer(encoder), nn.Embedding):
+        return (*next(iter(samples.tensors.values())).shape, embedding.embedding_dim)
     return shapes[0] if len(shapes) == 1 else (len(samples), sum(math.prod(one[1:]) for one in shapes))

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mergeability.data.inputs import Inputs
 from mergeability.errors import UserError
-from mergeability.models.features import features
+from mergeability.models.features import features, place_mask
 from mergeability.profiles.encoders import evaluation_mode, parameter_owners
 from mergeability.profiles.evidence import ensure_entries
 from mergeability.profiles.gradients import OwnGradients
@@ -214,10 +214,21 @@ def _watch(
     weights = {name: used[name] for name in used if name in owners}
     device = next(iter(used.values())).device
     with evaluation_mode(encoder), torch.no_grad(), _separate_attention():
-        for batch in samples.batches(batch_size):
-            batch = batch.to(device)
+        for batch in _without_padding(encoder, samples.without_labels(), batch_size):
             with _Products(weights, see):
-                features(encoder, batch, used)
+                features(encoder, batch.to(device), used)
+
+
+def _without_padding(encoder: nn.Module, samples: Inputs, batch_size: int) -> Iterator[Inputs]:
+    """Yield batches in which every place counts: sequences one by one, without the tokens that fill them up."""
+    for batch in samples.batches(batch_size):
+        if place_mask(encoder, batch) is None:
+            yield batch
+            continue
+        for one in batch.batches(1):
+            counted = place_mask(encoder, one)
+            assert counted is not None
+            yield Inputs({name: tensor[:, counted[0]] for name, tensor in one.tensors.items()})
 
 
 @contextlib.contextmanager

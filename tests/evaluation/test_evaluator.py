@@ -347,9 +347,9 @@ def test_the_encoder_works_in_evaluation_mode_and_gets_its_own_back(training):
     ("changes", "message"),
     [
         ({"precision": "float16"}, "float32 or bfloat16, got 'float16'"),
-        ({"subset": 0}, "subset to be at least 1 image, got 0"),
-        ({"validation_subset": -1}, "validation_subset to be at least 1 image, got -1"),
-        ({"batch_size": 0}, "batch_size to be at least 1 image, got 0"),
+        ({"subset": 0}, "subset to be at least 1, got 0"),
+        ({"validation_subset": -1}, "validation_subset to be at least 1, got -1"),
+        ({"batch_size": 0}, "batch_size to be at least 1, got 0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(make, changes, message):
@@ -358,9 +358,9 @@ def test_settings_that_cannot_be_are_refused(make, changes, message):
 
 
 def test_a_split_without_images_is_named(make):
-    with pytest.raises(UserError, match="No validation images for 'red': have none"):
+    with pytest.raises(UserError, match="No validation split for 'red': have none"):
         judged(make(validation={}), split="validation")
-    with pytest.raises(UserError, match="No train images for 'red'"):
+    with pytest.raises(UserError, match="No train split for 'red'"):
         judged(make(), split="train")
-    with pytest.raises(UserError, match="No test images for 'green': have red"):
+    with pytest.raises(UserError, match="No test split for 'green': have red"):
         judged(make(tests={"red": TESTS["red"]}))

@@ -96,6 +96,8 @@ def test_every_model_that_comes_with_the_package_is_accepted():
     with initialize_config_dir(str(CONF.parent), version_base="1.3"):
         for file in CONF.glob("*.yaml"):
             composed = compose("train", ["task=digits", f"model={file.stem}"])
+            if composed.model._target_.endswith("TextModel"):
+                continue  # tests/models/test_text.py
             assert instantiate(composed.model, _convert_="all").image_size > 0
 
 

@@ -108,7 +108,9 @@ def test_another_layer_can_be_named():
         mean_activation(encoder, state, images(3), layer="layer9")
     with pytest.raises(UserError, match="at least one"):
         mean_activation(encoder, state, images(0))
-    with pytest.raises(UserError, match=r"Linear has neither.*profile\.layer"):
+    with pytest.raises(
+        UserError, match=r"Linear has none of transformer.resblocks, encoder.layer and layer4.*profile\.layer"
+    ):
         last_layer(nn.Linear(2, 2))
 
 
