@@ -20,6 +20,7 @@ from mergeability.data.inputs import Images, Source, Split, Streamed, check_spli
 from mergeability.data.real.decoding import Decoded
 from mergeability.data.real.source import ImageSource
 from mergeability.data.tasks import Task
+from mergeability.errors import UserError
 from mergeability.progress import track
 from mergeability.provenance import version
 from mergeability.store import Store
@@ -174,7 +175,12 @@ def _called(split: Split, row: int) -> str:
 
 def _loaded(task: Task, split: Split) -> Images:
     """Read a source that provides all images at once, in one size."""
-    return task.checked(cast("Source", task.source).load(split), split)
+    loaded = cast("Source", task.source).load(split)
+    if not isinstance(loaded, Images):
+        raise UserError(
+            f"Task {task.name!r}: expected images, got texts. Choose a model of texts for this task."
+        )
+    return task.checked(loaded, split)
 
 
 def _in_memory(task: Task, split: Split, resize: Resize, size: int) -> Images:

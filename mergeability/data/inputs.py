@@ -188,10 +188,10 @@ class Inputs:
 
 
 class Source(Protocol):
-    """Return the images of one split, the same ones on every call: the protocol of sources of images.
+    """Return the images or texts of one split, the same ones on every call: the protocol of sources.
 
     Only `image_cache` loads images from a source. If the source also has `identity(split)`, a JSON-able record of
-    everything that determines the images, prepared images are reused without loading them again.
+    everything that determines the samples, prepared samples are reused without loading them again.
 
     Examples:
         >>> import torch
@@ -204,8 +204,8 @@ class Source(Protocol):
         True
     """
 
-    def load(self, split: Split) -> Images:
-        """Return the images and labels of one split."""
+    def load(self, split: Split) -> Images | Texts:
+        """Return the images or texts of one split, and their labels."""
         ...
 
 
