@@ -9,3 +9,4 @@ from .real.source import ImageSource as ImageSource
 from .real.source import image_task as image_task
 from .rendered.source import Rendered as Rendered
 from .tasks import Task as Task
+from .texts.corpus import TextCorpus as TextCorpus

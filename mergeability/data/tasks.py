@@ -1,4 +1,4 @@
-"""Classification tasks: a source of images, the class names and the prompt templates.
+"""Classification tasks: a source of images or texts, the class names and the prompt templates.
 
 Images of a task are read through `image_cache`, which resizes them for a model.
 """
@@ -6,24 +6,27 @@ Images of a task are read through `image_cache`, which resizes them for a model.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from mergeability.checks import Count, PathPart, Share, check_path_part, clean_name
-from mergeability.data.inputs import SPLITS, Images, Source, Split, Streamed
+from mergeability.data.inputs import SPLITS, Images, Source, Split, Streamed, Texts
 from mergeability.errors import UserError
 
-__all__ = ["SPLITS", "Images", "Source", "Split", "Task"]
+__all__ = ["SPLITS", "Images", "Source", "Split", "Task", "Texts"]
+
+Samples = TypeVar("Samples", Images, Texts)
 
 
 @dataclass(frozen=True)
 class Task:
-    """Describe a classification task: its images, its classes, and the prompts of its zero-shot head.
+    """Describe a classification task: its images or texts, its classes, and the prompts of its zero-shot head.
 
     Attributes:
         name: name of the task, usable as a folder name.
-        source: provides the images of each split.
+        source: provides the images or texts of each split.
         class_names: names of the classes, in label order.
         templates: prompts with one `{}` for the class name.
         epochs: number of fine-tuning epochs, at least 1.
@@ -67,20 +70,20 @@ class Task:
                 "Divide percentages by 100."
             )
 
-    def checked(self, images: Images, split: Split) -> Images:
-        """Check that images fit this task, and return them.
+    def checked(self, samples: Samples, split: Split) -> Samples:
+        """Check that images or texts fit this task, and return them.
 
         Raises:
             UserError: there are none, or a label has no class name.
         """
-        self.check_labels(images.labels, split)
-        return images
+        self.check_labels(samples.labels, split)
+        return samples
 
     def check_labels(self, labels: Tensor | np.ndarray, split: Split) -> None:
-        """Check that a split has images and that every label has a class name.
+        """Check that a split is not empty and that every label has a class name.
 
         Raises:
-            UserError: there are no images, or a label has no class name.
+            UserError: the split is empty, or a label has no class name.
         """
         if len(labels) == 0:
             raise self.empty(split)
