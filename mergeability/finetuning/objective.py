@@ -14,14 +14,14 @@ from mergeability.models.zero_shot import classify
 def cross_entropy(
     encoder: nn.Module,
     head: Float[Tensor, "classes features"],
-    images: Float[Tensor, "N *image"],
+    inputs: Float[Tensor, "N *sample"] | Int64[Tensor, "N length"],
     labels: Int64[Tensor, " N"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "N classes"]]:
     """Return the mean cross-entropy and the logits head · normalise(encoder(x)) of one batch.
 
     `head` holds unit class embeddings times the logit scale, so logits are scaled cosines (Radford et al., 2021).
     """
-    logits = classify(encoder(images), head)
+    logits = classify(encoder(inputs), head)
     return functional.cross_entropy(logits, labels), logits
 
 

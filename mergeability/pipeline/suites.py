@@ -65,6 +65,7 @@ class TaskSuite:
         trained: the subfolder with one folder per task: `<penalty>-<λ>/seed-<seed>`.
         train_command: the command that trains missing models, without `task=`.
         pixel_baseline: whether to fit logistic regression on raw pixels for comparison.
+        tfidf_baseline: whether to fit logistic regression on the TF-IDF features of texts for comparison.
         warn_above: norm of a task vector, relative to the base's, above which a warning suggests that the base is
             wrong.
         refuse_above: relative norm above which an error is raised.
@@ -85,6 +86,7 @@ class TaskSuite:
     trained: str
     train_command: str
     pixel_baseline: bool = False
+    tfidf_baseline: bool = False
     warn_above: Positive = 0.5
     refuse_above: Positive = 2.0
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mergeability.checks import alike_remarks
 from mergeability.context import Run
 from mergeability.data.calibration import calibration_sample
-from mergeability.data.inputs import Images, Inputs, Samples, Split
+from mergeability.data.inputs import SPLITS, Images, Inputs, Samples, Split, Streamed, Texts
 from mergeability.data.tasks import Task
 from mergeability.errors import UserError
 from mergeability.evaluation.batchnorm import has_batchnorm
@@ -21,6 +21,7 @@ from mergeability.evaluation.merges import Evaluation, Outcomes, evaluate_models
 from mergeability.evaluation.outcome_tables import pair_table, set_table
 from mergeability.evaluation.probes import Probe, probes_on
 from mergeability.evaluation.scales import UNLABELLED
+from mergeability.evaluation.text_baseline import tfidf_accuracy
 from mergeability.metrics.functional import functional_names, of_models
 from mergeability.metrics.measure import measure
 from mergeability.models.clip import ClipModel
@@ -70,8 +71,8 @@ def analyse_tasks(suite: TaskSuite, request: Request, run: Run) -> Analysis:
         evaluated, of_budget = evaluated_sets(sets, table, request)
     with run.clock.stage("evaluating models"):
         models = evaluate_models(vectors, evaluator)
-        if suite.pixel_baseline:
-            models["pixel_accuracy"] = merged.pixel_accuracies()
+        for column, accuracies in merged.baselines().items():
+            models[column] = accuracies
     with run.clock.stage("merging and evaluating"):
         outcomes = _evaluation(vectors, merged, models, evaluated).sets(request.merges, evaluated, run)
     pairs = with_own_accuracies(_with_outcomes(table, request, sets, outcomes), models)
@@ -228,21 +229,42 @@ class _Material:
             subset_seed=merging.seed,
         )
 
-    def pixel_accuracies(self) -> dict[str, float]:
-        """Fit logistic regression to the raw pixels of every task."""
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Fit logistic regression to the pixels, or to the words, of every task: column → task → test accuracy."""
 
-        def fit(item: tuple[str, Task]) -> tuple[str, float]:
+        def of_pixels(item: tuple[str, Task]) -> tuple[str, float]:
             name, task = item
-            parts = [self.samples(task, split) for split in ("train", "validation", "test")]
-            images = [part for part in parts if isinstance(part, Images)]
-            if len(images) < len(parts):
-                raise UserError(
-                    f"suite.pixel_baseline=true needs images, but task '{name}' consists of texts. Remove it."
-                )
-            train, validation, test = images
+            train, validation, test = (self._images(task, split) for split in SPLITS)
             return name, pixel_accuracy(train, validation, test, self.run.store)
 
-        return dict(self.run.map(fit, list(self.suite.tasks.items()), description="pixel baseline"))
+        def of_words(item: tuple[str, Task]) -> tuple[str, float]:
+            name, task = item
+            train, validation, test = (_texts(task, split) for split in SPLITS)
+            return name, tfidf_accuracy(train, validation, test, self.run.store)
+
+        tasks, run, found = list(self.suite.tasks.items()), self.run, {}
+        if self.suite.pixel_baseline:
+            found["pixel_accuracy"] = dict(run.map(of_pixels, tasks, description="pixel baseline"))
+        if self.suite.tfidf_baseline:
+            found["tfidf_accuracy"] = dict(run.map(of_words, tasks, description="TF-IDF baseline"))
+        return found
+
+    def _images(self, task: Task, split: Split) -> Images:
+        samples = self.samples(task, split)
+        if not isinstance(samples, Images):
+            raise UserError(
+                f"suite.pixel_baseline=true needs images, but task '{task.name}' consists of texts. Remove it."
+            )
+        return samples
+
+
+def _texts(task: Task, split: Split) -> Texts:
+    found = None if isinstance(task.source, Streamed) else task.source.load(split)
+    if not isinstance(found, Texts):
+        raise UserError(
+            f"suite.tfidf_baseline=true needs texts, but task '{task.name}' consists of images. Remove it."
+        )
+    return found
 
 
 def _evaluation(

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mergeability.data.inputs import Inputs
 from mergeability.errors import UserError
-from mergeability.models.features import features
+from mergeability.models.features import features, place_mask
 from mergeability.models.zero_shot import classify
 from mergeability.profiles.encoders import evaluation_mode, parameter_owners
 from mergeability.profiles.evidence import ensure_entries
@@ -140,7 +140,8 @@ def _gradients(
     """Yield per-sample gradients, several samples at a time, or one if the encoder does not support batches."""
     at_once = _batched_gradients(encoder, state, names, head)
     device = next(iter(state.values())).device
-    together = True
+    # Sequences are differentiated one by one, because their lengths differ, which vmap does not support.
+    together = place_mask(encoder, samples[:1]) is None
     for batch in samples.batches(samples_at_once):
         if together:
             try:

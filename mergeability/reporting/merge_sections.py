@@ -43,6 +43,7 @@ _SET_COLUMNS = {
 _MODEL_COLUMNS = {
     "chance": "chance",
     "pixel_accuracy": "pixels",
+    "tfidf_accuracy": "TF-IDF",
     "base_accuracy": "base",
     "finetuned_accuracy": "fine-tuned",
 }

@@ -18,6 +18,7 @@ from mergeability.reporting.figures.style import (
 _ACCURACIES = (
     ("chance", "chance", "#d5dbe1"),
     ("pixel_accuracy", "logistic regression on pixels", "#e6a532"),
+    ("tfidf_accuracy", "logistic regression on TF-IDF", "#e6a532"),
     ("base_accuracy", "base model, zero-shot", "#7fb3d9"),
     ("finetuned_accuracy", "fine-tuned", BLUE),
 )
@@ -28,11 +29,11 @@ _FEW_SETS = 60
 
 
 def accuracy_bars(models: pd.DataFrame) -> go.Figure:
-    """Draw the chance, pixel, base and fine-tuned accuracy of every task as grouped bars.
+    """Draw the accuracy of chance, simple baselines, base and fine-tuned model on every task as grouped bars.
 
     Args:
-        models: indexed by task: `chance`, `pixel_accuracy`, `base_accuracy` and `finetuned_accuracy`, in [0, 1], or
-            some of them.
+        models: indexed by task: `chance`, `pixel_accuracy`, `tfidf_accuracy`, `base_accuracy` and
+            `finetuned_accuracy`, in [0, 1], or some of them.
 
     Returns:
         The figure, one trace per known accuracy.
