@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from mergeability.commands import catalogue  # noqa: E402
-from mergeability.commands.catalogue_entries import REAL, RENDERED  # noqa: E402
+from mergeability.commands.catalogue_entries import REAL, RENDERED, TEXTS  # noqa: E402
 from mergeability.commands.member_docs import docstring, flattened, shown_value, yaml_comments  # noqa: E402
 from mergeability.members import located, options_of  # noqa: E402
 
@@ -93,7 +93,7 @@ def _kind(kind: str) -> Iterator[tuple[str, str]]:
         "\n\n".join([f"# {TITLES[kind]}", INTRODUCTIONS[kind], "\n".join(rows)]) + "\n",
     )
     if kind == "tasks":
-        for group in (RENDERED, REAL):
+        for group in (RENDERED, REAL, TEXTS):
             members = [one for one in entries if one.group == group]
             body = "\n\n".join(_lowered(_linked(one)) for one in members)
             yield f"reference/tasks/{_group_page(group)}", f"# Tasks with {group}\n\n{body}\n"

@@ -2,7 +2,10 @@
 
 import ast
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from mergeability.commands.catalogue_metrics import (
@@ -23,7 +26,13 @@ from mergeability.commands.member_docs import (
 )
 from mergeability.members import declared, files, fixed_set, located, members, options_of, parsed
 
-RENDERED, REAL = "rendered images", "real images"
+RENDERED, REAL, TEXTS = "rendered images", "real images", "texts"
+# Kind of task → the node of its options, and the class whose attributes describe them.
+_SOURCES = {
+    RENDERED: ("source", "rendered.source.Rendered"),
+    REAL: ("dataset", "real.layouts.Layout"),
+    TEXTS: ("source", "texts.corpus.TextCorpus"),
+}
 _OWN = "this project; not published elsewhere"
 _PROTOCOLS = "mergeability.prediction.validation.protocols"
 
@@ -50,7 +59,7 @@ class Entry:
     Attributes:
         name: as on command lines and in tables.
         kind: "metric", "method", "penalty", "predictor", "protocol", "task", "model" or "suite".
-        group: a finer group: the category of a metric, or whether a task's images are rendered or real.
+        group: a finer group: the category of a metric, or whether a task is of rendered images, real images or texts.
         summary: one line, without a full stop.
         definition: the paragraphs that follow in the docstring or at the start of the YAML file.
         formula: in symbols; empty if there is none.
@@ -197,25 +206,43 @@ def predictor_entry(name: str) -> Entry:
 def task_entry(name: str) -> Entry:
     """Build the entry of a task."""
     options = options_of("task", name)
-    rendered = "source" in options
-    data_set = options.get("dataset", {}).get("id", "")
+    group = _task_group(options)
     header = yaml_comments(files("task")[name])
+    if group == REAL:
+        source = f"data set {options.get('dataset', {}).get('id', '')} on the Hugging Face Hub"
+        cost = "images from the Hub, downloaded once, or a local copy"
+    else:
+        source = "rendered by this project" if group == RENDERED else _origin(options["source"]["subject"])
+        cost = "no network"
     return _entry(
         name,
         "task",
         "task",
-        Docstring(header.summary, header.body, parameters=_task_options(rendered)),
+        Docstring(header.summary, header.body, parameters=_task_options(group)),
         options,
-        group=RENDERED if rendered else REAL,
-        source="rendered by this project" if rendered else f"data set {data_set} on the Hugging Face Hub",
-        cost="no network" if rendered else "images from the Hub, downloaded once, or a local copy",
-        example=f"mergeability train task={name}" + ("" if rendered else " doctor=true"),
+        group=group,
+        source=source,
+        cost=cost,
+        example=f"mergeability train task={name}" + (" doctor=true" if group == REAL else ""),
     )
 
 
-def _task_options(rendered: bool) -> dict[str, str]:
+def _task_group(options: Mapping[str, Any]) -> str:
+    if "source" not in options:
+        return REAL
+    return TEXTS if options["source"].get("_target_", "").endswith(".TextCorpus") else RENDERED
+
+
+def _origin(subject: str) -> str:
+    """Return where the texts of a subject come from, as the docstring of its module says."""
+    spec = find_spec(f"mergeability.data.texts.subjects.{subject}")
+    text = ast.get_docstring(parsed(Path(spec.origin))) if spec and spec.origin else ""
+    return split_docstring(text or "").facts.get("source", "")
+
+
+def _task_options(group: str) -> dict[str, str]:
     """Return the descriptions of the options of tasks, under their dotted names."""
-    place, target = ("source", "rendered.source.Rendered") if rendered else ("dataset", "real.layouts.Layout")
+    place, target = _SOURCES[group]
     nested = docstring(f"mergeability.data.{target}").parameters
     own = docstring("mergeability.data.tasks.Task").parameters
     return own | {f"{place}.{key}": text for key, text in nested.items()}

@@ -152,10 +152,19 @@ def test_options_have_the_comments_of_the_file_and_the_words_of_the_docstring():
     assert {one.setting: one.default for one in entry("clip_mini_wide").options}["model.batch_size"] == "32"
 
 
-def test_tasks_are_rendered_or_real():
-    real = {path.stem for path in (CONF / "task").glob("*.yaml") if "dataset:" in path.read_text()}
-    assert {one.name for one in entries("tasks") if one.group == "real images"} == real
-    assert {one.group for one in entries("tasks")} == {"real images", "rendered images"}
+def test_tasks_are_of_rendered_images_real_images_or_texts():
+    content = {path.stem: path.read_text() for path in (CONF / "task").glob("*.yaml")}
+    for group, mark in (
+        ("real images", "dataset:"),
+        ("texts", "TextCorpus"),
+        ("rendered images", "_target_: mergeability.data.rendered.Rendered"),
+    ):
+        wanted = {name for name, text in content.items() if mark in text}
+        assert {one.name for one in entries("tasks") if one.group == group} == wanted
+    assert {one.group for one in entries("tasks")} == {"real images", "rendered images", "texts"}
+    assert entry("topics").source.startswith("chatterbot-corpus (https://")
+    assert "BSD licence" in entry("topics").source
+    assert entry("sums").source == "this project's templates"
     assert entry("n14").cost == "14 tasks, 91 pairs"
 
 

@@ -134,7 +134,7 @@ def test_there_is_a_page_for_every_member():
         assert {Path(uri).stem for uri in GENERATED if uri.startswith(f"reference/{kind}/")} - {
             "index"
         } == files
-    tasks = GENERATED["reference/tasks/rendered.md"] + GENERATED["reference/tasks/real.md"]
+    tasks = "".join(GENERATED[f"reference/tasks/{group}.md"] for group in ("rendered", "real", "texts"))
     assert all(f"## `{path.stem}` {{" in tasks for path in (ROOT / "conf/task").glob("*.yaml"))
 
 

@@ -44,8 +44,15 @@ CONSUMERS = {
     "study": (),
 }
 # Filed by others: hashes of files by a store of their own, models of PyTorch's kind by suites of bare checkpoints, remarks
-# on the images of folders by their tasks.
-ELSEWHERE = {"file_hash", "converted", "converted_names", "converted_plain", "image_remarks"}
+# on the images of folders by their tasks, the baseline of texts by itself.
+ELSEWHERE = {
+    "file_hash",
+    "converted",
+    "converted_names",
+    "converted_plain",
+    "image_remarks",
+    "tfidf_accuracy",
+}
 TABLES = ("pairs.csv", "prediction.json")
 # One metric and one method for each kind there is.
 METRICS = (

@@ -13,6 +13,7 @@ from mergeability.data.inputs import SPLITS, Split, Texts, check_split
 from mergeability.data.texts.catalogue import find_subject
 from mergeability.data.texts.draws import Draws
 from mergeability.errors import UserError
+from mergeability.provenance import version
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,8 @@ class TextCorpus:
             **{name: getattr(self, name) for name in SPLITS},
             "seed": self.seed,
             "version": _VERSION,
+            # Its random numbers choose the texts.
+            "torch": version("torch"),
             "subject": find_subject(self.subject).identity(),
         }
 
