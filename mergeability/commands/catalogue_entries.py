@@ -256,17 +256,24 @@ def model_entry(name: str) -> Entry:
         options |= own if one == "_self_" else options_of("model", one)
     options = options or own
     header = yaml_comments(files("model")[name])
-    command = options.get("base_command")
+    command, described = options.get("base_command"), docstring(options["_target_"])
+    of_texts = str(options["_target_"]).endswith("TextModel")
+    weights = (
+        "weights of an installed package, or from a folder"
+        if of_texts
+        else "weights downloaded once, or from a file"
+    )
     return _entry(
         name,
         "model",
         "model",
-        Docstring(header.summary, header.body, parameters=docstring(options["_target_"]).parameters),
+        Docstring(header.summary, header.body, parameters=described.parameters),
         options,
-        source="Radford et al. 2021, Learning Transferable Visual Models From Natural Language Supervision, "
-        "arXiv 2103.00020",
-        cost="pretraining on rendered images" if command else "weights downloaded once, or from a file",
-        example=installed(command) if command else f"mergeability train task=svhn model={name}",
+        source=described.facts.get("paper", ""),
+        cost="pretraining on rendered images" if command else weights,
+        example=installed(command)
+        if command
+        else f"mergeability train task={'sums' if of_texts else 'svhn'} model={name}",
     )
 
 

@@ -18,12 +18,10 @@ from mergeability.data.inputs import (
     Inputs,
     Samples,
     Split,
-    Streamed,
-    Texts,
     Tokens,
-    check_split,
 )
 from mergeability.data.tasks import Task
+from mergeability.data.texts.reading import read_texts
 from mergeability.errors import UserError, one_line
 from mergeability.files import read_object
 from mergeability.models.zero_shot import class_prototypes
@@ -229,31 +227,20 @@ class TextModel:
         Raises:
             UserError: the task consists of images, the split is empty, or a label has no class name.
         """
-        texts = self._texts(task, split)
-        task.check_labels(texts.labels, split)
+        texts = read_texts(task, split)
         return Tokens(self.tokenize(texts.texts), texts.labels)
 
     def task_remarks(self, task: Task) -> list[str]:
         """Return a sentence for each split with texts that are longer than the context length and are cut."""
         found = []
         for split in SPLITS:
-            texts = self._texts(task, split).texts
+            texts = read_texts(task, split).texts
             cut = sum(bool(one.overflowing) for one in self._encodings(texts))
             if cut:
                 found.append(
                     f"cut after {self.context_length} tokens: {cut} of {len(texts)} texts of the {split} split."
                 )
         return found
-
-    def _texts(self, task: Task, split: Split) -> Texts:
-        check_split(split)
-        texts = None if isinstance(task.source, Streamed) else task.source.load(split)
-        if not isinstance(texts, Texts):
-            raise UserError(
-                f"Task {task.name!r} consists of images, which model {self.name!r} cannot read: it reads texts. Choose "
-                "a model of images, such as model=clip_mini or model=vit_b16."
-            )
-        return texts
 
     def inputs(self, samples: Samples) -> Inputs:
         """Return tokens as the encoder's inputs, with their labels."""

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from mergeability.checks import alike_remarks
 from mergeability.context import Run
 from mergeability.data.calibration import calibration_sample
-from mergeability.data.inputs import SPLITS, Images, Inputs, Samples, Split, Streamed, Texts
+from mergeability.data.inputs import SPLITS, Images, Inputs, Samples, Split
 from mergeability.data.tasks import Task
+from mergeability.data.texts.reading import read_texts
 from mergeability.errors import UserError
 from mergeability.evaluation.batchnorm import has_batchnorm
 from mergeability.evaluation.evaluator import Evaluator, pixel_accuracy
@@ -239,7 +240,7 @@ class _Material:
 
         def of_words(item: tuple[str, Task]) -> tuple[str, float]:
             name, task = item
-            train, validation, test = (_texts(task, split) for split in SPLITS)
+            train, validation, test = (read_texts(task, split) for split in SPLITS)
             return name, tfidf_accuracy(train, validation, test, self.run.store)
 
         tasks, run, found = list(self.suite.tasks.items()), self.run, {}
@@ -256,15 +257,6 @@ class _Material:
                 f"suite.pixel_baseline=true needs images, but task '{task.name}' consists of texts. Remove it."
             )
         return samples
-
-
-def _texts(task: Task, split: Split) -> Texts:
-    found = None if isinstance(task.source, Streamed) else task.source.load(split)
-    if not isinstance(found, Texts):
-        raise UserError(
-            f"suite.tfidf_baseline=true needs texts, but task '{task.name}' consists of images. Remove it."
-        )
-    return found
 
 
 def _evaluation(

@@ -17,7 +17,7 @@ PACKAGE = Path(mergeability.__file__).parent
 # How a source hands over images. `labels` says how many there are, and `identity` which.
 ASKING = {"load", "stream", "decoded", "split"}
 # The door, and the sources behind it.
-BEHIND = ("data/image_cache.py", "data/real/", "data/rendered/")
+BEHIND = ("data/image_cache.py", "data/real/", "data/rendered/", "data/texts/")
 
 
 def asked(code: str) -> list[str]:

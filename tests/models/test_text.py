@@ -235,7 +235,7 @@ def test_damaged_tokenizers_are_one_sentence(model, tmp_path):
 
 
 def test_each_kind_of_model_refuses_tasks_of_the_other_kind(model, tiny_model):
-    with pytest.raises(UserError, match="'loops' consists of images, which model 'tiny_text' cannot read"):
+    with pytest.raises(UserError, match="'loops' consists of images, but texts are expected"):
         model.samples(tiny_task(), "train", Store())
     with pytest.raises(UserError, match=r"'shapes' consists of texts, but images are expected.*model=minilm"):
         tiny_model().samples(task(), "train", Store())

@@ -139,7 +139,7 @@ def test_images_among_texts_are_one_sentence(command, text_root, tmp_path, chang
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("task=loops",), "Task 'loops' consists of images, which model 'minilm' cannot read"),
+        (("task=loops",), "Task 'loops' consists of images, but texts are expected"),
         (
             ("task=sums", "model.context_length=99"),
             "at most 16, the number of positions of the network, got 99",
