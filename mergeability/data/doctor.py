@@ -20,6 +20,7 @@ from mergeability.data.inputs import SPLITS, Split
 from mergeability.data.real.image_files import shown
 from mergeability.data.real.source import ImageSource, pixel_remarks
 from mergeability.data.tasks import Task
+from mergeability.data.texts.corpus import TextCorpus
 from mergeability.errors import UserError
 from mergeability.files import atomic_file, write_text
 from mergeability.progress import track
@@ -66,9 +67,13 @@ def examine(task: Task, folder: Path) -> Findings:
         folder: folder of the report.
 
     Raises:
-        UserError: the images have problems; the message lists all of them, and the report is still written.
+        UserError: the task consists of texts; or the images have problems: the message lists all of them, and the report is still written.
     """
     source = task.source
+    if isinstance(source, TextCorpus):
+        raise UserError(
+            f"doctor=true checks images, but task {task.name!r} consists of texts. Remove doctor=true."
+        )
     findings = Findings(
         task.name, source.kind if isinstance(source, ImageSource) else type(source).__name__.lower()
     )

@@ -158,3 +158,9 @@ def test_an_image_model_says_that_it_cannot_read_texts(command, smoke_root):
     )
     assert ended.code == 1
     assert "Task 'sums' consists of texts, but images are expected" in ended.output
+
+
+def test_the_doctor_says_that_it_checks_images(command, tmp_path):
+    ended = command("train", "task=sums", "doctor=true", *of_model(tmp_path))
+    assert ended.code == 1
+    assert "doctor=true checks images, but task 'sums' consists of texts" in ended.output
