@@ -67,7 +67,8 @@ def examine(task: Task, folder: Path) -> Findings:
         folder: folder of the report.
 
     Raises:
-        UserError: the task consists of texts; or the images have problems: the message lists all of them, and the report is still written.
+        UserError: the task consists of texts; or the images have problems: the message lists all of them, and the
+            report is still written.
     """
     source = task.source
     if isinstance(source, TextCorpus):
