@@ -3,6 +3,7 @@
     python -m benchmarks.mergekit                                     two models, ViT-B/16-shaped
     python -m benchmarks.mergekit --size llama_1b --models 2 --methods linear ties
     python -m benchmarks.mergekit --size tiny                         under a minute, to see that it works
+    python -m benchmarks.mergekit --ours analyze                      merges by `analyze.py`, which starts later
 
 mergekit is installed into an environment of its own (`--environment`), with uv, from the default index. Each program
 merges the same files and writes a checkpoint; the order of the programs alternates from round to round, and a round
@@ -34,14 +35,14 @@ from mergeability.provenance import git_commit
 
 ROOT = Path(__file__).parent.parent
 VERSION = "0.1.4"
-# Method → ours as overrides of `analyze.py`, and mergekit's name and options. The densities are those of the published
-# defaults; at other densities times differ little.
-METHODS: dict[str, tuple[list[str], str, dict[str, float]]] = {
-    "linear": (["merge=average"], "linear", {}),
-    "task_arithmetic": (["merge=ta", "merge.ta.alpha=1"], "task_arithmetic", {"weight": 1.0}),
-    "ties": (["merge=ties", "merge.ties.density=0.2"], "ties", {"weight": 1.0, "density": 0.2}),
-    "dare": (["merge=dare"], "dare_linear", {"weight": 1.0, "density": 0.5}),
-    "breadcrumbs": (["merge=breadcrumbs"], "breadcrumbs", {"weight": 1.0, "density": 0.9, "gamma": 0.01}),
+# Method → our name and options, and mergekit's. The densities are those of the published defaults; at other densities
+# times differ little.
+METHODS: dict[str, tuple[str, dict[str, float], str, dict[str, float]]] = {
+    "linear": ("average", {}, "linear", {}),
+    "task_arithmetic": ("ta", {"alpha": 1}, "task_arithmetic", {"weight": 1.0}),
+    "ties": ("ties", {"density": 0.2}, "ties", {"weight": 1.0, "density": 0.2}),
+    "dare": ("dare", {}, "dare_linear", {"weight": 1.0, "density": 0.5}),
+    "breadcrumbs": ("breadcrumbs", {}, "breadcrumbs", {"weight": 1.0, "density": 0.9, "gamma": 0.01}),
 }
 # What both programs define in the same way.
 EXACT = ("linear", "task_arithmetic")
@@ -60,10 +61,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             row
             for count in options.models
             for method in options.methods
-            for row in _compare(method, files, count, folder, binary, options.rounds)
+            for row in _compare(method, files, count, folder, binary, options)
         ]
     found = {
-        "command": f"python -m benchmarks.mergekit --size {options.size} --rounds {options.rounds}",
+        "command": f"python -m benchmarks.mergekit --size {options.size} --rounds {options.rounds} "
+        f"--ours {options.ours}",
         "commit": git_commit(),
         "machine": machine(),
         "versions": {**versions(), "mergekit": VERSION},
@@ -83,6 +85,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", type=int, nargs="+", default=[2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ours", choices=["merge", "analyze"], default="merge", help="our command")
     parser.add_argument("--folder", type=Path, help="where models are written")
     parser.add_argument("--environment", type=Path, default=ROOT / "outputs" / "mergekit-environment")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
@@ -144,24 +147,26 @@ def _llama(number: int) -> dict[str, Tensor]:
 
 
 def _compare(
-    method: str, files: Sequence[Path], count: int, folder: Path, binary: Path, rounds: int
+    method: str, files: Sequence[Path], count: int, folder: Path, binary: Path, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """Measure one method by both programs."""
     base, models = files[0], files[1 : count + 1]
     programs: dict[str, Callable[[Path], list[str]]] = {
-        "ours": lambda out: _ours(method, base, models, out),
+        "ours": lambda out: (_merge if options.ours == "merge" else _analyze)(method, base, models, out),
         "mergekit": lambda out: _theirs(method, base, models, out, binary),
     }
     seconds: dict[str, list[float]] = {name: [] for name in programs}
+    processor: dict[str, list[float]] = {name: [] for name in programs}
     memory: dict[str, list[float]] = {name: [] for name in programs}
-    for round_number in range(rounds + 1):
+    for round_number in range(options.rounds + 1):
         for name in list(programs)[:: 1 if round_number % 2 else -1]:
             out = folder / name
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir()
-            wall, peak = _timed(programs[name](out), folder / f"{name}.log")
+            wall, busy, peak = _timed(programs[name](out), folder / f"{name}.log")
             if round_number:
                 seconds[name].append(wall)
+                processor[name].append(busy)
                 memory[name].append(peak)
     difference = _difference(folder / "ours", folder / "mergekit") if method in EXACT else None
     return [
@@ -170,6 +175,7 @@ def _compare(
             "models": count,
             "program": name,
             "seconds": statistics.median(seconds[name]),
+            "processor_seconds": round(statistics.median(processor[name]), 2),
             "all_seconds": [round(one, 2) for one in seconds[name]],
             "peak_gib": statistics.median(memory[name]) / 2**30,
             "largest_difference": difference,
@@ -178,24 +184,38 @@ def _compare(
     ]
 
 
-def _ours(method: str, base: Path, models: Sequence[Path], out: Path) -> list[str]:
+def _merge(method: str, base: Path, models: Sequence[Path], out: Path) -> list[str]:
+    """Return the command `mergeability merge`, with an empty store, so that nothing is known of the files."""
+    name, options, _, _ = METHODS[method]
+    words = [word for option, value in options.items() for word in _option(option, value)]
+    command = [sys.executable, "-m", "mergeability", "merge", str(base), *map(str, models), "--method", name]
+    return [*command, *words, "--out", f"{out}/merged", "--store", f"{out}/store"]
+
+
+def _option(name: str, value: float) -> list[str]:
+    return ["--alpha", str(value)] if name == "alpha" else ["--option", f"{name}={value}"]
+
+
+def _analyze(method: str, base: Path, models: Sequence[Path], out: Path) -> list[str]:
+    name, options, _, _ = METHODS[method]
     named = ", ".join(f"m{number}: {path}" for number, path in enumerate(models))
     return [
         *(sys.executable, str(ROOT / "analyze.py"), "suite=checkpoints", f"suite.base={base}"),
         *(
             f"suite.models={{{named}}}",
-            *METHODS[method][0],
+            f"merge={name}",
             "arity=all",
             "save=true",
             "metric=[]",
             "predictor=none",
         ),
+        *(f"merge.{name}.{option}={value}" for option, value in options.items()),
         *("logger=none", f"hydra.run.dir={out}/run", f"paths.store={out}/store"),
     ]
 
 
 def _theirs(method: str, base: Path, models: Sequence[Path], out: Path, binary: Path) -> list[str]:
-    _, name, parameters = METHODS[method]
+    _, _, name, parameters = METHODS[method]
     config: dict[str, Any] = {"merge_method": name, "models": []}
     weight = {"weight": 1.0 / len(models)} if method == "linear" else {}
     # It fails where a parameter is left to its default; those that a method does not use change nothing.
@@ -208,8 +228,8 @@ def _theirs(method: str, base: Path, models: Sequence[Path], out: Path, binary: 
     return [str(binary), str(out / "config.yaml"), str(out / "merged"), "--quiet"]
 
 
-def _timed(command: Sequence[str], log: Path) -> tuple[float, int]:
-    """Run a command; return seconds and peak resident bytes.
+def _timed(command: Sequence[str], log: Path) -> tuple[float, float, int]:
+    """Run a command; return seconds, seconds of processor time, and peak resident bytes.
 
     Raises:
         RuntimeError: it failed.
@@ -224,7 +244,7 @@ def _timed(command: Sequence[str], log: Path) -> tuple[float, int]:
     if process.returncode:
         raise RuntimeError(f"{command[0]} ended with {process.returncode}:\n{log.read_text()[-2000:]}")
     # Of Linux in KiB, of macOS in bytes.
-    return wall, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _difference(ours: Path, theirs: Path) -> float:
@@ -246,11 +266,15 @@ def _state(folder: Path) -> Mapping[str, Tensor]:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = [f"{'method':16s} models  ours s  mergekit s  ratio   ours GiB  mergekit GiB"]
+    lines = [
+        f"{'method':16s} models  ours s  mergekit s  ratio  ratio of processor time   ours GiB  mergekit GiB"
+    ]
     for ours, theirs in zip(rows[::2], rows[1::2], strict=True):
         lines.append(
             f"{ours['method']:16s} {ours['models']:6d} {ours['seconds']:7.1f} {theirs['seconds']:11.1f} "
-            f"{theirs['seconds'] / ours['seconds']:6.1f} {ours['peak_gib']:10.2f} {theirs['peak_gib']:13.2f}"
+            f"{theirs['seconds'] / ours['seconds']:6.1f} "
+            f"{theirs['processor_seconds'] / ours['processor_seconds']:24.1f} "
+            f"{ours['peak_gib']:10.2f} {theirs['peak_gib']:13.2f}"
         )
     return "\n".join(lines)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from mergeability.data.inputs import Inputs
 from mergeability.errors import UserError
 from mergeability.evaluation.evaluator import Evaluator
-from mergeability.merging.application import Rounding, apply, fixed_alpha
+from mergeability.merging.application import Rounding, applied, apply, fixed_alpha
 from mergeability.merging.method import MergeMethod
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
@@ -89,9 +89,18 @@ class Merge:
         self, alpha: float, *, dtype: torch.dtype | None = None, rounding: Rounding | None = None
     ) -> dict[str, Tensor]:
         """Return the merged weights at a scale, as `mergeability.merging.apply` does."""
-        base = self.task_vectors.base_checkpoint.state_dict()
+        base = self.task_vectors.base_checkpoint
         state = apply(base, self.direction, alpha, dtype=dtype, rounding=rounding)
         return state if self.recalibrate is None else self.recalibrate.make(state, self.tasks)
+
+    def lazy_state(
+        self, alpha: float, *, dtype: torch.dtype | None = None, rounding: Rounding | None = None
+    ) -> Mapping[str, Tensor]:
+        """Return the same weights, each tensor computed on access; only re-estimated statistics need all at once."""
+        if self.recalibrate is not None:
+            return self.state(alpha, dtype=dtype, rounding=rounding)
+        base = self.task_vectors.base_checkpoint
+        return applied(base, self.direction, alpha, dtype=dtype, rounding=rounding)
 
     def weights(self, alpha: float) -> dict[str, Any]:
         """Return everything that determines the merged weights, as a JSON-able record."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from mergeability.merging.method import (
 from mergeability.task_vectors.parameters import is_running_statistic
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights.checkpoints import Checkpoint
+from mergeability.weights.lazy_state import LazyState
 
 
 def scaled_by(method: MergeMethod) -> MergeMethod:
@@ -166,24 +167,79 @@ def apply(
         >>> apply({"weight": torch.ones(3)}, {"weight": torch.tensor([1.0, -1.0, 0.0])}, alpha=0.5)
         {'weight': tensor([1.5000, 0.5000, 1.0000])}
     """
-    if isinstance(alpha, str):
-        raise UserError(f"Expected alpha to be a number here, got {alpha!r}: use fixed_alpha(method, …).")
-    check_alpha(alpha)
     if not isinstance(base, Mapping):
-        base = (base if isinstance(base, Checkpoint) else Checkpoint.open(base)).state_dict()
-    for name, value in merged.items():
-        if name not in base or base[name].shape != value.shape:
-            found = tuple(base[name].shape) if name in base else "no such tensor"
-            raise UserError(
-                f"The merged task vector has '{name}' of shape {tuple(value.shape)}, the base has {found}: "
-                "pass the base from which the models were fine-tuned."
-            )
+        opened = base if isinstance(base, Checkpoint) else Checkpoint.open(base)
+        return dict(applied(opened, merged, alpha, dtype=dtype, rounding=rounding))
+    scale = _checked(alpha, merged, {name: tuple(value.shape) for name, value in base.items()})
     moved: dict[str, Tensor] = {}
     for names in _by_place(base):
         # A file may contain only one of the names of a tied tensor.
         name = next((name for name in names if name in merged), names[0])
-        moved |= dict.fromkeys(names, _moved(name, base[name], merged.get(name), alpha, dtype, rounding))
+        moved |= dict.fromkeys(names, _moved(name, base[name], merged.get(name), scale, dtype, rounding))
     return {name: moved[name] for name in base}
+
+
+def applied(
+    base: Checkpoint,
+    merged: Mapping[str, Tensor],
+    alpha: float | int | str,
+    *,
+    dtype: torch.dtype | None = None,
+    rounding: Rounding | None = None,
+) -> LazyState:
+    """Add a merged task vector to the base, as `apply` does, but compute each tensor only on access.
+
+    Args:
+        base: the checkpoint of the base.
+        merged: the merged task vector M, by parameter name.
+        alpha: the scale α, a finite number.
+        dtype: dtype of all floating-point tensors of the result; the base's own when None.
+        rounding: counts the effect of rounding at the first access of each tensor.
+
+    Raises:
+        UserError: alpha is not a finite number, or M has a tensor the base lacks or has in another shape. On access: a
+            value of the result lies outside the range of its dtype.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.merging.application import applied
+        >>> base = tiny_task_vectors(cars=[1, 0]).base_checkpoint
+        >>> applied(base, {"weight": torch.tensor([1.0, -1.0])}, alpha=0.5)["weight"]
+        tensor([64.5000, 63.5000])
+    """
+    scale = _checked(alpha, merged, base.shapes)
+    uncounted = set(base.names)
+
+    def read(name: str) -> Tensor:
+        counted = rounding if name in uncounted else None
+        uncounted.discard(name)
+        return _moved(name, base.tensor(name), merged.get(name), scale, dtype, counted)
+
+    own = base.dtypes
+    dtypes = {name: _target(own[name], dtype) for name in base.names}
+    return LazyState({name: tuple(base.shapes[name]) for name in base.names}, dtypes, read)
+
+
+def _checked(
+    alpha: float | int | str, merged: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]
+) -> float | int:
+    """Check the scale, and that a merged task vector fits the base; return the scale."""
+    if isinstance(alpha, str):
+        raise UserError(f"Expected alpha to be a number here, got {alpha!r}: use fixed_alpha(method, …).")
+    check_alpha(alpha)
+    for name, value in merged.items():
+        found = tuple(shapes[name]) if name in shapes else "no such tensor"
+        if found != tuple(value.shape):
+            raise UserError(
+                f"The merged task vector has '{name}' of shape {tuple(value.shape)}, the base has {found}: "
+                "pass the base from which the models were fine-tuned."
+            )
+    return alpha
+
+
+def _target(own: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
+    return dtype if dtype is not None and own.is_floating_point else own
 
 
 def _by_place(tensors: Mapping[str, Tensor]) -> list[list[str]]:
@@ -204,7 +260,7 @@ def _moved(
     dtype: torch.dtype | None,
     rounding: Rounding | None,
 ) -> Tensor:
-    target = dtype if dtype is not None and value.is_floating_point() else value.dtype
+    target = _target(value.dtype, dtype)
     if merged is None:
         return _narrowed(name, value.clone(), target, alpha)
     scale = 1.0 if is_running_statistic(name) else alpha
@@ -224,8 +280,7 @@ def _narrowed(name: str, exact: Tensor, dtype: torch.dtype, alpha: float | int) 
         # Beyond the largest value plus half a unit in the last place, rounding gives infinity, NaN, or, in some
         # formats without infinity, the largest value.
         bound = largest + ulp / 2 * 2.0 ** math.floor(math.log2(largest))
-        within = exact.abs() < bound if dtype.itemsize < exact.dtype.itemsize else exact.isfinite()
-        lost = int((~within).sum())
+        lost = _beyond(exact, bound if dtype.itemsize < exact.dtype.itemsize else math.inf)
     if lost:
         wider = "" if dtype == exact.dtype else ", or save in a wider format: dtype=float32"
         raise UserError(
@@ -233,3 +288,14 @@ def _narrowed(name: str, exact: Tensor, dtype: torch.dtype, alpha: float | int) 
             f"{str(dtype).removeprefix('torch.')} (up to {torch.finfo(dtype).max:g}). Merge at a smaller alpha{wider}."
         )
     return rounded
+
+
+def _beyond(values: Tensor, bound: float) -> int:
+    """Count the values that are not below a bound in magnitude, such as NaN."""
+    if not values.numel():
+        return 0
+    # PyTorch finds no extremes in formats of one byte.
+    values = values.float() if values.dtype.itemsize == 1 else values
+    # Both ends are NaN if any value is. Counting takes several times as long.
+    low, high = (float(end) for end in values.aminmax())
+    return 0 if -bound < low and high < bound else int((~(values.abs() < bound)).sum())

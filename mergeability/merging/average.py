@@ -43,4 +43,4 @@ class Average:
 
     def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
         """Merge: return M in float32, by parameter name."""
-        return stream(checked(models), mean)
+        return stream(checked(models), mean, elementwise=True)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from mergeability.errors import UserError
 from mergeability.merging.method import check_alpha, checked
-from mergeability.merging.stream import stream
+from mergeability.merging.stream import by_name
 from mergeability.profiles.profiles import Profiles
+from mergeability.task_vectors.magnitudes import smallest_value
 from mergeability.task_vectors.vectors import TaskVectors
 
 
@@ -59,11 +60,13 @@ class Breadcrumbs:
 
     def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
         """Merge: return M in float32, by parameter name."""
-        return stream(checked(models), self._merge)
+        task_vectors = checked(models)
+        return by_name(task_vectors, lambda name: self._merge(task_vectors, name))
 
-    def _merge(self, _name: str, stack: Float[Tensor, "T *shape"]) -> Float[Tensor, "*shape"]:
-        total = torch.zeros(stack.shape[1:])
-        for delta in stack:
+    def _merge(self, task_vectors: TaskVectors, name: str) -> Float[Tensor, "*shape"]:
+        total = torch.zeros(task_vectors.shapes[name])
+        # One model at a time, because thresholds need all of a tensor's entries.
+        for delta in task_vectors.each(name):
             total += self._thinned(delta)
         return total
 
@@ -75,6 +78,7 @@ class Breadcrumbs:
         magnitudes = delta.abs()
         # Thresholds are found by selection instead of sorting; comparing values makes the result independent of
         # positions.
-        least = magnitudes.flatten().kthvalue(math.floor(self.smallest * size) + 1).values
-        most = magnitudes.flatten().kthvalue(size - math.floor(self.largest * size)).values
+        flat = magnitudes.flatten()
+        least = smallest_value(flat, math.floor(self.smallest * size) + 1)
+        most = smallest_value(flat, size - math.floor(self.largest * size))
         return torch.where((magnitudes >= least) & (magnitudes <= most), delta, 0)

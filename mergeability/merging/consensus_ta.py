@@ -70,7 +70,7 @@ class ConsensusTA:
                 f"No entry can matter to {self.agree} of {len(task_vectors.tasks)} tasks, so the merge would be "
                 "zero: set agree to at most the number of models."
             )
-        return stream(task_vectors, self._merge)
+        return stream(task_vectors, self._merge, elementwise=True)
 
     def _merge(self, _name: str, stack: Float[Tensor, "T *shape"]) -> Float[Tensor, "*shape"]:
         total = stack.sum(0)

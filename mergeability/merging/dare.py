@@ -1,6 +1,7 @@
 """DARE: drop and rescale before merging (Yu et al. 2024, arXiv 2311.03099)."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,45 @@ from mergeability.merging.method import MergeMethod, checked
 from mergeability.merging.stream import mean, stream
 from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
+
+
+@dataclass(frozen=True)
+class Thinning:
+    """Drop each entry with probability p and divide the rest by 1 − p.
+
+    Attributes:
+        p: probability of dropping an entry, in [0, 1).
+        seed: seed of the masks.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.merging.dare import Thinning
+        >>> thin = Thinning(p=0.5, seed=0)
+        >>> whole = thin("cars", "weight", torch.ones(4))
+        >>> part = thin.by_part("cars", "weight")
+        >>> torch.equal(torch.cat([part(torch.ones(1)), part(torch.ones(3))]), whole)
+        True
+    """
+
+    p: float | int
+    seed: int
+
+    def __call__(self, task: str, name: str, delta: Tensor) -> Tensor:
+        """Thin one tensor of one model."""
+        return self.by_part(task, name)(delta)
+
+    def by_part(self, task: str, name: str) -> Callable[[Tensor], Tensor]:
+        """Return a function that thins consecutive parts of one tensor of one model."""
+        # A separate stream per tensor, so that masks do not depend on the order of reading or on the other models.
+        text = f"{self.seed}\n{task}\n{name}".encode()
+        generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:8]) >> 1)
+
+        def thin(delta: Tensor) -> Tensor:
+            # Numbers are drawn one after the other, so that parts get the same ones as the whole.
+            kept = torch.rand(delta.shape, generator=generator) >= self.p
+            return torch.where(kept, delta / (1 - self.p), 0)
+
+        return thin
 
 
 @dataclass(frozen=True)
@@ -61,13 +101,9 @@ class Dare:
 
     def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
         """Merge: return M in float32, by parameter name."""
-        thinned = checked(models).transformed(self.drop)
-        return stream(thinned, mean) if self.then is None else self.then(thinned)
+        thinned = checked(models).transformed(Thinning(self.p, self.seed))
+        return stream(thinned, mean, elementwise=True) if self.then is None else self.then(thinned)
 
     def drop(self, task: str, name: str, delta: Tensor) -> Tensor:
         """Drop and rescale the entries of one tensor of one model's task vector."""
-        # A separate stream per tensor, so that masks do not depend on the order of reading or on the other models.
-        text = f"{self.seed}\n{task}\n{name}".encode()
-        generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:8]) >> 1)
-        kept = torch.rand(delta.shape, generator=generator) >= self.p
-        return torch.where(kept, delta / (1 - self.p), 0)
+        return Thinning(self.p, self.seed)(task, name, delta)

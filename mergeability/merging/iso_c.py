@@ -10,7 +10,7 @@ from torch import Tensor
 from mergeability.linalg.polar import polar_factor
 from mergeability.merging.method import PUBLISHED, check_alpha, checked
 from mergeability.merging.published_alpha import isotropic_alpha
-from mergeability.merging.stream import mean, stream
+from mergeability.merging.stream import by_block, by_name, mean, total
 from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
 
@@ -58,17 +58,19 @@ class IsoC:
         """Merge: return M in float32, by parameter name."""
         task_vectors = checked(models)
 
-        def rule(name: str, stack: Tensor) -> Tensor:
-            if name not in task_vectors.matrices:
-                return mean(name, stack)
-            return isotropic(self._sum(task_vectors, name, stack))
+        matrices = frozenset(task_vectors.matrices)
 
-        return stream(task_vectors, rule)
+        def merge(name: str) -> Tensor:
+            if name not in matrices:
+                return by_block(task_vectors, name, mean)
+            return isotropic(self._sum(task_vectors, name))
 
-    def _sum(self, task_vectors: TaskVectors, name: str, stack: Tensor) -> Tensor:
+        return by_name(task_vectors, merge)
+
+    def _sum(self, task_vectors: TaskVectors, name: str) -> Tensor:
         if not self.truncate:
-            return stack.sum(0)
-        rank = max(1, min(task_vectors.shapes[name]) // len(stack))
+            return by_block(task_vectors, name, total)
+        rank = max(1, min(task_vectors.shapes[name]) // len(task_vectors.tasks))
         U, S, Vh = task_vectors.svd(name, rank)
         return torch.einsum("tmr,tr,trn->mn", U, S, Vh)
 

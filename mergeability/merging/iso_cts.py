@@ -13,7 +13,7 @@ from mergeability.linalg.decompositions import leading_triplets
 from mergeability.linalg.polar import BASES_TOLERANCE, polar_factor
 from mergeability.merging.method import PUBLISHED, check_alpha, checked
 from mergeability.merging.published_alpha import isotropic_alpha
-from mergeability.merging.stream import mean, stream
+from mergeability.merging.stream import by_block, by_name, mean, total
 from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
 
@@ -72,16 +72,23 @@ class IsoCTS:
         """Merge: return M in float32, by parameter name."""
         task_vectors = checked(models)
 
-        def rule(name: str, stack: Tensor) -> Tensor:
-            return self._merge(stack) if name in task_vectors.matrices else mean(name, stack)
+        matrices = frozenset(task_vectors.matrices)
 
-        return stream(task_vectors, rule)
+        def merge(name: str) -> Tensor:
+            if name not in matrices:
+                return by_block(task_vectors, name, mean)
+            return self._merge(task_vectors, name)
 
-    def _merge(self, stack: Float[Tensor, "T m n"]) -> Float[Tensor, "m n"]:
-        smaller = min(stack.shape[1:])
-        own = self._directions_per_task(smaller, len(stack))
-        shared = leading_triplets(stack.sum(0), smaller - own * len(stack))
-        parts = [_residual_triplets(delta, shared[0], own) for delta in stack] if own else []
+        return by_name(task_vectors, merge)
+
+    def _merge(self, task_vectors: TaskVectors, name: str) -> Float[Tensor, "m n"]:
+        smaller, count = min(task_vectors.shapes[name]), len(task_vectors.tasks)
+        own = self._directions_per_task(smaller, count)
+        shared = leading_triplets(by_block(task_vectors, name, total), smaller - own * count)
+        # One model at a time.
+        parts = (
+            [_residual_triplets(delta, shared[0], own) for delta in task_vectors.each(name)] if own else []
+        )
         parts.append(shared)
         bases = torch.cat([U for U, _, _ in parts], dim=1), torch.cat([Vh for _, _, Vh in parts])
         left, right = (polar_factor(basis, tolerance=BASES_TOLERANCE)[0] for basis in bases)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,7 +13,11 @@ Rule = Callable[[str, Tensor], Tensor]
 
 
 def stream(
-    task_vectors: TaskVectors, rule: Rule, *, only: Collection[str] | None = None
+    task_vectors: TaskVectors,
+    rule: Rule,
+    *,
+    elementwise: bool = False,
+    only: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
     """Merge one parameter at a time: only one layer of all models is in memory in addition to the result.
 
@@ -21,6 +26,8 @@ def stream(
     Args:
         task_vectors: the models.
         rule: merges one parameter.
+        elementwise: whether each entry of the result depends only on the same entry of the models. Then `rule` is
+            called with blocks of the flattened parameter, T × elements, and at most 1 MiB of each model is in memory.
         only: the parameters to merge, including tied ones; all when None.
 
     Returns:
@@ -30,17 +37,83 @@ def stream(
         >>> from mergeability.examples import tiny_task_vectors
         >>> from mergeability.merging.stream import stream
         >>> models = tiny_task_vectors(cars=[4, 1, 0], svhn=[2, -3, 5])
-        >>> stream(models, lambda name, stack: stack.amax(0))
+        >>> stream(models, lambda name, stack: stack.amax(0), elementwise=True)
         {'weight': tensor([4., 1., 5.])}
+    """
+
+    def merge(name: str) -> Tensor:
+        if elementwise:
+            return by_block(task_vectors, name, rule)
+        return rule(name, task_vectors.stack(name))
+
+    return by_name(task_vectors, merge, only=only)
+
+
+def by_name(
+    task_vectors: TaskVectors, merge: Callable[[str], Tensor], *, only: Collection[str] | None = None
+) -> dict[str, Tensor]:
+    """Merge one parameter at a time, by a function that reads what it needs of the models, such as one at a time.
+
+    Args:
+        task_vectors: the models.
+        merge: merges the parameter of a name.
+        only: the parameters to merge, as for `stream`.
+
+    Returns:
+        M in float32, by parameter name.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.merging.stream import by_name
+        >>> models = tiny_task_vectors(cars=[4, 1, 0], svhn=[2, -3, 5])
+        >>> by_name(models, lambda name: sum(delta.clamp(0, 3) for delta in models.each(name)))
+        {'weight': tensor([5., 1., 3.])}
     """
     tied = task_vectors.tied
     wanted = [name for name in task_vectors.names if only is None or tied.get(name, name) in only]
-    merged = {name: rule(name, task_vectors.stack(name)) for name in wanted if name not in tied}
+    merged = {name: merge(name) for name in wanted if name not in tied}
     merged = {name: merged[name] if name in merged else merged[tied[name]].clone() for name in wanted}
     if only is None:
         for name in task_vectors.buffers:
-            merged[name] = mean(name, task_vectors.stack(name))
+            merged[name] = by_block(task_vectors, name, mean)
     return merged
+
+
+def by_block(task_vectors: TaskVectors, name: str, rule: Rule) -> Tensor:
+    """Merge one parameter by an element-wise rule, in blocks.
+
+    Args:
+        task_vectors: the models.
+        name: the parameter.
+        rule: merges a block of the flattened parameter, T × elements.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.merging.stream import by_block, mean
+        >>> by_block(tiny_task_vectors(cars=[[4, 1]], svhn=[[2, -3]]), "weight", mean)
+        tensor([[ 3., -1.]])
+    """
+    merged = torch.empty(task_vectors.shapes[name])
+    flat = merged.reshape(-1)
+    for part, stack in task_vectors.blocks(name):
+        flat[part] = rule(name, stack)
+    return merged
+
+
+def total(_name: str, stack: Float[Tensor, "T *shape"]) -> Float[Tensor, "*shape"]:
+    """Add the deltas: the rule of `TaskArithmetic`.
+
+    Args:
+        _name: name of the parameter, not used.
+        stack: deltas of T models, T × the parameter's shape.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.merging.stream import total
+        >>> total("weight", torch.tensor([[4.0, 1.0], [2.0, -3.0]]))
+        tensor([ 6., -2.])
+    """
+    return stack.sum(0)
 
 
 def mean(_name: str, stack: Float[Tensor, "T *shape"]) -> Float[Tensor, "*shape"]:

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from mergeability.merging.method import check_alpha, checked
-from mergeability.merging.stream import stream
+from mergeability.merging.stream import stream, total
 from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
 
@@ -43,4 +43,4 @@ class TaskArithmetic:
 
     def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
         """Merge: return M in float32, by parameter name."""
-        return stream(checked(models), lambda _name, stack: stack.sum(0))
+        return stream(checked(models), total, elementwise=True)

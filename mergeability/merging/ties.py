@@ -10,9 +10,9 @@ from torch import Tensor
 
 from mergeability.errors import UserError
 from mergeability.merging.method import check_alpha, checked
-from mergeability.merging.stream import stream
+from mergeability.merging.stream import Rule, by_block, by_name, stream
 from mergeability.profiles.profiles import Profiles
-from mergeability.task_vectors.magnitudes import check_density, magnitude_thresholds
+from mergeability.task_vectors.magnitudes import check_density, magnitude_thresholds, smallest_value
 from mergeability.task_vectors.vectors import TaskVectors
 
 # Number of elements of every model merged at a time.
@@ -68,38 +68,45 @@ class Ties:
         """Merge: return M in float32, by parameter name."""
         task_vectors = checked(models)
         if self.scope == "tensor":
-            return stream(task_vectors, self._merge_tensor)
+            return by_name(task_vectors, lambda name: self._merge_tensor(task_vectors, name))
         return self._merge_globally(task_vectors)
 
-    def _merge_tensor(self, _name: str, stack: Tensor) -> Tensor:
-        magnitudes = stack.reshape(len(stack), -1).abs()
-        size = magnitudes.shape[1]
-        # kthvalue does not accept empty tensors.
-        if size == 0:
-            return stack[0]
+    def _merge_tensor(self, task_vectors: TaskVectors, name: str) -> Tensor:
+        size = task_vectors.parameters[name].size
         rank = max(1, size - math.floor(self.density * size))
-        thresholds = magnitudes.kthvalue(rank, dim=1).values
-        merged, balance, undecided = self._elect(stack, thresholds)
-        return self._elect(stack, thresholds, _sign(balance))[0] if undecided else merged
+        # One model at a time; an empty tensor has no threshold, and nothing to merge.
+        found = [smallest_value(delta.flatten().abs(), rank) for delta in task_vectors.each(name) if size > 0]
+        balances, again = [], []
+        rule = self._rule(torch.tensor(found), balances, again)
+        merged = by_block(task_vectors, name, rule)
+        return (
+            by_block(task_vectors, name, self._rule(torch.tensor(found), [], [], _sign(sum(balances))))
+            if again
+            else merged
+        )
 
     def _merge_globally(self, task_vectors: TaskVectors) -> dict[str, Tensor]:
         found = magnitude_thresholds(task_vectors, self.density)
         thresholds = torch.tensor([float(found[task]) for task in task_vectors.tasks])
         balances, again = [], []
+        merged = stream(task_vectors, self._rule(thresholds, balances, again), elementwise=True)
+        # If models cancel exactly, the majority sign decides, which is known only after all tensors were read.
+        rule = self._rule(thresholds, [], [], _sign(sum(balances)))
+        # Only the tensors with cancelled entries are read a second time.
+        return merged | stream(task_vectors, rule, elementwise=True, only=frozenset(again))
+
+    def _rule(
+        self, thresholds: Float[Tensor, " T"], balances: list[int], again: list[str], majority: int = 0
+    ) -> Rule:
+        """Return the rule for a block, which records the sums of elected signs and where the majority must decide."""
 
         def merge(name: str, stack: Tensor) -> Tensor:
-            merged, balance, undecided = self._elect(stack, thresholds)
+            merged, balance, undecided = self._elect(stack, thresholds, majority)
             balances.append(balance)
             again.extend([name] if undecided else [])
             return merged
 
-        merged = stream(task_vectors, merge)
-        # If models cancel exactly, the majority sign decides, which is known only after all tensors were read.
-        majority = _sign(sum(balances))
-        # Only the tensors with cancelled entries are read a second time.
-        return merged | stream(
-            task_vectors, lambda _name, stack: self._elect(stack, thresholds, majority)[0], only=again
-        )
+        return merge
 
     def _elect(
         self, stack: Float[Tensor, "T *shape"], thresholds: Float[Tensor, " T"], majority: int = 0

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mergeability.linalg.polar import polar_factor_of_bases
 from mergeability.merging.method import check_alpha, checked
-from mergeability.merging.stream import mean, stream
+from mergeability.merging.stream import by_block, by_name, mean
 from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
 
@@ -53,13 +53,15 @@ class TSVM:
         """Merge: return M in float32, by parameter name."""
         task_vectors = checked(models)
 
-        def rule(name: str, stack: Tensor) -> Tensor:
-            rank = min(task_vectors.shapes[name], default=0) // len(stack)
-            if name not in task_vectors.matrices or rank == 0:
-                return mean(name, stack)
+        matrices = frozenset(task_vectors.matrices)
+
+        def merge(name: str) -> Tensor:
+            rank = min(task_vectors.shapes[name], default=0) // len(task_vectors.tasks)
+            if name not in matrices or rank == 0:
+                return by_block(task_vectors, name, mean)
             return _recompose(*task_vectors.svd(name, rank))
 
-        return stream(task_vectors, rule)
+        return by_name(task_vectors, merge)
 
 
 def _recompose(

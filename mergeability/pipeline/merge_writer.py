@@ -115,31 +115,35 @@ class MergeWriter:
         layout = {"names": "transformers"} if is_transformers(base) else {}
         written = {} if self.dtype is None else {"dtype": str(self.dtype)}
         identity = digest({"weights": merge.weights(alpha), "export": self.export, **layout, **written})
-        card = checkpoints.read_card(place)
-        if card is not None and card.get("merge_sha256") == identity:
+        earlier = checkpoints.read_card(place)
+        if earlier is not None and earlier.get("merge_sha256") == identity:
             return
         rounding = Rounding()
-        state = merge.state(alpha, dtype=self.dtype, rounding=rounding)
-        if rounding.change and rounding.survives < _NOTICEABLE:
-            logger.warning(
-                "%s of %s: rounding to %s leaves %.0f %% of the squared change; %d of %d changed values equal the "
-                "base's again. dtype=float32 keeps all.",
-                *(column, " + ".join(merge.tasks), self._format(), 100 * max(rounding.survives, 0)),
-                *(rounding.unmoved, rounding.moved),
+        state = merge.lazy_state(alpha, dtype=self.dtype, rounding=rounding)
+
+        # Rounding is known once all weights are computed, which they are while they are written.
+        def card() -> dict[str, Any]:
+            if rounding.change and rounding.survives < _NOTICEABLE:
+                logger.warning(
+                    "%s of %s: rounding to %s leaves %.0f %% of the squared change; %d of %d changed values equal "
+                    "the base's again. dtype=float32 keeps all.",
+                    *(column, " + ".join(merge.tasks), self._format(), 100 * max(rounding.survives, 0)),
+                    *(rounding.unmoved, rounding.moved),
+                )
+            return merge_card(
+                merge.task_vectors,
+                describe(merge.method),
+                alpha,
+                {} if rows is None else task_accuracies(rows),
+                alpha_from=alpha_from,
+                facts={"merge_sha256": identity, "dtype": self._format(), **_survival(rounding)},
             )
-        described = merge_card(
-            merge.task_vectors,
-            describe(merge.method),
-            alpha,
-            {} if rows is None else task_accuracies(rows),
-            alpha_from=alpha_from,
-            facts={"merge_sha256": identity, "dtype": self._format(), **_survival(rounding)},
-        )
+
         normalisation = {} if self.model is None else {"mean": self.model.mean, "std": self.model.std}
         save_merge(
             place,
             state,
-            described,
+            card,
             export=self.export,
             configuration=None if self.model is None else self.model.configuration,
             base=base,

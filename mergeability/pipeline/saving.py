@@ -1,10 +1,11 @@
 """Save a merged encoder: its weights under open_clip's or Hugging Face's names, and a card."""
 
+import contextlib
 import hashlib
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -20,6 +21,7 @@ from mergeability.provenance import provenance
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights import base_folder, checkpoints, hugging_face
 from mergeability.weights.checkpoints import Checkpoint
+from mergeability.weights.lazy_state import LazyState, write_state
 
 # Imported only for type checking, because merging starts twice as fast without pandas.
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ _BESIDE_WEIGHTS = 2**17
 def save_merge(
     folder: Path,
     state: Mapping[str, Tensor],
-    card: Mapping[str, Any],
+    card: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
     *,
     export: str | None = None,
     configuration: Mapping[str, Any] | None = None,
@@ -54,13 +56,15 @@ def save_merge(
 ) -> Path:
     """Save a merged encoder in a separate folder, replacing an earlier one.
 
-    The card is removed first and written last, so an existing card means that all files are complete and belong to it.
+    The weights are written to a temporary file first. Then an earlier card is removed, and the new one is written
+    last, so an existing card means that all files are complete and belong to it.
 
     Args:
         folder: for `model.safetensors`, `card.json` and, for transformers, `config.json` and
             `preprocessor_config.json`. Made if need be.
-        state: canonical name → tensor, in the dtypes to be written.
-        card: what `merge_card` returns. The names used and the file's SHA-256 are added to it.
+        state: canonical name → tensor, in the dtypes to be written. Of a lazy state, at most two tensors are in memory.
+        card: what `merge_card` returns, or a function that is called once the weights are written. The names used and
+            the file's SHA-256 are added to it.
         export: "hf" for Hugging Face's names; None for canonical ones, which are open_clip's.
         configuration: open_clip's configuration of the model; None if unknown, as for bare checkpoints: then neither
             configuration file is written, and the card explains where to find them.
@@ -74,14 +78,17 @@ def save_merge(
 
     Raises:
         UserError: an unknown export, an encoder or a configuration that transformers has no model for, or a disk
-            that is full or not writable; an earlier result is then either complete or without a card.
+                that is full or not writable; an earlier result is then either complete or without a card.
     """
     # Prepare everything before the first change, so that a failure does not destroy an earlier result.
     files, copies = {}, {}
+    described: dict[str, Any]
     if base is not None and base_folder.is_transformers(base):
         tensors, described = base_folder.as_stored(base, state), {"names": "transformers"}
         copies = {name: path.read_bytes() for name, path in base_folder.files_to_copy(base).items()}
     else:
+        # An export renames views of all tensors, and its configuration depends on them.
+        state = state if export is None else dict(state)
         tensors, described = _exported(state, export)
     if copies:
         pass
@@ -92,18 +99,21 @@ def save_merge(
         }
     elif export == HUGGING_FACE:
         described["note"] = _WITHOUT_CONFIG
-    _make_room(folder)
-    for name, content in copies.items():
-        with atomic_file(folder / name) as temporary:
-            temporary.write_bytes(content)
-    path = checkpoints.save(folder / WEIGHTS, tensors, {"format": "pt"})
+    _make(folder)
+    path = folder / WEIGHTS
+    with atomic_file(path) as temporary:
+        sha256 = write_state(temporary, LazyState.of(tensors), {"format": "pt"})
+        described = {**(card() if callable(card) else card), **described, "sha256": sha256}
+        _make_room(folder)
+        for name, content in copies.items():
+            with atomic_file(folder / name) as beside:
+                beside.write_bytes(content)
     for name, content in files.items():
         write_text(folder / name, json.dumps(content, indent=2, allow_nan=False) + "\n")
-    whole = {**card, **described, "sha256": checkpoints.file_hash(path)}
-    if "merge" in card:
+    if "merge" in described:
         opens = "transformers" if described["names"] != "open_clip" else None
-        write_text(folder / model_card.NAME, model_card.model_card(whole, opens))
-    checkpoints.write_card(folder, whole)
+        write_text(folder / model_card.NAME, model_card.model_card(described, opens))
+    checkpoints.write_card(folder, described)
     return path
 
 
@@ -236,10 +246,10 @@ def merge_folder_name(tasks: Sequence[str]) -> str:
     return f"{name[:_LONGEST_START]}~{hashlib.sha256(name.encode()).hexdigest()[:_DIGITS]}"
 
 
-def _exported(state: Mapping[str, Tensor], export: str | None) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _exported(state: Mapping[str, Tensor], export: str | None) -> tuple[Mapping[str, Tensor], dict[str, str]]:
     """Rename the tensors as requested, and return a description of the names for the card."""
     if export is None:
-        return dict(state), {"names": "open_clip"}
+        return state, {"names": "open_clip"}
     if export not in EXPORTS:
         raise UserError(
             f"Expected export to be one of {', '.join(EXPORTS)}, or null for open_clip's names; got {export!r}."
@@ -255,13 +265,23 @@ def _config(
     return hugging_face.vision_config(configuration, state)
 
 
+def _make(folder: Path) -> None:
+    with _writing_into(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def _make_room(folder: Path) -> None:
     """Remove the card of an earlier merge, then files that the new merge may not have."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with _writing_into(folder):
         checkpoints.remove_card(folder)
         for name in (CONFIG, PREPROCESSOR, model_card.NAME):
             (folder / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writing_into(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"Cannot write into {folder}: {error.strerror or error}. Choose another place with hydra.run.dir=…."

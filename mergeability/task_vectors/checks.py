@@ -175,8 +175,11 @@ def _norm(deltas: Deltas, task: str) -> float:
     """Compute ‖τ_t‖ of a model as stored on disk, without transformation."""
     plain = deltas.untransformed()
     square = 0.0
+    room = np.empty((2, _BLOCK), dtype=np.float32)
     for name in plain.names:
-        of_tensor = _square_sum(plain.parameters[name].size, name, lambda *part: plain.read(task, *part))
+        of_tensor = _square_sum(
+            plain.parameters[name].size, name, lambda *part: plain.read(task, *part, room=room)
+        )
         if not np.isfinite(of_tensor):
             raise plain.not_finite(task, name)
         square += of_tensor
@@ -185,7 +188,11 @@ def _norm(deltas: Deltas, task: str) -> float:
 
 def _base_norm(deltas: Deltas) -> float:
     def compute() -> dict[str, float]:
-        squares = (_square_sum(deltas.parameters[name].size, name, deltas.read_base) for name in deltas.names)
+        room = np.empty(_BLOCK, dtype=np.float32)
+        squares = (
+            _square_sum(deltas.parameters[name].size, name, lambda *part: deltas.read_base(*part, room=room))
+            for name in deltas.names
+        )
         return {"norm": sum(squares) ** 0.5}
 
     key = {"base": deltas.base_hash, **_selection(deltas), "version": _VERSION}
@@ -194,8 +201,12 @@ def _base_norm(deltas: Deltas) -> float:
 
 def _square_sum(size: int, name: str, read: Callable[[str, int, int], np.ndarray]) -> float:
     square = 0.0
+    # The same memory for all blocks, because new memory takes several times as long as reading.
+    wide = np.empty(min(_BLOCK, size))
     for start in range(0, size, _BLOCK):
-        block = read(name, start, min(start + _BLOCK, size)).astype(np.float64)
+        values = read(name, start, min(start + _BLOCK, size))
+        block = wide[: len(values)]
+        block[:] = values
         with np.errstate(invalid="ignore", over="ignore"):
             square += float(block @ block)
     return square

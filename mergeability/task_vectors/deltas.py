@@ -1,8 +1,10 @@
 """Reading of task vectors: the differences between the checkpoints of several models and their base."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +21,19 @@ from mergeability.weights.names import VISUAL
 # (task, tensor, delta) → the delta to use instead
 Transform = Callable[[str, str, Tensor], Tensor]
 
+
+@runtime_checkable
+class TransformByPart(Protocol):
+    """A transform that can also be applied to a flattened tensor part by part."""
+
+    def by_part(self, task: str, name: str) -> Callable[[Tensor], Tensor]:
+        """Return a function of consecutive parts of one tensor, from its first element on."""
+        ...
+
+
+# Number of elements of every model that `Deltas.blocks` reads at a time: 1 MiB. A multiple of 32, so that sums over
+# models add in the order that PyTorch uses for whole tensors.
+BLOCK = 2**18
 
 # Values derived from the models and the layout, computed once.
 _DERIVED = ("names", "buffers", "matrices", "layout", "tied")
@@ -144,6 +159,57 @@ class Deltas(Mapping[str, Tensor]):
                 self._check_finite(task, name)
         return stacked
 
+    def blocks(
+        self, name: str, length: int | None = None
+    ) -> Iterator[tuple[slice, Float[Tensor, "T elements"]]]:
+        """Read one flattened parameter's deltas of all models, in float32, in blocks.
+
+        Args:
+            name: the parameter.
+            length: number of elements of every model that are in memory; 2¹⁸ when None. Whole tensors are read if
+                deltas are kept in memory, or if an adapter, a transposed layout or a transform rules out reading parts.
+
+        Yields:
+            The range in the flattened parameter, and the block; valid until the next one is requested.
+
+        Raises:
+            UserError: a value is NaN or infinite, naming the model and the tensor.
+        """
+        parameter = self.parameters[name]
+        length = BLOCK if length is None else length
+        transform = None if is_running_statistic(name) else self._transform
+        if self._kept is not None or not self._reads_parts(parameter, transform):
+            rows = self.stack(name).reshape(len(self.tasks), -1)
+            for start in range(0, parameter.size, length):
+                yield slice(start, start + length), rows[:, start : start + length]
+            return
+        parts = [
+            transform.by_part(task, name) if isinstance(transform, TransformByPart) else None
+            for task in self.tasks
+        ]
+        # The same memory for all blocks, because new memory takes several times as long as reading.
+        room = np.empty((len(self.tasks) + 1, min(length, parameter.size)), dtype=np.float32)
+        for start in range(0, parameter.size, length):
+            stop = min(start + length, parameter.size)
+            base, *rows = room[:, : stop - start]
+            self._base.fill(parameter.tensor, parameter.start + start, base)
+            for row, task, part in zip(rows, self.tasks, parts, strict=True):
+                self._models[task].fill(parameter.tensor, parameter.start + start, row)
+                delta = torch.from_numpy(row).sub_(torch.from_numpy(base))
+                if not torch.isfinite(delta.sum()):
+                    self._check_finite(task, name)
+                if part is not None:
+                    delta.copy_(part(delta))
+            yield slice(start, stop), torch.from_numpy(room[1:, : stop - start])
+
+    def each(self, name: str) -> Iterator[Float[Tensor, " *shape"]]:
+        """Read one parameter's deltas in float32, one model after the other.
+
+        Raises:
+            UserError: a value is NaN or infinite, naming the model and the tensor.
+        """
+        return self._read_all(name, self.tasks)
+
     def delta(self, task: str, name: str) -> Float[Tensor, " *shape"]:
         """Read one model's delta of one parameter, in float32.
 
@@ -153,31 +219,54 @@ class Deltas(Mapping[str, Tensor]):
         return next(self._read_all(name, (task,)))
 
     def read(
-        self, task: str, name: str, start: int = 0, stop: int | None = None
+        self,
+        task: str,
+        name: str,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        room: Float32[np.ndarray, "2 at_least_elements"] | None = None,
     ) -> Float32[np.ndarray, " elements"]:
         """Read a range of one model's flattened delta in float32; only these bytes of the two files are read.
 
         Values that are not finite are returned unchanged: sums of squares detect them in one pass over the data
         instead of two.
+
+        Args:
+            task: the model.
+            name: the parameter.
+            start: the first element.
+            stop: the element after the last; the parameter's end when None.
+            room: memory for the delta and the base, which the result is a part of; new memory when None.
         """
         parameter = self.parameters[name]
         stop = parameter.size if stop is None else stop
         if self._transform is not None:
             return self.delta(task, name).flatten()[start:stop].numpy()
-        first, last = parameter.start + start, parameter.start + stop
+        first = parameter.start + start
+        room = np.empty((2, stop - start), dtype=np.float32) if room is None else room
+        delta, base = room[:, : stop - start]
         # Suppress warnings such as ∞ − ∞, because callers check for non-finite values.
         with np.errstate(invalid="ignore", over="ignore"):
-            delta = self._models[task].values(parameter.tensor, first, last)
-            np.subtract(delta, self._base.values(parameter.tensor, first, last), out=delta)
+            self._models[task].fill(parameter.tensor, first, delta)
+            self._base.fill(parameter.tensor, first, base)
+            np.subtract(delta, base, out=delta)
         return delta
 
     def read_base(
-        self, name: str, start: int = 0, stop: int | None = None
+        self,
+        name: str,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        room: Float32[np.ndarray, " at_least_elements"] | None = None,
     ) -> Float32[np.ndarray, " elements"]:
-        """Read a range of one of the base's flattened parameters, in float32."""
+        """Read a range of one of the base's flattened parameters, in float32; `room` is memory for it, as in `read`."""
         parameter = self.parameters[name]
         stop = parameter.size if stop is None else stop
-        return self._base.values(parameter.tensor, parameter.start + start, parameter.start + stop)
+        values = np.empty(stop - start, dtype=np.float32) if room is None else room[: stop - start]
+        self._base.fill(parameter.tensor, parameter.start + start, values)
+        return values
 
     def not_finite(self, task: str, name: str) -> UserError:
         """Return the error for a delta that is not finite, which names the model or the base as the cause."""
@@ -197,6 +286,13 @@ class Deltas(Mapping[str, Tensor]):
         """Copy with other models or parameters."""
         for name in _DERIVED:
             self.__dict__.pop(name, None)
+
+    def _reads_parts(self, parameter: Parameter, transform: Transform | None) -> bool:
+        whole = parameter.size == math.prod(self._base.shapes[parameter.tensor])
+        if transform is not None and not (whole and isinstance(transform, TransformByPart)):
+            return False
+        models = (self._models[task] for task in self.tasks)
+        return all(one.reads_parts(parameter.tensor) for one in (self._base, *models))
 
     def _part(self, checkpoint: Checkpoint, name: str) -> Tensor:
         parameter = self.parameters[name]

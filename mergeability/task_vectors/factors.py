@@ -32,12 +32,15 @@ def stacked_triplets(
     if len(shape) != 2:
         raise UserError(f"Expected a matrix, got '{name}' of shape {shape}.")
     wanted = min(shape) if rank is None else min(rank, *shape)
-    factors = [_factors(deltas, task, name, wanted, keep=keep) for task in deltas.tasks]
-    return (
-        torch.stack([one["U"][:, :wanted] for one in factors]),
-        torch.stack([one["S"][:wanted] for one in factors]),
-        torch.stack([one["Vh"][:wanted] for one in factors]),
+    # Cut at once, because a model's stored triplets are more than are wanted of it.
+    U, S, Vh = zip(
+        *(_cut(_factors(deltas, task, name, wanted, keep=keep), wanted) for task in deltas.tasks), strict=True
     )
+    return torch.stack(U), torch.stack(S), torch.stack(Vh)
+
+
+def _cut(factors: Mapping[str, Tensor], rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    return factors["U"][:, :rank].clone(), factors["S"][:rank].clone(), factors["Vh"][:rank].clone()
 
 
 def _factors(deltas: Deltas, task: str, name: str, rank: int, *, keep: bool) -> Mapping[str, Tensor]:

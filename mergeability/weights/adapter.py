@@ -143,6 +143,17 @@ class AdaptedFile:
         rows = self._adapted(one, first, last).ravel()
         return rows[start - first * one.columns : stop - first * one.columns]
 
+    def fill_float32(self, name: str, start: int, out: np.ndarray) -> None:
+        """Read the elements from `start` on into a float32 array, which determines their number."""
+        if name in self._whole or name in self._modules:
+            out[:] = self.read_float32(name, start, start + len(out))
+        else:
+            self._base.fill_float32(name, start, out)
+
+    def is_adapted(self, name: str) -> bool:
+        """Return whether a tensor is computed from factors of the adapter."""
+        return name in self._modules
+
     def check_unchanged(self) -> None:
         """Check that the files of the adapter and the base have not changed since they were opened.
 

@@ -3,12 +3,15 @@
 import json
 import math
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from mergeability.weights.checkpoints import Checkpoint
 from mergeability.weights.hub import companions, read_tensors
+from mergeability.weights.lazy_state import LazyState
 from mergeability.weights.names import read_names
 from mergeability.weights.sharded import INDEX
 
@@ -34,24 +37,43 @@ def files_to_copy(base: Checkpoint) -> dict[str, Path]:
     return {path.name: path for path in companions(base.origin)}
 
 
-def as_stored(base: Checkpoint, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def as_stored(base: Checkpoint, state: Mapping[str, Tensor]) -> LazyState:
     """Rename tensors as in the base's files, and add the tensors that exist only there.
 
     Args:
         base: the base model.
-        state: canonical name → tensor, in the base's shapes.
+        state: canonical name → tensor, in the base's shapes; lazy states are read on access.
 
     Returns:
         Name in the base's files → tensor: views of the state's where possible.
     """
-    shapes, read = _opened(base)
-    stored = {}
-    for name, source in read_names(shapes, base.towers).sources.items():
-        tensor = state[name].T if source.transposed else state[name]
-        sizes = [shapes[part][0] for part in source.names] if len(source.names) > 1 else None
-        parts = (tensor,) if sizes is None else tensor.split(sizes)
-        stored |= zip(source.names, parts, strict=True)
-    return {name: stored[name] if name in stored else read(name) for name in shapes}
+    entries, read = _opened(base)
+    given = LazyState.of(state)
+    shapes = {name: shape for name, (shape, _) in entries.items()}
+    places = {
+        part: (name, position, source)
+        for name, source in read_names(shapes, base.towers).sources.items()
+        for position, part in enumerate(source.names)
+    }
+    # Parts of one tensor are apart in a file, and a layer has two fused ones: weight and bias.
+    fused = lru_cache(maxsize=2)(given.__getitem__)
+
+    def stored(part: str) -> Tensor:
+        if part not in places:
+            return read(part)
+        name, position, source = places[part]
+        tensor = fused(name) if len(source.names) > 1 else given[name]
+        tensor = tensor.T if source.transposed else tensor
+        return (
+            tensor.split([shapes[one][0] for one in source.names])[position]
+            if len(source.names) > 1
+            else tensor
+        )
+
+    dtypes = {
+        name: given.dtypes[places[name][0]] if name in places else own for name, (_, own) in entries.items()
+    }
+    return LazyState(shapes, dtypes, stored)
 
 
 def bytes_on_disk(base: Checkpoint) -> int:
@@ -59,9 +81,11 @@ def bytes_on_disk(base: Checkpoint) -> int:
     return sum(math.prod(one.shape) * one.dtype.itemsize for one in base.source.entries.values())
 
 
-def _opened(base: Checkpoint) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
-    """Return the shapes in the base's own files, and what reads a tensor of them."""
+def _opened(
+    base: Checkpoint,
+) -> tuple[dict[str, tuple[tuple[int, ...], torch.dtype]], Callable[[str], Tensor]]:
+    """Return the shapes and dtypes in the base's own files, and a function that reads a tensor of them."""
     if base.source.path == base.origin:
-        return {name: one.shape for name, one in base.source.entries.items()}, base.source.tensor
+        return {name: (one.shape, one.dtype) for name, one in base.source.entries.items()}, base.source.tensor
     tensors = read_tensors(base.origin)
-    return {name: tuple(value.shape) for name, value in tensors.items()}, tensors.__getitem__
+    return {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}, tensors.__getitem__

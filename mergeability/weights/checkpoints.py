@@ -134,8 +134,7 @@ class Checkpoint:
             if others := left_over(tensors):
                 raise UserError(
                     f"Expected the visual tower of a CLIP, but found other tensors ({len(others)}): "
-                    f"{listed(others)}. Save the "
-                    "state dict of the plain CLIP model again."
+                    f"{listed(others)}. Save the state dict of the plain CLIP model again."
                 )
             return {name: assembled(tensors, one) for name, one in canonical_sources(tensors).items()}
         except UserError as error:
@@ -211,22 +210,34 @@ class Checkpoint:
 
     def values(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Read the elements from `start` to `stop` of a flattened tensor, as float32."""
+        size = math.prod(self.shapes[name])
+        stop = size if stop is None else min(stop, size)
+        return self.fill(name, start, np.empty(max(stop - start, 0), dtype=np.float32))
+
+    def fill(self, name: str, start: int, out: np.ndarray) -> np.ndarray:
+        """Read the elements from `start` on into a float32 array, which determines their number; return the array."""
         if self._lent is not None and name == PROJECTION:
-            return self._lent.values(name, start, stop)
-        source = self._sources[name]
+            return self._lent.fill(name, start, out)
+        source, before, stop = self._sources[name], 0, start + len(out)
         if source.transposed:
-            return self.tensor(name).float().flatten()[start:stop].numpy()
-        pieces, before = [], 0
-        stop = math.prod(self.shapes[name]) if stop is None else stop
+            out[:] = self.tensor(name).float().flatten()[start:stop].numpy()
+            return out
         for part in source.names:
             size = self._file.entries[part].size
             first, last = max(start - before, 0), min(stop - before, size)
             if first < last:
-                pieces.append(self._file.read_float32(part, first, last))
+                self._file.fill_float32(part, first, out[before + first - start : before + last - start])
             before += size
-        if not pieces:
-            return np.empty(0, dtype=np.float32)
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+        return out
+
+    def reads_parts(self, name: str) -> bool:
+        """Return whether a part of a tensor can be read without the rest, with the same values to the last bit."""
+        source = self._sources.get(name)
+        if source is None:
+            return self._lent is not None and self._lent.reads_parts(name)
+        # Matrix products of some rows may round differently from those of all rows.
+        computed = isinstance(self._file, AdaptedFile) and any(map(self._file.is_adapted, source.names))
+        return not source.transposed and not computed
 
     def state_dict(self) -> dict[str, Tensor]:
         """Read every tensor, under canonical names."""
@@ -273,8 +284,7 @@ def load(path: str | Path) -> dict[str, Tensor]:
         >>> checkpoints.load(tiny_task_vectors(cars=[1, 0]).model("cars").path)
         {'weight': tensor([65., 64.])}
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise UserError(f"No file at {path}: expected tensors as safetensors.")
     file = TensorFile(path)
     return {name: file.tensor(name) for name in file.entries}

@@ -214,6 +214,18 @@ class TensorFile:
                 return data.view(_NUMPY[entry.dtype]).astype(np.float32, copy=False)
         return _viewed(data, entry.dtype).float().numpy()
 
+    def fill_float32(self, name: str, start: int, out: np.ndarray) -> None:
+        """Read the elements from `start` on into a float32 array, which determines their number.
+
+        Reading into memory that is in use already is several times as fast as into new memory, of which the system
+        has to provide every page.
+        """
+        entry = self.entries[name]
+        if entry.dtype == torch.float32:
+            self._read_into(entry.offset + 4 * start, out.view(np.uint8))
+        else:
+            out[:] = self.read_float32(name, start, start + len(out))
+
     def tensor(self, name: str) -> Tensor:
         """Read one tensor in its original dtype and shape."""
         return self.read(name).reshape(self.entries[name].shape)
@@ -274,15 +286,32 @@ class TensorFile:
         width = entry.dtype.itemsize
         stop = entry.size if stop is None else stop
         data = np.empty((stop - start) * width, dtype=np.uint8)
+        self._read_into(entry.offset + start * width, data)
+        return data
+
+    def _read_into(self, offset: int, data: np.ndarray) -> None:
         try:
             # Open a new handle for each read, because concurrent threads would move a shared file position.
             with self.path.open("rb", buffering=0) as file:
                 self._compare(file.fileno())
-                file.seek(entry.offset + start * width)
+                file.seek(offset)
                 _fill(file, data)
         except OSError as error:
             raise UserError(f"Cannot read {self.path}: {error.strerror or error}.") from error
-        return data
+
+
+def as_bytes(tensor: Tensor) -> np.ndarray:
+    """Return the bytes of a tensor in the order of its elements, as uint8; without a copy if it is contiguous.
+
+    Examples:
+        >>> import torch
+        >>> from mergeability.weights.safetensors_file import as_bytes
+        >>> as_bytes(torch.tensor([1, 256], dtype=torch.int16))
+        array([1, 0, 0, 1], dtype=uint8)
+    """
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    # PyTorch cannot view an empty tensor as another dtype.
+    return flat.view(torch.uint8).numpy() if len(flat) else np.empty(0, dtype=np.uint8)
 
 
 def _stamp(handle: int) -> tuple[int, int, int, int]:

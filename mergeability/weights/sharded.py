@@ -41,6 +41,10 @@ class TensorSource(Protocol):
         """Read the elements from `start` to `stop` of a flattened tensor, converted to float32."""
         ...
 
+    def fill_float32(self, name: str, start: int, out: np.ndarray) -> None:
+        """Read the elements from `start` on into a float32 array, which determines their number."""
+        ...
+
     def check_unchanged(self) -> None:
         """Raise a UserError if a file was changed since it was opened."""
         ...
@@ -99,6 +103,10 @@ class ShardedFile:
     def read_float32(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Read the elements from `start` to `stop` of a flattened tensor, converted to float32."""
         return self._shards[self._places[name]].read_float32(name, start, stop)
+
+    def fill_float32(self, name: str, start: int, out: np.ndarray) -> None:
+        """Read the elements from `start` on into a float32 array, which determines their number."""
+        self._shards[self._places[name]].fill_float32(name, start, out)
 
     def check_unchanged(self) -> None:
         """Check that the files have not changed since they were opened.

@@ -174,6 +174,7 @@ def test_every_setting_with_every_value(command, files, smoke_root):
     for number, case in enumerate(cases()):
         try:
             run(command, files, smoke_root, number, case)
-        except AssertionError as error:
-            failed.append(str(error)[:1500])
+        # Of any kind, warnings included: one case must not hide the others.
+        except Exception as error:  # noqa: BLE001
+            failed.append(f"{case}: {type(error).__name__}: {str(error)[:1500]}")
     assert not failed, f"{len(failed)} of {len(cases())}:\n" + "\n".join(failed)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import resource
 import shutil
+import weakref
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -37,6 +38,7 @@ from mergeability.pipeline.saving import (
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights import checkpoints
 from mergeability.weights.checkpoints import Checkpoint
+from mergeability.weights.lazy_state import LazyState
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CONFIGURATION = {
@@ -141,24 +143,56 @@ def test_a_merge_takes_the_place_of_an_earlier_one_whole(tmp_path, state):
     assert is_whole(tmp_path)
 
 
-def test_the_card_is_removed_first_and_written_last(tmp_path, state, monkeypatch):
+def test_the_card_is_removed_before_the_weights_are_replaced_and_written_last(tmp_path, state, monkeypatch):
     save_merge(tmp_path, state, {"number": 1})
     seen = {}
-    save, write_card = checkpoints.save, checkpoints.write_card
+    write_card, replace = checkpoints.write_card, Path.replace
 
-    def saving_weights(*arguments):
-        seen["before the weights"] = files(tmp_path)
-        return save(*arguments)
+    def replacing(temporary, path):
+        if path.name == "model.safetensors":
+            seen["before the weights"] = files(tmp_path) - {temporary.name}
+        return replace(temporary, path)
 
     def writing_card(*arguments):
         seen["before the card"] = files(tmp_path)
         write_card(*arguments)
 
-    monkeypatch.setattr(checkpoints, "save", saving_weights)
+    monkeypatch.setattr(Path, "replace", replacing)
     monkeypatch.setattr(checkpoints, "write_card", writing_card)
     save_merge(tmp_path, state, {"number": 2}, export="hf", configuration=CONFIGURATION)
     assert seen["before the weights"] == {"model.safetensors"}
     assert seen["before the card"] == HUGGING_FACE_FILES - {"card.json"}
+
+
+def test_tensors_are_computed_one_at_a_time_and_a_failure_costs_no_earlier_merge(tmp_path, state):
+    alive, most = set(), []
+
+    def read(name):
+        tensor = state[name].clone()
+        alive.add(name)
+        weakref.finalize(tensor, alive.discard, name)
+        most.append(len(alive))
+        return tensor
+
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    lazy = LazyState(shapes, {name: tensor.dtype for name, tensor in state.items()}, read)
+    counted = []
+    path = save_merge(tmp_path, lazy, lambda: {"number": len(counted.append(1) or most)})
+    assert max(most) <= 2 < len(most) == len(state)
+    # The card is asked for when all tensors have been written.
+    assert counted == [1]
+    assert checkpoints.read_card(tmp_path)["number"] == len(state)
+    assert is_whole(tmp_path)
+    assert all(torch.equal(Checkpoint.open(path).tensor(name), tensor) for name, tensor in state.items())
+
+    def fails(name):
+        raise UserError(f"no {name}")
+
+    with pytest.raises(UserError, match="no visual"):
+        save_merge(tmp_path, LazyState(lazy.shapes, lazy.dtypes, fails), {"number": 0})
+    assert checkpoints.read_card(tmp_path)["number"] == len(state)
+    assert is_whole(tmp_path)
+    assert files(tmp_path) == {"model.safetensors", "card.json"}
 
 
 IMPOSSIBLE = pytest.mark.parametrize(
@@ -236,8 +270,8 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing_half_written(tmp_path
     assert is_whole(folder)
     with file_size_limited(4096), pytest.raises(UserError, match="Cannot write"):
         save_merge(folder, state, {}, export=export, configuration=CONFIGURATION)
-    # What lies there has no card any more, so nobody takes it for a finished merge.
-    assert files(folder) == {"model.safetensors"}
+    # The earlier merge is removed only when the new weights are complete.
+    assert is_whole(folder)
     assert Checkpoint.open(folder / "model.safetensors").names
 
 

@@ -1,13 +1,41 @@
 """Adam, for stacks of independent runs."""
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 from jaxtyping import Bool
+
+from mergeability.errors import UserError
 
 Parameters = dict[str, np.ndarray]
 """Stacks of parameters by name: the first axis of each array is that of the runs."""
 
 EPSILON = 1e-8
 _DECAYS = (0.9, 0.999)
+
+
+@contextlib.contextmanager
+def refusing_overflow() -> Iterator[None]:
+    """Raise an error if a number overflows, as in single precision; infinite squares would make every step zero.
+
+    Raises:
+        UserError: a number overflows.
+
+    >>> with refusing_overflow():
+    ...     np.float32([1e30]) ** 2
+    Traceback (most recent call last):
+    mergeability.errors.UserError: The fit of a predictor overflows single precision: choose a smaller penalty, \
+weight_decay, learning_rate or initial_std.
+    """
+    try:
+        with np.errstate(over="raise"):
+            yield
+    except FloatingPointError as error:
+        raise UserError(
+            "The fit of a predictor overflows single precision: choose a smaller penalty, weight_decay, learning_rate "
+            "or initial_std."
+        ) from error
 
 
 class Adam:

@@ -9,7 +9,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 
 from mergeability.checks import Count, NotNegative, Positive, Seed, Share
 from mergeability.errors import UserError
-from mergeability.prediction.predictors.adam import Adam, Parameters
+from mergeability.prediction.predictors.adam import Adam, Parameters, refusing_overflow
 from mergeability.prediction.predictors.arrays import Problem, Rows, Values, new_rows, training_arrays
 
 
@@ -96,6 +96,7 @@ class MLP(RegressorMixin, BaseEstimator):
         self.level_, self.unit_ = fitted.level_, fitted.unit_
         return self
 
+    @refusing_overflow()
     def fit_many(self, problems: Sequence[Problem], seeds: Sequence[int] | None = None) -> list["MLP"]:
         """Fit one network per problem, all of them as a single batched optimisation.
 
@@ -109,7 +110,7 @@ class MLP(RegressorMixin, BaseEstimator):
             One fitted predictor per problem.
 
         Raises:
-            UserError: a count is below 1, or dropout is outside [0, 1).
+            UserError: a count is below 1, dropout is outside [0, 1), or a number overflows.
         """
         self._check_settings()
         seeds = [self.seed] * len(problems) if seeds is None else seeds
@@ -125,6 +126,7 @@ class MLP(RegressorMixin, BaseEstimator):
             for run, (problem, scale) in enumerate(zip(problems, scales, strict=True))
         ]
 
+    @refusing_overflow()
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
         """Evaluate the network without dropout, in outcome units."""
         return self._evaluate(new_rows(self, X))

@@ -8,7 +8,7 @@ from jaxtyping import Float, Float32, Int
 from sklearn.base import BaseEstimator, RegressorMixin
 
 from mergeability.checks import Count, NotNegative, Positive, Seed
-from mergeability.prediction.predictors.adam import EPSILON, Adam
+from mergeability.prediction.predictors.adam import EPSILON, Adam, refusing_overflow
 from mergeability.prediction.predictors.arrays import Problem, Rows, Values, new_rows, training_arrays
 
 
@@ -80,6 +80,7 @@ class Pearson(RegressorMixin, BaseEstimator):
         self.coef_, self.intercept_ = fitted.coef_, fitted.intercept_
         return self
 
+    @refusing_overflow()
     def fit_many(self, problems: Sequence[Problem], seeds: Sequence[int] | None = None) -> list["Pearson"]:
         """Fit one regressor per problem, all of them as a single batched optimisation.
 
@@ -89,6 +90,9 @@ class Pearson(RegressorMixin, BaseEstimator):
 
         Returns:
             One fitted predictor per problem.
+
+        Raises:
+            UserError: a number overflows.
         """
         seeds = [self.seed] * len(problems) if seeds is None else seeds
         covariances, covariations = _moments(problems)
@@ -102,6 +106,7 @@ class Pearson(RegressorMixin, BaseEstimator):
             for (X, y, _), w, n in zip(problems, weights, steps, strict=True)
         ]
 
+    @refusing_overflow()
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
         """Evaluate a + b Xw, in outcome units."""
         return new_rows(self, X) @ self.coef_ + self.intercept_

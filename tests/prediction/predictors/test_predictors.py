@@ -434,3 +434,28 @@ def test_elastic_net_is_scikit_learns_cross_validated_one(problem, ratio):
     assert grid.min() < judge.alpha_ < grid.max(), "there must have been something to choose"
     assert model.strength_ == pytest.approx(judge.alpha_ * unit)
     np.testing.assert_allclose(model.coef_, judge.coef_ * unit, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        (Pearson, "penalty"),
+        (Pearson, "initial_std"),
+        (Pearson, "learning_rate"),
+        (MLP, "weight_decay"),
+        (MLP, "learning_rate"),
+    ],
+)
+def test_a_setting_that_overflows_single_precision_is_refused(kind, option):
+    X = np.random.default_rng(0).normal(size=(20, 3))
+    y = X @ [1.0, 0.1, 0.0]
+    # Single precision ends at 3e38; warnings are errors here.
+    with pytest.raises(UserError, match=f"overflows single precision.*{option}"):
+        kind(**{option: 1e300}).fit(X, y).predict(X)
+    assert np.isfinite(kind(**{option: 1e4}).fit(X, y).predict(X)).all()
+
+
+def test_squares_that_overflow_are_refused_although_the_gradient_does_not():
+    X = np.random.default_rng(0).normal(size=(20, 3))
+    with pytest.raises(UserError, match="overflows single precision"):
+        Pearson(penalty=1e30).fit(X, X[:, 0])
