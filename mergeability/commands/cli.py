@@ -140,7 +140,7 @@ def compare(
       mergeability compare base.safetensors cars.safetensors svhn.safetensors
       mergeability compare base/ a/ b/ owner/name --metric stable_rank --report report/
     """  # noqa: D301  (click reads the character \b)
-    with sentences():
+    with sentences(computes=True):
         from mergeability import verbs
 
         found = verbs.compare(
@@ -183,7 +183,7 @@ def predict(base: str, models: tuple[str, ...], as_json: bool, report: Path | No
         --images cars=photos/cars --classes cars=audi,bmw,fiat \\
         --images svhn=photos/svhn --classes svhn=0,1,2,3,4,5,6,7,8,9
     """  # noqa: D301  (click reads the character \b)
-    with sentences():
+    with sentences(computes=True):
         found = _predicted(base, models, **options)
         written = None if report is None else found.save(report)
         click.echo(found.to_json() if as_json else printable(str(found.verdict)))
@@ -244,7 +244,7 @@ def merge(
       mergeability merge base.safetensors cars.safetensors svhn.safetensors --method tsv --out merged/
       mergeability merge base/ a/ b/ --method ties -o density=0.1 --alpha 0.5 --dtype bfloat16
     """  # noqa: D301  (click reads the character \b)
-    with sentences():
+    with sentences(computes=True):
         from mergeability import verbs
         from mergeability.pipeline.saving import merge_folder_name
         from mergeability.verbs.merging import check_out

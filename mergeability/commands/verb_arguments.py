@@ -12,11 +12,14 @@ import click
 
 from mergeability.commands.terminal import shown_text
 from mergeability.errors import UserError
+from mergeability.threads import choose_threads, sample
 
 if TYPE_CHECKING:
     from mergeability.progress import Progress
 
 NO_STORE = "none"
+# Measured while the arguments are parsed, so that it takes no extra time.
+_BEGAN = sample()
 
 
 def named_models(models: Sequence[str]) -> Any:
@@ -103,8 +106,12 @@ def say_report(path: Path | None, as_json: bool) -> None:
 
 
 @contextlib.contextmanager
-def sentences() -> Iterator[None]:
-    """On a user error, exit with one sentence and code 1; show warnings as plain lines."""
+def sentences(*, computes: bool = False) -> Iterator[None]:
+    """On a user error, exit with one sentence and code 1; show warnings as plain lines.
+
+    Args:
+        computes: whether the block computes with torch, which it has to import itself: the number of threads is set.
+    """
     from mergeability.commands.search_path import use_own_folders
     from mergeability.commands.terminal import PlainFormatter
 
@@ -118,6 +125,10 @@ def sentences() -> Iterator[None]:
     logging.captureWarnings(True)
     try:
         use_own_folders([])
+        if computes:
+            from mergeability.context import cores
+
+            choose_threads(_BEGAN, cores())
         yield
     except UserError as error:
         fail(str(error))

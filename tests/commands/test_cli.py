@@ -11,7 +11,8 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from mergeability import __version__, compare
+from mergeability import __version__, compare, context
+from mergeability.commands import verb_arguments
 from mergeability.commands.cli import cli
 from mergeability.commands.invocation import as_typed, started_as
 from mergeability.commands.search_path import forget_own_folders
@@ -238,3 +239,16 @@ def test_commands_are_written_as_they_were_typed():
     finally:
         started_as(None)
     assert as_typed("python train.py") == "python train.py"
+
+
+def test_commands_that_compute_choose_the_number_of_threads_and_others_do_not_wait(run, files, monkeypatch):
+    asked = []
+    monkeypatch.setattr(verb_arguments, "choose_threads", lambda began, cores: asked.append(cores))
+    assert run("list", "methods").exit_code == 0
+    assert asked == []
+    for verb in ("compare", "merge"):
+        assert (
+            run(verb, files / "base.safetensors", files / "a.safetensors", files / "b.safetensors").exit_code
+            == 0
+        )
+    assert asked == [context.cores()] * 2
