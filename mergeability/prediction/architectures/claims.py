@@ -115,7 +115,7 @@ def verdict(found: Estimate, least: float) -> str:
         >>> from mergeability.prediction.architectures.resampling import Estimate
         >>> verdict(Estimate(0.3, 0.1, 0.5), 0.1), verdict(Estimate(0.0, -0.05, 0.05), 0.1)
         ('confirmed', 'refuted')
-        >>> verdict(Estimate(0.2, -1, 1), 0.1)
+        >>> verdict(Estimate(0.2, -1.0, 1.0), 0.1)
         'undecided'
     """
     if not found.known:

@@ -64,14 +64,16 @@ def estimate(
         The estimate. Without any seed whose omission leaves the statistic defined, its interval is over tasks only.
 
     Examples:
-        >>> import numpy as np
         >>> from mergeability.prediction.architectures.resampling import estimate
         >>> values = {0: 0.4, 1: 0.5, 2: 0.6}
-        >>> found = estimate(lambda task, seed: np.mean([v for s, v in values.items() if s != seed]), [], [0, 1, 2])
+        >>> def mean(task, seed):
+        ...     kept = [value for one, value in values.items() if one != seed]
+        ...     return sum(kept) / len(kept)
+        >>> found = estimate(mean, [], [0, 1, 2])
         >>> [round(one, 3) for one in (found.value, found.low, found.high)]
         [0.5, 0.387, 0.613]
     """
-    value = statistic(None, None)
+    value = float(statistic(None, None))
     if np.isnan(value):
         return Estimate(value)
     without = np.array([statistic(task, None) for task in tasks], dtype=float)
@@ -87,7 +89,7 @@ def estimate(
     half = _NORMAL_95 * float(np.sqrt((errors**2).sum()))
     low, high = value - half, value + half
     if bounds is not None:
-        low, high = max(low, bounds[0]), min(high, bounds[1])
+        low, high = float(max(low, bounds[0])), float(min(high, bounds[1]))
     return Estimate(value, low, high, error_tasks, error_seeds)
 
 

@@ -36,7 +36,7 @@ def metric_signs(rows: pd.DataFrame) -> go.Figure:
         ... )
         >>> figure = metric_signs(rows)
         >>> figure.data[0].x, figure.data[0].text
-        (('wide: ties', 'wide: tsv'), (('•', ''),))
+        (('wide: ties', 'wide: tsv'), (['•', ''],))
     """
     named = rows.assign(cell=rows["architecture"] + ": " + rows["method"])
     metrics, cells = (list(dict.fromkeys(named[name])) for name in ("metric", "cell"))
@@ -81,7 +81,7 @@ def transfer_map(rows: pd.DataFrame) -> go.Figure:
         >>> from mergeability.reporting.figures import transfer_map
         >>> rows = pd.DataFrame({"fitted_on": ["a", "b"], "predicts": ["b", "a"], "r": [0.5, 0.4]})
         >>> transfer_map(rows).data[0].z
-        ((None, 0.5), (0.4, None))
+        ([None, 0.5], [0.4, None])
     """
     names = list(dict.fromkeys([*rows["fitted_on"], *rows["predicts"]]))
     values = np.full((len(names), len(names)), np.nan)
