@@ -97,6 +97,7 @@ def below_floor(
         lambda task, seed: upper(task, seed) - lower(task, seed),
         _tasks(cells, floor),
         seeds_of(list(cells.tables.values())),
+        (-2.0, 2.0) if measure == "rho" else (-1.0, 1.0),
     )
 
 
