@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -207,6 +208,13 @@ def test_merges_of_three_models_are_compared_with_their_pairs(found, plain, sign
     assert rows.loc["ties", "rho"] == pytest.approx(sign)
     assert rows.loc["all", ["arity", "n_sets", "seeds"]].tolist() == [3, 35, 3]
     assert claim_table(replace(found, sets=table)).set_index("claim").loc[SETS, "verdict"] == expected
+
+
+def test_the_documentation_has_a_row_for_every_claim():
+    page = (Path(__file__).parents[3] / "docs/architectures.md").read_text()
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if line.startswith("| ")]
+    claims = [claim.text for claim in CLAIMS]
+    assert [row for row in rows if row in claims] == claims
 
 
 def test_verdicts_follow_the_rule():
