@@ -81,6 +81,7 @@ ABLATIONS = {
         "suite=smoke",
         "merge=average",
         "metric=[functional,task_vector_l2_distance]",
+        "predictor=none",
         "seed=0",
         "profile.unlabelled=8",
         "profile.samples=2",

@@ -99,3 +99,14 @@ def test_a_constant_metric_has_no_correlation():
     found = correlations(features, np.array([0.1, 0.2, 0.4]))
     assert np.isnan(found[0])
     assert found[1] == pytest.approx(1)
+
+
+def test_methods_that_share_the_noise_of_their_models_are_compared_between_seeds():
+    """One outcome under two names: alike on the same models, and no more alike than two seeds otherwise."""
+    analyses = [planted("small", seed, {"ties": {}}, noise=0.1) for seed in (0, 1, 2)]
+    for one in analyses:
+        one.pairs["norm_acc_tsv"] = one.pairs["norm_acc_ties"]
+    cells = cells_of(*analyses)
+    assert mean_agreement(cells, agreement.METHODS, "rho").value == pytest.approx(1)
+    assert mean_agreement(cells, agreement.ACROSS_METHODS, "rho").value < 0.5
+    assert below_floor(cells, agreement.ACROSS_METHODS, "rho").value == pytest.approx(0)
