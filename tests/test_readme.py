@@ -76,6 +76,16 @@ ABLATIONS = {
     "experiment=regularisation": [*FEW, "seed=0", "reg.lambda=0,0.1"],
     "experiment=regularisation_sweep": [*FEW, "hydra.sweeper.n_trials=1"],
     "train.missing=true": FEW[2:],
+    "experiment=architectures": [
+        "architecture=clip_mini",
+        "suite=smoke",
+        "merge=average",
+        "metric=[functional,task_vector_l2_distance]",
+        "predictor=none",
+        "seed=0",
+        "profile.unlabelled=8",
+        "profile.samples=2",
+    ],
     "experiment=evidence": [
         "suite=smoke",
         "model=clip_mini",
@@ -96,7 +106,7 @@ FEW_PREDICTORS = "predictor=[mean,additive,ridge]"
 def test_every_command_is_of_a_kind_that_is_checked():
     kinds = [RUN, LONG, VERBS, SHOWN, DASHBOARDS, INSTALLING, MAKING]
     assert sorted(COMMANDS) == sorted(line for kind in kinds for line in kind)
-    assert [len(kind) for kind in kinds] == [22, 7, 10, 11, 1, 2, 2]
+    assert [len(kind) for kind in kinds] == [23, 7, 10, 11, 1, 2, 2]
     assert len(INLINE) == 3
 
 
@@ -203,6 +213,8 @@ def run_as_typed(line, smoke_root, command, tmp_path, monkeypatch, quicker):
         assert list((root / "runs").rglob("merged/*/*/card.json"))
     if "experiment=regularisation" in line:
         assert list(root.rglob("ablation.html"))
+    if "experiment=architectures" in line:
+        assert list(root.rglob("architectures.html"))
     if "experiment=evidence" in line:
         assert list(root.rglob("evidence.html"))
     if "pretrain" in line:

@@ -1,8 +1,8 @@
-"""Compare the merge methods of several analysis runs, one row per method."""
+"""Compare the merge methods of several analysis runs, one row per method, and by model where there are several."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class CrossMethodSummary:
         consistency: one row per target and pair of methods: rank correlations over pairs, as in `method_consistency`.
         missing: sentences on folders or tables that could not be used.
         runs: the analyses with a report.
+        models: one row per method, its mean normalised accuracy with each model, averaged over runs; empty for the runs
+            of one model.
 
     Examples:
         >>> import pandas as pd
@@ -55,9 +57,13 @@ class CrossMethodSummary:
     consistency: pd.DataFrame
     missing: tuple[str, ...] = ()
     runs: tuple[RunLine, ...] = ()
+    models: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     def save(self, folder: Path | str) -> None:
-        """Write `summary.html`, `summary.md`, `summary.csv`, `fingerprints.csv` and `consistency.csv` into a folder."""
+        """Write `summary.html`, `summary.md`, `summary.csv`, `fingerprints.csv` and `consistency.csv` into a folder.
+
+        The runs of several models also have `summary_models.csv`.
+        """
         folder = Path(folder)
         for name, text in {
             "summary.html": self._html(folder),
@@ -65,6 +71,7 @@ class CrossMethodSummary:
             "summary.csv": csv_text(self.methods),
             "fingerprints.csv": csv_text(self.agreement),
             "consistency.csv": csv_text(self.consistency),
+            **({"summary_models.csv": csv_text(self.models)} if len(self.models) else {}),
         }.items():
             with atomic_file(folder / name) as path:
                 path.write_text(text, encoding="utf-8")
@@ -72,6 +79,8 @@ class CrossMethodSummary:
     def _tables(self) -> list[tuple[str, str, pd.DataFrame]]:
         """List anchor, heading and rows of each table."""
         tables = [("methods", "Which method merges best?", self.methods)]
+        if len(self.models):
+            tables.append(("models", "Which method merges best with each model?", self.models))
         if len(self.agreement):
             tables.append(("fingerprints", "Do two methods depend on the same metrics?", self.agreement))
         if len(self.consistency):
@@ -135,7 +144,8 @@ def cross_method_summary(run_folders: Sequence[Path | str]) -> CrossMethodSummar
 
     Returns:
         The comparison. A folder without a readable table is named in `missing`. If several folders contain the same
-        method, the folder's name is added to the method's name.
+        method, the name of the model is added to the method's name, or that of the folder if this is not enough. The
+        runs of several models are grouped by model: `methods` has a column `model` and is sorted by it.
 
     Examples:
         >>> from pathlib import Path
@@ -152,34 +162,60 @@ def cross_method_summary(run_folders: Sequence[Path | str]) -> CrossMethodSummar
         >>> len(summary.missing)
         1
     """
-    found: list[tuple[str, pd.DataFrame, list[dict[str, Any]], pd.DataFrame]] = []
+    found: list[tuple[str, str, pd.DataFrame, list[dict[str, Any]], pd.DataFrame]] = []
     missing: list[str] = []
     for folder in map(Path, run_folders):
         if not (folder / "pairs.csv").is_file():
             missing.append(f"{folder.name} contains no pairs.csv: the run did not finish.")
             continue
         pairs = read_csv(folder / "pairs.csv", dtype={"task_a": str, "task_b": str}, keep_default_na=True)
-        found.append((folder.name, pairs, _records(folder), _coefficients(folder)))
+        found.append((folder.name, _model(folder), pairs, _records(folder), _coefficients(folder)))
         if not outcome_methods(pairs):
             missing.append(f"{folder.name} contains no outcomes.")
-    counts = pd.Series(
-        [m for _, pairs, _, _ in found for m in outcome_methods(pairs)], dtype=object
-    ).value_counts()
+    every = [(model, method) for _, model, pairs, _, _ in found for method in outcome_methods(pairs)]
+    several = len({model for model, _ in every}) > 1
     rows, coefficients = [], []
     outcomes: dict[tuple[str, str], dict[tuple[str, ...], float]] = {}
-    for name, pairs, records, own in found:
+    for name, model, pairs, records, own in found:
         for method in outcome_methods(pairs):
-            title = method if counts[method] == 1 else f"{method} ({name})"
-            rows.append({"method": title, **_outcomes(pairs, method), **_correlations(records, method)})
+            title = _title(method, model, name, every)
+            labels = {"method": title, "model": model} if several else {"method": title}
+            rows.append({**labels, **_outcomes(pairs, method), **_correlations(records, method)})
             coefficients.append(own[own["method"] == method].assign(method=title))
             outcomes |= _by_pair(pairs, method, title)
     methods = pd.DataFrame(rows)
+    by_model = _by_model(methods, [method for _, method in every]) if several else pd.DataFrame()
     if len(methods):
         methods = methods.sort_values("mean_norm_acc", ascending=False, kind="stable", ignore_index=True)
+    if several:
+        methods = methods.sort_values("model", kind="stable", ignore_index=True)
     lines = [line for folder in map(Path, run_folders) if (line := run_line(folder)) is not None]
     return CrossMethodSummary(
-        methods, _agreement(coefficients), _consistency(outcomes), tuple(missing), tuple(lines)
+        methods, _agreement(coefficients), _consistency(outcomes), tuple(missing), tuple(lines), by_model
     )
+
+
+def _model(folder: Path) -> str:
+    """Return the name of the model that a run used; empty if it is unknown, as for a table."""
+    path = folder / "run.json"
+    config = json.loads(path.read_text(encoding="utf-8"))["config"] if path.is_file() else {}
+    return str((config.get("model") or {}).get("name") or "")
+
+
+def _title(method: str, model: str, folder: str, every: Sequence[tuple[str, str]]) -> str:
+    """Name a method by itself if it occurs once, else with its model if that is enough, else with its folder."""
+    if sum(method == other for _, other in every) == 1:
+        return method
+    return f"{method} ({model if model and every.count((model, method)) == 1 else folder})"
+
+
+def _by_model(methods: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Average each method's mean outcome over the runs of each model, best mean over models first."""
+    table = methods.assign(method=list(names)).pivot_table(
+        index="method", columns="model", values="mean_norm_acc", sort=False
+    )
+    order = table.mean(axis=1).sort_values(ascending=False, kind="stable").index
+    return table.loc[order].rename_axis(columns=None).reset_index()
 
 
 def _outcomes(pairs: pd.DataFrame, method: str) -> dict[str, Any]:

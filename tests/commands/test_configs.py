@@ -21,7 +21,9 @@ from mergeability.files import digest
 CONF = Path(__file__).parent.parent.parent / "conf"
 # Version 0.1.0: the options of every group, and the members of every set in the order of tables. None may get lost.
 PUBLISHED = json.loads((CONF.parent / "tests/published/members_0.1.0.json").read_text())
-GROUPS = sorted(PUBLISHED["options"])
+# A group that is newer has no option to lose.
+NEWER = {"architecture"}
+GROUPS = sorted({*PUBLISHED["options"], *NEWER})
 # The order of the benchmark's table: a suite is the first 8, 14 or 20.
 REAL = [
     *("sun397", "cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd"),
@@ -30,8 +32,15 @@ REAL = [
 ]
 TRAIN_ONLY = {"task", "trainer", "run", "experiment"}
 # Experiments belong to one of the two scripts each.
-ANALYZE_EXPERIMENTS = {"evidence", "paper_v1", "paper_icml", "regularisation", "regularisation_sweep"}
-ANALYZE_ONLY = {"suite", "merge", "metric", "predictor", "profile"}
+ANALYZE_EXPERIMENTS = {
+    "architectures",
+    "evidence",
+    "paper_v1",
+    "paper_icml",
+    "regularisation",
+    "regularisation_sweep",
+}
+ANALYZE_ONLY = {"architecture", "suite", "merge", "metric", "predictor", "profile"}
 # What a suite needs to be named on the command line.
 NEEDED = {
     "checkpoints": ["suite.base=base.safetensors", "suite.models={a: a.safetensors, b: b.safetensors}"],
@@ -102,8 +111,9 @@ def without_runtime(node: DictConfig) -> DictConfig:
 
 def test_no_published_option_is_lost():
     folders = {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"}
-    assert folders == set(GROUPS), "a new group belongs into tests/published"
-    lost = {group: set(PUBLISHED["options"][group]) - set(options(group)) for group in GROUPS}
+    assert folders == set(GROUPS), "a new group belongs into NEWER"
+    assert not NEWER & set(PUBLISHED["options"])
+    lost = {group: set(own) - set(options(group)) for group, own in PUBLISHED["options"].items()}
     assert not any(lost.values()), lost
     assert sum(map(len, PUBLISHED["options"].values())) == 147
 
@@ -233,6 +243,45 @@ def test_evidence_is_compared_on_old_and_new_tasks_from_several_numbers_of_image
     assert [*cfg.task_groups.old, *cfg.task_groups.new] == list(cfg.suite.tasks)
     assert list(cfg.task_groups.old) == list(composed("analyze", "suite=mini").suite.tasks)
     assert list(cfg.merge) == list(composed("analyze", "merge=paper", SMALL).merge)
+
+
+def test_architectures_are_couples_of_a_model_and_its_suite():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("analyze", ["experiment=architectures"], return_hydra_config=True)
+    assert cfg.hydra.mode.name == "MULTIRUN", "no -m is needed"
+    params = cfg.hydra.sweeper.params
+    assert list(params) == ["architecture", "seed"]
+    assert set(params.architecture.split(",")) == set(files("architecture")), (
+        "a new architecture is swept, too"
+    )
+    assert cfg.hydra.callbacks.ledger.summary == "mergeability.reporting.architectures.summary.write_summary"
+    assert list(cfg.merge) == list(composed("analyze", "merge=paper", SMALL).merge)
+    assert set(derived_sets()["metric"].get("paper", cfg.metric)) <= set(cfg.metric)
+    assert (cfg.probe, cfg.profile.unlabelled, cfg.profile.matricize) == (64, 64, None)
+
+
+@pytest.mark.parametrize("name", files("architecture"))
+def test_an_architecture_sets_model_and_suite_of_the_experiment(name):
+    cfg = composed("analyze", "experiment=architectures", f"architecture={name}")
+    assert cfg.model.name == name
+    assert cfg.suite.model.name == name
+    assert cfg.suite.trained == "none-0/seed-0"
+    # Kernels of convolutions are matrices only where they are asked to be.
+    assert (cfg.profile.matricize == "conv") == ("resnet" in name)
+
+
+def test_smaller_patches_are_all_that_patch4_changes():
+    plain, other = (
+        OmegaConf.to_container(composed("analyze", SMALL, f"model={name}").model, resolve=True)
+        for name in ("clip_mini", "clip_mini_patch4")
+    )
+    assert other["architecture"]["vision_cfg"].pop("patch_size") == 4
+    assert plain["architecture"]["vision_cfg"].pop("patch_size") == 8
+    named = {
+        "name": "clip_mini_patch4",
+        "base_command": "python train.py experiment=pretrain_mini model=clip_mini_patch4",
+    }
+    assert other == plain | named
 
 
 def test_mini20_is_the_ten_of_mini_and_ten_more():

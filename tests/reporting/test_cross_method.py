@@ -1,5 +1,6 @@
 """Folders as analysis runs leave them, summarised."""
 
+import json
 import re
 from itertools import combinations
 
@@ -125,3 +126,56 @@ def test_what_is_saved_can_be_read_back(folders, tmp_path):
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "consistency.csv"), summary.consistency)
     cross_method_summary(folders[2:]).save(tmp_path / "empty")
     assert pd.read_csv(tmp_path / "empty" / "consistency.csv").empty
+
+
+def _with_models(folders, *names):
+    for folder, name in zip(folders, names, strict=True):
+        (folder / "run.json").write_text(json.dumps({"config": {"model": {"name": name}}}))
+
+
+def test_runs_of_several_models_are_grouped_by_model(folders, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    pairs = pd.read_csv(folders[0] / "pairs.csv")
+    pairs.assign(norm_acc_ties=pairs["norm_acc_ties"] - 0.3).to_csv(other / "pairs.csv", index=False)
+    _with_models([*folders[:2], other], "small", "small", "large")
+    summary = cross_method_summary([*folders[:2], other])
+    assert summary.methods["model"].tolist() == ["large", "small", "small"]
+    assert summary.methods["mean_norm_acc"][1] >= summary.methods["mean_norm_acc"][2], (
+        "the best first, within a model"
+    )
+    assert set(summary.methods["method"]) == {"ties (large)", "ties (small)", "ta"}
+    means = summary.models.set_index("method")
+    assert list(means.columns) == ["small", "large"]
+    assert means.loc["ties", "small"] == pytest.approx(pairs["norm_acc_ties"].mean())
+    assert means.loc["ties", "large"] == pytest.approx(pairs["norm_acc_ties"].mean() - 0.3)
+    assert np.isnan(means.loc["ta", "large"])
+    row = summary.consistency.set_index(["method_a", "method_b"]).loc[("ties (small)", "ties (large)")]
+    assert row["rho"] == pytest.approx(1)
+    summary.save(tmp_path / "out")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "summary_models.csv"), summary.models)
+    assert (
+        "<h2>Which method merges best with each model?</h2>"
+        in (tmp_path / "out" / "summary.html").read_text()
+    )
+
+
+def test_seeds_of_a_model_are_averaged_and_named_by_folder(folders, tmp_path):
+    second, third = tmp_path / "seed-1", tmp_path / "wide"
+    pairs = pd.read_csv(folders[0] / "pairs.csv")
+    for folder, shift in ((second, 0.1), (third, 0.0)):
+        folder.mkdir()
+        pairs.assign(norm_acc_ties=pairs["norm_acc_ties"] + shift).to_csv(folder / "pairs.csv", index=False)
+    _with_models([folders[0], second, third], "small", "small", "large")
+    summary = cross_method_summary([folders[0], second, third])
+    assert set(summary.methods["method"]) == {"ties (0)", "ties (seed-1)", "ties (large)"}
+    means = summary.models.set_index("method")
+    assert means.loc["ties", "small"] == pytest.approx(pairs["norm_acc_ties"].mean() + 0.05)
+
+
+def test_runs_of_one_model_are_not_grouped(folders, tmp_path):
+    _with_models(folders[:2], "small", "small")
+    summary = cross_method_summary(folders[:2])
+    assert "model" not in summary.methods
+    summary.save(tmp_path / "out")
+    assert not (tmp_path / "out" / "summary_models.csv").exists()

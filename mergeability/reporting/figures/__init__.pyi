@@ -1,5 +1,9 @@
 from .ablation import changes_by_strength as changes_by_strength
 from .ablation import trade_off as trade_off
+from .architectures import agreement_bars as agreement_bars
+from .architectures import metric_signs as metric_signs
+from .architectures import share_bars as share_bars
+from .architectures import transfer_map as transfer_map
 from .evidence import r_by_images as r_by_images
 from .heat_maps import labelled_heat_map as labelled_heat_map
 from .heat_maps import matrix_heat_map as matrix_heat_map

@@ -1,0 +1,209 @@
+"""Cells: one merge method of one architecture and seed, with its outcomes, correlations and coefficients."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from scipy.stats import rankdata
+
+from mergeability.prediction.architectures.analyses import TARGET, Analysis
+from mergeability.prediction.predictors.base import Predictor
+from mergeability.prediction.predictors.pearson import Pearson
+from mergeability.prediction.predictors.ridge import Ridge
+from mergeability.prediction.questions.fingerprints import TOP
+from mergeability.prediction.validation.evaluate import evaluate_predictors
+from mergeability.prediction.validation.protocols import LeaveOneTaskOut
+from mergeability.prediction.validation.scores import is_constant
+
+PREDICTORS: dict[str, Predictor] = {
+    "ridge": Ridge(),
+    "pearson_l1": Pearson(
+        penalty=1.0,
+        initial_std=0.1,
+        sum_to_one=False,
+        max_steps=2000,
+        patience=100,
+        tolerance=1e-5,
+        cutoff=1e-3,
+    ),
+}
+"""The predictors whose coefficients are compared, as in `conf/predictor`: fixed, to avoid selection bias."""
+
+Cell = tuple[str, int, str]
+"""An architecture, a seed and a merge method."""
+
+
+def coefficient_table(analysis: Analysis, metrics: Sequence[str]) -> pd.DataFrame:
+    """Fit each predictor without each task in turn and return its coefficients.
+
+    Args:
+        analysis: the pairs.
+        metrics: the columns to use.
+
+    Returns:
+        One row per predictor, method, left-out task (`held_out`) and `metric`, with its `coefficient`.
+    """
+    result = evaluate_predictors(
+        analysis.pairs, metrics, PREDICTORS, analysis.methods, [TARGET], [LeaveOneTaskOut()]
+    )
+    return result.coefficients[["predictor", "method", "held_out", "metric", "coefficient"]]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Everything about the cells that is compared, and how it changes when a task is left out.
+
+    Attributes:
+        names: the cells.
+        metrics: the metrics that all analyses have.
+        tables: (architecture, seed) → its pairs, in a fixed order.
+        coefficients: (predictor, architecture, seed, method) → coefficients of each fold by left-out task; the mean
+            over folds under None.
+    """
+
+    names: tuple[Cell, ...]
+    metrics: tuple[str, ...]
+    tables: Mapping[tuple[str, int], Analysis]
+    coefficients: Mapping[tuple[str, str, int, str], Mapping[str | None, np.ndarray]]
+    _memory: dict = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        analyses: Sequence[Analysis],
+        metrics: Sequence[str],
+        coefficients: Mapping[tuple[str, int], pd.DataFrame],
+    ) -> "Cells":
+        """Collect the cells of several analyses.
+
+        Args:
+            analyses: the pair tables.
+            metrics: the metrics to compare.
+            coefficients: (architecture, seed) → the result of `coefficient_table`.
+        """
+        tables = {(one.architecture, one.seed): one.sorted() for one in analyses}
+        found: dict[tuple[str, str, int, str], dict[str | None, np.ndarray]] = {}
+        for (architecture, seed), table in coefficients.items():
+            for key, rows in table.groupby(["predictor", "method"], sort=False):
+                predictor, method = map(str, key)
+                wide = rows.pivot_table(index="held_out", columns="metric", values="coefficient", sort=False)
+                weights = wide.reindex(columns=list(metrics)).to_numpy(dtype=float)
+                own: dict[str | None, np.ndarray] = dict(zip(map(str, wide.index), weights, strict=True))
+                found[predictor, architecture, seed, method] = {None: weights.mean(axis=0), **own}
+        names = tuple((*key, method) for key, table in tables.items() for method in table.methods)
+        return cls(names, tuple(metrics), tables, found)
+
+    def weights(self, predictor: str, without: str | None = None) -> Float[np.ndarray, "cells m"]:
+        """Return the coefficients of each cell, averaged over folds, or those of the fold without one task."""
+        rows = []
+        for architecture, seed, method in self.names:
+            own = self.coefficients.get((predictor, architecture, seed, method))
+            missing = np.full(len(self.metrics), np.nan)
+            rows.append(missing if own is None else own.get(without, own[None]))
+        return np.array(rows).reshape(-1, len(self.metrics))
+
+    def correlations(self, without: str | None = None) -> Float[np.ndarray, "cells m"]:
+        """Return Pearson's r of each metric with the outcome over the pairs of each cell, NaN if one is constant."""
+        key = ("correlations", without)
+        if key not in self._memory:
+            rows = []
+            for architecture, seed, method in self.names:
+                pairs = _left(self.tables[architecture, seed].pairs, without)
+                rows.append(
+                    correlations(pairs[list(self.metrics)].to_numpy(float), pairs[f"{TARGET}_{method}"])
+                )
+            self._memory[key] = np.array(rows).reshape(-1, len(self.metrics))
+        return self._memory[key]
+
+    def agreement(
+        self, measure: str, predictor: str = "", without: str | None = None
+    ) -> Float[np.ndarray, "cells cells"]:
+        """Return how far every two cells agree.
+
+        Args:
+            measure: "top5_overlap", the share of metrics among the five largest |w| of both, or "sign_agreement", the
+                share of metrics whose coefficients have equal signs, as in `fingerprints`; "rho", Spearman's ρ of
+                outcomes over the same pairs of tasks, NaN if the tasks differ.
+            predictor: whose coefficients are compared.
+            without: the task to leave out.
+        """
+        key = (measure, predictor, without)
+        if key not in self._memory:
+            self._memory[key] = {
+                "top5_overlap": self._top_overlaps,
+                "sign_agreement": self._sign_agreements,
+                "rho": self._rank_agreements,
+            }[measure](predictor, without)
+        return self._memory[key]
+
+    def _top_overlaps(self, predictor: str, without: str | None) -> Float[np.ndarray, "cells cells"]:
+        weights = self.weights(predictor, without)
+        top = min(TOP, weights.shape[1])
+        chosen = np.zeros_like(weights)
+        for row, own in zip(chosen, weights, strict=True):
+            largest = np.argsort(-np.abs(own), kind="stable")[:top]
+            row[largest[own[largest] != 0]] = 1
+        return _masked(chosen @ chosen.T / max(top, 1), weights)
+
+    def _sign_agreements(self, predictor: str, without: str | None) -> Float[np.ndarray, "cells cells"]:
+        weights = self.weights(predictor, without)
+        signs = np.sign(weights)
+        equal = sum((signs == one).astype(float) @ (signs == one).astype(float).T for one in (-1, 0, 1))
+        return _masked(equal / max(weights.shape[1], 1), weights)
+
+    def _rank_agreements(self, _predictor: str, without: str | None) -> Float[np.ndarray, "cells cells"]:
+        found = np.full((len(self.names),) * 2, np.nan)
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for place, (architecture, seed, _) in enumerate(self.names):
+            groups.setdefault(self.tables[architecture, seed].tasks, []).append(place)
+        for places in groups.values():
+            outcomes = [self._outcome(self.names[place], without) for place in places]
+            common = outcomes[0].index
+            for one in outcomes[1:]:
+                common = common.intersection(one.index)
+            if len(common) < 3:
+                continue
+            ranks = np.array([rankdata(one.loc[common]) for one in outcomes])
+            ranks = ranks - ranks.mean(axis=1, keepdims=True)
+            lengths = np.sqrt((ranks**2).sum(axis=1))
+            with np.errstate(invalid="ignore", divide="ignore"):
+                rho = (ranks @ ranks.T) / np.outer(lengths, lengths)
+            found[np.ix_(places, places)] = np.where(np.outer(lengths, lengths) > 0, rho, np.nan)
+        return found
+
+    def _outcome(self, cell: Cell, without: str | None) -> pd.Series:
+        architecture, seed, method = cell
+        pairs = _left(self.tables[architecture, seed].pairs, without)
+        return pairs.set_index(["task_a", "task_b"])[f"{TARGET}_{method}"].dropna()
+
+
+def correlations(
+    features: Float[np.ndarray, "n m"], outcome: "pd.Series | np.ndarray"
+) -> Float[np.ndarray, " m"]:
+    """Return Pearson's r of every column with one outcome over the rows that have it; NaN if either is constant."""
+    y = np.asarray(outcome, dtype=float)
+    known = ~np.isnan(y)
+    X, y = features[known], y[known]
+    if len(y) < 3 or is_constant(y):
+        return np.full(features.shape[1], np.nan)
+    X, y = X - X.mean(axis=0), y - y.mean()
+    lengths = np.sqrt((X**2).sum(axis=0))
+    constant = np.array([is_constant(column) for column in features[known].T], dtype=bool)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r = X.T @ y / (lengths * np.sqrt(y @ y))
+    return np.where(constant, np.nan, r)
+
+
+def _left(pairs: pd.DataFrame, without: str | None) -> pd.DataFrame:
+    return pairs if without is None else pairs[(pairs["task_a"] != without) & (pairs["task_b"] != without)]
+
+
+def _masked(
+    values: Float[np.ndarray, "cells cells"], weights: Float[np.ndarray, "cells m"]
+) -> Float[np.ndarray, "cells cells"]:
+    missing = np.flatnonzero(np.isnan(weights).sum(axis=1))
+    values = values.copy()
+    values[missing], values[:, missing] = np.nan, np.nan
+    return values

@@ -1,0 +1,1 @@
+"""Architectures compared over methods and seeds, from the jobs of a sweep."""

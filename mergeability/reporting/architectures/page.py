@@ -1,0 +1,321 @@
+"""The page of a comparison of architectures: the claims first, then the tables that they rest on."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from mergeability.prediction.architectures.agreement import KINDS
+from mergeability.prediction.architectures.analyses import architectures_of
+from mergeability.prediction.architectures.cells import PREDICTORS
+from mergeability.prediction.architectures.claims import CONFIRMED, REFUTED, UNDECIDED
+from mergeability.prediction.architectures.findings import Findings
+from mergeability.prediction.architectures.signs import ALL, stable_metrics_of
+from mergeability.prediction.architectures.transfer import KINDS as TRANSFERS
+from mergeability.prediction.architectures.transfer import TIERS, WITHIN
+from mergeability.reporting import figures
+from mergeability.reporting.page import Section, bullet_list, figure_block, page, paragraphs, table
+
+_OVER = "Intervals are 95 % over tasks and seeds: the jackknife, with both standard errors added in squares."
+_PARTS = {"task_effects": "task effects", "metrics_beyond": "metrics beyond them", "residual": "neither"}
+_MEASURES = {"sign_agreement": "sign agreement", "top5_overlap": "top-5 overlap", "rho": "ρ of outcomes"}
+
+
+def architectures_page(
+    found: Findings, tables: Mapping[str, pd.DataFrame], facts: Sequence[str], missing: Sequence[str]
+) -> str:
+    """Return the page as HTML.
+
+    Args:
+        found: the tables with the analyses they are from.
+        tables: name → table, as in the files.
+        facts: sentences on what was compared.
+        missing: sentences on what is missing.
+    """
+    sections = [
+        _claims(tables["claims"]),
+        _outcomes(tables["outcomes"]),
+        _fingerprints(found.agreement),
+        _signs(found),
+        _prerequisites(found.prerequisites),
+        _variance(found),
+        _within(tables["transfer"]),
+        _transfer(tables["transfer"]),
+        *_trainings(found),
+    ]
+    lead = bullet_list([*headline(tables["claims"]), *missing, *facts], lead=True)
+    return page("What carries over between architectures", lead, sections)
+
+
+def headline(claims: pd.DataFrame) -> list[str]:
+    """Return one sentence per verdict with the claims that have it."""
+    sentences = []
+    for verdict in (CONFIRMED, REFUTED, UNDECIDED):
+        own = claims.loc[claims["verdict"] == verdict, "claim"]
+        if len(own):
+            sentences.append(f"{verdict.capitalize()} here, {len(own)} of {len(claims)}: {' '.join(own)}")
+    return sentences
+
+
+def _claims(claims: pd.DataFrame) -> Section:
+    body = paragraphs(
+        "Each claim of arXiv 2601.22285 and each of its open questions, with the rule of its verdict, which was fixed "
+        f"before any figure was seen. {_OVER} With one seed, intervals are over tasks only.",
+        note=True,
+    )
+    body += table(
+        claims.set_index("claim"),
+        {
+            "source": "source", "verdict": "verdict", "figure": "figure", "rule": "rule of the verdict",
+            "command": "measured by",
+        },
+        "claim",
+        ["source", "verdict", "figure", "rule", "command"],
+        caption="Claims and their verdicts",
+    )  # fmt: skip
+    return Section("claims", "Which claims hold here?", body)
+
+
+def _outcomes(outcomes: pd.DataFrame) -> Section:
+    means = outcomes.pivot_table(index="method", columns="architecture", values="norm_acc", sort=False)
+    body = paragraphs("Mean normalised accuracy over pairs and seeds.", note=True)
+    body += table(means, {str(name): str(name) for name in means}, "method", caption="Mean outcome by method")
+    body += paragraphs(_OVER, note=True)
+    body += table(
+        outcomes.set_index("architecture"),
+        {
+            "method": "method", "norm_acc": "mean normalised", "norm_acc_low": "95 % from", "norm_acc_high": "to",
+            "worst": "worst pair", "seeds": "seeds",
+        },
+        "architecture",
+        ["method"],
+        caption="Mean outcome by architecture and method, with intervals",
+    )  # fmt: skip
+    return Section("outcomes", "How well do merges work in each architecture?", body)
+
+
+def _fingerprints(agreement: pd.DataFrame) -> Section:
+    kinds = "; ".join(f"{kind}: {words}" for kind, words in KINDS.items())
+    body = paragraphs(
+        "How far the coefficients of two fits agree: the share of metrics with equal signs, by chance about one "
+        "half, and the share of the five largest that are the same, by chance about five in the number of metrics. ρ "
+        f"is the rank correlation of the outcomes themselves. {kinds}. {_OVER}",
+        note=True,
+    )
+    if agreement.empty:
+        nothing = paragraphs("One method, one architecture and one seed: there are no two fits to compare.")
+        return Section("fingerprints", "Do the same metrics matter?", body + nothing)
+    plots = {
+        f"{measure}|{predictor}": [
+            figures.agreement_bars(agreement[agreement["predictor"] == predictor], measure, title)
+        ]
+        for measure, title in _MEASURES.items()
+        for predictor in PREDICTORS
+    }
+    body += figure_block(
+        "fingerprints",
+        plots,
+        [("measure", list(_MEASURES.items())), ("predictor", [(name, name) for name in PREDICTORS])],
+        described="Agreement between methods, architectures and seeds",
+    )
+    for predictor in PREDICTORS:
+        body += table(
+            agreement[agreement["predictor"] == predictor].set_index("kind"),
+            {
+                "group": "architectures", "sign_agreement": "sign agreement", "sign_agreement_low": "95 % from",
+                "sign_agreement_high": "to", "top5_overlap": "top-5 overlap", "top5_overlap_low": "95 % from",
+                "top5_overlap_high": "to", "rho": "ρ", "rho_low": "95 % from", "rho_high": "to", "n": "pairs of fits",
+            },
+            "kind",
+            ["group"],
+            caption=f"Agreement of coefficients of {predictor}, and of outcomes",
+        )  # fmt: skip
+    return Section("fingerprints", "Do the same metrics matter?", body)
+
+
+def _signs(found: Findings) -> Section:
+    names = architectures_of(found.analyses)
+    by_r, by_weight = (stable_metrics_of(found.signs, names, column) for column in ("sign_r", "sign_weight"))
+    count, by_chance, p = found.stable
+    body = paragraphs(
+        f"Of {len(found.cells.metrics)} metrics, {count} correlate with the outcome in one direction under every "
+        f"method, seed and architecture; {by_chance:.1f} do on average with permuted task names (p = {p:.3f}). "
+        f"They are: {', '.join(by_r) or 'none'}.",
+        f"The coefficients of ridge keep their sign everywhere for: {', '.join(by_weight) or 'none'}.",
+        "Correlation of each metric with normalised accuracy, mean over seeds. Dots: the 95 % interval excludes 0. "
+        f"{_OVER}",
+        note=True,
+    )
+    body += figure_block(
+        "signs",
+        {"": [figures.metric_signs(found.of_methods)]},
+        described="Correlation of metrics with outcomes",
+    )
+    shown = found.signs[found.signs["architecture"] == (ALL if len(names) > 1 else names[0])]
+    body += table(
+        shown.set_index("metric"),
+        {
+            "family": "category", "r": "mean r", "r_low": "95 % from", "r_high": "to", "positive_r": "share with r > 0",
+            "positive_weight": "share with weight > 0", "sign_r": "sign of r", "sign_weight": "sign of weight",
+            "n": "methods and seeds",
+        },
+        "metric",
+        ["family"],
+        caption="Signs of metrics over all methods, seeds and architectures",
+    )  # fmt: skip
+    return Section("signs", "Which metrics have one sign everywhere?", body)
+
+
+def _prerequisites(rows: pd.DataFrame) -> Section:
+    body = paragraphs(
+        "Under how many methods each metric has the sign of a prerequisite, has it with an interval that excludes 0 "
+        "(clear), or has an interval on the other side of 0 (against). Foundational: clear under every method.",
+        note=True,
+    )
+    body += table(
+        rows.assign(foundational=rows["foundational"].map({True: "yes", False: "no"})).set_index("metric"),
+        {
+            "family": "family", "architecture": "architecture", "expected": "expected sign", "methods": "methods",
+            "as_expected": "as expected", "clear": "clear", "against": "against", "foundational": "foundational",
+        },
+        "metric",
+        ["family", "architecture", "foundational"],
+        caption="Gradient alignment and subspace overlap under every method",
+    )  # fmt: skip
+    return Section("prerequisites", "Is gradient alignment or subspace overlap foundational anywhere?", body)
+
+
+def _variance(found: Findings) -> Section:
+    keys = ["architecture", "method"]
+    means = found.variance.groupby(keys, sort=False)[["n_pairs", *_PARTS]].mean().reset_index()
+    bars = means.assign(
+        name=means["architecture"] + ": " + means["method"],
+        metrics_beyond=means["metrics_beyond"].clip(lower=0),
+    )
+    body = paragraphs(
+        "Shares of the variance of normalised accuracy over pairs, means over seeds: task effects, which depend on "
+        "each model alone; what metrics predict beyond them for pairs of two new tasks, below 0 if these predictions "
+        "are worse than none; the rest.",
+        note=True,
+    )
+    body += figure_block("variance", {"": [figures.share_bars(bars, _PARTS)]}, described="Shares of variance")
+    body += table(
+        means.set_index("architecture"),
+        {"method": "method", "n_pairs": "pairs", **_PARTS},
+        "architecture",
+        ["method"],
+        caption="Variance split by architecture and method",
+    )
+    body += paragraphs(
+        "The shares that repeat over seeds: of the single tasks, and of the combination of two tasks. The rest "
+        f"changes from seed to seed. {_OVER}",
+        note=True,
+    )
+    body += table(
+        found.repeated.set_index("architecture"),
+        {
+            "method": "method", "task": "single tasks", "task_low": "95 % from", "task_high": "to",
+            "partner": "combination", "partner_low": "95 % from", "partner_high": "to", "changes": "changes",
+            "seeds": "seeds",
+        },
+        "architecture",
+        ["method"],
+        caption="What repeats over seeds",
+    )  # fmt: skip
+    return Section("variance", "What do outcomes depend on?", body)
+
+
+_TRANSFER_COLUMNS = {
+    "rests_on": "rests on", "r": "r", "r_low": "95 % from", "r_high": "to", "bias": "bias", "mae": "error",
+    "mae_of_mean": "error of the mean", "n_pairs": "pairs", "seeds": "seeds",
+}  # fmt: skip
+
+
+def _within(transfer: pd.DataFrame) -> Section:
+    body = paragraphs(
+        "Each pair is predicted by a fit on the pairs of the same models that share no task with it. r is the "
+        f"correlation beyond the training mean, a mean over methods and seeds. Bias is predicted − measured. {_OVER}",
+        note=True,
+    )
+    own = transfer[transfer["models"] == WITHIN]
+    body += table(
+        own.set_index("predictor"),
+        {"predicts": "architecture", **_TRANSFER_COLUMNS},
+        "predictor",
+        ["predicts", "rests_on"],
+        caption="Pairs of two new tasks by kind of evidence",
+    )
+    return Section("both-new", "Which evidence predicts pairs of two new tasks?", body)
+
+
+def _transfer(transfer: pd.DataFrame) -> Section:
+    body = paragraphs(
+        "Each pair is predicted by a fit on the pairs of another architecture with the same seed, or of another "
+        "seed, that share no task with it, so that a fit never knows an outcome of its tasks. The diagonal is the "
+        f"prediction of other seeds, where there are several, as the most that a fit can carry over. {_OVER}",
+        note=True,
+    )
+    other = transfer[transfer["models"] != WITHIN]
+    if other.empty:
+        return Section(
+            "transfer", "Do fitted predictors carry over?", body + paragraphs("There is no other analysis.")
+        )
+    plots = {
+        name: [figures.transfer_map(other[other["predictor"] == name])]
+        for name in dict.fromkeys(other["predictor"])
+    }
+    body += figure_block(
+        "transfer",
+        plots,
+        [("predictor", [(name, f"{name}: {TIERS[name]}") for name in plots])],
+        described="r of fits on one architecture for another",
+    )
+    for kind in TRANSFERS:
+        own = other[other["models"] == kind]
+        if len(own):
+            body += table(
+                own.set_index("predictor"),
+                {"fitted_on": "fitted on", "predicts": "predicts", **_TRANSFER_COLUMNS},
+                "predictor",
+                ["fitted_on", "predicts", "rests_on"],
+                caption=f"Predictions of {kind}",
+            )
+    return Section("transfer", "Do fitted predictors carry over?", body)
+
+
+def _trainings(found: Findings) -> list[Section]:
+    sections = []
+    if len(found.penalties):
+        body = paragraphs(
+            "Change of merges against plain fine-tuning with the same seed, means over methods, pairs and seeds. "
+            f"Gradients: change of the distance between two models' gradients, relative to plain fine-tuning. {_OVER}",
+            note=True,
+        )
+        body += table(
+            found.penalties.set_index("architecture"),
+            {
+                "penalty": "penalty", "strength": "λ", "acc": "accuracy", "acc_low": "95 % from", "acc_high": "to",
+                "norm_acc": "normalised", "norm_acc_low": "95 % from", "norm_acc_high": "to", "gradient": "gradients",
+                "gradient_low": "95 % from", "gradient_high": "to", "seeds": "seeds",
+            },
+            "architecture",
+            ["penalty"],
+            caption="Trainings with a penalty against plain fine-tuning",
+        )  # fmt: skip
+        sections.append(Section("penalties", "Do penalties while fine-tuning make better merges?", body))
+    if len(found.sets):
+        body = paragraphs(
+            f"Rank correlation of the outcome of merging several models with the mean outcome of their pairs. {_OVER}",
+            note=True,
+        )
+        body += table(
+            found.sets.set_index("architecture"),
+            {
+                "method": "method", "arity": "models", "rho": "ρ", "rho_low": "95 % from", "rho_high": "to",
+                "n_sets": "sets", "seeds": "seeds",
+            },
+            "architecture",
+            ["method"],
+            caption="Merges of more than two models and their pairs",
+        )  # fmt: skip
+        sections.append(Section("sets", "Do pairs predict merges of more than two models?", body))
+    return sections

@@ -1,0 +1,204 @@
+"""The comparison of architectures from run folders: what is read, checked, named, written and found again."""
+
+import json
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mergeability.errors import UserError
+from mergeability.prediction.architectures import cells, transfer
+from mergeability.prediction.architectures.claims import CLAIMS
+from mergeability.reporting.architectures.jobs import read_jobs
+from mergeability.reporting.architectures.summary import write_summary
+
+TASKS = list("abcdef")
+METRICS = ["task_vector_l2_distance", "subspace_overlap", "encoder_gradient_cosine_similarity"]
+TABLES = [
+    "claims", "outcomes", "fingerprints", "signs", "metrics", "prerequisites", "variance", "repeated", "transfer",
+    "penalties", "sets",
+]  # fmt: skip
+
+
+def _job(
+    root: Path, model="clip_mini", seed=0, suite="mini", tasks=TASKS, penalty="none", strength=0, **settings
+) -> Path:
+    """Write what an analysis leaves that the comparison reads."""
+    trained = f"{penalty}-{strength:g}/seed-{seed}"
+    folder = root / "sweep" / f"{suite}-{model}" / trained
+    (folder / ".hydra").mkdir(parents=True)
+    fixed = np.random.default_rng(7)
+    pairs = pd.DataFrame(list(combinations(tasks, 2)), columns=["task_a", "task_b"])
+    for name in METRICS:
+        pairs[name] = fixed.normal(size=len(pairs))
+    changes = np.random.default_rng([seed, len(model)])
+    for method in ("ties", "tsv"):
+        outcome = 0.7 + 0.05 * pairs[METRICS[0]] + 0.01 * changes.normal(size=len(pairs)) + 0.02 * strength
+        pairs[f"acc_{method}"], pairs[f"norm_acc_{method}"] = outcome - 0.1, outcome
+        pairs[f"probe_overlap_{method}"] = outcome + 0.01
+    pairs.to_csv(folder / "pairs.csv", index=False)
+    pd.DataFrame({"task": tasks, "finetuned_accuracy": 0.9}).to_csv(folder / "models.csv", index=False)
+    config = {
+        "suite": {"name": suite, "trained": trained},
+        "model": {"name": model},
+        "seed": seed,
+        "reg": {"name": penalty, "lambda": strength},
+        "merge": {"ties": {"density": 0.2}},
+        "profile": {"samples": 10, "matricize": "conv" if "resnet" in model else None},
+        "paths": {"store": str(root / "store")},
+        **settings,
+    }
+    (folder / "run.json").write_text(json.dumps({"config": config}))
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return [_job(tmp_path, model, seed) for model in ("clip_mini", "clip_mini_resnet") for seed in (0, 1)]
+
+
+def test_tables_and_page_are_written(tmp_path, folders):
+    path = write_summary(tmp_path / "sweep", folders)
+    tables = {name: pd.read_csv(tmp_path / "sweep" / f"architectures_{name}.csv") for name in TABLES}
+    assert tables["claims"]["claim"].tolist() == [claim.text for claim in CLAIMS]
+    assert set(tables["transfer"]["models"]) == {"the same models", "another seed", "another architecture"}
+    assert set(tables["variance"]["architecture"]) == {"clip_mini", "clip_mini_resnet"}
+    assert len(tables["variance"]) == 8
+    assert tables["penalties"].empty
+    assert tables["sets"].empty
+    page = path.read_text()
+    assert path.name == "architectures.html"
+    for claim in CLAIMS:
+        assert claim.text in page
+    assert (
+        "clip_mini (6 tasks, 15 pairs), clip_mini_resnet (6 tasks, 15 pairs); seeds 0, 1; 4 analyses" in page
+    )
+    assert "<script src" not in page, "it needs no network"
+    assert "Only seed" not in page
+
+
+def test_figures_are_on_the_page(tmp_path, folders):
+    page = write_summary(tmp_path / "sweep", folders).read_text()
+    for anchor in ("fingerprints", "signs", "variance", "transfer"):
+        assert f'id="{anchor}"' in page
+
+
+def test_one_architecture_with_one_seed_says_what_cannot_be_known(tmp_path, folders):
+    page = write_summary(tmp_path / "sweep", folders[:1]).read_text()
+    assert "Only seed 0: there is no floor between seeds" in page
+    assert "Only clip_mini: nothing is known about other architectures." in page
+
+
+def test_missing_jobs_are_named_and_counted(tmp_path, folders):
+    (folders[3] / "run.json").unlink()
+    jobs = read_jobs(tmp_path / "sweep", folders[:3])
+    named = " ".join(jobs.missing)
+    assert "Not finished, 1 of 4 jobs: mini-clip_mini_resnet/none-0/seed-1." in named
+    assert "Not for every seed: there is no analysis of clip_mini_resnet of seed 1." in named
+    assert "clip_mini_resnet" in write_summary(tmp_path / "sweep", folders[:3]).read_text()
+
+
+def test_nothing_is_computed_twice(tmp_path, folders, monkeypatch):
+    write_summary(tmp_path / "sweep", folders)
+    before = {name: (tmp_path / "sweep" / f"architectures_{name}.csv").read_bytes() for name in TABLES}
+
+    def refuse(*_, **__):
+        raise AssertionError("computed again")
+
+    for module in (cells, transfer):
+        monkeypatch.setattr(module, "evaluate_predictors", refuse)
+    write_summary(tmp_path / "sweep", folders)
+    assert before == {
+        name: (tmp_path / "sweep" / f"architectures_{name}.csv").read_bytes() for name in TABLES
+    }
+
+
+def test_trainings_with_a_penalty_are_compared_with_plain_ones_and_kept_out_of_the_rest(tmp_path, folders):
+    penalised = [_job(tmp_path, seed=seed, penalty="mergeability", strength=0.5) for seed in (0, 1)]
+    write_summary(tmp_path / "sweep", [*folders, *penalised])
+    table = pd.read_csv(tmp_path / "sweep" / "architectures_penalties.csv").iloc[0]
+    assert table[["architecture", "penalty", "strength", "seeds"]].tolist() == [
+        "clip_mini",
+        "mergeability",
+        0.5,
+        2,
+    ]
+    assert table["acc"] == pytest.approx(0.01)
+    assert len(pd.read_csv(tmp_path / "sweep" / "architectures_variance.csv")) == 8
+    with pytest.raises(UserError, match=r"needs plain fine-tuning\. Add reg=none"):
+        read_jobs(tmp_path / "sweep", penalised)
+
+
+def test_merges_of_more_models_are_read(tmp_path, folders):
+    triples = list(combinations(TASKS, 3))
+    sets = pd.DataFrame({"tasks": ["+".join(one) for one in triples], "arity": 3})
+    sets["norm_acc_ties"] = np.random.default_rng(0).uniform(size=len(sets))
+    sets.to_csv(folders[0] / "sets.csv", index=False)
+    write_summary(tmp_path / "sweep", folders)
+    table = pd.read_csv(tmp_path / "sweep" / "architectures_sets.csv")
+    assert table[["architecture", "method", "arity", "n_sets"]].to_numpy().tolist() == [
+        ["clip_mini", "ties", 3, 20],
+        ["clip_mini", "all", 3, 20],
+    ]
+
+
+def test_a_suite_of_other_tasks_is_an_architecture_like_any_other(tmp_path, folders):
+    text = _job(tmp_path, "minilm", suite="text8", tasks=[f"text_{name}" for name in "abcde"])
+    jobs = read_jobs(tmp_path / "sweep", [*folders, text])
+    assert [one.architecture for one in jobs.plain][-1] == "minilm"
+    write_summary(tmp_path / "sweep", [*folders, text])
+    table = pd.read_csv(tmp_path / "sweep" / "architectures_transfer.csv")
+    own = table[(table["fitted_on"] == "clip_mini") & (table["predicts"] == "minilm")]
+    assert {"ridge", "probe"} <= set(own["predictor"])
+    assert set(own["n_pairs"]) == {10}
+
+
+def test_two_suites_of_one_model_are_told_apart(tmp_path, folders):
+    other = _job(tmp_path, suite="mini20", tasks=[*TASKS, "g"])
+    jobs = read_jobs(tmp_path / "sweep", [*folders, other])
+    assert [one.architecture for one in jobs.plain] == [
+        "clip_mini on mini", "clip_mini on mini", "clip_mini_resnet", "clip_mini_resnet", "clip_mini on mini20",
+    ]  # fmt: skip
+
+
+def test_a_metric_that_one_architecture_lacks_is_named(tmp_path, folders):
+    pairs = pd.read_csv(folders[3] / "pairs.csv")
+    pairs.loc[2, "subspace_overlap"] = np.nan
+    pairs.to_csv(folders[3] / "pairs.csv", index=False)
+    jobs = read_jobs(tmp_path / "sweep", folders)
+    assert jobs.metrics == (METRICS[0], METRICS[2])
+    named = next(one for one in jobs.missing if "clip_mini_resnet lacks them" in one)
+    assert "Left out for all architectures" in named
+
+
+def test_jobs_with_other_settings_are_refused_and_earlier_ones_left_out(tmp_path, folders):
+    other = _job(tmp_path, "clip_mini_wide", alpha=0.5)
+    with pytest.raises(UserError, match=r"differ in alpha\.$"):
+        read_jobs(tmp_path / "sweep", [*folders, other])
+    jobs = read_jobs(tmp_path / "sweep", folders, [other])
+    assert "Earlier analyses left out, 1: other alpha." in jobs.missing
+    assert "clip_mini_wide" not in {one.architecture for one in jobs.plain}
+
+
+def test_the_later_of_two_analyses_counts(tmp_path, folders):
+    jobs = read_jobs(tmp_path / "sweep", folders[:2], [folders[0], folders[2]])
+    assert [(one.architecture, one.seed) for one in jobs.plain].count(("clip_mini", 0)) == 1
+    assert len(jobs.plain) == 3
+
+
+def test_seeds_with_other_tasks_are_refused(tmp_path, folders):
+    other = _job(tmp_path, seed=2, tasks=TASKS[:5])
+    with pytest.raises(UserError, match="must have the same tasks"):
+        read_jobs(tmp_path / "sweep", [*folders, other])
+
+
+def test_folders_without_merges_or_metrics_are_refused(tmp_path, folders):
+    with pytest.raises(UserError, match="None of these runs has merged anything"):
+        read_jobs(tmp_path / "sweep", [tmp_path])
+    for folder in folders:
+        pairs = pd.read_csv(folder / "pairs.csv").drop(columns=METRICS)
+        pairs.to_csv(folder / "pairs.csv", index=False)
+    with pytest.raises(UserError, match="None of the published metrics is in every table"):
+        read_jobs(tmp_path / "sweep", folders)
