@@ -52,7 +52,7 @@ def test_report_verdict_and_run_say_how_many_were_measured(budget):
     for name in ("report.html", "verdict.txt"):
         assert sentence in (place / name).read_text(encoding="utf-8"), name
     report = (place / "report.html").read_text(encoding="utf-8")
-    assert "Which outcomes are predicted for pairs that were not measured?" in report
+    assert "Which outcomes are predicted for pairs that were not evaluated?" in report
     assert json.loads((place / "run.json").read_text())["config"]["evaluate"] == 5
 
 

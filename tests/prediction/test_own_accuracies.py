@@ -218,7 +218,7 @@ def _cell(column, row, value):
         (_cell("base_accuracy_a", 2, np.inf), "is infinite in row 3"),
         (
             lambda t: t.assign(zero_shot_ratio=0.5),
-            "Expected the column zero_shot_ratio to agree with the accuracies of the models, got 0.5 in place of",
+            "Expected the column zero_shot_ratio to agree with the accuracies of the models, got 0.5 instead of",
         ),
     ],
 )

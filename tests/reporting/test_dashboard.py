@@ -305,7 +305,7 @@ def test_folders_without_runs_are_one_sentence(tmp_path, capsys):
     written(tmp_path / "bad/run")
     (tmp_path / "bad/run/pairs.csv").unlink()
     assert main([str(tmp_path / "bad")]) == 1
-    assert "has a run.json but no pairs.csv" in capsys.readouterr().err
+    assert "contains a run.json but no pairs.csv" in capsys.readouterr().err
 
 
 class Page(HTMLParser):
@@ -420,7 +420,7 @@ def test_older_trainings_are_left_out(gathered, outputs, monkeypatch):
     monkeypatch.setattr("mergeability.reporting.dashboard.content.MOST_TRAININGS", 1)
     held = content(gathered, outputs / "dashboard.html")
     assert len(held["trainings"]) == 1
-    assert held["left_out"][0] == "Of 2 trainings, the newest 1 are on this page."
+    assert held["left_out"][0] == "There are 2 trainings; this page contains the newest 1."
 
 
 def test_undefined_values_are_null(tmp_path):
