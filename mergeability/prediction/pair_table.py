@@ -290,7 +290,7 @@ def _check_columns(frame: pd.DataFrame, metrics: Sequence[str], outcomes: Sequen
     missing = [name for name in needed if name not in frame.columns]
     if missing:
         raise UserError(
-            f"The pair table does not contain the column {summarise_names(missing)}. It contains:"
+            f"The pair table has no column {summarise_names(missing)}. It has:"
             f" {summarise_names(list(frame.columns))}."
         )
     repeated = sorted({str(name) for name in frame.columns[frame.columns.duplicated()]} & set(needed))
@@ -360,8 +360,7 @@ def numbers_in(frame: pd.DataFrame, name: str) -> Float[np.ndarray, " n"]:
     text = np.flatnonzero(np.isnan(numbers) & column.notna().to_numpy())
     if len(text):
         raise UserError(
-            f"Expected numbers in column {short(name)}, got {text[0] + 1} in row"
-            f" {shown(column.iloc[text[0]])}."
+            f"Expected numbers in column {short(name)}, got {shown(column.iloc[text[0]])} in row {text[0] + 1}."
         )
     infinite = np.flatnonzero(np.isinf(numbers))
     if len(infinite):

@@ -216,7 +216,7 @@ def test_methods_that_need_data_name_those_that_do_not(bare):
         (["merge=ties", "merge.ties.alpha=best"], "alpha to be a finite number or 'tuned'"),
         (["merge=ties", "export=onnx"], "export to be hf or null"),
         (["merge=ties", "test_images=0"], "test_images to be a whole number of at least 1"),
-        (["merge=ties", "save=true", "arity=1"], "number of models of at least 2, or all"),
+        (["merge=ties", "save=true", "arity=1"], "number of at least 2, or all"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(bare, arguments, part):
@@ -234,7 +234,7 @@ def test_limits_of_how_far_a_model_may_be_from_its_base_are_options(bare):
     refused(bare("suite.refuse_above=1e-6")[0], "not fine-tuned from this base")
     ended, _ = bare("suite.warn_above=1e-6")
     assert ended.code == 0
-    assert "was it fine-tuned from this base?" in ended.output
+    assert "Check that the model was fine-tuned from this base." in ended.output
 
 
 def test_options_that_change_a_matrix_change_its_merge(bare, tmp_path):

@@ -50,7 +50,7 @@ def test_as_many_sets_as_there_are_is_all_of_them():
 def test_very_many_sets_must_be_asked_for():
     wide = [f"task{number}" for number in range(20)]
     with pytest.raises(
-        UserError, match="15504 sets of 5 out of 20 models: choose how many, such as sets=200"
+        UserError, match="15504 sets of 5 of the 20 models. Choose how many are merged, such as sets=200"
     ):
         MergeSets(arity=5).choose(wide)
 
@@ -58,7 +58,7 @@ def test_very_many_sets_must_be_asked_for():
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ({"arity": 1}, "number of models of at least 2, or all; got 1"),
+        ({"arity": 1}, "number of at least 2, or all, got 1"),
         ({"arity": "many"}, "got 'many'"),
         ({"arity": 2.5}, "got 2.5"),
         ({"arity": True}, "got True"),

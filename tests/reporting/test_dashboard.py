@@ -240,7 +240,7 @@ def test_a_run_that_recorded_nothing_is_shown_without_settings(tmp_path):
 
 DAMAGE = {
     "not JSON": ("run.json", "{", "run.json is not valid JSON"),
-    "a list": ("run.json", "[]", "Expected an object"),
+    "a list": ("run.json", "[]", "Expected a JSON object"),
     "no table": ("pairs.csv", None, "no pairs.csv"),
     "an empty table": ("pairs.csv", "", "pairs.csv is not a table"),
     "no tasks": ("pairs.csv", "a,b\n1,2\n", "has no column task_a, task_b"),
@@ -451,7 +451,7 @@ def test_the_command_writes_into_the_first_folder_and_says_what_is_left_out(outp
     [
         (["--numbers", "0"], "expected a positive whole number, got '0'"),
         (["--numbers", "many"], "expected a positive whole number"),
-        (["--methods", "ties"], "--methods is only for --wandb"),
+        (["--methods", "ties"], "--methods can only be used with --wandb"),
         (["--wandb", "a/b", "--output", "x.html"], "remove --output"),
     ],
 )
