@@ -101,7 +101,9 @@ class MergeSets:
                     f" sets=200{', or evaluate=200, which predicts the others' if size == 2 else ''}."
                 )
             if self.sets is not None and self.sets > count:
-                logger.info("There are only %d sets of %d out of %d models.", count, size, len(tasks))
+                logger.info(
+                    "Only %d sets of %d of the %d models exist; all are merged.", count, size, len(tasks)
+                )
             return list(itertools.combinations(tasks, size))
         generator = random.Random(f"{self.seed}\n{size}\n" + "\n".join(sorted(tasks)))
         drawn: dict[tuple[str, ...], None] = {}

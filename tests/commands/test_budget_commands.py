@@ -61,9 +61,9 @@ def test_report_verdict_and_run_say_how_many_were_measured(budget):
     [
         (("evaluate=0",), "Expected evaluate to be a whole number of at least 1 or null, got 0."),
         (("evaluate=-3",), "Expected evaluate to be a whole number of at least 1 or null, got -3."),
-        (("evaluate=3", "arity=3"), "evaluate=… chooses pairs only."),
-        (("evaluate=3", "sets=2"), "evaluate=… chooses pairs only."),
-        (("evaluate=3", "arity=[2,all]"), "evaluate=… chooses pairs only."),
+        (("evaluate=3", "arity=3"), "evaluate=… can only choose pairs."),
+        (("evaluate=3", "sets=2"), "evaluate=… can only choose pairs."),
+        (("evaluate=3", "arity=[2,all]"), "evaluate=… can only choose pairs."),
         (("evaluate=3", "merge=none"), "there is no merge method"),
     ],
 )

@@ -195,14 +195,16 @@ def test_an_evaluated_merge_is_saved_with_its_accuracies_and_loads_in_transforme
 
 def test_methods_that_need_data_name_those_that_do_not(bare):
     ended, folder = bare("merge=[fisher,ties]", "save=true")
-    refused(ended, "fisher requires calibration images, but suite=checkpoints has none", "average, ta, ties")
+    refused(
+        ended, "fisher requires calibration images, but suite=checkpoints provides none", "average, ta, ties"
+    )
     assert not (folder / "merged").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["merge=ties"], "set save=true, or remove merge="),
+        (["merge=ties"], "Set save=true, or remove merge="),
         (["merge=ties", "save=true", "alpha=tuned"], "Tuning alpha requires validation images"),
         (["merge=slerp", "save=true", "arity=3"], "slerp merges exactly 2 models, but arity=3"),
         (["merge=ties", "save=true", "arity=4"], "arity=4 exceeds the 3 models"),
@@ -226,7 +228,7 @@ def test_what_cannot_be_done_is_one_sentence(bare, arguments, part):
 def test_merges_that_will_not_fit_on_the_disk_are_refused_before_the_first(bare, monkeypatch):
     monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**5))
     ended, folder = bare("merge=[average,ta]", "save=true")
-    refused(ended, "Saving 6 merges of", "choose fewer pairs with pairs=…")
+    refused(ended, "Saving 6 merges of", "Choose fewer pairs with pairs=…")
     assert not list(folder.rglob("model.safetensors"))
 
 
@@ -286,7 +288,7 @@ def test_the_format_of_saved_merges_can_be_chosen_and_what_rounding_does_is_told
             ("save=true", "dtype=int8"),
             "Expected dtype to be float32, float16 or bfloat16 or null, got 'int8'.",
         ),
-        (("dtype=float16",), "dtype=float16 is the format of saved merges: add save=true."),
+        (("dtype=float16",), "dtype=float16 only affects saved merges. Add save=true, or remove dtype=."),
     ],
 )
 def test_a_format_that_cannot_be_is_one_sentence(bare, words, sentence):

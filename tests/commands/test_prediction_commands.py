@@ -201,7 +201,7 @@ def spoil(column, value, row=2):
 BAD = {
     "range": (
         spoil("task_vector_cosine_similarity", 1.02),
-        ("holds 1.02 for a and d", "outside the metric's range [-1, 1]"),
+        ("contains 1.02 for a and d", "outside the metric's range [-1, 1]"),
     ),
     "text": (spoil("stable_rank", "high"), ("Expected numbers in column stable_rank", "row 3", "high")),
     "infinite": (spoil("norm_acc_ta", np.inf), ("infinite in row 3",)),

@@ -199,7 +199,7 @@ BAD = [
     (lambda m: m["digits"].update(images="nowhere"), (), "No folder of images at"),
     (lambda m: m["digits"].update(images="empty"), (), "No images in"),
     (lambda m: m["digits"].update(images="broken"), (), "None of the 9 image files"),
-    (lambda m: m["digits"].update(images="few"), (), "Expected at least 8 images that can be read of each task, got fewer of digits (7)"),
+    (lambda m: m["digits"].update(images="few"), (), "Expected at least 8 readable images of each task, got fewer of digits (7)"),
     (lambda m: m["digits"].update(weights="shapes_head.safetensors"), (), "Give state dicts of one architecture"),
     (lambda m: m["digits"].update(head="shapes_head.safetensors"), (), "has 8 classes, but 10 class names"),
     (lambda m: m["digits"].update(classes="digits"), (), "No file of class names at digits"),
@@ -214,7 +214,7 @@ BAD = [
     (lambda m: None, ("alpha=tuned",), "alpha=tuned requires labelled validation images"),
     (lambda m: None, ("merge=[fisher]",), "fisher requires labelled calibration images"),
     (lambda m: None, ("metric=[encoder_gradient_dot_product]",), "require labelled images"),
-    (lambda m: None, ("probe=null",), "set probe=64 or save=true"),
+    (lambda m: None, ("probe=null",), "Set probe=64 or save=true"),
 ]  # fmt: skip
 
 
