@@ -1,4 +1,4 @@
-"""Calibration samples: a few held-out training images for data-dependent metrics and merge methods."""
+"""Draw calibration samples: a few held-out images for metrics and merge methods that require data."""
 
 import torch
 
@@ -40,8 +40,8 @@ def calibration_sample(
         return held_out
     if not 1 <= n <= len(held_out):
         raise UserError(
-            f"Task {task.name!r}: expected 1 to {len(held_out)} calibration images, the size of its validation "
-            f"split, got {n}."
+            f"Task {task.name!r}: expected at least 1 and at most {len(held_out)} calibration images, the"
+            f" size of its validation split, got {n}."
         )
     order = torch.randperm(len(held_out), generator=seeded_generator("calibration", task.name, seed))
     return held_out[order[:n]]

@@ -83,7 +83,7 @@ def test_numbers_that_are_names_come_first():
 @pytest.mark.parametrize(
     ("names", "spellings", "message"),
     [
-        (["a b", "c"], {"d": "e"}, r"spellings are given for \['d'\]"),
+        (["a b", "c"], {"d": "e"}, r"dataset.spellings contains \['d'\], which are not among the classes"),
         (["a b", "A-B"], {}, "'a b' and 'A-B' have the same spelling"),
         (["a", "b"], {"a": "b"}, "'a' and 'b' have the same spelling 'b'"),
     ],
