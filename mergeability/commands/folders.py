@@ -179,7 +179,7 @@ def _given(folder: Path, *, private: bool) -> Path:
 
 
 def list_run(claim: _Claim) -> None:
-    """Add a finished run to the list of all runs and point `latest` to it; the run succeeds even if that fails."""
+    """Add a finished run to the list of all runs and link `latest` to it; a failure is only logged."""
     if claim.root is None:
         return
     from mergeability.reporting.index import record_run

@@ -127,7 +127,7 @@ class Records:
 
 @contextlib.contextmanager
 def held(folder: Path, level: int = logging.INFO) -> Iterator[None]:
-    """Lock a folder, and wait while another process holds the lock; no effect on file systems without locks."""
+    """Lock a folder, and wait while another process holds the lock; do nothing on file systems without locks."""
     if os.name == "nt":
         yield
         return

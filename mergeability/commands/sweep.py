@@ -73,7 +73,7 @@ class Ledger(Callback):
         return self.process != (socket.gethostname(), os.getpid())
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Store the number of jobs of the sweep; suppress the output of Optuna's import."""
+        """Store the number of jobs of the sweep before the first job starts."""
         logging.getLogger("alembic").setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", message="Deprecated API features detected")
         with refusing():

@@ -12,7 +12,7 @@ def shown_text(text: str) -> str:
 
 
 class PlainFormatter(logging.Formatter):
-    """Format log records with escaped control characters, and with commands in the form that the user typed."""
+    """Format log records; escape control characters, and rewrite suggested commands to the form that the user typed."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a log record."""

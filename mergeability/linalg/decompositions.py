@@ -19,7 +19,7 @@ _ROWS = 512
 
 
 def gram_matrix(tall: Any) -> Float64[np.ndarray, "r r"]:
-    """Compute AᵀA in float64, exactly symmetric, without a float64 copy of A (an array or a tensor).
+    """Compute AᵀA in float64 without a float64 copy of A; the result is exactly symmetric.
 
     Args:
         tall: A, an array or a tensor, m × r.
@@ -43,7 +43,7 @@ def gram_matrix(tall: Any) -> Float64[np.ndarray, "r r"]:
 
 
 def product(tall: Any, vectors: Float64[np.ndarray, "r k"]) -> Float64[np.ndarray, "m k"]:
-    """Compute A·V in float64, without a float64 copy of A (an array or a tensor).
+    """Compute A·V in float64 without a float64 copy of A.
 
     Args:
         tall: A, an array or a tensor, m × r.

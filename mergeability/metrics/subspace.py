@@ -153,7 +153,7 @@ def interaction_overlap(
 
 @metric(category="subspace", low=-1, high=1, on_request=True)
 def left_overlap_excess(profiles: Profiles, k: Count = 10) -> Float64[np.ndarray, "T T"]:
-    """Compute how far the overlap of leading left subspaces exceeds chance, in (−1, 1), averaged over matrices.
+    """Compute how far the overlap of leading left subspaces exceeds that of random subspaces, in (−1, 1).
 
     ‖UaᵀUb‖²_F is k²/m on average for random subspaces of Rᵐ, and k for equal ones: without the second term, the
     overlap of unrelated matrices depends on their shape. 0 at about chance. Divided by √k, unlike `left_overlap`.
@@ -190,7 +190,7 @@ def left_overlap_excess(profiles: Profiles, k: Count = 10) -> Float64[np.ndarray
 def right_overlap_excess(
     profiles: Profiles, end: Literal["top", "bottom"] = "top", k: Count = 10
 ) -> Float64[np.ndarray, "T T"]:
-    """Compute how far the overlap of right subspaces exceeds chance, in (−1, 1), averaged over matrices.
+    """Compute how far the overlap of right subspaces exceeds that of random subspaces, in (−1, 1).
 
     0 at about chance: see `left_overlap_excess`; the right vectors lie in Rⁿ.
 
@@ -227,7 +227,7 @@ def right_overlap_excess(
 def interaction_overlap_excess(
     profiles: Profiles, end: Literal["top", "bottom"] = "top", k: Count = 10
 ) -> Float64[np.ndarray, "T T"]:
-    """Compute how far the overlap by the interaction matrix exceeds chance, in (−1, 1), averaged over matrices.
+    """Compute how far `interaction_overlap` exceeds its value for random subspaces, in (−1, 1), averaged over matrices.
 
     Random subspaces of Rⁿ give 0 on average, exactly.
 

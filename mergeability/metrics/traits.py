@@ -63,7 +63,7 @@ def metric(
     per_pair: bool = False,
     on_request: bool = False,
 ) -> Callable[[Function], Function]:
-    """Declare the traits of a metric, as a decorator of functions from profiles to a symmetric T×T matrix.
+    """Return a decorator that declares the traits of a metric.
 
     The values must be literals: command lines read them from the source, without importing it.
 

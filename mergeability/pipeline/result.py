@@ -108,7 +108,7 @@ class Analysis:
         return [t for t in TARGETS if any(f"{t}_{m}" in columns for m in self.methods)]
 
     def ranked_methods(self, target: str) -> pd.Series:
-        """Return the mean outcome of every measured method over its pairs, best first.
+        """Return the mean outcome of every measured method over its pairs, sorted from best to worst.
 
         Every page and text takes the best method from here. Equal means are ordered by the other target, then as the
         methods were named.

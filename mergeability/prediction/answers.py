@@ -32,7 +32,10 @@ class Forecast:
 
     @property
     def interval(self) -> str:
-        """The interval as text, empty if there is none; a negative lower end is shown as 0."""
+        """The interval as text; empty without an interval.
+
+        A negative lower end is shown as 0.
+        """
         if self.low != self.low or self.high != self.high:
             return ""
         return f"{max(self.low, 0):.0%} to {self.high:.0%}"
@@ -91,7 +94,7 @@ class Verdict:
 
     @property
     def parts(self) -> list[tuple[str, Sequence[str]]]:
-        """The headings and sentences of all parts that have sentences."""
+        """The heading and the sentences of each non-empty part of the verdict."""
         named = [
             ("Choice of the method", self.choice),
             ("Certainty", self.sureness),

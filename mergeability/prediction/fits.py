@@ -205,5 +205,5 @@ def _described(
 
 
 def in_order_of_merit(tiers: Mapping[str, Evidence]) -> list[Evidence]:
-    """Sort tiers by their accuracy on pairs of unseen tasks, best first; equally good tiers keep their order."""
+    """Sort tiers from best to worst by their accuracy on pairs of unseen tasks."""
     return sorted(tiers.values(), key=lambda one: -one.r)

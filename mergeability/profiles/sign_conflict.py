@@ -60,7 +60,7 @@ class SignConflicts:
     density: float | int = 0.2
 
     def combine(self, subject: Subject) -> SignCounts:
-        """Compute the counts for every pair, and check that the models come from their base."""
+        """Count sign conflicts for every pair, and check that the models were fine-tuned from their base."""
         subject.task_vectors.check_base()
         return count_signs(subject.task_vectors, self.density, subject.run)
 

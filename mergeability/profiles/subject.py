@@ -78,7 +78,7 @@ class Subject:
 
     @cached_property
     def encoder(self) -> nn.Module:
-        """A copy of the encoder on the device; the given encoder stays where it is."""
+        """A copy of the encoder on the device; the given encoder is not changed."""
         encoder = self.required_views("activation").encoder
         return encoder if self.run.device == "cpu" else copy.deepcopy(encoder).to(self.run.device)
 

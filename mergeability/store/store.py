@@ -96,7 +96,7 @@ class Store:
 
     @staticmethod
     def content_hash(path: Path) -> str:
-        """Hash an entry's file without its checksum: SHA-256, 64 hexadecimal digits."""
+        """Return the SHA-256 hash of an entry's file without its checksum, as 64 hexadecimal digits."""
         return hash_without_seal(path)
 
     def path(self, kind: str, key: Mapping[str, Any], suffix: str) -> Path:

@@ -186,7 +186,7 @@ class Checkpoint:
         return self.hash_by(self.hash_of)
 
     def hash_of(self, path: Path) -> str:
-        """Hash one of the files."""
+        """Return the hash of one of the files."""
         return self._hash_of(path)
 
     def hash_by(self, hash_of: Callable[[Path], str]) -> str:
@@ -200,7 +200,7 @@ class Checkpoint:
         return next(iter(hashes.values())) if len(hashes) == 1 else digest({"files": hashes})
 
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor in its original dtype; the caller owns it."""
+        """Read one tensor in its original dtype; the caller may modify the result."""
         if self._lent is not None and name == PROJECTION:
             return self._lent.tensor(name)
         source = self._sources[name]
@@ -281,7 +281,7 @@ def load(path: str | Path) -> dict[str, Tensor]:
 
 
 def file_hash(path: str | Path) -> str:
-    """Hash a file's bytes: SHA-256, 64 hexadecimal digits.
+    """Return the SHA-256 hash of a file's bytes, as 64 hexadecimal digits.
 
     Examples:
         >>> from mergeability import checkpoints
@@ -294,7 +294,7 @@ def file_hash(path: str | Path) -> str:
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """Hash named tensors by name, dtype, shape and bytes, independent of their order: 64 hexadecimal digits.
+    """Return a hash of tensors' names, dtypes, shapes and bytes as 64 hexadecimal digits; their order is ignored.
 
     Examples:
         >>> import torch

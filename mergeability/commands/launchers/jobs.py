@@ -100,7 +100,7 @@ class Job:
         )
 
     def checkpoint(self) -> Any:
-        """Return the submission that Slurm queues again after a preemption or timeout."""
+        """Return this job in the form in which submitit queues it again after a preemption or timeout."""
         import submitit  # pyright: ignore[reportMissingImports]
 
         return submitit.helpers.DelayedSubmission(self)
@@ -193,7 +193,7 @@ class ManyProcesses(Launcher):
 
 @contextlib.contextmanager
 def telling(ledger: SweepLedger, every: float = 1.0) -> Iterator[None]:
-    """During the block, log the progress of the sweep and update its summary from the jobs' records."""
+    """Log the progress of the sweep and update its summary while the block runs."""
     over = threading.Event()
 
     def watch() -> None:

@@ -38,7 +38,7 @@ class Rows(Protocol):
 
     @property
     def stamp(self) -> str:
-        """A record that identifies the files and changes if they change."""
+        """A record that identifies the files; if a file changes, the record changes."""
         ...
 
     def read(self, chosen: Sequence[int]) -> Iterator[Encoded]:

@@ -72,12 +72,12 @@ def training_masks(folds: Sequence[InnerFold], n: int) -> Bool[np.ndarray, "F n"
 def best_strengths(
     validations: Iterator[Validation], count: int, *, within: bool = False
 ) -> Int[np.ndarray, " K"] | None:
-    """Return the index of the strength with the lowest error in the inner folds, for each outcome; the largest on ties.
+    """Return, for each outcome, the index of the strength with the lowest error in the inner folds.
 
-    The chosen strength has the least squared error over all validation rows. If every fold has one row, the largest
-    correlation decides instead, pooled over the folds, between predictions and measurements relative to the training
-    mean: there the squared error mostly favours predicting nothing, since the training mean falls as the left-out
-    outcome rises.
+    The chosen strength has the least squared error over all validation rows, the largest one on ties. If every
+    fold has one row, the largest correlation decides instead, pooled over the folds, between predictions and
+    measurements relative to the training mean: there the squared error mostly favours predicting nothing, since
+    the training mean falls as the left-out outcome rises.
 
     Args:
         validations: predictions and measurements of each inner fold.
@@ -107,7 +107,10 @@ def best_strengths(
 def most_correlated(
     predicted: Float[np.ndarray, "S F K"], measured: Float[np.ndarray, "F K"]
 ) -> Int[np.ndarray, " K"]:
-    """Return, for each outcome, the index of the strength with the largest correlation; the last on ties."""
+    """Return, for each outcome, the index of the strength with the largest correlation in the inner folds.
+
+    Of equal correlations, the last is chosen.
+    """
     scores = _correlations(predicted, measured)
     # An undefined correlation, for example of constant predictions, must never be selected.
     scores = np.where(np.isnan(scores), -np.inf, scores)

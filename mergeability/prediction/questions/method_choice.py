@@ -9,7 +9,7 @@ VALUES = ["measured", "predicted", "training_mean"]
 
 
 def method_choice(predictions: pd.DataFrame) -> pd.DataFrame:
-    """For each validation pair, compare the method with the best predicted outcome with the pair's best method.
+    """Compare, for each validation pair, the recommended method with the method of the best measured outcome.
 
     Only pairs with an outcome and a prediction for every method count. Of methods with equal predictions, the one with
     the better training mean is chosen.

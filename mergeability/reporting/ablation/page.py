@@ -195,8 +195,8 @@ def _merges(found: Ablation) -> Section:
     targets = [target for target in TARGETS if target in set(found.merges["target"])]
     body = paragraphs(
         "Difference from plain fine-tuning with the same seed. Bars are 95 % intervals over seeds. The"
-        " intervals over tasks compare each task with itself; they show whether the result would also hold"
-        " for other tasks.",
+        " intervals over tasks are computed from the differences of the single tasks; they show whether the"
+        " result would also hold for other tasks.",
         note=True,
     )
     compared = found.merges[found.merges["change"].notna()]

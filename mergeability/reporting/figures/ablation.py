@@ -19,7 +19,7 @@ _LABEL_SIZE = (0.05, 0.04)
 
 
 def trade_off(settings: pd.DataFrame, outcome: str) -> go.Figure:
-    """Plot the outcome of merges against single-task accuracy, one point per setting, with the Pareto front.
+    """Plot the outcome of merges against single-task accuracy, with one point per setting, and the Pareto front.
 
     Args:
         settings: one row per setting: `setting`, `penalty`, `strength`, `own`, `merged`, the half-widths `own_half`

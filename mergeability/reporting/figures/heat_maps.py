@@ -26,7 +26,7 @@ MOST_TASKS = 100
 def pair_matrix(
     pairs: pd.DataFrame, column: str, tasks: Sequence[str], own: float = float("nan")
 ) -> Float[np.ndarray, "T T"]:
-    """Arrange a column of the pair table as a symmetric T×T matrix of tasks, NaN where unknown.
+    """Convert a column of the pair table to a symmetric T×T matrix with NaN for unknown values.
 
     Args:
         pairs: one row per pair, with `task_a` and `task_b`.
