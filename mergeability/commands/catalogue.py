@@ -116,9 +116,7 @@ def entry(name: str) -> Entry:
         choices = " or ".join(
             f"{singular}/{last}" for singular, plural in _PLURALS.items() if plural in found
         )
-        raise UserError(
-            f"The name {short(last)!r} is ambiguous: several kinds have such a member. Write {choices}."
-        )
+        raise UserError(f"Several kinds have a member {short(last)!r}. Write {choices}.")
     return next(one for one in entries(found[0]) if one.name == last)
 
 

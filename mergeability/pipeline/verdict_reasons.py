@@ -6,6 +6,7 @@ import pandas as pd
 
 from mergeability.pipeline.result import Analysis
 from mergeability.prediction.answers import Forecast
+from mergeability.profiles.answers import BY_CHANCE
 
 _BETTER = 0.05
 """The increase in correlation from which a next step is worth mentioning."""
@@ -179,7 +180,7 @@ def unusual_images(analysis: Analysis, models: Sequence[str]) -> list[str]:
     return [
         sentence
         for sentence in analysis.missing
-        if "near the" in sentence and any(f"'{name}'" in sentence for name in models)
+        if BY_CHANCE in sentence and any(f"'{name}'" in sentence for name in models)
     ]
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from mergeability.errors import UserError
 from mergeability.models.features import features
 from mergeability.profiles.answers import (
+    BY_CHANCE,
     MEASURES,
     chance_agreement,
     normalised,
@@ -155,8 +156,8 @@ class FunctionalValues:
             if agreement < _NEAR_CHANCE * chance:
                 found.append(
                     f"The base agrees with the model of '{task}' on {agreement:.0%} of {self.images[place]}"
-                    f" images, close to the {chance:.0%} expected by chance. Either the base cannot solve"
-                    " this task, or the images belong to another task."
+                    f" images, close to the {chance:.0%} {BY_CHANCE}. Either the base cannot solve this task, or the"
+                    " images belong to another task."
                 )
         return found
 

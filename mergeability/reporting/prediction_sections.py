@@ -145,7 +145,7 @@ def _scores(analysis: Analysis) -> Section | None:
     if blind:
         body += paragraphs(
             f"For {', '.join(blind)} it predicts no better than the mean of earlier merges, so a"
-            " recommendation of such a method is based on that mean alone."
+            " recommendation among these methods is based on that mean alone."
         )
     if len(analysis.transfer):
         body += paragraphs(

@@ -115,7 +115,7 @@ def test_functional_metrics_and_probes_are_those_of_the_definitions(analyse, pla
     # 32 images where 64 are asked for.
     assert known["unlabelled_images"].tolist() == [32, 32]
     page = (folder / "report.html").read_text()
-    assert "&#39;digits&#39; has 32 unlabelled images, fewer than the 64 asked for: all are used." in page
+    assert "&#39;digits&#39; has only 32 unlabelled images instead of 64; all of them are used." in page
 
 
 def test_the_verdict_comes_first_and_reads_the_probes(analyse):
@@ -194,7 +194,7 @@ def test_images_and_names_that_are_not_as_they_should_be_are_named(analyse, plac
 BAD = [
     (lambda m: m.update({" digits": m["shapes"]}), (), "got 'digits' twice in other blanks or another form of its accents"),
     (lambda m: m["digits"].update(classes="latin.txt"), (), "byte 3 is invalid. Save the file as UTF-8."),
-    (lambda m: None, ("arity=[]",), "or a list of these; got an empty list"),
+    (lambda m: None, ("arity=[]",), "or a list of these, got an empty list"),
     (lambda m: None, ("suite.models={a: {weights: x}, a: {weights: y}}",), "suite.models has 'a' twice"),
     (lambda m: m["digits"].update(images="nowhere"), (), "No folder of images at"),
     (lambda m: m["digits"].update(images="empty"), (), "There are no images in"),
@@ -209,7 +209,7 @@ BAD = [
     (lambda m: m["digits"].pop("images"), (), "has no images"),
     (lambda m: m["digits"].pop("classes"), (), "suite.models.digits requires a head"),
     (lambda m: m.pop("digits"), (), "two or more models"),
-    (lambda m: None, ("suite.models=nowhere.yaml",), "No file nowhere.yaml that describes models"),
+    (lambda m: None, ("suite.models=nowhere.yaml",), "There is no file nowhere.yaml."),
     (lambda m: None, ("profile.unlabelled=7",), "at least 8 images"),
     (lambda m: None, ("alpha=tuned",), "alpha=tuned requires labelled validation images"),
     (lambda m: None, ("merge=[fisher]",), "fisher requires labelled calibration images"),

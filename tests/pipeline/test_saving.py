@@ -164,7 +164,7 @@ def test_the_card_is_removed_first_and_written_last(tmp_path, state, monkeypatch
 IMPOSSIBLE = pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"export": "onnx"}, "one of hf, or null for open_clip's names; got 'onnx'"),
+        ({"export": "onnx"}, "one of hf, or null for open_clip's names, got 'onnx'"),
         ({"export": "hf", "configuration": {"embed_dim": 12}}, "with embed_dim and vision_cfg"),
         ({"export": "hf", "configuration": CONFIGURATION | {"embed_dim": 13}}, "this encoder"),
     ],

@@ -117,8 +117,8 @@ def test_models_of_the_fit_are_recognised_by_their_weights_whatever_they_are_cal
 
 def test_suspicious_images_are_repeated_for_the_models_concerned():
     missing = [
-        "The base agrees with the model of 'a' on 10% of 64 images, near the 10% of chance: …",
-        "The base agrees with the model of 'z' on 10% of 64 images, near the 10% of chance: …",
+        "The base agrees with the model of 'a' on 10% of 64 images, close to the 10% expected by chance. …",
+        "The base agrees with the model of 'z' on 10% of 64 images, close to the 10% expected by chance. …",
     ]
     assert verdict(_analysis(missing=missing)).cautions == (missing[0],)
 

@@ -186,7 +186,9 @@ def test_other_classes(copied):
         names = [*"0123456", "8", "7", "9"]
         return tables.cast_column("label", datasets.ClassLabel(names=names))
 
-    with pytest.raises(UserError, match=r"'mnist': expected class 7 to be '7', but .* has '8' in this place"):
+    with pytest.raises(
+        UserError, match=r"'mnist': expected class 7 to be '7', but .* has '8' at this position"
+    ):
         read(copied("mnist", renamed))
 
 

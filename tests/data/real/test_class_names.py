@@ -60,12 +60,12 @@ def test_the_same_order(fruit, order):
     [
         (
             ["red apple", "sour cherry", "pear"],
-            "class 1 to be 'pear', but the dataset has 'sour cherry' in this place",
+            "class 1 to be 'pear', but the dataset has 'sour cherry' at this position",
         ),
-        (["0", "2", "1"], "class 1 to be 'pear', but the dataset has '2' in this place"),
+        (["0", "2", "1"], "class 1 to be 'pear', but the dataset has '2' at this position"),
         (
             ["red apple", "pear", "plum"],
-            "class 2 to be 'sour cherry', but the dataset has 'plum' in this place",
+            "class 2 to be 'sour cherry', but the dataset has 'plum' at this position",
         ),
         (["red apple", "pear"], "expected 3 classes, but the dataset has 2"),
     ],
