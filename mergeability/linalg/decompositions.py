@@ -67,7 +67,7 @@ def product(tall: Any, vectors: Float64[np.ndarray, "r k"]) -> Float64[np.ndarra
 
 
 def gram_memory(smaller: int) -> int:
-    """Return the memory of the blocks of `gram_matrix`, in bytes.
+    """Return how much memory the blocks of `gram_matrix` take, in bytes.
 
     Args:
         smaller: the smaller extent r of the matrix.

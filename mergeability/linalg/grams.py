@@ -50,7 +50,7 @@ def streamed_gram(read: Read, count: int, size: int, *, device: str = "cpu") -> 
 
 
 def needed(count: int) -> int:
-    """Return the memory for computing a Gram matrix of `count` vectors, in bytes.
+    """Return how much memory the computation of a Gram matrix of `count` vectors takes, in bytes.
 
     Args:
         count: number of vectors.

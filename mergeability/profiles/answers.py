@@ -1,4 +1,4 @@
-"""Predictions of models on a task's unlabelled inputs, compared with those of the task's own model."""
+"""Compare predictions of models on a task's unlabelled inputs with those of the task's own model."""
 
 from collections.abc import Callable
 

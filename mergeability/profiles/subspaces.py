@@ -25,7 +25,7 @@ _SMALL = 64
 
 
 def needed(shape: tuple[int, int]) -> int:
-    """Return the memory for decomposing a matrix, in bytes."""
+    """Return how much memory the decomposition of a matrix takes, in bytes."""
     smaller, larger = sorted(shape)
     # The delta, the base's values while reading, blocks in float64, and three Gram matrices.
     return 8 * smaller * larger + gram_memory(smaller) + 4 * 8 * smaller**2

@@ -120,7 +120,7 @@ def correlation(protocol: str, target: str, method: str, predictor: str) -> str:
 
 
 def summarised(name: str, direction: str = "max") -> str:
-    """Return the key of a logged number's best value in the summary of a W&B run.
+    """Return the key under which W&B stores the best value of a logged number.
 
     Args:
         name: of the number.

@@ -26,7 +26,7 @@ def _with(table: pd.DataFrame, row: int, column: str, value: object) -> pd.DataF
         (lambda t: _with(t, 3, "first", "high"), "Expected numbers in column first, got 'high' in row 4"),
         (
             lambda t: _with(t, 0, OUTCOME, "n/a?"),
-            r"Expected numbers in column norm_acc_ties, got 'n/a\?' in row 1",
+            "Expected numbers in column norm_acc_ties, got 'n/a?' in row 1",
         ),
         (lambda t: _with(t, 2, "third", np.inf), "infinite in row 3"),
         (lambda t: _with(t, 1, "task_a", None), "Row 2 of the pair table has no task_a or no task_b"),
