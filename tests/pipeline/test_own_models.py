@@ -206,7 +206,7 @@ BAD = [
     (lambda m: m["digits"].update(classes=["one", "one"]), (), "two different class names for 'digits', got one twice"),
     (lambda m: m["digits"].update(templates=["a photo"]), (), "lacks the placeholder {} for the class name"),
     (lambda m: m["digits"].update(labels="labels.csv"), (), "unknown labels"),
-    (lambda m: m["digits"].pop("images"), (), "has no images"),
+    (lambda m: m["digits"].pop("images"), (), "contains no images"),
     (lambda m: m["digits"].pop("classes"), (), "suite.models.digits requires a head"),
     (lambda m: m.pop("digits"), (), "two or more models"),
     (lambda m: None, ("suite.models=nowhere.yaml",), "There is no file nowhere.yaml."),
