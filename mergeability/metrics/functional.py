@@ -147,7 +147,7 @@ def partner_agreement(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="functional", low=0, needs_data=True)
 def partner_retention(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
-    """Compute how much of the base model's agreement with a task's model the other task's model retains.
+    """Compute the agreement with a task's model of the other model, divided by that of the base, in [0, ∞).
 
     ½ (v(b, a)/v(base, a) + v(a, b)/v(base, b)), v the agreement. NaN if the base agrees on no image of a task.
 

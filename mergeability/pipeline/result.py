@@ -78,7 +78,7 @@ class Analysis:
 
     @property
     def tasks(self) -> list[str]:
-        """The names of all tasks, in the order of the models, then of the pairs."""
+        """The names of all tasks: first those of the models, then further tasks of the pairs."""
         ends = (
             pd.concat([self.pairs["task_a"], self.pairs["task_b"]])
             if len(self.pairs)
