@@ -1,4 +1,4 @@
-"""Profile, measure, merge, evaluate, predict and report: `python analyze.py -m merge=ties,ta`; `--help` says more."""
+"""Analyse merges of fine-tuned models, for example by `python analyze.py -m merge=ties,ta`; see `--help`."""
 
 import hydra
 from omegaconf import DictConfig

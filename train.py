@@ -1,4 +1,4 @@
-"""Fine-tune one model: `python train.py task=digits model=clip_mini reg.lambda=0.01`; `--help` says more."""
+"""Fine-tune a model, for example by `python train.py task=digits model=clip_mini reg.lambda=0.01`; see `--help`."""
 
 import hydra
 from omegaconf import DictConfig
@@ -8,7 +8,7 @@ from mergeability.commands import run, train
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
-    """Train the model unless it exists; or check the task's images."""
+    """Train the model unless it exists, or check the task's images."""
     train.job(cfg)
 
 

@@ -1,4 +1,4 @@
-"""The command `mergeability`, also available as `python -m mergeability`."""
+"""Start the command `mergeability` by `python -m mergeability`."""
 
 import io
 import sys
@@ -15,7 +15,7 @@ def main() -> None:
 
 
 def write_utf8(stream: TextIO) -> None:
-    """Write UTF-8 to files and pipes, because Windows code pages lack the Greek letters and symbols of formulas."""
+    """Write UTF-8 to files and pipes, because Windows code pages cannot encode the symbols in formulas."""
     if isinstance(stream, io.TextIOWrapper) and not stream.isatty():
         stream.reconfigure(encoding="utf-8")
 

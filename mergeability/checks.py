@@ -1,4 +1,4 @@
-"""Checks of values and names given by users: in Python `True` is also an int, and YAML allows `.nan` as a float.
+"""Check values and names given by users.
 
 The names below are annotations: what a class or function of `conf` declares for an argument is what the commands check
 before anything is made of a configuration.
@@ -16,7 +16,7 @@ from mergeability.errors import UserError, shown
 
 @dataclass(frozen=True)
 class Bounds:
-    """The lowest and highest allowed value of a number; `above` excludes the lowest."""
+    """Hold the lowest and the highest allowed value of a number; `above` excludes the lowest value."""
 
     low: float | int = -math.inf
     high: float | int = math.inf
@@ -33,7 +33,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class OnePart:
-    """Text that is usable as the name of one file or folder: it contains no separators or `..`."""
+    """Mark text that must be the name of one file or folder, without separators and `..`."""
 
 
 # The limit of signed 32-bit integers, which C libraries use for counts; no setting needs more.
@@ -87,7 +87,7 @@ def is_path_part(text: str) -> bool:
 
 
 def check_path_part(what: str, text: str) -> None:
-    """Check that a name can be used as that of a file or folder.
+    """Check that a name can be the name of a file or folder.
 
     Raises:
         UserError: it is not a valid file name.
@@ -100,7 +100,7 @@ def check_path_part(what: str, text: str) -> None:
 
 
 def clean_name(name: Any, what: str = "a name") -> str:
-    r"""Normalise the name of a task, model or class: strip surrounding blanks, and convert to Unicode NFC.
+    r"""Normalise the name of a task, model or class: strip surrounding white space and convert to Unicode NFC.
 
     Numbers are valid names. YAML reads words such as `no` as booleans, which are rejected.
 
@@ -118,12 +118,12 @@ def clean_name(name: Any, what: str = "a name") -> str:
         raise UserError(f"Expected {what} to be text, got {name!r}. Put it in quotes.")
     cleaned = _BLANK_ENDS.sub("", unicodedata.normalize("NFC", str(name)))
     if not cleaned:
-        raise UserError(f"Expected {what}, got {name!r}, which is empty.")
+        raise UserError(f"Expected {what}, got the empty text {name!r}.")
     return cleaned
 
 
 def clean_names(names: Iterable[Any], what: str) -> dict[str, Any]:
-    """Normalise names that must differ; return normalised name → given name, in order.
+    """Normalise names, check that they differ, and return normalised name → given name.
 
     Raises:
         UserError: a name is invalid, or two names are equal after normalisation.
@@ -145,7 +145,7 @@ def clean_names(names: Iterable[Any], what: str) -> dict[str, Any]:
 
 
 def lookalikes(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Return pairs of normalised names that differ only in case or blanks.
+    """Return the pairs of normalised names that differ only in case or white space.
 
     >>> lookalikes(["Pets", "pets", "sea lion", "sealion", "dog"])
     [('Pets', 'pets'), ('sea lion', 'sealion')]
@@ -160,7 +160,7 @@ def lookalikes(names: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def alike_remarks(names: Iterable[str], what: str) -> list[str]:
-    """Return one sentence per pair of names that differ only in case or blanks."""
+    """Return one message per pair of names that differ only in case or white space."""
     return [
         f"The {what} {one!r} and {other!r} differ only in case or blanks; they are treated as different."
         for one, other in lookalikes(names)

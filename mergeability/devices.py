@@ -1,10 +1,10 @@
-"""The device setting for all computations that can use a GPU."""
+"""Convert the setting `device` to a PyTorch device."""
 
 from mergeability.errors import UserError
 
 
 def chosen_device(name: str = "auto") -> str:
-    """Return the device to compute on: "cpu", "cuda" or "cuda:<number>"; "auto" is CUDA if available.
+    """Return the PyTorch device for "cpu", "cuda" or "cuda:<number>"; "auto" selects CUDA if available.
 
     Raises:
         UserError: the device is unknown or does not exist.

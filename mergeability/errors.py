@@ -1,4 +1,4 @@
-"""The exception for errors that users can correct, and text that is safe to print in a terminal."""
+"""Define the exception for errors that users can correct, and make text safe to print in a terminal."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from unicodedata import category
 
 
 class UserError(ValueError):
-    """An error that the user can correct; the message contains the expected value, the found one, and the remedy.
+    """Signal an error that the user can correct; the message names the expected value, the actual value and a remedy.
 
     The commands print its text without a traceback and exit with a non-zero code. Any other exception is a bug in
     this package and keeps its traceback. It is a `ValueError`.
@@ -24,7 +24,7 @@ class UserError(ValueError):
 
 
 def printable(text: str) -> str:
-    r"""Escape control characters and others that affect a terminal; keep line breaks and tabs.
+    r"""Escape control characters and other characters that affect a terminal; keep line breaks and tabs.
 
     >>> print(printable("a\x1b[31mb"))
     a\x1b[31mb
@@ -38,7 +38,7 @@ def printable(text: str) -> str:
 
 
 def escaped(character: str) -> str:
-    r"""Escape a character; a surrogate from an undecodable file name is written as its byte.
+    r"""Escape a character; write a surrogate, which stands for an invalid byte in a file name, as this byte.
 
     >>> print(escaped("\x1b"), escaped("\udce9"))
     \x1b \xe9
@@ -49,7 +49,7 @@ def escaped(character: str) -> str:
 
 
 def shown(value: Any, limit: int = 60) -> str:
-    """Format a given value, such as a cell or a name, on one line: text is quoted, and long values are shortened.
+    """Format a value on one line: quote text and shorten long values.
 
     >>> shown("a" * 100, limit=10), shown(0.5)
     ("'aaaaaaa…'", '0.5')
@@ -86,7 +86,7 @@ def one_line(error: BaseException) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Suggest the known words closest to an unknown one, as a sentence with a leading blank.
+    """Return a sentence, with a leading space, that suggests the known words closest to an unknown word.
 
     >>> did_you_mean("tis", ["ta", "ties", "tsv"])
     " Did you mean 'ties' or 'tsv'?"

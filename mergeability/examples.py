@@ -1,4 +1,4 @@
-"""Tiny models, images and heads for the examples in docstrings: seeded, without a network, in milliseconds.
+"""Create tiny models, images and heads for the examples in docstrings.
 
 No module of the package imports this one. Files that models are read from lie in a temporary folder, which is removed
 when Python exits.
@@ -50,7 +50,7 @@ _SIDE, _HIDDEN, _FEATURES, _CLASSES = 2, 6, 4, 3
 
 
 def tiny_task_vectors(**deltas: Sequence | Tensor) -> TaskVectors:
-    """Make models that differ from their base in one tensor, `weight`, by exactly the given numbers.
+    """Create models that differ from their base by exactly the given numbers, in one tensor `weight`.
 
     Args:
         deltas: task → τ, a nested list of numbers or a tensor, all of one shape; by default 2×3, for three tasks.
@@ -72,7 +72,7 @@ def tiny_task_vectors(**deltas: Sequence | Tensor) -> TaskVectors:
 
 
 def tiny_files() -> tuple[str, dict[str, str]]:
-    """Write the three models of `tiny_task_vectors` and their base; return the paths.
+    """Write the models of `tiny_task_vectors` and their base to files, and return the paths.
 
     Returns:
         Path of the base; name → path of each model.
@@ -123,7 +123,7 @@ def tiny_own_models() -> tuple[str, dict[str, str], dict[str, str]]:
 
 
 def tiny_encoder() -> nn.Module:
-    """Build an encoder of normalised 2×2 images to 4 features: two linear layers, `hidden` and `output`.
+    """Create an encoder from normalised 2×2 images to 4 features, with linear layers `hidden` and `output`.
 
     Examples:
         >>> import torch
@@ -143,7 +143,7 @@ def tiny_encoder() -> nn.Module:
 
 
 def tiny_images(task: str = "cars", count: int = 8) -> Images:
-    """Draw 2×2 images of three classes: the class decides which colour channel is bright.
+    """Create 2×2 images of three classes, which differ in the brightest colour channel.
 
     Args:
         task: another task, other images.
@@ -162,7 +162,7 @@ def tiny_images(task: str = "cars", count: int = 8) -> Images:
 
 
 def tiny_profiles(*tasks: str) -> Profiles:
-    """Make pretend fine-tuned models: a random change of the tiny encoder per task, with images and heads.
+    """Create imitations of fine-tuned models: random changes of the tiny encoder, with images and heads.
 
     Args:
         tasks: names of the models; by default `cars`, `dtd` and `svhn`.
@@ -192,7 +192,7 @@ def tiny_profiles(*tasks: str) -> Profiles:
 
 
 def tiny_evaluator(*tasks: str) -> Evaluator:
-    """Make an evaluator for the models of `tiny_profiles` with eight images per task.
+    """Create an evaluator for the models of `tiny_profiles`, with eight images per task.
 
     Args:
         tasks: names of the models; by default `cars`, `dtd` and `svhn`.

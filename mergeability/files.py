@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders, locks, and the canonical JSON for hashes."""
+"""Write files and folders atomically, lock them, and hash values as canonical JSON."""
 
 import contextlib
 import ctypes
@@ -39,7 +39,7 @@ def _plain_numbers(value: Any) -> Any:
 
 
 def digest(value: Any) -> str:
-    """Hash any JSON-able value: the SHA-256 of its canonical JSON, 64 hexadecimal digits."""
+    """Return the SHA-256 hash of a value's canonical JSON, as 64 hexadecimal digits."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
@@ -54,13 +54,14 @@ def saying_what_cannot_be_written(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"Cannot write {path}: {error.strerror or error}. Free some space or set paths.root elsewhere."
+            f"Cannot write {path}: {error.strerror or error}. Free some space, or set paths.root to another"
+            " place."
         ) from error
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path next to `path`, renamed to `path` only if the block ends without an error.
+    """Yield a temporary path, and rename it to `path` if the block ends without an error.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; nothing half-written remains.
@@ -96,8 +97,8 @@ def read_object(path: Path) -> dict[str, Any] | None:
     value = read_json(path)
     if value is not None and not isinstance(value, dict):
         raise UserError(
-            f"Expected an object in {path}, got {type(value).__name__}. Delete it and repeat the command that "
-            "created it."
+            f"Expected a JSON object in {path}, got {type(value).__name__}. Delete the file and repeat the"
+            " command that created it."
         )
     return value
 
@@ -116,7 +117,7 @@ def read_json(path: Path) -> Any:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} is not valid JSON ({error}). Delete it and repeat the command that created it."
+            f"{path} is not valid JSON ({error}). Delete the file and repeat the command that created it."
         ) from error
 
 
@@ -143,7 +144,7 @@ def lock(file: int, *, wait: bool) -> bool | None:
 
 @contextlib.contextmanager
 def temporary_folder(beside: Path) -> Iterator[Path]:
-    """Yield an empty, locked folder next to `beside`, on the same disk, and remove it afterwards if it still exists.
+    """Yield an empty, locked folder next to `beside`, and remove it afterwards if it still exists.
 
     Raises:
         OSError: it cannot be made there.
@@ -160,7 +161,7 @@ def temporary_folder(beside: Path) -> Iterator[Path]:
 
 
 def hold_folder(folder: Path, held: contextlib.ExitStack) -> bool:
-    """Lock a folder until `held` is closed; return False if another process holds the lock.
+    """Try to lock a folder until `held` is closed; return False if another process holds the lock.
 
     On systems without folder locks, the folder counts as locked.
     """
@@ -175,7 +176,7 @@ def hold_folder(folder: Path, held: contextlib.ExitStack) -> bool:
 
 
 def sweep_folders(beside: Path) -> list[Path]:
-    """Remove old temporary folders of `beside` that are left from killed processes and not locked.
+    """Remove old temporary folders next to `beside` that killed processes left.
 
     A folder that an interrupted `replace_folder` moved away is moved back.
 
@@ -213,7 +214,7 @@ def can_be_replaced(folder: Path) -> bool:
 
 
 def replace_folder(new: Path, folder: Path, *, keep: Callable[[str], bool]) -> None:
-    """Replace a folder by a finished one atomically, so that no reader sees parts of both.
+    """Replace a folder atomically by a finished one, so that readers never see a mixture of both.
 
     Files of the old folder that are not in the new one are linked into it first, if selected by `keep`. Linux and macOS
     exchange two folders atomically. On other systems the old folder is moved away first: a
@@ -241,7 +242,7 @@ def replace_folder(new: Path, folder: Path, *, keep: Callable[[str], bool]) -> N
 
 
 def link_tree(source: Path, target: Path, *, move: bool = False) -> None:
-    """Hard-link the files of a folder into another one; existing files are kept.
+    """Hard-link the files of a folder into another folder; do not replace existing files.
 
     Args:
         source: a file or folder.

@@ -1,4 +1,4 @@
-"""Members of the groups in `conf`: names, options and declared traits, read from files without imports.
+"""Read the members of the groups in `conf`: their names, options and declared traits.
 
 A member is a YAML file with a `_target_`; any other file of the folder is a set of members. A new member is thus
 available as soon as its file exists: in the sets `all` and `data_free`, in messages and in tests.
@@ -62,25 +62,25 @@ _own: list[Path] = []
 
 
 def add_folder(path: Path) -> None:
-    """Search a user's configuration folder before the package's."""
+    """Search a user's configuration folder before the package's folder."""
     if path not in _own:
         _own.append(path)
         members.cache_clear()
 
 
 def own_folders() -> tuple[Path, ...]:
-    """List the users' configuration folders, in search order."""
+    """Return the users' configuration folders in search order."""
     return tuple(_own)
 
 
 def forget_folders() -> None:
-    """Search only the package's folder."""
+    """Search only the package's configuration folder."""
     _own.clear()
     members.cache_clear()
 
 
 def folder(group: str) -> Path:
-    """Return the folder of a group: inside the installed package, or next to it in a checkout."""
+    """Return the folder of a group in the package's configuration."""
     package = Path(__file__).parent
     installed = package / "conf"
     return (installed if installed.is_dir() else package.parent / "conf") / group
@@ -95,7 +95,7 @@ def files(group: str) -> dict[str, Path]:
 
 
 def is_group(name: str) -> bool:
-    """Return whether there is a group of this name."""
+    """Return whether a group of this name exists."""
     return any((place / name).is_dir() for place in (folder(""), *_own))
 
 
@@ -124,7 +124,7 @@ def fixed_set(group: str, name: str) -> tuple[str, ...]:
 
 
 def options_of(group: str, name: str) -> dict[str, Any]:
-    """Read the YAML file of one option of a group, without composition.
+    """Read the YAML file of one member of a group, without composing it with other files.
 
     Args:
         group: the folder in `conf`.
@@ -154,7 +154,7 @@ def declared(target: str) -> dict[str, Any]:
 
 
 def data_free() -> tuple[str, ...]:
-    """List the merge methods that need no data, in table order."""
+    """List the merge methods that require no data, in table order."""
     return tuple(
         name
         for name, options in members("merge").items()
@@ -171,7 +171,7 @@ def read_member(path: Path) -> dict[str, Any]:
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}. Correct this file.") from error
+        raise UserError(f"{path} is not valid YAML: {error}. Correct the file.") from error
 
 
 def _constants(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
@@ -189,13 +189,13 @@ def _constants(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
 
 
 def definition(target: str) -> ast.AST | None:
-    """Find the source file that defines a dotted name, following stubs of lazy packages; None if there is none."""
+    """Find the source file that defines a dotted name, also in lazily imported packages; None if not found."""
     found = located(target)
     return None if found is None else found[0]
 
 
 def located(target: str) -> tuple[ast.ClassDef | ast.FunctionDef, Path] | None:
-    """Find the definition of a dotted name, and its file."""
+    """Find the definition of a dotted name and the file that contains it."""
     module, _, name = target.rpartition(".")
     spec = _spec(module)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):

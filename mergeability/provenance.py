@@ -1,4 +1,4 @@
-"""Provenance of results: versions, commit and machine, recorded in every card and `run.json`."""
+"""Record the versions, commit and machine that produced results."""
 
 import platform
 import subprocess
@@ -31,23 +31,23 @@ _FIRST = {now: first for first, now in MOVED.items()}
 
 
 def published_name(name: str) -> str:
-    """Return the dotted name of a class in hashes: its name when it was first published."""
+    """Return the dotted name of a class that is used in hashes: the name under which it was first published."""
     return _FIRST.get(name, name)
 
 
 def current_name(name: str) -> str:
-    """Return the dotted name from which a published class can be imported now."""
+    """Return the current dotted name of a class from the name under which it was first published."""
     return MOVED.get(name, name)
 
 
 def class_name(value: Any) -> str:
-    """Return the published dotted name of a value's class, for keys of the store."""
+    """Return the first published dotted name of a value's class, which is used in keys of the store."""
     kind = type(value)
     return published_name(f"{kind.__module__}.{kind.__qualname__}")
 
 
 def with_published_names(settings: Any) -> Any:
-    """Replace every `_target_` in nested settings by its published name."""
+    """Replace every `_target_` in nested settings by the name under which it was first published."""
     if isinstance(settings, Mapping):
         return {
             name: published_name(value)
@@ -62,7 +62,7 @@ def with_published_names(settings: Any) -> Any:
 
 @cache
 def version(package: str) -> str:
-    """Return the version of an installed package, which is looked up once: every set of images asks for five.
+    """Return the version of an installed package; versions are cached because they are requested often.
 
     Examples:
         >>> version("mergeability") == versions()["mergeability"]
@@ -72,13 +72,13 @@ def version(package: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, of this package and of the libraries the numbers depend on."""
+    """Return the versions of Python, of this package and of the libraries that affect results."""
     found = {"python": platform.python_version(), "mergeability": version("mergeability")}
     return found | {name: version(name) for name in PACKAGES}
 
 
 def git_commit() -> str | None:
-    """Return the commit of the source, with `-dirty` if the tree has changes; None outside a checkout."""
+    """Return the Git commit of the source, with `-dirty` if files were changed; None outside a checkout."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         # The package is installed inside another project's checkout, whose commit does not describe this package.
@@ -98,7 +98,7 @@ def git_commit() -> str | None:
 
 
 def provenance() -> dict:
-    """Return versions, commit, platform and time as a JSON-able record."""
+    """Return versions, commit, platform and time as a JSON-compatible record."""
     return {
         "versions": versions(),
         "git_commit": git_commit(),

@@ -1,4 +1,4 @@
-"""The number of threads of PyTorch: the number of idle cores, set before torch is imported.
+"""Set the number of PyTorch's threads to the number of idle cores, before torch is imported.
 
 OpenMP threads wait for each other by spinning. If another program occupies a core, a running thread wastes its
 core while another thread waits to be scheduled, thousands of times per second. A single thread does not have this
@@ -28,7 +28,7 @@ _PROC = Path("/proc/stat")
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample of the cores' idle time, as reported by the system.
+    """Hold the idle time of the cores at one moment.
 
     Attributes:
         when: seconds of the clock.
@@ -42,7 +42,7 @@ class Sample:
 
 
 def sample() -> Sample:
-    """Read the current idle time of the cores."""
+    """Read the idle time of the cores from the operating system."""
     return Sample(time.monotonic(), _idle_seconds(), time.process_time())
 
 
@@ -68,7 +68,8 @@ def choose_threads(
         return None
     environment["OMP_NUM_THREADS"] = str(threads)
     logger.info(
-        "Computing with %d of %d cores, because other programs use the rest (set OMP_NUM_THREADS=%d to use all).",
+        "Computing with %d of %d cores, because other programs use the others. To use all cores, set"
+        " OMP_NUM_THREADS=%d.",
         threads,
         cores,
         cores,
@@ -77,7 +78,7 @@ def choose_threads(
 
 
 def idle_cores(began: Sample, ended: Sample, cores: int) -> int | None:
-    """Return the number of cores available to this process between two samples, at least 1; None if unknown."""
+    """Return the number of cores that were idle between two samples, at least 1; None if unknown."""
     if began.idle is None or ended.idle is None or ended.when <= began.when:
         return None
     free = (ended.idle - began.idle + ended.own - began.own) / (ended.when - began.when)
@@ -100,7 +101,7 @@ def _idle_seconds() -> float | None:
 
 
 def one_blas_thread() -> AbstractContextManager[object]:
-    """Limit the linear algebra of NumPy and SciPy to one thread, in a `with` statement.
+    """Return a context manager that limits linear algebra in NumPy and SciPy to one thread.
 
     Examples:
         >>> import numpy as np

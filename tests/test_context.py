@@ -81,7 +81,7 @@ def test_no_more_items_at_a_time_than_the_budget_holds(monkeypatch, memory, budg
 
 
 def test_an_item_beyond_the_budget_is_refused():
-    with pytest.raises(UserError, match=r"0\.5 GiB is too small for the things: one takes 2 GiB"):
+    with pytest.raises(UserError, match=r"0\.5 GiB is too small for the things: one of them takes 2 GiB"):
         Run(memory_budget=0.5).map(print, [1], description="things", memory=2**31)
 
 

@@ -102,7 +102,7 @@ def test_a_map_inside_a_worker_runs_there_alone():
 
 def test_memory_limits_how_many_work_at_once():
     run = Run(workers=2, memory_budget=1)
-    with pytest.raises(UserError, match=r"one takes 2 GiB"):
+    with pytest.raises(UserError, match=r"one of them takes 2 GiB"):
         run.map(abs, [1, 2], description="sums", memory=2 * 2**30)
     found = run.map(lambda _number: os.getpid(), range(4), description="sums", memory=2**30)
     assert len(set(found)) == 1

@@ -1,4 +1,4 @@
-"""`analyze.py`: train missing models, run the analysis, and save, track and print its results."""
+"""Implement `analyze.py`: train missing models, run the analysis, and write, log and print its results."""
 
 import copy
 import logging
@@ -86,7 +86,8 @@ def train_missing(cfg: DictConfig) -> None:
         return
     if "tasks" not in cfg.suite:
         raise UserError(
-            f"train.missing=true fine-tunes on the tasks of a suite, but suite={cfg.suite.name} has none."
+            f"train.missing=true trains on the tasks of a suite, but suite={cfg.suite.name} contains no"
+            " tasks."
         )
     job = _training(cfg)
     wanted = None if cfg.pairs is None else {str(task) for pair in cfg.pairs for task in pair}
@@ -105,7 +106,7 @@ def train_missing(cfg: DictConfig) -> None:
         return
     # Resolved here, because workers have no access to Hydra's job. Their progress bars would overwrite each other.
     resolved = [{**plain(one), "progress": None} for one in jobs]
-    logger.info("%d models with %s, on workers=%s", len(names), cfg.suite.trained, cfg.workers)
+    logger.info("Training %d models with %s, using workers=%s", len(names), cfg.suite.trained, cfg.workers)
     run = Run(progress=track, workers=cfg.workers)
     for name, card in zip(names, run.map(_fine_tune, resolved, description="fine-tuning"), strict=True):
         if card is not None:
@@ -126,7 +127,7 @@ def _training(cfg: DictConfig) -> DictConfig:
 
 
 def objectives(cfg: DictConfig, analysis: Any) -> float | tuple[float, ...] | None:
-    """Return the values that a sweeper optimises, the means named by `objectives`; None if `objectives` is empty.
+    """Return the means named in `objectives`, which a sweeper optimises; None if `objectives` is empty.
 
     Raises:
         UserError: an unknown name, or one that this analysis has not measured.

@@ -1,4 +1,4 @@
-"""Declared argument types of the classes and functions that a configuration names.
+"""Read the argument types that classes and functions named in a configuration declare.
 
 Sources are parsed instead of imported, so that a wrong setting is reported before PyTorch is imported.
 """
@@ -21,7 +21,7 @@ OWN = "mergeability."
 
 
 class RefusedError(ValueError):
-    """Raised when an annotation does not allow a value.
+    """Signal that a value does not have its annotated type.
 
     Attributes:
         entry: entry of names and values, the name that is to blame, what it was to be, and its value.
@@ -34,7 +34,7 @@ class RefusedError(ValueError):
 
 @dataclass(frozen=True)
 class Signature:
-    """Annotations of arguments by name; `open` if further arguments are accepted."""
+    """Hold the annotations of arguments by name; `open` states whether further arguments are accepted."""
 
     arguments: Mapping[str, ast.expr]
     open: bool = False
@@ -42,7 +42,7 @@ class Signature:
 
 @cache
 def signature(target: str) -> Signature | None:
-    """Return the arguments of the function or class with a dotted name; None if its source is outside this package."""
+    """Return the arguments of a function or class of this package by its dotted name; None for other packages."""
     found = located(target) if target.startswith(OWN) else None
     if found is None:
         return None
@@ -52,7 +52,7 @@ def signature(target: str) -> Signature | None:
 
 @cache
 def foreign_signature(package: str, file: str, name: str) -> Signature | None:
-    """Return the arguments of a class of another package, read from its source without importing it."""
+    """Return the arguments of a class in another package, by parsing its source without importing it."""
     spec = find_spec(package)
     path = Path(spec.origin).parent / file if spec is not None and spec.origin else None
     if path is None or not path.is_file():
@@ -136,7 +136,7 @@ def _base(name: str, source: Path) -> Signature | None:
 
 
 def take(annotation: ast.expr, value: Any) -> Any:
-    """Convert a value to its annotated type; a number where text is expected becomes text.
+    """Convert a value to its annotated type; a number becomes text if text is expected.
 
     Raises:
         RefusedError: the annotation does not allow the value.

@@ -1,4 +1,4 @@
-"""The catalogue: metrics, merge methods, penalties, predictors, protocols, tasks, models and suites, documented.
+"""List and document metrics, merge methods, penalties, predictors, protocols, tasks, models and suites.
 
 It is read from `conf` and from docstrings, without importing a member, so that `mergeability list` and `mergeability
 show` answer at once. The reference of the documentation is generated from the same entries.
@@ -108,8 +108,9 @@ def entry(name: str) -> Entry:
     if not found:
         known = [one for plural in searched for one in _names(plural)]
         raise UserError(
-            f"There is no {short(last)!r} among {searched[0] if slash else 'the members of any kind'}."
-            f"{did_you_mean(last, known)} `mergeability list KIND` lists {', '.join(KINDS)}."
+            f"There is no {short(last)!r} among"
+            f" {searched[0] if slash else 'the members of any kind'}.{did_you_mean(last, known)} List members"
+            f" with `mergeability list KIND`, where KIND is one of {', '.join(KINDS)}."
         )
     if len(found) > 1:
         choices = " or ".join(
@@ -169,7 +170,7 @@ def text(one: Entry) -> str:
 
 
 def page(one: Entry) -> str:
-    """Format the documentation of a member as a Markdown page of the reference.
+    """Format the documentation of a member as a Markdown page.
 
     Examples:
         >>> from mergeability.commands.catalogue import entry, page
@@ -258,7 +259,7 @@ def _wrapped(value: str, first: str = "", indent: int = 0) -> list[str]:
 
 @cache
 def sets_of(kind: str) -> dict[str, tuple[str, ...]]:
-    """Return the sets that command lines accept instead of names: those defined in `conf` and the derived ones.
+    """Return all sets of members: those defined in `conf`, and those derived from the members' files.
 
     Args:
         kind: a key of `KINDS`; only metrics, methods and predictors have sets.

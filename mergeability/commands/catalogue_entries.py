@@ -1,4 +1,4 @@
-"""Entries of the catalogue, one builder per kind, from docstrings, declared traits and YAML files."""
+"""Build the entries of the catalogue from docstrings, declared traits and YAML files."""
 
 import ast
 import re
@@ -39,7 +39,7 @@ _PROTOCOLS = "mergeability.prediction.validation.protocols"
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a member.
+    """Hold one option of a member.
 
     Attributes:
         setting: its name on the command line.
@@ -54,7 +54,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Entry:
-    """One member of the catalogue with its documentation.
+    """Hold one member of the catalogue and its documentation.
 
     Attributes:
         name: as on command lines and in tables.
@@ -94,7 +94,7 @@ class Entry:
 
 
 def suite_tasks(suite: str) -> tuple[str, ...]:
-    """List the tasks of a suite in its order; an empty list for a suite of checkpoints or a table.
+    """List the tasks of a suite; the list is empty for a suite of checkpoints or a table.
 
     Examples:
         >>> from mergeability.commands.catalogue_entries import suite_tasks
@@ -176,7 +176,7 @@ def penalty_entry(name: str) -> Entry:
 
 
 def predictor_entry(name: str) -> Entry:
-    """Build the entry of a predictor; the first line of its YAML file distinguishes it from others of its class."""
+    """Build the entry of a predictor; the summary is the first comment of its YAML file."""
     options = members("predictor")[name]
     target = options["_target_"]
     doc, header = docstring(target), yaml_comments(files("predictor")[name])
@@ -320,14 +320,14 @@ def protocol_entry(node: ast.ClassDef) -> Entry:
 
 
 def protocol_classes() -> list[ast.ClassDef]:
-    """List the protocol classes in the order of their module."""
+    """List the protocol classes in the order in which their module defines them."""
     found = located(f"{_PROTOCOLS}.LeaveOneTaskOut")
     assert found is not None
     return [one for one in parsed(found[1]).body if isinstance(one, ast.ClassDef) and constant(one, "name")]
 
 
 def constant(node: ast.ClassDef, name: str) -> str:
-    """Return a constant that a protocol class declares, or an empty string."""
+    """Return a text constant of a protocol class; empty if the class does not define it."""
     return str(declared(f"{_PROTOCOLS}.{node.name}").get(name, ""))
 
 

@@ -1,4 +1,4 @@
-"""Catalogue entries specific to metrics, read from declared traits and options."""
+"""Describe metrics in the catalogue from their declared traits and options."""
 
 import math
 from typing import Any
@@ -25,7 +25,7 @@ _COSTS = {
 
 
 def distinction(name: str) -> str:
-    """Describe how a metric differs from others with the same function: by its view, or by the end of the spectrum."""
+    """Describe the option that distinguishes a metric from other metrics with the same function."""
     options = members("metric")[name]
     alike = [one for one in members("metric").values() if one["_target_"] == options["_target_"]]
     if len(alike) == 1:

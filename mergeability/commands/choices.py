@@ -1,4 +1,4 @@
-"""The choices of a command as listed by `--help`: only the groups of its defaults list."""
+"""List the choices of a command for `--help`."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ _INDENT = "    "
 
 
 def group_choices(script: str) -> dict[str, list[str]]:
-    """Return the groups of a command in the order of its defaults list, with the members of each.
+    """Return the groups in the defaults list of a command, and the members of each group.
 
     Args:
         script: `train` or `analyze`.
@@ -44,7 +44,7 @@ def _is_for(script: str, experiment: str) -> bool:
 
 
 def choices_text(script: str) -> str:
-    """Format the choices of a command, one paragraph per group, wrapped at the terminal's width."""
+    """Format the choices of a command for the terminal, with one paragraph per group."""
     width = min(shutil.get_terminal_size().columns, 120)
     return "\n".join(
         textwrap.fill(

@@ -1,4 +1,4 @@
-"""The command `mergeability`: three verbs for checkpoint files, the two scripts, the catalogue and the dashboard.
+"""Implement the command `mergeability` with its subcommands.
 
 Imports are inside functions: `mergeability --help` loads neither PyTorch nor Hydra.
 """
@@ -236,7 +236,7 @@ def merge(
     store: str | None,
     **evidence: Any,
 ) -> None:
-    """Merge models fine-tuned from BASE by one method; write the result with a card that records how it was made.
+    """Merge models fine-tuned from BASE by one method; write the merged model and a card that describes the merge.
 
     If BASE is a transformers folder, the result is one too, with the base's tensor names, configuration and tokenizer.
 
@@ -318,7 +318,7 @@ for _name, _help in (
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def dashboard(arguments: tuple[str, ...]) -> None:
-    """Show all finished runs under a folder on one page."""
+    """Show all finished runs in a folder on one page."""
     from mergeability.commands.dashboard import main
 
     sys.exit(main(list(arguments)))
@@ -352,7 +352,7 @@ def _predicted(base: str, models: Sequence[str], **options: Any) -> Any:
 
     refused = [name for name in ("include", "exclude") if options.get(name)]
     if refused:
-        raise UserError(f"predict does not support --{refused[0]}: it uses whole encoders.")
+        raise UserError(f"predict does not support --{refused[0]}, because it uses whole encoders.")
     return verbs.predict(
         base,
         named_models(models),
@@ -378,9 +378,9 @@ def _best(base: str, models: Sequence[str], given: dict[str, Any]) -> str:
     found = _predicted(base, models, **given)
     if not found.verdict.recommended:
         raise UserError(
-            "--method best uses the method recommended by predict, but there is no evidence to base it on: "
-            "give --images "
-            "and --classes for every model, or --fitted. Or choose a method: mergeability list methods."
+            "--method best uses the method that predict recommends, but predict requires evidence. Give"
+            " --images and --classes for every model, or give --fitted, or name a method (mergeability list"
+            " methods)."
         )
     click.echo(printable(found.verdict.answer), err=True)
     return str(found.verdict.recommended)

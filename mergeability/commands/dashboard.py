@@ -1,4 +1,4 @@
-"""All runs under a folder side by side: one HTML file with filters, or a workspace and report in Weights & Biases."""
+"""Implement the dashboard command, which shows all runs in a folder as an HTML file or in Weights & Biases."""
 
 import argparse
 import sys
@@ -33,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     asked = parser.parse_args(arguments)
     if asked.methods and not asked.wandb:
-        parser.error("--methods is only for --wandb; in the HTML page, select methods with its filters")
+        parser.error(
+            "--methods can only be used with --wandb; in the HTML page, select methods with the filters"
+        )
     if asked.output and asked.wandb:
         parser.error("--wandb writes no file: remove --output")
     try:
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mergeability.commands.dashboard",
-        description="Show all finished analyses and trainings under some folders side by side.",
+        description="Show all finished analyses and trainings in some folders on one page.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -68,11 +70,11 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive,
         default=NUMBERS,
         metavar="N",
-        help="maximum number of values in the page, about seven bytes each (default: %(default)s)",
+        help="maximum number of values in the page; each takes about seven bytes (default: %(default)s)",
     )
     wandb = parser.add_argument_group("Weights & Biases, in place of a page")
     wandb.add_argument(
-        "--wandb", metavar="ENTITY/PROJECT", help="create the workspace and report of this project"
+        "--wandb", metavar="ENTITY/PROJECT", help="create a workspace and a report in this W&B project"
     )
     wandb.add_argument(
         "--methods",
@@ -83,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     wandb.add_argument(
         "--predictor",
         default="ridge",
-        help="the predictor whose correlations are shown (default: %(default)s)",
+        help="predictor whose correlations are shown (default: %(default)s)",
     )
     return parser
 
@@ -102,7 +104,7 @@ def _write(asked: argparse.Namespace) -> None:
     for sentence in left_out[:_SHOWN]:
         sys.stderr.write(f"{shown_text(sentence)}\n")
     if len(left_out) > _SHOWN:
-        sys.stderr.write(f"{len(left_out) - _SHOWN} more: see the end of the page.\n")
+        sys.stderr.write(f"{len(left_out) - _SHOWN} more are listed at the end of the page.\n")
     sys.stdout.write(
         f"{shown_text(str(path))}: analyses: {len(gathered.runs)}, trainings: {len(gathered.trainings)}, "
         f"left out: {len(left_out)}.\n"

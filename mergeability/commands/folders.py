@@ -1,4 +1,4 @@
-"""Run folders: each belongs to exactly one run, from the first log line to the last result.
+"""Assign each run a folder that no other run writes to.
 
 - A folder named after the time belongs to the run that creates it; a run that starts in the same second gets `-2`.
 - A folder that is given, such as `hydra.run.dir=outputs/demo`, may hold an earlier run. The new run writes into a
@@ -55,7 +55,7 @@ class _Claim:
 
 
 class RunFolders(Callback):
-    """Claim the folder of a run or a sweep before Hydra writes into it."""
+    """Reserve the folder of a run or a sweep before Hydra writes into it."""
 
     claim = _Claim()
 
@@ -75,7 +75,7 @@ class RunFolders(Callback):
 
 
 def forget_merges() -> None:
-    """Remove the merges of an earlier run from the current run's folder."""
+    """Delete merged models of an earlier run from the current run's folder."""
     shutil.rmtree(run_folder() / "merged", ignore_errors=True)
 
 
@@ -85,7 +85,7 @@ def run_folder() -> Path:
 
 
 def shown_path(path: Path) -> str:
-    """Return the final path of a file after the run, relative to the working folder."""
+    """Return the path that a file will have after the run, relative to the working folder."""
     claim = RunFolders.claim
     if claim.shown is not None and path.is_relative_to(claim.working):
         path = claim.final / path.relative_to(claim.working)
@@ -94,7 +94,7 @@ def shown_path(path: Path) -> str:
 
 @contextlib.contextmanager
 def claimed_folders() -> Iterator[_Claim]:
-    """Move the run's folder to its final place when the block ends; on failure, keep its files in a separate folder.
+    """Move the run's folder to its final path when the block ends; on failure, leave its files in a separate folder.
 
     Yields:
         The folders, known once Hydra has started.
@@ -179,7 +179,7 @@ def _given(folder: Path, *, private: bool) -> Path:
 
 
 def list_run(claim: _Claim) -> None:
-    """Add a finished run to the list of all runs and point `latest` to it; the run succeeds even if that fails."""
+    """Add a finished run to the list of all runs and link `latest` to it; a failure is only logged."""
     if claim.root is None:
         return
     from mergeability.reporting.index import record_run
@@ -232,7 +232,7 @@ def _quoted(value: str) -> str:
 
 @contextlib.contextmanager
 def refusing() -> Iterator[None]:
-    """Exit with the message of a user error raised in the block, which Hydra would turn into a warning."""
+    """Exit with the message of a user error raised in the block; otherwise Hydra would only show a warning."""
     try:
         yield
     except UserError as error:

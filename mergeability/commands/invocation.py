@@ -1,4 +1,4 @@
-"""How this command was started, so that messages suggest commands in the same form.
+"""Record how this command was started, so that messages suggest commands in the same form.
 
 Messages, help and logs are written with `python train.py` and `python analyze.py`. Someone who typed
 `mergeability train` has no such file, so the commands write `mergeability train` in their place.
@@ -14,7 +14,7 @@ _DASHBOARD = "python -m mergeability.commands.dashboard"
 
 
 def started_as(command: str | None) -> None:
-    """Record the command that was typed, such as `mergeability`; None for the scripts of a checkout."""
+    """Record the command that the user typed, such as `mergeability`; None for `train.py` and `analyze.py`."""
     if command is None:
         os.environ.pop(_VARIABLE, None)
     else:
@@ -22,7 +22,7 @@ def started_as(command: str | None) -> None:
 
 
 def as_typed(text: str) -> str:
-    """Rewrite commands in a message to the form that was typed.
+    """Rewrite the commands in a message to the form that the user typed.
 
     >>> started_as("mergeability")
     >>> print(as_typed("Train it: python train.py task=svhn"))

@@ -1,4 +1,4 @@
-"""Records of a sweep's jobs on disk: when each started, and how it ended.
+"""Record the start and the end of each job of a sweep on disk.
 
 Any process may run a job: the command's process, a pool worker, or a process on another machine. All write to
 `<sweep folder>/.jobs/<start of the sweep>/`, one file per job, so the list of jobs is the same with every launcher. A
@@ -27,7 +27,7 @@ KILLED = (
 
 @dataclass(frozen=True)
 class Record:
-    """The start and the end of one job.
+    """Hold the start and the end of one job.
 
     Attributes:
         number: index of the job in the sweep, from 0.
@@ -59,7 +59,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Records:
-    """The records of one launch of a sweep.
+    """Read and write the records of one launch of a sweep.
 
     Attributes:
         sweep: the folder of the sweep.
@@ -71,7 +71,7 @@ class Records:
 
     @classmethod
     def of_new_start(cls, sweep: Path) -> "Records":
-        """Create an empty set of records, and remove those of earlier launches."""
+        """Create an empty set of records, and delete the records of earlier launches."""
         shutil.rmtree(sweep / FOLDER, ignore_errors=True)
         opened = cls(sweep, uuid.uuid4().hex[:12])
         opened.folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ class Records:
 
     @property
     def replaced(self) -> bool:
-        """Whether the sweep was launched again: jobs of this launch that are still running are then ignored."""
+        """Whether the sweep was launched again; if so, running jobs of this launch are ignored."""
         return not self.folder.is_dir()
 
     def write(self, record: Record) -> None:
@@ -111,7 +111,7 @@ class Records:
         return sorted(found, key=lambda record: record.number)
 
     def close(self, number: int, overrides: Sequence[str], folder: Path, now: float, error: str) -> None:
-        """Record the failure of a job that could not record it itself; a record that already has an end is kept."""
+        """Record that a job failed without writing its end; a record that already has an end is not changed."""
         (old,) = [one for one in self.read() if one.number == number] or [
             Record(number, tuple(overrides), str(folder), socket.gethostname(), os.getpid(), now)
         ]
@@ -120,14 +120,14 @@ class Records:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Let one process at a time summarise the sweep; the others wait."""
+        """Hold a lock, so that only one process at a time summarises the sweep."""
         with held(self.folder, logging.DEBUG):
             yield
 
 
 @contextlib.contextmanager
 def held(folder: Path, level: int = logging.INFO) -> Iterator[None]:
-    """Lock a folder, waiting while another process holds it; no effect on file systems without locks."""
+    """Lock a folder, and wait while another process holds the lock; do nothing on file systems without locks."""
     if os.name == "nt":
         yield
         return

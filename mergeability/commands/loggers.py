@@ -38,7 +38,7 @@ _MLFLOW = {
 
 @contextlib.contextmanager
 def open_loggers(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> Iterator[list["Guarded"]]:
-    """Create the loggers named by `logger` and log the configuration; close them after the block, as failed on errors.
+    """Create the loggers named in `logger`, log the configuration, and close them with the state of the block.
 
     A logger that cannot be opened or that fails later is dropped with a warning, so that tracking never stops a run.
 
@@ -63,7 +63,7 @@ def open_loggers(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> Iterator[
 
 
 def log_sweep(cfg: DictConfig, folder: Path, page: Path) -> None:
-    """Log the summary of a sweep as a separate run in the group of the sweep's jobs.
+    """Log the summary of a sweep as a separate run in the same group as the sweep's jobs.
 
     Args:
         cfg: the configuration of the command, before any job.
@@ -146,6 +146,8 @@ def _end(opened: list["Guarded"], *, failed: bool) -> None:
             one.lost = False
             folder = one.attempt(lambda inner=inner: inner.end(failed=failed))
             if folder is not None:
-                logger.info("W&B run, logged offline; upload it with: wandb sync %s", shown_path(folder))
+                logger.info(
+                    "The W&B run was logged offline. Upload it with: wandb sync %s", shown_path(folder)
+                )
         else:
             one.finalize("failed" if failed else "success")

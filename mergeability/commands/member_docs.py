@@ -1,4 +1,4 @@
-"""Documentation of members, parsed from source and YAML files without importing the members.
+"""Parse the documentation of members from source and YAML files, without importing them.
 
 Docstrings have lines such as `Formula: …`, `Range: …` and `Paper: …` in addition to the sections of Google's style;
 YAML files have comments, at the start of the file and behind options.
@@ -23,7 +23,7 @@ _OPTION = re.compile(r"( *)([\w.]+):(?: +(.*?))?\s*$")
 
 @dataclass(frozen=True)
 class Docstring:
-    """The parts of a docstring.
+    """Hold the parts of a docstring.
 
     Attributes:
         summary: the first line, without its full stop.
@@ -40,7 +40,7 @@ class Docstring:
 
 @dataclass(frozen=True)
 class Commented:
-    """A YAML file with its comments.
+    """Hold the comments and options of a YAML file.
 
     Attributes:
         summary: the first sentence of the comments before the first option, without its full stop.
@@ -168,7 +168,7 @@ def _behind(lines: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def flattened(options: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the options of a YAML file under dotted names, without the keys that only Hydra uses.
+    """Yield the options of a YAML file by dotted name, without keys that only Hydra uses.
 
     Args:
         options: as they were read.
@@ -192,7 +192,7 @@ def flattened(options: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def shown_value(value: Any) -> str:
-    """Format a value as YAML; a long list is shortened to its first items.
+    """Format a value as YAML; show only the first items of long lists.
 
     Examples:
         >>> from mergeability.commands.member_docs import shown_value
@@ -213,7 +213,7 @@ def shown_value(value: Any) -> str:
 
 
 def installed(text: str) -> str:
-    """Rewrite the commands of a checkout to those of the installed package.
+    """Replace `python train.py` and `python analyze.py` in a text by the installed commands.
 
     Examples:
         >>> from mergeability.commands.member_docs import installed

@@ -1,4 +1,4 @@
-"""Names of checkpoint folders, and the commands that train their models."""
+"""Return the names of checkpoint folders, and the commands that train their models."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ from mergeability.commands.folders import RunFolders
 
 
 def number_name(value: float | int | str) -> str:
-    """Format a number as a name, so that 1, 1.0 and 1e0 share a name and different numbers do not."""
+    """Format a number as part of a name, such that 1, 1.0 and 1e0 have the same name."""
     return repr(float(value)).removesuffix(".0")
 
 
 def penalty_folder(name: str, strength: float | int, variant: str | None = None) -> str:
-    """Name a training's folder: `<penalty>-<λ>`, or `none-0` if λ = 0, followed by `+<variant>` if set."""
+    """Return the name of a training's folder: `<penalty>-<λ>`, or `none-0` if λ = 0, with `+<variant>` if set."""
     folder = f"{name}-{number_name(strength)}" if float(strength) != 0 else "none-0"
     return f"{folder}+{variant}" if variant else folder
 
@@ -23,7 +23,7 @@ def penalty_folder(name: str, strength: float | int, variant: str | None = None)
 def train_command(
     model: str, penalty: str, strength: float | int, seed: int, variant: str | None, root: str
 ) -> str:
-    """Return the command that trains models into the folder that an analysis reads, without the `task=` argument."""
+    """Return the command that trains the models of an analysis, without its `task=` argument."""
     words = [f"model={model}"]
     if float(strength) != 0:
         words += [f"reg={penalty}", f"reg.lambda={number_name(strength)}"]
@@ -34,7 +34,7 @@ def train_command(
 
 
 def tracking_group() -> str | None:
-    """Return the name of the current sweep or run: the last two parts of its folder; None outside a job."""
+    """Return the group name of the current sweep or run: the last two parts of its folder; None outside a job."""
     if not HydraConfig.initialized():
         return None
     config = HydraConfig.get()

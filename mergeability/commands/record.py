@@ -1,4 +1,4 @@
-"""The settings that determine a checkpoint, whose hash is in its card."""
+"""Collect the settings that determine a checkpoint; the card contains their hash."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ _LATER: dict[str, dict[str, Any]] = {
 
 
 def plain(config: Any) -> Any:
-    """Convert a config node to plain containers with all interpolations resolved."""
+    """Convert a node of the configuration to plain containers, with interpolations resolved."""
     return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
 
 

@@ -1,4 +1,4 @@
-"""Duplicate keys in a mapping on the command line, of which Hydra would silently keep the last."""
+"""Find duplicate keys in mappings on the command line; Hydra would silently ignore all but the last."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

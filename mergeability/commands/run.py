@@ -1,4 +1,4 @@
-"""Run a Hydra entry point with one-sentence errors and a correct exit code."""
+"""Run a command with Hydra, with one-sentence errors and a correct exit code."""
 
 import argparse
 import contextlib
@@ -27,7 +27,7 @@ _BEGAN = sample()
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Run a Hydra entry point with one-sentence errors, a list of failed jobs, and a correct exit code.
+    """Run a command with Hydra, with one-sentence errors, a list of failed jobs and a correct exit code.
 
     Hydra is set to raise exceptions instead of printing them, because its output shows a
     traceback even for user errors. If HYDRA_FULL_ERROR is set, all tracebacks are shown.
@@ -48,7 +48,7 @@ def run(main: Callable[[], Any]) -> None:
             main()
     except KeyboardInterrupt:
         sys.stderr.write(
-            "\nInterrupted. Finished results are kept: start the same command again to continue.\n"
+            "\nInterrupted. Finished results were saved; start the same command again to continue.\n"
         )
         code = 130
     except (HydraException, OmegaConfBaseException, ValueError, OSError, MemoryError, RuntimeError) as error:

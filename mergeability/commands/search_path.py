@@ -1,4 +1,4 @@
-"""Search path of configuration: `--config-dir`, then `./conf` in the working folder, then the package.
+"""Search configuration files in `--config-dir`, then in `./conf`, then in the package.
 
 By default, Hydra searches `--config-dir` last. It contains users' tasks, metrics or methods as YAML files, whose
 `_target_` may be in a module in the working folder.
@@ -20,16 +20,16 @@ _OPTIONS = ("--config-dir", "-cd")
 
 
 class OwnFolders(SearchPathPlugin):
-    """Search users' folders before the package's."""
+    """Add users' configuration folders to Hydra's search path, before the package's folder."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Prepend the folders, in reverse order so that the first one is searched first."""
+        """Prepend the folders to the search path, in their order."""
         for place in reversed(members.own_folders()):
             search_path.prepend("own", f"file://{place}")
 
 
 def use_own_folders(arguments: Sequence[str]) -> None:
-    """Search `--config-dir` of a command line and `./conf` before the package's configuration.
+    """Make Hydra search `--config-dir` and `./conf` before the package's configuration.
 
     Raises:
         UserError: `--config-dir` is no folder.

@@ -1,4 +1,4 @@
-"""Sets of members derived from the files of a group, such as `merge=all` and `metric=weights`, for Hydra.
+"""Define sets of members for Hydra, such as `merge=all` and `metric=weights`, from the files of a group.
 
 Hydra does not support patterns in defaults lists, so these sets are derived here from the files of `conf`. Sets that
 are fixed on purpose (`paper`, `minimal`, `none`) are files. Nothing that a member names is imported: `--help` stays

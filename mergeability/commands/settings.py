@@ -84,7 +84,7 @@ _HYDRA = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Check types and ranges of all settings; restore text that YAML read as a number.
+    """Check the types and ranges of all settings, and restore text that YAML read as a number.
 
     Raises:
         UserError: a setting has the wrong type or is out of range, or is unknown.
@@ -146,8 +146,8 @@ def _check_node(cfg: DictConfig, path: str, node: DictConfig, declared: Signatur
         elif not declared.open:
             known = list(declared.arguments)
             raise UserError(
-                f"{path} has no setting {shown(str(name))}.{did_you_mean(str(name), known)} "
-                f"Its settings: {', '.join(known)}."
+                f"{path} does not have the setting {shown(str(name))}.{did_you_mean(str(name), known)} It"
+                f" has: {', '.join(known)}."
             )
 
 

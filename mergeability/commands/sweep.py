@@ -1,4 +1,4 @@
-"""The ledger of a sweep: the outcome of each job, the summary across jobs, and the remaining time."""
+"""Record the jobs of a sweep, summarise their results, and estimate the remaining time."""
 
 import contextlib
 import json
@@ -41,7 +41,7 @@ _NO_MEMORY = re.compile(
 
 
 class Ledger(Callback):
-    """Record the start and end of each job of a sweep, and update the summary of the sweep after each job.
+    """Record the start and the end of each job of a sweep, and update the sweep's summary after each job.
 
     The command's process creates one ledger, and launchers send copies to the processes that run jobs. Shared state is
     on disk (`job_records`). Hydra turns an exception in a callback into a warning and skips `on_multirun_end` after a
@@ -69,11 +69,11 @@ class Ledger(Callback):
 
     @property
     def away(self) -> bool:
-        """Whether this ledger is a copy in a process started by a launcher."""
+        """Whether this object is a copy in a process that a launcher started."""
         return self.process != (socket.gethostname(), os.getpid())
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Count the jobs of the sweep; suppress Optuna's import-time output in the terminal."""
+        """Store the number of jobs of the sweep before the first job starts."""
         logging.getLogger("alembic").setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", message="Deprecated API features detected")
         with refusing():
@@ -84,7 +84,7 @@ class Ledger(Callback):
         Ledger.current = self
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Record the start of the job; in a separate process, redirect its output to a file in its folder."""
+        """Record the start of a job; in a separate process, also redirect its output to a file in its folder."""
         if self.records is None:
             return
         folder = Path(config.hydra.runtime.output_dir)
@@ -104,7 +104,7 @@ class Ledger(Callback):
         )
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Record the outcome of the job."""
+        """Record whether a job finished or failed."""
         failed = job_return.status != JobStatus.COMPLETED
         # Otherwise Hydra would print "Error executing job with overrides" before the message.
         # Hydra creates the job's return value, so replacing its class is the only way to change how it raises.
@@ -147,7 +147,7 @@ class Ledger(Callback):
             logger.info("%s", _remaining(ended, self.total, time.time() - self.began))
 
     def summarise(self) -> Path | None:
-        """Write the summary of the finished jobs unless it is up to date; return its page."""
+        """Write the summary of the finished jobs unless it is up to date; return the path of its page."""
         if self.summary is None or self.records is None:
             return None
         # One process at a time: jobs on several machines may end simultaneously.
@@ -220,7 +220,7 @@ def _remaining(ended: int, total: int, seconds: float) -> str:
 
 
 def user_error(error: BaseException | None) -> UserError | None:
-    """Find the user error behind an exception: Hydra's `instantiate` wraps exceptions of the called function.
+    """Find the user error in an exception's chain of causes, because Hydra's `instantiate` wraps exceptions.
 
     System errors, such as a missing permission, a full disk or a lack of memory, are also converted to user errors.
     """
@@ -262,7 +262,7 @@ def close_sweep(*, interrupted: bool = False) -> int:
                     )
         page = ledger.summarise()
     except (UserError, OSError) as error:
-        sys.stderr.write(f"Error: no summary of the sweep: {shown_text(str(error))}\n")
+        sys.stderr.write(f"Error: the summary of the sweep was not written: {shown_text(str(error))}\n")
         failures = 1
     if page is not None:
         sys.stdout.write(f"Summary of the sweep: {shown_path(page)}\n")

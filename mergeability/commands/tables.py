@@ -1,4 +1,4 @@
-"""The table of a comparison for the terminal."""
+"""Print the table of a comparison in the terminal."""
 
 import math
 
@@ -24,7 +24,7 @@ _WIDE = 200
 
 
 def show_comparison(found: Comparison) -> None:
-    """Print unusual findings, the metrics, and omissions."""
+    """Print the metrics, unusual values, and what could not be measured."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDE)

@@ -1,4 +1,4 @@
-"""Formatting of the commands' output in the terminal and in logs."""
+"""Format the output of commands for the terminal and for logs."""
 
 import logging
 
@@ -7,13 +7,13 @@ from mergeability.errors import printable
 
 
 def shown_text(text: str) -> str:
-    """Return a text for the terminal: control characters escaped, commands named as they were typed."""
+    """Escape control characters in a text, and rewrite commands to the form that the user typed."""
     return as_typed(printable(text))
 
 
 class PlainFormatter(logging.Formatter):
-    """A formatter that escapes control characters in names and shows commands in the form that was typed."""
+    """Format log records; escape control characters, and rewrite suggested commands to the form that the user typed."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format a record."""
+        """Format a log record."""
         return shown_text(super().format(record))

@@ -1,4 +1,4 @@
-"""`train.py`: fine-tune, pretrain or import one model unless it exists; or check a task's images."""
+"""Implement `train.py`: fine-tune, pretrain or import one model, or check a task's images."""
 
 import logging
 import warnings
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def job(cfg: DictConfig) -> None:
-    """Train the model unless it exists; or check the task's images."""
+    """Train the model unless it exists, or check the task's images."""
     prepare()
     if cfg.doctor:
         examine(cfg)
@@ -29,7 +29,7 @@ def job(cfg: DictConfig) -> None:
 
 
 def fine_tune(cfg: DictConfig) -> dict[str, Any] | None:
-    """Train the model that a configuration of `train.py` describes, unless it exists; the node `run` does the training.
+    """Train the model described by a configuration of `train.py` unless it exists.
 
     Returns:
         The card of the model; None if the model already existed.
@@ -105,7 +105,7 @@ def base_hash(cfg: DictConfig) -> str:
     card = read_object(folder / "card.json")
     pretrained = cfg.model.get("pretrained")
     if card is None and pretrained is None and cfg.model.get("base_command"):
-        raise UserError(f"No base model at {folder}. Run: {cfg.model.base_command}")
+        raise UserError(f"There is no base model at {folder}. Run: {cfg.model.base_command}")
     # Checked before heavy imports, because the base model usually exists with the right weights.
     settings = {} if card is None else card.get("settings", {})
     if not isinstance(settings, Mapping) or (card is not None and not isinstance(card.get("sha256"), str)):

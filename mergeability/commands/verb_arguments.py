@@ -1,4 +1,4 @@
-"""Arguments shared by the verbs of the command line: names of models, named options, the store, one-sentence errors."""
+"""Parse the arguments that `compare`, `predict` and `merge` have in common."""
 
 import contextlib
 import logging
@@ -23,7 +23,7 @@ _BEGAN = sample()
 
 
 def named_models(models: Sequence[str]) -> Any:
-    """Split NAME=PATH, unless the whole text is the path of an existing file."""
+    """Split NAME=PATH into name and path, unless the whole text is the path of an existing file."""
     from mergeability.verbs.sources import named
 
     found: dict[str, str] = {}
@@ -36,14 +36,15 @@ def named_models(models: Sequence[str]) -> Any:
         for key, value in pair.items():
             if key in found:
                 raise UserError(
-                    f"Two models are called {key!r}: {found[key]} and {value}. Name them: NAME=PATH."
+                    f"Two models have the name {key!r}: {found[key]} and {value}. Give different names with"
+                    " NAME=PATH."
                 )
             found[key] = value
     return found
 
 
 def by_name(option: str, words: Sequence[str]) -> dict[str, str]:
-    """Split NAME=VALUE.
+    """Split NAME=VALUE into name and value.
 
     >>> by_name("--images", ["cars=photos/cars"])
     {'cars': 'photos/cars'}
@@ -55,7 +56,7 @@ def by_name(option: str, words: Sequence[str]) -> dict[str, str]:
     for word in words:
         name, sign, value = word.partition("=")
         if not (sign and name and value):
-            raise UserError(f"Expected {option} NAME=…, with the name of a model, got {word!r}.")
+            raise UserError(f"Expected {option} NAME=…, where NAME is the name of a model, got {word!r}.")
         if name in found:
             raise UserError(f"{option} is given more than once for {name!r}.")
         found[name] = value
@@ -71,14 +72,14 @@ def classes(words: Sequence[str]) -> dict[str, str | list[str]]:
 
 
 def option_values(words: Sequence[str]) -> dict[str, Any]:
-    """Read options of a method: values are numbers, booleans or text, as in YAML."""
+    """Parse options of a method, whose values are numbers, booleans or text as in YAML."""
     import yaml
 
     return {name: yaml.safe_load(value) for name, value in by_name("--option", words).items()}
 
 
 def store_folder(given: str | None) -> str | None:
-    """Return the folder of computed values: the given one, the project's store, or the user's cache."""
+    """Return the folder for cached values: the given one, the project's store, or the user's cache."""
     if given is not None:
         return None if given == NO_STORE else given
     project = Path("outputs/store")
@@ -100,7 +101,7 @@ def progress() -> "Progress":
 
 
 def say_report(path: Path | None, as_json: bool) -> None:
-    """Print the path of a report, on standard error if JSON is written to standard output."""
+    """Print the path of a report; use standard error if JSON is written to standard output."""
     if path is not None:
         click.echo(f"Report: {path}", err=as_json)
 

@@ -1,4 +1,4 @@
-"""One-sentence messages for errors of Hydra and OmegaConf: the override at fault, and how to write it."""
+"""Write one-sentence messages for errors of Hydra and OmegaConf."""
 
 import re
 import shlex
@@ -132,7 +132,7 @@ _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
-    """Move flags before settings, because argparse rejects settings that follow an interleaved flag.
+    """Move flags before settings, because argparse rejects settings on both sides of a flag.
 
     >>> flags_first(["suite=mini", "-m", "merge=ties,ta", "--cfg", "job"])
     ['-m', '--cfg', 'job', 'suite=mini', 'merge=ties,ta']
@@ -184,7 +184,7 @@ def _chooses(value: Any) -> bool:
 
 
 def known_settings(error: Exception) -> list[str]:
-    """List the settings of the current command if an error may be caused by an unknown name."""
+    """List the settings of the current command if an unknown name may have caused an error."""
     if not isinstance(error, ConfigCompositionException) or "Could not" not in str(error):
         return []
     script = "train" if Path(sys.argv[0]).stem.endswith("train") else "analyze"

@@ -1,4 +1,4 @@
-"""The context shared by all stages of a run, and the distribution of work over cores, processes and machines."""
+"""Define the context of a run, and distribute work over cores, processes and machines."""
 
 import lazy_loader
 

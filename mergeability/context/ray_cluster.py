@@ -1,4 +1,4 @@
-"""Ray clusters: environment variables to set before importing Ray, and a connection check with a timeout."""
+"""Prepare the environment for Ray, and check the connection to a Ray cluster."""
 
 import os
 import socket

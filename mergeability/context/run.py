@@ -1,4 +1,4 @@
-"""The context shared by all stages of a run, and the loop over expensive units of work."""
+"""Define the context of a run, which distributes expensive units of work."""
 
 import logging
 import os
@@ -55,7 +55,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Run:
-    """The context shared by all stages of a run: store, progress, device, memory budget, clock and workers.
+    """Hold the objects that all stages of a run use: store, progress, device, memory budget, clock and workers.
 
     Args:
         store: cache of computed values; in memory by default.
@@ -154,8 +154,8 @@ class Run:
         at_once = self.memory // max(memory, 1)
         if at_once < 1:
             raise UserError(
-                f"A memory budget of {self.memory_budget:g} GiB is too small for the {description}: "
-                f"one takes {memory / GIBIBYTE:.2g} GiB. Raise memory_budget (profile.memory_budget)."
+                f"A memory budget of {self.memory_budget:g} GiB is too small for the {description}: one of"
+                f" them takes {memory / GIBIBYTE:.2g} GiB. Raise memory_budget (profile.memory_budget)."
             )
         return at_once
 

@@ -1,4 +1,4 @@
-"""Units of work in several local processes or on a Ray cluster.
+"""Compute units of work in several local processes or on a Ray cluster.
 
 Data shared by the units, such as encoders and images, is sent to each worker once, not with every unit. Workers share
 results through the store. A worker that cannot reach the store's folder, or
@@ -37,14 +37,14 @@ _ADDRESS_EXAMPLES = "ray://head-node:10001, head-node:6379, auto, or ray"
 
 @dataclass(frozen=True)
 class Outcome:
-    """The reply of a worker: the result of a unit, and the store entries created while computing it."""
+    """Hold a worker's reply: the result of a unit of work, and the store entries that the worker created."""
 
     result: Any
     made: Made
 
 
 def check_workers(workers: int | str, cores: int) -> None:
-    """Check a number of workers or the address of a cluster; warn if there are more workers than cores.
+    """Check the setting `workers`; warn if there are more workers than cores.
 
     Args:
         workers: number of processes, at least 1, or the address of a Ray cluster.
@@ -131,8 +131,9 @@ def spread(
                 lost = lost + 1 if len(results) == finished else 1
                 if lost == _TRIES:
                     raise UserError(
-                        f"Worker processes were killed {_TRIES} times while {description} was computed, perhaps for "
-                        "lack of memory. Choose fewer workers; finished results are kept in the store."
+                        f"Worker processes were killed {_TRIES} times while {description} was computed,"
+                        " perhaps because memory was full. Choose fewer workers; finished results are in the"
+                        " store."
                     ) from error
                 logger.warning(
                     "A worker process was killed while %s was computed; its work is repeated.", description

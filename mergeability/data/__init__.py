@@ -1,4 +1,4 @@
-"""Step 1, data: tasks, the sources of their inputs, and calibration samples."""
+"""Define tasks, the sources of their inputs, and calibration samples."""
 
 import lazy_loader
 

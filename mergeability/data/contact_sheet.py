@@ -1,4 +1,4 @@
-"""A contact sheet: small images with their class names, for visual inspection."""
+"""Draw a contact sheet: small images with their class names, for visual inspection."""
 
 import math
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ _PICTURE, _LINE, _GAP = 96, 14, 6
 
 @dataclass(frozen=True)
 class Cell:
-    """One image and its caption."""
+    """Hold one image and its caption."""
 
     pixels: UInt8[Tensor, "3 H W"]
     caption: str
 
 
 def contact_sheet(cells: Sequence[Cell]) -> Image.Image:
-    """Arrange images in a nearly square grid, each with a caption that is cut to the image's width."""
+    """Arrange images in a nearly square grid, with captions that are cut to the width of the images."""
     columns = max(1, math.ceil(math.sqrt(len(cells) * (_PICTURE + _LINE) / _PICTURE)))
     width, height = _PICTURE + _GAP, _PICTURE + _LINE + _GAP
     sheet = Image.new(

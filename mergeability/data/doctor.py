@@ -1,4 +1,4 @@
-"""The data doctor: check a task's images before training on them."""
+"""Check a task's images before training on them."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ _NAMED, _CELLS, _MOST_OF_A_CLASS = 5, 48, 4
 
 @dataclass
 class Findings:
-    """Findings for each split, with problems and remarks."""
+    """Hold the statistics of each split, and the problems and remarks."""
 
     task: str
     source: str
@@ -168,7 +168,8 @@ def _judge_split(
     layout = task.source.layout if isinstance(task.source, ImageSource) else None
     if broken and len(broken) > (layout.max_corrupt if layout else 0) * counts.sum():
         findings.problems.append(
-            f"{len(broken)} of {counts.sum()} {split} images cannot be decoded, such as {broken[0]}: repair the copy."
+            f"{len(broken)} of {counts.sum()} {split} images cannot be decoded, such as {broken[0]}. Repair"
+            " the copy."
         )
     elif broken:
         findings.notes.append(f"{len(broken)} {split} images cannot be decoded and are left out.")

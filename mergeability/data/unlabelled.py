@@ -1,4 +1,4 @@
-"""Unlabelled images: a seeded random sample of a folder, of which only pixels are used."""
+"""Draw a seeded random sample of unlabelled images from a folder."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from mergeability.random import seeded_generator
 
 @dataclass(frozen=True)
 class Drawn:
-    """Images drawn from a folder.
+    """Hold images that were drawn from a folder.
 
     Attributes:
         images: uint8 (n, 3, size, size), in drawing order, so that a smaller sample is the beginning of a larger one.
@@ -65,8 +65,8 @@ def draw_images(
         left_out.append(f"left out: images that are broken links: {len(names)} ({some(names)}).")
     if not files:
         raise UserError(
-            f"No images in {shown(place)} for '{name}': expected files such as a.jpg or b.png in the folder or its "
-            f"subfolders.{' '.join(['', *left_out])}"
+            f"There are no images in {shown(place)} for '{name}'. Expected files such as a.jpg or b.png in"
+            f" the folder or its subfolders.{' '.join(['', *left_out])}"
         )
     order = torch.randperm(len(files), generator=seeded_generator("unlabelled", name, seed)).tolist()
     chosen = (Encoded(shown(files[i].relative_to(place)), 0, files[i]) for i in order)
@@ -90,11 +90,12 @@ def draw_images(
 
 
 def remarks(drawn: Drawn, asked: int, name: str) -> list[str]:
-    """Return sentences about missing images, and about files that were left out or modified."""
+    """Return messages about missing images, and about files that were left out or modified."""
     found = []
     if len(drawn.images) < asked:
         found.append(
-            f"'{name}' has {len(drawn.images)} unlabelled images, fewer than the {asked} asked for: all are used."
+            f"'{name}' has only {len(drawn.images)} unlabelled images instead of {asked}; all of them are"
+            " used."
         )
     if drawn.unreadable:
         found.append(

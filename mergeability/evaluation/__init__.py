@@ -1,4 +1,4 @@
-"""Step 9, evaluation: accuracies of models, of merges and of simple baselines."""
+"""Measure the accuracies of models, of merges and of simple baselines."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Re-estimation of the batch-norm running statistics of a merged encoder.
+"""Re-estimate the batch-norm running statistics of a merged encoder.
 
 The averaged running statistics of the models do not fit the merged model, whose activations have less variance, so
 an averaged CNN is far less accurate than its models until its statistics are re-estimated.
@@ -22,7 +22,7 @@ class _ReachedError(Exception):
 
 
 def has_batchnorm(encoder: nn.Module) -> bool:
-    """Return whether an encoder has batch norms with running statistics."""
+    """Return whether an encoder contains batch norms with running statistics."""
     return bool(_norms(encoder))
 
 
@@ -165,18 +165,18 @@ class _Moments:
         self._count = total
 
     def write(self, name: str, norm: _BatchNorm) -> None:
-        """Write the statistics into a batch norm."""
+        """Write a running mean and variance into a batch norm."""
         if self._count < 2:
             raise UserError(
-                f"Batch norm '{name}' receives one value per channel, but a variance needs at least two. Give "
-                "more images."
+                f"Batch norm '{name}' receives only one value per channel, but a variance requires at least"
+                " two. Give more images."
             )
         # Unbiased, as PyTorch updates running_var.
         variance = self._squares / (self._count - 1)
         if not (torch.isfinite(self._mean).all() and torch.isfinite(variance).all()):
             raise UserError(
-                f"The inputs of batch norm '{name}' are not finite: the merged model or the calibration images "
-                "overflow. Check them, or merge at a smaller scale."
+                f"The inputs of batch norm '{name}' are not finite, because the merged weights or calibration"
+                " images are too large or not finite. Check them, or merge at a smaller scale."
             )
         # `_norms` lists only layers with running statistics.
         assert norm.running_mean is not None

@@ -1,4 +1,4 @@
-"""Sampling error of accuracies measured on some of the images: variances and 95 % confidence intervals.
+"""Estimate the sampling error of accuracies that are measured on some of the images.
 
 All of them treat the images as a sample from an infinite population. A subset drawn without replacement is closer to
 the accuracy on the whole test split, so for the accuracy on the split the intervals are conservative.
@@ -28,7 +28,7 @@ def accuracy_variance(hits: Bool[np.ndarray, " N"]) -> float:
     Paper: Agresti and Coull 1998, Approximate is better than "exact" for interval estimation of binomial proportions.
     """
     if len(hits) == 0:
-        raise UserError("Expected the hits of at least one image, got none.")
+        raise UserError("Expected predictions for at least one image, got none.")
     count = len(hits) + 4
     share = (float(hits.sum()) + 2) / count
     return share * (1 - share) / count
@@ -52,7 +52,8 @@ def ratio_variance(merged: Bool[np.ndarray, " N"], tuned: Bool[np.ndarray, " N"]
     """
     if len(merged) != len(tuned) or len(tuned) == 0:
         raise UserError(
-            f"Expected both models' hits on the same images, got {len(merged)} and {len(tuned)} of them."
+            f"Expected predictions of both models on the same images, got {len(merged)} and {len(tuned)}"
+            " images."
         )
     if not tuned.any():
         return math.nan

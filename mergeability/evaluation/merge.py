@@ -1,4 +1,4 @@
-"""One set of models merged by one method: the merged task vector, the weights at a scale, and their store key."""
+"""Compute the merge of a set of models by one method, and its key in the store."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -24,20 +24,20 @@ Weights = tuple[Mapping[str, Any], Callable[[], Mapping[str, Tensor]]]
 
 
 def describe(merger: object) -> Any:
-    """Return a JSON-able record of a merge method: its class and all options, including nested methods."""
+    """Return a JSON-compatible record of a merge method: its class and all options, including nested methods."""
     if dataclasses.is_dataclass(merger) and not isinstance(merger, type):
         options = {field.name: describe(getattr(merger, field.name)) for field in dataclasses.fields(merger)}
         return {"method": class_name(merger), **options}
     if merger is None or isinstance(merger, bool | int | float | str):
         return merger
     raise UserError(
-        f"A merge method's options must be numbers, text or methods, not {type(merger).__name__}."
+        f"Expected options of a merge method to be numbers, text or methods, got {type(merger).__name__}."
     )
 
 
 @dataclass(frozen=True)
 class Recalibration:
-    """Re-estimates batch-norm statistics of merged weights on the calibration images of the merged tasks.
+    """Re-estimate batch-norm statistics of merged weights on the calibration images of the merged tasks.
 
     Attributes:
         evaluator: holds the encoder.
@@ -48,18 +48,18 @@ class Recalibration:
     views: Views
 
     def make(self, state: Mapping[str, Tensor], tasks: Sequence[str]) -> dict[str, Tensor]:
-        """Return the state dict with re-estimated statistics."""
+        """Return a state dict with re-estimated batch-norm statistics."""
         samples = Inputs.joined([self.views.samples(task) for task in sorted(tasks)])
         return self.evaluator.recalibrated(state, samples.tensors["images"], tasks)
 
     def key(self, tasks: Sequence[str]) -> list[str]:
-        """Return the fingerprints of the images on which the statistics depend."""
+        """Return the hashes of the images from which the statistics are estimated."""
         return [self.views.samples(task).without_labels().fingerprint for task in sorted(tasks)]
 
 
 @dataclass
 class Merge:
-    """One set of models merged by one method; the merged task vector is computed once, on first use.
+    """Represent one set of models merged by one method; the merged task vector is computed on first use.
 
     Attributes:
         task_vectors: the models of the set.
@@ -75,12 +75,12 @@ class Merge:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the models."""
+        """The names of the merged models."""
         return self.task_vectors.tasks
 
     @cached_property
     def direction(self) -> dict[str, Tensor]:
-        """The merged task vector, under the checkpoints' names."""
+        """The merged task vector, with the tensor names of the checkpoints."""
         given = self.profiles if self.method.needs_data else None
         models = self.task_vectors if given is None else given
         return self.task_vectors.assembled(self.method(models))
@@ -103,7 +103,7 @@ class Merge:
         return applied(base, self.direction, alpha, dtype=dtype, rounding=rounding)
 
     def weights(self, alpha: float) -> dict[str, Any]:
-        """Return everything that determines the merged weights, as a JSON-able record."""
+        """Return all inputs that determine the merged task vector, as a JSON-compatible record."""
         record = {
             "base": self.task_vectors.base_hash,
             # Names are included, because masks (DARE) and the order of summation depend on them.
@@ -120,24 +120,24 @@ class Merge:
         return record
 
     def weights_at(self, alpha: float) -> Weights:
-        """Return the record that determines the weights at a scale, and a function that computes the weights."""
+        """Return the record that identifies the weights at a scale, and a function that computes these weights."""
         return self.weights(alpha), lambda: self.state(alpha)
 
 
 def given_alpha(alpha: float | str, merge: Merge) -> tuple[float, str]:
-    """Convert a scale that is not tuned (a number or "own") to a number; also return its source."""
+    """Convert a scale (a number or "own") to a number, and return the number and its source."""
     if isinstance(alpha, str):
         return fixed_alpha(merge.method, merge.task_vectors), "the method's own"
     return float(alpha), "given for all methods"
 
 
 def own_weights(task_vectors: TaskVectors, task: str) -> Weights:
-    """Return the record that determines the weights of a task's fine-tuned model, and a function that reads them."""
+    """Return the record that identifies a task's fine-tuned weights, and a function that reads these weights."""
     return {"file": task_vectors.hashes[task]}, lambda: task_vectors.model(task).state_dict()
 
 
 def base_weights(task_vectors: TaskVectors) -> Weights:
-    """Return the record that determines the weights of the base model, and a function that reads them."""
+    """Return the record that identifies the base model's weights, and a function that reads these weights."""
     return {"file": task_vectors.base_hash}, lambda: task_vectors.base_checkpoint.state_dict()
 
 

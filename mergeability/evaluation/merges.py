@@ -1,4 +1,4 @@
-"""Evaluation of merges: the accuracy on each of their tasks, next to that of the fine-tuned models."""
+"""Evaluate merges on each of their tasks, and compare them with the fine-tuned models."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ Save = Callable[[Merge, str, float, str, pd.DataFrame], None]
 
 
 def evaluate_models(task_vectors: TaskVectors, evaluator: Evaluator) -> pd.DataFrame:
-    """Measure the accuracy of every fine-tuned model, and of the base model, on each model's task.
+    """Measure the accuracies of every fine-tuned model and of the base model on the model's task.
 
     Args:
         task_vectors: the models.
@@ -67,7 +67,7 @@ def evaluate_models(task_vectors: TaskVectors, evaluator: Evaluator) -> pd.DataF
 
 @dataclass(frozen=True)
 class Outcomes:
-    """The outcomes of merges.
+    """Hold the outcomes of merges.
 
     Attributes:
         accuracies: one row per set, method and task: `tasks` (the set's, joined by +), `arity`, `method`,
@@ -90,7 +90,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Evaluate merges of the same models by several methods, at chosen scales.
+    """Evaluate merges of the same models by several methods and at several scales.
 
     Attributes:
         task_vectors: all models.
@@ -118,7 +118,7 @@ class Evaluation:
     def sets(
         self, methods: Mapping[str, MergeMethod], sets: Sequence[tuple[str, ...]], run: Run | None = None
     ) -> Outcomes:
-        """Merge every set by every method and measure the merge on each of the set's tasks.
+        """Merge every set of models by every method, and measure the accuracy on each of the set's tasks.
 
         Args:
             methods: name → merge method.
@@ -185,7 +185,7 @@ class Evaluation:
         return _labelled(pd.DataFrame(rows), merge, column)
 
     def merge(self, tasks: Sequence[str], method: MergeMethod) -> Merge:
-        """Prepare the merge of some models."""
+        """Return the merge of some models by one method; the merge is computed on first use."""
         profiles = self.profiles.select(tasks) if self.profiles is not None and method.needs_data else None
         return Merge(self.task_vectors.select(tasks), method, profiles, self.recalibration)
 
@@ -306,8 +306,8 @@ def _edge_notes(curves: Sequence[pd.DataFrame], grid: Sequence[float]) -> list[s
         count = int(alphas.isin([min(grid), max(grid)]).sum())
         if count:
             sentences.append(
-                f"{method}: the best α was at an end of the grid for {count} of {len(alphas)} merges; "
-                "a wider alpha_grid may do better."
+                f"{method}: the best α was the first or the last of the grid for {count} of {len(alphas)}"
+                " merges. A wider alpha_grid may give better merges."
             )
     return sentences
 

@@ -1,4 +1,4 @@
-"""The sets of models to merge: all pairs, some pairs, or sets of any size."""
+"""Choose the sets of models to merge: all pairs, some pairs, or sets of any size."""
 
 import itertools
 import logging
@@ -19,7 +19,7 @@ MOST_UNASKED = 1000
 
 @dataclass(frozen=True)
 class MergeSets:
-    """A choice of sets of models.
+    """Specify which sets of models are merged.
 
     Attributes:
         pairs: the pairs to merge, [[a, b], …]; all of them when None.
@@ -41,13 +41,11 @@ class MergeSets:
     def __post_init__(self) -> None:
         if not self._arities:
             raise UserError(
-                "Expected arity to be a number of models of at least 2, all, or a list of these; got an empty list."
+                "Expected arity to be a number of at least 2, all, or a list of these, got an empty list."
             )
         for arity in self._arities:
             if arity != "all" and (not _is_whole(arity) or arity < 2):
-                raise UserError(
-                    f"Expected arity to be a number of models of at least 2, or all; got {arity!r}."
-                )
+                raise UserError(f"Expected arity to be a number of at least 2, or all, got {arity!r}.")
         if self.sets is not None and (not _is_whole(self.sets) or self.sets < 1):
             raise UserError(f"Expected sets to be a positive number of sets, got {self.sets!r}.")
         if self.pairs is not None:
@@ -63,13 +61,13 @@ class MergeSets:
         is_list = isinstance(pairs, Sequence) and not isinstance(pairs, str) and len(pairs) > 0
         if not is_list or not all(_is_pair(pair) for pair in pairs):
             raise UserError(
-                f"Expected pairs to be pairs of different tasks, such as pairs='[[a, b], [a, c]]'; got {pairs!r}."
+                f"Expected pairs of different tasks, such as pairs='[[a, b], [a, c]]', got {pairs!r}."
             )
         if self._arities != [2] or self.sets is not None:
             raise UserError("Expected either pairs=… or arity=… and sets=…, got both. Remove one of them.")
 
     def choose(self, tasks: Sequence[str]) -> list[tuple[str, ...]]:
-        """List the sets, each in the order of the tasks.
+        """Return the sets; the tasks of each set are in the order of `tasks`.
 
         Raises:
             UserError: a pair names an unknown task, a set is larger than the suite, or there are very many sets.
@@ -86,7 +84,9 @@ class MergeSets:
         named = [tuple(clean_name(task, "each name in pairs") for task in pair) for pair in pairs]
         unknown = sorted({task for pair in named for task in pair} - set(tasks))
         if unknown:
-            raise UserError(f"pairs names {', '.join(unknown)}; the suite has {', '.join(tasks)}.")
+            raise UserError(
+                f"pairs contains {', '.join(unknown)}, but the suite contains only {', '.join(tasks)}."
+            )
         return list(dict.fromkeys(_ordered(pair, tasks) for pair in named))
 
     def _of_size(self, tasks: Sequence[str], size: int) -> list[tuple[str, ...]]:
@@ -96,11 +96,14 @@ class MergeSets:
         if self.sets is None or self.sets >= count:
             if self.sets is None and count > MOST_UNASKED and not (size == 2 and self.many_pairs):
                 raise UserError(
-                    f"There are {count} sets of {size} out of {len(tasks)} models: choose how many, such as sets=200"
-                    f"{', or evaluate=200, which predicts the others' if size == 2 else ''}."
+                    f"There are {count} sets of {size} of the {len(tasks)} models. Choose how many are"
+                    " merged, such as"
+                    f" sets=200{', or evaluate=200, which predicts the others' if size == 2 else ''}."
                 )
             if self.sets is not None and self.sets > count:
-                logger.info("There are only %d sets of %d out of %d models.", count, size, len(tasks))
+                logger.info(
+                    "Only %d sets of %d of the %d models exist; all are merged.", count, size, len(tasks)
+                )
             return list(itertools.combinations(tasks, size))
         generator = random.Random(f"{self.seed}\n{size}\n" + "\n".join(sorted(tasks)))
         drawn: dict[tuple[str, ...], None] = {}

@@ -1,4 +1,4 @@
-"""Tables of the outcomes of merges, with one row per pair or per set of models."""
+"""Create tables of the outcomes of merges, with one row per pair or per set of models."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from mergeability.evaluation.intervals import mean_interval
 
 
 def pair_table(accuracies: pd.DataFrame, probes: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Arrange the outcomes of pairs in a table with one row per pair.
+    """Convert the outcomes of pairs to a table with one row per pair.
 
     Columns, for each method m: `acc_m` and `norm_acc_m` (merged accuracy over the fine-tuned model's own), the
     means over the pair's two tasks; `kept_gain_m`, the mean of (merged − base)/(fine-tuned − base), how much of

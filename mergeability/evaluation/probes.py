@@ -1,4 +1,4 @@
-"""Probes: predictions of a merge on a few unlabelled images per task, compared with those of each task's own model.
+"""Probe merges: compare their predictions on a few unlabelled images with those of each task's own model.
 
 A probe is a small evaluation without labels, not a forecast: it requires the merge. The overlap directly estimates the
 merge's normalised accuracy, and the confidence its accuracy.
@@ -28,7 +28,7 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Probe:
-    """Compare the predictions of merges on unlabelled inputs with those of each task's own model.
+    """Compare the predictions of merges on unlabelled inputs with the predictions of each task's own model.
 
     Attributes:
         evaluator: holds the encoder, the heads and the store.
@@ -42,14 +42,16 @@ class Probe:
     _answers: dict[str, Probabilities] = field(default_factory=dict, repr=False)
 
     def values(self, weights: Weights, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
-        """Measure `overlap`, `agreement` and `confidence` of one set of weights on some tasks' inputs.
+        """Measure `overlap`, `agreement` and `confidence` of merged weights on the inputs of some tasks.
 
         Raises:
             UserError: there are no inputs for a task, or what the weights compute is not finite.
         """
         missing = [task for task in tasks if task not in self.inputs]
         if missing:
-            raise UserError(f"There are no unlabelled images to probe merges of {', '.join(missing)} with.")
+            raise UserError(
+                f"Merges of {', '.join(missing)} cannot be probed, because there are no unlabelled images."
+            )
         described, state = weights
         passed: list[dict[str, Tensor]] = []
 
@@ -95,8 +97,8 @@ class Probe:
         answers = probabilities(normalised(features.numpy()), head)
         if np.isnan(answers).any():
             raise UserError(
-                f"Features of images of '{task}' have length 0, so no class can be predicted: the weights are "
-                "degenerate. Merge at a smaller alpha."
+                f"The features of images of '{task}' have length 0, so no class can be predicted. Merge at a"
+                " smaller alpha."
             )
         return answers
 
@@ -109,7 +111,7 @@ def probes_on(
     looks: bool,
     tunes: bool,
 ) -> tuple[Probe | None, Probe | None]:
-    """Return the probe that evaluates merges and the probe that selects scales, with disjoint inputs.
+    """Return two probes with disjoint inputs: one evaluates merges, the other selects scales.
 
     Inputs used to select a scale would overestimate it. So if scales are selected, the first half of each task's
     inputs is used for the choice, and the second half for the probe.

@@ -1,4 +1,4 @@
-"""The scale α of a merge: the method's own, one number, or the best of a grid, with labels or without."""
+"""Choose the scale α of a merge: the method's default, a number, or the best of a grid."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ GRID = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0)
 
 @dataclass(frozen=True)
 class ScaleChoice:
-    """The scales at which merges are evaluated.
+    """Specify the scales at which merges are evaluated.
 
     Attributes:
         alpha: None for each method's own, a number for all methods, "tuned" (the best of the grid on labelled
@@ -41,8 +41,8 @@ class ScaleChoice:
     def __post_init__(self) -> None:
         if not (self.alpha is None or _is_number(self.alpha) or _are_words(self.alpha)):
             raise UserError(
-                f"Expected alpha to be a finite number, {', '.join(_SUFFIXES)}, both, or a list of these words; "
-                f"got {self.alpha!r}."
+                f"Expected alpha to be a finite number, {', '.join(_SUFFIXES)}, both, or a list of these"
+                f" words, got {self.alpha!r}."
             )
         if isinstance(self.grid, str) or not self.grid or not all(map(_is_number, self.grid)):
             raise UserError(f"Expected alpha_grid to be a list of numbers, got {self.grid!r}.")
@@ -51,7 +51,7 @@ class ScaleChoice:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The kinds of scale requested by name, without duplicates; empty for a number or each method's own scale."""
+        """The requested kinds of scale, such as "tuned"; empty for a number or for each method's default scale."""
         if self.alpha is None or isinstance(self.alpha, int | float):
             return ()
         asked = [self.alpha] if isinstance(self.alpha, str) else self.alpha
@@ -68,11 +68,11 @@ class ScaleChoice:
         return {name: words[0]} if len(words) == 1 else {f"{name}{_SUFFIXES[word]}": word for word in words}
 
     def tunes(self, methods: Mapping[str, MergeMethod], by: str = TUNED) -> bool:
-        """Return whether any method's scale is tuned on labelled validation images, or is of another kind `by`."""
+        """Return whether the scale of any method is chosen by the procedure `by`."""
         return any(by in self.columns(name, method).values() for name, method in methods.items())
 
     def notes(self, methods: Mapping[str, MergeMethod], sets: Sequence[TaskVectors]) -> list[str]:
-        """Return sentences about published scales that are not available for these models.
+        """Return messages about methods without a published scale for these models.
 
         Args:
             methods: name → method.
@@ -98,7 +98,7 @@ def tune(
     grid: Sequence[float | int],
     value: str = "norm_accuracy",
 ) -> tuple[float, pd.DataFrame]:
-    """Select the scale with the highest mean of the measured values over tasks.
+    """Return the scale with the highest mean value over tasks.
 
     On ties the smallest scale is selected. A task without a value (a fine-tuned model with accuracy 0 has no normalised
     accuracy) is ignored; if no task has a value, the first scale of the grid is returned.

@@ -1,1 +1,1 @@
-"""Linear algebra on large matrices: Gram matrices in blocks, decompositions, polar factors."""
+"""Compute Gram matrices, decompositions and polar factors of large matrices."""

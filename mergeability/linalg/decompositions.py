@@ -1,4 +1,4 @@
-"""Singular triplets from the smaller Gram matrix, in a fraction of the time of an SVD.
+"""Compute singular triplets from the smaller Gram matrix, which is faster than an SVD.
 
 AᵀA is formed in float64, where the products of float32 numbers are exact. Squaring halves the number of correct
 digits, but float64 has twice as many as float32, so the result is as accurate as a float32 SVD of A, including small
@@ -19,7 +19,7 @@ _ROWS = 512
 
 
 def gram_matrix(tall: Any) -> Float64[np.ndarray, "r r"]:
-    """Compute AᵀA in float64, exactly symmetric, without a float64 copy of A (an array or a tensor).
+    """Compute AᵀA in float64 without a float64 copy of A; the result is exactly symmetric.
 
     Args:
         tall: A, an array or a tensor, m × r.
@@ -43,7 +43,7 @@ def gram_matrix(tall: Any) -> Float64[np.ndarray, "r r"]:
 
 
 def product(tall: Any, vectors: Float64[np.ndarray, "r k"]) -> Float64[np.ndarray, "m k"]:
-    """Compute A·V in float64, without a float64 copy of A (an array or a tensor).
+    """Compute A·V in float64 without a float64 copy of A.
 
     Args:
         tall: A, an array or a tensor, m × r.
@@ -67,7 +67,7 @@ def product(tall: Any, vectors: Float64[np.ndarray, "r k"]) -> Float64[np.ndarra
 
 
 def gram_memory(smaller: int) -> int:
-    """Count the bytes that the blocks of `gram_matrix` need.
+    """Return how much memory the blocks of `gram_matrix` take, in bytes.
 
     Args:
         smaller: the smaller extent r of the matrix.
@@ -83,7 +83,7 @@ def gram_memory(smaller: int) -> int:
 def leading_triplets(
     matrix: Float[Tensor, "m n"], rank: int
 ) -> tuple[Float[Tensor, "m r"], Float[Tensor, " r"], Float[Tensor, "r n"]]:
-    """Compute the `rank` leading singular triplets U, S, Vh of a matrix, S descending, in float32.
+    """Compute the `rank` leading singular triplets U, S, Vh of a matrix in float32, with S in descending order.
 
     A triplet whose singular value is zero to float64 precision of the squares (below √(max(m, n)·ε)·s₁) has no
     unique direction: its value and vectors are set to zero, so that results do not depend on arbitrary vectors.
@@ -117,7 +117,7 @@ def leading_triplets(
 def symmetric_eigen(
     matrix: Float64[np.ndarray, "n n"],
 ) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, "n n"]]:
-    """Decompose a symmetric matrix: all eigenvalues, ascending, and their vectors as columns.
+    """Compute all eigenvalues of a symmetric matrix, in ascending order, and the eigenvectors as columns.
 
     Uses NumPy's driver, which takes half the time of PyTorch's on some CPUs, on one thread: competing threads of
     two libraries on the same cores made a merge of two ViT-B/16 models 2.3 times slower.

@@ -1,4 +1,4 @@
-"""Gram matrices of long vectors, read in blocks so that memory does not grow with their length."""
+"""Compute Gram matrices of long vectors in blocks, so that memory does not grow with the length."""
 
 from collections.abc import Callable
 
@@ -50,7 +50,7 @@ def streamed_gram(read: Read, count: int, size: int, *, device: str = "cpu") -> 
 
 
 def needed(count: int) -> int:
-    """Count the bytes that a Gram matrix of `count` vectors needs while it is computed.
+    """Return how much memory the computation of a Gram matrix of `count` vectors takes, in bytes.
 
     Args:
         count: number of vectors.

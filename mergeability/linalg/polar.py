@@ -1,4 +1,4 @@
-"""Polar factors: the nearest matrix with orthonormal columns, without an SVD of the matrix itself."""
+"""Compute polar factors, the nearest matrices with orthonormal columns, without an SVD."""
 
 import torch
 from jaxtyping import Float, Float64
@@ -56,7 +56,7 @@ def polar_factor(
 
 
 def polar_factor_of_bases(bases: Float[Tensor, "T m r"]) -> tuple[Tensor, ...]:
-    """Compute the polar factor of T concatenated bases, whose columns are orthonormal or zero.
+    """Compute the polar factor of T concatenated matrices, whose columns are orthonormal or zero.
 
     Of two bases, B = [U₁ U₂], it follows from the r×r matrix M = U₁ᵀU₂ alone: BᵀB = [[I, M], [Mᵀ, I]] has the
     eigenvalues 1 ± c, c the singular values of M, which takes an eighth of the time.

@@ -1,4 +1,4 @@
-"""Step 7, pairwise metrics: functions from the profiles of T models to a T×T matrix.
+"""Compute pairwise metrics: functions from the profiles of T models to a T×T matrix.
 
 `gram` contains metrics of one Gram matrix, `rank` metrics of the spectra of its 2×2 blocks, `subspace`
 overlaps of singular subspaces, `sign` metrics of signs, `same_samples` metrics of gradients on the same samples,

@@ -1,4 +1,4 @@
-"""The list of all metrics: each YAML file of `conf/metric`, with the traits that its function declares."""
+"""List all metrics, which are the YAML files in `conf/metric`, with the traits that their functions declare."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from mergeability.profiles.profiles import Profiles
 
 @runtime_checkable
 class Metric(Protocol):
-    """Protocol of metrics: compute the values of all pairs from the profiles of T models.
+    """Define the interface of metrics: compute the values of all pairs from the profiles of T models.
 
     Examples:
         >>> from mergeability.metrics.catalogue import WEIGHT_SPACE, Metric
@@ -32,7 +32,7 @@ class Metric(Protocol):
 
 @dataclass(frozen=True)
 class Entry:
-    """Describe one metric of the catalogue: its function, its traits and its origin.
+    """Hold one metric of the catalogue: its function, its traits and its origin.
 
     Attributes:
         name: name of its column and of its file in `conf/metric`.

@@ -1,4 +1,4 @@
-"""Functional metrics: predictions of models on a few unlabelled images of their tasks, without merging.
+"""Compute metrics from predictions of models on a few unlabelled images, without merging.
 
 Let v(m, t) compare the predictions of model m on the images of task t, with t's frozen head, with those of t's own
 fine-tuned model. Each metric of a pair is the mean of v over both tasks.
@@ -67,7 +67,7 @@ def base_overlap(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="functional", low=0, high=1, equal=1, needs_data=True)
 def ensemble_overlap(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
-    """Compute the overlap of the class probabilities of both models' mean features and of each task's own model.
+    """Compute the overlap of class probabilities between the mean of both models' features and each task's own model.
 
     The features are z = (z_a + z_b)/‖z_a + z_b‖ of L2-normalised z_a and z_b: the merge without merging. NaN where
     ‖z_a + z_b‖ < 1e-6.
@@ -94,7 +94,7 @@ def ensemble_overlap(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="functional", low=0, high=1, needs_data=True)
 def ensemble_confidence(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
-    """Compute the probability that both models' mean features give to the class that each task's model predicts.
+    """Compute the probability that the mean of both models' features gives to the class each task's model predicts.
 
     As `ensemble_overlap`, but with the mean over images of P(ŷ), where ŷ is the class predicted by the task's own
     model.
@@ -147,7 +147,7 @@ def partner_agreement(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="functional", low=0, needs_data=True)
 def partner_retention(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
-    """Compute the share of the base model's agreement with a task's model that the other model retains.
+    """Compute the agreement with a task's model of the other model, divided by that of the base, in [0, ∞).
 
     ½ (v(b, a)/v(base, a) + v(a, b)/v(base, b)), v the agreement. NaN if the base agrees on no image of a task.
 
@@ -174,12 +174,12 @@ def partner_retention(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 
 def functional_names(metrics: Iterable[str]) -> list[str]:
-    """Select the names of functional metrics."""
+    """Return the names in a list that are functional metrics."""
     return [name for name in metrics if name in _KNOWN]
 
 
 def set_values(profiles: Profiles, names: Sequence[str], chosen: Sequence[str]) -> dict[str, float]:
-    """Compute functional metrics of a set of two or more models.
+    """Compute functional metrics for sets of two or more models.
 
     `base_*` are means over the set's tasks; `ensemble_*` take the mean of all the set's features, and then the mean
     over its tasks; `partner_*` are means over ordered pairs.
@@ -210,7 +210,7 @@ def set_values(profiles: Profiles, names: Sequence[str], chosen: Sequence[str]) 
 
 
 def of_models(profiles: Profiles, metrics: Iterable[str]) -> dict[str, np.ndarray]:
-    """Return the functional measures of single models, in the order of the models.
+    """Return the functional measures of each model.
 
     Args:
         profiles: the models.

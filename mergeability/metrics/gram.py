@@ -1,4 +1,4 @@
-"""Geometry of one vector per model: five functions of the T×T Gram matrix of a view.
+"""Compute metrics of the geometry of one vector per model, from the T×T Gram matrix of a view.
 
 The view says which vector: `task_vector`, `activation`, `encoder_gradient` or `input_gradient`. One function
 therefore serves several of the published metrics. Beyond these, `linear_cka` compares kernels of activations.
@@ -50,7 +50,7 @@ def cosine_similarity(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T
 
 @metric(category="geometry", low=0, equal=0)
 def l2_distance(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute the Euclidean distance of two vectors, at least 0.
+    """Compute the Euclidean distance of two vectors, in [0, ∞).
 
     Formula: ‖a − b‖₂ = √(‖a‖² + ‖b‖² − 2⟨a, b⟩).
 
@@ -140,7 +140,7 @@ def angle(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="geometry", low=0, high=1, equal=1)
 def magnitude_ratio(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute the ratio of the shorter length to the longer one, in [0, 1]; 0 if either norm is below 1e-8.
+    """Compute the ratio of the smaller norm of two vectors to the larger norm, in [0, 1]; 0 if one is below 1e-8.
 
     Formula: min(‖a‖, ‖b‖) / max(‖a‖, ‖b‖).
 
@@ -169,7 +169,7 @@ def magnitude_ratio(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]
 
 @metric(category="activation", low=0, high=1, equal=1, needs_data=True)
 def linear_cka(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
-    """Compute the linear centred kernel alignment of two models' activations, in [0, 1].
+    """Compute the linear centred kernel alignment (CKA) of two models' activations, in [0, 1].
 
     X_t are the n×d activations of the pool's inputs (each the mean over its tokens), minus their mean over the
     inputs. The value is the cosine of the flattened n×n kernels X_tX_tᵀ. 1 if the

@@ -1,4 +1,4 @@
-"""The pair table: every metric of every pair of models."""
+"""Compute the pair table: every metric of every pair of models."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -58,7 +58,7 @@ def measure(
         dtd    svhn                       -2.0               113.6
     """
     if on_error not in ("raise", "nan"):
-        raise UserError(f"Expected on_error to be 'raise' or 'nan', got {on_error!r}.")
+        raise UserError(f"Expected on_error='raise' or on_error='nan', got {on_error!r}.")
     if isinstance(profiles, TaskVectors):
         profiles = Profiles(profiles)
     if len(profiles.tasks) < 2:
@@ -84,9 +84,9 @@ def _check_data(metrics: Mapping[str, Metric]) -> None:
     needing = [name for name, metric in metrics.items() if traits_of(metric).needs_data]
     if needing:
         raise UserError(
-            f"{len(needing)} of the {len(metrics)} metrics require images and heads, for example {needing[0]}, but "
-            "none were given. Request weight-space metrics only: metric=weights, or names as in "
-            "metric=[weights,sign_conflict]."
+            f"{len(needing)} of the {len(metrics)} metrics, such as {needing[0]}, require images and heads,"
+            " but none were given. Request only metrics of the weights, by metric=weights or by names such"
+            " as metric=[weights,sign_conflict]."
         )
 
 

@@ -1,4 +1,4 @@
-"""Effective rank of two task vectors: functions of the singular values s₁ ≥ s₂ of the 2×D matrix [a; b].
+"""Compute metrics from the singular values s₁ ≥ s₂ of two task vectors as a 2×D matrix [a; b].
 
 The singular values are the square roots of the eigenvalues of the pair's 2×2 Gram matrix, so no SVD is needed. In
 float64: the determinant cancels badly in float32 for nearly parallel vectors. All of them are NaN if a
@@ -19,7 +19,7 @@ _TOGETHER = 64
 
 @metric(category="effective rank", low=1, high=2, equal=1)
 def effective_rank(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
-    """Compute the effective rank of the two vectors, in [1, 2]: 1 if they are parallel (Roy & Vetterli 2007).
+    """Compute the effective rank (Roy & Vetterli 2007) of two task vectors, in [1, 2]; it is 1 for parallel vectors.
 
     Formula: exp(−Σ pᵢ log pᵢ), where pᵢ = sᵢ / Σ s.
 
@@ -46,7 +46,7 @@ def effective_rank(profiles: Profiles, view: str = "task_vector") -> Float64[np.
 
 @metric(category="effective rank", low=0, high=1, equal=1)
 def mergeability_score(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
-    """Compute the mergeability score, in [0, 1]: 1 for parallel task vectors.
+    """Compute the mergeability score 2 − effective rank, in [0, 1]; it is 1 for parallel task vectors.
 
     Formula: 2 − effective rank, clipped to [0, 1].
 
@@ -73,7 +73,7 @@ def mergeability_score(profiles: Profiles, view: str = "task_vector") -> Float64
 
 @metric(category="effective rank", low=1, high=2, equal=1)
 def stable_rank(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
-    """Compute the stable rank of the two vectors, in [1, 2]: 1 if they are parallel.
+    """Compute the stable rank of two task vectors, in [1, 2]; it is 1 for parallel vectors.
 
     The name is the paper's; elsewhere the stable rank is ‖·‖²_F / ‖·‖²₂.
 
@@ -103,7 +103,7 @@ def stable_rank(profiles: Profiles, view: str = "task_vector") -> Float64[np.nda
 
 @metric(category="effective rank", low=0, high=1, equal=1)
 def spectral_gap(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
-    """Compute the relative gap between the two singular values, in [0, 1]: 1 for parallel vectors.
+    """Compute the spectral gap (s₁ − s₂) / s₁, in [0, 1]; it is 1 for parallel task vectors.
 
     Formula: (s₁ − s₂) / s₁.
 
@@ -130,7 +130,7 @@ def spectral_gap(profiles: Profiles, view: str = "task_vector") -> Float64[np.nd
 
 @metric(category="effective rank", low=0, high=1, equal=0)
 def singular_value_ratio(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
-    """Compute the ratio of the singular values, in [0, 1]: 1 for orthogonal task vectors of equal length.
+    """Compute the ratio s₂ / s₁, in [0, 1]; it is 1 for orthogonal task vectors of equal length.
 
     Formula: s₂ / s₁.
 
@@ -158,7 +158,7 @@ def singular_value_ratio(profiles: Profiles, view: str = "task_vector") -> Float
 
 @metric(category="effective rank", low=1, high=2, equal=1)
 def layerwise_effective_rank(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
-    """Compute the mean effective rank over the parameter tensors, weighted by their norms, in [1, 2].
+    """Compute the effective rank of each tensor's task vectors, averaged with norms as weights, in [1, 2].
 
     erₗ is the effective rank of the tensor's two deltas. Tensors where either norm is below 1e-10 are
     skipped; the value is 2 if none is left.

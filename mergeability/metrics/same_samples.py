@@ -1,4 +1,4 @@
-"""Gradients of two models on the same samples: the samples of both tasks, each with the head of its task.
+"""Compare the gradients of two models on the samples of both models' tasks.
 
 The view says which gradient, `encoder_gradient` or `input_gradient`. The published metrics of these names take
 each model's gradient on its own task's samples instead. These here need two passes per pair, so they are not
@@ -44,7 +44,7 @@ def cosine_similarity(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T
 
 @metric(category="gradient", low=0, equal=0, needs_data=True, per_pair=True)
 def l2_distance(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute the Euclidean distance of two gradients on the same samples, at least 0.
+    """Compute the Euclidean distance of two gradients on the same samples, in [0, ∞).
 
     Formula: ‖a − b‖₂ = √(‖a‖² + ‖b‖² − 2⟨a, b⟩).
 

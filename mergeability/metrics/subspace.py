@@ -1,4 +1,4 @@
-"""Overlap of singular subspaces: means over the 2-D weight matrices of the model.
+"""Compare singular subspaces of two task vectors; values are means over the 2-D weight matrices.
 
 τ = U S Vᵀ is the thin SVD of one matrix's delta. A matrix that one of the models did not change has no
 subspace and is skipped for that pair; the value is NaN if no matrix is left.
@@ -17,7 +17,7 @@ from mergeability.profiles.profiles import Profiles
 
 @metric(category="subspace", low=0, high=1, equal=1)
 def singular_value_overlap(profiles: Profiles, count: Count = 100) -> Float64[np.ndarray, "T T"]:
-    """Compute the cosine of two models' vectors of leading singular values, mean over matrices, in [0, 1].
+    """Compute the cosine of two models' vectors of leading singular values, in [0, 1], averaged over matrices.
 
     Formula: ⟨s_a, s_b⟩ / (‖s_a‖ ‖s_b‖), where s_t are the `count` leading singular values of τ_t.
 
@@ -50,7 +50,7 @@ def singular_value_overlap(profiles: Profiles, count: Count = 100) -> Float64[np
 
 @metric(category="subspace", low=0, high=1)
 def left_overlap(profiles: Profiles, k: Count = 10) -> Float64[np.ndarray, "T T"]:
-    """Compute the overlap of the subspaces of the k leading left singular vectors, mean over matrices.
+    """Compute the overlap of the subspaces of the k leading left singular vectors, averaged over matrices.
 
     Divided by k as published, not by √k: identical subspaces score 1/√k, which is 0.316 at k = 10.
 
@@ -87,7 +87,7 @@ def left_overlap(profiles: Profiles, k: Count = 10) -> Float64[np.ndarray, "T T"
 def right_overlap(
     profiles: Profiles, end: Literal["top", "bottom"] = "top", k: Count = 10
 ) -> Float64[np.ndarray, "T T"]:
-    """Compute the overlap of the subspaces of k right singular vectors, mean over matrices, in [0, 1].
+    """Compute the overlap of the subspaces of k right singular vectors, in [0, 1], averaged over matrices.
 
     Formula: ‖VaᵀVb‖_F / √k, where V_t are the first or the last k right vectors of the thin SVD.
 
@@ -121,7 +121,7 @@ def right_overlap(
 def interaction_overlap(
     profiles: Profiles, end: Literal["top", "bottom"] = "top", k: Count = 10
 ) -> Float64[np.ndarray, "T T"]:
-    """Compute the mean squared singular value of the interaction matrix VaᵀVb, mean over matrices, in [0, 1].
+    """Compute the mean squared singular value of the interaction matrix VaᵀVb, in [0, 1], averaged over matrices.
 
     Formula: ‖VaᵀVb‖²_F / k, where V_t are the first or the last k right vectors of the thin SVD.
 
@@ -153,7 +153,7 @@ def interaction_overlap(
 
 @metric(category="subspace", low=-1, high=1, on_request=True)
 def left_overlap_excess(profiles: Profiles, k: Count = 10) -> Float64[np.ndarray, "T T"]:
-    """Compute how far the overlap of the leading left subspaces exceeds chance, mean over matrices, in (−1, 1).
+    """Compute how far the overlap of leading left subspaces exceeds that of random subspaces, in (−1, 1).
 
     ‖UaᵀUb‖²_F is k²/m on average for random subspaces of Rᵐ, and k for equal ones: without the second term, the
     overlap of unrelated matrices depends on their shape. 0 at about chance. Divided by √k, unlike `left_overlap`.
@@ -190,7 +190,7 @@ def left_overlap_excess(profiles: Profiles, k: Count = 10) -> Float64[np.ndarray
 def right_overlap_excess(
     profiles: Profiles, end: Literal["top", "bottom"] = "top", k: Count = 10
 ) -> Float64[np.ndarray, "T T"]:
-    """Compute how far the overlap of the right subspaces exceeds chance, mean over matrices, in (−1, 1).
+    """Compute how far the overlap of right subspaces exceeds that of random subspaces, in (−1, 1).
 
     0 at about chance: see `left_overlap_excess`; the right vectors lie in Rⁿ.
 
@@ -227,7 +227,7 @@ def right_overlap_excess(
 def interaction_overlap_excess(
     profiles: Profiles, end: Literal["top", "bottom"] = "top", k: Count = 10
 ) -> Float64[np.ndarray, "T T"]:
-    """Compute how far the interaction overlap exceeds chance, mean over matrices, in (−1, 1).
+    """Compute how far `interaction_overlap` exceeds its value for random subspaces, in (−1, 1), averaged over matrices.
 
     Random subspaces of Rⁿ give 0 on average, exactly.
 

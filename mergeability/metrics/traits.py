@@ -1,4 +1,4 @@
-"""Declared traits of metrics: range, category and required data, attached to functions by a decorator."""
+"""Declare traits of metrics by a decorator: range, category and required data."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ _CATEGORIES = {"encoder_gradient": "gradient", "input_gradient": "gradient"}
 
 @dataclass(frozen=True)
 class Traits:
-    """Properties of a metric: category, symmetry, range and the data it needs.
+    """Hold the traits of a metric: category, symmetry, range and required data.
 
     Attributes:
         category: group of the metric; determined by the view if `view` is not the task vector.
@@ -42,7 +42,7 @@ class Traits:
     on_request: bool = False
 
     def with_options(self, options: Mapping[str, Any]) -> "Traits":
-        """Return the traits of the function for these options; only `view` affects them."""
+        """Return the traits for given options, of which only `view` matters."""
         view = options.get("view", WEIGHTS)
         if view == WEIGHTS:
             return self
@@ -63,7 +63,7 @@ def metric(
     per_pair: bool = False,
     on_request: bool = False,
 ) -> Callable[[Function], Function]:
-    """Declare the traits of a metric, as a decorator of functions from profiles to a symmetric T×T matrix.
+    """Return a decorator that declares the traits of a metric.
 
     The values must be literals: command lines read them from the source, without importing it.
 
@@ -101,7 +101,7 @@ def metric(
 
 
 def traits_of(function: Callable[..., Any]) -> Traits:
-    """Return the declared traits of a metric with its options; traits without a range if it declares none.
+    """Return the traits of a metric with its options; without a declaration, traits with an infinite range.
 
     Args:
         function: a metric, or a `functools.partial` of one.
@@ -119,7 +119,7 @@ def traits_of(function: Callable[..., Any]) -> Traits:
 
 
 def documented_range(function: Callable[..., Any]) -> tuple[float, float]:
-    """Return the lowest and the highest possible value of a metric; infinite if undocumented.
+    """Return the lowest and the highest possible value of a metric; infinite if not declared.
 
     Args:
         function: a metric.

@@ -1,4 +1,4 @@
-"""The complete analysis: the request, the stages in order, and the result.
+"""Run the complete analysis, from a request to a result.
 
 Examples:
     >>> from mergeability.pipeline import Analysis

@@ -1,4 +1,4 @@
-"""A budget of evaluations: the pairs to merge and evaluate, and predictions for the others."""
+"""Choose which pairs to evaluate within a budget, and predict the other pairs."""
 
 import logging
 from collections.abc import Sequence
@@ -15,28 +15,28 @@ logger = logging.getLogger(__name__)
 
 
 def check_budget(request: Request) -> None:
-    """Check that a budget of evaluations comes with a merge method.
+    """Check that a merge method is given if a budget of evaluations is set.
 
     Raises:
         UserError: `evaluate` is set, but there is no merge method.
     """
     if request.merging.evaluate is not None and not request.merges:
         raise UserError(
-            f"evaluate={request.merging.evaluate} chooses the pairs to merge, but there is no merge method: set "
-            "merge=…, or remove evaluate=."
+            f"evaluate={request.merging.evaluate} chooses the pairs to merge, but there is no merge method."
+            " Set merge=…, or remove evaluate=."
         )
 
 
 def refuse_budget(request: Request, suite: str) -> None:
-    """Check that a budget of evaluations is used only where merges are evaluated with labels.
+    """Check that a budget of evaluations is only set for suites that evaluate merges with labels.
 
     Raises:
         UserError: `evaluate` is set.
     """
     if request.merging.evaluate is not None:
         raise UserError(
-            f"evaluate={request.merging.evaluate} chooses the pairs to merge and evaluate, but suite={suite} evaluates "
-            "none: bound its merges by pairs=… or sets=…."
+            f"evaluate={request.merging.evaluate} chooses the pairs to merge and evaluate, but suite={suite}"
+            " evaluates no merges. Limit its merges by pairs=… or sets=…."
         )
 
 
@@ -74,7 +74,7 @@ def evaluated_sets(
 
 
 def with_outcomes(pairs: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
-    """Select the pairs that have an outcome of a method."""
+    """Return the pairs that have an outcome of at least one method."""
     outcomes = [f"{t}_{m}" for t in TARGETS for m in methods if f"{t}_{m}" in pairs.columns]
     return pairs[pairs[outcomes].notna().any(axis=1)].reset_index(drop=True)
 

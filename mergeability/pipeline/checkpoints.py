@@ -1,4 +1,4 @@
-"""The analysis of checkpoints without data: weight-space metrics, and data-free merges."""
+"""Analyse checkpoints without data: compute metrics of the weights, and write merges."""
 
 from collections.abc import Mapping, Sequence
 
@@ -31,7 +31,7 @@ from mergeability.task_vectors.vectors import TaskVectors
 
 
 def analyse_checkpoints(suite: CheckpointSuite, request: Request, run: Run) -> Analysis:
-    """Measure every pair, and write the requested merges.
+    """Compute the metrics of every pair, and write the requested merges.
 
     Raises:
         UserError: there are fewer than two models, a merge method needs data, or merges would not be saved.
@@ -51,7 +51,7 @@ def analyse_checkpoints(suite: CheckpointSuite, request: Request, run: Run) -> A
 
 
 def compared(vectors: TaskVectors, request: Request, run: Run) -> Analysis:
-    """Measure every pair of opened models.
+    """Compute the metrics of every pair of opened models.
 
     Args:
         vectors: two or more models.
@@ -94,11 +94,13 @@ def _check_merges(request: Request) -> None:
     refuse_methods_with_data(request, "checkpoints", "calibration images", "Without data")
     if not request.merging.keeps:
         raise UserError(
-            "suite=checkpoints provides no images to evaluate merges on: set save=true, or remove merge=."
+            "suite=checkpoints provides no images for the evaluation of merges. Set save=true, or remove"
+            " merge=."
         )
     if any(request.merging.scales.tunes(request.merges, by) for by in (TUNED, UNLABELLED)):
         raise UserError(
-            "Tuning alpha requires validation images, but suite=checkpoints has none: set alpha to a number."
+            "Tuning alpha requires validation images, but suite=checkpoints provides none. Set alpha to a"
+            " number."
         )
 
 

@@ -1,4 +1,4 @@
-"""Import a fine-tuned encoder from elsewhere: check it against its architecture and base, rename its tensors, hash it.
+"""Import an encoder that was fine-tuned elsewhere: check, rename and hash its tensors.
 
 The result has the format of a training's folder, with `card.json`, so an analysis of tasks finds it.
 """
@@ -99,8 +99,8 @@ def import_checkpoint(
         )
     if task is not None and base_folder is None:
         raise UserError(
-            f"The zero-shot head of '{task.name}' requires the base's text tower, but no base is given. Give the "
-            "base that the model was fine-tuned from, or remove the task."
+            f"The zero-shot head of '{task.name}' requires the base's text tower, but no base is given. Give"
+            " the base from which the model was fine-tuned, or remove the task."
         )
     folder, path = Path(folder), find_weights(source)
     tensors = read_tensors(path)
@@ -167,13 +167,14 @@ def _relative_norm(
     relative = change / length
     if relative > refuse_above:
         raise UserError(
-            f"{path} was not fine-tuned from this base: its task vector is {relative:.3g} times as long as the base, "
-            f"but at most {refuse_above:g} is accepted. Give the base from which it was fine-tuned, or "
-            "base=null."
+            f"{path} was not fine-tuned from this base: the norm of its task vector is {relative:.3g} times"
+            f" the norm of the base, but at most {refuse_above:g} is accepted. Give the base from which it"
+            " was fine-tuned, or base=null."
         )
     if relative > warn_above:
         logger.warning(
-            "The task vector of %s is %.3g times as long as the base: was it fine-tuned from this base?",
+            "The norm of the task vector of %s is %.3g times the norm of the base. Check that the model was"
+            " fine-tuned from this base.",
             path,
             relative,
         )

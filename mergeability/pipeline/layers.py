@@ -1,4 +1,4 @@
-"""Where two models conflict: the cosine of their task vectors in each tensor of the network."""
+"""Find the tensors in which two models conflict, by the cosine of their task vectors in each tensor."""
 
 from collections.abc import Sequence
 

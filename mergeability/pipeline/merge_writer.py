@@ -37,7 +37,7 @@ _NOTICEABLE = 0.95
 
 
 def keep_only(folder: Path, wanted: Collection[tuple[str, str]]) -> None:
-    """Remove the merges of an earlier run that this run does not create again.
+    """Delete merges of an earlier run that this run does not create again.
 
     Args:
         folder: folder of all merges.
@@ -53,7 +53,7 @@ def keep_only(folder: Path, wanted: Collection[tuple[str, str]]) -> None:
 
 @dataclass(frozen=True)
 class MergeWriter:
-    """Write each merge to `<folder>/<method>/<a>+<b>/`; identical existing merges are kept.
+    """Write each merge to `<folder>/<method>/<a>+<b>/` unless an identical merge exists there.
 
     Attributes:
         folder: folder of all merges.
@@ -110,7 +110,7 @@ class MergeWriter:
         alpha_from: str,
         rows: "pd.DataFrame | None",
     ) -> None:
-        """Write one merge into a given folder; the other arguments are those of `__call__`."""
+        """Write one merge into a given folder; other arguments are as for `__call__`."""
         base = self.task_vectors.base_checkpoint
         layout = {"names": "transformers"} if is_transformers(base) else {}
         written = {} if self.dtype is None else {"dtype": str(self.dtype)}
@@ -125,8 +125,9 @@ class MergeWriter:
         def card() -> dict[str, Any]:
             if rounding.change and rounding.survives < _NOTICEABLE:
                 logger.warning(
-                    "%s of %s: rounding to %s leaves %.0f %% of the squared change; %d of %d changed values equal "
-                    "the base's again. dtype=float32 keeps all.",
+                    "%s of %s: rounding to %s keeps only %.0f %% of the squared change of the weights; after"
+                    " rounding, %d of %d changed values equal the base's values. Set dtype=float32 to keep all"
+                    " changes.",
                     *(column, " + ".join(merge.tasks), self._format(), 100 * max(rounding.survives, 0)),
                     *(rounding.unmoved, rounding.moved),
                 )

@@ -1,4 +1,4 @@
-"""Functions shared by all suites: the sets of models to merge, the writer of merges, and the record in `run.json`."""
+"""Define the steps of merging that all suites share: choose sets, check methods, write and record merges."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -35,14 +35,14 @@ def chosen_sets(request: Request, tasks: tuple[str, ...]) -> list[tuple[str, ...
         other = next((len(one) for one in sets if count is not None and len(one) != count), None)
         if other is not None:
             raise UserError(
-                f"{name} merges exactly {count} models, but arity={other}. "
-                f"Remove {name} from merge=, or set arity={count}."
+                f"{name} merges exactly {count} models, but arity is {other}. Remove {name} from merge=, or"
+                f" set arity={count}."
             )
     return sets if request.merges or request.merging.pairs is not None else []
 
 
 def refuse_methods_with_data(request: Request, suite: str, needed: str, without: str) -> None:
-    """Check that a suite has the data that the merge methods need; the error lists methods that need none.
+    """Check that a suite provides the data that the merge methods require.
 
     Args:
         request: the request.
@@ -56,13 +56,13 @@ def refuse_methods_with_data(request: Request, suite: str, needed: str, without:
     demanding = [name for name, method in request.merges.items() if method.needs_data]
     if demanding:
         raise UserError(
-            f"{', '.join(demanding)} requires {needed}, but suite={suite} has none. {without} merge by "
-            f"{', '.join(data_free())}."
+            f"{', '.join(demanding)} requires {needed}, but suite={suite} provides none. {without} merge by"
+            f" {', '.join(data_free())}."
         )
 
 
 def asks_for_all(metrics: Mapping[str, Metric]) -> bool:
-    """Return whether all metrics of `metric=all` were requested."""
+    """Return whether the request contains all metrics of `metric=all`."""
     return all(name in metrics for name, entry in CATALOGUE.items() if not entry.traits.per_pair)
 
 
@@ -88,7 +88,7 @@ def with_functional_metrics(
 def merge_writer(
     vectors: TaskVectors, request: Request, sets: Sequence[tuple[str, ...]], model: ClipModel | None
 ) -> Save | None:
-    """Return the writer of merges into the run folder; None if merges are not saved."""
+    """Return an object that writes merges into the run folder; None if merges are not saved."""
     if not request.merging.keeps or not request.merges or request.folder is None:
         return None
     scales = request.merging.scales
@@ -106,7 +106,7 @@ def merge_writer(
 
 
 def recorded(vectors: TaskVectors, request: Request) -> dict[str, Any]:
-    """Return the record of the models and merge methods for `run.json`."""
+    """Return a record of the models and the merge methods for `run.json`."""
     return {
         "base_sha256": vectors.base_hash,
         "checkpoint_sha256": vectors.hashes,
@@ -116,5 +116,5 @@ def recorded(vectors: TaskVectors, request: Request) -> dict[str, Any]:
 
 
 def without_value(table: pd.DataFrame) -> list[str]:
-    """Return sentences about missing values in a table of metrics, with reasons."""
+    """Return messages about missing values in a table of metrics, with reasons."""
     return [*table.attrs.get("failures", ()), *table.attrs.get("undefined", ())]

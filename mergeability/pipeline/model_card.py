@@ -1,4 +1,4 @@
-"""The model card of a saved merge, `README.md`: its method, scale and parents."""
+"""Write the model card of a saved merge, `README.md`, with its method, scale and parents."""
 
 import json
 import re
@@ -9,7 +9,7 @@ NAME = "README.md"
 
 
 def model_card(card: Mapping[str, Any], opens: str | None) -> str:
-    """Format the card of a merge as Markdown with metadata for the hub.
+    """Format the card of a merge as Markdown, with metadata for the Hugging Face hub.
 
     Args:
         card: result of `merge_card`, with the names and hash added by `save_merge`.

@@ -1,4 +1,4 @@
-"""Users' models: two or more CLIP encoders with unlabelled images of their tasks and heads, without labels."""
+"""Describe users' models: CLIP encoders with heads and with unlabelled images of their tasks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ _PATHS = ("weights", "images", "classes", "head")
 
 @dataclass(frozen=True)
 class OwnModel:
-    """One fine-tuned model with the images and classes of its task.
+    """Hold one fine-tuned model, and the images and classes of its task.
 
     Attributes:
         weights: the state dict: a file, a folder, or an id on the Hugging Face hub.
@@ -63,11 +63,13 @@ class OwnModel:
         missing = [one for one in ("weights", "images") if not options.get(one)]
         if unknown or missing:
             faults = ([f"no {one}" for one in missing]) + [f"unknown {one}" for one in unknown]
-            raise UserError(f"suite.models.{name} has {', '.join(faults)}. Its options: {', '.join(known)}.")
+            raise UserError(
+                f"suite.models.{name} contains {', '.join(faults)}. Its options are: {', '.join(known)}."
+            )
         if not options.get("classes") and not options.get("head"):
             raise UserError(
-                f"suite.models.{name} requires a head: give classes (the base's text tower makes the head), or "
-                "head=<a saved head>."
+                f"suite.models.{name} requires a head. Give classes, from which the base's text tower creates"
+                " the head, or head=<a saved head>."
             )
         given = {key: value for key, value in options.items() if value is not None}
         if isinstance(given.get("templates"), str):
@@ -98,9 +100,8 @@ class OwnModel:
                 lines = path.read_text(encoding="utf-8-sig").splitlines()
             except UnicodeDecodeError as error:
                 raise UserError(
-                    f"Expected text in UTF-8 in {path}, the class names of '{name}', but byte {error.start} is "
-                    "invalid. "
-                    "Save the file as UTF-8."
+                    f"Expected the class names of '{name}' in {path} to be text in UTF-8, but byte"
+                    f" {error.start} is invalid. Save the file as UTF-8."
                 ) from error
             given: Sequence[Any] = [line for line in lines if line.strip()]
         else:
@@ -115,7 +116,7 @@ class OwnModel:
 
 @dataclass(frozen=True)
 class ModelSuite:
-    """Describe your own CLIP models with unlabelled images of their tasks.
+    """Specify the suite of users' own CLIP models with unlabelled images of their tasks.
 
     Attributes:
         name: name of the suite.
@@ -163,14 +164,15 @@ class ModelSuite:
             )
         if not self.base:
             raise UserError(
-                "The base model is missing: set suite.base=… to the model from which these models were fine-tuned."
+                "The base model is missing. Set suite.base=… to the model from which these models were"
+                " fine-tuned."
             )
         names = clean_names(models, "models")
         say_alike(names, "models")
         self.members.update({name: OwnModel.of(name, models[given]) for name, given in names.items()})
 
     def load(self, store: Store, layout: Layout = _AS_STORED) -> TaskVectors:
-        """Open the task vectors in a layout of parameters.
+        """Open the task vectors of the models, with tensors split into parameters by `layout`.
 
         Raises:
             UserError: a model cannot be found or read, has another base, or uses other image preprocessing.
@@ -187,7 +189,7 @@ class ModelSuite:
         return layout.of(vectors)
 
     def heads(self) -> dict[str, Tensor]:
-        """Read the saved heads, and create the others from class names.
+        """Read the saved heads, and create the other heads from class names.
 
         Raises:
             UserError: a head is not a single matrix, its classes or width differ from the names or the encoder,
@@ -212,9 +214,8 @@ class ModelSuite:
         head, width = matrices[0].float(), int(self.model.configuration["embed_dim"])
         if head.shape[1] != width:
             raise UserError(
-                f"The head {path} of '{name}' expects features of {head.shape[1]} dimensions, but "
-                f"model={self.model.name} "
-                f"gives {width}. Choose the model= with this architecture."
+                f"The head {path} of '{name}' expects features of {head.shape[1]} dimensions, but"
+                f" model={self.model.name} produces {width}. Set model= to the architecture of the encoders."
             )
         if names and len(names) != len(head):
             raise UserError(
@@ -259,8 +260,8 @@ def _described(path: Path) -> tuple[str | None, Any]:
     """
     if not path.is_file():
         raise UserError(
-            f"No file {path} that describes models. Give a YAML file with base and models, as conf/suite/models.yaml "
-            "shows."
+            f"There is no file {path}. Give a YAML file with base and models, as conf/suite/models.yaml"
+            " shows."
         )
     try:
         content = yaml.load(path.read_text(encoding="utf-8-sig"), _OnceOnly)
@@ -272,7 +273,7 @@ def _described(path: Path) -> tuple[str | None, Any]:
         )
     unknown = sorted(str(key) for key in content.keys() - {"base", "models"})
     if unknown:
-        raise UserError(f"{path} has unknown {', '.join(unknown)}: expected base and models.")
+        raise UserError(f"{path} contains the unknown {', '.join(unknown)}. Expected only base and models.")
 
     def found(value: Any) -> Any:
         beside = path.parent / str(value)

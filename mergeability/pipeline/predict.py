@@ -1,4 +1,4 @@
-"""The last stage of an analysis: compare predictors, fit one for later runs, and score pairs with an earlier one."""
+"""Run the last stage of an analysis: compare predictors, fit a predictor for later runs, and score pairs."""
 
 import logging
 import math
@@ -27,7 +27,7 @@ FEWEST_FOR_PREDICTION = 4
 
 @dataclass(frozen=True)
 class PairOutcomes:
-    """The table of metrics and outcomes for prediction.
+    """Hold the table of metrics and outcomes for prediction.
 
     Attributes:
         pairs: one row per pair: metrics and outcomes.
@@ -44,7 +44,7 @@ class PairOutcomes:
 
 @dataclass(frozen=True)
 class Predicted:
-    """The result of this stage.
+    """Hold the results of the prediction stage.
 
     Attributes:
         pairs: the table predicted from, with the models' own accuracies where they are known.
@@ -61,7 +61,7 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of all pairs by a predictor that an earlier run fitted.
+    """Hold the scores of all pairs by a predictor that an earlier run fitted.
 
     Attributes:
         scorer: the predictor.
@@ -75,7 +75,7 @@ class Scored:
 
 
 def with_own_accuracies(pairs: pd.DataFrame, models: pd.DataFrame) -> pd.DataFrame:
-    """Add evidence known before any merge: means over a pair of fine-tuned accuracy, base accuracy and their ratio.
+    """Add fine-tuned accuracy, base accuracy and their ratio, averaged over each pair's tasks.
 
     The ratio is base over fine-tuned accuracy (NaN if a fine-tuned accuracy is 0).
     """
@@ -95,7 +95,7 @@ def with_own_accuracies(pairs: pd.DataFrame, models: pd.DataFrame) -> pd.DataFra
 def predict_pairs(
     outcomes: PairOutcomes, sets: Sequence[tuple[str, ...]], request: Request, run: Run
 ) -> Predicted:
-    """Predict the outcomes of the merged pairs; if there are too few, return a note with the reason."""
+    """Predict the outcomes of the merged pairs; if there are too few pairs, return the reason as a note."""
     if not request.merges or not request.predictors:
         return Predicted(outcomes.pairs)
     if not outcomes.methods:
@@ -109,7 +109,7 @@ def predict_pairs(
 
 
 def predict_table(outcomes: PairOutcomes, rows: str, request: Request, run: Run) -> Predicted:
-    """Predict the outcomes in an existing table, with the models' own accuracies if given or implied.
+    """Predict the outcomes in an existing table; use the models' single-task accuracies if they are known.
 
     Args:
         outcomes: the table.
@@ -154,7 +154,7 @@ def _predict(outcomes: PairOutcomes, request: Request, settings: StudySettings, 
 def tiers_of_evidence(
     metrics: Sequence[str], ranges: Mapping[str, tuple[float, float]], target: str
 ) -> dict[str, list[str]]:
-    """Return the sets of columns, in addition to all metrics, on which a predictor for later runs is fitted.
+    """Return the sets of columns, other than all metrics, on which a predictor for later runs is fitted.
 
     Metrics with a bounded range (cosines, ratios, normalised ranks, overlaps) do not depend on model size, so a fit on
     one architecture applies to another; weight-space metrics also need no data.
@@ -175,6 +175,6 @@ def tiers_of_evidence(
 
 
 def scored(scorer: Scorer, pairs: pd.DataFrame, request: Request) -> Scored:
-    """Score every pair with the fitted predictor of the request, and compare the scores with outcomes if available."""
+    """Score every pair by the fitted predictor of the request, and compare scores with outcomes if there are any."""
     scores = scorer.score(pairs, request.margin)
     return Scored(scorer, scores, transfer_table(scorer, pairs, scores))

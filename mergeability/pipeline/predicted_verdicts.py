@@ -1,4 +1,4 @@
-"""The verdict on a pair that was not evaluated within a budget: a prediction with its cross-validated error."""
+"""Write the verdict on a pair that was not evaluated within the budget."""
 
 import pandas as pd
 
@@ -9,7 +9,7 @@ from mergeability.prediction.pair_table import TARGETS
 
 
 def of_predicted_pair(analysis: Analysis, subject: str, models: list[str]) -> Verdict | None:
-    """Return the verdict on a pair predicted from other pairs of the same models; None if it was not predicted."""
+    """Return the verdict on a pair that was predicted from other pairs; None if it was not predicted."""
     predicted = _forecasts(analysis, models)
     if predicted is None:
         return None

@@ -1,4 +1,4 @@
-"""The request of an analysis, which `analyze.py` creates from its configuration."""
+"""Define the request of an analysis, which `analyze.py` creates from its configuration."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ UNLABELLED_SPLITS = ("validation", "train")
 
 @dataclass(frozen=True)
 class ProfileSettings:
-    """Options of profiles: calibration samples, layers, layout and memory.
+    """Hold the options of profiles: calibration samples, layers, layout and memory.
 
     Attributes:
         samples: calibration images of each task.
@@ -62,24 +62,24 @@ class ProfileSettings:
             )
         if not is_count(self.unlabelled, least=FEWEST_UNLABELLED):
             raise UserError(
-                f"Expected profile.unlabelled to be a number of at least {FEWEST_UNLABELLED} images, got "
-                f"{self.unlabelled!r}: fewer images give unreliable estimates."
+                f"Expected profile.unlabelled to be a number of at least {FEWEST_UNLABELLED} images, got"
+                f" {self.unlabelled!r}. Fewer images give unreliable estimates."
             )
         if self.unlabelled_from not in UNLABELLED_SPLITS:
             raise UserError(
-                f"Expected profile.unlabelled_from to be {' or '.join(UNLABELLED_SPLITS)}, got "
-                f"{self.unlabelled_from!r}: test images are only for evaluation."
+                f"Expected profile.unlabelled_from to be {' or '.join(UNLABELLED_SPLITS)}, got"
+                f" {self.unlabelled_from!r}. Test images are only for evaluation."
             )
 
     @property
     def layout(self) -> Layout:
-        """How tensors are split into parameters for metrics and merges."""
+        """The way in which tensors are split into parameters for metrics and merges."""
         return Layout(self.split_qkv, self.matricize)
 
 
 @dataclass(frozen=True)
 class MergeSettings:
-    """Options of merges: the sets of models, scales, evaluation images and saving.
+    """Hold the options of merges: the sets of models, scales, evaluation images and saving.
 
     Attributes:
         pairs: the pairs to merge, [[a, b], …]; every one when None.
@@ -142,8 +142,8 @@ class MergeSettings:
             )
         if self.arity not in (2, [2]) or self.sets is not None:
             raise UserError(
-                "evaluate=… chooses pairs only. Remove arity=… and sets=…, or limit larger sets with sets=… instead of "
-                "evaluate=…."
+                "evaluate=… can only choose pairs. Remove arity=… and sets=…, or use sets=… instead of"
+                " evaluate=… to limit larger sets."
             )
 
     @property
@@ -164,7 +164,7 @@ class MergeSettings:
 
 @dataclass(frozen=True)
 class Request:
-    """Specify an analysis: its models, metrics, merges, predictors, and all options.
+    """Specify an analysis: its models, metrics, merges, predictors and options.
 
     Attributes:
         suite: the models or the table to analyse.

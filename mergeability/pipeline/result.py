@@ -1,4 +1,4 @@
-"""The result of an analysis."""
+"""Define the result of an analysis."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ OBJECTIVES = (*TARGETS, "finetuned_accuracy")
 
 @dataclass(frozen=True)
 class Analysis:
-    """The results of an analysis, from which the report is written. All but the first three may be empty.
+    """Hold the results of an analysis, from which the report is written.
 
     Attributes:
         title: title of the report.
@@ -78,7 +78,7 @@ class Analysis:
 
     @property
     def tasks(self) -> list[str]:
-        """The names of all tasks, in the order of the models, then of the pairs."""
+        """The names of all tasks: first those of the models, then further tasks of the pairs."""
         ends = (
             pd.concat([self.pairs["task_a"], self.pairs["task_b"]])
             if len(self.pairs)
@@ -89,7 +89,7 @@ class Analysis:
 
     @property
     def of_budget(self) -> list[str]:
-        """Describe how many pairs were evaluated and how many predicted; empty without a budget."""
+        """Return a sentence with the numbers of evaluated and predicted pairs; empty without a budget."""
         others = len(self.pairs) - (self.evaluated or 0)
         if self.evaluated is None or others == 0:
             return []
@@ -103,12 +103,12 @@ class Analysis:
 
     @property
     def targets(self) -> list[str]:
-        """The targets for which at least one method has outcomes, the default first."""
+        """The targets for which at least one method has outcomes; the default target is the first."""
         columns = set(self.pairs.columns)
         return [t for t in TARGETS if any(f"{t}_{m}" in columns for m in self.methods)]
 
     def ranked_methods(self, target: str) -> pd.Series:
-        """Return the mean outcome of every measured method over its pairs, best first.
+        """Return the mean outcome of every measured method over its pairs, sorted from best to worst.
 
         Every page and text takes the best method from here. Equal means are ordered by the other target, then as the
         methods were named.
@@ -143,5 +143,5 @@ def objective(analysis: Analysis, name: str) -> float:
     columns = [f"{name}_{method}" for method in analysis.methods]
     frame = analysis.models.get([name]) if name == "finetuned_accuracy" else analysis.pairs.get(columns)
     if frame is None or frame.empty:
-        raise UserError(f"This analysis did not measure {name}: this requires a suite of tasks, and merges.")
+        raise UserError(f"This analysis did not measure {name}, which requires a suite of tasks and merges.")
     return float(frame.to_numpy(dtype=float).mean())

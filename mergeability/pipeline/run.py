@@ -1,4 +1,4 @@
-"""The analysis, end to end: profile → measure → merge → evaluate → predict.
+"""Run the stages of an analysis: profile → measure → merge → evaluate → predict.
 
 The input is one of the kinds of `suites`: tasks (all stages), checkpoints without data (weight-space
 metrics), or an existing table of pairs (prediction).
@@ -26,7 +26,7 @@ from mergeability.store import Store
 
 
 def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | None = None) -> Analysis:
-    """Run all stages for which the suite has data: metrics, merges, their evaluation, and prediction.
+    """Run all stages of an analysis for which the suite provides data.
 
     Args:
         request: the models, metrics, merges, predictors and options.
@@ -57,7 +57,7 @@ def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | Non
     """
     merging = request.merging
     if merging.dtype is not None and not merging.keeps:
-        raise UserError(f"dtype={merging.dtype} is the format of saved merges: add save=true.")
+        raise UserError(f"dtype={merging.dtype} only affects saved merges. Add save=true, or remove dtype=.")
     # Check the device and the fitted predictor first, because errors would otherwise appear after minutes.
     run = Run(
         Store(request.store),

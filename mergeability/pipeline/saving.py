@@ -1,4 +1,4 @@
-"""Save a merged encoder: its weights under open_clip's or Hugging Face's names, and a card."""
+"""Save a merged encoder with open_clip's or Hugging Face's tensor names, and a card."""
 
 import contextlib
 import hashlib
@@ -54,7 +54,7 @@ def save_merge(
     std: Sequence[float] = CLIP_STD,
     base: Checkpoint | None = None,
 ) -> Path:
-    """Save a merged encoder in a separate folder, replacing an earlier one.
+    """Save a merged encoder in a separate folder; replace an existing folder.
 
     The weights are written to a temporary file first. Then an earlier card is removed, and the new one is written
     last, so an existing card means that all files are complete and belong to it.
@@ -126,7 +126,7 @@ def merge_card(
     alpha_from: str,
     facts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Record the parents, method and accuracy of a merge as JSON.
+    """Return a JSON-compatible record of the parents, method and accuracy of a merge.
 
     Args:
         task_vectors: the models that were merged.
@@ -158,7 +158,7 @@ def merge_card(
 
 
 def task_accuracies(rows: "pd.DataFrame") -> dict[str, dict[str, float]]:
-    """Arrange the outcome of one merge for its card, with one row per task.
+    """Return the outcome of one merge for its card, with one row per task.
 
     Args:
         rows: with `task` and at least one of `accuracy` (of the merge), `finetuned_accuracy`, `base_accuracy`,
@@ -173,7 +173,7 @@ def task_accuracies(rows: "pd.DataFrame") -> dict[str, dict[str, float]]:
 
 
 def encoder_bytes(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> int:
-    """Return the size on disk of an encoder with these shapes, in bytes, including its card and configuration.
+    """Return the size of a saved encoder with these shapes in bytes, including its card and configuration.
 
     Args:
         checkpoint: the base model.
@@ -191,7 +191,7 @@ def encoder_bytes(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> i
 
 
 def check_space(folder: Path, merges: int, bytes_each: int) -> None:
-    """Check, before merging, that a number of merges fit on the disk of a folder.
+    """Check before merging that the disk of a folder has space for a number of merges.
 
     Args:
         folder: the target folder; it need not exist yet.
@@ -204,17 +204,16 @@ def check_space(folder: Path, merges: int, bytes_each: int) -> None:
     needed, free = merges * bytes_each, shutil.disk_usage(_existing(folder)).free
     if needed > free:
         raise UserError(
-            f"Saving {merges} merges of {_gigabytes(bytes_each)} GB each requires {_gigabytes(needed)} GB, but "
-            f"{folder} "
-            f"has {_gigabytes(free)} GB free: choose fewer pairs with pairs=…, fewer methods, or "
-            "hydra.run.dir=… on another disk."
+            f"Saving {merges} merges of {_gigabytes(bytes_each)} GB each requires {_gigabytes(needed)} GB,"
+            f" but {folder} has {_gigabytes(free)} GB free. Choose fewer pairs with pairs=…, fewer methods,"
+            " or hydra.run.dir=… on another disk."
         )
 
 
 def check_export(
     checkpoint: Checkpoint, export: str | None, configuration: Mapping[str, Any] | None = None
 ) -> None:
-    """Check, before merging, that merges of these models can be saved as requested.
+    """Check before merging that merges of these models can be saved as requested.
 
     Args:
         checkpoint: the base model, of which only names, shapes and dtypes are used.
@@ -233,7 +232,7 @@ def check_export(
 
 
 def merge_folder_name(tasks: Sequence[str]) -> str:
-    """Return the folder name of a merge of these tasks, in the given order: "a+b".
+    """Return the folder name of a merge of these tasks, such as "a+b", in the given order.
 
     Names are unique: characters other than letters, digits and `_.-` are percent-encoded ("a/b" as "a%2Fb").
     A name above 100 characters is cut, and ends with `~` and a digest of all the names.
@@ -252,7 +251,8 @@ def _exported(state: Mapping[str, Tensor], export: str | None) -> tuple[Mapping[
         return state, {"names": "open_clip"}
     if export not in EXPORTS:
         raise UserError(
-            f"Expected export to be one of {', '.join(EXPORTS)}, or null for open_clip's names; got {export!r}."
+            f"Expected export to be one of {', '.join(EXPORTS)}, or null for open_clip's names, got"
+            f" {export!r}."
         )
     return hugging_face.renamed(state), {"names": "hugging_face"}
 

@@ -1,4 +1,4 @@
-"""The analysis of an existing table of pairs: prediction only."""
+"""Analyse an existing table of pairs, which is only used for prediction."""
 
 import logging
 import re
@@ -26,7 +26,7 @@ _WRITTEN = re.compile(
 
 
 def analyse_table(suite: TableSuite, request: Request, run: Run) -> Analysis:
-    """Predict the outcomes in a table from its metrics.
+    """Predict the outcomes in a table of pairs from its metrics.
 
     Raises:
         UserError: the table lacks the metrics or the methods asked for, or cannot be predicted from.
@@ -42,8 +42,8 @@ def analyse_table(suite: TableSuite, request: Request, run: Run) -> Analysis:
     absent = [method for method in suite.methods or () if method not in found]
     if absent:
         raise UserError(
-            f"{suite.table} contains no outcomes of {summarise_names(absent)}, only of "
-            f"{summarise_names(found) or 'no method'}."
+            f"{suite.table} contains no outcomes of {summarise_names(absent)}, only of"
+            f" {summarise_names(found) or 'no method'}. Set suite.methods to methods with outcomes."
         )
     methods = list(suite.methods or found)
     notes += _unused(file.frame, names)

@@ -1,4 +1,4 @@
-"""The analysis of users' models: metrics of every pair, and merges probed on unlabelled images."""
+"""Analyse users' models: compute the metrics of every pair, and probe merges on unlabelled images."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 def analyse_models(suite: ModelSuite, request: Request, run: Run) -> Analysis:
-    """Measure every pair, and probe the requested merges.
+    """Compute the metrics of every pair, and probe the requested merges.
 
     Raises:
         UserError: images, heads or models that do not fit together, or something that needs labels.
@@ -112,7 +112,7 @@ class _Material:
 
     @cached_property
     def drawn(self) -> dict[str, Drawn]:
-        """Unlabelled images of each task; a smaller sample is the beginning of a larger one."""
+        """Hold unlabelled images of each task; smaller samples are the first images of larger samples."""
         seed, resize = self.request.profile.seed, self.suite.model.resize
         found = {
             name: draw_images(one.images, self.asked, name, seed, resize)
@@ -125,8 +125,8 @@ class _Material:
         ]
         if few:
             raise UserError(
-                f"Expected at least {FEWEST_UNLABELLED} images that can be read of each task, got fewer of "
-                f"{', '.join(few)}: fewer images give unreliable estimates."
+                f"Expected at least {FEWEST_UNLABELLED} readable images of each task, got fewer of"
+                f" {', '.join(few)}. Fewer images give unreliable estimates."
             )
         for name, one in found.items():
             for sentence in remarks(one, self.asked, name):
@@ -221,8 +221,8 @@ def _measurable(metrics: Mapping[str, Metric]) -> tuple[dict[str, Metric], list[
         return dict(metrics), []
     if not asks_for_all(metrics):
         raise UserError(
-            f"{', '.join(labelled)} require labelled images, but suite=models has none. Choose other metrics, such as "
-            "metric=[weights,functional]."
+            f"{', '.join(labelled)} require labelled images, but suite=models provides none. Choose other"
+            " metrics, such as metric=[weights,functional]."
         )
     kept = {name: one for name, one in metrics.items() if name not in labelled}
     return kept, [f"Left out, since they need labels: {', '.join(labelled)}."]
@@ -233,12 +233,12 @@ def _check_merges(request: Request) -> None:
     merging = request.merging
     if merging.scales.tunes(request.merges, TUNED):
         raise UserError(
-            "alpha=tuned requires labelled validation images, but suite=models has none: set alpha=unlabelled, or a"
-            " number."
+            "alpha=tuned requires labelled validation images, but suite=models provides none. Set"
+            " alpha=unlabelled, or set alpha to a number."
         )
     if request.merges and merging.probe is None and not merging.keeps:
         raise UserError(
-            "Merges would be neither probed nor saved: set probe=64 or save=true, or remove merge=."
+            "Merges would be neither probed nor saved. Set probe=64 or save=true, or remove merge=."
         )
 
 

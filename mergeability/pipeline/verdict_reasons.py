@@ -1,4 +1,4 @@
-"""The sentences of a verdict: its evidence, its certainty, and how to make it more certain."""
+"""Write the sentences of a verdict: its evidence, its certainty, and how to make it more certain."""
 
 from collections.abc import Sequence
 
@@ -6,13 +6,14 @@ import pandas as pd
 
 from mergeability.pipeline.result import Analysis
 from mergeability.prediction.answers import Forecast
+from mergeability.profiles.answers import BY_CHANCE
 
 _BETTER = 0.05
 """The increase in correlation from which a next step is worth mentioning."""
 
 
 def distance(forecasts: Sequence[Forecast]) -> list[str]:
-    """Describe the gap between the best method and the second best and worst ones."""
+    """Describe how much better the best method is than the second best and the worst method."""
     if len(forecasts) < 2:
         return ["Only one method was tried."]
     best, second, last = forecasts[0], forecasts[1], forecasts[-1]
@@ -23,7 +24,7 @@ def distance(forecasts: Sequence[Forecast]) -> list[str]:
 
 
 def of_base(analysis: Analysis, models: Sequence[str]) -> list[str]:
-    """Describe how well the base model already performs each model's task, with or without labels."""
+    """Describe how well the base model already solves the task of each model."""
     known = analysis.models
     if "base_agreement" in known.columns and known["base_agreement"].notna().any():
         agreement = known["base_agreement"].dropna()
@@ -161,7 +162,7 @@ def readings_of_probes(half_width: float) -> list[str]:
 
 
 def known_models(analysis: Analysis, models: Sequence[str]) -> list[str]:
-    """List the models that were part of the fit, identified by the hashes of their weights."""
+    """Return a caution that lists models whose weights were in the training set of the predictor."""
     if analysis.scorer is None or not analysis.scorer.models:
         return []
     hashes = analysis.run.get("checkpoint_sha256", {})
@@ -175,16 +176,16 @@ def known_models(analysis: Analysis, models: Sequence[str]) -> list[str]:
 
 
 def unusual_images(analysis: Analysis, models: Sequence[str]) -> list[str]:
-    """List suspicious findings about the images of these models."""
+    """List indications that images of these models belong to another task."""
     return [
         sentence
         for sentence in analysis.missing
-        if "near the" in sentence and any(f"'{name}'" in sentence for name in models)
+        if BY_CHANCE in sentence and any(f"'{name}'" in sentence for name in models)
     ]
 
 
 def next_steps(analysis: Analysis) -> list[str]:
-    """List what would make a verdict more certain, cheapest first, with costs."""
+    """List ways to make a verdict more certain, with their costs, cheapest first."""
     columns = set(analysis.pairs.columns)
     found = []
     models = max(len(analysis.tasks), 2)

@@ -1,4 +1,4 @@
-"""The verdict of an analysis on one pair or set, or on new pairs of models like those analysed."""
+"""Write the verdict of an analysis on one pair or set, or on new pairs of similar models."""
 
 from collections.abc import Mapping, Sequence
 
@@ -36,7 +36,7 @@ _WORDS = {
 
 
 def verdict(analysis: Analysis, models: Sequence[str] | None = None) -> Verdict:
-    """Return whether models merge well, with which method (forecasts sorted, best first), how reliably, and why.
+    """Return the verdict on some models: whether they merge well, with which method, how certainly, and why.
 
     Measured outcomes are preferred to the predictions of a fitted predictor, and these to the values of a probe.
 
@@ -219,7 +219,8 @@ def _from_scores(analysis: Analysis, subject: str, models: list[str], scores: pd
     reasons = of_base(analysis, models)
     if scores["driven_by"]:
         reasons.append(
-            f"Metrics that move this prediction away from the mean of earlier merges: {scores['driven_by']}."
+            "These metrics contribute most to the difference between this prediction and the mean of earlier"
+            f" merges: {scores['driven_by']}."
         )
     return Verdict(
         subject,
@@ -268,7 +269,10 @@ def _worth(tier: Evidence, tasks: Sequence[str]) -> list[str]:
     covered = [fit.coverage for fit in tier.methods.values() if fit.coverage is not None]
     if covered:
         width = np.mean([fit.half_width for fit in tier.methods.values()])
-        found.append(f"Its intervals (± {width:.3f}) covered {np.mean(covered):.0%} of these pairs.")
+        found.append(
+            f"The prediction intervals (± {width:.3f}) contained the outcomes of {np.mean(covered):.0%} of"
+            " these pairs."
+        )
     return found
 
 
@@ -323,8 +327,8 @@ def _of_new_pairs(analysis: Analysis) -> Verdict:
     fixed = _NAN if "mean" not in worth.index else float(worth["fixed_regret"]["mean"])
     if pd.notna(fixed):
         choice.append(
-            f"Always using {best.method} loses {100 * fixed:.2f} points on average against"
-            " the best method of each pair."
+            f"If {best.method} is used for every pair, outcomes are {100 * fixed:.2f} points lower on average"
+            " than with the best method of each pair."
         )
     return Verdict(
         f"Two new models like these {len(analysis.tasks)}",
@@ -369,7 +373,7 @@ def _of_many(analysis: Analysis, answers: Sequence[tuple[str, Verdict]], noun: s
         f"{method} is recommended for {count} of {len(answered)} {noun}s." for method, count in taken.items()
     ]
     if len(answered) < len(answers):
-        choice.append(f"Not predicted: {len(answers) - len(answered)} of {len(answers)} {noun}s.")
+        choice.append(f"{len(answers) - len(answered)} of {len(answers)} {noun}s were not predicted.")
     cautions = [*known_models(analysis, analysis.tasks), *unusual_images(analysis, analysis.tasks)]
     return Verdict(
         subject,

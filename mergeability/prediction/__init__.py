@@ -1,4 +1,4 @@
-"""Predict the outcome of merging two models from metrics of the pair: step 10 of the pipeline."""
+"""Predict the outcome of merging two models from metrics of the pair."""
 
 import lazy_loader
 

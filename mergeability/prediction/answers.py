@@ -1,4 +1,4 @@
-"""The verdict of an analysis: whether these models merge well, with which method, how reliably, and why."""
+"""Define the verdict of an analysis: whether models merge well, with which method, how certainly, and why."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ TARGET_WORDS = {"norm_acc": "of the fine-tuned accuracy", "acc": "accuracy"}
 
 @dataclass(frozen=True)
 class Forecast:
-    """Describe the outcome of one merge method for a pair or a set of models.
+    """Hold the measured or predicted outcome of one merge method for a pair or a set of models.
 
     Attributes:
         method: name of the merge method.
@@ -32,7 +32,10 @@ class Forecast:
 
     @property
     def interval(self) -> str:
-        """The interval as text, with its lower end clipped at 0; empty without an interval."""
+        """The interval as text; empty without an interval.
+
+        A negative lower end is shown as 0.
+        """
         if self.low != self.low or self.high != self.high:
             return ""
         return f"{max(self.low, 0):.0%} to {self.high:.0%}"
@@ -40,7 +43,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Verdict:
-    """State which merge method to use for a pair or a set of models, and how certain that is.
+    """Hold the recommended merge method for a pair or a set of models, and reasons for it.
 
     A verdict on an analysis is about new pairs of models like those of the analysis.
 
@@ -91,7 +94,7 @@ class Verdict:
 
     @property
     def parts(self) -> list[tuple[str, Sequence[str]]]:
-        """Headings and sentences, in reading order; parts without sentences are left out."""
+        """The heading and the sentences of each non-empty part of the verdict."""
         named = [
             ("Choice of the method", self.choice),
             ("Certainty", self.sureness),
@@ -103,7 +106,7 @@ class Verdict:
 
     @property
     def heading(self) -> str:
-        """The heading of the forecasts' numbers: the outcome and the level of the intervals."""
+        """The heading of the table of methods: the outcome and the level of the intervals."""
         words = "normalised accuracy" if self.target == "norm_acc" else "accuracy"
         # NaN differs from itself: without intervals, there is no level to show.
         return words if self.level != self.level else f"{words}, interval for {self.level:.0%} of pairs"

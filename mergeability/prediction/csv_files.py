@@ -1,4 +1,4 @@
-"""CSV files that are safe to open in a spreadsheet, which treats cells that begin with = as formulas."""
+"""Read and write CSV files without cells that spreadsheets would evaluate as formulas."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 def cell(value: Any) -> Any:
-    """Prepend a quote to text that a spreadsheet would evaluate as a formula.
+    """Prepend a single quote to text that a spreadsheet would evaluate as a formula.
 
     Examples:
         >>> cell("=1+1"), cell("svhn"), cell(-0.5)
@@ -21,12 +21,12 @@ def cell(value: Any) -> Any:
 
 
 def original(value: Any) -> Any:
-    """Remove the quote that `cell` added."""
+    """Remove the single quote that `cell` added."""
     return value[1:] if isinstance(value, str) and value[:1] == "'" and _FORMULA.match(value) else value
 
 
 def csv_text(frame: pd.DataFrame, index: bool = False) -> str:
-    """Convert a table to CSV, with a quote before each text that looks like a formula.
+    """Convert a table to CSV, with a single quote before each text that looks like a formula.
 
     Args:
         frame: the table.
@@ -39,7 +39,7 @@ def csv_text(frame: pd.DataFrame, index: bool = False) -> str:
 
 
 def read_csv(path: Path, **options: Any) -> pd.DataFrame:
-    """Read a table written by `csv_text`; the options are those of `pandas.read_csv`."""
+    """Read a table that `csv_text` wrote; options are passed to `pandas.read_csv`."""
     return _mapped(pd.read_csv(path, **options), original, index=False)
 
 

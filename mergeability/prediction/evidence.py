@@ -1,4 +1,4 @@
-"""Predictors with separate columns of evidence, studied on the same pairs as predictors that use the metrics."""
+"""Score predictors that use other columns than the metrics, on the same pairs as predictors that use the metrics."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ _STRENGTH = 0.1
 
 @dataclass(frozen=True)
 class OwnEvidence:
-    """Results of predictors with separate columns of evidence.
+    """Hold the results of predictors that use other columns than the metrics.
 
     Attributes:
         result: their scores and predictions.
@@ -33,7 +33,7 @@ class OwnEvidence:
 def with_own_evidence(
     predictors: Mapping[str, Predictor],
 ) -> tuple[dict[str, Predictor], dict[str, Predictor]]:
-    """Separate predictors that declare columns from predictors that use the metrics."""
+    """Split predictors into those that use the metrics and those that declare other columns."""
     own = {name: one for name, one in predictors.items() if hasattr(one, "columns")}
     return own, {name: one for name, one in predictors.items() if name not in own}
 
@@ -54,7 +54,7 @@ def evidence_columns(
 
 
 def joined(first: PredictionResult, second: PredictionResult) -> PredictionResult:
-    """Combine two results of the same table."""
+    """Combine two prediction results on the same pair table."""
 
     def stacked(name: str) -> pd.DataFrame:
         frames = [frame for frame in (getattr(first, name), getattr(second, name)) if len(frame)]
@@ -73,7 +73,7 @@ def joined(first: PredictionResult, second: PredictionResult) -> PredictionResul
 def study_own_evidence(
     predictors: Mapping[str, Predictor], table: PairTable, methods: Sequence[str], settings: Any
 ) -> OwnEvidence:
-    """Score each predictor on its columns, and test these columns in the same way as the metrics.
+    """Score each predictor on the columns that it declares, and run the tests of metrics on these columns.
 
     A predictor uses the first of its alternatives that all pairs have, or the last one if none is complete. A
     predictor whose columns the table lacks predicts nothing, with a note.

@@ -1,4 +1,4 @@
-"""A small pair table for the examples in docstrings."""
+"""Create a small pair table for the examples in docstrings."""
 
 from itertools import combinations
 
@@ -9,7 +9,7 @@ _EFFECTS = {"cars": 0.00, "dtd": 0.02, "gtsrb": 0.05, "mnist": 0.03, "sun397": 0
 
 
 def example_pairs() -> pd.DataFrame:
-    """Make a table of the 15 pairs of six tasks: two metrics and the outcomes of two merge methods.
+    """Create a table of the 15 pairs of six tasks, with two metrics and the outcomes of two merge methods.
 
     The numbers are computed from a fixed formula, not measured: each outcome is a constant plus the effects of the two
     tasks, a multiple of `cosine` and a small remainder. Examples therefore need no model and no image.

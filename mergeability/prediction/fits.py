@@ -1,4 +1,4 @@
-"""Linear fits on a shared set of columns, one fit per merge method; a fitted predictor consists of these."""
+"""Fit one linear predictor per merge method on a common set of columns."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ PROBE = "probe"
 
 @dataclass(frozen=True)
 class MethodFit:
-    """The linear predictor of one merge method: outcome = intercept + weights · scaled metrics.
+    """Hold the linear predictor of one merge method: outcome = intercept + weights · scaled metrics.
 
     Attributes:
         weights: one per metric, for metrics scaled to [-1, 1] by the ranges they were fitted on.
@@ -49,7 +49,7 @@ class MethodFit:
 
 @dataclass(frozen=True)
 class Evidence:
-    """One tier of evidence: the fits on one set of metrics.
+    """Hold one tier of evidence: a set of metrics, and one fit per merge method on these metrics.
 
     Attributes:
         metrics: names of the columns.
@@ -74,7 +74,7 @@ class Evidence:
 
     @property
     def r(self) -> float:
-        """The mean over methods of the correlation beyond the mean; undefined correlations count as 0."""
+        """The correlation beyond the mean, averaged over methods; undefined correlations count as 0."""
         return float(np.mean([fit.r_beyond_mean or 0.0 for fit in self.methods.values()]))
 
     @property
@@ -83,7 +83,7 @@ class Evidence:
         return any((fit.r_low or 0.0) > 0 for fit in self.methods.values())
 
     def scaled(self, values: np.ndarray) -> np.ndarray:
-        """Scale columns (N, metrics) to [-1, 1] by the ranges of the fit; 0 for constant columns."""
+        """Scale an array (N, metrics) to [-1, 1] by the ranges in the training pairs; constant metrics become 0."""
         lowest, highest = np.array(self.lowest), np.array(self.highest)
         varies = highest > lowest
         scaled = np.where(varies, 2 * (values - lowest) / np.where(varies, highest - lowest, 1.0) - 1, 0.0)
@@ -92,7 +92,7 @@ class Evidence:
 
 
 def ridge_evidence(name: str, table: PairTable, methods: Sequence[str], target: str) -> Evidence:
-    """Fit ridge regression for every method on the metrics of a table, scaled by their ranges over all complete pairs.
+    """Fit one ridge regression per method, on metrics scaled by their ranges over all complete pairs.
 
     Args:
         name: name of the tier.
@@ -111,7 +111,8 @@ def ridge_evidence(name: str, table: PairTable, methods: Sequence[str], target: 
     whole = whole[whole.notna().all(axis=1)].to_numpy(dtype=float)
     if not len(whole):
         raise UserError(
-            "No pair has all requested metrics, so no predictor can be fitted: leave out metrics with empty cells."
+            "No pair has all requested metrics, so no predictor can be fitted. Leave out metrics with empty"
+            " cells."
         )
     protocol = LeaveTwoTasksOut()
     result = evaluate_predictors(table, metrics, {"ridge": Ridge()}, methods, [target], [protocol])
@@ -126,7 +127,7 @@ def ridge_evidence(name: str, table: PairTable, methods: Sequence[str], target: 
 
 
 def probe_evidence(table: PairTable, methods: Sequence[str], target: str) -> Evidence | None:
-    """Use each method's probe as the estimate of its outcome; return None if the table contains no probes.
+    """Use each method's probe as the prediction of its outcome; return None if the table contains no probes.
 
     The columns are shares, and their range is [0, 1]: nothing is extrapolated.
 
@@ -193,7 +194,7 @@ def _described(
             None if np.isnan(covered) else covered,
         )
     if not fits:
-        raise UserError("Too few pairs to leave two tasks out: no predictor can be fitted.")
+        raise UserError("There are too few pairs to leave two tasks out, so no predictor can be fitted.")
     choice = method_choice(result.predictions)
     regret, fixed = (
         float(choice[name].iloc[0]) if len(choice) else None for name in ("regret", "fixed_regret")
@@ -204,5 +205,5 @@ def _described(
 
 
 def in_order_of_merit(tiers: Mapping[str, Evidence]) -> list[Evidence]:
-    """Sort tiers by their accuracy on pairs of unseen tasks, best first; ties keep their order."""
+    """Sort tiers from best to worst by their accuracy on pairs of unseen tasks."""
     return sorted(tiers.values(), key=lambda one: -one.r)

@@ -1,4 +1,4 @@
-"""The file of a fitted predictor: plain JSON, so that reading it never executes code."""
+"""Read the JSON file of a fitted predictor; unlike unpickling, this executes no code."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ _READ = (1, FORMAT)
 
 
 def read(path: Path | str) -> dict[str, Any]:
-    """Read the file of a fitted predictor, or the one in the folder of the analysis that fitted it.
+    """Read a fitted predictor from its file, or from the run folder of the analysis that fitted it.
 
     Files of format 1 have no names of tiers, no mean outcomes and no hashes of models. Their mean outcome of a fit is
     computed as that of the mean pair, which ridge with an intercept predicts exactly.
@@ -32,15 +32,16 @@ def read(path: Path | str) -> dict[str, Any]:
     file = path / FILE if path.is_dir() else path
     if not file.is_file():
         raise UserError(
-            f"No fitted predictor at {file}. An analysis with outcomes of at least four tasks writes one to its "
-            "run folder: give that folder, as in fitted=outputs/demo."
+            f"There is no fitted predictor at {file}. An analysis with outcomes of at least four tasks writes"
+            " one to its run folder. Give that folder, as in fitted=outputs/demo."
         )
     try:
         content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
         if content["format"] not in _READ:
             known = " and ".join(map(str, _READ))
             raise UserError(
-                f"{file} has format {content['format']}, but this version reads format {known}: fit it again."
+                f"{file} has format {content['format']}, but this version reads format {known}. Fit the"
+                " predictor again."
             )
         evidence = [_evidence(one) for one in content["evidence"]]
         if not evidence:
@@ -52,7 +53,7 @@ def read(path: Path | str) -> dict[str, Any]:
             "models": {str(task): str(value) for task, value in content.get("models", {}).items()},
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is not a fitted predictor ({error!r}): fit it again.") from error
+        raise UserError(f"{file} is not a fitted predictor ({error!r}). Fit the predictor again.") from error
 
 
 def _evidence(content: Mapping[str, Any]) -> Evidence:

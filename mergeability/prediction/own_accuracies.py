@@ -1,4 +1,4 @@
-"""The accuracies of the models of a pair table on their own tasks, known before any merge."""
+"""Find the single-task accuracies of the models in a pair table."""
 
 from collections.abc import Mapping, Sequence
 
@@ -23,7 +23,7 @@ _SAME = 1e-6
 
 
 def with_finetuned_accuracy(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add the column `finetuned_accuracy`, the mean accuracy of the two fine-tuned models, where known.
+    """Add the column `finetuned_accuracy`: the mean accuracy of the two fine-tuned models, NaN if unknown.
 
     They are the columns `finetuned_accuracy_a` and `finetuned_accuracy_b`; missing values are derived from the
     outcomes if possible (`implied_accuracies`). An existing column is kept.
@@ -46,7 +46,7 @@ def with_finetuned_accuracy(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_zero_shot_ratio(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Add the column `zero_shot_ratio`, the mean over a pair's models of base accuracy over fine-tuned accuracy.
+    """Add the column `zero_shot_ratio`: base accuracy / fine-tuned accuracy, averaged over the pair's two tasks.
 
     Base accuracies are the columns `base_accuracy_a` and `base_accuracy_b`; fine-tuned accuracies are those of
     `with_finetuned_accuracy`. If only some models have both, other pairs have an empty cell. Values of an existing
@@ -81,7 +81,7 @@ def with_zero_shot_ratio(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 
 def finetuned_accuracies(frame: pd.DataFrame) -> dict[str, float]:
-    """Return task → fine-tuned accuracy: given by columns, or implied by the outcomes for tasks without a value.
+    """Return task → fine-tuned accuracy, from columns or, for tasks without a value, computed from outcomes.
 
     Args:
         frame: one row per pair.
@@ -97,7 +97,7 @@ def finetuned_accuracies(frame: pd.DataFrame) -> dict[str, float]:
 
 
 def given_accuracies(frame: pd.DataFrame, kind: str) -> dict[str, float]:
-    """Return task → accuracy from the columns `<kind>_a` and `<kind>_b`; one row per model is enough.
+    """Return task → accuracy from the columns `<kind>_a` and `<kind>_b`; each model needs a value in one row.
 
     Args:
         frame: one row per pair.
@@ -115,8 +115,8 @@ def given_accuracies(frame: pd.DataFrame, kind: str) -> dict[str, float]:
     if len(there) == 1:
         (absent,) = columns.keys() - there
         raise UserError(
-            f"Expected {kind}_a and {kind}_b, one for each task of a pair, got {there[0]} alone: add {absent}, "
-            f"or drop {there[0]}."
+            f"Expected the columns {kind}_a and {kind}_b, one for each task of a pair, got only {there[0]}."
+            f" Add {absent}, or remove {there[0]}."
         )
     found: dict[str, tuple[float, str]] = {}
     for name in there:
@@ -125,20 +125,20 @@ def given_accuracies(frame: pd.DataFrame, kind: str) -> dict[str, float]:
             task, value = tasks.iloc[row], float(values[row])
             if not 0 <= value <= 1:
                 raise UserError(
-                    f"Expected accuracies in [0, 1] in column {name}, got {value:g} for {task} (row {row + 1}): "
-                    "give shares, 0.65 for 65 %."
+                    f"Expected accuracies in [0, 1] in column {name}, got {value:g} for {task} (row"
+                    f" {row + 1}). Give 65 % as 0.65."
                 )
             first, place = found.setdefault(task, (value, f"row {row + 1}, {name}"))
             if abs(first - value) > _SAME:
                 raise UserError(
-                    f"Expected one {kind} per model, got {first:g} ({place}) and {value:g} (row {row + 1}, {name}) "
-                    f"for {task}: correct one of them."
+                    f"Expected one {kind} per model, got {first:g} ({place}) and {value:g} (row {row + 1},"
+                    f" {name}) for {task}. Correct one of them."
                 )
     return {task: value for task, (value, _) in found.items()}
 
 
 def implied_accuracies(frame: pd.DataFrame) -> dict[str, float]:
-    """Return task → fine-tuned accuracy implied by the outcomes; empty if they do not determine it.
+    """Compute task → fine-tuned accuracy from the outcomes; empty if the outcomes do not determine it.
 
     `norm_acc` is the mean of acc_a/f_a and acc_b/f_b, linear in 1/f, so all pairs of a method together determine the
     tasks' own accuracies f. They are used only if every pair agrees with them to six digits.
@@ -190,8 +190,9 @@ def _filled(frame: pd.DataFrame, values: np.ndarray) -> np.ndarray:
     if len(differs):
         row = differs[0]
         raise UserError(
-            f"Expected the column {ZERO_SHOT_RATIO} to agree with the accuracies of the models, got {given[row]:g} "
-            f"in place of {values[row]:g} in row {row + 1}: drop the column, or correct the accuracies."
+            f"Expected the column {ZERO_SHOT_RATIO} to agree with the accuracies of the models, got"
+            f" {given[row]:g} instead of {values[row]:g} in row {row + 1}. Remove the column, or correct the"
+            " accuracies."
         )
     return np.where(np.isnan(given), values, given)
 

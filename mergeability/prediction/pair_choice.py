@@ -1,4 +1,4 @@
-"""Choose the pairs to evaluate within a budget: every model about equally often, and diverse metrics."""
+"""Choose which pairs to evaluate within a budget, so that models occur equally often and metrics are diverse."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ _STRENGTH = 10.0
 def choose_pairs(
     pairs: pd.DataFrame, metrics: Sequence[str], count: int, seed: int = 0
 ) -> Int[np.ndarray, " count"]:
-    """Choose the pairs whose outcomes are most informative about the other pairs.
+    """Choose the pairs whose outcomes best predict the outcomes of the other pairs.
 
     Repeatedly, the model in the fewest chosen pairs is paired with the model in the fewest; on ties, with the one
     whose pair most reduces the mean variance, over all pairs, of a ridge fit on the metrics (greedy V-optimality):

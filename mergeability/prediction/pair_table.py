@@ -1,4 +1,4 @@
-"""The pair table: one row per pair of tasks, metrics as features, outcomes `<target>_<method>`."""
+"""Check the pair table: one row per pair of tasks, metrics as features, outcomes in `<target>_<method>`."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ _SLACK = 1e-5
 
 @dataclass(frozen=True)
 class PairRows:
-    """The rows of a table that have every metric and one outcome.
+    """Hold the rows of a pair table that have all metrics and one outcome.
 
     Attributes:
         metrics: names of the m columns of features.
@@ -43,7 +43,7 @@ class PairRows:
 
 @dataclass(frozen=True)
 class PairTable:
-    """A checked pair table in which only the named metrics are features.
+    """Hold a checked pair table and the names of the metrics that are its features.
 
     Functions of this package that take a data frame convert it with `of` and pass the result on, so that a table is
     checked once.
@@ -113,7 +113,7 @@ class PairTable:
         ranges: Mapping[str, tuple[float, float]] | None = None,
         also: Sequence[str] = (),
     ) -> "PairTable":
-        """Check a data frame with the outcomes of methods that it contains; a checked table is returned unchanged.
+        """Check a data frame with all outcomes that it contains; return a checked table unchanged.
 
         Args:
             table: one row per pair.
@@ -157,7 +157,7 @@ class PairTable:
         return PairTable(frame, *_with_values(frame, metrics, self.tasks))
 
     def complete_metrics(self) -> "PairTable":
-        """Keep the pairs that have all metrics, so that refits on fewer metrics use the same pairs.
+        """Drop pairs with undefined metrics, so that fits on fewer metrics use the same pairs.
 
         Raises:
             UserError: fewer than four tasks are left.
@@ -169,15 +169,15 @@ class PairTable:
 
     @property
     def ends(self) -> np.ndarray:
-        """The two tasks of each pair, (n, 2)."""
+        """The two tasks of each pair, an array of shape (n, 2)."""
         return self.frame[["task_a", "task_b"]].to_numpy(dtype=object)
 
     def usable(self, outcome: str, complete_for: Sequence[str] = ()) -> Bool[np.ndarray, " n"]:
-        """Mark the rows with all metrics, this outcome and the columns in `complete_for`."""
+        """Return a mask of the rows with all metrics, the outcome and the columns in `complete_for`."""
         return self.frame[[*self.metrics, outcome, *complete_for]].notna().all(axis=1).to_numpy()
 
     def rows(self, outcome: str, complete_for: Sequence[str] = ()) -> tuple[PairRows, list[str]]:
-        """Return the usable rows and the names of the excluded pairs.
+        """Return the rows without undefined values, and the names of the other pairs.
 
         Args:
             outcome: name of a column.
@@ -266,7 +266,7 @@ def task_order(groups: Any) -> tuple[str, ...]:
 
 
 def summarise_names(names: Sequence[str]) -> str:
-    """Join the first few names, long ones shortened, and count the rest."""
+    """Join the first names, shorten long ones, and append how many more there are."""
     first = ", ".join(short(str(name)) for name in names[:_NAMED_ROWS])
     return first if len(names) <= _NAMED_ROWS else f"{first} and {len(names) - _NAMED_ROWS} more"
 
@@ -278,7 +278,7 @@ def _with_values(
     kept = tuple(name for name in metrics if frame[name].notna().any())
     if not kept:
         raise UserError(
-            "Prediction requires at least one metric with values, but all named metrics are empty."
+            "Prediction requires at least one metric with values, but all requested metrics are empty."
         )
     empty = [name for name in metrics if name not in kept]
     notes = [f"Metric {name} has no value for any pair and is left out of prediction." for name in empty]
@@ -290,20 +290,22 @@ def _check_columns(frame: pd.DataFrame, metrics: Sequence[str], outcomes: Sequen
     missing = [name for name in needed if name not in frame.columns]
     if missing:
         raise UserError(
-            f"The pair table has no column {summarise_names(missing)}. It has: {summarise_names(list(frame.columns))}."
+            f"The pair table has no column {summarise_names(missing)}. It has:"
+            f" {summarise_names(list(frame.columns))}."
         )
     repeated = sorted({str(name) for name in frame.columns[frame.columns.duplicated()]} & set(needed))
     if repeated or len(set(metrics)) < len(metrics):
         names = repeated or sorted({name for name in metrics if list(metrics).count(name) > 1})
-        raise UserError(f"Column {summarise_names(names)} is given more than once; keep one of each.")
+        raise UserError(f"Column {summarise_names(names)} occurs more than once. Give every column once.")
     if not metrics:
         raise UserError(
-            "Prediction requires at least one metric: name columns in metrics, or in suite.metrics=[...]."
+            "Prediction requires at least one metric. Name columns in metrics, or in suite.metrics=[...]."
         )
     leaks = [name for name in metrics if name in outcomes or _OUTCOME.fullmatch(name)]
     if leaks:
         raise UserError(
-            f"{summarise_names(leaks)} is an outcome and cannot predict outcomes: name metrics only."
+            f"{summarise_names(leaks)} is an outcome, but only metrics can predict outcomes. Name metrics"
+            " only."
         )
 
 
@@ -311,20 +313,25 @@ def _check_pairs(frame: pd.DataFrame) -> tuple[str, ...]:
     ends = frame[["task_a", "task_b"]]
     nameless = np.flatnonzero(ends.isna().any(axis=1))
     if len(nameless):
-        raise UserError(f"Row {nameless[0] + 1} of the pair table lacks task_a or task_b: name both tasks.")
+        raise UserError(
+            f"Row {nameless[0] + 1} of the pair table has no task_a or no task_b. Name both tasks."
+        )
     pairs = [tuple(pair) for pair in ends.itertuples(index=False, name=None)]
     wrong = next((task for pair in pairs for task in pair if not isinstance(task, str)), None)
     if wrong is not None:
-        raise UserError(f"Task names must be text, and {wrong!r} is not: read task_a and task_b as strings.")
+        raise UserError(f"Expected text as task names, got {wrong!r}. Read task_a and task_b as strings.")
     tasks = task_order(ends.to_numpy(dtype=object))
     alone = next((a for a, b in pairs if a == b), None)
     if alone is not None:
-        raise UserError(f"The pair table pairs '{alone}' with itself: a pair needs two tasks.")
+        raise UserError(
+            f"The pair table contains a pair of '{alone}' with itself. A pair needs two different tasks."
+        )
     seen: set[frozenset[str]] = set()
     for a, b in pairs:
         if frozenset((a, b)) in seen:
             raise UserError(
-                f"The pair '{a}', '{b}' is in the table more than once (order does not matter): keep one."
+                f"The pair '{a}', '{b}' is in the table more than once (order does not matter). Keep one of"
+                " the rows."
             )
         seen.add(frozenset((a, b)))
     _check_count(tasks)
@@ -334,8 +341,8 @@ def _check_pairs(frame: pd.DataFrame) -> tuple[str, ...]:
 def _check_count(tasks: Sequence[str]) -> None:
     if len(tasks) < MIN_TASKS:
         raise UserError(
-            f"Prediction leaves tasks out and requires at least {MIN_TASKS}; the pair table has {len(tasks)}. "
-            "Add tasks, or disable prediction."
+            f"Prediction leaves tasks out, so it requires at least {MIN_TASKS}, but the pair table has"
+            f" {len(tasks)}. Add tasks, or disable prediction."
         )
 
 
@@ -353,12 +360,13 @@ def numbers_in(frame: pd.DataFrame, name: str) -> Float[np.ndarray, " n"]:
     text = np.flatnonzero(np.isnan(numbers) & column.notna().to_numpy())
     if len(text):
         raise UserError(
-            f"Column {short(name)} must contain numbers, but row {text[0] + 1} holds {shown(column.iloc[text[0]])}."
+            f"Expected numbers in column {short(name)}, got {shown(column.iloc[text[0]])} in row {text[0] + 1}."
         )
     infinite = np.flatnonzero(np.isinf(numbers))
     if len(infinite):
         raise UserError(
-            f"Column {short(name)} is infinite in row {infinite[0] + 1}: leave the cell empty if it is undefined."
+            f"Column {short(name)} is infinite in row {infinite[0] + 1}. If the value is undefined, leave the"
+            " cell empty."
         )
     return numbers
 
@@ -375,7 +383,6 @@ def _check_range(
         row = outside[0]
         a, b = frame["task_a"].iloc[row], frame["task_b"].iloc[row]
         raise UserError(
-            f"Column {short(name)} holds {numbers[row]:.6g} for {a} and {b} (row {row + 1}), outside the "
-            "metric's range "
-            f"[{low:g}, {high:g}]: correct the value, or choose other metrics."
+            f"Column {short(name)} contains {numbers[row]:.6g} for {a} and {b} (row {row + 1}), outside the"
+            f" metric's range [{low:g}, {high:g}]. Correct the value, or choose other metrics."
         )

@@ -1,4 +1,4 @@
-"""A fitted predictor that scores pairs before merging, and abstains outside its training range."""
+"""Score pairs before merging by a fitted predictor, which abstains outside its training range."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ _ENDS = ("task_a", "task_b")
 
 @dataclass(frozen=True)
 class Scorer:
-    """Predict outcomes of new pairs from their metrics and other evidence.
+    """Predict the outcomes of new pairs from their metrics or from other evidence.
 
     Attributes:
         target: the outcome, `norm_acc` or `acc`.
@@ -60,7 +60,7 @@ class Scorer:
         methods: Sequence[str],
         tiers: Mapping[str, Sequence[str]] | None = None,
     ) -> "Scorer":
-        """Fit ridge regression for every method and tier, with strengths and intervals from leaving two tasks out.
+        """Fit ridge for every method and tier; leave-two-tasks-out folds determine strengths and intervals.
 
         Probes of the merges in the table (`probe_overlap_<method>`, `probe_confidence_<method>`) form a separate tier
         that needs no fit.
@@ -100,18 +100,18 @@ class Scorer:
         return cls(target, list(table.tasks), in_order_of_merit(fitted))
 
     def with_models(self, models: Mapping[str, str]) -> "Scorer":
-        """Return this predictor with the hashes of the models it was fitted on."""
+        """Return a copy of this predictor that contains the hashes of its training models."""
         return replace(self, models={task: models[task] for task in self.tasks if task in models})
 
     def save(self, path: Path) -> None:
-        """Write the scorer as JSON."""
+        """Write the fitted predictor as JSON."""
         with atomic_file(Path(path)) as temporary:
             text = json.dumps({"format": fitted_file.FORMAT, **asdict(self)}, indent=1, allow_nan=False)
             temporary.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path | str) -> "Scorer":
-        """Read a scorer from its file, or from the folder of the analysis that fitted it.
+        """Read a fitted predictor from its file, or from the run folder of the analysis that fitted it.
 
         Args:
             path: the file or the folder.
@@ -125,7 +125,7 @@ class Scorer:
         return cls(**fitted_file.read(path))
 
     def evidence_for(self, columns: Sequence[str]) -> Evidence:
-        """Return the best tier whose columns are all in a table.
+        """Return the best tier of evidence whose columns are all present.
 
         Args:
             columns: of the table.
@@ -146,12 +146,12 @@ class Scorer:
         least = min((one.metrics for one in self.evidence), key=lambda names: len(set(names) - set(columns)))
         missing = [name for name in least if name not in columns]
         raise UserError(
-            f"The fitted predictor requires metrics that were not measured: {summarise_names(missing)}. "
-            "Measure them with metric=…, or fit a predictor on the available metrics."
+            f"The fitted predictor requires metrics that were not measured: {summarise_names(missing)}."
+            " Measure these metrics with metric=…, or fit a predictor on the available metrics."
         )
 
     def score(self, table: pd.DataFrame, margin: float | int = MARGIN) -> pd.DataFrame:
-        """Score every pair, recommend a method, and name the metrics that determined its score.
+        """Score every pair, recommend a method, and name the metrics with the largest effect on the score.
 
         A pair is scored by the best tier that covers it. A tier does not cover a pair if a metric is undefined or lies
         outside the training range by more than `margin` of that range; without any such tier, the pair is not scored.
@@ -196,7 +196,7 @@ class Scorer:
 
 
 def with_ends(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of pairs with the columns `task_a` and `task_b`, from its index if necessary.
+    """Return a table with the columns `task_a` and `task_b`, which may be the index of the given table.
 
     Args:
         table: the pairs.
@@ -251,7 +251,7 @@ def _scored(evidence: Evidence, table: pd.DataFrame, margin: float | int) -> dic
 
 
 def fitted_target(columns: Sequence[str], methods: Sequence[str]) -> str:
-    """Return the target that a scorer is fitted on: the first one with outcomes in the table."""
+    """Return the target on which a predictor is fitted: the first one with outcomes in the table."""
     present = set(columns)
     return next(
         (one for one in TARGETS if any(f"{one}_{method}" in present for method in methods)), TARGETS[0]
@@ -259,7 +259,7 @@ def fitted_target(columns: Sequence[str], methods: Sequence[str]) -> str:
 
 
 def transfer_table(scorer: Scorer, table: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """Compare scores with measured outcomes over the scored pairs.
+    """Compare scores with measured outcomes over all scored pairs.
 
     Args:
         scorer: the fitted predictor.

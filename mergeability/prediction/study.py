@@ -1,4 +1,4 @@
-"""A prediction study: the scores of all predictors, and one table per additional question."""
+"""Run a prediction study: score all predictors, and compute one table per additional question."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class StudySettings:
-    """Options of a prediction study.
+    """Hold the options of a prediction study.
 
     Attributes:
         protocols: names of the protocols: `loto`, `l2to` or `halves`.
@@ -77,14 +77,14 @@ class StudySettings:
         for name in ("permutations", "seeds"):
             count = getattr(self, name)
             if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-                raise UserError(f"Expected {name} to be a number of at least 0, got {count!r}.")
+                raise UserError(f"Expected {name} to be an integer of at least 0, got {count!r}.")
         if not 0 < self.level < 1:
             raise UserError(f"Expected the level of intervals to be between 0 and 1, got {self.level}.")
 
 
 @dataclass(frozen=True)
 class Known:
-    """Inputs of a study in addition to the pair table.
+    """Hold the inputs of a study in addition to the pair table.
 
     Attributes:
         ranges: metric → its lowest and highest value.
@@ -261,7 +261,7 @@ def _fingerprints(weights: pd.DataFrame) -> pd.DataFrame:
 
 
 def beyond_task_effects(tested: pd.DataFrame, target: str) -> list[str]:
-    """Return one sentence per method on whether metrics improve on task effects."""
+    """Return one sentence per method on whether metrics predict more than task effects."""
     sentences = []
     for row in tested[tested["target"] == target].itertuples(index=False):
         gain, p = float(row.gain), float(row.p_beyond)  # type: ignore[arg-type]
@@ -274,5 +274,5 @@ def beyond_task_effects(tested: pd.DataFrame, target: str) -> list[str]:
         if gain <= 0 or p > SIGNIFICANT:
             sentences.append(f"{row.method}: the metrics add nothing beyond task effects ({change}).")
         else:
-            sentences.append(f"{row.method}: the metrics add to task effects ({change}).")
+            sentences.append(f"{row.method}: the metrics improve on task effects ({change}).")
     return sentences

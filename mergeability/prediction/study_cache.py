@@ -1,4 +1,4 @@
-"""Cached studies: a second run with the same table reuses the fits of the first."""
+"""Cache studies of predictors, so that a second run with the same table reuses the fits."""
 
 import hashlib
 import math
@@ -26,7 +26,7 @@ def study_key(
     settings: StudySettings,
     known: Known,
 ) -> dict[str, Any]:
-    """Return the key of a study: its numbers, every option, and the versions of the code and its libraries."""
+    """Return the cache key of a study: a hash of its table, its options, and the versions of the code and libraries."""
     return {
         "table": table_hash(table),
         "sets": table_hash(known.sets),
@@ -48,7 +48,7 @@ def libraries() -> dict[str, str]:
 
 
 def to_record(result: PredictionResult) -> dict[str, Any]:
-    """Convert a result to JSON-compatible lists, undefined values to null."""
+    """Convert a study to JSON-compatible lists, with null for undefined values."""
     frames = {name: getattr(result, name) for name in ("folds", "predictions", "coefficients")}
     return {
         "records": result.records,
@@ -59,14 +59,14 @@ def to_record(result: PredictionResult) -> dict[str, Any]:
 
 
 def from_record(record: Mapping[str, Any]) -> PredictionResult:
-    """Read the result of `to_record`."""
+    """Convert the output of `to_record` back to a study."""
     frames = {name: from_columns(columns) for name, columns in record["frames"].items()}
     tables = {name: from_columns(columns) for name, columns in record["tables"].items()}
     return PredictionResult(records=record["records"], notes=record["notes"], tables=tables, **frames)
 
 
 def to_columns(frame: pd.DataFrame) -> list[list[Any]]:
-    """Convert a table to JSON-able lists: name, type and values of each column."""
+    """Convert a table to JSON-compatible lists: the name, type and values of each column."""
     return [
         [str(name), str(frame[name].dtype), [_plain(value) for value in frame[name].tolist()]]
         for name in frame.columns
@@ -74,7 +74,7 @@ def to_columns(frame: pd.DataFrame) -> list[list[Any]]:
 
 
 def from_columns(columns: Sequence[Sequence[Any]]) -> pd.DataFrame:
-    """Read the result of `to_columns`."""
+    """Convert the output of `to_columns` back to a table."""
     return pd.DataFrame({name: pd.Series(values, dtype=kind) for name, kind, values in columns})
 
 
@@ -83,7 +83,7 @@ def _plain(value: Any) -> Any:
 
 
 def table_hash(table: pd.DataFrame) -> str:
-    """Hash the numbers of a table, its names and its order."""
+    """Hash the numbers and names of a table; the order of rows and columns matters."""
     return hashlib.sha256(table.to_csv(index=False, float_format=None).encode()).hexdigest()
 
 

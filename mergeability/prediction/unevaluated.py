@@ -1,4 +1,4 @@
-"""Predict the outcomes of unevaluated pairs from those of evaluated pairs of the same models.
+"""Predict the outcomes of unevaluated pairs from the outcomes of evaluated pairs of the same models.
 
 Both models of a predicted pair also occur in evaluated pairs, so their task effects are known. This is easier than the
 prediction for new models, which the protocols measure. Cross-validation over the evaluated pairs selects one of four
@@ -32,7 +32,7 @@ _JOINT_STRENGTHS = (0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 @dataclass(frozen=True)
 class Unevaluated:
-    """Predictions for pairs that were not evaluated.
+    """Hold predictions for pairs that were not evaluated.
 
     Attributes:
         predictions: one row per such pair: `task_a`, `task_b`, and for each target t and method m `predicted_t_m` with
@@ -73,7 +73,7 @@ def _candidates() -> dict[str, _Candidate]:
 def predict_unevaluated(
     pairs: pd.DataFrame, metrics: Sequence[str], methods: Sequence[str], seed: int = 0
 ) -> Unevaluated:
-    """Predict the outcomes of the pairs without outcomes from those with outcomes.
+    """Predict missing outcomes of pairs from the pairs whose outcomes are known.
 
     Each outcome is predicted from task effects, metrics or both, according to the least squared error in a
     cross-validation that leaves out one fifth of the evaluated pairs at a time. The absolute errors there determine the
@@ -137,10 +137,12 @@ def _notes(
     notes = []
     undefined = int((~problem.known[rest]).sum())
     if undefined:
-        notes.append(f"Not predicted because a metric is undefined: {undefined} of {len(rest)} pairs.")
+        notes.append(f"{undefined} of {len(rest)} pairs were not predicted because a metric is undefined.")
     lacking = [name for name in outcomes if f"predicted_{name}" not in found]
     if lacking:
-        notes.append(f"Not predicted because fewer than {FEWEST} pairs have it: {summarise_names(lacking)}.")
+        notes.append(
+            f"Outcomes known for fewer than {FEWEST} pairs were not predicted: {summarise_names(lacking)}."
+        )
     return notes
 
 
@@ -155,7 +157,7 @@ class _Fit:
     record: dict[str, float]
 
     def predict(self, problem: "_Problem", rows: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-        """Predict some pairs; NaN if a metric is undefined."""
+        """Predict the outcome of the given pairs; NaN if a metric is undefined."""
         a, b = problem.ends[rows].T
         found = self.intercept + problem.metrics[rows] @ self.weights + self.effects[a] + self.effects[b]
         return np.where(problem.known[rows], found, np.nan)
@@ -187,7 +189,7 @@ class _Problem:
         return cls(values, ends, len(tasks), known)
 
     def solve(self, rows: Int[np.ndarray, " n"], outcomes: Float[np.ndarray, "n K"], seed: int) -> list[_Fit]:
-        """Fit every outcome with the candidate that predicts left-out rows best."""
+        """Fit every outcome with the candidate predictor that has the lowest error on left-out pairs."""
         folds = _folds(len(rows), seed)
         of_tasks = np.zeros((len(rows), self.tasks))
         np.put_along_axis(of_tasks, self.ends[rows], 1.0, axis=1)

@@ -1,4 +1,4 @@
-"""Step 6, profiles of models: expensive quantities, computed once per model and stored."""
+"""Compute profiles of models: expensive quantities that are computed once per model and stored."""
 
 import lazy_loader
 

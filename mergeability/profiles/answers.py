@@ -1,9 +1,15 @@
-"""Predictions of models on a task's unlabelled inputs, compared with those of the task's own model."""
+"""Compare predictions of models on a task's unlabelled inputs with those of the task's own model."""
 
 from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, Float64
+
+BY_CHANCE = "expected by chance"
+"""Words in the message that the base model agrees with a model no more often than by chance.
+
+A verdict repeats the messages that contain these words.
+"""
 
 # Sums of features below this length have no reliable direction.
 _SHORTEST = 1e-6

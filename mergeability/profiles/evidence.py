@@ -1,4 +1,4 @@
-"""Kinds of evidence: entries that are computed once, stored, and combined to arrays over all models.
+"""Define kinds of evidence, which are computed once, stored, and combined to arrays over all models.
 
 A kind of evidence is a file of this package with a frozen dataclass that has `combine`. It defines the keys and the
 version of its entries, so a new kind requires no change to other files: `Profiles.evidence` accepts any kind.
@@ -20,7 +20,7 @@ Found = TypeVar("Found", covariant=True)
 
 @runtime_checkable
 class Evidence(Protocol[Found]):
-    """Protocol of the kinds of evidence that `Profiles.evidence` accepts.
+    """Define the interface of the kinds of evidence that `Profiles.evidence` accepts.
 
     Implementations are frozen dataclasses of their options, so that equal evidence is computed once.
 
@@ -47,7 +47,7 @@ class Evidence(Protocol[Found]):
 
 @runtime_checkable
 class ModelEntries(Protocol):
-    """Evidence with one stored entry of tensors per model.
+    """Define the interface of evidence with one stored entry of tensors per model.
 
     Attributes:
         kind: name of such entries in the store.
@@ -58,16 +58,16 @@ class ModelEntries(Protocol):
     description: ClassVar[str]
 
     def key(self, subject: Subject, task: str) -> dict[str, Any]:
-        """Return everything that determines a model's entry, as a JSON-able record."""
+        """Return all inputs that determine a model's entry, as a JSON-compatible record."""
         ...
 
     def compute(self, subject: Subject, task: str) -> Mapping[str, Tensor]:
-        """Compute a model's entry."""
+        """Compute the tensors of a model's entry."""
         ...
 
 
 def ensure_entries(entries: ModelEntries, subject: Subject, store: Store) -> dict[str, dict[str, Any]]:
-    """Compute missing entries model by model, each with all cores or the GPU.
+    """Compute missing entries one model after another; each uses all cores or the GPU.
 
     Returns:
         Task → key of the model's entry.
@@ -85,7 +85,7 @@ def ensure_entries(entries: ModelEntries, subject: Subject, store: Store) -> dic
 def finite_grams(
     view: str, layers: Float64[np.ndarray, "L T T"], tasks: Sequence[str]
 ) -> Float64[np.ndarray, "L T T"]:
-    """Check the Gram matrices of a view, and return them read-only.
+    """Check that the Gram matrices of a view are finite, and return them read-only.
 
     Raises:
         UserError: a model's vector is not finite.
@@ -94,14 +94,14 @@ def finite_grams(
     for task, square in zip(tasks, squares, strict=True):
         if not np.isfinite(square):
             raise UserError(
-                f"The {view} of '{task}' is not finite: its model or its calibration images overflow. "
-                "Check them, or leave the model out."
+                f"The {view} of '{task}' is not finite, because its weights or calibration images are too"
+                " large or not finite. Check them, or leave the model out."
             )
     return frozen(layers)
 
 
 def frozen(array: np.ndarray) -> np.ndarray:
-    """Return a read-only view, because all metrics share the matrix and a copy of L×T×T numbers may take GiB."""
+    """Return a read-only view of an array, because all metrics share it and a copy may take several GiB."""
     view = np.asarray(array, dtype=np.float64).view()
     view.setflags(write=False)
     return view

@@ -1,4 +1,4 @@
-"""The diagonal Fisher information of a model on its own task."""
+"""Compute the diagonal Fisher information of a model on its own task."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -38,17 +38,17 @@ _Stacks = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class FisherInformation:
-    """The diagonal Fisher information of every model on its own task, each as large as the model."""
+    """Compute and store the diagonal Fisher information of every model on its own task."""
 
     kind: ClassVar[str] = "fisher"
     description: ClassVar[str] = "Fisher information"
 
     def key(self, subject: Subject, task: str) -> dict[str, Any]:
-        """Return everything that determines a model's Fisher information, as for gradients."""
+        """Return all inputs that determine a model's Fisher information, as a JSON-compatible record."""
         return {**OwnGradients().key(subject, task), "of": self.kind, "of_version": _VERSION}
 
     def compute(self, subject: Subject, task: str) -> dict[str, Tensor]:
-        """Compute the square roots of one model's Fisher information.
+        """Compute the square root of one model's Fisher information.
 
         Raises:
             UserError: a value is not finite; the message names the model.
@@ -62,7 +62,7 @@ class FisherInformation:
             raise UserError(f"The model of '{task}': {error}") from error
 
     def combine(self, subject: Subject) -> dict[str, Read]:
-        """Return task → function that reads its Fisher information."""
+        """Return, for each task, a function that reads its Fisher information."""
         store, keys = subject.data_store, ensure_entries(self, subject, subject.data_store)
 
         def reader(task: str) -> Read:
@@ -82,7 +82,7 @@ def fisher_roots(
     *,
     samples_at_once: int = 8,
 ) -> dict[str, Tensor]:
-    """Compute √F, F = 1/n Σ_i (∇θ CE_i)², in eval mode: the empirical Fisher information at the true labels.
+    """Compute √F for the empirical Fisher information F = 1/n Σ_i (∇θ CE_i)² at the true labels, in eval mode.
 
     The square root is stored, because F underflows in float32 for gradients below 1e-22, which confident models have;
     the root is accurate down to gradients of 1e-38. The logits are the normalised features times the frozen head.
@@ -124,7 +124,7 @@ def fisher_roots(
 
 
 def fitting_samples(state: Mapping[str, Tensor], memory: float | int) -> int:
-    """Return the number of per-sample gradients that fit into `memory` bytes in addition to the model; at least 1."""
+    """Return how many per-sample gradients fit into `memory` bytes in addition to the model, at least 1."""
     size = sum(tensor.nbytes for tensor in state.values())
     return max(1, int(memory // max(size, 1)) - _MODELS)
 
@@ -149,7 +149,8 @@ def _gradients(
             # vmap does not support some operations, such as data-dependent control flow.
             except RuntimeError as error:
                 logger.info(
-                    "Gradients are computed one sample at a time, because this encoder does not support batches: %s",
+                    "Gradients are computed one sample at a time, because they cannot be computed in batches"
+                    " for this encoder: %s",
                     error,
                 )
                 together = False
@@ -189,6 +190,6 @@ def _check_finite(roots: Mapping[str, Tensor]) -> None:
     for name, root in roots.items():
         if not torch.isfinite(root).all():
             raise UserError(
-                f"The Fisher information of '{name}' is not finite: the model or its calibration images overflow. "
-                "Check them, or leave the model out."
+                f"The Fisher information of '{name}' is not finite, because its weights or calibration images"
+                " are too large or not finite. Check them, or leave the model out."
             )

@@ -1,4 +1,4 @@
-"""Functional evidence: predictions on unlabelled inputs of the base, the other model and mean features, unmerged.
+"""Compute functional evidence: predictions of unmerged models, and of their mean features, on unlabelled inputs.
 
 Every model runs once over every task's inputs, and its features are stored: (T + 1)·T entries of n×d float32. The rest
 is arithmetic on these features. Labels are not used.
@@ -16,6 +16,7 @@ from torch import Tensor
 from mergeability.errors import UserError
 from mergeability.models.features import features
 from mergeability.profiles.answers import (
+    BY_CHANCE,
     MEASURES,
     chance_agreement,
     normalised,
@@ -37,13 +38,13 @@ ReadFeatures = Callable[[str | None, str], Float64[np.ndarray, "n d"]]
 
 @dataclass(frozen=True)
 class Features:
-    """Features of each task's unlabelled inputs from the base model and from every fine-tuned model."""
+    """Compute and store features of each task's unlabelled inputs by the base model and every fine-tuned model."""
 
     kind: ClassVar[str] = "features"
     description: ClassVar[str] = "features of unlabelled inputs"
 
     def key(self, subject: Subject, model: str | None, task: str) -> dict[str, Any]:
-        """Return everything that determines a model's features; None is the base model."""
+        """Return all inputs that determine a model's features; task None stands for the base model."""
         views = subject.required_views("functional")
         hashes = subject.task_vectors.hashes
         return {
@@ -54,7 +55,7 @@ class Features:
         }
 
     def combine(self, subject: Subject) -> ReadFeatures:
-        """Compute missing features model by model, and return a function that reads features."""
+        """Compute missing features one model after another, and return a function that reads features."""
         views = subject.required_views("functional")
         tasks = answerable(views, subject.tasks)
 
@@ -83,7 +84,7 @@ class _Passes:
 
     @torch.no_grad()
     def features(self, task: str) -> dict[str, Tensor]:
-        """Run the model on a task's inputs; return n×d features in float32."""
+        """Compute the features of a task's inputs, an n×d array in float32."""
         subject = self._subject
         if self._state is None:
             self._state = _weights(subject, self._model)
@@ -98,8 +99,8 @@ class _Passes:
         if not torch.isfinite(found).all():
             owner = "base model" if self._model is None else f"model of '{self._model}'"
             raise UserError(
-                f"The {owner} produces features of '{task}' that are not finite: its weights overflow on these inputs. "
-                "Check them, or leave the model out."
+                f"The features of '{task}' by the {owner} are not finite, because its weights are too large"
+                " for these inputs. Check them, or leave the model out."
             )
         return {"features": found}
 
@@ -120,7 +121,7 @@ def answerable(views: Views, tasks: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class FunctionalValues:
-    """All comparisons v(m, t) of predictions on a task's inputs with those of the task's own model.
+    """Hold v(m, t): how well the predictions of m on the inputs of task t match those of the task's own model.
 
     Attributes:
         tasks: the order of rows and columns.
@@ -142,30 +143,31 @@ class FunctionalValues:
 
     @property
     def remarks(self) -> list[str]:
-        """Sentences about tasks without inputs, and about inputs that may belong to another task."""
+        """Messages about tasks without inputs, and about inputs that may belong to another task."""
         found = []
         missing = [task for task, count in zip(self.tasks, self.images, strict=True) if not count]
         if missing:
             found.append(
-                f"Functional metrics have no value for pairs of {', '.join(missing)}: no unlabelled images, or no head."
+                f"Functional metrics are undefined for pairs of {', '.join(missing)}, which lack unlabelled"
+                " images or a head."
             )
         for place, task in enumerate(self.tasks):
             agreement, chance = self.base["agreement"][place], self.chance[place]
             if agreement < _NEAR_CHANCE * chance:
                 found.append(
-                    f"The base agrees with the model of '{task}' on {agreement:.0%} of {self.images[place]} images, "
-                    f"near the {chance:.0%} of chance: it has not learned this task, or the images belong to "
-                    "another task."
+                    f"The base agrees with the model of '{task}' on {agreement:.0%} of {self.images[place]}"
+                    f" images, close to the {chance:.0%} {BY_CHANCE}. Either the base cannot solve this task, or the"
+                    " images belong to another task."
                 )
         return found
 
 
 @dataclass(frozen=True)
 class FunctionalEvidence:
-    """Comparisons of the predictions of all models, and of sets of models."""
+    """Compare the predictions of all models and of sets of models with those of each task's own model."""
 
     def combine(self, subject: Subject) -> FunctionalValues:
-        """Compare predictions task by task; the features of all models on one task are in memory at a time."""
+        """Compare predictions one task after another, so that only the features of one task are in memory."""
         read, views, tasks = Features().combine(subject), subject.required_views("functional"), subject.tasks
         known = answerable(views, tasks)
         if not known:
@@ -199,10 +201,10 @@ class FunctionalEvidence:
 
 @dataclass(frozen=True)
 class SetAnswers:
-    """Compute the predictions of the mean of several models' features, for sets of any size."""
+    """Compute predictions from the mean of several models' features."""
 
     def combine(self, subject: Subject) -> Callable[[Sequence[str], str], float]:
-        """Return a function that averages a measure over the tasks of a set; NaN if unknown."""
+        """Return a function that averages a measure over the tasks of a set; its value is NaN if unknown."""
         read, views = Features().combine(subject), subject.required_views("functional")
 
         def value(chosen: Sequence[str], measure: str) -> float:
@@ -220,5 +222,5 @@ def _of_ensemble(read: ReadFeatures, views: Views, chosen: Sequence[str], task: 
 
 
 def head_of(views: Views, task: str) -> Float64[np.ndarray, "classes d"]:
-    """Return a task's head as an array in float64."""
+    """Return the head of a task as an array in float64."""
     return views.head(task).detach().cpu().double().numpy()

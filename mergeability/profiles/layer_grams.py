@@ -1,4 +1,4 @@
-"""Gram matrices of one long vector per model and layer, computed once per set of models."""
+"""Compute Gram matrices of one long vector per model and layer."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _VERSION = 2
 
 @dataclass(frozen=True)
 class LayerVectors:
-    """One vector per model and layer, read in ranges.
+    """Define the interface of one vector per model and layer that is read in ranges.
 
     Attributes:
         sizes: layer → length of its vectors.
@@ -37,7 +37,7 @@ class LayerVectors:
 
 
 def layer_grams(subject: Subject, vectors: LayerVectors) -> Float64[np.ndarray, "L T T"]:
-    """Compute and store one Gram matrix per layer, accumulated in float64."""
+    """Compute and store one Gram matrix per layer; sums are accumulated in float64."""
     # Sorted by content, so that one set of models is one entry, whatever their order and names.
     identities = {task: digest(key) for task, key in vectors.keys.items()}
     owners = {identity: task for task, identity in identities.items()}

@@ -1,4 +1,4 @@
-"""Gram matrices XᵀX of the inputs of each linear layer of a model on its own samples.
+"""Compute Gram matrices XᵀX of the inputs X of each linear layer of a model on its own samples.
 
 Linear layers are detected during the forward pass: wherever a weight of the encoder is the right factor of a
 matrix product. Module hooks would miss some: attention multiplies by its projection weights without
@@ -46,7 +46,7 @@ _ROWS = 4096
 
 @dataclass(frozen=True)
 class LinearPart:
-    """A linear layer, or the part of an attention projection with its own inputs: queries, or keys and values.
+    """Describe a linear layer, or the part of an attention projection whose inputs differ from the other parts.
 
     Attributes:
         weight: the encoder's name of the weight.
@@ -64,7 +64,7 @@ class LinearPart:
 
     @property
     def key(self) -> str:
-        """The name of its Gram matrix in the store."""
+        """The name of the layer's Gram matrix in the store."""
         return f"{self.weight}[{self.first}:{self.last}]"
 
 
@@ -74,17 +74,17 @@ ReadGram = Callable[[LinearPart], Tensor]
 
 @dataclass(frozen=True)
 class LinearInputs:
-    """Gram matrices of the inputs of every model's linear layers; per model as large as one or two models."""
+    """Compute and store Gram matrices of the inputs of every model's linear layers."""
 
     kind: ClassVar[str] = "linear_inputs"
     description: ClassVar[str] = "inputs of linear layers"
 
     def key(self, subject: Subject, task: str) -> dict[str, Any]:
-        """Return everything that determines the inputs, as for gradients."""
+        """Return all values that determine the inputs of a model's layers, as a JSON-compatible record."""
         return {**OwnGradients().key(subject, task), "of": self.kind, "of_version": _VERSION}
 
     def compute(self, subject: Subject, task: str) -> dict[str, Tensor]:
-        """Compute the Gram matrices of one model's inputs.
+        """Compute the Gram matrices of the inputs of one model's layers.
 
         Raises:
             UserError: one is not finite; names the model.
@@ -98,7 +98,7 @@ class LinearInputs:
         return {part.key: gram for part, gram in found.items()}
 
     def combine(self, subject: Subject) -> tuple[dict[str, list[LinearPart]], dict[str, ReadGram]]:
-        """Return the linear layers of each checkpoint tensor, and task → function that reads a layer's Gram matrix."""
+        """Return the linear layers of each tensor, and for each task a function that reads a layer's Gram matrix."""
         store, keys = subject.data_store, ensure_entries(self, subject, subject.data_store)
 
         def reader(task: str) -> ReadGram:
@@ -136,7 +136,7 @@ def input_grams(
     *,
     batch_size: int = 32,
 ) -> dict[LinearPart, Float[Tensor, "_ _"]]:
-    """Compute G = XᵀX of every linear layer in eval mode, X one row per token (or place) and sample.
+    """Compute G = XᵀX for every linear layer in eval mode; X has one row per token or position of each sample.
 
     Products are summed in float64 and added up in float32, so the batch size changes nothing but rounding.
 
@@ -167,20 +167,21 @@ def input_grams(
     for part, gram in found.items():
         if not torch.isfinite(gram).all():
             raise UserError(
-                f"The inputs of '{part.weight}' are not finite: the model or its calibration images overflow. "
-                "Check them, or leave the model out."
+                f"The inputs of layer '{part.weight}' are not finite, because the weights or calibration"
+                " images are too large or not finite. Check them, or leave the model out."
             )
     return {part: gram.cpu() for part, gram in found.items()}
 
 
 def linear_parts(encoder: nn.Module, state: Mapping[str, Tensor], sample: Inputs) -> list[LinearPart]:
-    """List the linear layers that are called in a forward pass of the encoder."""
+    """Return the linear layers that are called in a forward pass of the encoder."""
     found: dict[LinearPart, None] = {}
     _watch(encoder, state, sample, 1, lambda part, _rows: found.update({part: None}))
     missed = _missed(encoder, {part.weight for part in found})
     if missed:
         logger.warning(
-            "%d linear layers such as '%s' were not called in the forward pass: RegMean averages them.",
+            "RegMean averages the weights of %d linear layers such as '%s', because a forward pass does not"
+            " call them.",
             len(missed),
             missed[0],
         )

@@ -1,4 +1,4 @@
-"""Profiles of models as T×T matrices, from which all metrics are computed."""
+"""Compute the profiles of T models as T×T matrices, from which metrics are computed."""
 
 import copy
 from collections.abc import Iterable
@@ -41,7 +41,7 @@ VIEWS: dict[str, Evidence[np.ndarray]] = {
 
 
 class Profiles:
-    """Compute T×T matrices for metrics of T models: task vectors, activations, gradients and subspaces.
+    """Compute T×T matrices from the task vectors, activations, gradients and subspaces of T models.
 
     Everything is computed on first use. Expensive values are computed once per model and layer and kept in the task
     vectors' store, so an interrupted run continues where it stopped, and runs that share a store share the work.
@@ -76,7 +76,7 @@ class Profiles:
         self._found: dict[Evidence[Any], Any] = {}
 
     def select(self, tasks: Iterable[str]) -> "Profiles":
-        """Return the same evidence for some of the tasks, in the given order; stored values are shared.
+        """Return the profiles of some tasks, in the given order; both objects share stored values.
 
         Raises:
             UserError: a task is unknown, named twice, or none is named.
@@ -90,7 +90,7 @@ class Profiles:
         return selected
 
     def evidence(self, kind: Evidence[Found]) -> Found:
-        """Return one kind of evidence on these models; the result is cached for equal options.
+        """Return one kind of evidence on these models; results are cached by options.
 
         Args:
             kind: a frozen dataclass of the evidence's options, such as `SubspaceOverlaps(k=5)`.
@@ -100,12 +100,12 @@ class Profiles:
         return cast("Found", self._found[kind])
 
     def has(self, kind: Evidence[Any]) -> bool:
-        """Return whether this evidence was computed already, so that it costs nothing."""
+        """Return whether this evidence has already been computed by this object."""
         return kind in self._found
 
     @property
     def data_key(self) -> dict[str, Any]:
-        """The parts of store keys, other than the models, of everything computed from the models' samples and heads."""
+        """The record of samples, heads and encoder that is part of the store keys of data-dependent values."""
         return gradients.data_key(self.subject)
 
     def gram(self, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
@@ -113,7 +113,7 @@ class Profiles:
         return self.layer_grams(view).sum(0)
 
     def layer_grams(self, view: str = "task_vector") -> Float64[np.ndarray, "L T T"]:
-        """Compute one Gram matrix per tensor of a view, accumulated in float64.
+        """Compute one Gram matrix per tensor of a view; sums are accumulated in float64.
 
         L is the number of parameters for task vectors and encoder gradients, and 1 otherwise.
 
@@ -125,7 +125,7 @@ class Profiles:
         return self.evidence(VIEWS[view])
 
     def subspace_overlaps(self, side: str, end: str, k: int = SUBSPACE_SIZE) -> Float64[np.ndarray, "L T T"]:
-        """Compute ‖UaᵀUb‖²_F of every matrix, U the k first or last singular vectors of the thin SVD.
+        """Compute ‖UaᵀUb‖²_F of every matrix, where U contains the k first or last singular vectors of the thin SVD.
 
         k is clipped to min(m, n). NaN if one of the two models did not change the matrix, or if its k
         vectors are not unique: the last ones of a change with several zero singular values, or the
@@ -141,26 +141,26 @@ class Profiles:
         return found[f"{side}_{end}"]
 
     def subspace_sizes(self, k: int = SUBSPACE_SIZE) -> np.ndarray:
-        """Return k clipped to min(m, n), for every matrix."""
+        """Return min(k, m, n) for every matrix of shape m×n."""
         return np.minimum(k, self.matrix_shapes().min(1))
 
     def matrix_shapes(self) -> np.ndarray:
-        """Return the extents m and n of every matrix, L×2."""
+        """Return the shape (m, n) of every matrix, an L×2 array."""
         return matrix_shapes(self.task_vectors)
 
     def singular_values(self, count: int) -> Float64[np.ndarray, "L T K"]:
-        """Return the `count` leading singular values of every matrix's deltas, padded with zeros."""
+        """Return the `count` leading singular values of every model's delta of each matrix, padded with zeros."""
         # Singular values do not depend on k.
         at_hand = (one for one in self._found if isinstance(one, SubspaceOverlaps))
         found = self.evidence(next(at_hand, SubspaceOverlaps()))
         return found["singular_values"][:, :, :count]
 
     def decompose(self, k: int = SUBSPACE_SIZE) -> None:
-        """Compute the first and last k singular vectors, and the singular values, of all matrices, and store them."""
+        """Compute and store the singular values and the first and last k singular vectors of all matrices."""
         SubspaceOverlaps(k).decompose(self.subject)
 
     def sign_counts(self, density: float | int = 0.2) -> SignCounts:
-        """Count the entries that are among the largest of both models, and those with opposite signs.
+        """Count the entries that both models changed most, and those of them with opposite signs.
 
         Raises:
             UserError: the density is not in (0, 1], or a delta is not finite.
@@ -168,7 +168,7 @@ class Profiles:
         return self.evidence(SignConflicts(density))
 
     def shared_grams(self, view: str) -> Float64[np.ndarray, "T T 2 2"]:
-        """Compute [[⟨x_a, x_a⟩, ⟨x_a, x_b⟩], [⟨x_b, x_a⟩, ⟨x_b, x_b⟩]] of every pair's gradients on the same samples.
+        """Compute the 2×2 Gram matrix of every pair's gradients on the same samples.
 
         x_a and x_b are the gradients of the two models on the union of both tasks' samples, each sample
         classified by the head of its own task. This takes two passes per pair, while other evidence takes one per
@@ -185,12 +185,12 @@ class Profiles:
 
     @property
     def encoder_parameters(self) -> frozenset[str]:
-        """Checkpoint names of the encoder's parameters, for which Fisher information is computed."""
+        """The checkpoint names of the encoder's parameters, for which Fisher information is computed."""
         own = parameter_owners(self.subject.required_views("Fisher information").encoder)
         return frozenset(name for name in self.subject.tensors if name.removeprefix(PREFIX) in own)
 
     def fisher(self) -> dict[str, Read]:
-        """Compute every model's diagonal Fisher information, store it, and return functions that read it.
+        """Compute and store every model's diagonal Fisher information, and return functions that read it.
 
         F = mean over the task's own samples of the squared gradient of the cross-entropy at the true label, entry by
         entry. It is read in ranges, since each is as large as a model.
@@ -204,7 +204,7 @@ class Profiles:
         return self.evidence(FisherInformation())
 
     def linear_inputs(self) -> tuple[dict[str, list[LinearPart]], dict[str, ReadGram]]:
-        """Compute the Gram matrices XᵀX of the inputs of every model's linear layers, and store them.
+        """Compute and store the Gram matrices XᵀX of the inputs X of every model's linear layers.
 
         X holds the inputs on the task's own samples, one row per token and sample. The matrices are read layer by
         layer, since together they are as large as one or two models.

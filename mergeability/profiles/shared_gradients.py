@@ -49,7 +49,7 @@ class Side:
 
 @dataclass(frozen=True)
 class SharedGradientGrams:
-    """Compute every pair's 2×2 Gram matrices of gradients on the same samples, one entry per pair.
+    """Compute and store 2×2 Gram matrices of gradients on the same samples for every pair.
 
     Examples:
         >>> from mergeability.examples import tiny_profiles

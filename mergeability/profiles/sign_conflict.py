@@ -1,4 +1,4 @@
-"""Sign conflicts: opposite signs among the entries that two models both changed most.
+"""Count sign conflicts: opposite signs among the entries that both models of a pair changed most.
 
 TIES (Yadav et al. 2023, arXiv 2306.01708) keeps each model's largest entries and then elects signs; the metric counts
 the conflicts between them. Every delta is read in blocks, three times.
@@ -22,7 +22,7 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class SignCounts:
-    """Count the entries that two models both keep, and those with opposite signs.
+    """Count the entries that both models of a pair changed most, and those of them with opposite signs.
 
     Attributes:
         shared: number of entries that both models keep.
@@ -42,7 +42,7 @@ class SignCounts:
 
 @dataclass(frozen=True)
 class SignConflicts:
-    """Count the entries that are among the largest changes of both models, and those with opposite signs.
+    """Compute and store the counts of sign conflicts of all pairs.
 
     Attributes:
         density: share of entries that a model keeps, in (0, 1].
@@ -60,13 +60,13 @@ class SignConflicts:
     density: float | int = 0.2
 
     def combine(self, subject: Subject) -> SignCounts:
-        """Compute both counts for every pair, with one store entry per layer, after checking the base of the models."""
+        """Count sign conflicts for every pair, and check that the models were fine-tuned from their base."""
         subject.task_vectors.check_base()
         return count_signs(subject.task_vectors, self.density, subject.run)
 
 
 def count_signs(vectors: TaskVectors, density: float | int, run: Run | None = None) -> SignCounts:
-    """Count, for every pair of models, the entries that are among the largest of both, and those with opposite signs.
+    """Count for every pair the entries that both models changed most, and those of them with opposite signs.
 
     With D entries in all, a model keeps |τ| ≥ its (D − ⌊density·D⌋)-th smallest magnitude, as TIES does over
     the whole vector. What is exactly 0 has no sign and is never kept.

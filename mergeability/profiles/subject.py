@@ -1,4 +1,4 @@
-"""The models to profile, with their data and the context of the run."""
+"""Describe the models to profile, their data and the context of the run."""
 
 import copy
 import shutil
@@ -20,7 +20,7 @@ from mergeability.task_vectors.vectors import TaskVectors
 
 
 class Subject:
-    """Several models with everything that is needed to compute their evidence.
+    """Hold several models and all that is required to compute their evidence.
 
     Attributes:
         task_vectors: the models' weights; their store keeps the evidence.
@@ -34,16 +34,16 @@ class Subject:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Names of the models."""
+        """The names of the models."""
         return self.task_vectors.tasks
 
     @property
     def store(self) -> Store:
-        """The store of evidence."""
+        """The store in which evidence is cached."""
         return self.task_vectors.store
 
     def select(self, tasks: Iterable[str]) -> "Subject":
-        """Return some of the models, in the given order."""
+        """Return the subject for some of the models, in the given order."""
         # Determined from all models, so that selections of models share computed values.
         if self.views is not None:
             _ = self.data_store
@@ -60,30 +60,30 @@ class Subject:
         return {"device": self.run.device.partition(":")[0], "version": version}
 
     def required_views(self, what: str) -> Views:
-        """Return the data, for evidence that requires data.
+        """Return the data from which evidence is computed; raise an error if there are none.
 
         Raises:
             UserError: there is none.
         """
         if self.views is None:
             raise UserError(
-                f"The {what} metrics require images and heads: pass views to Profiles, "
-                "or request only weight-space metrics."
+                f"The {what} metrics require images and heads. Pass views to Profiles, or request only"
+                " metrics of the weights."
             )
         return self.views
 
     def state(self, task: str) -> dict[str, Tensor]:
-        """Read one model's weights under the encoder's names, onto the device."""
+        """Read one model's weights to the device, with the encoder's parameter names."""
         return self.required_views("activation").state(self.task_vectors, task, self.run.device)
 
     @cached_property
     def encoder(self) -> nn.Module:
-        """A copy of the encoder on the device; the given encoder is not moved."""
+        """A copy of the encoder on the device; the given encoder is not changed."""
         encoder = self.required_views("activation").encoder
         return encoder if self.run.device == "cpu" else copy.deepcopy(encoder).to(self.run.device)
 
     def batch_size(self, state: Mapping[str, Tensor], inputs: Inputs) -> int:
-        """Return the batch size for the encoder, the same for all models."""
+        """Return the batch size, which is the same for all models."""
         if self._samples_at_once is None:
             at_most = self.required_views("data").batch_size
             self._samples_at_once = fitting_batch_size(
@@ -98,7 +98,7 @@ class Subject:
 
     @cached_property
     def data_store(self) -> Store:
-        """The store for entries as large as a model, which is on disk if they would exceed the memory budget."""
+        """The store for entries as large as a model; it is on disk if the entries would exceed the memory budget."""
         vectors = self.task_vectors
         size = 4 * len(self.tasks) * sum(vectors.parameters[name].size for name in vectors.names)
         if vectors.store.root is not None or size <= self.run.memory:

@@ -1,4 +1,4 @@
-"""Evidence on singular subspaces: overlaps of the outer singular vectors of two models' matrices."""
+"""Compute overlaps between the singular subspaces of two models' matrices."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _NAMES = tuple(f"{side}_{end}" for side in subspaces.SIDES for end in subspaces.
 
 @dataclass(frozen=True)
 class SubspaceOverlaps:
-    """Squared overlaps ‖UaᵀUb‖²_F of every matrix's outer singular vectors, and its singular values.
+    """Compute and store overlaps ‖UaᵀUb‖²_F of the first or last singular vectors, and the singular values.
 
     Attributes:
         k: number of singular vectors at each end.
@@ -36,7 +36,7 @@ class SubspaceOverlaps:
     k: int = SUBSPACE_SIZE
 
     def combine(self, subject: Subject) -> dict[str, np.ndarray]:
-        """Return `left_top`, `left_bottom`, `right_top`, `right_bottom`, L×T×T, and `singular_values`, L×T×K."""
+        """Return `left_top`, `left_bottom`, `right_top`, `right_bottom` (all L×T×T) and `singular_values` (L×T×K)."""
         vectors = subject.task_vectors
         key = {
             "base": vectors.base_hash,
@@ -49,7 +49,7 @@ class SubspaceOverlaps:
         return {name: frozen(array.numpy()) for name, array in found.items()}
 
     def decompose(self, subject: Subject) -> None:
-        """Compute the singular values and outer vectors of every model's matrices, and store them."""
+        """Compute and store the singular values and the first and last singular vectors of every model's matrices."""
         vectors = subject.task_vectors
         vectors.check_base()
         # Decompose identical models only once.
@@ -155,7 +155,7 @@ class SubspaceOverlaps:
 
 
 def matrix_shapes(vectors: TaskVectors) -> np.ndarray:
-    """Return the extents m and n of every matrix, L×2."""
+    """Return the shape (m, n) of every matrix, an L×2 array."""
     shapes = [vectors.parameters[name].shape for name in vectors.matrices]
     return np.array(shapes, dtype=np.int64).reshape(-1, 2)
 
@@ -163,7 +163,7 @@ def matrix_shapes(vectors: TaskVectors) -> np.ndarray:
 def undetermined(
     found: dict[str, np.ndarray], tasks: tuple[str, ...], side: str, end: str, k: int
 ) -> list[str]:
-    """List the changed matrices without overlaps, because their outer singular vectors are not unique.
+    """List changed matrices without overlaps because their first or last singular vectors are not unique.
 
     Args:
         found: result of `SubspaceOverlaps`.

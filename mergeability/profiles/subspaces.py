@@ -1,4 +1,4 @@
-"""The singular values and outer singular vectors of a matrix, and overlaps of their subspaces.
+"""Compute singular values, the first and last singular vectors, and overlaps of the subspaces that they span.
 
 The metrics need the values and k vectors at both ends of a thin SVD: for a 3072×768 matrix, 20 vectors out
 of 768. These are eigenvectors of the smaller Gram matrix AᵀA, formed in float64, where the products of
@@ -25,7 +25,7 @@ _SMALL = 64
 
 
 def needed(shape: tuple[int, int]) -> int:
-    """Count the bytes that the decomposition of a matrix needs."""
+    """Return how much memory the decomposition of a matrix takes, in bytes."""
     smaller, larger = sorted(shape)
     # The delta, the base's values while reading, blocks in float64, and three Gram matrices.
     return 8 * smaller * larger + gram_memory(smaller) + 4 * 8 * smaller**2
@@ -80,7 +80,7 @@ def squared_overlaps(
     name: str,
     size: tuple[int, int],
 ) -> Float64[np.ndarray, "A B"]:
-    """Compute ‖LaᵀRb‖²_F between the bases of A models and of B models in one product, in [0, k].
+    """Compute ‖LaᵀRb‖²_F for the bases of each of A models with each of B models, in [0, k].
 
     NaN if a model has no such basis, or did not change the matrix at all.
 

@@ -1,4 +1,4 @@
-"""Evidence on the task vectors themselves: their inner products, tensor by tensor."""
+"""Compute the inner products of task vectors in each tensor."""
 
 from dataclasses import dataclass
 
@@ -12,10 +12,10 @@ from mergeability.profiles.subject import Subject
 
 @dataclass(frozen=True)
 class TaskVectorGrams:
-    """One Gram matrix per parameter of the models' task vectors."""
+    """Compute and store one Gram matrix of the models' task vectors per parameter."""
 
     def combine(self, subject: Subject) -> Float64[np.ndarray, "L T T"]:
-        """Compute the Gram matrices, and check that the models come from their base.
+        """Compute the Gram matrices, and check that the models were fine-tuned from their base.
 
         Raises:
             UserError: a delta is not finite, or a model has another base.

@@ -1,4 +1,4 @@
-"""The data of data-dependent views: the encoder, heads and calibration samples."""
+"""Provide the encoder, heads and calibration samples from which activations and gradients are computed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from mergeability.weights.encoder_state import encoder_state
 
 @dataclass(frozen=True)
 class Views:
-    """The data from which activations and gradients are computed: encoder, heads and calibration samples.
+    """Hold the encoder, heads and calibration samples from which activations and gradients are computed.
 
     Attributes:
         encoder: inputs → features; only its architecture is used, its weights are replaced.
@@ -57,12 +57,12 @@ class Views:
         labelled = [task for task, inputs in self.unlabelled.items() if inputs.labels is not None]
         if labelled:
             raise UserError(
-                f"Expected unlabelled inputs without labels, got labels for {', '.join(labelled)}: pass "
-                "`inputs.without_labels()`."
+                f"Expected `unlabelled` to contain no labels, got labels for {', '.join(labelled)}. Pass"
+                " `inputs.without_labels()`."
             )
 
     def state(self, task_vectors: TaskVectors, task: str, device: str = "cpu") -> dict[str, Tensor]:
-        """Read one fine-tuned model's weights under the encoder's names, in float32, onto a device.
+        """Read one fine-tuned model's weights to a device in float32, with the encoder's parameter names.
 
         Raises:
             UserError: the checkpoint's tensors do not fit the encoder.
@@ -72,19 +72,20 @@ class Views:
         return {name: tensor.to(device) for name, tensor in state.items()}
 
     def samples(self, task: str) -> Inputs:
-        """Return a task's calibration samples.
+        """Return the calibration samples of a task.
 
         Raises:
             UserError: there are none for this task.
         """
         if task not in self.calibration:
             raise UserError(
-                f"There are no calibration images for '{task}', only for {', '.join(self.calibration) or 'none'}."
+                f"There are no calibration images for '{task}', only for"
+                f" {', '.join(self.calibration) or 'none'}."
             )
         return self.calibration[task]
 
     def head(self, task: str) -> Tensor:
-        """Return a task's frozen head.
+        """Return the frozen head of a task.
 
         Raises:
             UserError: there is none for this task.
@@ -97,11 +98,11 @@ class Views:
 
     @property
     def pool_inputs(self) -> Inputs:
-        """The inputs of all tasks of the pool, in the order of the tasks' names."""
+        """The inputs on which activations are computed, sorted by task name."""
         return Inputs.joined([self.samples(task) for task in self._pool_tasks])
 
     def gradient_key(self, task: str) -> dict[str, Any]:
-        """Return the parts of the store key of a task's gradients other than the model."""
+        """Return the record that, together with the model, identifies a task's gradients in the store."""
         return {
             "encoder": self.architecture,
             "head": tensors_hash({"head": self.head(task)}),
@@ -110,7 +111,7 @@ class Views:
 
     @cached_property
     def activation_key(self) -> dict[str, Any]:
-        """The parts of the store key of activations other than the model."""
+        """The record that, together with the model, identifies activations in the store."""
         pool = [self.samples(task).without_labels().fingerprint for task in self._pool_tasks]
         layer = last_layer(self.encoder) if self.layer is None else self.layer
         return {"encoder": self.architecture, "layer": layer, "pool": pool}
@@ -121,6 +122,6 @@ class Views:
 
     @cached_property
     def architecture(self) -> str:
-        """A digest of the encoder's architecture: part of the store's keys."""
+        """A hash of the encoder's architecture, which is part of store keys."""
         # repr() shows every module, but not all options: the number of attention heads is missing.
         return digest({"encoder": repr(self.encoder), "configuration": dict(self.configuration)})

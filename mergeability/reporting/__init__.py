@@ -1,4 +1,4 @@
-"""Output: the report, tables for the terminal, the summary across jobs, dashboards and tracking."""
+"""Present results: the report, tables in the terminal, the summary of a sweep, dashboards and tracking."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The section of the report on pairs that were not evaluated: predictions, apart from everything measured."""
+"""Build the section of the report with predictions for pairs that were not evaluated."""
 
 from mergeability.pipeline.result import Analysis
 from mergeability.reporting.page import Section, folded, paragraphs, table
@@ -18,14 +18,15 @@ _ACCURACY_COLUMNS = {
 
 
 def predicted_pairs(analysis: Analysis) -> Section | None:
-    """Show the predictions of pairs that were not evaluated, and how far they can be trusted; None without any."""
+    """Show the predictions for pairs that were not evaluated, with their intervals; None if there are none."""
     predictions, accuracy = analysis.predicted_pairs, analysis.predicted_accuracy
     if predictions.empty or accuracy.empty:
         return None
     body = paragraphs(*analysis.of_budget)
     body += paragraphs(
-        "Models of these pairs are in evaluated ones, too. For each outcome, cross-validation over the evaluated pairs"
-        " chose a predictor; its errors there give the interval.",
+        "These pairs were not evaluated, but their models occur in evaluated pairs. For each outcome, the"
+        " predictor was selected by cross-validation on the evaluated pairs; its validation errors determine"
+        " the interval.",
         note=True,
     )
     body += table(
@@ -42,7 +43,7 @@ def predicted_pairs(analysis: Analysis) -> Section | None:
     ordered = predictions.loc[order]
     ordered = ordered.set_axis([pair_name(row) for row in ordered[["task_a", "task_b"]].to_dict("records")])
     body += folded(
-        "Every predicted pair, the best mean first",
+        "Every predicted pair, sorted by mean prediction",
         table(ordered, columns, "pair", caption="Predicted pairs"),
     )
-    return Section("predicted", "Which outcomes are predicted for pairs that were not measured?", body)
+    return Section("predicted", "Which outcomes are predicted for pairs that were not evaluated?", body)

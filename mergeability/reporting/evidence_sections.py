@@ -1,4 +1,4 @@
-"""Sections of the report on metrics as evidence: single metrics, categories, coefficients, agreement of methods."""
+"""Build the sections of the report on metrics: single metrics, categories, coefficients, similarity of methods."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ _SHOWN_METRICS = 15
 
 
 def single_metrics(analysis: Analysis) -> Section | None:
-    """Show how well each metric predicts alone; None if nothing was predicted."""
+    """Show how well each single metric predicts the outcome; None if nothing was predicted."""
     single = study_table(analysis, "single_metrics")
     if single.empty:
         return None
@@ -57,9 +57,9 @@ def single_metrics(analysis: Analysis) -> Section | None:
             )
         ]
     body = paragraphs(
-        "Correlation of each single metric with the outcome, over all pairs that have both. The usual p-value "
-        "assumes independent pairs, but pairs that share a task are dependent; the other p-value comes from a "
-        "permutation test that permutes the tasks.",
+        "Correlation of each single metric with the outcome, over all pairs for which the metric and the"
+        " outcome are known. The usual p-value assumes independent pairs, but pairs that share a task are"
+        " dependent. The second p-value therefore comes from a test that permutes the tasks.",
         note=True,
     )
     body += figure_block(
@@ -83,7 +83,7 @@ def single_metrics(analysis: Analysis) -> Section | None:
 
 
 def category_ablation(analysis: Analysis) -> Section | None:
-    """Show the loss of predictors without each category of metrics."""
+    """Show how much worse predictors become without each category of metrics."""
     ablation = study_table(analysis, "ablation")
     if ablation.empty:
         return None
@@ -102,9 +102,9 @@ def category_ablation(analysis: Analysis) -> Section | None:
             for grid, title in zip(grids, ("change of r without it", "r with nothing else"), strict=True)
         ]
     body = paragraphs(
-        "Ridge refitted without each category of metrics (left: change in r; below 0 the category is needed) and "
-        "with that category alone (right). For two new tasks (leave two tasks out), r is the correlation beyond "
-        "the training mean.",
+        "Left: change of r if ridge is fitted without a category of metrics; a negative change means that"
+        " the category is needed. Right: r if ridge is fitted with this category alone. With leave two tasks"
+        " out, r is the correlation beyond the training mean.",
         note=True,
     )
     situations: Choice = (
@@ -130,9 +130,10 @@ def coefficients(analysis: Analysis) -> Section | None:
     groups = rows.groupby(["target", "method", "predictor"], sort=False)
     plots = {"|".join(map(str, key)): [figures.coefficient_bars(one)] for key, one in groups}
     body = paragraphs(
-        "Coefficients averaged over the fits, one for each left-out task; whiskers show their standard deviation."
-        " Metrics are scaled to [-1, 1], so lengths can be compared; correlated metrics share or trade their"
-        " weight, so a sign alone proves little. For additive the rows are task effects.",
+        "Coefficients averaged over fits, with one fit per left-out task; whiskers show their standard"
+        " deviation over fits. Metrics are scaled to [-1, 1], so the lengths of the bars can be compared."
+        " Correlated metrics share the coefficient arbitrarily, so the sign of a single coefficient proves"
+        " little. For additive, the rows are task effects.",
         note=True,
     )
     body += figure_block(
@@ -156,8 +157,8 @@ def fingerprints(analysis: Analysis) -> Section | None:
         ]
     means = compared.groupby(["target", "predictor"], sort=False)[["top5_overlap", "sign_agreement"]].mean()
     body = paragraphs(
-        "Left: share of the five largest metrics that two methods have in"
-        " common. Right: share of metrics with the same sign.",
+        "Left: share of the five metrics with the largest coefficients that two methods have in common."
+        " Right: share of metrics whose coefficients have the same sign under both methods.",
         note=True,
     )
     body += figure_block(
@@ -182,16 +183,16 @@ def fingerprints(analysis: Analysis) -> Section | None:
 
 
 def consistency(analysis: Analysis) -> Section | None:
-    """Show whether merge methods agree about which pairs merge well."""
+    """Show whether the same pairs merge well under different merge methods."""
     compared = study_table(analysis, "consistency")
     if compared.empty:
         return None
     plots = {str(target): _consistency_maps(rows) for target, rows in compared.groupby("target", sort=False)}
     body = paragraphs(
-        "Is merging well a property of the pair, or of pair and method? Left: Spearman's rank correlation of"
-        " two methods' outcomes over the pairs that both have; 1 means that they put the same pairs first."
-        " Right: the same after task effects are removed, because methods may agree only about which models"
-        " merge badly with all others. Grey cells are undefined.",
+        "Does the outcome depend on the pair alone, or also on the method? Left: Spearman's rank correlation"
+        " of the outcomes of two methods, over the pairs merged by both; 1 means that both methods rank the"
+        " pairs equally. Right: the same correlation after task effects are removed, because the methods may"
+        " agree only in which models merge badly with all others. Grey cells are undefined.",
         note=True,
     )
     body += figure_block(
@@ -236,14 +237,15 @@ def _consistency_maps(compared: pd.DataFrame) -> list[Any]:
 
 
 def stable_metrics(analysis: Analysis) -> Section | None:
-    """Show the metrics whose sign and selection agree across folds."""
+    """Show the stable metrics: those whose coefficient has the same sign under every method."""
     stable = study_table(analysis, "stable_metrics")
     if stable.empty or analysis.prediction is None:
         return None
     body = paragraphs(
-        "Metrics whose mean coefficient has one sign under every method; core ones are also selected in at"
-        " least 80 % of"
-        " every method's folds. Contribution is |mean coefficient| as a share of all, the mean over methods.",
+        "A metric is stable if its mean coefficient has the same sign under every method. A stable metric is"
+        " a core metric if it is also selected in at least 80 % of the folds of every method. Its"
+        " contribution is the absolute value of its mean coefficient divided by the sum over all metrics,"
+        " averaged over methods.",
         note=True,
     )
     columns = {

@@ -1,4 +1,4 @@
-"""The first screen of a report: the verdict, one figure of all merges, three sentences of why, and links."""
+"""Build the first screen of a report: the verdict, a figure of all merges, three reasons and links."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ _SENTENCES = 3
 
 
 def first_screen(analysis: Analysis, groups: Sequence[Group]) -> Markup:
-    """Show the answer to the question of the analysis.
+    """Show the main result of the analysis.
 
     Args:
         analysis: the results.
@@ -53,12 +53,12 @@ def first_screen(analysis: Analysis, groups: Sequence[Group]) -> Markup:
 
 
 def notes(analysis: Analysis) -> list[str]:
-    """List the sentences on parts that are missing from an analysis and from its study of predictors."""
+    """List messages about missing parts of an analysis and of its study of predictors."""
     return [*analysis.missing, *(analysis.prediction.notes if analysis.prediction is not None else [])]
 
 
 def why(analysis: Analysis, answer: Verdict) -> list[str]:
-    """Choose three sentences that explain a verdict: the choice of the method, the pairs, the evidence.
+    """Return up to three sentences that explain the verdict: on the method, the pairs and the evidence.
 
     Args:
         analysis: the results.
@@ -73,7 +73,7 @@ def why(analysis: Analysis, answer: Verdict) -> list[str]:
 
 
 def outcome_columns(analysis: Analysis) -> tuple[str, dict[str, str]]:
-    """Return the name of the best known outcome of pairs, and its column for each method.
+    """Return the outcome that the first screen shows, and its column for each method.
 
     Measured outcomes come first, then scores of a fitted predictor, then probes.
     """

@@ -1,4 +1,4 @@
-"""The glossary of pages: terms from `glossary.md`, and members from the first lines of their docstrings."""
+"""Build the glossary of a page from `glossary.md` and from the docstrings of metrics, methods and predictors."""
 
 import ast
 import re
@@ -61,7 +61,7 @@ _TERMS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """Define one term.
+    """Hold one term and its definition.
 
     Attributes:
         term: as it is written.
@@ -75,13 +75,13 @@ class Entry:
 
     @property
     def anchor(self) -> str:
-        """The identifier of the entry on a page."""
+        """The HTML id of the entry."""
         return _anchor(self.term)
 
 
 @cache
 def terms() -> Mapping[str, Entry]:
-    """Read `glossary.md`: anchor → entry, in alphabetical order."""
+    """Read `glossary.md` and return its entries by anchor, in alphabetical order."""
     text = files("mergeability.reporting").joinpath("glossary.md").read_text(encoding="utf-8")
     parts = (part.partition("\n") for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:])
     entries = [Entry(term.strip(), "", " ".join(body.split())) for term, _, body in parts]
@@ -90,7 +90,7 @@ def terms() -> Mapping[str, Entry]:
 
 @cache
 def entry(name: str) -> Entry | None:
-    """Find the definition of a term, a heading or a member; None if there is none.
+    """Find the definition of a term, a heading or a name; None if there is no definition.
 
     Args:
         name: a term such as `Gain kept`, a heading such as `± 95 %`, or a member such as `ties`, also with the suffix
@@ -108,7 +108,7 @@ def entry(name: str) -> Entry | None:
 
 
 def linked(text: str) -> Markup:
-    """Link a heading to its definition; escape it if there is none.
+    """Link a heading to its definition; without a definition, only escape the heading.
 
     Examples:
         >>> from mergeability.reporting.glossary import linked
@@ -122,7 +122,7 @@ def linked(text: str) -> Markup:
 
 
 def linked_name(name: str) -> Markup:
-    """Link the name of a metric, method or predictor, also one with the suffix of its scale, to its definition."""
+    """Link the name of a metric, method or predictor to its definition; ignore the suffix of the scale."""
     found = entry(name)
     return (
         escape(name)
@@ -132,7 +132,7 @@ def linked_name(name: str) -> Markup:
 
 
 def glossary_section(body: str, names: Sequence[str], level: int = 3) -> Markup:
-    """Define every term that a page links to, and every name; empty without any.
+    """Return the HTML definitions of all linked terms and of all names; empty if there are none.
 
     Args:
         body: the HTML of the page.

@@ -1,4 +1,4 @@
-"""The first sentences of a report: the comparison, the quality of the merges, and their best predictor."""
+"""Write the first sentences of a report: on the data, the quality of the merges and the best predictor."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from mergeability.reporting.summaries import (
 
 @dataclass(frozen=True)
 class Findings:
-    """Hold the main sentences of an analysis by subject. All but the first may be empty.
+    """Hold the main findings of an analysis by subject; every subject except the first may be empty.
 
     Attributes:
         compared: the numbers of tasks, pairs, metrics and methods.
@@ -47,7 +47,7 @@ class Findings:
 
 
 def findings(analysis: Analysis) -> Findings:
-    """Summarise the findings in plain sentences, with their uncertainty; every page takes them from here."""
+    """Summarise the findings of an analysis, with their uncertainty, in sentences."""
     records = analysis.prediction.records if analysis.prediction is not None else []
     measured = _measured_methods(analysis)
     return Findings(
@@ -62,7 +62,7 @@ def findings(analysis: Analysis) -> Findings:
 
 
 def headline(analysis: Analysis) -> list[str]:
-    """Return all findings as one list of sentences."""
+    """Return the sentences of all subjects as one list."""
     found = findings(analysis)
     return [found.compared, *found.budget, *found.merges, *found.extremes, *found.sets, *found.prediction]
 
@@ -98,7 +98,7 @@ def _what_was_compared(analysis: Analysis) -> str:
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """Format a number with its noun."""
+    """Format a number with a noun in singular or plural."""
     return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
 
 
@@ -122,14 +122,14 @@ def _merging_sentences(analysis: Analysis, table: pd.DataFrame) -> list[str]:
     if len(table) > 1:
         last = table.iloc[-1]
         sentences.append(
-            f"{last.name} merges worst: mean {last[f'mean_{target}']:.1%}, worst pair"
+            f"The worst method is {last.name}: mean {last[f'mean_{target}']:.1%}, worst pair"
             f" {last[f'worst_{target}']:.1%} ({last['worst_pair']})."
         )
     return [*sentences, *_scale_sentences(analysis)]
 
 
 def best_method(name: str, row: pd.Series, target: str) -> str:
-    """State that a method merges best.
+    """State which method merges best, in one sentence.
 
     Args:
         name: of the method.
@@ -191,12 +191,12 @@ def _prediction_sentences(analysis: Analysis) -> list[str]:
     tasks = len(analysis.tasks)
     if tasks < 15:
         sentences.append(
-            f"With {tasks} tasks each of these correlations rests on at most {tasks - 1} pairs at a time: read them"
-            " as rough."
+            f"With {tasks} tasks, each of these correlations is computed from at most {tasks - 1} pairs, so"
+            " they are rough estimates."
         )
     if best_predictor(prediction.records, target) is not None:
         sentences.append(
-            "Which predictor is best was read off these same folds, so its figure flatters it a little."
+            "The best predictor was selected on the same folds, so its r is slightly optimistic."
         )
     return sentences
 
@@ -212,9 +212,9 @@ def _known_partner_sentences(records: Sequence[Mapping[str, Any]], target: str) 
         )
     row = table.loc[best]
     sentences = [
-        f"For a task left out of the fit, the best predictor from metrics, {best}, reaches a mean correlation of"
-        f" r = {row['r_mean']:.2f} with {TARGET_NAMES[target]} (± {row['r_std']:.2f} between left-out tasks,"
-        f" mean over methods); its typical error is {row['mae']:.3f}{_beside_mean(table)}."
+        f"With leave one task out, the best predictor that uses metrics, {best}, reaches a mean correlation"
+        f" of r = {row['r_mean']:.2f} with {TARGET_NAMES[target]} (± {row['r_std']:.2f} between left-out"
+        f" tasks, mean over methods); its mean absolute error is {row['mae']:.3f}{_beside_mean(table)}."
     ]
     additive = table["r_mean"].get("additive", float("nan"))
     if not np.isnan(additive):
@@ -274,7 +274,7 @@ def _beyond_sentences(tested: pd.DataFrame, target: str) -> list[str]:
             f"{method} ({gain:.1%} of the squared error)"
             for method, gain in zip(own.loc[adds, "method"], own.loc[adds, "gain"], strict=True)
         )
-        sentences.append(f"The metrics add to task effects for {gains}.")
+        sentences.append(f"The metrics improve on task effects for {gains}.")
     return sentences
 
 

@@ -1,4 +1,4 @@
-"""The list of all runs, `index.html`, and `latest`, which leads to the last one."""
+"""Write the list of all runs, `index.html`, and the link `latest` to the newest run."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ _COLUMNS = {"page": "page", "verdict": "verdict", "command": "command"}
 
 
 def record_run(folder: Path, root: Path, runs: Path) -> bool:
-    """Write `index.html` into the root of all outputs and point `latest` to a run that has finished.
+    """Write `index.html` into the output folder and make `latest` a link to a finished run.
 
     Args:
         folder: of the run.
@@ -53,7 +53,7 @@ def record_run(folder: Path, root: Path, runs: Path) -> bool:
 
 
 def index_page(lines: list[RunLine], base: Path) -> str:
-    """List runs as HTML.
+    """Return a list of runs as HTML.
 
     Args:
         lines: the runs, in the order of the list.

@@ -1,4 +1,4 @@
-"""The section of the report on layers: where the task vectors of two models conflict."""
+"""Build the section of the report on layers in which the task vectors of two models conflict."""
 
 import re
 from itertools import takewhile
@@ -15,22 +15,22 @@ _SHOWN = 10
 
 
 def layer_section(analysis: Analysis) -> Section | None:
-    """Show the cosine of task vectors in each layer, and the layers with the most conflicts; None if unknown."""
+    """Show the cosine of task vectors in each layer, and the layers with the lowest cosine; None if unknown."""
     if analysis.layers.empty or analysis.layers["cosine"].isna().all():
         return None
     cosines = _wide(analysis.layers)
     summary = layer_summary(cosines)
     body = paragraphs(
-        "Cosine of the two task vectors in each tensor of the network, in [−1, 1]. Below 0 the models move the tensor"
-        " in opposite directions, so that its merge cancels part of both changes. The card of a pair lists its layers"
-        " with the lowest cosine; layers.csv has all values.",
+        "Cosine of the two task vectors in each tensor of the network, in [−1, 1]. If it is negative,"
+        " fine-tuning changed the tensor in opposite directions, so merging cancels part of both changes."
+        " The card of each pair lists the layers with the lowest cosine; layers.csv contains all values.",
         note=True,
     )
     body += figure_block(
         "layers", {"": [figures.layer_map(cosines)]}, described="Cosine of the task vectors by layer and pair"
     )
     lowest = summary.sort_values("mean", kind="stable")
-    body += paragraphs("Layers with the lowest mean cosine over pairs:", note=True)
+    body += paragraphs("Layers with the lowest cosine, averaged over pairs:", note=True)
     body += table(
         lowest.head(_SHOWN), _COLUMNS, "layer", ["pair"], caption="Layers with the lowest mean cosine"
     )
@@ -41,7 +41,7 @@ def layer_section(analysis: Analysis) -> Section | None:
 
 
 def layer_summary(cosines: pd.DataFrame) -> pd.DataFrame:
-    """Summarise each layer over pairs.
+    """Compute statistics of each layer over pairs.
 
     Args:
         cosines: one row per layer and one column per pair.

@@ -1,4 +1,4 @@
-"""Names under which runs are logged: tracking writes them, dashboards read them."""
+"""Define the names of logged values, which tracking writes and dashboards read."""
 
 from typing import Final
 
@@ -76,7 +76,7 @@ SUITE: Final = "suite.name"
 
 
 def mean_outcome(target: str, method: str) -> str:
-    """Return the logged name of an outcome's mean over pairs.
+    """Return the name under which an outcome's mean over pairs is logged.
 
     Args:
         target: `norm_acc` or `acc`.
@@ -90,7 +90,7 @@ def mean_outcome(target: str, method: str) -> str:
 
 
 def worst_outcome(target: str, method: str) -> str:
-    """Return the logged name of the lowest outcome over pairs.
+    """Return the name under which the lowest outcome over pairs is logged.
 
     Args:
         target: `norm_acc` or `acc`.
@@ -104,7 +104,7 @@ def worst_outcome(target: str, method: str) -> str:
 
 
 def correlation(protocol: str, target: str, method: str, predictor: str) -> str:
-    """Return the logged name of the correlation of predicted and measured outcomes.
+    """Return the name under which the correlation of predicted and measured outcomes is logged.
 
     Args:
         protocol: of the validation, such as `loto`.
@@ -120,7 +120,7 @@ def correlation(protocol: str, target: str, method: str, predictor: str) -> str:
 
 
 def summarised(name: str, direction: str = "max") -> str:
-    """Name the value in the summary of a run of a number that is logged with the direction that is better.
+    """Return the key under which W&B stores the best value of a logged number.
 
     Args:
         name: of the number.
@@ -134,7 +134,7 @@ def summarised(name: str, direction: str = "max") -> str:
 
 
 def prediction_table(name: str) -> str:
-    """Return the logged name of a table of the study of predictors.
+    """Return the name under which a table of the study of predictors is logged.
 
     Args:
         name: of its file in `prediction/`, without the suffix.

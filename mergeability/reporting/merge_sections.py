@@ -1,4 +1,4 @@
-"""Sections of the report on models and merges: accuracies, outcomes, probes, scales, sets, and metrics of pairs."""
+"""Build the sections of the report on models, merges, probes, scales, sets and metrics of pairs."""
 
 from markupsafe import Markup
 
@@ -66,20 +66,21 @@ def models(analysis: Analysis) -> Section | None:
 
 
 def methods(analysis: Analysis) -> Section | None:
-    """Summarise every merge method over the pairs; None without outcomes."""
+    """Show statistics of every merge method over the pairs; None without outcomes."""
     if not analysis.targets:
         return None
     summary = method_table(analysis.pairs, analysis.methods, analysis.alphas)
     body = paragraphs(
-        "Mean over a pair's two tasks. Normalised accuracy is the merged model's accuracy over that of the task's own"
-        " fine-tuned model: 1 means that merging cost nothing. Gain kept is the median over pairs of how much of what"
-        " fine-tuning gained over the base model survives: 1 all of it, 0 none.",
+        "Values of a pair are means over its two tasks. Normalised accuracy is the merged model's accuracy"
+        " divided by the accuracy of the task's own fine-tuned model; 1 means that merging cost nothing."
+        " Gain kept is the share of the improvement by fine-tuning that the merged model keeps (median over"
+        " pairs); 1 means all of it, 0 none.",
         note=True,
     )
     if summary["median_margin"].notna().any():
         body += paragraphs(
-            "Measured on a random part of the test images: ± 95 % is half the width of a pair's confidence interval"
-            " of the normalised accuracy, the median over pairs.",
+            "These values were measured on a random part of the test images. The column ± 95 % is half the"
+            " width of the confidence interval of a pair's normalised accuracy (median over pairs).",
             note=True,
         )
     else:
@@ -91,7 +92,7 @@ def methods(analysis: Analysis) -> Section | None:
 
 
 def heat_maps(analysis: Analysis) -> Section | None:
-    """Draw the outcomes of all pairs, task by task, for each method; None without outcomes."""
+    """Draw a task × task heat map of outcomes for each method; None without outcomes."""
     if not analysis.targets:
         return None
     plots = {}
@@ -112,13 +113,13 @@ def heat_maps(analysis: Analysis) -> Section | None:
         ("colours", [("shared", "same for all methods"), ("own", "this method's own range")]),
     ]
     body += figure_block(
-        "merges", plots, choices, square=True, described="Heat map of outcomes, task by task"
+        "merges", plots, choices, square=True, described="Heat map of outcomes by pair of tasks"
     )
     return Section("heat-maps", "Which tasks merge well with which?", body)
 
 
 def probes(analysis: Analysis) -> Section | None:
-    """Show the probes of merges that were not evaluated with labels."""
+    """Show the results of probes for merges that were not evaluated with labels."""
     names = {f"probe_overlap_{method}": method for method in analysis.merged}
     tables = []
     for frame, title in ((analysis.pairs, "pair"), (analysis.sets, "set")):
@@ -140,46 +141,49 @@ def probes(analysis: Analysis) -> Section | None:
     if not tables:
         return None
     body = paragraphs(
-        "Each merge classified unlabelled images of its tasks. The overlap with the predictions of the task's own model"
-        " estimates the normalised accuracy; mean over the tasks of a pair or set.",
+        "Each merged model classified unlabelled images of its tasks. The overlap with the predictions of"
+        " the task's own model estimates the normalised accuracy. Values are means over the tasks of a pair"
+        " or set.",
         note=True,
     )
-    return Section("probes", "What do probes of the merges show?", body + Markup().join(tables))
+    return Section("probes", "How good are the merges according to probes?", body + Markup().join(tables))
 
 
 def scales(analysis: Analysis) -> Section | None:
-    """Show the outcomes at every scale that was tried; None if none was tuned."""
+    """Show outcomes for each α; None if no α was tuned."""
     if analysis.curves.empty:
         return None
     curves = curve_table(analysis.curves)
     body = paragraphs(
-        "The merged weights are θ₀ + α·M. Tuning computes M once per merge, tries a grid of α on the tasks' validation"
-        " images and keeps the one with the best mean normalised accuracy; without labels, the one whose predictions on"
-        " unlabelled images overlap most with those of the tasks' own models. All values in the tables are measured on"
-        " the test images. Methods can only be compared if each has an α that suits it.",
+        "The merged weights are θ₀ + α·M. Tuning computes M once per merge, evaluates a grid of α on the"
+        " tasks' validation images and selects the α with the best mean normalised accuracy. Without labels,"
+        " it selects the α at which the predictions on unlabelled images overlap most with those of the"
+        " tasks' own models. All values in the tables are measured on the test images. Without tuning, a"
+        " method may look worse only because its default α is unsuitable.",
         note=True,
     )
     both = scale_table(analysis)
     if len(both):
-        body += paragraphs("Normalised accuracy over pairs, each method at each kind of α:", note=True)
+        body += paragraphs("Normalised accuracy over pairs, by method and by how α was chosen:", note=True)
         columns = {name: title for name, title in _SCALE_COLUMNS.items() if name in both}
         body += table(both, columns, "method", caption="Outcomes by kind of α")
     body += figure_block(
         "scales",
         {"": [figures.scale_curves(curves), figures.chosen_scales(curves)]},
-        described="Accuracy against α, and the α that were chosen",
+        described="Accuracy against α, and the selected values of α",
     )
     return Section("scales", "How does the outcome depend on the scale α?", body)
 
 
 def sets(analysis: Analysis) -> Section | None:
-    """Show merges of more than two models; None without any."""
+    """Show merges of more than two models; None if there are none."""
     summary = sets_table(analysis)
     if summary.empty:
         return None
     body = paragraphs(
-        "More than two models merged into one. Mean and worst over the sets, of the mean normalised accuracy over a"
-        " set's tasks; worst task is the lowest of all single tasks.",
+        "Each set of more than two models is merged into one. The value of a set is the mean normalised"
+        " accuracy over its tasks; the table shows the mean and the worst value over the sets. Worst task is"
+        " the lowest value of any single task.",
         note=True,
     )
     columns = [f"norm_acc_{method}" for method in analysis.methods]
@@ -199,7 +203,7 @@ def sets(analysis: Analysis) -> Section | None:
 
 
 def metrics(analysis: Analysis) -> Section | None:
-    """Draw every metric of all pairs, task by task; None without any value."""
+    """Draw a task × task heat map of each metric; None if no metric has a value."""
     known = [m for m in analysis.metrics if m in analysis.pairs.columns and analysis.pairs[m].notna().any()]
     if not known:
         return None
@@ -220,6 +224,6 @@ def metrics(analysis: Analysis) -> Section | None:
         plots,
         [("metric", [(m, figures.label(m)) for m in known])],
         square=True,
-        described="Heat map of a metric, task by task",
+        described="Heat map of a metric by pair of tasks",
     )
     return Section("metric-maps", "How similar are the models of each pair?", body)

@@ -1,4 +1,4 @@
-"""The builder of all pages, and their parts: text, tables, and figures behind drop-down choices."""
+"""Build HTML pages from text, tables and figures that are selected with drop-down menus."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ _DEFINED = ("method", "predictor", "metric")
 
 @dataclass(frozen=True)
 class Section:
-    """Hold one section of a page, its body already HTML."""
+    """Hold one section of a page with its body as HTML."""
 
     anchor: str
     heading: str
@@ -38,7 +38,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Group:
-    """Hold sections under one heading; the page shows only their titles if `folded`."""
+    """Hold sections under a common heading; if `folded`, the page at first shows only their titles."""
 
     anchor: str
     heading: str
@@ -58,12 +58,12 @@ def bullet_list(sentences: Sequence[str], lead: bool = False) -> Markup:
 
 
 def folded(title: str, body: Markup, opened: bool = False) -> Markup:
-    """Hide HTML behind a title that opens it."""
+    """Hide HTML below a title; a click on the title shows it."""
     return macro("folded", title, body, opened)
 
 
 def code(text: str, caption: str) -> Markup:
-    """Show text as it is, in a box that scrolls."""
+    """Format text without changes as a box that can be scrolled."""
     return macro("code", text, caption)
 
 
@@ -77,7 +77,7 @@ def table(
     caption: str = "",
     links: Mapping[str, Sequence[str]] | None = None,
 ) -> Markup:
-    """Format a data frame as an HTML table, its index first; names and headings lead to the glossary.
+    """Format a data frame as an HTML table whose first column is the index, with links to the glossary.
 
     Only the first `MOST_ROWS` rows are shown if there are more, with the number of the others.
 
@@ -129,7 +129,7 @@ def figure_block(
     square: bool = False,
     described: str = "",
 ) -> Markup:
-    """Show figures with drop-down menus that select one.
+    """Return figures as HTML, with drop-down menus that select the visible one.
 
     Args:
         anchor: identifier of the block in the page.
@@ -175,7 +175,7 @@ def _without_markup(part: Any, names: bool = False) -> Any:
 
 
 def shared_parts(figures: Any) -> dict[str, Any]:
-    """Write each list or object that occurs more than once in a block of figures only once.
+    """Store every list or object that occurs repeatedly in a block of figures only once.
 
     Two hundred plots of predictions against the same outcomes would otherwise hold the outcomes, names and colours of
     all pairs two hundred times.
@@ -228,7 +228,7 @@ def _count_parts(part: Any, counts: dict[str, int]) -> None:
 
 
 def embedded_json(value: Any) -> Markup:
-    """Write JSON that cannot close its script element; undefined values become null."""
+    """Encode data as JSON that is safe inside an HTML script element; undefined values become null."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"), default=str)
     return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 
@@ -244,7 +244,7 @@ def page(
     scripts: Sequence[str] = ("report.js",),
     plotly: bool = True,
 ) -> str:
-    """Combine sections into one page that needs no network: styles, scripts and data are inside.
+    """Combine sections into a page that works offline because it contains all styles, scripts and data.
 
     A glossary of the names and terms on the page comes last.
 

@@ -1,4 +1,4 @@
-"""Everything that is known about each pair, as the one JSON behind the table of pairs and the cards."""
+"""Build the JSON of all pairs that the page's table and cards read."""
 
 import math
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ _DIGITS, _LOWEST = 5, 5
 
 
 def pair_section(analysis: Analysis) -> Section:
-    """Show all pairs in a table that can be sorted and filtered, each with a card."""
+    """Show all pairs in a table that can be sorted and filtered, and a card with the details of each pair."""
     data = pair_data(analysis)
     columns = next(iter(data["outcomes"].values()), {}) or data["metrics"]
     body = render(
@@ -33,7 +33,7 @@ def pair_section(analysis: Analysis) -> Section:
 
 
 def pair_data(analysis: Analysis) -> dict[str, Any]:
-    """Arrange what is known about each pair by columns.
+    """Return the data of all pairs by column.
 
     Of more than `MOST_ROWS` pairs those with outcomes come first, and `left_out` counts the rest.
 
@@ -140,7 +140,7 @@ def _predicted(analysis: Analysis, pairs: pd.DataFrame) -> tuple[dict[str, dict[
                 scores[f"score_low_{name}"],
                 scores[f"score_high_{name}"],
             )
-        origins.append("Predicted by the fitted predictor of an earlier run.")
+        origins.append("These values are predictions by a predictor that was fitted in an earlier run.")
     others = analysis.predicted_pairs
     for target in TARGETS if len(others) else ():
         for method in analysis.methods:
@@ -155,7 +155,7 @@ def _predicted(analysis: Analysis, pairs: pd.DataFrame) -> tuple[dict[str, dict[
                     others[f"predicted_high_{name}"],
                 )
     if len(others):
-        origins.append("Pairs that were not evaluated: predicted from the evaluated pairs.")
+        origins.append("Outcomes of pairs that were not evaluated are predicted from the evaluated pairs.")
     origins += _cross_validated(analysis, fill)
     return found, " ".join(origins)
 

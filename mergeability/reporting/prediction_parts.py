@@ -1,4 +1,4 @@
-"""Tables, records and menus shared by the sections on prediction."""
+"""Provide tables, records and menus to the sections on prediction."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,18 +18,18 @@ from mergeability.reporting.summaries import (
 
 
 def target_choice(analysis: Analysis) -> Choice:
-    """Return the menu of outcomes."""
+    """Return the drop-down menu of outcomes."""
     return ("outcome", [(target, TARGET_NAMES[target]) for target in analysis.targets])
 
 
 def study_table(analysis: Analysis, name: str) -> pd.DataFrame:
-    """Return a table of the study by its name; empty if it does not exist."""
+    """Return a table of the study of predictors by its name; empty if it does not exist."""
     prediction = analysis.prediction
     return pd.DataFrame() if prediction is None else prediction.tables.get(name, pd.DataFrame())
 
 
 def study_records(analysis: Analysis, situation: str) -> list[dict[str, Any]]:
-    """Return the records of the first protocol of a situation."""
+    """Return the records of the first protocol with one new task per pair, or with two."""
     prediction = analysis.prediction
     if prediction is None:
         return []
@@ -38,13 +38,13 @@ def study_records(analysis: Analysis, situation: str) -> list[dict[str, Any]]:
 
 
 def first_protocol(analysis: Analysis, situation: str) -> str:
-    """Return the first protocol of a situation; empty if there is no such protocol."""
+    """Return the name of the first protocol with one new task per pair, or with two; empty if it was not used."""
     records = analysis.prediction.records if analysis.prediction is not None else []
     return next((record["protocol"] for record in records if record["situation"] == situation), "")
 
 
 def predictor_choice(analysis: Analysis, rows: pd.DataFrame) -> Choice:
-    """Return the menu of predictors, the best one first, so that the default view shows the main result."""
+    """Return the drop-down menu of predictors, with the best predictor first."""
     names: Sequence[str] = list(dict.fromkeys(rows["predictor"].astype(str)))
     shown = [record for record in study_records(analysis, KNOWN_PARTNER) if record["predictor"] in names]
     best = best_predictor(shown, str(rows["target"].iloc[0]))
@@ -53,7 +53,7 @@ def predictor_choice(analysis: Analysis, rows: pd.DataFrame) -> Choice:
 
 
 def fit_choices(analysis: Analysis, rows: pd.DataFrame) -> list[Choice]:
-    """Return the choices of method and predictor of a figure of fits."""
+    """Return the drop-down menus of methods and predictors for a figure of predictions."""
     methods = method_table(analysis.pairs, list(dict.fromkeys(rows["method"])), analysis.alphas).index
     return [
         target_choice(analysis),

@@ -1,4 +1,4 @@
-"""Sections of the report on prediction."""
+"""Build the sections of the report on prediction."""
 
 from typing import Any
 
@@ -84,7 +84,7 @@ _SHOWN_PAIRS = 60
 
 
 def sections(analysis: Analysis) -> list[Section | None]:
-    """Create the sections on prediction, in reading order; None for a section without content."""
+    """Create the main sections on prediction; a section without content is None."""
     return [
         _scores(analysis),
         _predictors(analysis),
@@ -97,7 +97,7 @@ def sections(analysis: Analysis) -> list[Section | None]:
 
 
 def details(analysis: Analysis) -> list[Section | None]:
-    """Create the sections with the details of prediction, for the appendix."""
+    """Create the sections on prediction for the appendix."""
     return [
         single_metrics(analysis),
         category_ablation(analysis),
@@ -115,11 +115,10 @@ def _scores(analysis: Analysis) -> Section | None:
     scorer, scores = analysis.scorer, analysis.scores
     evidence = scorer.evidence_for(list(analysis.pairs.columns))
     body = paragraphs(
-        f"Scored by ridge on {len(evidence.metrics)} metrics, fitted on the pairs of {len(scorer.tasks)}"
-        " tasks that were"
-        " merged before. The interval is meant to hold 90 % of a new task's pairs; the method with the best"
-        " lower end is"
-        " recommended. Where a metric lies outside the range the predictor was fitted on, it abstains.",
+        f"The scores are predictions by ridge on {len(evidence.metrics)} metrics, fitted on pairs of"
+        f" {len(scorer.tasks)} tasks that were merged before. The interval should contain the outcomes of 90"
+        " % of a new task's pairs; the method with the highest lower end is recommended. The predictor"
+        " abstains where a metric is outside the range of the training pairs.",
         note=True,
     )
     skill = pd.DataFrame(
@@ -140,16 +139,18 @@ def _scores(analysis: Analysis) -> Section | None:
         "half_width": "± interval",
         "level": "at level",
     }
-    body += paragraphs("How far this predictor can be trusted, on pairs it had not seen:", note=True)
+    body += paragraphs("Accuracy of this predictor on pairs outside its training set:", note=True)
     body += table(skill, columns, "method", caption="Skill of the fitted predictor")
     blind = [name for name, fit in evidence.methods.items() if not (fit.r_low or 0) > 0]
     if blind:
         body += paragraphs(
-            f"For {', '.join(blind)} it predicts no better than the mean of earlier merges: a recommendation of"
-            " them rests on their mean alone."
+            f"For {', '.join(blind)} it predicts no better than the mean of earlier merges, so a"
+            " recommendation among these methods is based on that mean alone."
         )
     if len(analysis.transfer):
-        body += paragraphs("These pairs were merged as well; the scores against what came out:", note=True)
+        body += paragraphs(
+            "These pairs were also merged; comparison of scores and measured outcomes:", note=True
+        )
         body += table(
             analysis.transfer.set_index("method"),
             {
@@ -189,12 +190,13 @@ def _predictors(analysis: Analysis) -> Section | None:
         return None
     frame = record_frame(records)
     body = paragraphs(
-        "Leave one task out: predictors are fitted without the pairs of one task and predict those pairs, so each "
-        "pair's other task is known from other merges. Values are Pearson correlations between predicted and "
-        "measured outcomes on these pairs, averaged over the left-out tasks. Tinted rows are baselines that use no "
-        "metrics: mean always predicts the training mean and has no correlation, additive uses each task's average "
-        "outcome, finetuned uses the accuracies of the two models. Pooled r mixes folds with different levels and "
-        "can be negative even for mean; error is the mean absolute error.",
+        "Leave one task out: predictors are fitted without the pairs of one task and predict those pairs, so"
+        " the other task of each pair occurs in the training set. Values are Pearson correlations between"
+        " predicted and measured outcomes on these pairs, averaged over the left-out tasks. Rows with a"
+        " coloured background are baselines that use no metrics: mean always predicts the training mean and"
+        " has no correlation, additive uses each task's average outcome, finetuned uses the accuracies of"
+        " the two models. Pooled r combines folds with different means and can be negative even for the"
+        " baseline mean; error is the mean absolute error.",
         note=True,
     )
     plots, tables = {}, ""
@@ -210,12 +212,15 @@ def _predictors(analysis: Analysis) -> Section | None:
             caption=f"Predictors of {TARGET_NAMES.get(target, target)}, leave one task out",
         )
     body += figure_block(
-        "predictors", plots, [target_choice(analysis)], described="Correlation of every predictor"
+        "predictors",
+        plots,
+        [target_choice(analysis)],
+        described="Correlation of every predictor with the outcome",
     )
     by_method = frame.set_index("predictor")
     columns = {"method": "method", "target": "target", **_PREDICTOR_COLUMNS, "n_pairs": "pairs"}
     body += tables + folded(
-        "Every method on its own",
+        "Results of every single method",
         table(
             by_method,
             columns,
@@ -235,19 +240,21 @@ def _both_new(analysis: Analysis) -> Section | None:
     frame = record_frame(records)
     frame = frame[frame["protocol"] == frame["protocol"].iloc[0]]
     body = paragraphs(
-        "Leave two tasks out: neither task of a pair occurs in any pair of the training set, as for two models "
-        "that were never merged before. All pairs are pooled. The training mean drops when a good pair is left "
-        "out, so the pooled r of a constant prediction is close to -1 and lowers that of careful predictors; r "
-        "beyond the mean correlates predictions and outcomes after subtracting the training mean of each fold. Its "
-        "interval is a jackknife over tasks. A dash means that nothing is predicted beyond the mean.",
+        "Leave two tasks out: neither task of a pair occurs in the training set, as for two models that were"
+        " never merged before. The predictions of all folds are pooled. The training mean is lower when a"
+        " good pair is left out, so the pooled r of a constant prediction is close to -1, and the pooled r"
+        " of predictors close to a constant is too low. The column r beyond the mean corrects this: it"
+        " correlates predictions and outcomes after subtracting the training mean of each fold. Its interval"
+        " is a jackknife over tasks. A dash means that the predictor always predicts the training mean.",
         note=True,
     )
     first = str(frame["target"].iloc[0])
     worth = evidence_costs(records, analysis.prediction.tables if analysis.prediction else {}, first)
     if len(worth) > 1:
         body += paragraphs(
-            f"What each kind of evidence is worth, {TARGET_NAMES.get(first, first)}, means over methods. No merge: only"
-            " the two models are used. A probe: the pair is merged, and the merge classifies unlabelled images.",
+            f"Scores of predictors by kind of evidence, {TARGET_NAMES.get(first, first)}, averaged over"
+            " methods. No merge: only the two models are used. A probe: the pair is merged, and the merged"
+            " model classifies unlabelled images.",
             note=True,
         )
         body += table(
@@ -274,7 +281,7 @@ def _both_new(analysis: Analysis) -> Section | None:
 
 
 def in_order(rows: pd.DataFrame) -> Any:
-    """Return a sort key: the order in which names appear, baselines first among predictors."""
+    """Return a sort key that keeps the order of names, but puts baselines before other predictors."""
 
     def rank(column: pd.Series) -> pd.Series:
         names = list(dict.fromkeys(rows[str(column.name)]))
@@ -289,10 +296,11 @@ def _beyond(analysis: Analysis) -> Section | None:
     if variance.empty:
         return None
     body = paragraphs(
-        "Share of the variance between pairs explained by task effects (which tasks are in the pair), the "
-        "additional share explained by metrics (adjusted for their number), and the residual. Below, the decisive "
-        "test: do metrics with task effects removed reduce the error on pairs of a left-out task, and would "
-        "metrics with permuted task names have done as well?",
+        "The figure shows the share of the variance between pairs that is explained by task effects (which"
+        " tasks are in the pair), the additional share that is explained by metrics (adjusted for their"
+        " number), and the unexplained rest. The table below tests whether metrics without their task"
+        " effects reduce the error on pairs of a left-out task, and whether they reduce it more than metrics"
+        " with permuted task names.",
         note=True,
     )
     plots = {
@@ -336,8 +344,9 @@ def _predictions(analysis: Analysis) -> Section | None:
         for key, rows in found.predictions.groupby(keys, sort=False)
     }
     body = paragraphs(
-        "Each point is a pair, predicted by a fit without the pairs of one of its tasks (one colour per left-out task);"
-        " each pair appears once for either task. On the dotted line a prediction is exact.",
+        "Each point is a pair, predicted by a fit without the pairs of one of its tasks; colours show the"
+        " left-out task. Each pair appears twice, once for each of its tasks. On the dotted line, the"
+        " prediction equals the measured outcome.",
         note=True,
     )
     body += figure_block(

@@ -1,4 +1,4 @@
-"""The report: one HTML file that opens offline and starts with the verdict."""
+"""Write the report, an HTML file that works offline and starts with the verdict."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _LONG_LIST = 6
 
 
 def write_report(analysis: Analysis, path: Path | str) -> None:
-    """Write an analysis as one self-contained HTML file; sections without data are left out.
+    """Write the report of an analysis as one HTML file, without the sections that have no data.
 
     Args:
         analysis: the results to show.

@@ -1,4 +1,4 @@
-"""The result files of an analysis in its run folder."""
+"""Write the result files of an analysis into its run folder."""
 
 import json
 import shutil

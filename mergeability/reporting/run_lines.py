@@ -1,4 +1,4 @@
-"""One line about each finished run: its title, verdict, command and date, read from the files of its folder."""
+"""Read the title, verdict, command and date of finished runs from their folders."""
 
 import json
 import os
@@ -26,7 +26,7 @@ _HEAD = 64 * 1024
 
 @dataclass(frozen=True)
 class RunLine:
-    """Describe a finished run.
+    """Hold the title, verdict, command and date of a finished run.
 
     Attributes:
         page: its report, or the page of a sweep.
@@ -43,7 +43,7 @@ class RunLine:
     finished: str = ""
 
     def link(self, base: Path) -> str:
-        """Return the address of the page, relative to a folder."""
+        """Return the URL of the run's page, relative to a folder."""
         try:
             return quote(os.fsencode(Path(os.path.relpath(self.page.resolve(), base.resolve())).as_posix()))
         except ValueError:  # another drive on Windows
@@ -51,7 +51,7 @@ class RunLine:
 
 
 def run_line(folder: Path) -> RunLine | None:
-    r"""Read the line of a run from its folder; None if no run has finished there.
+    r"""Read the description of a run from its folder; None if the folder contains no finished run.
 
     Args:
         folder: of an analysis, with `report.html`, or of a sweep, with one of `SUMMARIES`.
@@ -88,7 +88,7 @@ def run_line(folder: Path) -> RunLine | None:
 
 
 def run_lines(root: Path) -> list[RunLine]:
-    """Read the lines of all runs below a folder, the last one first; folders that cannot be read are skipped."""
+    """Read the descriptions of all runs in a folder, newest first; skip folders that cannot be read."""
     found = [line for folder in _folders(root) if (line := run_line(folder)) is not None]
     return sorted(found, key=lambda line: line.finished, reverse=True)
 

@@ -1,4 +1,4 @@
-"""The templates of all pages: Jinja, with everything escaped that is not HTML already."""
+"""Fill Jinja templates of HTML pages; plain text is escaped."""
 
 from functools import cache
 from importlib.resources import files
@@ -20,7 +20,7 @@ def _environment() -> Environment:
 
 
 def render(name: str, **values: Any) -> Markup:
-    """Fill a template; text is escaped, `Markup` is not.
+    """Fill a template; escape text, but not `Markup`.
 
     Args:
         name: of the file in `templates/`, without its suffix.
@@ -33,11 +33,11 @@ def render(name: str, **values: Any) -> Markup:
 
 
 def macro(name: str, *values: Any) -> Markup:
-    """Call a macro of `templates/parts.html.j2`."""
+    """Return the HTML of a macro in `templates/parts.html.j2`."""
     return Markup(getattr(_environment().get_template("parts.html.j2").module, name)(*values).strip())
 
 
 def resources(names: tuple[str, ...]) -> Markup:
-    """Read files of this package, such as style sheets, into one text that is not escaped."""
+    """Concatenate files of this package, such as style sheets, without escaping them."""
     package = files("mergeability.reporting")
     return Markup("\n".join(package.joinpath(name).read_text(encoding="utf-8") for name in names))

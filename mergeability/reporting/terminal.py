@@ -1,4 +1,4 @@
-"""The final output of an analysis in the terminal: its verdict and a short table."""
+"""Print the verdict and a short table at the end of an analysis."""
 
 from rich.console import Console
 
@@ -9,7 +9,7 @@ from mergeability.reporting.summaries import Analysis, summary_table
 
 
 def show(analysis: Analysis) -> None:
-    """Print an analysis's verdict and its short table; without merges, the numbers of pairs and metrics."""
+    """Print the verdict of an analysis and a table of methods or, without merges, the numbers of pairs and metrics."""
     Console().print(printable(str(verdict(analysis))), markup=False, highlight=False, end="\n\n")
     if analysis.methods:
         Console().print(summary_table(analysis))

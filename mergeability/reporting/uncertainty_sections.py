@@ -1,4 +1,4 @@
-"""Sections of the report on uncertainty and use: intervals, choice of a method, seeds, sets."""
+"""Build the sections of the report on intervals, the choice of a method, seeds and sets."""
 
 from mergeability.reporting.page import (
     Section,
@@ -20,10 +20,10 @@ def prediction_intervals(analysis: Analysis) -> Section | None:
         return None
     tasks, level = int(intervals["tasks"].max()), float(intervals["level"].max())
     body = paragraphs(
-        f"How far a prediction may be off: {level:.0%} of the pairs of new tasks are meant to lie within ± the"
-        " half-width. Coverage is measured: on each of"
-        f" the {tasks} tasks, with the half-width from the pairs without that task. A half-width beyond the spread of"
-        " outcomes (their standard deviation) says little.",
+        f"The outcomes of {level:.0%} of the pairs of a new task should differ from the prediction by at most"
+        f" the half-width. Coverage is the measured share: for each of the {tasks} tasks, the half-width is"
+        " computed from the pairs without that task. A prediction is of little use if its half-width exceeds"
+        " the spread of outcomes (their standard deviation).",
         note=True,
     )
     columns = {
@@ -51,14 +51,15 @@ def prediction_intervals(analysis: Analysis) -> Section | None:
 
 
 def choice_of_method(analysis: Analysis) -> Section | None:
-    """Show the gain or loss of choosing the method by prediction."""
+    """Show how much better or worse outcomes become if predictions select the method."""
     choice = study_table(analysis, "method_choice")
     if choice.empty:
         return None
     body = paragraphs(
-        "If each pair is merged by the method with the best predicted outcome: how much worse that is than the best"
-        " method for the pair (regret), and how often it is that one. For comparison: always the method with the best"
-        " mean in training.",
+        "Here each pair is merged by the method with the best predicted outcome. The table shows how much"
+        " lower the outcome is than with the pair's best method (regret), and how often the two methods are"
+        " the same. For comparison, it also shows the results of always using the method with the best"
+        " training mean.",
         note=True,
     )
     columns = {
@@ -83,8 +84,8 @@ def seed_spread(analysis: Analysis) -> Section | None:
     if seeds.empty:
         return None
     body = paragraphs(
-        "Predictors with a random start, fitted from several starts: mean r over left-out tasks, and its standard"
-        " deviation over starts.",
+        "Predictors with random initialisation were fitted with several seeds. The table shows the mean r"
+        " over left-out tasks, and its standard deviation over seeds.",
         note=True,
     )
     columns = {
@@ -98,17 +99,18 @@ def seed_spread(analysis: Analysis) -> Section | None:
         ["target", "method"],
         caption="Spread over random starts",
     )
-    return Section("seeds", "How much does the random start matter?", body)
+    return Section("seeds", "How much does the random initialisation matter?", body)
 
 
 def set_scores(analysis: Analysis) -> Section | None:
-    """Show how predictions of pairs extend to sets of more models."""
+    """Show how well predictions of pairs predict the outcomes of sets of models."""
     sets = study_table(analysis, "sets")
     if sets.empty:
         return None
     body = paragraphs(
-        "The score of a set is the mean of its pairs' predicted outcomes. ρ is Spearman's rank correlation of scores"
-        " and outcomes of sets; `measured pairs` uses the measured outcomes of pairs instead of predictions.",
+        "The score of a set is the mean of the predicted outcomes of its pairs. ρ is Spearman's rank"
+        " correlation of the scores and outcomes of sets. The row `measured pairs` uses measured outcomes of"
+        " pairs instead of predictions.",
         note=True,
     )
     columns = {

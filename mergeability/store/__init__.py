@@ -1,4 +1,4 @@
-"""A content-addressed cache on disk, shared by all runs and processes."""
+"""Cache computed values on disk, for all runs and processes."""
 
 import lazy_loader
 

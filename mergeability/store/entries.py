@@ -1,4 +1,4 @@
-"""The file formats of store entries, which contain their kind, key and a checksum of all bytes.
+"""Define the file formats of cache entries, which contain their kind, key and checksum.
 
 The checksum is the SHA-256 of the file with the 64 digits of the checksum set to zero, so that no byte of the file is
 excluded. It is at a fixed position: first in a record, first in the metadata of a file of tensors. Files written
@@ -29,7 +29,7 @@ _LONGEST_HEADER = 10**8
 
 
 class DamagedError(UserError):
-    """Raised when an entry is damaged.
+    """Signal that an entry of the store is damaged.
 
     Attributes:
         reason: description of the damage.
@@ -42,7 +42,7 @@ class DamagedError(UserError):
 
 @dataclass(frozen=True)
 class StoreEntry(ABC):
-    """Interface of the formats of store files.
+    """Define the interface of the formats of entries.
 
     Attributes:
         path: path of the file.
@@ -58,7 +58,7 @@ class StoreEntry(ABC):
 
     @abstractmethod
     def check(self) -> bool:
-        """Check the whole file; return whether it has a checksum.
+        """Check the whole file, and return whether it contains a checksum.
 
         Raises:
             DamagedError: it is not a complete entry of this kind and key.
@@ -80,12 +80,12 @@ class StoreEntry(ABC):
 
 
 class RecordEntry(StoreEntry):
-    """Format of records: JSON with the key and the value."""
+    """Store a record as a JSON file with its key and value."""
 
     suffix = ".json"
 
     def check(self) -> bool:
-        """Check the whole file; return whether it has a checksum."""
+        """Check the whole file, and return whether it contains a checksum."""
         return self._read()[1]
 
     def value(self) -> dict[str, Any]:
@@ -108,17 +108,17 @@ class RecordEntry(StoreEntry):
 
 
 class TensorEntry(StoreEntry):
-    """Format of tensors: a safetensors file with the key in its metadata."""
+    """Store tensors as a safetensors file with the key in its metadata."""
 
     suffix = ".safetensors"
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The initial metadata of a file, with space for kind, key and checksum, so that adding them moves no bytes."""
+        """The initial metadata of a file, with reserved space for kind, key and checksum."""
         return {CHECKSUM: _ZEROS, "kind": self.kind, "key": canonical_json(self.key)}
 
     def check(self) -> bool:
-        """Check the whole file; return whether it has a checksum."""
+        """Check the whole file, and return whether it contains a checksum."""
         with self.path.open("rb") as file:
             header = _header(self.path, file)
             sealed = header.startswith(_TENSORS_START)
@@ -133,7 +133,7 @@ class TensorEntry(StoreEntry):
         return sealed
 
     def seal(self, path: Path) -> None:
-        """Add kind, key and checksum to a file of tensors, in the reserved space of its header."""
+        """Write kind, key and checksum into the reserved space in the header of a file of tensors."""
         with path.open("r+b") as file:
             before = _header(path, file)
             described = _parsed(path, before)
@@ -162,7 +162,7 @@ class TensorEntry(StoreEntry):
 
 
 def sealed_json(fields: Mapping[str, Any]) -> bytes:
-    """Convert fields to JSON, preceded by a checksum."""
+    """Convert fields to JSON that starts with a checksum."""
     text = json.dumps({CHECKSUM: _ZEROS, **fields}, indent=1, allow_nan=False).encode()
     digits = hashlib.sha256(text).hexdigest().encode()
     return text.replace(_ZEROS.encode(), digits, 1)
@@ -184,7 +184,7 @@ def checked_json(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def hash_without_seal(path: Path) -> str:
-    """Hash a file of tensors without the added fields, so that entries stored under this hash stay valid.
+    """Hash a file of tensors without kind, key and checksum, so that hashes in older keys stay valid.
 
     Returns:
         The SHA-256 of the file that version 0.1.0 wrote, 64 hexadecimal digits.
@@ -219,7 +219,7 @@ def _header(path: Path, file: BinaryIO) -> bytes:
     """Read the header of a safetensors file: eight bytes of length, then JSON; the data follow."""
     length = int.from_bytes(file.read(8), "little")
     if length > min(_LONGEST_HEADER, os.fstat(file.fileno()).st_size - 8):
-        raise DamagedError(path, "it is cut off")
+        raise DamagedError(path, "it is truncated")
     return file.read(length)
 
 

@@ -1,4 +1,4 @@
-"""The folder of a store, shared by processes: temporary files, first writer wins, and older formats.
+"""Manage the folder of a store, which several processes may use at the same time.
 
 A killed process leaves only a temporary file, because the system releases its locks.
 """
@@ -25,7 +25,7 @@ _SWEPT: set[Path] = set()
 
 
 class StoreFolder:
-    """The folder of a store.
+    """Manage the files in the folder of a store.
 
     `store.json` contains the time until which entries without a checksum are accepted, because version 0.1.0 wrote
     none.
@@ -48,7 +48,7 @@ class StoreFolder:
 
     @contextlib.contextmanager
     def temporary(self, path: Path) -> Iterator[Path]:
-        """Yield an empty temporary file that is protected from cleanup during the block and removed afterwards.
+        """Yield an empty temporary file that exists during the block and that other processes do not delete.
 
         Args:
             path: final path, for messages.
@@ -70,7 +70,7 @@ class StoreFolder:
                     temporary.unlink(missing_ok=True)
 
     def witness(self) -> str | None:
-        """Create a file that proves to other processes that they share this folder; removed when this process ends.
+        """Create a file that tells other processes that they share this folder; it exists until this process ends.
 
         Returns:
             Its path in the folder; None if the folder is not writable.
@@ -86,7 +86,7 @@ class StoreFolder:
         return Path(name).relative_to(self.root).as_posix()
 
     def publish(self, temporary: Path, path: Path, is_whole: Callable[[], bool]) -> bool:
-        """Move a finished temporary file to its final path unless another process was first.
+        """Move a finished temporary file to its final path unless another process has already created the entry.
 
         Args:
             temporary: from `temporary`.
@@ -106,7 +106,7 @@ class StoreFolder:
         return _linked(temporary, path) or self.replace(temporary, path, lambda: not is_whole())
 
     def replace(self, temporary: Path, path: Path, should: Callable[[], bool]) -> bool:
-        """Replace an entry by a finished temporary file if it is still unchanged; return whether it was replaced."""
+        """Replace an entry by a finished temporary file if the entry is unchanged; return whether this succeeded."""
         with self._locked():
             # Check again under the lock, because another process may have replaced it.
             if not should():

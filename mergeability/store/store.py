@@ -1,4 +1,4 @@
-"""A content-addressed cache of computed values, shared by all runs and processes.
+"""Cache computed values under a hash of their key, for all runs and processes.
 
 A value is stored under the SHA-256 of its key, which contains everything that determines the value (hashes of
 checkpoints and data, every option, a version of the algorithm). So entries never become stale: changed inputs
@@ -38,7 +38,7 @@ _CHECKED: set[tuple[Path, int, int, int]] = set()
 
 @dataclass
 class Made:
-    """Entries computed during `collecting`, to be added to another store.
+    """Hold the entries computed during `collecting`, which are added to another store.
 
     Attributes:
         computed: number of computed entries of each kind.
@@ -54,7 +54,7 @@ class Made:
 
 
 class Store:
-    """Cache computed tensors and records on disk, under the hash of everything they depend on.
+    """Cache computed tensors and records on disk, under a hash of all inputs on which they depend.
 
     Args:
         root: folder of the store; None keeps everything in memory, for notebooks and tests.
@@ -96,7 +96,7 @@ class Store:
 
     @staticmethod
     def content_hash(path: Path) -> str:
-        """Hash an entry's file without its checksum: SHA-256, 64 hexadecimal digits."""
+        """Return the SHA-256 hash of an entry's file without its checksum, as 64 hexadecimal digits."""
         return hash_without_seal(path)
 
     def path(self, kind: str, key: Mapping[str, Any], suffix: str) -> Path:
@@ -130,7 +130,7 @@ class Store:
             self._compute(kind, key, compute)
 
     def ensure_written(self, kind: str, key: Mapping[str, Any], write: Callable[[Path], None]) -> None:
-        """Store a file of tensors under `key` if it is missing; `write` creates it at a path, in pieces.
+        """Store a file of tensors under `key` if it is missing; the function `write` creates the file in pieces.
 
         Raises:
             UserError: the store is in memory, or the disk is full.
@@ -168,7 +168,7 @@ class Store:
         return TensorFile(entry.path)
 
     def reader(self, kind: str, key: Mapping[str, Any]) -> Callable[[str, int, int], "np.ndarray"]:
-        """Return a function (name, start, stop) that reads a range of one flattened tensor of an entry, as float32.
+        """Return a function of (name, start, stop) that reads part of a flattened tensor of an entry, as float32.
 
         Raises:
             UserError: nothing is stored under `key`, or it is damaged.
@@ -181,7 +181,7 @@ class Store:
     def record(
         self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, Any]]
     ) -> dict[str, Any]:
-        """Return the JSON-able record stored under `key`; compute and store it if it is missing.
+        """Return the JSON-compatible record stored under `key`; compute and store it if it is missing.
 
         Args:
             kind: name of this kind of entry, a folder of the store.
@@ -204,7 +204,7 @@ class Store:
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[Made]:
-        """Collect entries computed during the block, to be sent to the store of the parent process."""
+        """Collect the entries computed during the block, so that they can be sent to the parent process."""
         made, self._filed = Made(), []
         computed, found = self.computed.copy(), self.found.copy()
         try:

@@ -1,4 +1,4 @@
-"""Step 5, task vectors τ_t = θ_t − θ_0, read from disk on demand."""
+"""Read task vectors τ_t = θ_t − θ_0 from disk on demand."""
 
 import lazy_loader
 

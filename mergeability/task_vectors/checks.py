@@ -1,4 +1,4 @@
-"""Checks that models share one architecture and were fine-tuned from the given base."""
+"""Check that models share one architecture and were fine-tuned from the given base."""
 
 import logging
 import time
@@ -27,7 +27,7 @@ _BLOCK = 2**18
 
 @dataclass(frozen=True)
 class BaseCheck:
-    """Checks that models come from their base, by the relative norm ‖τ_t‖ / ‖θ_0‖ of their task vectors.
+    """Check that models were fine-tuned from their base by the relative norm ‖τ_t‖ / ‖θ_0‖ of their task vectors.
 
     Attributes:
         warn_above: relative norm above which a warning suggests that the base is wrong.
@@ -40,7 +40,7 @@ class BaseCheck:
     known: dict[str, float] = field(default_factory=dict)
 
     def relative_norms(self, deltas: Deltas, norms: Mapping[str, float] | None = None) -> dict[str, float]:
-        """Return task → ‖τ_t‖ / ‖θ_0‖, computed once per model.
+        """Return the relative norm ‖τ_t‖ / ‖θ_0‖ of each task; every norm is computed once and cached.
 
         Args:
             deltas: the models, whose store caches the norms.
@@ -52,7 +52,7 @@ class BaseCheck:
         return {task: self.known[deltas.hashes[task]] for task in deltas.tasks}
 
     def check(self, deltas: Deltas, norms: Mapping[str, float] | None = None) -> None:
-        """Raise an error if a task vector is too long, and warn, once, about suspiciously long ones.
+        """Raise an error if the norm of a task vector is too large, and warn once about suspiciously large norms.
 
         Args:
             deltas: the models.
@@ -67,8 +67,8 @@ class BaseCheck:
                 # An adapter can be added to any base, so its length does not identify the base.
                 if task in unchecked:
                     logger.warning(
-                        "The adapter of '%s' changes the base by %.3g times its length (over %g): was training "
-                        "completed, and on this base?",
+                        "The adapter of '%s' changes the base by %.3g times its norm, more than %g. Check"
+                        " that its training was completed on this base.",
                         task,
                         norm,
                         self.refuse_above,
@@ -76,14 +76,14 @@ class BaseCheck:
                 continue
             if norm > self.refuse_above:
                 raise UserError(
-                    f"The model of '{task}' was not fine-tuned from this base: its task vector is {norm:.3g} "
-                    f"times as long as the base; at most {self.refuse_above:g} is accepted. "
-                    "Give the base from which it was fine-tuned."
+                    f"The model of '{task}' was not fine-tuned from this base: the norm of its task vector is"
+                    f" {norm:.3g} times the norm of the base, but at most {self.refuse_above:g} is accepted."
+                    " Give the base from which the model was fine-tuned."
                 )
             if norm > self.warn_above and task in unchecked:
                 logger.warning(
-                    "The task vector of '%s' is %.3g times as long as the base (over %g): was it fine-tuned "
-                    "from this base?",
+                    "The norm of the task vector of '%s' is %.3g times the norm of the base, more than %g."
+                    " Check that the model was fine-tuned from this base.",
                     task,
                     norm,
                     self.warn_above,
@@ -93,7 +93,7 @@ class BaseCheck:
 def check_same_architecture(
     task: str, model: Checkpoint, base: Checkpoint, left_out: Collection[str] = ()
 ) -> None:
-    """Check that a model has the base's floating-point tensors, in the base's shapes.
+    """Check that a model has the same floating-point tensors as the base, with the same shapes.
 
     Args:
         task: whose model it is.
@@ -110,19 +110,21 @@ def check_same_architecture(
         parts = [f"lacks {len(missing)} such as '{missing[0]}'"] if missing else []
         parts += [f"has {len(extra)} the base lacks, such as '{extra[0]}'"] if extra else []
         raise UserError(
-            f"Expected the same floating-point tensors in the model of '{task}' as in the base: "
-            f"it {' and '.join(parts)}. Give state dicts of one architecture, or leave tensors out with exclude=…."
+            f"Expected the same floating-point tensors in the model of '{task}' as in the base, but the model"
+            f" {' and '.join(parts)}. Give state dicts of one architecture, or leave tensors out with"
+            " exclude=…."
         )
     for name in sorted(expected):
         if tuple(model.shapes[name]) != tuple(base.shapes[name]):
             raise UserError(
-                f"'{name}' has shape {tuple(model.shapes[name])} in the model of '{task}' and "
-                f"{tuple(base.shapes[name])} in the base: the architectures differ; all models must share one."
+                f"'{name}' has shape {tuple(model.shapes[name])} in the model of '{task}' and"
+                f" {tuple(base.shapes[name])} in the base, so the architectures differ. Give models of one"
+                " architecture."
             )
 
 
 def warn_about_copies(hashes: Mapping[str, str]) -> None:
-    """Warn about models with identical files."""
+    """Warn about models whose files are identical."""
     first: dict[str, str] = {}
     for task, sha256 in hashes.items():
         if sha256 in first:
@@ -131,7 +133,7 @@ def warn_about_copies(hashes: Mapping[str, str]) -> None:
 
 
 def file_hash(checkpoint: Checkpoint, store: Store) -> str:
-    """Return the hashes of a checkpoint's files, from the cache if the files are unchanged."""
+    """Return the hashes of a checkpoint's files; use cached hashes if the files are unchanged."""
     return checkpoint.hash_by(lambda path: _noted_hash(path, checkpoint.hash_of, store))
 
 

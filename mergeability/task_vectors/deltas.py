@@ -1,4 +1,4 @@
-"""Reading of task vectors: the differences between the checkpoints of several models and their base."""
+"""Read the differences between the checkpoints of several models and their base."""
 
 import copy
 import math
@@ -40,7 +40,7 @@ _DERIVED = ("names", "buffers", "matrices", "layout", "tied")
 
 
 class Deltas(Mapping[str, Tensor]):
-    """The deltas θ_t − θ_0 of several models: a mapping from parameter names to stacks that are read on demand.
+    """Map parameter names to the stacked deltas θ_t − θ_0 of several models, which are read on demand.
 
     Attributes:
         tasks: names of the models.
@@ -77,22 +77,22 @@ class Deltas(Mapping[str, Tensor]):
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Floating-point parameters, sorted; integer tensors and running statistics are left out."""
+        """The sorted names of the floating-point parameters, without running statistics of batch norms."""
         return tuple(sorted(name for name in self.parameters if not is_running_statistic(name)))
 
     @cached_property
     def buffers(self) -> tuple[str, ...]:
-        """Floating-point running statistics of batch norms, sorted."""
+        """The sorted names of the running statistics of batch norms."""
         return tuple(sorted(name for name in self.parameters if is_running_statistic(name)))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Parameter (and buffer) name → shape."""
+        """The shape of each parameter and buffer, by name."""
         return {name: one.shape for name, one in self.parameters.items()}
 
     @cached_property
     def matrices(self) -> tuple[str, ...]:
-        """The names of the 2-D parameters, sorted; those without elements are left out."""
+        """The sorted names of the 2-D parameters, without empty ones."""
         return tuple(
             name
             for name in self.names
@@ -101,7 +101,7 @@ class Deltas(Mapping[str, Tensor]):
 
     @cached_property
     def layout(self) -> str | None:
-        """A digest of the layout of tensors in parameters; None for the default layout of all tensors."""
+        """A hash of how tensors are split into parameters; None if every tensor is one parameter."""
         return layout_digest(self.parameters, self._base.shapes) or self.selection
 
     @property
@@ -135,7 +135,7 @@ class Deltas(Mapping[str, Tensor]):
         return self._models[task]
 
     def identity(self, task: str) -> str:
-        """Return an identifier of one model's deltas: its hash, and its name if deltas are transformed."""
+        """Return an identifier of one model's deltas, for keys of the store."""
         return self.hashes[task] if self._transform is None else f"{self.hashes[task]} {task}"
 
     def base(self, name: str) -> Tensor:
@@ -143,7 +143,7 @@ class Deltas(Mapping[str, Tensor]):
         return self._part(self._base, name)
 
     def stack(self, name: str) -> Float[Tensor, "T *shape"]:
-        """Read one parameter's deltas of all models, in float32; the caller owns the result.
+        """Read the deltas of one parameter for all models, in float32; the caller may modify the result.
 
         Raises:
             UserError: a value is NaN or infinite, naming the model and the tensor.
@@ -211,7 +211,7 @@ class Deltas(Mapping[str, Tensor]):
         return self._read_all(name, self.tasks)
 
     def delta(self, task: str, name: str) -> Float[Tensor, " *shape"]:
-        """Read one model's delta of one parameter, in float32.
+        """Read the delta of one parameter for one model, in float32.
 
         Raises:
             UserError: a value is NaN or infinite, naming the model and the tensor.
@@ -227,7 +227,7 @@ class Deltas(Mapping[str, Tensor]):
         *,
         room: Float32[np.ndarray, "2 at_least_elements"] | None = None,
     ) -> Float32[np.ndarray, " elements"]:
-        """Read a range of one model's flattened delta in float32; only these bytes of the two files are read.
+        """Read a range of a flattened delta of one model in float32, without reading the rest of the tensor.
 
         Values that are not finite are returned unchanged: sums of squares detect them in one pass over the data
         instead of two.
@@ -261,7 +261,7 @@ class Deltas(Mapping[str, Tensor]):
         *,
         room: Float32[np.ndarray, " at_least_elements"] | None = None,
     ) -> Float32[np.ndarray, " elements"]:
-        """Read a range of one of the base's flattened parameters, in float32; `room` is memory for it, as in `read`."""
+        """Read a range of a flattened parameter of the base, in float32; `room` is memory for it, as in `read`."""
         parameter = self.parameters[name]
         stop = parameter.size if stop is None else stop
         values = np.empty(stop - start, dtype=np.float32) if room is None else room[: stop - start]
@@ -269,7 +269,7 @@ class Deltas(Mapping[str, Tensor]):
         return values
 
     def not_finite(self, task: str, name: str) -> UserError:
-        """Return the error for a delta that is not finite, which names the model or the base as the cause."""
+        """Return the error for a non-finite delta, which names the model or the base as its cause."""
         try:
             self.delta(task, name)
         except UserError as error:
@@ -344,14 +344,14 @@ class Deltas(Mapping[str, Tensor]):
 def _finite(tensor: Tensor, owner: str, name: str) -> Tensor:
     if not torch.isfinite(tensor).all():
         raise UserError(
-            f"Expected finite weights, but '{name}' of the {owner} holds NaN or infinite values. "
-            "Train or export it again."
+            f"Expected finite weights, but '{name}' of the {owner} contains NaN or infinite values. Train or"
+            " export the model again."
         )
     return tensor
 
 
 def _beyond_range(task: str, name: str) -> UserError:
     return UserError(
-        f"The change of '{name}' in the model of '{task}' is beyond the range of float32. "
-        "Give the base it was trained from."
+        f"The change of '{name}' in the model of '{task}' is too large for float32. Give the base from which"
+        " the model was fine-tuned."
     )

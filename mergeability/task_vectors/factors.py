@@ -1,4 +1,4 @@
-"""Singular triplets of the models' deltas, computed once per model and matrix."""
+"""Compute singular triplets of the models' deltas, once per model and matrix."""
 
 from collections.abc import Mapping
 

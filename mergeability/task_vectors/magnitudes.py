@@ -1,4 +1,4 @@
-"""The exact magnitude threshold of a model's largest entries, without sorting or concatenating them."""
+"""Compute the magnitude threshold of a model's largest entries without sorting all entries."""
 
 import math
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ _INFINITE = 0x7F80
 def magnitude_thresholds(
     vectors: TaskVectors, density: float | int, run: Run | None = None
 ) -> dict[str, np.float32]:
-    """Return the exact magnitude threshold above which each model keeps its entries, without sorting.
+    """Return the magnitude above which a given share of each model's entries lies.
 
     Of D entries, a model keeps those with |τ| ≥ its (D − ⌊density·D⌋)-th smallest magnitude, as TIES trims.
 
@@ -122,7 +122,7 @@ def _select(histogram: Int64[np.ndarray, " bins"], rank: int) -> tuple[int, int]
 
 
 def blocks(vectors: TaskVectors, name: str) -> Iterator[tuple[int, int]]:
-    """Split a parameter into ranges to read; one range if deltas are transformed."""
+    """Split a parameter into ranges that are read one by one; a transformed delta is one range."""
     size = vectors.parameters[name].size
     # Reading a range of a transformed tensor transforms the whole tensor each time.
     length = size if vectors.is_transformed else grams.BLOCK
@@ -130,7 +130,7 @@ def blocks(vectors: TaskVectors, name: str) -> Iterator[tuple[int, int]]:
 
 
 def check_density(density: float | int) -> None:
-    """Check a share of entries.
+    """Check that a share of entries is in (0, 1].
 
     Raises:
         UserError: it is not in (0, 1].
@@ -140,12 +140,12 @@ def check_density(density: float | int) -> None:
 
 
 def identity(vectors: TaskVectors, task: str) -> str:
-    """Return an identifier of a model's deltas."""
+    """Return an identifier of a model's deltas, for keys of the store."""
     return digest({"base": vectors.base_hash, "model": vectors.identity(task)})
 
 
 def place(vectors: TaskVectors, name: str) -> dict[str, object]:
-    """Return the ranges of checkpoint tensors that a parameter consists of, regardless of its shape."""
+    """Return the ranges of checkpoint tensors of which a parameter consists."""
     parameter = vectors.parameters[name]
     return {"tensor": parameter.tensor, "start": parameter.start, "size": parameter.size}
 

@@ -1,4 +1,4 @@
-"""Match the tensors of a base and its models: prefixes, heads, and selection by patterns."""
+"""Match the tensor names of a base and its models, and select tensors by patterns."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,7 +35,7 @@ _SMALL = 2**16
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Records of unused tensors.
+    """Record the tensors that are not used.
 
     Attributes:
         what: description of the tensors, and why they are unused.
@@ -57,7 +57,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Patterns that select tensors by name with `re.search`.
+    """Select tensors by regular expressions on their names.
 
     Attributes:
         include: a tensor is used if one of these matches its name; every tensor without patterns.
@@ -92,7 +92,7 @@ class Chosen:
         return included and not any(re.search(one, name) for one in self.exclude)
 
     def check(self, names: Iterable[str]) -> None:
-        """Check that every pattern matches a name.
+        """Check that every pattern matches at least one name.
 
         Raises:
             UserError: one is not.
@@ -102,13 +102,14 @@ class Chosen:
             for pattern in patterns:
                 if not any(re.search(pattern, name) for name in names):
                     raise UserError(
-                        f"No tensor's name matches {option}='{pattern}'. The names begin with {listed(sorted(names))}."
+                        f"No tensor name matches {option}='{pattern}'. The names begin with"
+                        f" {listed(sorted(names))}."
                     )
 
 
 @dataclass(frozen=True)
 class Matched:
-    """Models under the base's names, with the tensors to compare.
+    """Hold the models with the base's tensor names, and the tensors that are compared.
 
     Attributes:
         models: task → its checkpoint, under the base's names.
@@ -124,7 +125,7 @@ class Matched:
 
 
 def matched(base: Checkpoint, models: Mapping[str, Checkpoint], chosen: Chosen) -> Matched:
-    """Find the tensors common to a base and its models.
+    """Find the tensors that a base and its models have in common.
 
     A head that is absent from some models or has other shapes is left out; any other difference is an error.
 
@@ -162,7 +163,7 @@ def matched(base: Checkpoint, models: Mapping[str, Checkpoint], chosen: Chosen) 
 
 
 def aligned(model: Checkpoint, base: Checkpoint) -> Checkpoint:
-    """Return a model under the names of its base if they differ only in a prefix or in wrapper modules.
+    """Rename a model's tensors as in its base if the names differ only in a prefix or in wrapper modules.
 
     `module.encoder.weight` of a model becomes the base's `net.encoder.weight` if most tensors agree so.
     """
@@ -184,7 +185,7 @@ def aligned(model: Checkpoint, base: Checkpoint) -> Checkpoint:
 
 
 def grouped(names: Iterable[str]) -> str:
-    """List tensor names on one line; names that differ only in numbers are listed once, with their count."""
+    """Format tensor names on one line; list names that differ only in numbers once, with their count."""
     counts: dict[str, list[str]] = {}
     for name in sorted(names):
         counts.setdefault(re.sub(r"\d+", "*", name), []).append(name)

@@ -1,4 +1,4 @@
-"""Split the tensors of checkpoints into parameters, and assemble parameters to tensors."""
+"""Split the tensors of checkpoints into parameters, and join parameters to tensors."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ _RUNNING_STATISTICS = ("running_mean", "running_var")
 
 @dataclass(frozen=True)
 class Parameter:
-    """The location of a parameter: a range of a flattened checkpoint tensor, with a shape.
+    """Hold the location of a parameter: a range of a flattened checkpoint tensor, and a shape.
 
     Attributes:
         tensor: name of the checkpoints' tensor.
@@ -40,12 +40,12 @@ class Parameter:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
     def content(self) -> dict[str, Any]:
-        """The range of the checkpoint tensor, as a JSON-able record for store keys."""
+        """The range of the checkpoint tensor as a JSON-compatible record, for keys of the store."""
         return {"tensor": self.tensor, "start": self.start, "shape": list(self.shape)}
 
 
@@ -78,7 +78,7 @@ def cut(
         UserError: `matricize` is something else.
     """
     if matricize not in (None, "conv"):
-        raise UserError(f"Expected matricize to be 'conv' or null, got {matricize!r}.")
+        raise UserError(f"Expected matricize='conv' or null, got {matricize!r}.")
     found = {}
     for name, whole in parameters.items():
         parts = _split(name, whole) if split_qkv else {name: whole}
@@ -88,7 +88,7 @@ def cut(
 
 
 def layout_digest(parameters: Mapping[str, Parameter], shapes: Mapping[str, Sequence[int]]) -> str | None:
-    """Return a digest of the layout of tensors in parameters; None if each tensor is one parameter.
+    """Return a hash of how tensors are split into parameters; None if every tensor is one parameter.
 
     Args:
         parameters: name → parameter.
@@ -106,7 +106,7 @@ def assembled(
     parameters: Mapping[str, Parameter],
     shapes: Mapping[str, Sequence[int]],
 ) -> dict[str, Tensor]:
-    """Assemble parameters to the tensors of the checkpoints.
+    """Join parameters to the tensors of the checkpoints.
 
     Args:
         merged: parameter name → tensor of the parameter's shape, for all parameters of a tensor or none.
@@ -127,7 +127,7 @@ def assembled(
         shape = tuple(shapes[tensor])
         pieces = [merged[name].flatten() for name in names]
         if sum(len(piece) for piece in pieces) != math.prod(shape):
-            raise UserError(f"Parts of '{tensor}' are missing; only these are given: {', '.join(names)}.")
+            raise UserError(f"Parts of '{tensor}' are missing. The only given parts are: {', '.join(names)}.")
         whole[tensor] = (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).reshape(shape)
     return whole
 

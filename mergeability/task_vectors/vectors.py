@@ -1,4 +1,4 @@
-"""Task vectors: for each parameter the stack of all models' deltas from the base, read on demand."""
+"""Provide the task vectors of several models as stacked deltas that are read on demand."""
 
 import copy
 import logging
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class TaskVectors(Deltas):
-    """Task vectors τ_t = θ_t − θ_0 of T models from one base: a mapping from parameter names to stacked deltas.
+    """Map parameter names to the stacked task vectors τ_t = θ_t − θ_0 of T models with the same base.
 
     A stack has the shape T × the parameter's shape and is read on access, so at most one parameter of all models is in
     memory. Deltas stay in memory only if all of them take at most `keep_below` bytes. Checkpoints may be float16,
@@ -76,14 +76,14 @@ class TaskVectors(Deltas):
     ) -> None:
         if not models:
             raise UserError(
-                "Expected at least one fine-tuned model, got none: pass a mapping such as {'a': path, ...}."
+                "Expected at least one fine-tuned model, got none. Pass a mapping such as {'a': path, ...}."
             )
         completed = {task: model.completed(base) for task, model in models.items()}
         found = matched(base, completed, Chosen.of(include, exclude))
         models = found.models
         if not any(base.dtypes[name].is_floating_point for name in base.names):
             raise UserError(
-                f"{base.path} contains no floating-point tensor: expected the weights of a model."
+                f"Expected the weights of a model, but {base.path} contains no floating-point tensor."
             )
         store = Store(None) if store is None else store
         with ThreadPoolExecutor() as pool:
@@ -118,7 +118,7 @@ class TaskVectors(Deltas):
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
     ) -> "TaskVectors":
-        """Open the base and the models fine-tuned from it; only file headers are read.
+        """Open the base and the models that were fine-tuned from it; read only the headers of files.
 
         Args:
             models: task → a safetensors file, the index of several, a folder, a LoRA adapter's folder, an open
@@ -162,7 +162,7 @@ class TaskVectors(Deltas):
         return f"<table><caption>{escape(repr(self))}</caption>{head}{rows}</table>"
 
     def select(self, tasks: Iterable[str]) -> "TaskVectors":
-        """Return the same task vectors for some of the tasks, in the given order; caches are shared.
+        """Return the task vectors of some tasks, in the given order; both objects share caches.
 
         Raises:
             UserError: a task is unknown, named twice, or none is named.
@@ -171,7 +171,7 @@ class TaskVectors(Deltas):
         unknown = [task for task in chosen if task not in self._models]
         if unknown or not chosen or len(set(chosen)) < len(chosen):
             raise UserError(
-                f"Expected distinct tasks out of {', '.join(self.tasks)}; got {', '.join(chosen) or 'none'}."
+                f"Expected different tasks among {', '.join(self.tasks)}, got {', '.join(chosen) or 'none'}."
             )
         selected = self._copy()
         selected.tasks = chosen
@@ -180,7 +180,7 @@ class TaskVectors(Deltas):
         return selected
 
     def with_layout(self, *, split_qkv: bool = False, matricize: str | None = None) -> "TaskVectors":
-        """Return the same task vectors in another layout of parameters.
+        """Return the same task vectors with tensors split into parameters in another way.
 
         Args:
             split_qkv: one parameter each for the queries, keys and values of an attention, which open_clip
@@ -193,7 +193,7 @@ class TaskVectors(Deltas):
         cut = self._copy()
         cut.parameters = parts.cut(self.parameters, split_qkv=split_qkv, matricize=matricize)
         if split_qkv and cut.parameters.keys() == self.parameters.keys():
-            logger.warning("There is no fused attention to split: no tensor is called in_proj_weight.")
+            logger.warning("Expected a fused attention to split, but no tensor is called in_proj_weight.")
         if cut.parameters == self.parameters:
             return self
         if self._kept is not None:
@@ -218,7 +218,7 @@ class TaskVectors(Deltas):
         return changed
 
     def assembled(self, merged: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Assemble parameters into the tensors of the checkpoints: the inverse of `with_layout`.
+        """Join parameters to the tensors of the checkpoints; this is the inverse of `with_layout`.
 
         Args:
             merged: parameter name → tensor of the parameter's shape, for all parameters of a tensor or none.
@@ -230,7 +230,7 @@ class TaskVectors(Deltas):
 
     @cached_property
     def tied(self) -> dict[str, str]:
-        """Tied tensors, which equal another tensor in the base and in all models: name → name of the other tensor.
+        """The tied tensors, which equal another tensor in all checkpoints: name → name of the other tensor.
 
         Files store tied tensors under one name each, so they are identified by their values.
         """
@@ -240,7 +240,7 @@ class TaskVectors(Deltas):
     def svd(
         self, name: str, rank: int | None = None
     ) -> tuple[Float[Tensor, "T m r"], Float[Tensor, "T r"], Float[Tensor, "T r n"]]:
-        """Decompose one matrix's deltas: the leading triplets U, S, Vh of every model in float32, S descending.
+        """Compute the leading singular triplets U, S, Vh of every model's delta of one matrix, with S descending.
 
         A folder store keeps half of each model's triplets, the most that a merge of two or more models takes.
         They are computed once per model, independent of the other models.
@@ -258,11 +258,11 @@ class TaskVectors(Deltas):
         return stacked_triplets(self, name, rank, keep=keep)
 
     def relative_norms(self) -> dict[str, float]:
-        """Compute ‖τ_t‖ / ‖θ_0‖ of every model over all parameters, once per model; kept in the store."""
+        """Compute ‖τ_t‖ / ‖θ_0‖ of every model over all parameters, and cache it in the store."""
         return self._base_check.relative_norms(self)
 
     def check_base(self, norms: Mapping[str, float] | None = None) -> None:
-        """Check that every model was fine-tuned from this base: ‖τ‖/‖θ_0‖ is typically a few per cent.
+        """Check that every model was fine-tuned from this base; ‖τ‖ / ‖θ_0‖ is then typically a few per cent.
 
         Args:
             norms: task → ‖τ‖ where it is known; computed when None.

@@ -1,4 +1,4 @@
-"""The functions `compare`, `predict` and `merge` for checkpoint files or models in memory.
+"""Compare, predict and merge checkpoint files or models in memory.
 
 The command line `mergeability compare|predict|merge` calls them; their defaults are those of the YAML files in `conf`.
 """

@@ -54,9 +54,8 @@ def recognised(base: Checkpoint) -> ClipModel:
         if own is not None and _of_configuration(model.configuration) == own:
             return model
     raise UserError(
-        f"{base.origin} does not have the shapes of any configured model ({', '.join(files('model'))}): "
-        "specify its architecture with "
-        "--model on the command line, or model= in Python."
+        f"{base.origin} does not have the shapes of any configured model ({', '.join(files('model'))})."
+        " Specify its architecture with --model on the command line, or with model= in Python."
     )
 
 

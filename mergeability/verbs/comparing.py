@@ -1,4 +1,4 @@
-"""Compare models fine-tuned from one base by metrics that need no data."""
+"""Compare models that were fine-tuned from the same base by metrics that require no data."""
 
 import json
 import math
@@ -29,7 +29,7 @@ _MOST_COLUMNS = 6
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """The metrics of every pair of models, with sentences about unusual values.
+    """Hold the metrics of every pair of models, and messages about unusual values.
 
     Attributes:
         analysis: the analysis, from which the report is written.
@@ -54,12 +54,12 @@ class Comparison:
 
     @property
     def table(self) -> pd.DataFrame:
-        """The metrics, one row per pair, indexed by (task_a, task_b), and one column per metric."""
+        """The metrics, with one row per pair, indexed by (task_a, task_b), and one column per metric."""
         return self.analysis.pairs.set_index(PAIR)[self.analysis.metrics]
 
     @property
     def left_out(self) -> list[str]:
-        """Sentences about unused tensors and missing metric values."""
+        """Messages about unused tensors and missing metric values."""
         return list(self.analysis.missing)
 
     def save(self, folder: str | Path) -> Path:
@@ -117,7 +117,7 @@ def compare(
     store: str | Path | None = None,
     progress: Progress = no_progress,
 ) -> Comparison:
-    """Measure every pair of two or more models that were fine-tuned from one base, without data.
+    """Compute metrics of every pair of models that were fine-tuned from the same base, without data.
 
     Args:
         base: a path, an id on the Hugging Face hub, a state dict, or a module.
@@ -167,7 +167,7 @@ def compare(
 
 
 def weight_space() -> dict[str, Metric]:
-    """Return the default metrics: the published metrics that need no data.
+    """Return the default metrics: the published metrics that require no data.
 
     Examples:
         >>> from mergeability.verbs.comparing import weight_space

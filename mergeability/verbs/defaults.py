@@ -1,4 +1,4 @@
-"""Defaults of the verbs, read from the YAML files of `analyze.py`, so that both give the same results."""
+"""Read the defaults of `compare`, `predict` and `merge` from the YAML files of `analyze.py`."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -71,7 +71,7 @@ def method_called(name: str, options: Mapping[str, Any] | None = None) -> MergeM
 
 
 def published_methods() -> tuple[str, ...]:
-    """Return the names of the methods compared in arXiv 2601.22285, none of which needs data.
+    """Return the names of the methods compared in arXiv 2601.22285; none of them requires data.
 
     Examples:
         >>> from mergeability.verbs.defaults import published_methods
@@ -82,7 +82,7 @@ def published_methods() -> tuple[str, ...]:
 
 
 def composed(group: str, name: str) -> dict[str, Any]:
-    """Read a member, including members of its group that its file inherits from, as in `defaults: [clip_mini, _self_]`.
+    """Read a member's YAML file, including files that it inherits from, as in `defaults: [clip_mini, _self_]`.
 
     Args:
         group: a folder of `conf`.

@@ -1,4 +1,4 @@
-"""Merge models fine-tuned from one base by one method, and save the result in the format of the inputs."""
+"""Merge models that were fine-tuned from the same base, and save the result in the format of the inputs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ _OWN = "own"
 
 @dataclass(frozen=True, repr=False)
 class Merged:
-    """A merged model θ_0 + α·M.
+    """Hold a merged model with the weights θ_0 + α·M.
 
     Attributes:
         merge: the models and the method.
@@ -58,7 +58,7 @@ class Merged:
 
     @property
     def task_vectors(self) -> TaskVectors:
-        """The models."""
+        """The task vectors of the merged models."""
         return self.merge.task_vectors
 
     @cached_property
@@ -68,7 +68,7 @@ class Merged:
 
     @property
     def left_out(self) -> list[str]:
-        """Sentences about tensors that are unused, or may be used unintentionally."""
+        """Messages about tensors that are unused, or may be used unintentionally."""
         return [*map(str, self.task_vectors.left_out), *self.task_vectors.notes]
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -106,7 +106,7 @@ class Merged:
         return place
 
     def to_json(self, folder: Path) -> str:
-        """Describe the merge, and the path of its files, as JSON."""
+        """Describe the merge and the paths of its files as JSON."""
         card = checkpoints.read_card(folder) or {}
         record = {
             "folder": str(folder),
@@ -136,7 +136,7 @@ def merge(
     towers: str | None = None,
     store: str | Path | None = None,
 ) -> Merged:
-    """Merge two or more models that were fine-tuned from one base, without data.
+    """Merge two or more models that were fine-tuned from the same base, without data.
 
     Args:
         base: a path, an id on the Hugging Face hub, a state dict, or a module.
@@ -173,13 +173,13 @@ def merge(
         )
     if chosen.needs_data:
         raise UserError(
-            f"{name} requires images of every task: use analyze with a suite of tasks. Methods without data: "
-            f"{', '.join(data_free())}."
+            f"{name} requires images of every task. Use analyze with a suite of tasks, or a method without"
+            f" data: {', '.join(data_free())}."
         )
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"Expected dtype to be {', '.join(DTYPES)} or None, got {dtype!r}.")
     if alpha is not None and alpha != _OWN and not is_number(alpha):
-        raise UserError(f"Expected alpha to be a number, or None for the method's own, got {alpha!r}.")
+        raise UserError(f"Expected alpha to be a number, or None for the method's default, got {alpha!r}.")
     kept = Store(None if store is None else str(store))
     vectors = task_vectors(base, models, kept, include=include, exclude=exclude, towers=towers)
     if chosen.models is not None and len(vectors.tasks) != chosen.models:

@@ -1,4 +1,4 @@
-"""Predict whether models fine-tuned from one base merge well, and with which method, without labelled images."""
+"""Predict whether models merge well, and with which method, without labelled images."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ _WITHOUT_EVIDENCE = (
 
 @dataclass(frozen=True, repr=False)
 class Prediction:
-    """The verdict on some models, with the analysis on which it is based.
+    """Hold the verdict on some models, and the analysis on which it is based.
 
     Attributes:
         verdict: the recommended method, the expected outcome, its certainty, and reasons.
@@ -136,11 +136,12 @@ def predict(
     several = named(models)
     if len(several) < 2:
         raise UserError(
-            f"Expected at least two models and the base they were fine-tuned from, got {len(several)}."
+            f"Expected at least two models and the base from which they were fine-tuned, got {len(several)}."
         )
     if not images and (classes or heads):
         raise UserError(
-            "classes and heads are used only with images: also give a folder of unlabelled images for each model."
+            "classes and heads are only used with images. Also give a folder of unlabelled images for each"
+            " model."
         )
     with as_paths(base, several) as (base_path, paths):
         if images:
@@ -170,21 +171,20 @@ def _owned(
         unknown = [name for name in given if name not in paths]
         if unknown:
             raise UserError(
-                f"Unknown model {', '.join(unknown)}, for which {what} are given. Models: {', '.join(paths)}."
+                f"Expected {what} only for the models {', '.join(paths)}, got {what} for"
+                f" {', '.join(unknown)}."
             )
     without = [name for name in paths if name not in images]
     if without:
         raise UserError(
-            f"There are no images for {', '.join(without)}: the probe requires a folder for every model. Give "
-            "one for each, or "
-            "remove all images."
+            f"There are no images for {', '.join(without)}, but the probe requires a folder of images for"
+            " every model. Give one for each model, or remove all images."
         )
     headless = [name for name in paths if name not in classes and name not in heads]
     if headless:
         raise UserError(
-            f"There are neither classes nor a head for {', '.join(headless)}: give the names of the classes, "
-            "or a saved "
-            "head."
+            f"There are neither classes nor a head for {', '.join(headless)}. Give the names of the classes,"
+            " or a saved head."
         )
     return {
         name: {

@@ -1,4 +1,4 @@
-"""Input models of the verbs: paths, hub ids, state dicts and modules, each with a name."""
+"""Open the models given to `compare`, `predict` and `merge`, as paths, hub ids, state dicts or modules."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ _COMMON = {Path(name).stem for name in WEIGHTS} | {
 
 
 def named(models: Models) -> dict[str, Model]:
-    """Assign a name to every model: its key, or the name of its file or folder, or the last part of its hub id.
+    """Return a name for every model: its key, the name of its file or folder, or the last part of its hub id.
 
     Args:
         models: name → model, or a list of paths and hub ids.
@@ -47,7 +47,7 @@ def named(models: Models) -> dict[str, Model]:
         ['cars', 'svhn', 'clip-dtd']
     """
     if isinstance(models, str | PathLike | nn.Module):
-        raise UserError(f"Expected several models, a list or a mapping from names to models, got {models!r}.")
+        raise UserError(f"Expected a list of models or a mapping from names to models, got {models!r}.")
     if isinstance(models, Mapping):
         found = {name: models[given] for name, given in clean_names(models, "models").items()}
     else:
@@ -68,7 +68,8 @@ def named(models: Models) -> dict[str, Model]:
 def _name_of(model: Model) -> str:
     if not isinstance(model, str | PathLike):
         raise UserError(
-            "Models in memory have no names: pass a mapping from names to models, {'a': state_dict, 'b': module}."
+            "Models in memory need names. Pass a mapping from names to models, such as"
+            " {'a': state_dict, 'b': module}."
         )
     path = Path(model)
     if path.suffix.lower() in (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json"):
@@ -139,7 +140,7 @@ def _opened(model: Model, store: Store, base: Path | None, towers: str) -> Check
 
 @contextmanager
 def as_paths(base: Model, models: Mapping[str, Model]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Write models in memory to temporary files that exist during the block; paths are returned unchanged.
+    """Write models in memory to temporary files that exist during the block; return paths unchanged.
 
     Args:
         base: the base.

@@ -1,4 +1,4 @@
-"""Sentences about unusual models and pairs."""
+"""Describe unusual models and pairs in sentences."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ _TINY = 1e-4
 
 
 def standing_out(vectors: TaskVectors, pairs: pd.DataFrame) -> list[str]:
-    """Describe unusual models and pairs.
+    """Return sentences about unusual models and pairs.
 
     Args:
         vectors: the models.

@@ -1,4 +1,4 @@
-"""Step 4, weights on disk: lazy and safe reading under canonical names, and writing with a card."""
+"""Read and write the weights of models: reading is lazy, safe and under canonical names."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's format, merged into their base on reading.
+"""Read LoRA adapters in PEFT's format, merged into their base.
 
 W' = W + s·B·A for each adapted weight, with s = α/r, or α/√r for rank-stabilised adapters; with DoRA each output's row
 of W' is then scaled to the length stored in the adapter. A and B are read when a part of W' is requested, so an adapter
@@ -67,17 +67,17 @@ class _Module:
 
     @property
     def rows(self) -> int:
-        """Number of rows of the weight as stored."""
+        """The number of rows of the stored weight."""
         return math.prod(self.shape[:1])
 
     @property
     def columns(self) -> int:
-        """Number of elements per row of the weight as stored."""
+        """The number of elements per row of the stored weight."""
         return math.prod(self.shape[1:])
 
 
 class AdaptedFile:
-    """A base with a merged LoRA adapter: adapted weights in float32, other tensors as in the base.
+    """Read a base with a merged LoRA adapter: adapted weights in float32, other tensors as in the base.
 
     Attributes:
         path: the adapter's weights.
@@ -122,7 +122,7 @@ class AdaptedFile:
         )
 
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor: adapted weights in float32, others in their original dtype."""
+        """Read one tensor, in float32 if the adapter changes it, otherwise in its original dtype."""
         if name in self._modules:
             return torch.from_numpy(self._adapted(self._modules[name])).reshape(self.entries[name].shape)
         if name in self._whole:
@@ -177,7 +177,9 @@ class AdaptedFile:
             else:
                 modules.setdefault(match["module"], {})[match["kind"].replace("embedding_", "")] = name
         if not modules:
-            raise UserError(f"{self.path} contains no lora_A and lora_B: expected a LoRA adapter. {INSTEAD}")
+            raise UserError(
+                f"Expected a LoRA adapter, but {self.path} contains no lora_A and lora_B. {INSTEAD}"
+            )
         for module, parts in modules.items():
             if not {"lora_A", "lora_B"} <= parts.keys():
                 raise UserError(
@@ -193,13 +195,14 @@ class AdaptedFile:
         ways = _ways(shape, a, b, rank)
         if not ways or (embedding and True not in ways):
             raise UserError(
-                f"The adapter {self.path.parent} does not fit '{weight}' of shape {shape}: A is {a}, B {b}, but the "
-                f"settings specify rank {rank}. Give the base it was trained on, as suite.base."
+                f"The adapter {self.path.parent} does not fit '{weight}' of shape {shape}: A is {a}, B {b},"
+                f" but the settings specify rank {rank}. Set suite.base to the base on which the adapter was"
+                " trained."
             )
         if not self._base.entries[weight].dtype.is_floating_point:
             raise UserError(
-                f"'{weight}' of the base is quantised, and the adapter {self.path.parent} changes it. Give the base in "
-                "floating point: load it in transformers, call model.dequantize(), and save it."
+                f"'{weight}' of the base is quantised, and the adapter {self.path.parent} changes it. Convert"
+                " the base to floating point: load it in transformers, call model.dequantize(), and save it."
             )
         # PEFT adds the change of a fused attention's output twice, in training and in merge_and_unload.
         if (
@@ -209,7 +212,10 @@ class AdaptedFile:
             scale *= 2
         magnitude = parts.get("lora_magnitude_vector")
         if bool(self._config.get("use_dora")) != (magnitude is not None):
-            raise UserError(f"{self.path.parent} is inconsistent: use_dora and the lengths of rows disagree.")
+            raise UserError(
+                f"{self.path.parent} is inconsistent: use_dora in its settings does not match its weights."
+                " Copy the adapter again."
+            )
         if magnitude is not None and entries[magnitude].size != entries[parts["lora_B"]].size // rank:
             raise UserError(
                 f"'{magnitude}' of {self.path} does not have one length per output. Copy it again."

@@ -1,4 +1,4 @@
-"""Settings of a LoRA adapter, and the locations of its modules in the base."""
+"""Read the settings of a LoRA adapter, and locate its modules in the base."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def is_adapter(path: Path) -> bool:
 
 
 def weights_of(folder: Path) -> Path:
-    """Return the weights file in an adapter's folder.
+    """Return the path of the weights file in an adapter's folder.
 
     Raises:
         UserError: there is none.
@@ -42,7 +42,8 @@ def weights_of(folder: Path) -> Path:
     found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not found:
         raise UserError(
-            f"{folder} has {CONFIG} but none of {', '.join(WEIGHTS)}. Copy the whole folder of the adapter."
+            f"{folder} contains {CONFIG} but none of {', '.join(WEIGHTS)}. Copy the whole folder of the"
+            " adapter."
         )
     return found[0]
 
@@ -74,8 +75,8 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path.parent} uses {listed(active)}, which is not supported. {INSTEAD}")
     if config.get("init_lora_weights") not in _PLAIN_STARTS:
         raise UserError(
-            f"{path.parent} was initialised with init_lora_weights={config['init_lora_weights']!r}, which changes the "
-            f"base as well, so the adapter alone does not determine the model. {INSTEAD}"
+            f"{path.parent} was initialised with init_lora_weights={config['init_lora_weights']!r}, which"
+            f" also changes the base, so the adapter alone does not determine the model. {INSTEAD}"
         )
     return config
 
@@ -92,7 +93,7 @@ def in_base(name: str) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """The locations of an adapter's modules in a base: one prefix replaced by another, the same for all modules.
+    """Map the names of an adapter's modules to those in the base, by replacing one prefix by another.
 
     Attributes:
         files: the base's names without wrapper modules → its names.
@@ -108,7 +109,7 @@ class Place:
 
     @classmethod
     def find(cls, modules: Iterable[str], entries: Iterable[str], adapter: Path) -> "Place":
-        """Find the replacement of prefixes for which the base contains every module.
+        """Find the pair of prefixes for which the base contains every module of the adapter.
 
         Raises:
             UserError: there is none.
@@ -123,12 +124,13 @@ class Place:
                 return cls(files, removed, added, {name: one for name, one in weights.items() if one})
             fewest = min(fewest, missing, key=len)
         raise UserError(
-            f"The adapter {adapter.parent} changes {len(fewest)} modules that are not in the base, such as "
-            f"'{min(fewest)}'. Give the base it was trained on, under transformers' names, as suite.base."
+            f"The adapter {adapter.parent} changes {len(fewest)} modules that are not in the base, such as"
+            f" '{min(fewest)}'. Set suite.base to the base on which the adapter was trained, under"
+            " transformers' names."
         )
 
     def of(self, name: str) -> str:
-        """Return a tensor's name in the base; the unchanged name if it is not in the base."""
+        """Return a tensor's name in the base; if the base does not contain it, return the name unchanged."""
         moved = self.added + name.removeprefix(self.removed) if name.startswith(self.removed) else name
         return self.files.get(moved) or self.files.get(name) or name
 
@@ -178,7 +180,7 @@ def scale_of(config: Mapping[str, Any], module: str, folder: Path) -> tuple[int,
     is_alpha = isinstance(alpha, int | float) and not isinstance(alpha, bool) and math.isfinite(alpha)
     if not is_rank or not is_alpha:
         raise UserError(
-            f"Expected r to be a positive integer and lora_alpha a number in {folder / CONFIG}, got {rank!r} and "
-            f"{alpha!r} for '{module}'. Copy the file again."
+            f"Expected a positive integer r and a number lora_alpha in {folder / CONFIG}, got {rank!r} and"
+            f" {alpha!r} for '{module}'. Copy the file again."
         )
     return rank, float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)

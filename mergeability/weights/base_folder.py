@@ -1,4 +1,4 @@
-"""Weights in the format of the base's files: its names, other tensors, and configuration files."""
+"""Save weights in the format of the base's files, with its tensor names and configuration files."""
 
 import json
 import math
@@ -21,7 +21,7 @@ _OPENED = ("model.safetensors", "pytorch_model.bin", f"model.safetensors{INDEX}"
 
 
 def is_transformers(base: Checkpoint) -> bool:
-    """Return whether a model is a transformers folder: weights with the standard name next to a config.json."""
+    """Return whether a model is a transformers folder, with a config.json and weights of the standard name."""
     if base.origin.name not in _OPENED:
         return False
     config = {path.name: path for path in companions(base.origin)}.get(CONFIG)
@@ -38,7 +38,7 @@ def files_to_copy(base: Checkpoint) -> dict[str, Path]:
 
 
 def as_stored(base: Checkpoint, state: Mapping[str, Tensor]) -> LazyState:
-    """Rename tensors as in the base's files, and add the tensors that exist only there.
+    """Rename tensors as in the base's files, and add the tensors that only the base contains.
 
     Args:
         base: the base model.

@@ -1,4 +1,4 @@
-"""Canonical state dicts: lazy and safe reading, checks, hashes, and atomic writing with a card.
+"""Read, check, hash and write state dicts with canonical tensor names.
 
 Canonical names are open_clip's for the visual tower inside a CLIP, `visual.conv1.weight`. Weights are read
 from safetensors only: such a file contains only tensors and no code.
@@ -86,7 +86,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: str | Path, towers: str = VISUAL) -> "Checkpoint":
-        """Open a safetensors file or the index of several; only headers are read.
+        """Open a safetensors file or the index of several files; read only the headers.
 
         Args:
             path: the file.
@@ -106,14 +106,14 @@ class Checkpoint:
     def of(
         cls, file: TensorSource, hash_of: Callable[[Path], str] | None = None, towers: str = VISUAL
     ) -> "Checkpoint":
-        """Create a checkpoint from an opened file, with a name for messages.
+        """Create a checkpoint from an opened file; `name` is used in messages.
 
         Raises:
             UserError: it holds no tensors, or its names are those of a visual tower in part only.
         """
         path = file.path
         if not file.entries:
-            raise UserError(f"{path} contains no tensors: expected a state dict as safetensors.")
+            raise UserError(f"Expected a state dict as safetensors, but {path} contains no tensors.")
         try:
             return cls(file, hash_of, towers)
         except UserError as error:
@@ -121,7 +121,7 @@ class Checkpoint:
 
     @staticmethod
     def canonical(tensors: Mapping[str, Tensor], owner: str | Path) -> dict[str, Tensor]:
-        """Rename the visual tower of an external state dict to canonical names, fusing and transposing tensors.
+        """Convert the visual tower of an external state dict to canonical names and layouts.
 
         Args:
             tensors: state dict under any known names; a text tower, complete or not, is left out.
@@ -141,7 +141,7 @@ class Checkpoint:
             raise UserError(f"{owner}: {error}") from error
 
     def completed(self, base: "Checkpoint") -> "Checkpoint":
-        """Return this checkpoint, with the base's projection added if only the base has one."""
+        """Return this checkpoint; add the base's projection if only the base has one."""
         if PROJECTION in self.shapes or PROJECTION not in base.shapes or not _is_tower(self.names):
             return self
         whole = copy.copy(self)
@@ -152,7 +152,7 @@ class Checkpoint:
         return whole
 
     def renamed(self, names: Mapping[str, str]) -> "Checkpoint":
-        """Return this checkpoint with renamed tensors, given a mapping old name → new name."""
+        """Return this checkpoint with tensors renamed by the mapping old name → new name."""
         other = copy.copy(self)
         other.names = tuple(sorted(names[name] for name in self.names))
         other.shapes = {names[name]: shape for name, shape in self.shapes.items()}
@@ -172,12 +172,12 @@ class Checkpoint:
 
     @property
     def is_adapted(self) -> bool:
-        """Whether this is a base with a merged adapter."""
+        """Whether this checkpoint is a base with a merged adapter."""
         return isinstance(self._file, AdaptedFile)
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the file's bytes, 64 hexadecimal digits; for several files, the hash of their hashes.
+        """The SHA-256 hash of the file's bytes, as 64 hexadecimal digits; for several files, the hash of their hashes.
 
         Raises:
             UserError: the file was changed since it was opened.
@@ -185,7 +185,7 @@ class Checkpoint:
         return self.hash_by(self.hash_of)
 
     def hash_of(self, path: Path) -> str:
-        """Hash one of the files."""
+        """Return the hash of one of the files."""
         return self._hash_of(path)
 
     def hash_by(self, hash_of: Callable[[Path], str]) -> str:
@@ -199,7 +199,7 @@ class Checkpoint:
         return next(iter(hashes.values())) if len(hashes) == 1 else digest({"files": hashes})
 
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor in its original dtype; the caller owns it."""
+        """Read one tensor in its original dtype; the caller may modify the result."""
         if self._lent is not None and name == PROJECTION:
             return self._lent.tensor(name)
         source = self._sources[name]
@@ -240,7 +240,7 @@ class Checkpoint:
         return not source.transposed and not computed
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Read every tensor, under canonical names."""
+        """Read every tensor and return a state dict with canonical names."""
         return {name: self.tensor(name) for name in self.names}
 
     def _dtype(self, name: str, source: Source) -> torch.dtype:
@@ -285,13 +285,13 @@ def load(path: str | Path) -> dict[str, Tensor]:
         {'weight': tensor([65., 64.])}
     """
     if not Path(path).is_file():
-        raise UserError(f"No file at {path}: expected tensors as safetensors.")
+        raise UserError(f"There is no file at {path}. Expected tensors as safetensors.")
     file = TensorFile(path)
     return {name: file.tensor(name) for name in file.entries}
 
 
 def file_hash(path: str | Path) -> str:
-    """Hash a file's bytes: SHA-256, 64 hexadecimal digits.
+    """Return the SHA-256 hash of a file's bytes, as 64 hexadecimal digits.
 
     Examples:
         >>> from mergeability import checkpoints
@@ -304,7 +304,7 @@ def file_hash(path: str | Path) -> str:
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """Hash named tensors by name, dtype, shape and bytes, independent of their order: 64 hexadecimal digits.
+    """Return a hash of tensors' names, dtypes, shapes and bytes as 64 hexadecimal digits; their order is ignored.
 
     Examples:
         >>> import torch
@@ -322,7 +322,7 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def save(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
-    """Write named tensors as safetensors, atomically; return the path.
+    """Write named tensors atomically as safetensors; return the path.
 
     Args:
         path: the file; its folder is created if needed.
@@ -353,7 +353,7 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
 
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
-    """Write `card.json`, the last file of a finished checkpoint: if it exists, the checkpoint is complete.
+    """Write `card.json`, the last file of a checkpoint; if it exists, the checkpoint is complete.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -385,7 +385,7 @@ def remove_card(folder: Path) -> None:
 
 
 def read_card(folder: Path) -> dict[str, Any] | None:
-    """Read `card.json` of a checkpoint's folder; None if the checkpoint is not finished.
+    """Read `card.json` in a checkpoint's folder; None if the checkpoint is not finished.
 
     Raises:
         UserError: the file exists but does not contain a JSON object.

@@ -1,4 +1,4 @@
-"""Weights for an encoder: the tensors of a checkpoint, checked against the architecture."""
+"""Load the weights of a checkpoint for an encoder, and check them against its architecture."""
 
 from collections.abc import Mapping
 
@@ -27,8 +27,9 @@ def encoder_state(encoder: nn.Module, tensors: Mapping[str, Tensor], owner: str)
             expected = tuple(own[name].shape) if name in own else "no such tensor"
             found = tuple(given[name].shape) if name in given else "no such tensor"
             raise UserError(
-                f"The encoder expects '{name}' of shape {expected}; {owner} has {found}: the architectures differ. "
-                "Choose the model= with which it was trained."
+                f"The encoder expects '{name}' of shape {expected}, but {owner} has {found}, so the"
+                " architectures differ. Set model= to the architecture with which the checkpoint was"
+                " trained."
             )
         if not torch.isfinite(given[name]).all():
             raise UserError(f"'{name}' of {owner} contains NaN or Inf. Train or export it again.")

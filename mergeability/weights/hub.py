@@ -1,4 +1,4 @@
-"""Find the weights of a model: a file, a folder, or an id on the Hugging Face hub, read through its cache."""
+"""Find the weights of a model from a file, a folder or an id on the Hugging Face hub."""
 
 import atexit
 import logging
@@ -49,7 +49,7 @@ _VERSION = 1
 
 
 def find_weights(source: str | Path) -> Path:
-    """Return the file that contains the weights of a model.
+    """Return the path of the file that contains the weights of a model.
 
     Args:
         source: a file; a folder with one of `WEIGHTS`, an index of several files, or a LoRA adapter; or a hub id,
@@ -94,13 +94,13 @@ def _in_folder(folder: Path) -> Path:
         raise UserError(f"Cannot read {folder}: {error.strerror or error}.") from error
     given = f" It holds {listed(files)}." if files else ""
     raise UserError(
-        f"{folder} contains none of {', '.join(WEIGHTS)} and no index of several files: give the path of the weights "
-        f"file.{given}"
+        f"{folder} contains none of {', '.join(WEIGHTS)} and no index of several files. Give the path of the"
+        f" weights file.{given}"
     )
 
 
 def is_hub_id(source: str) -> bool:
-    """Return whether a text can be a repository id: `owner/name`, but not a weights file.
+    """Return whether a text has the form `owner/name` of a repository id and is not the name of a weights file.
 
     Args:
         source: a repository id or a path.
@@ -143,7 +143,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def open_source(source: str | Path, store: "Store") -> TensorSource:
-    """Open the weights of a model under their original names; PyTorch files are first converted, once, into the store.
+    """Open the weights of a model under their original names; a PyTorch file is converted to the store once.
 
     Args:
         source: a file, a folder or a hub id, as `find_weights` takes it.
@@ -172,7 +172,7 @@ def open_source(source: str | Path, store: "Store") -> TensorSource:
 def open_checkpoint(
     source: str | Path, store: "Store", base: str | Path | None = None, towers: str = VISUAL
 ) -> Checkpoint:
-    """Open a model from a path or hub id; PyTorch files are first converted, once, into the store.
+    """Open a model from a path or hub id; a PyTorch file is converted to the store once.
 
     Args:
         source: a file, a folder or a hub id, as `find_weights` takes it.
@@ -251,13 +251,13 @@ def _temporary(kind: "type[Store]") -> "Store":
 def _refuse_adapter(path: Path) -> None:
     if path.name in adapter_settings.WEIGHTS:
         raise UserError(
-            f"{path.parent} is a LoRA adapter: expected whole weights here. Give an adapter only as one of the models "
-            f"of suite=checkpoints or suite=models. {adapter_settings.INSTEAD}"
+            f"Expected complete weights, but {path.parent} is a LoRA adapter. Adapters can only be models of"
+            f" suite=checkpoints or suite=models. {adapter_settings.INSTEAD}"
         )
 
 
 def downloaded(repository: str, file: str) -> Path:
-    """Return a repository's file from the hub's cache, downloading it the first time.
+    """Return the path of a repository's file in the hub's cache; download it if necessary.
 
     This is the only function in this module that may use the network. Exceptions of huggingface_hub are not converted.
     """
@@ -267,7 +267,7 @@ def downloaded(repository: str, file: str) -> Path:
 
 
 def companions(path: Path) -> list[Path]:
-    """Return the configuration and tokenizer files next to a file of weights, as `save_pretrained` names them.
+    """Return the configuration and tokenizer files in the folder of a weights file.
 
     Missing files of a repository on the hub are downloaded if there is a network.
 
@@ -310,7 +310,7 @@ def _fetch_companions(path: Path) -> None:
 
 
 def revision(path: Path) -> str | None:
-    """Return the commit of a file in the hub's cache, 40 hexadecimal digits; None for any other file.
+    """Return the commit of a file in the hub's cache, as 40 hexadecimal digits; None for other files.
 
     Args:
         path: path of the file.
@@ -367,11 +367,11 @@ def _from_hub(repository: str) -> Path:
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 continue
             raise UserError(
-                f"{repository} is neither a local file nor in the Hugging Face cache of this machine, and the "
-                "hub cannot be "
-                f"reached ({type(error).__name__}). Run `hf download {repository}` where there is a network, then set "
-                "HF_HOME to a copy of that cache, or give the path of the downloaded file."
+                f"{repository} is neither a local file nor in the Hugging Face cache of this machine, and the"
+                f" hub cannot be reached ({type(error).__name__}). Run `hf download {repository}` on a"
+                " machine with a network and set HF_HOME to a copy of its cache, or give the path of the"
+                " downloaded file."
             ) from error
     raise UserError(
-        f"The repository {repository} contains none of {', '.join(WEIGHTS)}: give the path of a file."
+        f"The repository {repository} contains none of {', '.join(WEIGHTS)}. Give the path of a file."
     )

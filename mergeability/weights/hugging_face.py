@@ -1,4 +1,4 @@
-"""Encoders in transformers' format: names, `config.json` and `preprocessor_config.json`.
+"""Convert encoders to transformers' format: tensor names, `config.json` and `preprocessor_config.json`.
 
 A folder with these two files and the renamed weights in `model.safetensors` is what
 `transformers.CLIPVisionModelWithProjection.from_pretrained` and `CLIPImageProcessor.from_pretrained` take.
@@ -134,7 +134,7 @@ def vision_config(configuration: Mapping[str, Any], tensors: Mapping[str, Tensor
 
 
 def preprocessor_config(image_size: int, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
-    """Return the `preprocessor_config.json` with which `CLIPImageProcessor` prepares images as `ClipModel` does.
+    """Return a `preprocessor_config.json` with which `CLIPImageProcessor` preprocesses images like `ClipModel`.
 
     Shorter side resized to `image_size` (bicubic), centre cropped, scaled to [0, 1], normalised.
 
@@ -225,6 +225,6 @@ def _check_shapes(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> N
     for name, shape in expected.items():
         if shapes.get(name) != shape:
             raise UserError(
-                f"The configuration requires '{name}' to be {shape or 'absent'}, but in the encoder it is "
-                f"{shapes.get(name) or 'absent'}: give the configuration of this encoder."
+                f"The configuration requires '{name}' to be {shape or 'absent'}, but in the encoder it is"
+                f" {shapes.get(name) or 'absent'}. Give the configuration of this encoder."
             )

@@ -1,4 +1,4 @@
-"""Models in memory, as state dicts or modules, opened as checkpoints through a temporary file.
+"""Open models in memory, as state dicts or modules, as checkpoints through a temporary file.
 
 All other code reads weights from files, one tensor at a time, and identifies them by hashes. Writing takes 0.2 s for
 a ViT-B/16, and no further memory.
@@ -62,7 +62,7 @@ def write_in_memory(model: InMemory, path: Path) -> Path:
 
 
 def open_in_memory(model: InMemory, towers: str = VISUAL) -> Checkpoint:
-    """Open a state dict or module as a checkpoint; its temporary file exists as long as the checkpoint.
+    """Open a state dict or module as a checkpoint, whose temporary file exists as long as the checkpoint.
 
     Args:
         model: a state dict or a module.

@@ -1,4 +1,4 @@
-"""Names of tensors: from known file layouts to canonical names, and from these to Hugging Face's.
+"""Map the names of tensors in known file layouts to canonical names, and canonical names to Hugging Face's.
 
 Canonical names are open_clip's for the visual tower inside a CLIP, `visual.conv1.weight`, with the query, key
 and value projections fused in `attn.in_proj_weight`. Known layouts: open_clip's tower, inside a CLIP or alone,
@@ -58,7 +58,7 @@ _DAMAGED = "The file is damaged or of another architecture: save it again."
 
 @dataclass(frozen=True)
 class Source:
-    """The source of one canonical tensor in a file.
+    """Describe from which tensors of a file one canonical tensor is read.
 
     Attributes:
         names: tensors of a file, to be concatenated along the first axis.
@@ -71,7 +71,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Reading:
-    """The selection of tensors read from a file.
+    """Describe which tensors are read from a file.
 
     Attributes:
         sources: canonical name → its source.
@@ -119,7 +119,7 @@ def read_names(names: Iterable[str], which: str = VISUAL) -> Reading:
 
 
 def canonical_sources(names: Iterable[str]) -> dict[str, Source]:
-    """Map canonical names to their sources in a file, as `read_names` does by default.
+    """Map canonical names to their sources in a file by the default selection of `read_names`.
 
     Raises:
         UserError: as `read_names`.
@@ -160,7 +160,7 @@ def _outside(names: Iterable[str], tower: Tower) -> dict[str, list[str]]:
 
 
 def layout_name(names: Iterable[str]) -> str:
-    """Describe the naming scheme of a file's visual tower."""
+    """Describe the naming scheme of the visual tower in a file."""
     files = unwrapped(names)
     for tower in find_towers(files):
         if tower.hugging_face:
@@ -177,7 +177,7 @@ def _prefix_in_file(prefix: str, files: Mapping[str, str]) -> str:
 
 
 def left_over(names: Iterable[str]) -> list[str]:
-    """List, sorted, the names that belong to neither tower of a CLIP nor to its constants."""
+    """Return the sorted names that belong neither to a tower of a CLIP nor to its constants."""
     left_out = read_names(names).left_out
     return sorted(name for kind, group in left_out.items() if kind != "text tower" for name in group)
 
@@ -251,7 +251,7 @@ def _hugging_face_text(wrapper: str, names: set[str]) -> dict[str, Source]:
 
 
 def canonical_shape(shapes: Sequence[tuple[int, ...]], transposed: bool) -> tuple[int, ...]:
-    """Return the shape of a canonical tensor that is assembled from tensors of these shapes.
+    """Return the shape of a canonical tensor that is assembled from tensors of given shapes.
 
     (n₁, …), (n₂, …), … → (n₁ + n₂ + …, …), with the two axes exchanged if `transposed`.
 
@@ -361,8 +361,8 @@ def _check_complete(tower: Tower, expected: set[str], names: set[str]) -> None:
     ignored = outside | {name for name in names if towers.is_constant(name, tower)}
     if faults := _faults(sorted(expected - names), sorted(names - expected - ignored)):
         raise UserError(
-            "Expected the complete visual tower of a CLIP under Hugging Face's names, without other tensors, "
-            f"but {faults}. Save the state dict of the plain CLIP model again."
+            "Expected the complete visual tower of a CLIP under Hugging Face's names and no other tensors,"
+            f" but {faults}. Save the state dict of the plain CLIP model again."
         )
 
 

@@ -1,4 +1,4 @@
-"""Read a safetensors file in pieces, without keeping its pages in memory.
+"""Read parts of a safetensors file without keeping the file in memory.
 
 A memory map keeps every accessed page resident while it is open, so a process that reads
 twenty models would keep all of them in memory. Here each piece is read by position into memory of the caller.
@@ -43,7 +43,7 @@ _NUMPY = {torch.float64: np.float64, torch.float32: np.float32, torch.float16: n
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file.
+    """Write named tensors to a safetensors file.
 
     Args:
         tensors: name → contiguous tensor; no two share memory.
@@ -81,7 +81,7 @@ def write_rows(
     others: Callable[[], Mapping[str, Tensor]],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write a safetensors file with one tensor of bytes that arrives in parts and does not fit in memory.
+    """Write a safetensors file with one tensor of bytes in parts, because the tensor may not fit in memory.
 
     Args:
         path: the file.
@@ -136,7 +136,7 @@ def write_rows(
 
 @dataclass(frozen=True)
 class Entry:
-    """Locate one tensor in the file.
+    """Hold the location of one tensor in a safetensors file.
 
     Attributes:
         offset: offset of its first byte.
@@ -156,12 +156,12 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """The number of elements."""
         return math.prod(self.shape)
 
 
 class TensorFile:
-    """Open a safetensors file; the header is read now, tensors on request.
+    """Open a safetensors file; read the header at once and tensors on request.
 
     Attributes:
         path: the file.
@@ -192,11 +192,11 @@ class TensorFile:
 
     @property
     def files(self) -> dict[str, Path]:
-        """The path of the file, by its name."""
+        """The mapping from the name of the file to its path."""
         return {self.path.name: self.path}
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Read the elements from `start` to `stop` of a flattened tensor, in its own dtype."""
+        """Read the elements from `start` to `stop` of a flattened tensor, in its original dtype."""
         return _viewed(self._bytes(self.entries[name], start, stop), self.entries[name].dtype)
 
     def read_float32(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -231,7 +231,7 @@ class TensorFile:
         return self.read(name).reshape(self.entries[name].shape)
 
     def mapped(self, name: str) -> Tensor:
-        """Return one tensor of single bytes as a memory map of the file; pages are read on access.
+        """Return a tensor of bytes as a memory map of the file.
 
         The view is copy-on-write: nothing written to it reaches the file.
 
@@ -241,7 +241,7 @@ class TensorFile:
         entry = self.entries[name]
         if entry.dtype != torch.uint8:
             raise UserError(
-                f"Only tensors of bytes can be mapped, but '{name}' in {self.path} is {entry.dtype}."
+                f"Only tensors of bytes can be memory-mapped, but '{name}' in {self.path} is {entry.dtype}."
             )
         if entry.size == 0:
             return self.tensor(name)
@@ -273,8 +273,8 @@ class TensorFile:
     def _entry(self, name: str, described: dict, data_begins: int) -> Entry:
         if described["dtype"] not in _DTYPES:
             raise UserError(
-                f"'{name}' in {self.path} has the type {described['dtype']}, which is not supported: "
-                f"expected one of {', '.join(_DTYPES)}. Save it as float32."
+                f"'{name}' in {self.path} has the unsupported type {described['dtype']}. Expected one of"
+                f" {', '.join(_DTYPES)}. Save the tensor as float32."
             )
         return Entry(
             data_begins + described["data_offsets"][0],
@@ -334,8 +334,9 @@ def _check(path: Path) -> None:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     except safetensors.SafetensorError as error:
         raise UserError(
-            f"{path} is not a complete safetensors file ({error}). It may be truncated, or a pickled .pt/.bin file: "
-            "those are never loaded; save the state dict with safetensors.torch.save_file and copy it again."
+            f"{path} is not a complete safetensors file ({error}). It may be truncated, or be a pickled .pt"
+            " or .bin file, which is never loaded here. Save the state dict with safetensors.torch.save_file"
+            " and copy it again."
         ) from error
 
 

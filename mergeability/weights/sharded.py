@@ -1,4 +1,4 @@
-"""Weights in several files, as `save_pretrained` writes large models, with an index that names each tensor's file."""
+"""Read weights that are stored in several files with an index, as `save_pretrained` writes large models."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -16,21 +16,21 @@ INDEX = ".index.json"
 
 
 class TensorSource(Protocol):
-    """Interface of named tensors on disk: a file, several files, or a base with an adapter."""
+    """Define the interface of named tensors on disk: in a file, in several files, or in a base with an adapter."""
 
     @property
     def path(self) -> Path:
-        """The file that identifies the source in messages."""
+        """The path of the file that messages name."""
         ...
 
     @property
     def files(self) -> Mapping[str, Path]:
-        """All files that determine the tensors, under names that do not depend on their location."""
+        """The paths of all files that determine the tensors, by names that do not depend on the location."""
         ...
 
     @property
     def entries(self) -> Mapping[str, Entry]:
-        """Tensor name → its shape and dtype."""
+        """The shape and dtype of each tensor, by name."""
         ...
 
     def tensor(self, name: str) -> Tensor:
@@ -51,7 +51,7 @@ class TensorSource(Protocol):
 
 
 class ShardedFile:
-    """Several safetensors files that form one state dict; only headers are read.
+    """Open several safetensors files that form one state dict; read only the headers.
 
     Attributes:
         path: the index.
@@ -90,9 +90,8 @@ class ShardedFile:
         )
         if unnamed:
             raise UserError(
-                f"The files of {self.path} contain {len(unnamed)} tensors that it does not list: "
-                f"{listed(unnamed)}. They may "
-                "belong to another model: copy the folder again."
+                f"The files of {self.path} contain {len(unnamed)} tensors that it does not list:"
+                f" {listed(unnamed)}. They may belong to another model. Copy the folder again."
             )
         self.entries = {name: self._shards[shard].entries[name] for name, shard in self._places.items()}
 
@@ -128,7 +127,7 @@ class ShardedFile:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Read an index: tensor name → its file in the folder of the index.
+    """Read an index and return the mapping from tensor names to files in the same folder.
 
     Raises:
         UserError: the file cannot be read or is not an index.
@@ -142,7 +141,7 @@ def read_index(path: Path) -> dict[str, str]:
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not places:
         raise UserError(
-            f"{path} lacks a weight_map: expected the index of a sharded model. Download it again."
+            f"Expected the index of a sharded model, but {path} contains no weight_map. Download it again."
         )
     # Never open files outside the index's folder, because an index may come from an untrusted source.
     wrong = [name for name, file in places.items() if not _is_file_name(file)]

@@ -1,4 +1,4 @@
-"""Locate the towers of a CLIP in a file, under any prefixes added by its training script.
+"""Locate the towers of a CLIP in a file, with any prefixes that training scripts add.
 
 A tower is identified by a combination of names that only such a tower has; the text before these names is its prefix.
 """
@@ -40,7 +40,7 @@ _NUMBERED_BLOCK = re.compile(r"(^|\.)(layers?|blocks?|h|resblocks|block|stages)\
 
 @dataclass(frozen=True)
 class Tower:
-    """The location of a visual tower.
+    """Hold the location of a visual tower in a file.
 
     Attributes:
         wrapper: prefix of the whole CLIP, under which a text tower may also be.
@@ -54,7 +54,7 @@ class Tower:
 
 
 def unwrapped(names: Iterable[str]) -> dict[str, str]:
-    """Map names without wrapper modules to the names in the file.
+    """Remove the prefixes of wrapper modules from names, and map the results to the names in the file.
 
     `_orig_mod.visual.module.proj` becomes `visual.proj`. If two names would become equal, all names are kept.
     """
@@ -82,7 +82,7 @@ def is_text(name: str, tower: Tower) -> bool:
 
 
 def is_constant(name: str, tower: Tower) -> bool:
-    """Return whether a tensor is not a weight: constants in OpenAI's files, masks and position indices."""
+    """Return whether a tensor is a constant, such as a mask or position indices, instead of a weight."""
     own = name.removeprefix(tower.wrapper)
     return own in CONSTANTS or own.endswith((_POSITION_IDS, ".attn_mask"))
 
@@ -93,7 +93,7 @@ def is_head(name: str) -> bool:
 
 
 def has_blocks(names: Iterable[str]) -> bool:
-    """Return whether names contain numbered blocks, as in another network."""
+    """Return whether names contain numbered blocks, which indicate another network."""
     return any(_NUMBERED_BLOCK.search(name) for name in names)
 
 

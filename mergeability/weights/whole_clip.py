@@ -1,4 +1,4 @@
-"""The weights of both towers of a CLIP from a file or folder, with strict checks of names, shapes and activation."""
+"""Read the weights of both towers of a CLIP, with strict checks of names, shapes and activation."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 
 
 def clip_weights(clip: nn.Module, source: str, model: str, quick_gelu: bool) -> dict[str, Tensor]:
-    """Read the weights of both towers under the names of this architecture, in its dtypes.
+    """Read the weights of both towers of a CLIP, with the names and dtypes of the given architecture.
 
     Args:
         clip: the architecture; it is not changed.
@@ -95,9 +95,7 @@ def check_same(
         found = "; ".join(
             f"{kind} ({len(names)}): {listed(names)}" for kind, names in faults.items() if names
         )
-        raise UserError(
-            f"{owner} does not fit model={model}: {found}. Choose the model= with this architecture."
-        )
+        raise UserError(f"{owner} does not fit model={model}: {found}. Set model= to its architecture.")
     broken = [
         name for name, value in given.items() if value.is_floating_point() and not torch.isfinite(value).all()
     ]

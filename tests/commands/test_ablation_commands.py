@@ -137,7 +137,7 @@ def test_a_failed_setting_is_named_and_the_others_are_compared(root, ablated, co
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["train.missing=true", "suite=checkpoints"], "train.missing=true fine-tunes on the tasks of a suite, but suite=checkpoints has none"),
+        (["train.missing=true", "suite=checkpoints"], "train.missing=true trains on the tasks of a suite, but suite=checkpoints contains no tasks"),
         (["objectives=[speed]"], "Expected objectives among norm_acc, acc, finetuned_accuracy, got 'speed'"),
         (["objectives=[acc]", "merge=none"], "This analysis did not measure acc"),
     ],

@@ -52,7 +52,7 @@ def test_report_verdict_and_run_say_how_many_were_measured(budget):
     for name in ("report.html", "verdict.txt"):
         assert sentence in (place / name).read_text(encoding="utf-8"), name
     report = (place / "report.html").read_text(encoding="utf-8")
-    assert "Which outcomes are predicted for pairs that were not measured?" in report
+    assert "Which outcomes are predicted for pairs that were not evaluated?" in report
     assert json.loads((place / "run.json").read_text())["config"]["evaluate"] == 5
 
 
@@ -61,9 +61,9 @@ def test_report_verdict_and_run_say_how_many_were_measured(budget):
     [
         (("evaluate=0",), "Expected evaluate to be a whole number of at least 1 or null, got 0."),
         (("evaluate=-3",), "Expected evaluate to be a whole number of at least 1 or null, got -3."),
-        (("evaluate=3", "arity=3"), "evaluate=… chooses pairs only."),
-        (("evaluate=3", "sets=2"), "evaluate=… chooses pairs only."),
-        (("evaluate=3", "arity=[2,all]"), "evaluate=… chooses pairs only."),
+        (("evaluate=3", "arity=3"), "evaluate=… can only choose pairs."),
+        (("evaluate=3", "sets=2"), "evaluate=… can only choose pairs."),
+        (("evaluate=3", "arity=[2,all]"), "evaluate=… can only choose pairs."),
         (("evaluate=3", "merge=none"), "there is no merge method"),
     ],
 )
@@ -90,7 +90,7 @@ def test_suites_that_evaluate_nothing_refuse_a_budget(command, tmp_path, suite):
     where = (f"paths.root={tmp_path}", f"hydra.run.dir={tmp_path}/run", "logger=csv")
     ended = command("analyze", f"suite={suite}", *files[suite], "evaluate=3", *where)
     assert ended.code == 1, ended.output
-    assert f"suite={suite} evaluates none" in ended.output
+    assert f"suite={suite} evaluates no merges" in ended.output
 
 
 def test_the_budget_takes_pairs_that_are_named(command, smoke_root, tmp_path):

@@ -78,14 +78,14 @@ def test_adapters_are_models_and_no_base(command, tmp_path, folders):
     assert ended.code == 0, ended.output
     ended = analyse(command, tmp_path, folders / "adapter_a", models)
     assert ended.code == 1
-    assert "is a LoRA adapter: expected whole weights" in ended.output
+    assert "is a LoRA adapter. Adapters can only be models of" in ended.output
     assert "Traceback" not in ended.output
 
 
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("suite.exclude=nothing_like_it", "No tensor's name matches exclude='nothing_like_it'"),
+        ("suite.exclude=nothing_like_it", "No tensor name matches exclude='nothing_like_it'"),
         ("suite.towers=text", "Expected suite.towers to be visual or both, got 'text'"),
         ("suite.include=[[a]]", "Expected suite.include to be text, a list of text or null"),
         ("suite.exclude='['", "not a valid regular expression"),

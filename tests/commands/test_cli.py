@@ -166,14 +166,14 @@ def test_the_best_method_is_the_one_that_is_predicted(run, files, tmp_path):
             ("compare", "base.safetensors", "a.safetensors", "none.safetensors"),
             "No checkpoint at none.safetensors",
         ),
-        (("compare", "base.safetensors", "a.safetensors", "x/a.safetensors"), "Two models are called 'a'"),
+        (("compare", "base.safetensors", "a.safetensors", "x/a.safetensors"), "Two models have the name 'a'"),
         (
             ("compare", "base.safetensors", "a.safetensors", "b.safetensors", "--metric", "rank"),
             "no metric 'rank'",
         ),
         (
             ("merge", "base.safetensors", "a.safetensors", "b.safetensors", "--method", "best"),
-            "no evidence to base it on",
+            "predict requires evidence",
         ),
         (
             ("merge", "base.safetensors", "a.safetensors", "b.safetensors", "--method", "ta", "-o", "x"),

@@ -63,7 +63,7 @@ def test_an_unknown_choice_names_the_choices(command, root, script, arguments, p
 
 def test_training_without_a_base_names_the_command_that_makes_it(command, root, tmp_path):
     ended = command("train", "task=digits", "model=clip_mini", *root)
-    refused(ended, "No base model", "python train.py experiment=pretrain_mini")
+    refused(ended, "There is no base model", "python train.py experiment=pretrain_mini")
     assert not (tmp_path / "outputs/checkpoints").exists()
 
 

@@ -154,7 +154,7 @@ def test_a_summary_that_fails_is_a_failure_of_the_command(ledger, tmp_path, monk
     monkeypatch.setattr(sweep, "get_method", refuse)
     ledger.records.write(Record(0, (), str(tmp_path / "0"), "h", 1, 1.0, ended=2.0))
     assert sweep.close_sweep() == 1
-    assert "Error: no summary of the sweep: two settings" in capsys.readouterr().err
+    assert "Error: the summary of the sweep was not written: two settings" in capsys.readouterr().err
 
 
 def test_the_end_of_a_job_is_not_replaced_by_that_of_its_launcher(tmp_path):

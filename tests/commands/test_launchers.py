@@ -160,7 +160,7 @@ def test_a_killed_job_and_a_failed_one_are_listed_and_a_second_start_completes(
     assert ended.code == 1
     assert "3 of 4 jobs failed" in ended.output
     assert f"merge=ties on_error=raise {' '.join(LITTLE)} paths.root={smoke_root}: {KILLED}" in ended.output
-    assert "on_error to be" in ended.output
+    assert "Expected on_error='raise' or on_error='nan', got" in ended.output
     assert "Traceback" not in ended.output
     assert "1 of 4 jobs ended" in ended.output or "2 of 4 jobs ended" in ended.output
     assert pd.read_csv(sweep / "summary.csv")["method"].tolist() == ["ta"]
@@ -210,7 +210,7 @@ def test_a_launcher_whose_extra_is_missing_names_it(launcher, extra, command, tm
     ended = command("analyze", "-m", "merge=ties,ta", *LITTLE, *where)
     assert ended.code == 1
     assert (
-        f"Error: This launcher needs the extra {extra}: uv pip install 'mergeability[{extra}]'."
+        f"Error: This launcher requires the extra {extra}. Install it with uv pip install 'mergeability[{extra}]'"
         in ended.output
     )
     assert "Traceback" not in ended.output

@@ -195,18 +195,20 @@ def test_an_evaluated_merge_is_saved_with_its_accuracies_and_loads_in_transforme
 
 def test_methods_that_need_data_name_those_that_do_not(bare):
     ended, folder = bare("merge=[fisher,ties]", "save=true")
-    refused(ended, "fisher requires calibration images, but suite=checkpoints has none", "average, ta, ties")
+    refused(
+        ended, "fisher requires calibration images, but suite=checkpoints provides none", "average, ta, ties"
+    )
     assert not (folder / "merged").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["merge=ties"], "set save=true, or remove merge="),
+        (["merge=ties"], "Set save=true, or remove merge="),
         (["merge=ties", "save=true", "alpha=tuned"], "Tuning alpha requires validation images"),
-        (["merge=slerp", "save=true", "arity=3"], "slerp merges exactly 2 models, but arity=3"),
+        (["merge=slerp", "save=true", "arity=3"], "slerp merges exactly 2 models, but arity is 3"),
         (["merge=ties", "save=true", "arity=4"], "arity=4 exceeds the 3 models"),
-        (["merge=ties", "save=true", "pairs=[[task0, task9]]"], "pairs names task9"),
+        (["merge=ties", "save=true", "pairs=[[task0, task9]]"], "pairs contains task9"),
         (["merge=ties", "save=true", "pairs=[[task0, task1]]", "arity=3"], "either pairs=… or arity=…"),
         (
             ["merge=ties", "alpha=much"],
@@ -216,7 +218,7 @@ def test_methods_that_need_data_name_those_that_do_not(bare):
         (["merge=ties", "merge.ties.alpha=best"], "alpha to be a finite number or 'tuned'"),
         (["merge=ties", "export=onnx"], "export to be hf or null"),
         (["merge=ties", "test_images=0"], "test_images to be a whole number of at least 1"),
-        (["merge=ties", "save=true", "arity=1"], "number of models of at least 2, or all"),
+        (["merge=ties", "save=true", "arity=1"], "number of at least 2, or all"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(bare, arguments, part):
@@ -226,7 +228,7 @@ def test_what_cannot_be_done_is_one_sentence(bare, arguments, part):
 def test_merges_that_will_not_fit_on_the_disk_are_refused_before_the_first(bare, monkeypatch):
     monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**5))
     ended, folder = bare("merge=[average,ta]", "save=true")
-    refused(ended, "Saving 6 merges of", "choose fewer pairs with pairs=…")
+    refused(ended, "Saving 6 merges of", "Choose fewer pairs with pairs=…")
     assert not list(folder.rglob("model.safetensors"))
 
 
@@ -234,7 +236,7 @@ def test_limits_of_how_far_a_model_may_be_from_its_base_are_options(bare):
     refused(bare("suite.refuse_above=1e-6")[0], "not fine-tuned from this base")
     ended, _ = bare("suite.warn_above=1e-6")
     assert ended.code == 0
-    assert "was it fine-tuned from this base?" in ended.output
+    assert "Check that the model was fine-tuned from this base." in ended.output
 
 
 def test_options_that_change_a_matrix_change_its_merge(bare, tmp_path):
@@ -286,7 +288,7 @@ def test_the_format_of_saved_merges_can_be_chosen_and_what_rounding_does_is_told
             ("save=true", "dtype=int8"),
             "Expected dtype to be float32, float16 or bfloat16 or null, got 'int8'.",
         ),
-        (("dtype=float16",), "dtype=float16 is the format of saved merges: add save=true."),
+        (("dtype=float16",), "dtype=float16 only affects saved merges. Add save=true, or remove dtype=."),
     ],
 )
 def test_a_format_that_cannot_be_is_one_sentence(bare, words, sentence):

@@ -88,7 +88,7 @@ def test_a_table_alone_gets_the_whole_study(studied):
     assert variance.loc["ta", "task_effects"] > 0.999
     text = (folder / "report.html").read_text()
     assert "For ta the metrics add nothing beyond task effects" in text
-    assert "The metrics add to task effects for ties" in text
+    assert "The metrics improve on task effects for ties" in text
 
 
 def test_a_second_run_finds_the_study_and_other_options_do_not(studied, command):
@@ -161,7 +161,7 @@ def test_a_fitted_predictor_meets_the_outcomes_of_another_table(studied, analyse
     ended, other = analyse(shifted, f"fitted={folder}/fitted.json", "predictor=none", name="other")
     assert ended.code == 0, ended.output
     text = (other / "report.html").read_text()
-    assert "These pairs were merged as well" in text
+    assert "These pairs were also merged" in text
     scores = pd.read_csv(other / "scores.csv")
     assert np.corrcoef(scores["score_ties"], shifted["norm_acc_ties"])[0, 1] > 0.99
 
@@ -169,7 +169,7 @@ def test_a_fitted_predictor_meets_the_outcomes_of_another_table(studied, analyse
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        (None, ("No fitted predictor at", "fitted=outputs/demo")),
+        (None, ("There is no fitted predictor at", "fitted=outputs/demo")),
         ("{", ("is not a fitted predictor",)),
         ('{"format": 99}', ("format 99",)),
         (
@@ -201,9 +201,9 @@ def spoil(column, value, row=2):
 BAD = {
     "range": (
         spoil("task_vector_cosine_similarity", 1.02),
-        ("holds 1.02 for a and d", "outside the metric's range [-1, 1]"),
+        ("contains 1.02 for a and d", "outside the metric's range [-1, 1]"),
     ),
-    "text": (spoil("stable_rank", "high"), ("stable_rank must contain numbers", "row 3", "high")),
+    "text": (spoil("stable_rank", "high"), ("Expected numbers in column stable_rank", "row 3", "high")),
     "infinite": (spoil("norm_acc_ta", np.inf), ("infinite in row 3",)),
     "both orders": (
         lambda frame: pd.concat(

@@ -49,5 +49,5 @@ def test_global_random_state_neither_matters_nor_moves(held_out):
 
 @pytest.mark.parametrize("n", [0, 25])
 def test_more_images_than_are_held_out_or_none_are_refused(n, held_out):
-    with pytest.raises(UserError, match=r"1 to 24 calibration samples.*got"):
+    with pytest.raises(UserError, match=r"at least 1 and at most 24 calibration samples.*got"):
         calibration_sample(task("a"), n=n, held_out=held_out)

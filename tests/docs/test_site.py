@@ -140,7 +140,7 @@ def test_there_is_a_page_for_every_member():
 
 def test_settings_have_their_comments():
     page = GENERATED["reference/settings.md"]
-    assert "| `seed` | `0` | seed of the fine-tuned models |" in page
+    assert "| `seed` | `0` | seed with which the models were fine-tuned |" in page
     assert "| `profile.samples` | `10` | calibration images of each task |" in page
     assert '| `training.optimizer` | `adamw` | "adamw", or "sgd" with momentum |' in page
     assert "hydra.run" not in page

@@ -138,7 +138,7 @@ def test_of_inputs_far_from_zero_every_digit_is_right(images, batch_size):
 def test_what_has_no_statistics_is_named(encoder, images):
     with pytest.raises(UserError, match="at least one"):
         recalibrate_batchnorm(encoder, images[:0])
-    with pytest.raises(UserError, match="'last' receives one value"):
+    with pytest.raises(UserError, match="'last' receives only one value"):
         recalibrate_batchnorm(encoder, images[:1])
     with pytest.raises(UserError, match="'first' are not finite"):
         recalibrate_batchnorm(encoder, torch.full_like(images, torch.nan), batch_size=4)

@@ -369,7 +369,7 @@ def test_a_tuned_method_that_prefers_an_end_of_the_grid_is_named(world):
     evaluation = Evaluation(world.vectors, evaluator, models, ScaleChoice("tuned", (0.1,)))
     outcomes = evaluation.sets({"m": Average()}, [("red", "green")])
     assert outcomes.notes == [
-        "m: the best α was at an end of the grid for 1 of 1 merges; a wider alpha_grid may do better."
+        "m: the best α was the first or the last of the grid for 1 of 1 merges. A wider alpha_grid may give better merges."
     ]
 
 

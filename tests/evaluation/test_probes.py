@@ -198,7 +198,9 @@ def test_a_task_without_images_is_refused_by_name(world):
     probe = Probe(
         world.evaluator, {"red": world.inputs["red"]}, lambda task: own_weights(world.vectors, task)
     )
-    with pytest.raises(UserError, match="There are no unlabelled images to probe merges of green, blue"):
+    with pytest.raises(
+        UserError, match="Merges of green, blue cannot be probed, because there are no unlabelled images"
+    ):
         probe.values(own_weights(world.vectors, "red"), TASKS)
 
 

@@ -342,7 +342,7 @@ def test_models_of_another_base_are_refused_or_warned_of(towers, caplog, name):
 def test_an_input_that_is_not_finite_is_named(towers, name, value):
     spoilt = towers.delta(2)
     spoilt["visual.proj"][1, 2] = value
-    with pytest.raises(UserError, match=r"'visual.proj' of the model of 'b' holds NaN or infinite"):
+    with pytest.raises(UserError, match=r"'visual.proj' of the model of 'b' contains NaN or infinite"):
         merge(name, towers.make({"a": towers.delta(1), "b": spoilt}))
 
 

@@ -144,12 +144,12 @@ def leave_only_integers(states):
         states[model] = {"steps": np.arange(3)}
 
 
-NOT_FINITE = "holds NaN or infinite values"
+NOT_FINITE = "contains NaN or infinite values"
 REFUSED = {
     drop_a_tensor: ["'b'", "lacks 1 such as 'layer.weight'"],
     add_a_tensor: ["'b'", "'surplus.weight'"],
     change_a_shape: ["'b'", "'layer.weight'", "(16, 24)", "(24, 16)"],
-    come_from_another_base: ["'b' was not fine-tuned from this base", "times as long as the base"],
+    come_from_another_base: ["'b' was not fine-tuned from this base", "times the norm of the base"],
     start_from_zeros: ["'a' was not fine-tuned from this base"],
     make_a_model_integer: ["'b'", "'layer.weight'", "floating-point"],
     make_the_base_integer: ["'a'", "'layer.weight'", "floating-point"],
@@ -241,7 +241,7 @@ def test_what_is_not_finite_is_found_without_a_gram_matrix_too(load, spoil, name
 
 def test_a_change_beyond_float32_is_found_without_a_gram_matrix_too(load, tmp_path):
     for name in ("sign_conflict", "subspace_overlap"):
-        with pytest.raises(UserError, match=r"'layer.weight' in the model of 'b' is beyond the range"):
+        with pytest.raises(UserError, match=r"'layer.weight' in the model of 'b' is too large for float32"):
             measure(
                 load(spoilt(overflow_the_difference), store=Store(tmp_path / name)),
                 {name: CATALOGUE[name].metric},

@@ -253,7 +253,7 @@ def test_the_fused_projection_scores_other_than_its_thirds(rewrite, expected):
 
 
 def test_another_way_to_cut_a_kernel_is_refused(rewrite):
-    with pytest.raises(UserError, match="matricize to be 'conv' or null, got 'linear'"):
+    with pytest.raises(UserError, match="Expected matricize='conv' or null, got 'linear'"):
         task_vectors(rewrite(CHOICES["open_clip"])).with_layout(matricize="linear")
 
 

@@ -28,7 +28,7 @@ def test_without_data_the_18_of_weight_space_are_measured(make_profiles, five_mo
         list(measure(profiles).columns) == list(measure(profiles.task_vectors).columns) == list(WEIGHT_SPACE)
     )
     assert len(WEIGHT_SPACE) == 18
-    with pytest.raises(UserError, match=r"1 of the 1 metrics require images and heads, for example x"):
+    with pytest.raises(UserError, match=r"1 of the 1 metrics, such as x, require images and heads"):
         measure(profiles, {"x": partial(gram.dot_product, view="activation")})
     # A function that declares nothing is found out when it asks.
     with pytest.raises(UserError, match=r"Metric x failed.*require images"):

@@ -115,7 +115,7 @@ def test_functional_metrics_and_probes_are_those_of_the_definitions(analyse, pla
     # 32 images where 64 are asked for.
     assert known["unlabelled_images"].tolist() == [32, 32]
     page = (folder / "report.html").read_text()
-    assert "&#39;digits&#39; has 32 unlabelled images, fewer than the 64 asked for: all are used." in page
+    assert "&#39;digits&#39; has only 32 unlabelled images instead of 64; all of them are used." in page
 
 
 def test_the_verdict_comes_first_and_reads_the_probes(analyse):
@@ -127,7 +127,7 @@ def test_the_verdict_comes_first_and_reads_the_probes(analyse):
     assert f"Merge by {best}: expect {row[f'probe_overlap_{best}']:.1%} of the fine-tuned accuracy" in text
     assert "The base agrees with digits's model on" in text
     page = (folder / "report.html").read_text()
-    assert "What do probes of the merges show?" in page
+    assert "How good are the merges according to probes?" in page
     assert "were probed on unlabelled images; none was evaluated with labels" in page
     assert "No merge was evaluated" not in page, "it would contradict the verdict"
     assert " ".join(text.split()[:8]) in " ".join(ended.output.split())
@@ -194,27 +194,27 @@ def test_images_and_names_that_are_not_as_they_should_be_are_named(analyse, plac
 BAD = [
     (lambda m: m.update({" digits": m["shapes"]}), (), "got 'digits' twice in other blanks or another form of its accents"),
     (lambda m: m["digits"].update(classes="latin.txt"), (), "byte 3 is invalid. Save the file as UTF-8."),
-    (lambda m: None, ("arity=[]",), "or a list of these; got an empty list"),
+    (lambda m: None, ("arity=[]",), "or a list of these, got an empty list"),
     (lambda m: None, ("suite.models={a: {weights: x}, a: {weights: y}}",), "suite.models has 'a' twice"),
     (lambda m: m["digits"].update(images="nowhere"), (), "No folder of images at"),
-    (lambda m: m["digits"].update(images="empty"), (), "No images in"),
+    (lambda m: m["digits"].update(images="empty"), (), "There are no images in"),
     (lambda m: m["digits"].update(images="broken"), (), "None of the 9 image files"),
-    (lambda m: m["digits"].update(images="few"), (), "Expected at least 8 images that can be read of each task, got fewer of digits (7)"),
+    (lambda m: m["digits"].update(images="few"), (), "Expected at least 8 readable images of each task, got fewer of digits (7)"),
     (lambda m: m["digits"].update(weights="shapes_head.safetensors"), (), "Give state dicts of one architecture"),
     (lambda m: m["digits"].update(head="shapes_head.safetensors"), (), "has 8 classes, but 10 class names"),
     (lambda m: m["digits"].update(classes="digits"), (), "No file of class names at digits"),
     (lambda m: m["digits"].update(classes=["one", "one"]), (), "two different class names for 'digits', got one twice"),
     (lambda m: m["digits"].update(templates=["a photo"]), (), "lacks the placeholder {} for the class name"),
     (lambda m: m["digits"].update(labels="labels.csv"), (), "unknown labels"),
-    (lambda m: m["digits"].pop("images"), (), "has no images"),
+    (lambda m: m["digits"].pop("images"), (), "contains no images"),
     (lambda m: m["digits"].pop("classes"), (), "suite.models.digits requires a head"),
     (lambda m: m.pop("digits"), (), "two or more models"),
-    (lambda m: None, ("suite.models=nowhere.yaml",), "No file nowhere.yaml that describes models"),
+    (lambda m: None, ("suite.models=nowhere.yaml",), "There is no file nowhere.yaml."),
     (lambda m: None, ("profile.unlabelled=7",), "at least 8 images"),
     (lambda m: None, ("alpha=tuned",), "alpha=tuned requires labelled validation images"),
     (lambda m: None, ("merge=[fisher]",), "fisher requires labelled calibration images"),
     (lambda m: None, ("metric=[encoder_gradient_dot_product]",), "require labelled images"),
-    (lambda m: None, ("probe=null",), "set probe=64 or save=true"),
+    (lambda m: None, ("probe=null",), "Set probe=64 or save=true"),
 ]  # fmt: skip
 
 

@@ -198,7 +198,7 @@ def test_tensors_are_computed_one_at_a_time_and_a_failure_costs_no_earlier_merge
 IMPOSSIBLE = pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"export": "onnx"}, "one of hf, or null for open_clip's names; got 'onnx'"),
+        ({"export": "onnx"}, "one of hf, or null for open_clip's names, got 'onnx'"),
         ({"export": "hf", "configuration": {"embed_dim": 12}}, "with embed_dim and vision_cfg"),
         ({"export": "hf", "configuration": CONFIGURATION | {"embed_dim": 13}}, "this encoder"),
     ],

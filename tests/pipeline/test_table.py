@@ -148,7 +148,7 @@ def test_a_table_of_an_earlier_run_is_read_again(analyse, pairs):
             lambda t: t.assign(base_accuracy_a=np.nan, base_accuracy_b=np.nan),
             ["no base accuracy for a, b, c, d, e, f and 1 more (7 of 7 models)"],
         ),
-        (lambda t: t.drop(columns="base_accuracy_b"), ["got base_accuracy_a alone"]),
+        (lambda t: t.drop(columns="base_accuracy_b"), ["got only base_accuracy_a"]),
     ],
     ids=["no columns", "no fine-tuned accuracies", "empty", "one column"],
 )

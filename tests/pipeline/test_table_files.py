@@ -147,7 +147,7 @@ def test_rows_that_are_short_are_filled_and_named(read):
     found = read("\n".join([*LINES[:3], LINES[3].rsplit(",", 2)[0], *LINES[4:]]) + "\n")
     assert found.frame["norm_acc_ties"].isna().tolist() == [False, False, True, False, False, False]
     assert (
-        "1 rows of t.csv have fewer cells than the header; missing cells are treated as empty: row 3."
+        "1 rows of t.csv have fewer cells than the header, and missing cells are treated as empty: row 3."
         in found.notes
     )
 
@@ -160,12 +160,12 @@ REFUSED = {
     "no pairs": ("a,b\n1,2\n", "has no column task_a, task_b. It has: a, b."),
     "other case": ("Task A,TASK_B,x\n1,2,3\n", "Rename 'Task A', 'TASK_B'"),
     "columns twice": ("task_a,task_b,x, x\na,b,1,2\n", "a column more than once: x"),
-    "more cells than columns": (each_row(lambda line: line + ",0.5"), "Row 1 of t.csv has 7 cells where the header has 6"),
-    "names in the way of R": (each_row(lambda line: "row," + line), "7 cells where the header has 6"),
+    "more cells than columns": (each_row(lambda line: line + ",0.5"), "Row 1 of t.csv has 7 cells, but the header has 6"),
+    "names in the way of R": (each_row(lambda line: "row," + line), "7 cells, but the header has 6"),
     "cut": (TEXT[: TEXT.rindex(",") - 1], "seems to be truncated"),
     "an open quotation mark": (TEXT.replace("mnist", '"mnist', 1), "quotation mark"),
-    "thousands": ("task_a;task_b;l2\na;b;1.234,5\n", "Column 'l2' holds '1.234,5' in row 1, a number with thousands"),
-    "thousands in English": ('task_a,task_b,l2\na,b,"1,234.5"\n', "write it without, as 1234.5"),
+    "thousands": ("task_a;task_b;l2\na;b;1.234,5\n", "Column 'l2' contains '1.234,5' in row 1, a number with thousands"),
+    "thousands in English": ('task_a,task_b,l2\na,b,"1,234.5"\n', "Write it without separators, as 1234.5"),
     "a thousand among numbers": ('task_a,task_b,l2\na,b,0.5\na,c,"1,234"\n', "no thousands separators"),
     "two decimal signs": (german(TEXT).replace("0,", "0.", 1), "one decimal sign"),
     "a comma or a thousand": ("task_a;task_b;l2\na;b;1,234\na;c;2,345\n", "decimal comma or a thousands separator"),

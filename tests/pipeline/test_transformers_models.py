@@ -205,8 +205,8 @@ def test_a_sharded_pytorch_model_is_the_safetensors_one(tmp_path):
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (lambda index: index | {"weight_map": {}}, "lacks a weight_map"),
-        (lambda index: [], "lacks a weight_map"),
+        (lambda index: index | {"weight_map": {}}, "contains no weight_map"),
+        (lambda index: [], "contains no weight_map"),
         (lambda index: index | {"weight_map": index["weight_map"] | {"more": "model-00001.safetensors"}}, "missing from its folder"),
         (lambda index: index | {"weight_map": {"a": "../b/model.safetensors"}}, "does not refer to a file in its folder"),
         (lambda index: index | {"weight_map": dict(list(index["weight_map"].items())[1:])}, "that it does not list"),

@@ -83,8 +83,10 @@ def test_without_a_correlation_above_0_the_best_mean_is_taken_and_no_driver_name
     assert found.recommended == "tsv"
     assert "predicted no better than the mean outcome" in " ".join(found.sureness)
     assert "best mean is recommended for every pair" in " ".join(found.choice)
-    assert "move this prediction" not in str(found)
-    assert "move this prediction" in str(verdict(_scored(_scorer(r_low=0.2))))
+    assert "contribute most to the difference between this prediction" not in str(found)
+    assert "contribute most to the difference between this prediction" in str(
+        verdict(_scored(_scorer(r_low=0.2)))
+    )
 
 
 def test_a_probe_alone_is_read_directly():
@@ -115,8 +117,8 @@ def test_models_of_the_fit_are_recognised_by_their_weights_whatever_they_are_cal
 
 def test_suspicious_images_are_repeated_for_the_models_concerned():
     missing = [
-        "The base agrees with the model of 'a' on 10% of 64 images, near the 10% of chance: …",
-        "The base agrees with the model of 'z' on 10% of 64 images, near the 10% of chance: …",
+        "The base agrees with the model of 'a' on 10% of 64 images, close to the 10% expected by chance. …",
+        "The base agrees with the model of 'z' on 10% of 64 images, close to the 10% expected by chance. …",
     ]
     assert verdict(_analysis(missing=missing)).cautions == (missing[0],)
 
@@ -202,7 +204,7 @@ def test_many_scored_pairs_are_summarised_and_those_outside_counted():
     # The base's agreement of 0.9 is scaled to 0.8: ties 0.78 ± 0.05, whose lower end is above that of tsv.
     assert "a + c should merge best, by ties (78.0%" in found.answer
     assert "a + b worst, by ties (68.0%)" in found.answer
-    assert found.choice == ("ties is recommended for 2 of 2 pairs.", "Not predicted: 1 of 3 pairs.")
+    assert found.choice == ("ties is recommended for 2 of 2 pairs.", "1 of 3 pairs were not predicted.")
     assert {one.method: one.expected for one in found.forecasts} == pytest.approx({"tsv": 0.8, "ties": 0.73})
 
 

@@ -185,20 +185,20 @@ def _cell(column, row, value):
     [
         (
             lambda t: t.drop(columns="base_accuracy_b"),
-            "Expected base_accuracy_a and base_accuracy_b, one for each task of a pair, got base_accuracy_a alone: add "
-            "base_accuracy_b, or drop base_accuracy_a.",
+            "Expected the columns base_accuracy_a and base_accuracy_b, one for each task of a pair, got only base_accuracy_a. Add "
+            "base_accuracy_b, or remove base_accuracy_a.",
         ),
         (
             lambda t: t.drop(columns="base_accuracy_a"),
-            "got base_accuracy_b alone: add base_accuracy_a, or drop base_accuracy_b.",
+            "got only base_accuracy_b. Add base_accuracy_a, or remove base_accuracy_b.",
         ),
         (
             lambda t: t.assign(finetuned_accuracy_b=0.5),
-            "got finetuned_accuracy_b alone: add finetuned_accuracy_a,",
+            "got only finetuned_accuracy_b. Add finetuned_accuracy_a,",
         ),
         (
             _cell("base_accuracy_a", 3, 30.0),
-            "Expected accuracies in [0, 1] in column base_accuracy_a, got 30 for a (row 4): give shares, 0.65 for 65 %.",
+            "Expected accuracies in [0, 1] in column base_accuracy_a, got 30 for a (row 4). Give 65 % as 0.65.",
         ),
         (_cell("base_accuracy_b", 0, -0.1), "got -0.1 for b (row 1)"),
         (
@@ -208,17 +208,20 @@ def _cell(column, row, value):
         (
             _cell("base_accuracy_a", 1, 0.31),
             "Expected one base_accuracy per model, got 0.3 (row 1, base_accuracy_a) and 0.31 (row 2, base_accuracy_a) "
-            "for a: correct one of them.",
+            "for a. Correct one of them.",
         ),
         (
             _cell("base_accuracy_b", 0, 0.46),
             "got 0.45 (row 6, base_accuracy_a) and 0.46 (row 1, base_accuracy_b) for b",
         ),
-        (_cell("base_accuracy_a", 2, "high"), "must contain numbers, but row 3 holds 'high'"),
+        (
+            _cell("base_accuracy_a", 2, "high"),
+            "Expected numbers in column base_accuracy_a, got 'high' in row 3",
+        ),
         (_cell("base_accuracy_a", 2, np.inf), "is infinite in row 3"),
         (
             lambda t: t.assign(zero_shot_ratio=0.5),
-            "Expected the column zero_shot_ratio to agree with the accuracies of the models, got 0.5 in place of",
+            "Expected the column zero_shot_ratio to agree with the accuracies of the models, got 0.5 instead of",
         ),
     ],
 )

@@ -23,20 +23,23 @@ def _with(table: pd.DataFrame, row: int, column: str, value: object) -> pd.DataF
     [
         (lambda t: t.drop(columns="second"), "no column second"),
         (lambda t: t.drop(columns="task_b"), "no column task_b"),
-        (lambda t: _with(t, 3, "first", "high"), "Column first must contain numbers, but row 4 holds 'high'"),
-        (lambda t: _with(t, 0, OUTCOME, "n/a?"), "Column norm_acc_ties must contain numbers"),
+        (lambda t: _with(t, 3, "first", "high"), "Expected numbers in column first, got 'high' in row 4"),
+        (
+            lambda t: _with(t, 0, OUTCOME, "n/a?"),
+            "Expected numbers in column norm_acc_ties, got 'n/a?' in row 1",
+        ),
         (lambda t: _with(t, 2, "third", np.inf), "infinite in row 3"),
-        (lambda t: _with(t, 1, "task_a", None), "Row 2 of the pair table lacks"),
+        (lambda t: _with(t, 1, "task_a", None), "Row 2 of the pair table has no task_a or no task_b"),
         (lambda t: _with(t, 1, "task_b", "a"), "with itself"),
         (
             lambda t: pd.concat([t, t.iloc[[0]].rename(columns={"task_a": "task_b", "task_b": "task_a"})]),
             "more than once",
         ),
-        (lambda t: t[~t["task_a"].isin(["a", "b", "c"])], "at least 4; the pair table has 3"),
-        (lambda t: t.iloc[:0], "at least 4; the pair table has 0"),
-        (lambda t: t.assign(task_a=range(len(t))), "must be text"),
-        (lambda t: pd.concat([t, t[["first"]]], axis=1), "Column first is given more than once"),
-        (lambda t: t.assign(first=np.nan, second=np.nan, third=np.nan), "all named metrics are empty"),
+        (lambda t: t[~t["task_a"].isin(["a", "b", "c"])], "at least 4, but the pair table has 3"),
+        (lambda t: t.iloc[:0], "at least 4, but the pair table has 0"),
+        (lambda t: t.assign(task_a=range(len(t))), "Expected text as task names, got"),
+        (lambda t: pd.concat([t, t[["first"]]], axis=1), "Column first occurs more than once"),
+        (lambda t: t.assign(first=np.nan, second=np.nan, third=np.nan), "all requested metrics are empty"),
     ],
 )
 def test_an_unusable_table_is_refused_with_the_reason(table, spoil, sentence):
@@ -46,14 +49,14 @@ def test_an_unusable_table_is_refused_with_the_reason(table, spoil, sentence):
 
 @pytest.mark.parametrize("leak", ["norm_acc_ties_a", "norm_acc_ties", "norm_acc_average"])
 def test_an_outcome_cannot_be_a_metric(table, leak):
-    with pytest.raises(UserError, match="is an outcome and cannot predict"):
+    with pytest.raises(UserError, match="is an outcome, but only metrics can predict"):
         PairTable.validate(table, ["first", leak], [OUTCOME])
 
 
 def test_no_metric_or_one_twice_is_refused(table):
     with pytest.raises(UserError, match="at least one metric"):
         PairTable.validate(table, [], [OUTCOME])
-    with pytest.raises(UserError, match="first is given more than once"):
+    with pytest.raises(UserError, match="first occurs more than once"):
         PairTable.validate(table, ["first", "first"], [OUTCOME])
 
 
@@ -114,11 +117,11 @@ def test_a_value_outside_its_range_is_refused_with_column_pair_and_range(table):
     table["first"] = np.linspace(-1, 1, 15)
     PairTable.validate(table, METRICS, [OUTCOME], {"first": (-1.0, 1.0), "third": (-np.inf, np.inf)})
     table.loc[6, "first"] = 1.02
-    sentence = r"Column first holds 1\.02 for b and d \(row 7\), outside the metric's range \[-1, 1\]"
+    sentence = r"Column first contains 1\.02 for b and d \(row 7\), outside the metric's range \[-1, 1\]"
     with pytest.raises(UserError, match=sentence):
         PairTable.validate(table, METRICS, [OUTCOME], {"first": (-1.0, 1.0)})
     table.loc[6, "first"] = -1.02
-    with pytest.raises(UserError, match=r"holds -1\.02 for b and d"):
+    with pytest.raises(UserError, match=r"contains -1\.02 for b and d"):
         PairTable.validate(table, METRICS, [OUTCOME], {"first": (-1.0, 1.0)})
 
 

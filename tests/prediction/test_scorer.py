@@ -294,7 +294,7 @@ def test_a_damaged_file_is_refused(scorer, tmp_path, spoil):
 
 
 def test_a_file_of_another_format_or_none_is_refused(scorer, tmp_path):
-    with pytest.raises(UserError, match="No fitted predictor at"):
+    with pytest.raises(UserError, match="There is no fitted predictor at"):
         Scorer.load(tmp_path)
     scorer.save(tmp_path / "other.json")
     text = (tmp_path / "other.json").read_text().replace('"format": 2', '"format": 99')

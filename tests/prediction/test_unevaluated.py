@@ -100,7 +100,7 @@ def test_what_cannot_be_predicted_has_no_number_and_is_counted():
     assert found.predictions["predicted_norm_acc_ta"].isna().tolist() == [True] * 3 + [False] * (
         len(missing) - 3
     )
-    assert found.notes == (f"Not predicted because a metric is undefined: 3 of {len(missing)} pairs.",)
+    assert found.notes == (f"3 of {len(missing)} pairs were not predicted because a metric is undefined.",)
     frame["norm_acc_ta"] = frame["norm_acc_ta"].where(frame["norm_acc_ta"].notna().cumsum() < FEWEST)
     few = predict_unevaluated(frame, METRICS, ["ta"])
     assert few.predictions.empty

@@ -138,7 +138,7 @@ def test_the_mean_over_methods_is_of_methods_that_every_run_has(tmp_path, folder
     more = written(tmp_path / "more", "subspace-1", 0, {**accuracy, "tsv": np.ones((len(PAIRS), 2))}, own)
     found = compare([*folders, more])
     assert changed(found.merges, "subspace-1", ALL_METHODS)["change"] == pytest.approx(0)
-    assert any("is without tsv: merges of some runs only" in sentence for sentence in found.missing)
+    assert any("excludes tsv, which only some of the runs used" in sentence for sentence in found.missing)
 
 
 def test_winners_beat_plain_in_both_outcomes_outside_the_seeds_interval(folders):
@@ -301,7 +301,7 @@ def test_of_runs_of_one_setting_and_seed_the_last_counts(tmp_path, folders, valu
     pd.testing.assert_frame_equal(compare([empty, old, *folders]).merges, expected)
     pd.testing.assert_frame_equal(compare(folders, beside=[old]).merges, expected)
     assert not compare([*folders, old]).merges.equals(expected)
-    with pytest.raises(UserError, match="None of these runs has merged anything"):
+    with pytest.raises(UserError, match="None of these runs contains a merge"):
         compare([empty])
 
 
@@ -402,9 +402,9 @@ def test_a_search_of_one_seed_says_that_its_best_is_the_largest_of_many(tmp_path
         folders.append(written(tmp_path, f"subspace-{trial + 1}", 0, better, own))
     said = headline(compare(folders))
     assert said == [
-        "Mean over all methods, the best in accuracy is subspace-7: +0.6 points (one seed, and the largest of 7 changes:"
+        "In the mean over all methods, subspace-7 has the best accuracy: +0.6 points (one seed, and the largest of 7 changes:"
         " no interval).",
-        "7 of 8 settings do not have all of the seeds 0, 1; those with one have no interval.",
+        "7 of 8 settings were not run with all of the seeds 0, 1. Settings with a single seed have no interval.",
     ]
     # Two settings of two seeds can win, and only they count as tried.
     setting = "l2_to_init-0.1"
@@ -416,7 +416,9 @@ def test_a_search_of_one_seed_says_that_its_best_is_the_largest_of_many(tmp_path
 
 def test_an_unfinished_seed_is_named(folders):
     found = compare(folders[:-1])
-    assert any("Not for every seed: l2_to_init-1 (seeds 0, 1)" in sentence for sentence in found.missing)
+    assert any(
+        "Not measured for every seed: l2_to_init-1 (seeds 0, 1)" in sentence for sentence in found.missing
+    )
     assert found.choices.set_index("penalty").loc["l2_to_init", "strengths"] == "0.1, 0.1, 0.1"
     # Of three seeds' plain fine-tunings and one penalised one there is nothing to choose.
     plain, one = folders[::3], folders[1]
@@ -430,10 +432,12 @@ def test_the_page_and_its_tables_are_written(tmp_path, folders):
     for anchor in ("trade-off", "choice", "merges", "models", "metrics", "made"):
         assert f'<section id="{anchor}" ' in text
     row = changed(compare(folders).merges, "l2_to_init-0.1", ALL_METHODS)
-    said = f"l2_to_init-0.1: accuracy {100 * row['change']:+.1f} points, normalised"
+    said = (
+        f"l2_to_init-0.1, averaged over all methods: accuracy {100 * row['change']:+.1f} points, normalised"
+    )
     assert said in text
     assert said in headline(compare(folders))[1]
-    assert headline(compare(folders))[1].endswith("the models' own accuracy -1.0.")
+    assert headline(compare(folders))[1].endswith("single-task accuracy -1.0.")
     tables = {path.name: pd.read_csv(path) for path in tmp_path.glob("ablation_*.csv")}
     assert set(tables) == {f"ablation_{name}.csv" for name in ("merges", "models", "metrics", "choices")}
     assert len(tables["ablation_merges.csv"]) == 3 * 3 * 2

@@ -240,7 +240,7 @@ def test_a_run_that_recorded_nothing_is_shown_without_settings(tmp_path):
 
 DAMAGE = {
     "not JSON": ("run.json", "{", "run.json is not valid JSON"),
-    "a list": ("run.json", "[]", "Expected an object"),
+    "a list": ("run.json", "[]", "Expected a JSON object"),
     "no table": ("pairs.csv", None, "no pairs.csv"),
     "an empty table": ("pairs.csv", "", "pairs.csv is not a table"),
     "no tasks": ("pairs.csv", "a,b\n1,2\n", "has no column task_a, task_b"),
@@ -305,7 +305,7 @@ def test_folders_without_runs_are_one_sentence(tmp_path, capsys):
     written(tmp_path / "bad/run")
     (tmp_path / "bad/run/pairs.csv").unlink()
     assert main([str(tmp_path / "bad")]) == 1
-    assert "has a run.json but no pairs.csv" in capsys.readouterr().err
+    assert "contains a run.json but no pairs.csv" in capsys.readouterr().err
 
 
 class Page(HTMLParser):
@@ -420,7 +420,7 @@ def test_older_trainings_are_left_out(gathered, outputs, monkeypatch):
     monkeypatch.setattr("mergeability.reporting.dashboard.content.MOST_TRAININGS", 1)
     held = content(gathered, outputs / "dashboard.html")
     assert len(held["trainings"]) == 1
-    assert held["left_out"][0] == "Of 2 trainings, the newest 1 are on this page."
+    assert held["left_out"][0] == "There are 2 trainings; this page contains the newest 1."
 
 
 def test_undefined_values_are_null(tmp_path):
@@ -451,7 +451,7 @@ def test_the_command_writes_into_the_first_folder_and_says_what_is_left_out(outp
     [
         (["--numbers", "0"], "expected a positive whole number, got '0'"),
         (["--numbers", "many"], "expected a positive whole number"),
-        (["--methods", "ties"], "--methods is only for --wandb"),
+        (["--methods", "ties"], "--methods can only be used with --wandb"),
         (["--wandb", "a/b", "--output", "x.html"], "remove --output"),
     ],
 )

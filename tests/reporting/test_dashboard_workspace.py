@@ -90,7 +90,7 @@ def test_the_report_has_the_same_panels_on_runs_of_their_job_type():
 
 @pytest.mark.parametrize("path", ["project", "/project", "team/", "a/b/c", ""])
 def test_a_project_is_entity_slash_name(path):
-    with pytest.raises(UserError, match=r"Expected ENTITY/PROJECT, got '.*', such as"):
+    with pytest.raises(UserError, match=r"Expected ENTITY/PROJECT, such as my-team/mergeability, got '"):
         module.Project.parse(path, ["ties"])
 
 

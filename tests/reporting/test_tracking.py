@@ -149,7 +149,7 @@ def test_a_logger_that_fails_is_named_once_and_left_out(caplog, error):
     guarded.finalize("success")
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert record.getMessage() == f"logger=comet failed and is not used any more in this run: {error}."
+    assert record.getMessage() == f"logger=comet failed and is no longer used in this run: {error}."
     assert inner.asked == 1
 
 

@@ -79,7 +79,7 @@ def test_no_page_of_the_file_stays_resident(tmp_path):
 def test_a_type_that_is_not_known_is_named(tmp_path):
     header = json.dumps({"a": {"dtype": "F8_E8M0", "shape": [2], "data_offsets": [0, 2]}}).encode()
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0")
-    with pytest.raises(UserError, match=r"'a' in .* has the type F8_E8M0"):
+    with pytest.raises(UserError, match=r"'a' in .* has the unsupported type F8_E8M0"):
         TensorFile(tmp_path / "a.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""Launchers: run the jobs of a sweep in several local processes, in a Slurm queue, or on a Ray cluster.
+"""Run the jobs of a sweep in several local processes, in a Slurm queue, or on a Ray cluster.
 
 `conf/hydra/launcher/` names Hydra's plugins for joblib, submitit and Ray. Classes of this package replace them,
 because a plugin aborts the whole sweep as soon as one process is killed.
@@ -33,7 +33,7 @@ _PLACES: dict[str, tuple[type[Launcher], str, tuple[str, ...]]] = {
 
 
 def take_over(launcher: DictConfig) -> None:
-    """Replace a plugin's launcher by the class of this module.
+    """Replace the launcher of a Hydra plugin by this package's own class.
 
     Raises:
         UserError: the plugin or what it needs is not installed.
@@ -44,14 +44,14 @@ def take_over(launcher: DictConfig) -> None:
     own, extra, modules = _PLACES[target]
     if not all(map(_installed, (target.rpartition(".")[0], *modules))):
         raise UserError(
-            f"This launcher needs the extra {extra}: uv pip install 'mergeability[{extra}]'. "
-            "Without it, jobs run one after another (hydra/launcher=basic)."
+            f"This launcher requires the extra {extra}. Install it with uv pip install"
+            f" 'mergeability[{extra}]', or run the jobs one after another with hydra/launcher=basic."
         )
     Plugins.instance().class_name_to_class[target] = own
 
 
 def forget_schemas() -> None:
-    """Unregister the launcher configurations of plugins, so that the files of `conf/hydra/launcher` are used.
+    """Unregister the launcher configurations of Hydra plugins, so that the files in `conf/hydra/launcher` are used.
 
     Plugins register schemas under the same names, and Hydra would check the files against these.
     """

@@ -1,4 +1,4 @@
-"""Launchers for clusters: a Slurm queue, and Ray."""
+"""Define the launchers for clusters: Slurm and Ray."""
 
 import shutil
 import subprocess
@@ -19,7 +19,7 @@ from mergeability.errors import UserError, one_line, short
 
 
 class SubmititSlurm(ManyProcesses):
-    """A job array in a Slurm queue."""
+    """Run jobs as a job array in a Slurm queue."""
 
     def __init__(self, submitit_folder: str, max_num_timeout: int = 0, **options: Any) -> None:
         super().__init__(**options)
@@ -66,7 +66,7 @@ class SubmititSlurm(ManyProcesses):
 
 
 class Ray(ManyProcesses):
-    """Run jobs as tasks on a Ray cluster, or on a local one that is started for the sweep."""
+    """Run jobs on a Ray cluster, or on a local Ray instance that is started for the sweep."""
 
     def __init__(
         self, address: str | None = None, init: Any = None, remote: Any = None, **options: Any

@@ -1,4 +1,4 @@
-"""Jobs as they are sent to worker processes, and the base class of launchers with several processes."""
+"""Define the jobs that are sent to worker processes, and the base class of launchers."""
 
 import contextlib
 import logging
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class SweepLedger(Protocol):
-    """Interface of the part of `sweep.Ledger` that launchers use."""
+    """Define the methods of `sweep.Ledger` that launchers call."""
 
     records: Records | None
     total: int | None
@@ -44,7 +44,7 @@ class SweepLedger(Protocol):
 
 
 class QuietReturn(JobReturn):
-    """The outcome of a job; its exception is raised without an extra message from Hydra."""
+    """Hold the result of a job; its exception is raised without an extra message from Hydra."""
 
     @property
     def return_value(self) -> Any:
@@ -56,7 +56,7 @@ class QuietReturn(JobReturn):
 
 @dataclass(frozen=True)
 class Job:
-    """One job in the form in which it is sent to a worker process.
+    """Hold one job in the form in which it is sent to a worker process.
 
     Attributes:
         config: its configuration, composed by the command.
@@ -100,19 +100,19 @@ class Job:
         )
 
     def checkpoint(self) -> Any:
-        """Return the submission to queue again after a preemption or timeout; finished results are in the store."""
+        """Return this job in the form in which submitit queues it again after a preemption or timeout."""
         import submitit  # pyright: ignore[reportMissingImports]
 
         return submitit.helpers.DelayedSubmission(self)
 
 
 def failure(sentence: str) -> JobReturn:
-    """Return a failed outcome with a message."""
+    """Return the result of a failed job with a message."""
     return QuietReturn(status=JobStatus.FAILED, _return_value=UserError(sentence))
 
 
 class ManyProcesses(Launcher):
-    """A launcher whose jobs run in separate processes, so that a failing job does not affect the others."""
+    """Run jobs in separate processes, so that a failing job does not affect the others."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class ManyProcesses(Launcher):
         (self.ledger,) = [one for one in hydra_context.callbacks.callbacks if hasattr(one, "records")]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run jobs and return their outcomes in order."""
+        """Run jobs and return their results in order."""
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         jobs = [
@@ -143,14 +143,16 @@ class ManyProcesses(Launcher):
 
     @abstractmethod
     def run_all(self, jobs: Sequence[Job]) -> Sequence[JobReturn]:
-        """Run jobs; a job whose process was killed counts as failed."""
+        """Run jobs; a job fails if its process is killed."""
 
     def divided(self, jobs: int, cores: int, devices: int) -> Share:
-        """Divide a machine among jobs; OMP_NUM_THREADS, if set by the user, is respected."""
+        """Divide the cores and GPUs among jobs; if the user set OMP_NUM_THREADS, use this number of threads."""
         chosen = os.environ.get("OMP_NUM_THREADS", "")
         threads = int(chosen) if self.threads is None and chosen.isdecimal() and int(chosen) else self.threads
         found = share(jobs, n_jobs=self.n_jobs, threads=threads, gpus=self.gpus, cores=cores, devices=devices)
-        logger.info("%d jobs, %d at once with %d threads each", jobs, found.at_once, found.threads)
+        logger.info(
+            "Running %d jobs, %d in parallel, with %d threads each", jobs, found.at_once, found.threads
+        )
         return found
 
     def _composed(self, number: int, overrides: Sequence[str]) -> Job:
@@ -191,7 +193,7 @@ class ManyProcesses(Launcher):
 
 @contextlib.contextmanager
 def telling(ledger: SweepLedger, every: float = 1.0) -> Iterator[None]:
-    """During the block, log the progress of the whole sweep and update its summary from the jobs' records."""
+    """Log the progress of the sweep and update its summary while the block runs."""
     over = threading.Event()
 
     def watch() -> None:
@@ -216,7 +218,7 @@ def telling(ledger: SweepLedger, every: float = 1.0) -> Iterator[None]:
 
 
 def lost(error: Exception, log: Path) -> str:
-    """Describe a failure outside the job itself in one sentence."""
+    """Describe a failure of the launcher or the worker process in one sentence."""
     if "has not produced any output" in str(error):
         return KILLED
     last = [line for line in str(error).splitlines() if line.strip(" -")]

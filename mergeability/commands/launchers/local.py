@@ -1,4 +1,4 @@
-"""Launchers for one machine: joblib worker processes, or one submitit process per job."""
+"""Define the launchers for one machine, which use joblib or submitit."""
 
 import queue
 from abc import abstractmethod
@@ -17,10 +17,10 @@ from mergeability.context import cores
 
 
 class Slots(ManyProcesses):
-    """A launcher that keeps a fixed number of jobs running on this machine."""
+    """Run a fixed number of jobs in parallel on this machine."""
 
     def run_all(self, jobs: Sequence[Job]) -> Sequence[JobReturn]:
-        """Run jobs; each slot starts the next job when its previous one has ended."""
+        """Run jobs; when a job ends, its slot starts the next one."""
         devices = visible_devices()
         division = self.divided(len(jobs), cores(), len(devices))
         free: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -55,19 +55,19 @@ class Slots(ManyProcesses):
 
 
 class Joblib(Slots):
-    """Worker processes of loky, joblib's pool: one pool per slot, so that a killed worker affects only its own job."""
+    """Run jobs in worker processes of joblib's loky, with one pool per slot: a killed worker affects only its job."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.pools: dict[int, Any] = {}
 
     def setup(self, **given: Any) -> None:
-        """Keep the workers until the sweep ends, because importing PyTorch takes seconds."""
+        """Keep the worker processes until the sweep ends, because starting one and importing PyTorch takes seconds."""
         super().setup(**given)
         self.ledger.closing.callback(self.stop)
 
     def run_one(self, job: Job, slot: int, devices: Sequence[str]) -> JobReturn:
-        """Run one job in the worker of the slot."""
+        """Run one job in the worker process of its slot."""
         from joblib.externals.loky import ProcessPoolExecutor
 
         if slot not in self.pools:
@@ -85,7 +85,7 @@ class Joblib(Slots):
 
 
 class SubmititLocal(Slots):
-    """One process per job, started by submitit's local executor."""
+    """Run each job in a new process, started by submitit's local executor."""
 
     def __init__(self, submitit_folder: str, **options: Any) -> None:
         super().__init__(**options)

@@ -1,4 +1,4 @@
-"""Division of a machine's cores and GPUs among the jobs of a sweep."""
+"""Divide a machine's cores and GPUs among the jobs of a sweep."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Share:
-    """The cores and GPUs of each job.
+    """Hold the numbers of cores and GPUs of each job.
 
     Attributes:
         at_once: jobs that run at the same time.
@@ -36,7 +36,7 @@ def share(
     cores: int,
     devices: int,
 ) -> Share:
-    """Divide cores and GPUs among jobs, so that parallel jobs × threads ≈ cores.
+    """Divide cores and GPUs among jobs, such that parallel jobs × threads ≈ cores.
 
     >>> share(3, n_jobs=None, threads=None, gpus=None, cores=16, devices=0)
     Share(at_once=3, threads=5, gpus=0)
@@ -72,12 +72,14 @@ def share(
     chosen = min(jobs, limit) if n_jobs is None or n_jobs == -1 else n_jobs
     if each and chosen > int(devices / each):
         raise UserError(
-            f"{chosen} jobs at once with {each:g} GPUs each require more than the {devices} GPUs of this machine. "
-            "Choose a smaller hydra.launcher.n_jobs or hydra.launcher.gpus."
+            f"{chosen} parallel jobs with {each:g} GPUs each require more than the {devices} GPUs of this"
+            " machine. Choose a smaller hydra.launcher.n_jobs or hydra.launcher.gpus."
         )
     own = threads or max(1, cores // chosen)
     if chosen * own > cores:
-        logger.warning("%d jobs at once with %d threads each exceed the %d cores.", chosen, own, cores)
+        logger.warning(
+            "%d parallel jobs with %d threads each use more than the %d cores.", chosen, own, cores
+        )
     return Share(chosen, own, each)
 
 
@@ -104,6 +106,6 @@ def visible_devices() -> list[str]:
 
 
 def environment(threads: int, devices: Sequence[str] | None) -> dict[str, str]:
-    """Return the environment variables of a job's process; a scheduler that assigns GPUs itself is not overridden."""
+    """Return the environment variables of a job's process; do not change GPUs that a scheduler assigns."""
     chosen = {"OMP_NUM_THREADS": str(threads), "LOKY_MAX_CPU_COUNT": str(threads)}
     return chosen if devices is None else {**chosen, "CUDA_VISIBLE_DEVICES": ",".join(devices)}

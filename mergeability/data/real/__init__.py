@@ -1,4 +1,4 @@
-"""Real images from the Hugging Face Hub, a saved copy on disk, or a folder of image files."""
+"""Read real images from the Hugging Face Hub, a saved copy on disk, or a folder of image files."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Class names: a dataset's spelling, normalised and compared with the names in a task's prompts."""
+"""Match a dataset's spellings of class names with the class names of a task."""
 
 import re
 import unicodedata
@@ -27,7 +27,7 @@ def _compared(name: str) -> str:
 
 
 class ClassNames:
-    """The classes of a task in label order, and alternative spellings in a dataset.
+    """Hold the classes of a task in label order, and the spellings of a dataset.
 
     Args:
         task: its name, for messages.
@@ -47,7 +47,8 @@ class ClassNames:
         unknown = sorted(set(spellings) - set(self.names))
         if unknown:
             raise UserError(
-                f"Task {task!r}: spellings are given for {unknown}, which are not among its classes."
+                f"Task {task!r}: dataset.spellings contains {unknown}, which are not among the classes."
+                " Correct or remove them."
             )
         self._labels: dict[str, int] = {}
         for label, name in enumerate(self.names):
@@ -98,7 +99,7 @@ class ClassNames:
         return labels
 
     def check_order(self, found: Sequence[str], where: str) -> None:
-        """Check that the label feature of a dataset lists these classes in this order.
+        """Check that the label feature of a dataset lists the task's classes in the same order.
 
         A feature that only numbers its classes, `0`, `1`, `2`, …, has them if the numbers are in order.
 
@@ -107,13 +108,13 @@ class ClassNames:
         """
         if len(found) != len(self.names):
             raise UserError(
-                f"Task {self.task!r}: expected {len(self.names)} classes, but {where} has {len(found)}. "
-                "Point to the right dataset, or change class_names."
+                f"Task {self.task!r}: expected {len(self.names)} classes, but {where} has {len(found)}. Set"
+                " the right dataset, or change class_names."
             )
         for label, name in enumerate(found):
             if self.label(str(name)) != label:
                 raise UserError(
-                    f"Task {self.task!r}: expected class {label} to be {self.names[label]!r}, but {where} has "
-                    f"{str(name)!r} in this place. Reorder class_names as in the dataset, or add the spelling under "
-                    "dataset.spellings."
+                    f"Task {self.task!r}: expected class {label} to be {self.names[label]!r}, but {where} has"
+                    f" {str(name)!r} at this position. Reorder class_names as in the dataset, or add the"
+                    " spelling under dataset.spellings."
                 )

@@ -1,4 +1,4 @@
-"""Decode image files to RGB pixels, upright, with several threads and bounded memory."""
+"""Decode image files to upright RGB images, with several threads and limited memory."""
 
 import io
 import os
@@ -45,7 +45,7 @@ _AHEAD = 16
 
 @dataclass(frozen=True)
 class Encoded:
-    """One stored image: its label, its name in messages, and its bytes or file."""
+    """Hold one encoded image: its label, its name in messages, and its bytes or file."""
 
     name: str
     label: int
@@ -54,7 +54,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Decoded(Generic[T]):
-    """The result of decoding one image: `value` or the reason for failure, and the changes made by decoding."""
+    """Hold the result of decoding one image: `value` or the reason for failure, and the changes by decoding."""
 
     name: str
     label: int
@@ -64,7 +64,7 @@ class Decoded(Generic[T]):
 
 
 def decode(data: bytes | Path, transpose: bool = False) -> UInt8[Tensor, "3 H W"]:
-    """Decode one image as RGB, rotated by its EXIF orientation; transparency is dropped, as in CLIP.
+    """Decode one image as RGB and rotate it by its EXIF orientation; ignore transparency, as CLIP does.
 
     16-bit greyscale is scaled to eight bits. Of several frames the first is used.
 
@@ -136,7 +136,7 @@ def _identified(data: bytes | Path) -> str:
 def decoded(
     images: Iterable[Encoded], work: Callable[[UInt8[Tensor, "3 H W"]], T], transpose: bool = False
 ) -> Iterator[Decoded[T]]:
-    """Decode images and apply `work` to each, in threads; yield the results in order.
+    """Decode images and apply `work` to each in several threads; yield the results in order.
 
     Only a few images per thread are in memory at a time.
     """

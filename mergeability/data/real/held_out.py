@@ -1,4 +1,4 @@
-"""The images held out for validation: a random draw, stratified by class if a class would otherwise be missing."""
+"""Draw the images that are held out for validation at random, stratified by class if a class would be missing."""
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -10,7 +10,7 @@ _LARGEST_PART = 4
 def held_out_by_class(
     labels: Int64[np.ndarray, "N"], order: Int64[np.ndarray, "N"], count: int, most: int, shared: bool
 ) -> Bool[np.ndarray, "N"]:
-    """Mark the images that are held out.
+    """Return a mask of the images that are held out.
 
     These are the first `count` images of a random order, if then every class with two or more images is in both parts.
     Otherwise the draw is stratified with at least one image per class, and up to a quarter of the images may be held

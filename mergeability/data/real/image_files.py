@@ -1,4 +1,4 @@
-"""Image files of a folder: which files count as images, and a report of the files left out."""
+"""Find the image files in a folder, and report the files that are left out."""
 
 import os
 from collections import deque
@@ -35,7 +35,7 @@ EMPTY = "empty folders"
 
 @cache
 def formats() -> tuple[str, ...]:
-    """Return the supported image formats: those that Pillow decodes without external programs."""
+    """Return the image formats that Pillow decodes without external programs."""
     Image.init()
     return tuple(sorted(set(Image.OPEN) - _NOT_READ))
 
@@ -61,7 +61,7 @@ def shown(path: PurePath | str) -> str:
 
 
 def some(names: Sequence[str]) -> str:
-    """List the first few names.
+    """Format the first few names as a list.
 
     >>> some(["a", "b", "c", "d"])
     'a, b, c, …'
@@ -75,7 +75,7 @@ def is_hidden(name: str) -> bool:
 
 
 def existing_folder(path: Path | str) -> Path | None:
-    """Return a folder with `~` expanded; None if none was given or the name is invalid."""
+    """Return a folder with `~` expanded; None if no folder was given or the name is invalid."""
     try:
         place = Path(path).expanduser()
         return place if place.is_dir() else None
@@ -85,7 +85,7 @@ def existing_folder(path: Path | str) -> Path | None:
 
 @dataclass(frozen=True)
 class Listing:
-    """The images in a folder and its subfolders.
+    """Hold the image files in a folder and its subfolders.
 
     Attributes:
         files: all image files, sorted.
@@ -101,7 +101,7 @@ class Listing:
 
     @property
     def remarks(self) -> list[str]:
-        """Return sentences about the files left out, by reason, and about names that are not valid UTF-8."""
+        """Return messages about files that were left out, and about names that are not valid UTF-8."""
         found = []
         if self.left_out:
             reasons = (f"{reason}: {len(names)} ({some(names)})" for reason, names in self.left_out.items())
@@ -112,7 +112,7 @@ class Listing:
 
 
 def list_images(folder: Path) -> Listing:
-    """List the images in a folder and its subfolders.
+    """Find the image files in a folder and its subfolders.
 
     An image is a regular file with the extension of a supported format, or without an extension and with the first
     bytes of one. Links are followed. Each folder is read once, under its real name if possible, so that cyclic links
@@ -255,7 +255,7 @@ def _is_text(name: str) -> bool:
 
 
 def by_folder(paths: Sequence[Path], root: Path) -> dict[str, list[Path]]:
-    """Group files by their folder relative to the root; files in the root itself are under `.`."""
+    """Group files by their folder relative to the root; the root itself is named `.`."""
     found: dict[str, list[Path]] = {}
     for path in paths:
         found.setdefault(path.parent.relative_to(root).as_posix(), []).append(path)
@@ -263,7 +263,7 @@ def by_folder(paths: Sequence[Path], root: Path) -> dict[str, list[Path]]:
 
 
 def top_folders(root: Path) -> list[Path]:
-    """List the direct subfolders of a folder, without hidden ones and without links to a parent."""
+    """List the direct subfolders of a folder, without hidden folders and links to parent folders."""
     try:
         inside = sorted(root.iterdir())
         above = {_identity(one) for one in (root, *root.resolve().parents)}

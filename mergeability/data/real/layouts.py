@@ -1,4 +1,4 @@
-"""The layout of a dataset: its id, columns, splits and class spellings."""
+"""Describe the layout of a dataset: its id, columns, splits and spellings of classes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,19 +67,19 @@ class Layout:
             )
 
     def splits(self, split: Split) -> list[str]:
-        """Return the dataset splits that make up a split; an empty list if it is drawn from `train`."""
+        """Return the dataset splits that form a split of the task; empty if the split is drawn from `train`."""
         if split == "train":
             return several(self.train)
         return [self.test] if split == "test" else several(self.validation)
 
     def held_out(self, count: int, own: bool) -> int:
-        """Return the number of validation images out of `count` images of `train`, or of an `own` validation split."""
+        """Return how many of `count` images are used for validation; `own` marks a separate validation split."""
         wanted = count if own else round(self.validation_share * count)
         return min(wanted, self.validation_most)
 
 
 def several(value: str | Sequence[str] | None) -> list[str]:
-    """Return one name, several or none as a list."""
+    """Convert a name, a list of names or None to a list."""
     if value is None:
         return []
     return [value] if isinstance(value, str) else list(value)

@@ -1,4 +1,4 @@
-"""Tasks of real images from the Hugging Face Hub, a copy on disk, or a tree of image files."""
+"""Create tasks of real images from the Hugging Face Hub, a copy on disk, or folders of image files."""
 
 import hashlib
 import logging
@@ -38,7 +38,7 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Read real images from the Hugging Face Hub, a saved copy or a folder; opened on first use.
+    """Read real images from the Hugging Face Hub, a saved copy or a folder, which is opened on first use.
 
     Attributes:
         kind: "hub", "disk" (written by `save_to_disk`, or Parquet files) or "folder" (`train/<class>/…`).
@@ -74,17 +74,19 @@ class ImageSource:
             )
         if self.kind == "hub" and not self.layout.id:
             raise UserError(
-                f"Task {self.classes.task!r}: task.source=hub needs task.dataset.id=<the dataset's id on the Hugging "
-                "Face Hub>; for a copy, set task.source=disk or task.source=folder and task.path=<its folder>."
+                f"Task {self.classes.task!r}: task.source=hub requires task.dataset.id=<id of the dataset on"
+                " the Hugging Face Hub>. For a copy, set task.source=disk or task.source=folder and"
+                " task.path=<its folder>."
             )
         if self.kind != "hub" and self.path is None:
             raise UserError(
-                f"Task {self.classes.task!r}: task.source={self.kind} needs task.path=<the folder of the copy>."
+                f"Task {self.classes.task!r}: task.source={self.kind} requires task.path=<the folder of the"
+                " copy>."
             )
 
     @cached_property
     def tables(self) -> Tables:
-        """The dataset, opened.
+        """The opened dataset.
 
         Raises:
             UserError: the dataset does not exist or cannot be read.
@@ -97,7 +99,7 @@ class ImageSource:
         return open_folder(path, self.classes)
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """Return everything that determines the images of one split: the files, the rows used, and the decoding."""
+        """Return all inputs that determine the images of one split: the files, the selected rows and the decoding."""
         parts = self._parts(split)
         return {
             "files": [rows.stamp for rows, _ in parts],
@@ -110,20 +112,20 @@ class ImageSource:
         }
 
     def labels(self, split: Split) -> Int64[np.ndarray, "N"]:
-        """Return the class of each image of a split, undecodable ones included."""
+        """Return the class of each image of a split, including images that cannot be decoded."""
         return np.concatenate([rows.labels[chosen] for rows, chosen in self._parts(split)])
 
     def decoded(
         self, split: Split, work: Callable[[Tensor], T], chosen: Sequence[int] | None = None
     ) -> Iterator[Decoded[T]]:
-        """Decode a split, or selected images of it, in order, and apply `work` to each.
+        """Decode all or selected images of a split in order, and apply `work` to each.
 
         Images that cannot be decoded carry the reason.
         """
         yield from decoded(self._encoded(split, chosen), work, self.layout.transpose)
 
     def stream(self, split: Split, work: Callable[[Tensor], T]) -> Iterator[tuple[T, int]]:
-        """Decode a split in order, apply `work` to each image, and yield its result with the label.
+        """Decode a split in order, apply `work` to each image, and yield the result and the label.
 
         Raises:
             UserError: more than the share `max_corrupt` cannot be decoded; the message names examples.
@@ -148,21 +150,21 @@ class ImageSource:
 
     @cached_property
     def pixel_remarks(self) -> dict[Split, list[str]]:
-        """Images that cannot be decoded or were modified by decoding, for each split decoded by this process."""
+        """The images that could not be decoded or were modified by decoding, for each split that was decoded."""
         return {}
 
     @cached_property
     def remarks(self) -> list[str]:
-        """All remarks about images that are left out or modified, for the requested splits."""
+        """Return all messages about images of the requested splits that are left out or modified."""
         return []
 
     def say(self, split: Split, about_pixels: Sequence[str] = ()) -> None:
-        """Log, once, the skipped images of a split, its missing classes, and the changes made by decoding."""
+        """Log once the skipped images of a split, its missing classes and the changes by decoding."""
         for remark in [*self.left_out(split), *self._lacking(split), *about_pixels]:
             self._say_once(f"{self.classes.task}, {split}: {remark}")
 
     def left_out(self, split: Split) -> list[str]:
-        """Return sentences with the number and names of files in a tree that are not images of a split."""
+        """Return messages with the number and names of files that are not images of a split."""
         if not isinstance(self.tables, FileTables):
             return []
         names = self._names(split)
@@ -247,7 +249,7 @@ class ImageSource:
 
 
 def pixel_remarks(split: Split, broken: Sequence[str], changed: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return sentences about images that cannot be decoded or were modified by decoding.
+    """Return messages about images that cannot be decoded or were modified by decoding.
 
     Args:
         split: split of the images.
@@ -282,7 +284,7 @@ def image_task(
     epochs: int,
     expected_accuracy: float | None = None,
 ) -> Task:
-    """Create a task from a dataset of images; nothing is read or downloaded until its images are used.
+    """Create a task from a dataset of images, which is read or downloaded on first use.
 
     Args:
         name: name of the task.

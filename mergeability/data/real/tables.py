@@ -1,4 +1,4 @@
-"""Splits of a dataset as rows, read by the Hugging Face `datasets` library."""
+"""Read splits of a dataset as rows by the Hugging Face `datasets` library."""
 
 import contextlib
 import sys
@@ -25,21 +25,21 @@ _READ_AT_A_TIME = 64
 
 
 class Tables(Protocol):
-    """An opened dataset."""
+    """Define the interface of an opened dataset."""
 
     @property
     def columns(self) -> Mapping[str, Sequence[str]]:
-        """The names of the splits, with the columns or class folders of each."""
+        """The columns or class folders of each split, by name."""
         ...
 
     def rows(self, split: str) -> Rows:
-        """Return one split after checking its columns and classes."""
+        """Check the columns and classes of a split, and return the split."""
         ...
 
 
 @dataclass(frozen=True)
 class ArrowRows:
-    """A split read by the `datasets` library."""
+    """Hold a split that the `datasets` library reads."""
 
     labels: Int64[np.ndarray, "N"]
     stamp: str
@@ -48,7 +48,7 @@ class ArrowRows:
     column: str
 
     def read(self, chosen: Sequence[int]) -> Iterator[Encoded]:
-        """Read the encoded images of some rows, from the files they refer to if the copy contains paths."""
+        """Read the encoded images of some rows; if rows contain paths, read these files."""
         for start in range(0, len(chosen), _READ_AT_A_TIME):
             positions = [int(position) for position in chosen[start : start + _READ_AT_A_TIME]]
             try:
@@ -67,7 +67,7 @@ class ArrowRows:
 
 @dataclass(frozen=True)
 class ArrowTables:
-    """A dataset opened by the `datasets` library, from the Hub or a copy.
+    """Hold a dataset that the `datasets` library opened, from the Hub or a copy.
 
     Attributes:
         opened: split → dataset.
@@ -132,8 +132,8 @@ class ArrowTables:
         if isinstance(feature, dict) and {"bytes", "path"} <= set(feature):
             return table.select_columns([column])
         raise UserError(
-            f"Task {self.classes.task!r}: expected the column {column!r} in split {split!r} of {self.where} to "
-            f"hold images, but it is {feature}. Set dataset.image to an image column."
+            f"Task {self.classes.task!r}: expected the column {column!r} in split {split!r} of {self.where}"
+            f" to contain images, but it is {feature}. Set dataset.image to an image column."
         )
 
     def _labels(self, table: "datasets.Dataset", column: str, split: str) -> Int64[np.ndarray, "N"]:
@@ -169,7 +169,7 @@ class ArrowTables:
 
 
 def open_hub(layout: Layout, classes: ClassNames) -> ArrowTables:
-    """Open a dataset of the Hugging Face Hub, downloading it the first time.
+    """Open a dataset of the Hugging Face Hub; download it if necessary.
 
     Raises:
         UserError: the library or the dataset does not exist, there is no network, or the dataset requires running code.
@@ -206,9 +206,9 @@ def open_disk(path: Path, layout: Layout, classes: ClassNames) -> ArrowTables:
             opened = library.load_dataset(str(folder), layout.config)
     except (OSError, ValueError, library.exceptions.DatasetsError) as error:
         raise UserError(
-            f"Task {classes.task!r}: {folder} cannot be read as a dataset ({_first_line(error)}). Expected a "
-            "folder written by "
-            "save_to_disk, or Parquet files; for a tree of images, set task.source=folder."
+            f"Task {classes.task!r}: {folder} cannot be read as a dataset ({_first_line(error)}). Expected a"
+            " folder written by save_to_disk, or Parquet files. For folders of image files, set"
+            " task.source=folder."
         ) from error
     return ArrowTables(_by_split(opened, str(folder), classes), layout, classes, str(folder))
 

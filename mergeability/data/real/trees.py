@@ -1,4 +1,4 @@
-"""Splits of a dataset as rows, from trees of image files: <split>/<class>/<image>."""
+"""Read splits of a dataset from image files in the folders <split>/<class>."""
 
 import hashlib
 import os
@@ -29,7 +29,7 @@ from mergeability.errors import UserError
 
 
 class Rows(Protocol):
-    """Interface of a stored split."""
+    """Define the interface of a stored split."""
 
     @property
     def labels(self) -> Int64[np.ndarray, "N"]:
@@ -38,24 +38,24 @@ class Rows(Protocol):
 
     @property
     def stamp(self) -> str:
-        """A record that changes whenever the files change."""
+        """A record that identifies the files; if a file changes, the record changes."""
         ...
 
     def read(self, chosen: Sequence[int]) -> Iterator[Encoded]:
-        """Read the images of some rows, in the given order, a few at a time."""
+        """Yield the encoded images of some rows in the given order."""
         ...
 
 
 @dataclass(frozen=True)
 class FileRows:
-    """A split stored as a tree of image files."""
+    """Hold a split that is stored as image files in class folders."""
 
     labels: Int64[np.ndarray, "N"]
     stamp: str
     files: Sequence[Path]
 
     def read(self, chosen: Sequence[int]) -> Iterator[Encoded]:
-        """Yield the files of some rows; they are read later, during decoding."""
+        """Yield the files of some rows, which are read during decoding."""
         for position in chosen:
             file = self.files[int(position)]
             yield Encoded(shown(file), int(self.labels[int(position)]), file)
@@ -63,7 +63,7 @@ class FileRows:
 
 @dataclass(frozen=True)
 class FileTables:
-    """A dataset stored as <split>/<class>/<image files>.
+    """Hold a dataset that is stored as image files in the folders <split>/<class>.
 
     The order of the classes is that of the task: a folder is a class by its name, or by its number.
 
@@ -84,7 +84,7 @@ class FileTables:
         }
 
     def listing(self, split: str) -> Listing:
-        """List the images of a split; the list is cached."""
+        """Return the cached list of the image files of a split."""
         if split not in self._listings:
             self._listings[split] = list_images(self.root / split)
         return self._listings[split]
@@ -108,15 +108,16 @@ class FileTables:
             raise UserError(
                 f"Task {self.classes.task!r}: expected a folder {folder} with one folder of images per class"
                 + (f", and found {some(there)}" if there else "")
-                + ". Point task.path to the folder that holds train and test."
+                + ". Set task.path to the folder that contains train and test."
             )
         listing = self.listing(split)
         by_class = by_folder([*listing.files, *listing.dangling], folder)
         if "." in by_class:
             outside = [shown(path.name) for path in by_class["."]]
             raise UserError(
-                f"Task {self.classes.task!r}: expected one folder of images per class in {folder}, but {len(outside)} "
-                f"images are in no class folder ({some(outside)}). Move each into the folder of its class."
+                f"Task {self.classes.task!r}: expected one folder of images per class in {folder}, but"
+                f" {len(outside)} images are not in a class folder ({some(outside)}). Move each image into"
+                " the folder of its class."
             )
         labels = self.classes.labels(by_class, str(folder))
         pairs = sorted((labels[name], file) for name, files in by_class.items() for file in files)
@@ -124,7 +125,7 @@ class FileTables:
         return FileRows(np.array([label for label, _ in pairs], dtype=np.int64), file_stamp(files), files)
 
     def others(self, used: Collection[str]) -> list[str]:
-        """List the folders that do not belong to any split in use, and the files outside all folders."""
+        """List the folders that belong to no split of the task, and the files outside of folders."""
         reasons: dict[str, list[str]] = {}
         splits = top_folders(self.root)
         for path in sorted(self.root.iterdir()):
@@ -140,7 +141,7 @@ class FileTables:
 
 
 def file_stamp(files: Sequence[Path]) -> str:
-    """Return a fingerprint of files from names, sizes and modification times; reading them all would take minutes."""
+    """Return a hash of the names, sizes and modification times of files; reading their contents would take minutes."""
     found = hashlib.sha256()
     for file in files:
         try:
@@ -154,7 +155,7 @@ def file_stamp(files: Sequence[Path]) -> str:
 
 
 def open_folder(path: Path, classes: ClassNames) -> FileTables:
-    """Open a tree of image files: `train/<class>/…` and `test/<class>/…`.
+    """Open a dataset of image files in the folders `train/<class>` and `test/<class>`.
 
     Raises:
         UserError: there is no such folder.
@@ -163,7 +164,7 @@ def open_folder(path: Path, classes: ClassNames) -> FileTables:
 
 
 def copy_folder(path: Path, task: str) -> Path:
-    """Return the folder of a task's copy: the one given, or the subfolder with the task's name.
+    """Return the folder of a task's copy: the given folder, or its subfolder with the name of the task.
 
     Raises:
         UserError: there is no such folder.
@@ -171,6 +172,6 @@ def copy_folder(path: Path, task: str) -> Path:
     place = existing_folder(path)
     if place is None:
         raise UserError(
-            f"Task {task!r}: there is no folder {shown(path)}. Point task.path to a copy of the dataset."
+            f"Task {task!r}: there is no folder {shown(path)}. Set task.path to a copy of the dataset."
         )
     return existing_folder(place / task) or place

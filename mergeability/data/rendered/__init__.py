@@ -1,4 +1,4 @@
-"""Rendered images: a seeded source that needs no files and no network."""
+"""Render images from a seed, without files or a network."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Coordinates, anti-aliased outlines and paint, shared by all rendered subjects.
+"""Provide coordinates, anti-aliased outlines and colours to all rendered subjects.
 
 Everything is vectorised over images. A canvas spans [-1, 1] in both directions, x to the right and y up,
 so that angles are the mathematical ones. *Ink* is the coverage of each pixel by the subject, in [0, 1].
@@ -26,7 +26,7 @@ HUES = {
 
 
 def uniform(generator: Generator, low: float, high: float, *shape: int) -> Tensor:
-    """Draw float32 numbers uniform in [low, high)."""
+    """Draw uniform random numbers in [low, high), in float32."""
     return low + (high - low) * torch.rand(*shape, generator=generator)
 
 
@@ -39,7 +39,7 @@ def pixel_centres() -> tuple[Float[Tensor, "32 32"], Float[Tensor, "32 32"]]:
 
 @dataclass(frozen=True)
 class Frame:
-    """Pixel coordinates relative to an object of unit radius, one frame per image.
+    """Hold pixel coordinates relative to an object of radius 1, one object per image.
 
     u, v: coordinates in the object's own axes. scale: its radius in canvas units.
     """
@@ -49,23 +49,23 @@ class Frame:
     scale: Float[Tensor, "N 1 1"]
 
     def cover(self, distance: Float[Tensor, "N 32 32"]) -> Float[Tensor, "N 32 32"]:
-        """Convert a signed distance (object units, negative inside) to ink with a one-pixel soft edge."""
+        """Convert signed distances (negative inside) to ink in [0, 1] with a soft edge of one pixel."""
         return (0.5 - distance * self.scale * (SIZE / 2)).clamp(0, 1)
 
     def rows(self, chosen: Tensor) -> "Frame":
-        """Select the images of a boolean mask."""
+        """Return the coordinates of the images in a boolean mask."""
         return Frame(self.u[chosen], self.v[chosen], self.scale[chosen])
 
     def radius(self) -> Float[Tensor, "N 32 32"]:
-        """Return the distance to the object's centre."""
+        """Return the distance of every pixel to the object's centre."""
         return torch.hypot(self.u, self.v)
 
     def angle(self) -> Float[Tensor, "N 32 32"]:
-        """Return the angle around the object's centre in [-pi, pi]."""
+        """Return the angle of every pixel around the object's centre, in [-pi, pi]."""
         return torch.atan2(self.v, self.u)
 
     def turned(self, angle: Float[Tensor, "N 1 1"]) -> "Frame":
-        """Return the frame of the same objects rotated counter-clockwise by an angle in radians."""
+        """Return coordinates of the same objects, rotated counter-clockwise by an angle in radians."""
         cosine, sine = torch.cos(angle), torch.sin(angle)
         return Frame(cosine * self.u + sine * self.v, cosine * self.v - sine * self.u, self.scale)
 
@@ -102,7 +102,7 @@ def segment_distance(
 
 
 def polygon_distance(frame: Frame, sides: Float[Tensor, "N 1 1"]) -> Float[Tensor, "N 32 32"]:
-    """Return the distance to a regular polygon inscribed in the unit circle, with a corner pointing up."""
+    """Return the signed distance to a regular polygon in the unit circle whose first corner points up."""
     sector = 2 * math.pi / sides
     offset = torch.remainder(frame.angle() - math.pi / 2, sector) - sector / 2
     return frame.radius() * torch.cos(offset) - torch.cos(sector / 2)
@@ -111,7 +111,7 @@ def polygon_distance(frame: Frame, sides: Float[Tensor, "N 1 1"]) -> Float[Tenso
 def hsl_to_rgb(
     hue: Float[Tensor, "N"], saturation: Float[Tensor, "N"], lightness: Float[Tensor, "N"]
 ) -> Float[Tensor, "N 3 1 1"]:
-    """Convert hue, saturation and lightness, all in [0, 1], into red, green and blue in [0, 1]."""
+    """Convert hue, saturation and lightness to red, green and blue, all in [0, 1]."""
     offsets = torch.tensor([0.0, 2.0, 4.0])
     ramp = (torch.remainder(hue[:, None] * 6 - offsets, 6) - 3).abs() - 1
     chroma = saturation * torch.minimum(lightness, 1 - lightness)

@@ -1,4 +1,4 @@
-"""Glyphs: handwritten digits and letters in several fonts, as stacks of small grey images."""
+"""Create glyphs: small grey images of handwritten digits, and of letters in several fonts."""
 
 from functools import cache
 
@@ -20,7 +20,7 @@ _HELD_OUT_SHARES = {"pretraining": 0.2, "validation": 0.1, "test": 0.25}
 
 @cache
 def handwritten_digits(split: str) -> tuple[Float[Tensor, "M 8 8"], Int64[Tensor, "M"]]:
-    """Return scikit-learn's handwritten digits of one split, with ink in [0, 1], and their values.
+    """Return the images of scikit-learn's handwritten digits in one split, with ink in [0, 1], and their digits.
 
     The 1,797 originals are divided once, in an order that no seed moves, so that no original is ever in two
     splits, whatever the seeds of the tasks that draw from them.
@@ -73,7 +73,7 @@ def _drawn(letter: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, stro
 
 
 def sample_glyphs(glyphs: Float[Tensor, "N h w"], frame: Frame) -> Float[Tensor, "N 32 32"]:
-    """Stretch one glyph bilinearly over each object's square [-1, 1]²; there is no ink outside."""
+    """Interpolate one glyph bilinearly over each object's square [-1, 1]²; ink outside the square is 0."""
     grid = torch.stack([frame.u, -frame.v], dim=-1)
     return torch.nn.functional.grid_sample(
         glyphs[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False

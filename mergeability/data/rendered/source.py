@@ -1,4 +1,4 @@
-"""The source of rendered images, which needs no files and no network."""
+"""Define the source of rendered images."""
 
 import logging
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ class Rendered:
                 raise UserError(f"Rendered {self.subject!r}: expected {split} >= 0 images, got {count}.")
 
     def load(self, split: Split) -> Images:
-        """Draw the images of one split.
+        """Render the images of one split.
 
         Raises:
             UserError: an unknown split.
@@ -74,7 +74,7 @@ class Rendered:
         return images
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """Return everything that determines the images of one split: options, versions of code and libraries."""
+        """Return all inputs that determine the images of one split: options, and versions of code and libraries."""
         check_split(split)
         return {
             "rendered": self.subject,
@@ -87,7 +87,7 @@ class Rendered:
 
 
 def find_subject(name: str) -> Subject:
-    """Return the rendered subject with a name.
+    """Return the rendered subject with the given name.
 
     Args:
         name: a name in `SUBJECTS`.

@@ -1,4 +1,4 @@
-"""Read tables of pairs from spreadsheets, databases, R and pandas into one form."""
+"""Read tables of pairs that were written by spreadsheets, databases, R or pandas."""
 
 from mergeability.pipeline.table_files.read import PairFile, read_pairs
 

@@ -1,4 +1,4 @@
-"""Text cells with numbers: words for missing values, decimal commas, per cent signs."""
+"""Convert text cells to numbers: missing values, decimal commas, per cent signs."""
 
 import re
 from collections import Counter
@@ -51,7 +51,7 @@ _SLACK = 1e-5
 
 
 def plain_numbers(columns: dict[str, list[str]]) -> list[str]:
-    """Convert the cells of number columns, in place, to a form that pandas reads; return sentences about changes.
+    """Convert the cells of numeric columns in place to a form that pandas reads; return messages about changes.
 
     Args:
         columns: name → cells without blanks around them.
@@ -67,8 +67,8 @@ def plain_numbers(columns: dict[str, list[str]]) -> list[str]:
             bare = cell.removesuffix("%").rstrip()
             if _GROUPED.fullmatch(bare) and not (_POINT.fullmatch(bare) or _COMMA.fullmatch(bare)):
                 raise UserError(
-                    f"Column {shown(name)} holds {shown(cell)} in row {row}, a number with thousands separators: "
-                    "write it without, as 1234.5."
+                    f"Column {shown(name)} contains {shown(cell)} in row {row}, a number with thousands"
+                    " separators. Write it without separators, as 1234.5."
                 )
     notes += _with_points(numeric)
     for name, cells in numeric.items():
@@ -78,13 +78,14 @@ def plain_numbers(columns: dict[str, list[str]]) -> list[str]:
             cells[row] = repr(float(cells[row].removesuffix("%")) / 100)
         if shares:
             notes.append(
-                f"Column {shown(name)} has per cent signs in {len(shares)} cells, which were divided by 100."
+                f"Column {shown(name)} contains per cent signs in {len(shares)} cells; their values were"
+                " divided by 100."
             )
     return notes
 
 
 def shares_of_one(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Divide columns of accuracies by 100 if all their values are in per cent.
+    """Divide columns of accuracies by 100 if all their values are percentages.
 
     Returns:
         The table, and a sentence that names these columns.
@@ -102,8 +103,8 @@ def shares_of_one(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         negative = np.flatnonzero(numbers < -_SLACK)
         if len(negative):
             raise UserError(
-                f"Expected accuracies of 0 or more in column {shown(name)}, got {numbers[negative[0]]:g} for "
-                f"{_pair(frame, negative[0])} (row {negative[0] + 1}): correct it, or leave the cell empty."
+                f"Expected accuracies of 0 or more in column {shown(name)}, got {numbers[negative[0]]:g} for"
+                f" {_pair(frame, negative[0])} (row {negative[0] + 1}). Correct it, or leave the cell empty."
             )
         above = known > most + _SLACK
         if not above.any():
@@ -166,13 +167,14 @@ def _with_points(columns: dict[str, list[str]]) -> list[str]:
     if points:
         (other, place, pointed), *_ = points
         raise UserError(
-            f"Column {shown(name)} holds {shown(cell)} in row {row + 1}, and column {shown(other)} holds "
-            f"{shown(pointed)} in row {place + 1}: use one decimal sign in all cells, and no thousands separators."
+            f"Column {shown(name)} contains {shown(cell)} in row {row + 1}, but column {shown(other)}"
+            f" contains {shown(pointed)} in row {place + 1}. Use one decimal sign in all cells, and no"
+            " thousands separators."
         )
     if all(_AMBIGUOUS.fullmatch(cell) for _, _, cell in commas):
         raise UserError(
-            f"Column {shown(name)} holds {shown(cell)} in row {row + 1}, which may have a decimal comma or a thousands "
-            "separator: write it with a point, or without."
+            f"Column {shown(name)} contains {shown(cell)} in row {row + 1}, whose comma may be a decimal"
+            " comma or a thousands separator. Write a decimal point, or no separator."
         )
     for name, row, cell in commas:
         columns[name][row] = columns[name][row].replace(cell, cell.replace(",", "."))

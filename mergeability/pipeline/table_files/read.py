@@ -30,7 +30,7 @@ _COMPRESSED = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ\
 
 @dataclass(frozen=True)
 class PairFile:
-    """A table of pairs, with remarks from reading it.
+    """Hold a table of pairs, and remarks about how it was read.
 
     Attributes:
         frame: one row per pair, names without blanks around them, in Unicode's composed form.
@@ -42,7 +42,7 @@ class PairFile:
 
 
 def read_pairs(path: str | Path) -> PairFile:
-    """Read a table of pairs.
+    """Read a table of pairs from a file.
 
     Text may be separated by commas, semicolons, tabs or bars, with decimal points or commas, in UTF-8, UTF-16 or
     Windows-1252, compressed or not. Accuracies in per cent become shares.
@@ -107,7 +107,7 @@ def _from_parquet(content: bytes, path: Path) -> tuple[pd.DataFrame, list[str]]:
             columns=[name for name in frame.columns if name in frame.index.names]
         ).reset_index()
     elif not isinstance(frame.index, pd.RangeIndex):
-        notes.append(f"The index of {path.name}{_called(frame.index.names)} is left out.")
+        notes.append(f"The index of {path.name}{_called(frame.index.names)} is ignored.")
         frame = frame.reset_index(drop=True)
     header = _header([str(name) for name in frame.columns], path.name)
     columns = {name: frame.iloc[:, place] for place, name in enumerate(header)}
@@ -185,23 +185,22 @@ def _of_one_length(read: Rows, name: str) -> tuple[list[list[str]], list[str]]:
     if long:
         row = rows[long[0] - 1]
         raise UserError(
-            f"Row {long[0]} of {name} has {len(row)} cells where the header has {width} columns: remove the "
-            "extra delimiters, quote cells that contain one, or name all columns in the header."
+            f"Row {long[0]} of {name} has {len(row)} cells, but the header has {width} columns. Remove the"
+            " extra delimiters, quote cells that contain a delimiter, or name all columns in the header."
         )
     ends = sum(len(row) > width for row in rows)
     if ends:
         notes.append(f"A delimiter at the end of {ends} rows of {name} is ignored.")
     if rows and read.open_end and len(rows[-1]) < width:
         raise UserError(
-            f"The last row of {name} has {len(rows[-1])} of {width} cells and no line break: the file seems to "
-            "be truncated. "
-            "Save it again, or remove this row."
+            f"The last row of {name} has {len(rows[-1])} of {width} cells and no line break, so the file"
+            " seems to be truncated. Save it again, or remove this row."
         )
     short = [str(place) for place, row in enumerate(rows, start=1) if len(row) < width]
     if short:
         notes.append(
-            f"{len(short)} rows of {name} have fewer cells than the header; missing cells are treated as empty: row "
-            f"{summarise_names(short)}."
+            f"{len(short)} rows of {name} have fewer cells than the header, and missing cells are treated as"
+            f" empty: row {summarise_names(short)}."
         )
     return [[*row[:width], *[""] * (width - len(row))] for row in rows], notes
 
@@ -219,8 +218,8 @@ def _header(names: Sequence[str], file: str) -> list[str]:
     twice = [name for name, count in Counter(found).items() if count > 1]
     if twice:
         raise UserError(
-            f"{file} has {'a column' if len(twice) == 1 else 'columns'} more than once: "
-            f"{summarise_names(twice)}. Keep one of each."
+            f"{file} contains {'a column' if len(twice) == 1 else 'columns'} more than once:"
+            f" {summarise_names(twice)}. Keep one of each."
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Rows of cells in delimited text: encodings, delimiters, comments, quotation marks."""
+"""Split delimited text into rows of cells; detect its encoding and delimiter."""
 
 import codecs
 import csv
@@ -24,7 +24,7 @@ _MARKS = (
 
 @dataclass(frozen=True)
 class Rows:
-    """The header and text cells of a file, with remarks about skipped parts."""
+    """Hold the header and the cells of a file, and remarks about skipped parts."""
 
     header: list[str]
     rows: list[list[str]]
@@ -55,8 +55,8 @@ def text_rows(content: bytes, name: str) -> Rows:
             break
         except csv.Error as error:
             raise UserError(
-                f"{name} cannot be read as a table: {error}, in the row that ends in line {lines.number}. "
-                "Close each quotation mark, and write one inside a quoted cell twice."
+                f"{name} cannot be read as a table: {error}, in the row that ends in line {lines.number}."
+                " Close each quotation mark, and double quotation marks inside a quoted cell."
             ) from error
         rows.append(row)
     if lines.comments:
@@ -121,7 +121,7 @@ class _Lines:
         raise StopIteration
 
     def declared(self) -> str | None:
-        """Remove the line `sep=;`, with which Excel declares the delimiter."""
+        """Remove the line `sep=;`, by which Excel declares the delimiter."""
         found = re.fullmatch(r"sep=(.)\s*", self._lines[0]) if self._lines else None
         self.number += found is not None
         return found[1] if found else None

@@ -1,4 +1,4 @@
-"""Rows of cells in an Excel workbook."""
+"""Read the rows of an Excel workbook."""
 
 import datetime
 import io
@@ -20,7 +20,7 @@ _TITLE_ROWS = 20
 
 
 def workbook_rows(content: bytes, name: str) -> Rows:
-    """Read the sheet that has the columns `task_a` and `task_b`, or the first one.
+    """Read the sheet with the columns `task_a` and `task_b`, or the first sheet if no sheet has them.
 
     Raises:
         UserError: openpyxl is missing, the file is not a whole workbook, or a formula has no value.
@@ -30,7 +30,8 @@ def workbook_rows(content: bytes, name: str) -> Rows:
         from openpyxl.utils.exceptions import InvalidFileException
     except ImportError as error:
         raise UserError(
-            f"Reading {name} needs openpyxl: pip install 'mergeability[xlsx]', or save it as CSV."
+            f"Reading {name} requires openpyxl. Install it with pip install 'mergeability[xlsx]', or save the"
+            " table as CSV."
         ) from error
     try:
         with warnings.catch_warnings():
@@ -79,8 +80,8 @@ def _check_formulas(values: list[tuple[Any, ...]], formulas: list[tuple[Any, ...
         for value, formula in zip(row, written, strict=True):
             if value is None and formula is not None:
                 raise UserError(
-                    f"{name} holds a formula without a value in row {number}: open and save it in a spreadsheet "
-                    "program, or save it as CSV."
+                    f"{name} contains a formula without a value in row {number}. Open and save it in a"
+                    " spreadsheet program, or save it as CSV."
                 )
 
 

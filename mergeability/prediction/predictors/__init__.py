@@ -1,1 +1,1 @@
-"""Predictors: one scikit-learn regressor per file, and their shared parts."""
+"""Define the predictors, which are scikit-learn regressors, in one file each."""

@@ -1,4 +1,4 @@
-"""Adam, for stacks of independent runs."""
+"""Run the optimiser Adam on a batch of independent problems."""
 
 import contextlib
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ weight_decay, learning_rate or initial_std.
 
 
 class Adam:
-    """Adam with coupled weight decay for a stack of independent runs, where individual runs may skip a step.
+    """Optimise a batch of independent problems by Adam with coupled weight decay; inactive problems skip the step.
 
     w ← w - rate · m̂ / (√v̂ + 1e-8), the gradient being that of the loss plus decay · w. Kingma and Ba, 2015.
 
@@ -61,7 +61,7 @@ class Adam:
         self.steps = np.zeros(len(next(iter(parameters.values()))), dtype=int)
 
     def step(self, parameters: Parameters, gradients: Parameters, active: Bool[np.ndarray, " runs"]) -> None:
-        """Update the parameters of the active runs, in place."""
+        """Update the parameters of the active problems in place."""
         self.steps[active] += 1
         steps = np.maximum(self.steps, 1)
         corrections = [(1 - decay**steps).astype(np.float32) for decay in _DECAYS]

@@ -1,4 +1,4 @@
-"""Ridge regression on task effects alone: the baseline for metrics."""
+"""Predict outcomes from task effects alone, as a baseline for predictors that use metrics."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -23,7 +23,7 @@ STRENGTHS = (0.01, 0.1, 1, 10)
 
 
 class Additive(RegressorMixin, BaseEstimator):
-    """Predict an outcome from the two tasks alone: y = μ + u_a + u_b, ridge on the task effects u.
+    """Predict an outcome as y = μ + u_a + u_b, with task effects u estimated by ridge regression.
 
     It minimises ‖y - μ - Xu‖² + s ‖u‖², where X is the incidence matrix of pairs and tasks. A task without a training
     pair has effect 0: with one held-out task the prediction depends only on the partner, with two it is the training
@@ -59,7 +59,7 @@ class Additive(RegressorMixin, BaseEstimator):
         self.strengths = strengths
 
     def fit(self, X: Rows, y: Values, folds: Sequence[InnerFold] | None = None) -> "Additive":
-        """Estimate μ and u on incidence columns X.
+        """Estimate μ and the task effects u from the incidence matrix X.
 
         Args:
             X: incidence matrix, (n, T).
@@ -76,17 +76,17 @@ class Additive(RegressorMixin, BaseEstimator):
         return self._take(solve_ridge([(X, y, folds)], self._checked_strengths())[0])
 
     def fit_many(self, problems: Sequence[Problem]) -> list["Additive"]:
-        """Fit one regressor per problem; those that share their rows are solved together."""
+        """Fit one regressor per problem; problems with the same rows are solved together."""
         fitted = solve_ridge(problems, self._checked_strengths())
         return [type(self)(**self.get_params())._take(one) for one in fitted]
 
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
-        """Add up μ and the effects of the two tasks, in outcome units."""
+        """Return μ plus the effects of the two tasks, in units of the outcome."""
         return new_rows(self, X) @ self.coef_ + self.intercept_
 
     def _checked_strengths(self) -> Sequence[float | int]:
         if self.strength is not None and not self.strength > 0:
-            raise UserError(f"Expected a positive strength of additive, got {self.strength}.")
+            raise UserError(f"Expected a positive strength for the predictor additive, got {self.strength}.")
         return self.strengths if self.strength is None else (self.strength,)
 
     def _take(self, fitted: LinearFit) -> "Additive":

@@ -1,4 +1,4 @@
-"""Input checks shared by all predictors, based on scikit-learn's, with plain types."""
+"""Check the inputs of predictors with scikit-learn's functions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -45,7 +45,7 @@ def training_arrays(
 
 
 def new_rows(estimator: BaseEstimator, X: Rows) -> Float[np.ndarray, "n m"]:
-    """Check and convert the argument of `predict`: the estimator must be fitted, with the same number of columns."""
+    """Check and convert the argument of `predict`; the estimator must be fitted on the same number of columns."""
     check_is_fitted(estimator)
     return _validate(estimator, X, dtype=np.float64, reset=False)
 

@@ -1,4 +1,4 @@
-"""Least squares after dropping the metrics that barely affect the training correlation."""
+"""Fit least squares after removing metrics that barely affect the training correlation."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -7,7 +7,7 @@ from mergeability.prediction.predictors.subset import COLLINEAR, SubsetRegressor
 
 
 class BackwardElimination(SubsetRegressor):
-    """Drop metrics one by one, always the one whose removal lowers the training r of least squares least.
+    """Fit least squares, and repeatedly remove the metric whose removal lowers the training r least.
 
     Elimination stops when every removal would lower r by more than `tolerance`. Constant metrics and linear
     combinations of other metrics are removed first. With columns = QR and coefficients b, removing column j adds b_j²
@@ -51,7 +51,7 @@ class BackwardElimination(SubsetRegressor):
 
 
 def independent_columns(columns: Float[np.ndarray, "n m"]) -> Int[np.ndarray, " independent"]:
-    """Return a set of linearly independent columns with the same span, in table order.
+    """Return the indices of linearly independent columns with the same span, in table order.
 
     The columns have length 1, or 0. Each step takes the column that is farthest from the span of those taken before.
 
@@ -75,7 +75,7 @@ def independent_columns(columns: Float[np.ndarray, "n m"]) -> Int[np.ndarray, " 
 def removal_costs(
     triangle: Float[np.ndarray, "k k"], pull: Float[np.ndarray, " k"]
 ) -> Float[np.ndarray, " k"]:
-    """Return the decrease of r² when one column is removed: b_j² / (S⁻¹)_jj, b = R⁻¹ pull, S = RᵀR.
+    """Return the decrease of r² if column j is removed: b_j² / (S⁻¹)_jj with b = R⁻¹·pull and S = RᵀR.
 
     Args:
         triangle: R of the QR decomposition of the columns.

@@ -1,4 +1,4 @@
-"""The interface of predictors: any scikit-learn regressor, with optional traits."""
+"""Define the interface of predictors: that of scikit-learn regressors, with optional traits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from mergeability.prediction.predictors.arrays import Problem
 
 @runtime_checkable
 class Predictor(Protocol):
-    """Interface of predictors, the same as that of scikit-learn regressors.
+    """Define the interface of predictors, which is that of scikit-learn regressors.
 
     Optional attributes, which `traits` reads and scikit-learn's own regressors need not declare:
 
@@ -36,11 +36,11 @@ class Predictor(Protocol):
     """
 
     def fit(self, X: Any, y: Any, /) -> Any:
-        """Fit to the training rows."""
+        """Fit the predictor to the training rows."""
         ...
 
     def predict(self, X: Any, /) -> Any:
-        """Return one number per row."""
+        """Return one prediction per row."""
         ...
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -50,16 +50,16 @@ class Predictor(Protocol):
 
 @runtime_checkable
 class BatchPredictor(Predictor, Protocol):
-    """Interface of a predictor that fits many problems at once, in a fraction of the time of separate fits."""
+    """Define the interface of predictors that fit many problems at once, faster than one by one."""
 
     def fit_many(self, problems: Sequence[Problem], /, **options: Any) -> Sequence[Predictor]:
-        """Fit a copy of the predictor to each problem; options are `tasks` and `seeds`, if it accepts them."""
+        """Fit a copy of the predictor to each problem; `options` may contain `tasks` and `seeds`."""
         ...
 
 
 @dataclass(frozen=True)
 class Traits:
-    """Optional traits of a predictor.
+    """Hold the optional traits of a predictor.
 
     Attributes:
         inputs: the columns that it receives: "metrics", "raw", "tasks" or "both".

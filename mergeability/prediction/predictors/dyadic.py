@@ -1,4 +1,4 @@
-"""Ridge on task effects, then on metrics for the residuals: do metrics of the pair add to task effects?"""
+"""Fit ridge on task effects, then ridge on metrics for the residuals."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -31,7 +31,7 @@ STRENGTHS = (10, 30, 100, 300, 1000, float("inf"))
 
 
 class Dyadic(RegressorMixin, BaseEstimator):
-    """Predict y = μ + u_a + u_b + (x - e_a - e_b)·w: task effects first, then ridge on the residuals of the metrics.
+    """Predict y = μ + u_a + u_b + (x - e_a - e_b)·w, with task effects u of the outcome and e of the metrics x.
 
     The effects u of the outcome and e of the metrics are ridge estimates of strength `task_strength` on incidence
     columns. The residuals of the outcome are regressed on the residuals of the metrics with strength s, chosen by
@@ -71,7 +71,7 @@ class Dyadic(RegressorMixin, BaseEstimator):
         self.strengths = strengths
 
     def fit(self, X: Rows, y: Values, folds: Sequence[InnerFold] | None = None, tasks: int = 0) -> "Dyadic":
-        """Choose the strength on the inner folds and fit all rows.
+        """Choose the strength by inner cross-validation and fit all rows.
 
         Args:
             X: metrics, then incidence columns, (n, m + T).
@@ -87,15 +87,15 @@ class Dyadic(RegressorMixin, BaseEstimator):
         """
         X, y = training_arrays(self, X, y)
         if not 0 <= tasks <= X.shape[1]:
-            raise UserError(f"Of {X.shape[1]} columns {tasks} cannot be task columns.")
+            raise UserError(f"Expected tasks between 0 and the number of columns, {X.shape[1]}, got {tasks}.")
         return self._take(self._solve([(X, y, folds)], tasks)[0])
 
     def fit_many(self, problems: Sequence[Problem], tasks: int = 0) -> list["Dyadic"]:
-        """Fit one regressor per problem; those that share their rows are solved together."""
+        """Fit one regressor per problem; problems with the same rows are solved together."""
         return [type(self)(**self.get_params())._take(one) for one in self._solve(problems, tasks)]
 
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
-        """Add up task effects and the contribution of the metrics beyond them, in outcome units."""
+        """Return the task effects plus the contribution of the metrics beyond them, in units of the outcome."""
         return new_rows(self, X) @ self.coef_ + self.intercept_
 
     def _take(self, fitted: LinearFit) -> "Dyadic":
@@ -106,7 +106,9 @@ class Dyadic(RegressorMixin, BaseEstimator):
 
     def _solve(self, problems: Sequence[Problem], tasks: int) -> list[LinearFit]:
         if not self.task_strength > 0:
-            raise UserError(f"Expected a positive task_strength of dyadic, got {self.task_strength}.")
+            raise UserError(
+                f"Expected a positive task_strength for the predictor dyadic, got {self.task_strength}."
+            )
         strengths = checked_strengths(self.strengths, "dyadic")
 
         def solve(moments: Sums) -> Float[np.ndarray, "F S q K"]:

@@ -1,4 +1,4 @@
-"""Least squares with an L1 and an L2 penalty whose strength is chosen without the held-out task."""
+"""Fit least squares with an L1 and an L2 penalty whose strength is chosen by inner cross-validation."""
 
 import logging
 import warnings
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class ElasticNet(RegressorMixin, BaseEstimator):
-    """Minimise ‖y - a - Xw‖² / 2n + s (q ‖w‖₁ + (1 - q) ‖w‖² / 2σ), the strength s chosen by inner folds.
+    """Minimise ‖y - a - Xw‖² / 2n + s (q ‖w‖₁ + (1 - q) ‖w‖² / 2σ); inner cross-validation chooses s.
 
     The standard deviation σ of y makes the choice independent of the outcome's units. The candidates for s are spaced
     logarithmically from the smallest strength that selects no metric down to `smallest` times that; the one with the
@@ -66,7 +66,7 @@ class ElasticNet(RegressorMixin, BaseEstimator):
         self.max_sweeps = max_sweeps
 
     def fit(self, X: Rows, y: Values, folds: Sequence[InnerFold] | None = None) -> "ElasticNet":
-        """Choose the strength on the inner folds and refit all rows.
+        """Choose the strength by inner cross-validation and fit all rows.
 
         Args:
             X: metrics, (n, m).
@@ -102,19 +102,19 @@ class ElasticNet(RegressorMixin, BaseEstimator):
         return self
 
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
-        """Evaluate a + Xw, in outcome units."""
+        """Return a + Xw, in units of the outcome."""
         return new_rows(self, X) @ self.coef_ + self.intercept_
 
     def _check_settings(self) -> None:
         name = type(self).__name__
         if self.strengths < 1 or not 0 < self.smallest <= 1:
             raise UserError(
-                f"{name} needs strengths >= 1 and 0 < smallest <= 1, "
-                f"not strengths={self.strengths} and smallest={self.smallest}."
+                f"{name} requires strengths >= 1 and 0 < smallest <= 1, got strengths={self.strengths} and"
+                f" smallest={self.smallest}."
             )
         if not 0 < self.l1_ratio <= 1:
             raise UserError(
-                f"{name} needs 0 < l1_ratio <= 1, not {self.l1_ratio}: without an L1 penalty, use ridge."
+                f"{name} requires 0 < l1_ratio <= 1, got {self.l1_ratio}. Without an L1 penalty, use ridge."
             )
 
     def _grid(
@@ -165,7 +165,7 @@ class ElasticNet(RegressorMixin, BaseEstimator):
 
 
 def interleaved_folds(n: int, count: int = 5) -> list[InnerFold]:
-    """Make five folds of every fifth row, for rows whose tasks are unknown.
+    """Create five folds for rows whose tasks are unknown; each fold validates on every fifth row.
 
     Args:
         n: number of rows; fewer than two allow no fold.

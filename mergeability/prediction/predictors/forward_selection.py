@@ -1,4 +1,4 @@
-"""Least squares on metrics added one by one while they increase the training correlation."""
+"""Fit least squares on metrics that are added one by one while the training correlation increases."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -7,7 +7,7 @@ from mergeability.prediction.predictors.subset import COLLINEAR, SubsetRegressor
 
 
 class ForwardSelection(SubsetRegressor):
-    """Add metrics one by one, always the one that increases the training r of least squares most.
+    """Fit least squares, and repeatedly add the metric that increases the training r most.
 
     Selection stops when no metric would raise r by `tolerance`. Let z_j be the residual of metric j given the metrics
     already taken; adding it raises r² by (z_j·y)² / ‖z_j‖², for y of length 1. A metric that is a linear combination

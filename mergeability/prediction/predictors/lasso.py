@@ -1,11 +1,11 @@
-"""Least squares with an L1 penalty: the elastic net with the sparsest solutions."""
+"""Fit least squares with an L1 penalty, which is the elastic net without its L2 penalty."""
 
 from mergeability.checks import Count, NotNegative, Positive
 from mergeability.prediction.predictors.elastic_net import ElasticNet
 
 
 class Lasso(ElasticNet):
-    """Minimise ‖y - a - Xw‖² / 2n + s ‖w‖₁, the strength s chosen by inner folds of the training rows.
+    """Minimise ‖y - a - Xw‖² / 2n + s ‖w‖₁; inner cross-validation on the training rows chooses s.
 
     This is `ElasticNet` with `l1_ratio` 1; its other arguments and attributes apply.
 

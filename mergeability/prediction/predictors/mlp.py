@@ -1,4 +1,4 @@
-"""A small neural network: a non-linear predictor on the same metrics."""
+"""Predict outcomes from metrics by a small neural network."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ from mergeability.prediction.predictors.arrays import Problem, Rows, Values, new
 
 
 class MLP(RegressorMixin, BaseEstimator):
-    """Minimise the squared error of b + v·relu(c + Wᵀx), a network with one hidden layer and dropout, by Adam.
+    """Predict by a network with one hidden layer, b + v·relu(c + Wᵀx), trained by Adam with dropout.
 
     Weight decay is added to the gradient, as in `torch.optim.Adam`. Initial weights are uniform within ±1/√fan-in.
     There are no coefficients: use `sklearn.inspection.permutation_importance` to measure how much a fit relies on each
@@ -78,7 +78,7 @@ class MLP(RegressorMixin, BaseEstimator):
         self.seed = seed
 
     def fit(self, X: Rows, y: Values) -> "MLP":
-        """Train one network.
+        """Train one network on the training rows.
 
         Args:
             X: metrics, (n, m).
@@ -128,16 +128,16 @@ class MLP(RegressorMixin, BaseEstimator):
 
     @refusing_overflow()
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
-        """Evaluate the network without dropout, in outcome units."""
+        """Return the output of the network without dropout, in units of the outcome."""
         return self._evaluate(new_rows(self, X))
 
     def _check_settings(self) -> None:
         counts = (self.hidden, self.epochs, self.batch_size)
         if min(counts) < 1 or not 0 <= self.dropout < 1:
             raise UserError(
-                "MLP needs hidden, epochs and batch_size >= 1 and 0 <= dropout < 1, not "
-                f"hidden={self.hidden}, epochs={self.epochs}, batch_size={self.batch_size} and "
-                f"dropout={self.dropout}."
+                "MLP requires hidden, epochs and batch_size >= 1 and 0 <= dropout < 1, got"
+                f" hidden={self.hidden}, epochs={self.epochs}, batch_size={self.batch_size} and"
+                f" dropout={self.dropout}."
             )
 
     def _evaluate(self, X: np.ndarray) -> np.ndarray:
@@ -211,7 +211,7 @@ class MLP(RegressorMixin, BaseEstimator):
 def forward(
     parameters: Parameters, X: np.ndarray, masks: np.ndarray | None = None
 ) -> tuple[Float[np.ndarray, "runs n"], Float[np.ndarray, "runs n hidden"]]:
-    """Return the outputs of each run, and its hidden units after ReLU and dropout factors."""
+    """Return the outputs and the hidden units, after ReLU and dropout, of each network."""
     hidden = np.maximum(X @ parameters["into"] + parameters["into_bias"], 0)
     hidden = hidden if masks is None else hidden * masks
     return (hidden @ parameters["out"] + parameters["out_bias"])[:, :, 0], hidden
@@ -224,7 +224,7 @@ def backward(
     present: Bool[np.ndarray, "runs n"],
     masks: np.ndarray | None = None,
 ) -> Parameters:
-    """Return the gradient of each run's mean squared error over its present rows."""
+    """Return the gradient of each network's mean squared error over the rows in its mask."""
     score, hidden = forward(parameters, X, masks)
     count = np.maximum(present.sum(axis=1, keepdims=True), 1)
     slope = (2 * (score - y) * present / count).astype(X.dtype)[:, :, None]

@@ -1,4 +1,4 @@
-"""Centred sums of products: the only input of a least-squares fit, independent of the number of rows."""
+"""Compute the centred sums of products from which least squares is fitted."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ _MOST_PRODUCTS = 2**28
 
 @dataclass(frozen=True)
 class Sums:
-    """Centred sums over the training rows of F folds.
+    """Hold centred sums of products over the training rows of F folds.
 
     Attributes:
         means: means of the columns, (F, m).
@@ -27,7 +27,7 @@ class Sums:
 
 
 class Moments(Sums):
-    """Compute the sums of folds from a mask of their training rows, (F, n)."""
+    """Compute the sums of all folds from a mask of their training rows, of shape (F, n)."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Moments(Sums):
 
 
 class TaskSums:
-    """Sums over all pairs and over the pairs of each task; subtraction gives the sums of folds.
+    """Hold sums over all pairs and over the pairs of each task, from which sums of folds are computed by subtraction.
 
     With S the sum over all rows, Sₐ that over the rows with task a, and x the row of the pair (a, b), the rows without
     a sum to S - Sₐ, and those without a and b to S - Sₐ - S_b + x. So the cost of a fold depends only on the size of
@@ -92,7 +92,7 @@ class TaskSums:
         self.task_grams, self.task_crosses = of_tasks.mT @ of_tasks, of_tasks.mT @ outcomes
 
     def without_one(self, tasks: Int[np.ndarray, " F"]) -> Sums:
-        """Return the sums over the pairs without one task each."""
+        """Return the sums of the folds that leave one task out."""
         count = len(self.X) - self.task_counts[tasks]
         mean, outcome_mean = (
             # All rows sum to 0, so the remaining rows sum to minus those of the task.
@@ -108,7 +108,7 @@ class TaskSums:
         )
 
     def removed_with(self, rows: Int[np.ndarray, " F"]) -> Sums:
-        """Return the decrease of the centred sums when all pairs that share a task with a given pair are removed.
+        """Return the decrease of the centred sums if all pairs that share a task with a given pair are removed.
 
         Means are those of the remaining pairs, relative to the means of all pairs.
         """

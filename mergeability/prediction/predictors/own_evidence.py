@@ -1,4 +1,4 @@
-"""Predictors that use a few named columns of the table instead of its metrics.
+"""Predict from declared columns of the pair table instead of its metrics.
 
 A ridge regression on twenty-eight noisy metrics obscures a single good one. Evidence about each model alone,
 functional metrics on unlabelled images and probes of the merge are therefore studied as separate predictors.
@@ -24,7 +24,7 @@ _NEXT_TO_NONE = 1e-9
 
 
 class Known(Ridge):
-    """Predict by ridge on per-model evidence: how well the base model already solves each task.
+    """Predict by ridge on how well the base model already solves each of the two tasks.
 
     The column is the mean over the pair of base accuracy divided by fine-tuned accuracy; if some pairs lack it, the
     base model's agreement with the fine-tuned models on unlabelled images. This is a baseline, since neither depends
@@ -40,7 +40,7 @@ class Known(Ridge):
     """
 
     def columns(self, target: str, method: str) -> list[tuple[str, ...]]:
-        """List alternative sets of columns; the first that is complete for all pairs is used."""
+        """List alternative sets of columns; the predictor uses the first set that is complete for all pairs."""
         return [(ZERO_SHOT_RATIO,), ("base_agreement",)]
 
 
@@ -90,12 +90,12 @@ class Probe(RegressorMixin, BaseEstimator):
         return self
 
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
-        """Return the probe, in outcome units."""
+        """Return the probe as the prediction, in units of the outcome."""
         return new_rows(self, X).mean(axis=1)
 
 
 class AdditiveProbe(Dyadic):
-    """Predict y = μ + u_a + u_b + β (p - e_a - e_b): task effects, and the probe p for the residuals.
+    """Predict y = μ + u_a + u_b + β (p - e_a - e_b), with task effects u of the outcome and e of the probe p.
 
     The effects u of the outcome and e of the probe are ridge estimates of strength `task_strength`; β is the least
     squares solution for the residuals of both. Use it for a new model with a partner that was merged before.
@@ -136,7 +136,7 @@ class AdditiveProbe(Dyadic):
 
 
 def probe_columns(target: str, method: str) -> tuple[str, ...]:
-    """Return the column of a merge's probe that estimates a target."""
+    """Return the column of the probe that estimates a target for one merge method."""
     return (f"probe_{'confidence' if target == 'acc' else 'overlap'}_{method}",)
 
 

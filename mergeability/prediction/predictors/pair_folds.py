@@ -1,4 +1,4 @@
-"""Folds that leave out both tasks of a pair, created one at a time."""
+"""Create the folds that leave out both tasks of a pair, one at a time to save memory."""
 
 from collections.abc import Iterator, Sequence
 from typing import overload
@@ -10,7 +10,7 @@ from mergeability.prediction.predictors.arrays import InnerFold
 
 
 class PairFolds(Sequence[InnerFold]):
-    """Split pairs into one fold per pair, trained on the pairs that share neither of its tasks.
+    """Create one fold per pair, whose training rows are the pairs that share no task with this pair.
 
     A pair without any such training pair has no fold.
 

@@ -1,4 +1,4 @@
-"""Ridge regression in all folds that leave out two tasks, for all strengths, without a factorisation per fold.
+"""Fit ridge regression in all folds that leave out two tasks, without one factorisation per fold.
 
 Leaving out two tasks changes the sums of products only slightly. So the eigenvectors of all rows approximately
 diagonalise those of a fold, and preconditioned conjugate gradients need only a few products of small matrices per fold,
@@ -47,7 +47,7 @@ def predicted_pairs(
     folds: PairFolds,
     strengths: Float[np.ndarray, " S"],
 ) -> tuple[Float[np.ndarray, "S F K"], Float[np.ndarray, "F K"]]:
-    """Predict each validated pair by ridge on the rows of its fold, for each strength.
+    """Predict each pair by ridge on the training rows of its fold, for each strength.
 
     Args:
         X: columns of the pairs.

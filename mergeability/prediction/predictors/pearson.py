@@ -1,4 +1,4 @@
-"""The published predictor: gradient ascent on the correlation of weighted metrics with the outcome."""
+"""Predict by the published method, which maximises the correlation of weighted metrics with the outcome."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -13,7 +13,7 @@ from mergeability.prediction.predictors.arrays import Problem, Rows, Values, new
 
 
 class Pearson(RegressorMixin, BaseEstimator):
-    """Minimise -r(Xw, y) + penalty ‖w‖₁ over w by Adam, from a random start, with early stopping.
+    """Minimise -r(Xw, y) + penalty ‖w‖₁ over w by Adam, with random initialisation and early stopping.
 
     A run stops after `patience` steps without a gain of more than `tolerance`; then weights with |w| < `cutoff` are
     set to 0. The score Xw has no scale, so the outcome is predicted as a + b Xw, with a and b by least squares on the
@@ -73,7 +73,7 @@ class Pearson(RegressorMixin, BaseEstimator):
         self.seed = seed
 
     def fit(self, X: Rows, y: Values) -> "Pearson":
-        """Fit one run."""
+        """Fit the weights w from one random initialisation."""
         X, y = training_arrays(self, X, y)
         fitted = self.fit_many([(X, y, None)])[0]
         self.n_features_in_, self.n_steps_, self.weights_ = X.shape[1], fitted.n_steps_, fitted.weights_
@@ -108,7 +108,7 @@ class Pearson(RegressorMixin, BaseEstimator):
 
     @refusing_overflow()
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
-        """Evaluate a + b Xw, in outcome units."""
+        """Return a + b Xw, in units of the outcome."""
         return new_rows(self, X) @ self.coef_ + self.intercept_
 
     def _start(self, count: int, seed: int) -> Float32[np.ndarray, " m"]:
@@ -158,7 +158,7 @@ def correlation_and_slope(
     covariations: Float[np.ndarray, "runs m"],
     weights: Float[np.ndarray, "runs m"],
 ) -> tuple[Float[np.ndarray, " runs"], Float[np.ndarray, "runs m"]]:
-    """Return the correlation of Xw and y in each run, r = w·c / (√(wᵀSw) + 1e-8) in [-1, 1], and its gradient by w.
+    """Return the correlation r = w·c / (√(wᵀSw) + 1e-8) of Xw and y, in [-1, 1], and its gradient for each problem.
 
     S is the covariance of the metrics, c their covariance with the standardised outcome. Weights for which Xw is
     constant have r = 0 and gradient 0.

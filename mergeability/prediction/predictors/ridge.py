@@ -1,4 +1,4 @@
-"""Ridge regression in all folds, for all strengths and all outcomes of the same rows at once."""
+"""Fit ridge regression in all folds, for all strengths and outcomes at once."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def ridge_weights(
     cross: Float[np.ndarray, "F m K"],
     strengths: Float[np.ndarray, " S"],
 ) -> Float[np.ndarray, "F S m K"]:
-    """Solve (XᵀX + s·I) w = XᵀY in every fold for every strength s > 0; an infinite s gives w = 0."""
+    """Solve (XᵀX + s·I) w = XᵀY for every fold and every strength s > 0; an infinite s gives w = 0."""
     # One eigendecomposition per fold serves all strengths: (G + sI)⁻¹ = V (Λ + s)⁻¹ Vᵀ.
     values, vectors = np.linalg.eigh(gram)
     turned = vectors.mT @ cross
@@ -62,7 +62,7 @@ def validated(
 
 
 def training_masks(folds: Sequence[InnerFold], n: int) -> Bool[np.ndarray, "F n"]:
-    """Mark the training rows of each fold."""
+    """Return a mask of the training rows of each fold."""
     masks = np.zeros((len(folds), n), dtype=bool)
     for mask, (training, _) in zip(masks, folds, strict=True):
         mask[training] = True
@@ -72,12 +72,12 @@ def training_masks(folds: Sequence[InnerFold], n: int) -> Bool[np.ndarray, "F n"
 def best_strengths(
     validations: Iterator[Validation], count: int, *, within: bool = False
 ) -> Int[np.ndarray, " K"] | None:
-    """Return, for each outcome, the index of the strength that predicts the inner folds best; the largest on ties.
+    """Return, for each outcome, the index of the strength with the lowest error in the inner folds.
 
-    The chosen strength has the least squared error over all validation rows. If every fold has one row, the largest
-    correlation decides instead, pooled over the folds, between predictions and measurements relative to the training
-    mean: there the squared error mostly favours predicting nothing, since the training mean falls as the left-out
-    outcome rises.
+    The chosen strength has the least squared error over all validation rows, the largest one on ties. If every
+    fold has one row, the largest correlation decides instead, pooled over the folds, between predictions and
+    measurements relative to the training mean: there the squared error mostly favours predicting nothing, since
+    the training mean falls as the left-out outcome rises.
 
     Args:
         validations: predictions and measurements of each inner fold.
@@ -107,7 +107,10 @@ def best_strengths(
 def most_correlated(
     predicted: Float[np.ndarray, "S F K"], measured: Float[np.ndarray, "F K"]
 ) -> Int[np.ndarray, " K"]:
-    """Return, for each outcome, the index of the strength with the largest correlation; the last on ties."""
+    """Return, for each outcome, the index of the strength with the largest correlation in the inner folds.
+
+    Of equal correlations, the last is chosen.
+    """
     scores = _correlations(predicted, measured)
     # An undefined correlation, for example of constant predictions, must never be selected.
     scores = np.where(np.isnan(scores), -np.inf, scores)
@@ -136,7 +139,7 @@ def with_shared_rows(problems: Sequence[Problem]) -> list[list[int]]:
 
 
 def checked_strengths(strengths: Sequence[float | int], owner: str) -> Float[np.ndarray, " S"]:
-    """Return strengths in ascending order.
+    """Check that strengths are positive, and return them in ascending order.
 
     Args:
         strengths: candidates.
@@ -150,13 +153,13 @@ def checked_strengths(strengths: Sequence[float | int], owner: str) -> Float[np.
     """
     found = np.array(sorted(float(one) for one in strengths))
     if not len(found) or not (found > 0).all():
-        raise UserError(f"Expected positive strengths of {owner}, got {list(strengths)}.")
+        raise UserError(f"Expected positive strengths for {owner}, got {list(strengths)}.")
     return found
 
 
 @dataclass(frozen=True)
 class LinearFit:
-    """A solved linear regression: y = intercept + X · weights, and the strength of its penalty."""
+    """Hold a fitted linear regression, y = intercept + X · weights, and the strength of its penalty."""
 
     weights: Float[np.ndarray, " m"]
     intercept: float
@@ -170,7 +173,7 @@ def fit_together(
     choose: Choice,
     otherwise: int,
 ) -> list[LinearFit]:
-    """Fit a linear regression to each problem; problems that share their rows are solved together.
+    """Fit a linear regression to each problem; problems with the same rows are solved together.
 
     Args:
         problems: training rows, outcomes and inner folds.
@@ -199,7 +202,7 @@ def fit_together(
 
 
 class Ridge(RegressorMixin, BaseEstimator):
-    """Minimise ‖y - a - Xw‖² + s ‖w‖², the strength s chosen by inner folds of the training rows.
+    """Minimise ‖y - a - Xw‖² + s ‖w‖²; inner cross-validation on the training rows chooses s.
 
     `best_strengths` describes the choice; without inner folds the middle candidate is used.
 
@@ -233,7 +236,7 @@ class Ridge(RegressorMixin, BaseEstimator):
         self.strengths = strengths
 
     def fit(self, X: Rows, y: Values, folds: Sequence[InnerFold] | None = None) -> "Ridge":
-        """Choose the strength on the inner folds and fit all rows.
+        """Choose the strength by inner cross-validation and fit all rows.
 
         Args:
             X: metrics, (n, m).
@@ -250,12 +253,12 @@ class Ridge(RegressorMixin, BaseEstimator):
         return self._take(solve_ridge([(X, y, folds)], self.strengths, subtract=True)[0])
 
     def fit_many(self, problems: Sequence[Problem]) -> list["Ridge"]:
-        """Fit one regressor per problem; those that share their rows are solved together."""
+        """Fit one regressor per problem; problems with the same rows are solved together."""
         fitted = solve_ridge(problems, self.strengths, subtract=True)
         return [type(self)(**self.get_params())._take(one) for one in fitted]
 
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
-        """Evaluate a + Xw, in outcome units."""
+        """Return a + Xw, in units of the outcome."""
         return new_rows(self, X) @ self.coef_ + self.intercept_
 
     def _take(self, fitted: LinearFit) -> "Ridge":
@@ -267,7 +270,7 @@ class Ridge(RegressorMixin, BaseEstimator):
 def solve_ridge(
     problems: Sequence[Problem], strengths: Sequence[float | int], *, subtract: bool = False
 ) -> list[LinearFit]:
-    """Fit ridge to each problem with the strength chosen by its inner folds, or the middle strength without folds.
+    """Fit ridge to each problem; choose the strength by its inner folds, or take the middle strength without folds.
 
     Args:
         problems: training rows, outcomes and inner folds.

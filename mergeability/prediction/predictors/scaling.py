@@ -1,4 +1,4 @@
-"""Scale metrics to one range, so that coefficients are comparable."""
+"""Scale all metrics to the same range, so that their coefficients are comparable."""
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -10,7 +10,7 @@ _RELATIVE_SPREAD = 1e-12
 
 
 class RangeScaler(TransformerMixin, BaseEstimator):
-    """Map each column to [-1, 1] by the range seen in `fit`: 2 (x - min) / (max - min) - 1.
+    """Map each column to [-1, 1] by its range in `fit`: 2 (x - min) / (max - min) - 1.
 
     New rows may fall outside [-1, 1]. A constant column becomes 0 everywhere, so that no regressor can use it.
 
@@ -29,7 +29,7 @@ class RangeScaler(TransformerMixin, BaseEstimator):
         return self
 
     def transform(self, X: Rows) -> Float[np.ndarray, "n m"]:
-        """Scale by the stored ranges."""
+        """Scale columns by the stored ranges."""
         X = new_rows(self, X)
         spread = np.where(self.constant_, 1.0, self.data_max_ - self.data_min_)
         return np.where(self.constant_, 0.0, 2.0 * (X - self.data_min_) / spread - 1.0)

@@ -1,4 +1,4 @@
-"""Least squares on a subset of the metrics: shared by backward elimination and forward selection."""
+"""Fit least squares on a subset of the metrics, for backward elimination and forward selection."""
 
 from abc import abstractmethod
 from typing import ClassVar
@@ -19,7 +19,7 @@ Metrics are measured in single precision: what is left of an exact relation is r
 
 
 class SubsetRegressor(RegressorMixin, BaseEstimator):
-    """Fit least squares with intercept on the columns that `_select` chooses.
+    """Fit least squares with an intercept on the columns that `_select` returns.
 
     Args:
         tolerance: the change of the training r that counts, at least 0.
@@ -36,7 +36,7 @@ class SubsetRegressor(RegressorMixin, BaseEstimator):
         self.tolerance = tolerance
 
     def fit(self, X: Rows, y: Values) -> "SubsetRegressor":
-        """Choose the columns on the training rows and fit them.
+        """Select columns on the training rows, and fit least squares on these columns.
 
         Args:
             X: metrics, (n, m).
@@ -50,7 +50,7 @@ class SubsetRegressor(RegressorMixin, BaseEstimator):
         """
         if not self.tolerance >= 0:
             raise UserError(
-                f"Expected the tolerance of {type(self).__name__} to be at least 0, got {self.tolerance}."
+                f"Expected a tolerance of at least 0 for {type(self).__name__}, got {self.tolerance}."
             )
         X, y = training_arrays(self, X, y)
         columns, outcome = unit_columns(X), unit_columns(y[:, None])[:, 0]
@@ -62,7 +62,7 @@ class SubsetRegressor(RegressorMixin, BaseEstimator):
         return self
 
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
-        """Evaluate a + Xw, in outcome units."""
+        """Return a + Xw, in units of the outcome."""
         return new_rows(self, X) @ self.coef_ + self.intercept_
 
     @abstractmethod
@@ -73,7 +73,7 @@ class SubsetRegressor(RegressorMixin, BaseEstimator):
 
 
 def unit_columns(X: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
-    """Scale each column to mean 0 and length 1; a column that is constant up to rounding becomes 0."""
+    """Scale each column to mean 0 and length 1; columns that are constant up to rounding become 0."""
     centred = X - X.mean(axis=0)
     length = np.sqrt((centred**2).sum(axis=0))
     constant = length <= 1e-12 * np.sqrt((X**2).sum(axis=0))
@@ -81,7 +81,7 @@ def unit_columns(X: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
 
 
 def without_direction(columns: Float[np.ndarray, "n m"], index: int) -> Float[np.ndarray, "n m"]:
-    """Project every column onto the complement of one of them, which itself becomes 0."""
+    """Project every column onto the orthogonal complement of one column, which becomes 0."""
     direction = columns[:, index] / np.sqrt(columns[:, index] @ columns[:, index])
     left = columns - np.outer(direction, direction @ columns)
     left[:, index] = 0.0

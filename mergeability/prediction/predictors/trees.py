@@ -1,4 +1,4 @@
-"""Extremely randomised trees on the metrics of a pair."""
+"""Predict outcomes from metrics by extremely randomised trees."""
 
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ from mergeability.prediction.predictors.arrays import Rows, Values, new_rows, tr
 
 
 class Trees(RegressorMixin, BaseEstimator):
-    """Average the predictions of extremely randomised trees on the metrics of a pair.
+    """Predict by the mean of extremely randomised trees on the metrics of a pair.
 
     Cuts are drawn at random and compared by squared error. The trees are those of scikit-learn, fitted without
     parallel jobs: starting threads takes longer than a forest on a few hundred pairs.
@@ -55,6 +55,6 @@ class Trees(RegressorMixin, BaseEstimator):
         return self
 
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
-        """Average the predictions of the trees, in the units of the outcome."""
+        """Return the mean prediction of the trees, in units of the outcome."""
         X = new_rows(self, X)
         return self.forest_.predict(X)

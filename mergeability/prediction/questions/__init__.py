@@ -1,1 +1,1 @@
-"""Tables of a study in addition to the scores, one per module."""
+"""Compute the tables of a study that answer questions beyond the scores of predictors."""

@@ -1,4 +1,4 @@
-"""The contribution of each category of metrics: refits without it, and with only it."""
+"""Measure the contribution of each category of metrics to prediction."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,7 +22,7 @@ def category_ablation(
     protocols: Sequence[SplitProtocol],
     predictor: Predictor | None = None,
 ) -> pd.DataFrame:
-    """Refit without each category of metrics, and with only each category.
+    """Fit predictors without each category of metrics, and with each category alone.
 
     Args:
         table: the pairs.

@@ -1,4 +1,4 @@
-"""Coefficients of one predictor over folds, and the metrics whose sign agrees for all methods."""
+"""Summarise coefficients over folds, and find metrics whose sign is equal for all methods."""
 
 import pandas as pd
 
@@ -9,7 +9,7 @@ CORE_SHARE = 0.8
 
 
 def coefficient_table(coefficients: pd.DataFrame) -> pd.DataFrame:
-    """Summarise the coefficients of metrics over folds.
+    """Compute statistics of the coefficients of metrics over folds.
 
     Args:
         coefficients: columns `target`, `predictor`, `method`, `held_out`, `metric` and `coefficient`, one row per fold

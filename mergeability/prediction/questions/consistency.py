@@ -1,4 +1,4 @@
-"""Rank agreement of merge methods: the correlation between the outcomes of two methods over pairs."""
+"""Measure how similarly merge methods rank the pairs."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -17,7 +17,7 @@ _ROUNDING = 1e-9
 
 
 def method_consistency(pairs: pd.DataFrame, outcomes: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Correlate the outcomes of every two methods over pairs of models with Spearman's ρ (1904).
+    """Compute Spearman's rank correlation ρ between the outcomes of every two merge methods over pairs.
 
     `rho` is the correlation of ranks over the pairs that both methods have, in [-1, 1]: 1 if they order the pairs
     alike, 0 if their orders are unrelated. `rho_low` and `rho_high` are its 95 % interval by `interval_over_tasks`.

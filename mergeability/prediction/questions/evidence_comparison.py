@@ -1,4 +1,4 @@
-"""Kinds of evidence compared on the same pairs: within groups of tasks, from one group to another, and over seeds."""
+"""Compare kinds of evidence on the same pairs, within groups of tasks, between groups and over seeds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class EvidenceScores:
-    """The scores of every kind of evidence on one table of pairs.
+    """Hold the scores of every kind of evidence on one table of pairs.
 
     Attributes:
         scores: one row per group, situation, target and predictor: `r` and the columns listed in `compare_evidence`.
@@ -100,7 +100,7 @@ class _Population:
     calibration: str | None = None
 
     def of(self, pairs: pd.DataFrame) -> pd.DataFrame:
-        """Select the pairs whose two tasks belong to the same set of tasks."""
+        """Return the pairs whose two tasks belong to a given set of tasks."""
         inside = [pairs["task_a"].isin(own) & pairs["task_b"].isin(own) for own in self.tasks]
         return pairs[np.any(inside, axis=0)].reset_index(drop=True)
 
@@ -113,7 +113,7 @@ def compare_evidence(
     methods: Sequence[str] | None = None,
     targets: Sequence[str] = TARGETS,
 ) -> EvidenceScores:
-    """Score every kind of evidence within each group of tasks, and from each group to every other.
+    """Score every kind of evidence within each group of tasks, and by fits on one group that predict another.
 
     Within a group, pairs are predicted by leaving two tasks out (*both new*, l2to) and one out (*known partner*, loto).
     "a to b" is fitted on the pairs within a and predicts the pairs within b (both new); pairs across are not used.
@@ -139,7 +139,7 @@ def compare_evidence(
     methods = outcome_methods(pairs, targets) if methods is None else list(methods)
     if not methods:
         raise UserError(
-            "A comparison of evidence requires outcomes of merges, but this table contains none: set merge=…."
+            "A comparison of evidence requires outcomes of merges, but this table contains none. Set merge=…."
         )
     populations, notes = _populations(pairs, groups)
     rows, without, found = [], [], {}
@@ -167,8 +167,8 @@ def _populations(
     used = {name: members for name, members in tasks.items() if len(members) >= MIN_TASKS}
     if not used:
         raise UserError(
-            f"Expected a group of at least {MIN_TASKS} tasks, got {summarise_names(sorted(present))} for the groups "
-            f"{', '.join(groups) or 'none'}. Set the tasks of each group in task_groups=…."
+            f"Expected at least {MIN_TASKS} tasks in one group, got {summarise_names(sorted(present))} for"
+            f" the groups {', '.join(groups) or 'none'}. Set the tasks of each group in task_groups=…."
         )
     notes = [
         f"Group {name} is left out: {len(tasks[name])} of its tasks are in the table, and {MIN_TASKS} are needed."
@@ -283,7 +283,7 @@ class _Correlations:
         return predicted, measured, ends, group["held_out"].to_numpy(dtype=object)
 
     def mean(self, without: str | None = None) -> float:
-        """Average over methods, on all pairs or on the pairs without a task."""
+        """Average scores over methods, on all pairs or on the pairs without one task."""
         found: list[float] = []
         for predicted, measured, ends, held_out in self._methods:
             kept = (ends != without).all(axis=1)

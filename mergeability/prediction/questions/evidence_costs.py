@@ -1,4 +1,4 @@
-"""The accuracy and the cost of each kind of evidence for pairs of two new models."""
+"""Compare the accuracy and the cost of each kind of evidence for pairs of two new models."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ COLUMNS = [
 def evidence_costs(
     records: Sequence[Mapping[str, Any]], tables: Mapping[str, pd.DataFrame], target: str
 ) -> pd.DataFrame:
-    """Compare the kinds of evidence on pairs whose two tasks were both left out of the fit.
+    """Compare kinds of evidence on pairs whose two tasks were left out of the training set.
 
     Args:
         records: scores of predictors, as in `prediction.json`.

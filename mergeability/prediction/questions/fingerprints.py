@@ -1,4 +1,4 @@
-"""Fingerprints of merge methods: the fold-averaged coefficients of a predictor, compared between methods."""
+"""Compare fingerprints of merge methods: the coefficients of a predictor, averaged over folds."""
 
 from itertools import combinations
 
@@ -10,7 +10,7 @@ TOP = 5
 
 
 def fingerprints(coefficients: pd.DataFrame) -> pd.DataFrame:
-    """Compare the fold-averaged coefficients of every two methods.
+    """Compare the coefficients of every two methods, averaged over folds.
 
     Args:
         coefficients: columns `method`, `metric` and `coefficient`, one row per fold and metric, of one predictor and
@@ -45,7 +45,7 @@ def fingerprints(coefficients: pd.DataFrame) -> pd.DataFrame:
 
 
 def top_overlap(first: Float[np.ndarray, " m"], second: Float[np.ndarray, " m"], top: int = TOP) -> float:
-    """Return the share of metrics among the `top` largest |w| of both: |top(a) ∩ top(b)| / top, in [0, 1].
+    """Return how many of the `top` metrics with the largest |w| two methods share, divided by `top`; in [0, 1].
 
     Zero coefficients are never among the largest. With fewer than `top` metrics, all of them are compared; the share
     is NaN without any metric.
@@ -61,5 +61,5 @@ def top_overlap(first: Float[np.ndarray, " m"], second: Float[np.ndarray, " m"],
 
 
 def sign_agreement(first: Float[np.ndarray, " m"], second: Float[np.ndarray, " m"]) -> float:
-    """Return the share of metrics whose coefficients have equal signs (0 equals only 0), in [0, 1]; NaN without any."""
+    """Return the share of metrics whose coefficients have equal signs (0 equals only 0), in [0, 1]; NaN if empty."""
     return float(np.mean(np.sign(first) == np.sign(second))) if len(first) else float("nan")

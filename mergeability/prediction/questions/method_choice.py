@@ -1,4 +1,4 @@
-"""Choose a merge method for each pair by its predicted outcome, and measure the cost of wrong choices."""
+"""Choose a merge method for each pair by its predicted outcome, and compare it with the best method."""
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ VALUES = ["measured", "predicted", "training_mean"]
 
 
 def method_choice(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Choose for each validated pair the method with the best predicted outcome, and compare it with the best method.
+    """Compare, for each validation pair, the recommended method with the method of the best measured outcome.
 
     Only pairs with an outcome and a prediction for every method count. Of methods with equal predictions, the one with
     the better training mean is chosen.

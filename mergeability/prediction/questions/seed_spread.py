@@ -1,4 +1,4 @@
-"""The spread of scores over the random starts of a predictor."""
+"""Measure how much the scores of a predictor vary with its random initialisation."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +13,7 @@ from mergeability.prediction.validation.scores import pearson_r
 def seed_spread(
     predictors: Mapping[str, Predictor], folds: Sequence[Fold], seeds: Sequence[int]
 ) -> pd.DataFrame:
-    """Fit each fold from every seed, for predictors with a random start; all runs of a predictor are one batch.
+    """Fit predictors with random initialisation with several seeds, and return their correlations.
 
     Args:
         predictors: name → regressor; those without a random start are skipped.
@@ -50,7 +50,7 @@ def seed_spread(
 
 
 def seed_table(spread: pd.DataFrame) -> pd.DataFrame:
-    """Summarise over seeds: one row per predictor, target and method with `r_mean`, `r_std`, `r_least`, `r_most`."""
+    """Compute `r_mean`, `r_std`, `r_least` and `r_most` over seeds for each predictor, target and method."""
     keys = ["predictor", "target", "method"]
     if spread.empty:
         return pd.DataFrame(columns=[*keys, "seeds", "r_mean", "r_std", "r_least", "r_most"])

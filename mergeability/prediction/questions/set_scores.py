@@ -1,4 +1,4 @@
-"""The score of a set of models as the mean of its pairs' scores: can pairs predict merges of many models?"""
+"""Score sets of models by the mean score of their pairs."""
 
 from itertools import combinations
 
@@ -12,7 +12,7 @@ MEASURED = "measured pairs"
 
 
 def set_score_table(sets: pd.DataFrame, pairs: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
-    """Compare the ranking of sets by the scores of their pairs with the ranking by measured outcomes.
+    """Compare the ranking of sets by the scores of their pairs with the ranking by measured outcomes of sets.
 
     A pair's score is its prediction while its tasks were left out, averaged over folds; the score of a set is the mean
     over its pairs. For `measured pairs`, the score of a pair is its own measured outcome.

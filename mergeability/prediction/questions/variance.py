@@ -1,4 +1,4 @@
-"""The variance of outcomes, split into task effects, metrics beyond them and a residual."""
+"""Split the variance of outcomes into task effects, metrics beyond them and a residual."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from mergeability.prediction.predictors.scaling import RangeScaler
 
 
 def variance_split(table: PairTable, outcomes: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Split the variance of each outcome into task effects, metrics beyond them and a residual, by least squares.
+    """Split the variance of each outcome by least squares into task effects, metrics beyond them and a residual.
 
     `task_effects` is R² of y = μ + u_a + u_b. `beyond_raw` is the gain of R² when the metrics are added. Every column
     explains something by chance; `metrics_beyond` is this gain corrected for the number of columns, as in adjusted R²,
@@ -58,7 +58,7 @@ def _shares(pairs) -> dict[str, float]:
 def residuals(
     columns: Float[np.ndarray, "n q"], y: Float[np.ndarray, " n"]
 ) -> tuple[Float[np.ndarray, " n"], int]:
-    """Fit y = μ + columns · w by least squares; return the residuals, and the rank of the design matrix."""
+    """Fit y = μ + columns · w by least squares; return the residuals and the rank of the design matrix."""
     columns = np.hstack([np.ones((len(y), 1)), columns])
     # Metrics have single precision, so smaller residuals of an exact relation are rounding.
     weights, _, rank, _ = np.linalg.lstsq(columns, y, rcond=1e-6)

@@ -1,1 +1,1 @@
-"""Validation of predictors: protocols that leave tasks out, folds, scores, intervals, the permutation test."""
+"""Validate predictors by leaving tasks out; compute scores, intervals and permutation tests."""

@@ -44,7 +44,7 @@ _FOLD_COLUMNS = [*_KEYS, "held_out", "n_training", "n_validation", "r", "rho", "
 
 @dataclass(frozen=True)
 class PredictionResult:
-    """Predictions and their scores.
+    """Hold predictions and their scores.
 
     Attributes:
         records: one entry per protocol, method, target and predictor, as in `prediction.json`; `None` for an undefined
@@ -86,7 +86,7 @@ class PredictionResult:
                 path.write_text(csv_text(frame), encoding="utf-8")
 
     def of(self, protocol: str) -> "PredictionResult":
-        """Select the results of one protocol."""
+        """Return the results of one protocol."""
         return PredictionResult(
             [record for record in self.records if record["protocol"] == protocol],
             self.folds[self.folds["protocol"] == protocol],
@@ -108,7 +108,7 @@ def evaluate_predictors(
     ranges: Mapping[str, tuple[float, float]] | None = None,
     progress: Progress = no_progress,
 ) -> PredictionResult:
-    """Fit each predictor to each fold of each method's outcomes, and score it on the pairs left out.
+    """Fit each predictor in every fold for every outcome, and score it on the validation pairs.
 
     A predictor is any scikit-learn regressor; `Predictor` lists the optional traits. Inner folds follow the same
     protocol on the training rows. Protocols with many folds are used only for predictors with a closed form.
@@ -145,7 +145,7 @@ def evaluate_predictors(
         {'additive': 0.63, 'ridge': 0.41}
     """
     if rows not in ("per_method", "complete"):
-        raise UserError(f"Expected rows to be per_method or complete, got {rows!r}.")
+        raise UserError(f"Expected rows='per_method' or rows='complete', got {rows!r}.")
     methods = chosen_methods(table, methods, targets)
     if not methods:
         return PredictionResult(notes=[NO_OUTCOMES])
@@ -169,7 +169,7 @@ def evaluate_predictors(
     outcomes = [f"{target}_{method}" for target in targets for method in methods]
     absent = [name for name in outcomes if name not in table.frame.columns]
     if absent:
-        notes.append(f"{summarise_names(absent)}: the column does not exist, so nothing was predicted.")
+        notes.append(f"{summarise_names(absent)}: no such column exists, so nothing was predicted.")
     return _combine(parts, notes)
 
 

@@ -1,4 +1,4 @@
-"""The folds of every outcome, with selected rows and with metrics scaled by the training rows of each fit."""
+"""Create the folds of every outcome, and scale metrics by the training rows of each fold."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ TASK_PREFIX = "task="
 
 
 class FoldRows:
-    """The rows of one fold, for any outcome, with metrics scaled by the ranges of its training rows.
+    """Hold the rows of one fold, with metrics scaled by their ranges in the training rows.
 
     Rows and inner folds are computed on access: for all folds that leave out two of T tasks, they would
     take memory in proportion to T⁶.
@@ -35,11 +35,11 @@ class FoldRows:
 
     @property
     def inner(self) -> Sequence[InnerFold]:
-        """The folds of the same protocol within the training rows."""
+        """The inner folds: the same protocol applied to the training rows."""
         return inner_folds(self.protocol, self.rows.ends[self.split.training])
 
     def features(self, inputs: str) -> Float[np.ndarray, "n q"]:
-        """Return the input columns of a predictor for all rows: metrics, tasks (incidence columns), or both."""
+        """Return a predictor's inputs for all rows: scaled or raw metrics, incidence columns of tasks, or both."""
         choices: dict[str, Callable[[], list[np.ndarray]]] = {
             "metrics": lambda: [self._scaled()],
             "raw": lambda: [self.rows.features],
@@ -53,7 +53,7 @@ class FoldRows:
         return np.hstack(choices[inputs]())
 
     def training_features(self, inputs: str) -> Float[np.ndarray, "training q"]:
-        """Return the training rows of `features`."""
+        """Return `features` of the training rows."""
         return self.features(inputs)[self.split.training]
 
     def _scaled(self) -> Float[np.ndarray, "n m"]:
@@ -62,7 +62,7 @@ class FoldRows:
 
 @dataclass(frozen=True)
 class Fold:
-    """One fold of one method and target."""
+    """Hold one fold of the outcomes of one method and target."""
 
     method: str
     target: str
@@ -71,7 +71,7 @@ class Fold:
 
     @property
     def split(self) -> Split:
-        """The held-out tasks, and the training and validation rows."""
+        """The left-out tasks, the training rows and the validation rows."""
         return self.shared.split
 
     @property
@@ -80,7 +80,7 @@ class Fold:
         return self.outcome[self.split.training]
 
     def feature_names(self, inputs: str) -> list[str]:
-        """Name the columns of the features."""
+        """Return the names of the columns of `features`."""
         rows = self.shared.rows
         tasks = [f"{TASK_PREFIX}{task}" for task in rows.tasks]
         metrics = list(rows.metrics)
@@ -89,7 +89,7 @@ class Fold:
 
 @dataclass
 class Folds:
-    """All folds of a protocol, with notes about excluded pairs."""
+    """Hold all folds of a protocol, and notes about excluded pairs."""
 
     folds: list[Fold] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -102,7 +102,7 @@ def make_folds(
     protocol: SplitProtocol,
     complete: bool = False,
 ) -> Folds:
-    """Split the rows of every outcome; outcomes with the same pairs share folds.
+    """Create the folds of every outcome; outcomes of the same pairs share folds.
 
     Args:
         table: the pairs.
@@ -130,7 +130,8 @@ def make_folds(
                 shared[key] = [FoldRows(rows, split, protocol) for split in protocol.folds(rows.ends)]
             if not shared[key]:
                 made.notes.append(
-                    f"{outcome}: {len(rows.outcome)} usable pairs allow no fold, so nothing was predicted."
+                    f"{outcome}: no fold can be formed from {len(rows.outcome)} usable pairs, so nothing was"
+                    " predicted."
                 )
             for fold in shared[key]:
                 for metric in fold.constant:

@@ -1,4 +1,4 @@
-"""Conformal prediction intervals for pairs of new tasks, and their coverage."""
+"""Compute conformal prediction intervals for pairs of new tasks, and measure their coverage."""
 
 import math
 
@@ -12,7 +12,7 @@ SHARE = 0.9
 
 
 def half_width(residuals: Float[np.ndarray, " n"], level: float | int = SHARE) -> tuple[float, float]:
-    """Return the half-width q of a prediction interval, and its level.
+    """Return the half-width q of a conformal prediction interval, and its level.
 
     q is the ⌈(n + 1)·level⌉-th smallest of the absolute residuals |measured - predicted| of held-out pairs, so that
     the interval predicted ± q contains a new pair with probability `level` (split conformal prediction). Pairs that
@@ -43,7 +43,7 @@ def half_width(residuals: Float[np.ndarray, " n"], level: float | int = SHARE) -
 
 
 def student_interval(values: Float[np.ndarray, " n"], level: float | int = 0.95) -> tuple[float, float]:
-    """Return the confidence interval of the mean of independent values, such as seeds, by Student's t.
+    """Return Student's t confidence interval for the mean of independent values, such as results of several seeds.
 
     Args:
         values: independent numbers.
@@ -66,7 +66,7 @@ def student_interval(values: Float[np.ndarray, " n"], level: float | int = 0.95)
 def transferred_intervals(
     calibration: pd.DataFrame, predictions: pd.DataFrame, level: float | int = SHARE
 ) -> pd.DataFrame:
-    """Calibrate intervals on held-out pairs of some tasks, and measure their coverage on pairs of other tasks.
+    """Calibrate prediction intervals on left-out pairs of some tasks, and measure coverage on other tasks.
 
     Args:
         calibration: validated pairs of the training tasks.
@@ -100,7 +100,7 @@ def transferred_intervals(
 
 
 def residuals_of(predictions: pd.DataFrame) -> Float[np.ndarray, " n"]:
-    """Return the absolute residuals of validated pairs, in the order of the rows.
+    """Return the absolute residuals of the validation pairs, in the order of the rows.
 
     Args:
         predictions: rows with the columns `measured` and `predicted`.
@@ -109,7 +109,7 @@ def residuals_of(predictions: pd.DataFrame) -> Float[np.ndarray, " n"]:
 
 
 def conformal_table(predictions: pd.DataFrame, level: float | int = SHARE) -> pd.DataFrame:
-    """Calibrate intervals for every predictor and outcome, and measure their coverage.
+    """Calibrate prediction intervals for every predictor and outcome, and measure their coverage.
 
     Args:
         predictions: validated pairs, one row per fold and pair.

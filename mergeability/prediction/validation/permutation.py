@@ -1,4 +1,4 @@
-"""Permutation test over tasks: do the metrics of permuted tasks predict equally well?
+"""Test by permuting tasks whether metrics predict better than chance.
 
 Pairs that share a task are not independent, so the usual p-value of a correlation over pairs is too small. Here the
 tasks of the metric table are permuted at random: pair (a, b) gets the metrics of (π(a), π(b)), which keeps every
@@ -28,7 +28,7 @@ METRIC_STRENGTH, TASK_STRENGTH = 3.0, 0.1
 
 @dataclass(frozen=True)
 class PermutationTest:
-    """The result of a permutation test.
+    """Hold the result of a permutation test.
 
     Attributes:
         methods: one row per target and method: `r`, the leave-one-task-out correlation of ridge on the metrics, and
@@ -50,7 +50,7 @@ def permutation_test(
     progress: Progress = no_progress,
     strength: float = METRIC_STRENGTH,
 ) -> PermutationTest:
-    """Test the metrics of every outcome against those of permuted tasks.
+    """Test for every outcome whether metrics predict better than the metrics of permuted tasks.
 
     p = (1 + number of permutations at least as good) / (1 + permutations); of a single metric |r| is compared. A pair
     that a permutation maps to a pair without metrics is left out of it.

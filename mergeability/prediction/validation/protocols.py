@@ -1,4 +1,4 @@
-"""Cross-validation splitters over pairs of tasks, in the style of scikit-learn.
+"""Split pairs of tasks for cross-validation, with the interface of scikit-learn's splitters.
 
 A pair belongs to two tasks at once, so ordinary cross-validation would leave both of a pair's tasks in the training
 rows. `groups` are the pairs themselves, an (n, 2) array of task names:
@@ -30,7 +30,7 @@ KNOWN_PARTNER, BOTH_NEW = "known partner", "both new"
 
 @dataclass(frozen=True)
 class Split:
-    """One fold: the held-out tasks, and the training and validation rows.
+    """Hold the left-out tasks, the training rows and the validation rows of one fold.
 
     Attributes:
         held_out: the tasks whose pairs are validated.
@@ -44,13 +44,13 @@ class Split:
 
     @property
     def label(self) -> str:
-        """Return the name of the fold, made of its held-out tasks."""
+        """Return the name of the fold, which consists of the names of its left-out tasks."""
         return "+".join(self.held_out)
 
 
 @runtime_checkable
 class SplitProtocol(Protocol):
-    """Interface of a protocol that splits pairs into named folds.
+    """Define the interface of protocols that split pairs into named folds.
 
     Attributes:
         name: as in `prediction.json`.
@@ -75,9 +75,11 @@ class _Splitter(ABC):
         """Yield the folds of the pairs."""
 
     def split(self, X: Any, y: Any = None, groups: Any = None) -> Iterator[InnerFold]:
-        """Yield the training and validation rows of each fold; `groups` are the pairs of tasks."""
+        """Yield the training and validation rows of each fold; `groups` contains the pairs of tasks."""
         if groups is None:
-            raise UserError("Splitting requires the pairs of tasks: pass groups=<(n, 2) task names>.")
+            raise UserError(
+                "Splitting requires the pairs of tasks. Pass groups=<array of task names of shape (n, 2)>."
+            )
         for fold in self.folds(groups):
             yield fold.training, fold.validation
 
@@ -88,7 +90,7 @@ class _Splitter(ABC):
 
 @dataclass(frozen=True)
 class LeaveOneTaskOut(_Splitter):
-    """Train on the pairs without one task and validate on the pairs with it; one fold per task.
+    """Create one fold per task: train on the pairs without the task, validate on the pairs with the task.
 
     With all pairs of T tasks, each fold has (T-1)(T-2)/2 training and T-1 validation pairs (171 and 19 for T = 20). A
     fold without validation or training rows is skipped.
@@ -115,7 +117,7 @@ class LeaveOneTaskOut(_Splitter):
 
 @dataclass(frozen=True)
 class LeaveTwoTasksOut(_Splitter):
-    """Validate each pair with a fit on the pairs that share neither of its tasks; one fold per pair.
+    """Create one fold per pair: validate on the pair, train on the pairs that contain neither of its tasks.
 
     With all pairs of T tasks, each fold has (T-2)(T-3)/2 training pairs (153 for T = 20). This is the test for two
     models that were never merged before. A single pair has no correlation, so the predictions of all folds are pooled.
@@ -141,7 +143,7 @@ class LeaveTwoTasksOut(_Splitter):
 
 @dataclass(frozen=True)
 class DisjointHalves(_Splitter):
-    """Train on the pairs within one random half of the tasks and validate on the pairs within the other half.
+    """Train on the pairs within one random half of the tasks, and validate on the pairs within the other half.
 
     With all pairs of an even number T of tasks, each fold has T/2·(T/2-1)/2 training and as many validation pairs (45
     for T = 20); pairs with a task in each half are left out.
@@ -179,7 +181,7 @@ class DisjointHalves(_Splitter):
 
 @dataclass(frozen=True)
 class AcrossGroups(_Splitter):
-    """Train on the pairs within one group of tasks and validate on the pairs within another, in a single fold.
+    """Create a single fold: train on the pairs within one group of tasks, validate on those within another group.
 
     Pairs across the groups are left out. If no pair is within the other group, as in the training rows of that
     fold, the folds are those of `LeaveTwoTasksOut` among the pairs within the first group, so that strengths are chosen
@@ -209,7 +211,7 @@ class AcrossGroups(_Splitter):
             )
 
     def folds(self, groups: Any) -> Iterator[Split]:
-        """Yield the fold from one group to the other, or the folds within the first group if there is no other."""
+        """Yield the fold between the groups, or leave-two-tasks-out folds if all pairs are in the first group."""
         ends = np.asarray(groups, dtype=object).reshape(-1, 2)
         training, validation = (
             np.flatnonzero(np.isin(ends, list(tasks)).all(axis=1)) for tasks in (self.fitted, self.validated)
@@ -226,7 +228,7 @@ PROTOCOLS: dict[str, type[LeaveOneTaskOut] | type[LeaveTwoTasksOut] | type[Disjo
 
 
 def inner_folds(protocol: SplitProtocol, groups: Any) -> Sequence[InnerFold]:
-    """Return the folds of a protocol as training and validation rows.
+    """Return the training rows and validation rows of each fold of a protocol.
 
     Folds of leaving two tasks out are made one at a time: together, their rows take memory in proportion to T⁴ for T
     tasks.
@@ -244,7 +246,7 @@ def inner_folds(protocol: SplitProtocol, groups: Any) -> Sequence[InnerFold]:
 
 
 def named_protocols(names: Sequence[str]) -> list[SplitProtocol]:
-    """Create protocols by their names.
+    """Return the protocols with the given names.
 
     Args:
         names: `loto`, `l2to` or `halves`.
@@ -267,9 +269,7 @@ def _ends(groups: Any) -> tuple[tuple[str, ...], Int[np.ndarray, "n 2"]]:
     """Number the tasks of each pair."""
     ends = np.asarray(groups, dtype=object)
     if ends.ndim != 2 or ends.shape[1] != 2:
-        raise UserError(
-            f"Expected the pairs as an (n, 2) array of task names, got one of shape {ends.shape}."
-        )
+        raise UserError(f"Expected an array of task names of shape (n, 2), got shape {ends.shape}.")
     tasks = task_order(ends)
     index = {task: i for i, task in enumerate(tasks)}
     return tasks, np.array([[index[a], index[b]] for a, b in ends.tolist()], dtype=int).reshape(-1, 2)

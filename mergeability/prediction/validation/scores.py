@@ -1,4 +1,4 @@
-"""Scores of predicted against measured outcomes; undefined scores are NaN."""
+"""Compute scores of predictions against measured outcomes; undefined scores are NaN."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ _RELATIVE_SPREAD = 1e-9
 
 
 def is_constant(values: Float[np.ndarray, " n"]) -> bool:
-    """Return whether values differ by no more than rounding."""
+    """Return whether all values are equal up to rounding."""
     if values.size == 0:
         return True
     return bool(np.ptp(values) <= _RELATIVE_SPREAD * np.abs(values).max())
@@ -39,7 +39,7 @@ def pearson_r(predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray, " 
 
 
 def spearman_rho(predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray, " n"]) -> float:
-    """Return Spearman's correlation of ranks (ties share their mean rank), in [-1, 1]; NaN if `pearson_r` is NaN."""
+    """Return Spearman's rank correlation, in [-1, 1], with mean ranks for ties; NaN if `pearson_r` is NaN."""
     # Test for constant values before ranking, which would turn rounding errors into distinct ranks.
     if len(measured) < MIN_PAIRS or is_constant(predicted) or is_constant(measured):
         return float("nan")
@@ -52,7 +52,7 @@ def interval_over_tasks(
     ends: np.ndarray,
     correlate: Callable[..., float] = pearson_r,
 ) -> tuple[float, float]:
-    """Estimate a 95 % confidence interval of r over pairs, whose errors are correlated if they share a task.
+    """Estimate a 95 % confidence interval of r over pairs; it accounts for pairs that share a task.
 
     The jackknife over tasks is applied to Fisher's z = artanh r: SE² = (T - 2)/(2T) Σ (z₋ₜ - z̄)², with z₋ₜ computed
     without the pairs of task t.
@@ -75,7 +75,7 @@ def interval_over_tasks(
 
 
 def jackknife_interval(whole: float, without: Float[np.ndarray, " T"]) -> tuple[float, float]:
-    """Return the 95 % interval over tasks of a correlation, or of a mean of correlations, in [-1, 1].
+    """Return the 95 % jackknife interval over tasks of a correlation, or of a mean of correlations, in [-1, 1].
 
     Args:
         whole: the correlation over all pairs.
@@ -129,7 +129,7 @@ def r2_over_training_mean(
     measured: Float[np.ndarray, " n"],
     training_mean: Float[np.ndarray, " n"],
 ) -> float:
-    """Compare squared errors with those of the training mean: 1 - Σ(m - p)² / Σ(m - m̄_train)².
+    """Return R² over the training mean: 1 - Σ(m - p)² / Σ(m - m̄_train)².
 
     The score is at most 1; it is 0 for the training mean, below 0 for worse predictions, and NaN if the training mean
     makes no error.

@@ -1,1 +1,1 @@
-"""The comparison of settings of fine-tuning: runs read from disk, conditions compared, the page."""
+"""Compare settings of fine-tuning: read their runs, check that they are comparable, write the page."""

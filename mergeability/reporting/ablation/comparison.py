@@ -1,4 +1,4 @@
-"""Effects of a setting of fine-tuning on merges: analyses that differ in penalty, strength and seed, compared."""
+"""Measure how the setting of fine-tuning affects merges, over analyses of several settings and seeds."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ class Ablation:
 
 
 def compare(run_folders: Sequence[Path | str], beside: Sequence[Path | str] = ()) -> Ablation:
-    """Compare every setting of fine-tuning with the plain one.
+    """Compare every setting of fine-tuning with plain fine-tuning.
 
     Means are over pairs (over tasks for the models' own accuracy) and seeds. A change is setting − plain with the same
     seed, so that effects of the seed on both cancel. Its 95 % intervals are Student's t: `low`, `high` over the seeds'
@@ -71,7 +71,7 @@ def compare(run_folders: Sequence[Path | str], beside: Sequence[Path | str] = ()
     """
     own = read_runs(run_folders)
     if not own:
-        raise UserError("None of these runs has merged anything: there is nothing to compare.")
+        raise UserError("None of these runs contains a merge, so there is nothing to compare.")
     for run in own:
         _refuse_difference(run, own[-1])
     earlier = read_runs(beside)
@@ -106,9 +106,9 @@ def compare(run_folders: Sequence[Path | str], beside: Sequence[Path | str] = ()
 def _refuse_difference(run: Run, other: Run) -> None:
     if differences(run, other):
         raise UserError(
-            "Only runs that agree in all but penalty, strength and seed can be compared. "
-            f"{run.setting} with seed {run.seed} and {other.setting} with seed {other.seed} differ in "
-            f"{described_difference(run, other, ' and ')}."
+            f"Only runs that differ in nothing but penalty, strength and seed can be compared. {run.setting}"
+            f" with seed {run.seed} and {other.setting} with seed {other.seed} differ in"
+            f" {described_difference(run, other, ' and ')}."
         )
 
 
@@ -290,29 +290,33 @@ def _missing(runs: Sequence[Run], everywhere: Sequence[str]) -> list[str]:
     sentences = []
     if PLAIN not in have:
         sentences.append(
-            "Plain fine-tuning (reg.lambda=0) is not among the runs: there is nothing to compare with. Run it with the "
-            "same seeds."
+            "Plain fine-tuning (reg.lambda=0) is not among the runs, but all settings are compared with it."
+            " Run it with the same seeds."
         )
     partly = [
         f"{setting} (seeds {', '.join(map(str, own))})" for setting, own in have.items() if own != seeds
     ]
     if len(partly) > _NAMED:
         sentences.append(
-            f"{len(partly)} of {len(have)} settings do not have all of the seeds {', '.join(map(str, seeds))};"
-            " those with one have no interval."
+            f"{len(partly)} of {len(have)} settings were not run with all of the seeds"
+            f" {', '.join(map(str, seeds))}. Settings with a single seed have no interval."
         )
     elif partly:
-        sentences.append(f"Not for every seed: {'; '.join(partly)}.")
+        sentences.append(f"Not measured for every seed: {'; '.join(partly)}.")
     partial = sorted({method for run in runs for method in outcome_methods(run.pairs)} - set(everywhere))
     if partial:
-        sentences.append(f"The mean over methods is without {', '.join(partial)}: merges of some runs only.")
+        sentences.append(
+            f"The mean over methods excludes {', '.join(partial)}, which only some of the runs used."
+        )
     if len(seeds) < 2:
-        sentences.append("One seed: no interval over seeds, and no choice of a strength that is fair.")
+        sentences.append(
+            "One seed allows neither an interval over seeds nor an unbiased choice of a strength."
+        )
     return sentences
 
 
 def winners(merges: pd.DataFrame) -> pd.DataFrame:
-    """Find the settings that beat plain fine-tuning in both outcomes by more than the interval over seeds.
+    """Find the settings that beat plain fine-tuning in both outcomes by more than the 95 % interval over seeds.
 
     Args:
         merges: of `Ablation`.

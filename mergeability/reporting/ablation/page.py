@@ -1,4 +1,4 @@
-"""The page of an ablation: findings first, then trade-off, merges, models and metrics for each setting."""
+"""Build the page of an ablation: the findings, then the trade-off, merges, models and metrics of each setting."""
 
 from collections.abc import Sequence
 
@@ -44,12 +44,13 @@ def headline(found: Ablation) -> list[str]:
     over_all = best[best["method"] == ALL_METHODS]
     rows = compared[(compared["method"] == ALL_METHODS) & (compared["target"] == "acc")]
     sentences += [
-        f"Mean over all methods, {row['setting']}: accuracy {100 * row['acc']:+.1f} points, normalised"
-        f" {100 * row['norm_acc']:+.1f}; the models' own accuracy {100 * _own_change(found, row['setting']):+.1f}."
+        f"{row['setting']}, averaged over all methods: accuracy {100 * row['acc']:+.1f} points, normalised"
+        f" accuracy {100 * row['norm_acc']:+.1f}; single-task accuracy"
+        f" {100 * _own_change(found, row['setting']):+.1f}."
         for row in over_all.head(_SHOWN_WINNERS).to_dict("records")
     ]
     if rows.empty:
-        sentences.append("No merge method merged the models of every setting: there is no mean over methods.")
+        sentences.append("No merge method was used with every setting, so there is no mean over methods.")
     elif over_all.empty:
         row = rows.sort_values("change").iloc[-1]
         if pd.isna(row["low"]):
@@ -57,9 +58,10 @@ def headline(found: Ablation) -> list[str]:
             known = f" (one seed{luck}: no interval)"
         else:
             known = f" (95 % interval over seeds {100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
-        none = "no setting does. The" if rows["low"].notna().any() else "the"
+        if rows["low"].notna().any():
+            sentences.append("No setting beats plain fine-tuning in the mean over all methods.")
         sentences.append(
-            f"Mean over all methods, {none} best in accuracy is {row['setting']}:"
+            f"In the mean over all methods, {row['setting']} has the best accuracy:"
             f" {100 * row['change']:+.1f} points{known}."
         )
     return [*sentences, *found.missing]
@@ -100,11 +102,12 @@ def _trade_off(found: Ablation) -> Section | None:
         for method in methods
     }
     body = paragraphs(
-        "Each point is one setting of fine-tuning: how good its models are on their own, and how good their merges. It"
-        " lies at plain fine-tuning's mean plus the setting's change against plain with the same seeds, so that"
-        " settings of unequal seeds can be compared. The line joins the settings that no other beats in both (the"
-        " Pareto front). Bars are 95 % intervals of the change over seeds. Drag to enlarge a corner, double-click to go"
-        " back.",
+        "Each point is one setting of fine-tuning: the accuracy of its models before merging, and the"
+        " accuracy of their merges. Its position is the mean of plain fine-tuning plus the setting's"
+        " difference from plain fine-tuning with the same seeds, so that settings with different seeds can"
+        " be compared. The line joins the Pareto front: the settings for which no other setting is better in"
+        " one accuracy and at least as good in the other. Bars are 95 % intervals of the difference over"
+        " seeds. Drag to zoom in; double-click to reset.",
         note=True,
     )
     body += figure_block(
@@ -169,10 +172,11 @@ def _choice(found: Ablation) -> Section | None:
     for key, name in names.items():
         columns |= {key: name, f"{key}_low": "from", f"{key}_high": "to"}
     body = paragraphs(
-        "For each penalty the strength with the best trade-off, merged plus own accuracy, plain fine-tuning among the"
-        " choices. It is chosen on all seeds but one and judged on that one, each in turn: what stands here is the mean"
-        " change against plain, means over methods, with 95 % intervals over seeds. The test images are the same for"
-        " choosing and judging.",
+        "For each penalty, the strength with the largest sum of merged and single-task accuracy is selected;"
+        " plain fine-tuning is one of the candidates. The strength is selected on all seeds except one and"
+        " evaluated on the remaining seed; this is repeated for every seed. The table shows the difference"
+        " from plain fine-tuning, averaged over seeds and methods, with 95 % intervals over seeds. Selection"
+        " and evaluation use the same test images.",
         note=True,
     )
     body += table(
@@ -190,8 +194,9 @@ def _merges(found: Ablation) -> Section:
     methods = list(dict.fromkeys(found.merges["method"]))
     targets = [target for target in TARGETS if target in set(found.merges["target"])]
     body = paragraphs(
-        "Change against plain fine-tuning with the same seed. Bars: 95 % intervals over seeds. The intervals over"
-        " tasks, each paired with itself, say whether other tasks with these partners would agree.",
+        "Difference from plain fine-tuning with the same seed. Bars are 95 % intervals over seeds. The"
+        " intervals over tasks are computed from the differences of the single tasks; they show whether the"
+        " result would also hold for other tasks.",
         note=True,
     )
     compared = found.merges[found.merges["change"].notna()]
@@ -211,7 +216,7 @@ def _merges(found: Ablation) -> Section:
             "merges",
             plots,
             [_target_choice(targets), _method_choice(methods)],
-            described="Change of merges against the strength of each penalty",
+            described="Effect of each penalty's strength on merges",
         )
     for target in targets:
         rows = found.merges[found.merges["target"] == target]
@@ -222,7 +227,7 @@ def _merges(found: Ablation) -> Section:
             whole, _CHANGES, "setting", marked=[PLAIN], caption=f"Changes of {name}, mean over methods"
         )
         body += folded(
-            f"{name[0].upper()}{name[1:]}, every method: change against plain",
+            f"{name[0].upper()}{name[1:]}, every method: difference from plain fine-tuning",
             table(
                 rows.pivot_table(index="setting", columns="method", values="change", sort=False, dropna=False)
                 .reindex(list(dict.fromkeys(rows["setting"])))
@@ -236,7 +241,7 @@ def _merges(found: Ablation) -> Section:
 
 
 def _models(found: Ablation) -> Section:
-    body = paragraphs("Test accuracy of the models on their own tasks, before any merge.", note=True)
+    body = paragraphs("Test accuracy of each model on its own task, before any merge.", note=True)
     body += table(
         found.models.set_index("setting"),
         _CHANGES,
@@ -258,12 +263,12 @@ def _metrics(found: Ablation) -> Section | None:
         f"{'+ ' if signs[m] > 0 else '− ' if signs[m] < 0 else ''}{figures.label(str(m))}" for m in wide.index
     ]
     body = paragraphs(
-        "How far each metric's mean over pairs moved, in standard deviations of plain fine-tuning's pairs, the mean"
-        " over seeds. Cells stop at ±5 in colour."
+        "Change of each metric's mean over pairs, averaged over seeds. The unit is the metric's standard"
+        " deviation over the pairs of plain fine-tuning. The colour scale ends at ±5."
         + (
-            f" A + or − before a name: {found.stable_by} gives it that sign for normalised accuracy under every merge"
-            " method and every seed of plain fine-tuning (a stable metric): between plain pairs, more of it in that"
-            " direction goes with better merges."
+            f" A + or − before a name marks a stable metric: {found.stable_by} gives its coefficient this"
+            " sign for normalised accuracy under every merge method and every seed of plain fine-tuning."
+            " With +, pairs with larger values merge better; with −, pairs with smaller values do."
             if found.stable_by is not None
             else ""
         ),

@@ -1,4 +1,4 @@
-"""The analyses that an ablation compares: reading their run folders, and checking that they are comparable."""
+"""Read the run folders of the analyses in an ablation, and check that the analyses are comparable."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from mergeability.prediction.pair_table import TARGETS, outcome_methods
 
 @dataclass(frozen=True)
 class Run:
-    """Hold one analysis: all models of a suite, fine-tuned with one setting and seed.
+    """Hold one analysis, in which all models were fine-tuned with the same setting and seed.
 
     Attributes:
         setting: `<penalty>-<λ>`, as in the checkpoint's folder, without its variant; `none-0` is plain fine-tuning.
@@ -53,7 +53,7 @@ class Run:
 
 
 def read_runs(folders: Sequence[Path | str]) -> list[Run]:
-    """Read run folders in their order, without those that contain no merges."""
+    """Read run folders in the given order; skip those without merges."""
     return [run for run in map(_read, map(Path, folders)) if run is not None]
 
 
@@ -107,12 +107,12 @@ def _conditions(config: dict[str, Any], models: pd.DataFrame, pairs: pd.DataFram
 
 
 def differences(run: Run, other: Run) -> list[str]:
-    """List the conditions in which two runs differ; a method used by only one of them does not count."""
+    """List the conditions in which two runs differ; ignore methods that only one run used."""
     return [name for name, value in run.conditions.items() if other.conditions.get(name, value) != value]
 
 
 def described_difference(run: Run, other: Run, between: str) -> str:
-    """Describe in words the conditions in which two runs differ, with short values spelled out."""
+    """Describe the conditions in which two runs differ; include their values if they are short."""
     return ", ".join(
         f"{name} ({_shown(run.conditions[name])}{between}{_shown(other.conditions[name])})"
         if all(isinstance(one.conditions[name], str | float | int | None) for one in (run, other))

@@ -1,4 +1,4 @@
-"""The page and tables of an ablation, written into the folder of a sweep."""
+"""Write the page and the tables of an ablation into the folder of a sweep."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""Many runs on one page: found below folders, gathered into tables, and shown with filters, here or in W&B."""
+"""Show many runs on one page, as an HTML file with filters or as a workspace in Weights & Biases."""

@@ -1,4 +1,4 @@
-"""The data of the page: everything that its filters and figures read, as one JSON of bounded size."""
+"""Build the JSON, of limited size, that the dashboard's filters and figures read."""
 
 import math
 import os
@@ -35,13 +35,13 @@ Part = tuple[str, str, bool, Callable[[Run], tuple[Any, int]]]
 
 @dataclass
 class Budget:
-    """Count the numbers that may still be embedded."""
+    """Limit how many numbers are embedded in a page."""
 
     left: int
     used: int = 0
 
     def take(self, count: int) -> bool:
-        """Take `count` numbers from the budget; return False, and take none, if fewer are left."""
+        """Take `count` numbers from the budget and return True; if fewer are left, return False."""
         if count > self.left:
             return False
         self.left, self.used = self.left - count, self.used + count
@@ -66,7 +66,7 @@ class _Numbering:
 def content(
     gathered: Gathered, page: Path, numbers: int = NUMBERS, progress: Progress = no_progress
 ) -> dict[str, Any]:
-    """Arrange the gathered data for the page's scripts.
+    """Convert the collected data to the structure that the page's scripts read.
 
     Parts are embedded in the order of their importance, of the newest runs first: pairs, outcomes, correlations,
     coefficients, metrics, predictions. A part that does not fit is left out, counted and named; the run stays in the
@@ -105,7 +105,9 @@ def content(
             sentences.append(_too_much(title, without, len(runs), numbers))
     trainings = gathered.trainings.sort_values("finished_at", ascending=False, kind="stable")
     if len(trainings) > MOST_TRAININGS:
-        sentences.append(f"Of {len(trainings):,} trainings, the newest {MOST_TRAININGS:,} are on this page.")
+        sentences.append(
+            f"There are {len(trainings):,} trainings; this page contains the newest {MOST_TRAININGS:,}."
+        )
         trainings = trainings.iloc[:MOST_TRAININGS]
     rows = trainings[TRAININGS[1:]].itertuples(index=False, name=None)
     return {

@@ -1,4 +1,4 @@
-"""Find the runs below some folders: analyses, trained models, and runs that did not finish."""
+"""Find analyses, trained models and unfinished runs in folders and their subfolders."""
 
 import os
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _COPIES = "wandb"
 
 @dataclass
 class Found:
-    """Hold the paths that were found, in alphabetical order.
+    """Hold the paths of the runs that were found, in alphabetical order.
 
     Attributes:
         analyses: folders with a `run.json`.
@@ -32,7 +32,7 @@ class Found:
 
 
 def find(folders: Sequence[Path]) -> Found:
-    """Find runs below some folders; each is found once, even if its folder is given more than once.
+    """Find runs in folders and their subfolders; list each run once, even if its folder is given more than once.
 
     The store, hidden folders, `wandb/` and links to folders are not searched.
 
@@ -48,7 +48,7 @@ def find(folders: Sequence[Path]) -> Found:
     found, seen = Found(), set[Path]()
     for start in folders:
         if not start.is_dir():
-            raise UserError(f"There is no folder {start}. Name one that holds runs, such as outputs.")
+            raise UserError(f"There is no folder {start}. Name a folder that contains runs, such as outputs.")
         for place, inner, files in os.walk(
             start, onerror=lambda error: found.unreadable.append(Path(str(error.filename)))
         ):

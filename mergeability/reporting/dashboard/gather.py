@@ -1,4 +1,4 @@
-"""Gather analyses and trainings into one set of tables; unusable ones are listed."""
+"""Collect analyses and trainings in one set of tables, and list those that cannot be read."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ FACTS = ("suite", "model", "penalty", "strength", "seed", "variant")
 
 @dataclass(frozen=True)
 class Gathered:
-    """Hold the gathered runs.
+    """Hold the analyses and trainings of a dashboard as tables.
 
     Attributes:
         runs: finished analyses, the newest first.
@@ -40,7 +40,7 @@ class Gathered:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row per analysis: `folder`, facts, `other`, `pairs`, `methods`, `finished_at`, `repeated` (whether)."""
+        """The table of analyses: `folder`, facts, `other`, `pairs`, `methods`, `finished_at`, `repeated`."""
         rows = [
             {
                 "folder": run.folder,
@@ -56,12 +56,12 @@ class Gathered:
         return pd.DataFrame(rows)
 
     def is_repeated(self, run: Run) -> bool:
-        """Return whether newer runs evaluated all merges of a run or, if it has none, measured its metrics."""
+        """Return whether newer runs contain all merges of this run or, for a run without merges, all its metrics."""
         return self.repeated[run.folder] >= set(run.methods or [""])
 
     @property
     def outcomes(self) -> pd.DataFrame:
-        """One row per analysis, pair, method and target: `folder`, facts, tasks, `method`, `target`, `value`."""
+        """The table of outcomes: `folder`, facts, the tasks of the pair, `method`, `target`, `value`."""
         rows = [
             (run.folder, *(run.facts[name] for name in FACTS), a, b, method, target, value)
             for run in self.runs
@@ -76,7 +76,7 @@ class Gathered:
 
 
 def gather(folders: Sequence[Path | str], progress: Progress = no_progress) -> Gathered:
-    """Read every finished analysis and training below some folders.
+    """Read every finished analysis and training in folders and their subfolders.
 
     Args:
         folders: where to start.
@@ -105,9 +105,9 @@ def gather(folders: Sequence[Path | str], progress: Progress = no_progress) -> G
     trainings = pd.DataFrame([card for card in cards if card is not None], columns=TRAININGS)
     if not runs and trainings.empty:
         raise UserError(
-            f"No finished analysis or training was found below {_listed(folders)}: expected a run.json "
-            f"next to a pairs.csv, or a card.json next to a model.{_first(left_out)} Make one with analyze.py or "
-            "train.py, or name another folder."
+            f"No finished analysis or training was found below {_listed(folders)}: expected a run.json next"
+            f" to a pairs.csv, or a card.json next to a model.{_first(left_out)} Run analyze.py or train.py"
+            " first, or name another folder."
         )
     # By time, and by path where that is unknown; a stable sort keeps equal times in the order of paths.
     runs.sort(key=lambda run: run.finished_at, reverse=True)

@@ -1,4 +1,4 @@
-"""The dashboard: one HTML file that filters and groups all runs below a folder, without a network."""
+"""Build the dashboard: one HTML file that filters and groups all runs in a folder and works offline."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def write_dashboard(
     document = page(
         _TITLE,
         Markup('<p id="status" role="status"></p>'),
-        [*_sections(), Section("left-out", "What is left out?", _left_out(left_out))],
+        [*_sections(), Section("left-out", "Which runs are not shown?", _left_out(left_out))],
         aside=Markup(
             '<details id="filter-box" open><summary>Filters</summary><div id="filters"></div></details>'
         ),
@@ -64,9 +64,10 @@ def _sections() -> list[Section]:
             "merged",
             "How good are the merges?",
             paragraphs(
-                "Mean over a pair's two tasks; normalised accuracy is the merged model's accuracy over that of the"
-                " task's own fine-tuned model. Each box shows the spread over pairs: quartiles, the worst and the best"
-                " pair, and the mean as a dashed line.",
+                "Values are means over a pair's two tasks. Normalised accuracy is the merged model's"
+                " accuracy divided by the accuracy of the task's own fine-tuned model. Each box shows the"
+                " distribution over pairs: the quartiles, the worst and the best pair, and the mean as a"
+                " dashed line.",
                 note=True,
             )
             + _panel(),
@@ -78,11 +79,12 @@ def _sections() -> list[Section]:
         ),
         Section(
             "trade-off",
-            "What do good merges cost in single-task accuracy?",
+            "How much single-task accuracy do good merges cost?",
             paragraphs(
-                "How good the models are on their own tasks, and how good their merges are; means over the same pairs."
-                " The larger points on the dotted line are the Pareto front: no other point is better in one accuracy"
-                " without being worse in the other.",
+                "The horizontal axis shows the accuracy of the models on their own tasks, the vertical axis"
+                " the accuracy of their merges; both are means over the same pairs. The larger points on the"
+                " dotted line are the Pareto front: no other point is better in one accuracy and at least as"
+                " good in the other.",
                 note=True,
             )
             + _panel(),
@@ -91,8 +93,9 @@ def _sections() -> list[Section]:
             "predicted",
             "How close are predictions to measured outcomes?",
             paragraphs(
-                "On the dotted line a prediction is exact. The table has the correlation of each predictor: for a known"
-                " partner the mean over left-out tasks, for two new tasks that beyond the training mean.",
+                "On the dotted line, the prediction equals the measured outcome. The table contains the"
+                " correlation of each predictor: with leave one task out, the mean over the left-out tasks;"
+                " with leave two tasks out, the correlation beyond the training mean.",
                 note=True,
             )
             + _panel(),
@@ -101,8 +104,9 @@ def _sections() -> list[Section]:
             "fingerprints",
             "Do methods succeed for the same reasons?",
             paragraphs(
-                "Which metrics predict the outcome of each merge method. Two methods with the same fingerprint have the"
-                " same five largest coefficients and equal signs.",
+                "The figure shows which metrics predict the outcome of each merge method. Methods have the"
+                " same fingerprint if their five largest coefficients belong to the same metrics and all"
+                " signs are equal.",
                 note=True,
             )
             + _panel(plots=3),
@@ -119,7 +123,7 @@ def _panel(plots: int = 1, kind: str = "", table: bool = True) -> Markup:
 
 def _left_out(sentences: list[str]) -> Markup:
     if not sentences:
-        return paragraphs("Nothing: everything that was found is on this page.")
+        return paragraphs("None: this page contains all runs that were found.")
     rest = sentences[_NAMED:]
     if not rest:
         return bullet_list(sentences)

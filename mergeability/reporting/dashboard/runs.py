@@ -1,4 +1,4 @@
-"""One analysis read from its folder: its identity, its pairs and its predictions."""
+"""Read one analysis from its folder: its identity, pairs and predictions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _ALPHA = ("alpha", "alpha_grid", "validation_images")
 
 @dataclass(frozen=True)
 class Run:
-    """Hold a finished analysis.
+    """Hold the identity, pairs and predictions of a finished analysis.
 
     Attributes:
         folder: its path.
@@ -62,7 +62,7 @@ class Run:
 
     @property
     def tasks(self) -> list[str]:
-        """The tasks of the models and of the pairs."""
+        """The tasks of all models and pairs."""
         ends = [str(task) for name in ("task_a", "task_b") for task in self.pairs[name]]
         return list(dict.fromkeys([*self.own, *ends]))
 
@@ -82,10 +82,10 @@ def read_run(folder: Path) -> Run:
     record = read_object(folder / "run.json") or {}
     config = _mapping(record.get("config"))
     if not (folder / "pairs.csv").is_file():
-        raise UserError(f"{folder} has a run.json but no pairs.csv.")
+        raise UserError(f"{folder} contains a run.json but no pairs.csv.")
     pairs = _table(folder / "pairs.csv", ["task_a", "task_b"])
     if pairs[["task_a", "task_b"]].isna().to_numpy().any():
-        raise UserError(f"{folder / 'pairs.csv'} has a row without a task.")
+        raise UserError(f"{folder / 'pairs.csv'} contains a row without a task.")
     methods = tuple(outcome_methods(pairs))
     outcomes = [f"{t}_{m}" for t in TARGETS for m in methods if f"{t}_{m}" in pairs.columns]
     metrics = [name for name in _mapping(config.get("metric")) if name in pairs.columns]

@@ -1,4 +1,4 @@
-"""Build the dashboard in Weights & Biases, a workspace and a report, from the names of logged values.
+"""Build a workspace and a report in Weights & Biases that show the values logged by runs.
 
 The panels name methods, because W&B cannot list them. Figures that W&B has no panel for, such as a Pareto front, are
 only on the page of `reporting.dashboard.page`.
@@ -25,7 +25,7 @@ _TIMEOUT = 10
 
 @dataclass(frozen=True)
 class Group:
-    """Hold the panels of one question.
+    """Hold the panels that answer one question.
 
     Attributes:
         title: of the section.
@@ -47,7 +47,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Project:
-    """Identify a W&B project, and the content of its panels.
+    """Hold the name of a W&B project and what its panels show.
 
     Attributes:
         entity: the user or team that owns it.
@@ -78,14 +78,14 @@ class Project:
         """
         entity, _, name = path.partition("/")
         if not entity or not name or "/" in name:
-            raise UserError(f"Expected ENTITY/PROJECT, got {path!r}, such as my-team/mergeability.")
+            raise UserError(f"Expected ENTITY/PROJECT, such as my-team/mergeability, got {path!r}.")
         if not methods:
             raise UserError("A workspace needs merge methods: name some with --methods.")
         return cls(entity, name, tuple(dict.fromkeys(methods)), predictor)
 
 
 def groups(project: Project) -> list[Group]:
-    """Create all panels of a project, without a network."""
+    """Create all panels of a project; this needs no network."""
     wr, _ = _library()
     return [
         _merged(wr, project),
@@ -99,7 +99,7 @@ def groups(project: Project) -> list[Group]:
 
 
 def workspace(project: Project) -> "workspaces.Workspace":
-    """Create the workspace: one section per question, runs grouped by penalty and strength.
+    """Create the workspace, with one section per question and with runs grouped by penalty and strength.
 
     Raises:
         UserError: `wandb-workspaces` is not installed.
@@ -127,7 +127,7 @@ def workspace(project: Project) -> "workspaces.Workspace":
 
 
 def report(project: Project) -> "reports.Report":
-    """Create the report: for each question a heading, a text and the panels, on the runs of the fitting job type.
+    """Create the report, with a heading, a text and panels for each question.
 
     Raises:
         UserError: `wandb-workspaces` is not installed.
@@ -150,7 +150,7 @@ def report(project: Project) -> "reports.Report":
 
 
 def save(project: Project) -> Mapping[str, str]:
-    """Save the workspace and the report of a project; return the address of each.
+    """Save the workspace and the report of a project, and return their addresses.
 
     Raises:
         UserError: there is no account, or W&B cannot be reached or refuses.
@@ -163,8 +163,8 @@ def save(project: Project) -> Mapping[str, str]:
         wandb.Api(timeout=_TIMEOUT)
     except wandb.errors.UsageError as error:
         raise UserError(
-            "A dashboard in Weights & Biases needs an account: set WANDB_API_KEY or run `wandb login`. Without one, "
-            "leave --wandb out: the same panels are written to a file."
+            "A dashboard in Weights & Biases needs an account: set WANDB_API_KEY or run `wandb login`."
+            " Without an account, leave out --wandb: the same panels are then written to a file."
         ) from error
     except (wandb.errors.Error, OSError, ValueError) as error:
         raise UserError(f"Weights & Biases cannot be used: {_told(error)}") from error
@@ -222,8 +222,8 @@ def _merged(wr: Any, project: Project) -> Group:
     ]
     return Group(
         "Merged accuracy",
-        "Normalised accuracy of merges of two, the mean over pairs, by merge method, strength and seed. Bars average "
-        "runs; whiskers are their standard deviation.",
+        "Normalised accuracy of merges of two models, averaged over pairs, by merge method, strength and"
+        " seed. Bars show the mean over runs, whiskers their standard deviation.",
         names.ANALYZE,
         [
             *by_setting,
@@ -241,7 +241,7 @@ def _merged(wr: Any, project: Project) -> Group:
 def _pairs(wr: Any) -> Group:
     return Group(
         "Every pair",
-        "The outcome of every pair of tasks, run by run, and the table of pairs.",
+        "The outcome of every pair of tasks in each run, and the table of pairs.",
         names.ANALYZE,
         [_media(wr, "Heat maps of pairs", names.HEAT_MAP), _media(wr, "Tables of pairs", names.PAIRS)],
     )
@@ -250,8 +250,9 @@ def _pairs(wr: Any) -> Group:
 def _trade_off(wr: Any, project: Project) -> Group:
     return Group(
         "Merged against single-task accuracy",
-        "How good the models are on their own, and how good their merges are. The line is the highest merged accuracy "
-        "so far from the left; the points of the Pareto front are marked in dashboard.html.",
+        "The accuracy of the models on their own tasks, and the accuracy of their merges. The line shows the"
+        " highest merged accuracy of all points to its left. In dashboard.html the points of the Pareto"
+        " front are marked.",
         names.ANALYZE,
         [
             wr.ScatterPlot(
@@ -280,7 +281,7 @@ def _predicted(wr: Any, project: Project) -> Group:
     ]
     return Group(
         "Predicted against measured",
-        "Predictions of pairs that the fit did not see, and their correlation with the measured outcome.",
+        "Predictions for pairs outside the training set, and their correlation with the measured outcome.",
         names.ANALYZE,
         [_media(wr, "Predicted against measured", names.PREDICTED), *bars],
     )
@@ -289,7 +290,7 @@ def _predicted(wr: Any, project: Project) -> Group:
 def _fingerprints(wr: Any) -> Group:
     return Group(
         "Fingerprints of the methods",
-        "Which metrics predict the outcome of each merge method, and how far methods agree about them.",
+        "Which metrics predict the outcome of each merge method, and how similar these are across methods.",
         names.ANALYZE,
         [
             _media(wr, "Coefficients", names.COEFFICIENTS),
@@ -308,7 +309,7 @@ def _trainings(wr: Any) -> Group:
     }
     return Group(
         "Trainings",
-        "Test accuracy of the fine-tuned models and of their base, and what training took.",
+        "Test accuracy of the fine-tuned models and of their base model, and the duration of the trainings.",
         names.TRAIN,
         [
             wr.BarPlot(title="Test accuracy by task", metrics=[accuracy, base], groupby=wr.Config(names.TASK),
@@ -324,7 +325,8 @@ def _trainings(wr: Any) -> Group:
 def _answers(wr: Any) -> Group:
     return Group(
         "Reports",
-        "The whole report of each analysis. Its answer is in the column `verdict` of the list of runs.",
+        "The complete report of each analysis. The column `verdict` in the list of runs contains its main"
+        " result.",
         names.ANALYZE,
         [_media(wr, "Reports", names.REPORT, columns=1)],
     )

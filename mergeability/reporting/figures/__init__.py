@@ -1,4 +1,4 @@
-"""Plotly figures of the report."""
+"""Draw the report's figures with Plotly."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Figures that compare settings of fine-tuning."""
+"""Draw the figures that compare settings of fine-tuning."""
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ _LABEL_SIZE = (0.05, 0.04)
 
 
 def trade_off(settings: pd.DataFrame, outcome: str) -> go.Figure:
-    """Plot each setting at its models' own accuracy and its merges' outcome; a line joins the Pareto front.
+    """Plot the outcome of merges against single-task accuracy, with one point per setting, and the Pareto front.
 
     Args:
         settings: one row per setting: `setting`, `penalty`, `strength`, `own`, `merged`, the half-widths `own_half`

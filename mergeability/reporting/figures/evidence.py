@@ -1,4 +1,4 @@
-"""Figures that compare kinds of evidence."""
+"""Draw the figures that compare kinds of evidence."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Heat maps of pairs of tasks, and of tables."""
+"""Draw heat maps of pairs of tasks and of tables."""
 
 from collections.abc import Mapping, Sequence
 
@@ -26,7 +26,7 @@ MOST_TASKS = 100
 def pair_matrix(
     pairs: pd.DataFrame, column: str, tasks: Sequence[str], own: float = float("nan")
 ) -> Float[np.ndarray, "T T"]:
-    """Arrange a column of the pair table as a symmetric T×T matrix of tasks, NaN where unknown.
+    """Convert a column of the pair table to a symmetric T×T matrix with NaN for unknown values.
 
     Args:
         pairs: one row per pair, with `task_a` and `task_b`.
@@ -59,7 +59,7 @@ def matrix_heat_map(
     bounds: tuple[float, float] | None = None,
     name: str = "value",
 ) -> go.Figure:
-    """Draw a symmetric matrix as a heat map; values of both signs get a diverging scale centred on 0.
+    """Draw a symmetric matrix as a heat map; if signs differ, the colour scale is centred on 0.
 
     Only the first `MOST_TASKS` rows are drawn if there are more; the title then says so.
 
@@ -138,7 +138,7 @@ def labelled_heat_map(
     name: str,
     limit: float | None = None,
 ) -> go.Figure:
-    """Draw a table of signed numbers as a heat map on a scale centred on 0.
+    """Draw a table of signed numbers as a heat map whose colour scale is centred on 0.
 
     Args:
         values: the numbers.

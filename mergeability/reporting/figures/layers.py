@@ -1,4 +1,4 @@
-"""The figure of conflicts by layer."""
+"""Draw the figure of conflicts by layer."""
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ _MOST_PAIRS, _NAMED = 400, 60
 
 
 def layer_map(cosines: pd.DataFrame) -> go.Figure:
-    """Draw the cosine of the task vectors of every pair in every layer; of many pairs, the range over pairs.
+    """Draw the cosine of each pair's task vectors in every layer; for many pairs, draw the range over pairs.
 
     Args:
         cosines: one row per layer, from top to bottom, and one column per pair; NaN where undefined.

@@ -1,4 +1,4 @@
-"""Figures of models, merges and scales."""
+"""Draw the figures of models, merges and scales."""
 
 from collections.abc import Sequence
 
@@ -57,7 +57,7 @@ def accuracy_bars(models: pd.DataFrame) -> go.Figure:
 
 
 def scale_curves(curves: pd.DataFrame) -> go.Figure:
-    """Plot each method's mean normalised validation accuracy against α, with its best α marked.
+    """Plot each method's mean normalised validation accuracy against α, and mark the best α.
 
     Args:
         curves: the result of `curve_table`.
@@ -96,7 +96,7 @@ def scale_curves(curves: pd.DataFrame) -> go.Figure:
 
 
 def chosen_scales(curves: pd.DataFrame) -> go.Figure:
-    """Draw for each method the share of merges for which each α of the grid was best, as a heat map.
+    """Draw a heat map of how often each α of the grid was the best one, for each method.
 
     Args:
         curves: the result of `curve_table`.
@@ -140,7 +140,7 @@ def chosen_scales(curves: pd.DataFrame) -> go.Figure:
 
 
 def set_outcomes(sets: pd.DataFrame, columns: Sequence[str]) -> go.Figure:
-    """Draw the normalised accuracy of all sets, one box per method and number of models.
+    """Draw box plots of the normalised accuracy of all sets, by method and number of models.
 
     Args:
         sets: one row per set: `tasks`, `arity` and outcomes.

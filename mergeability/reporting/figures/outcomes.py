@@ -1,4 +1,4 @@
-"""The figure of all merges: every pair under every method."""
+"""Draw the figure of all merges, by pair and method."""
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ _NAMED, _WRITTEN = 60, 16
 
 
 def outcome_map(outcomes: pd.DataFrame, name: str) -> go.Figure:
-    """Draw the outcome of every pair under every method as a heat map, pairs from worst to best.
+    """Draw a heat map of outcomes by pair and method; pairs are sorted from worst to best.
 
     Args:
         outcomes: one row per pair, indexed by its name, and one column per method; NaN where unknown. Pairs are ordered

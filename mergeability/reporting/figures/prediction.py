@@ -1,4 +1,4 @@
-"""Figures of predictors: their predictions, scores and coefficients."""
+"""Draw the figures of predictors: their predictions, scores and coefficients."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ from mergeability.reporting.figures.style import (
 
 
 def variance_bars(variance: pd.DataFrame) -> go.Figure:
-    """Stack the shares of variance of each method: task effects, metrics beyond them, and the rest.
+    """Draw stacked bars of the variance that is explained by task effects, by metrics beyond them, and unexplained.
 
     Args:
         variance: one row per method: `method`, `task_effects`, `metrics_beyond`, `residual`, in [0, 1].
@@ -71,7 +71,7 @@ def variance_bars(variance: pd.DataFrame) -> go.Figure:
 
 
 def predicted_against_measured(predictions: pd.DataFrame, target_name: str) -> go.Figure:
-    """Plot the validation predictions of every fold against the measurements; exact ones lie on the diagonal.
+    """Plot the validation predictions of every fold against the measured outcomes.
 
     By leave-one-task-out, each pair appears once for each of its tasks, predicted by the fit without that task.
 
@@ -128,7 +128,7 @@ def predicted_against_measured(predictions: pd.DataFrame, target_name: str) -> g
 
 
 def fold_correlations(folds: pd.DataFrame) -> go.Figure:
-    """Draw each fold's validation correlation as a bar; folds with an undefined one stay empty.
+    """Draw each fold's validation correlation as a bar; draw no bar where it is undefined.
 
     Args:
         folds: one row per fold: `held_out` and `r`.
@@ -166,7 +166,7 @@ def fold_correlations(folds: pd.DataFrame) -> go.Figure:
 
 
 def coefficient_bars(coefficients: pd.DataFrame) -> go.Figure:
-    """Draw coefficients averaged over folds, largest on top, with whiskers of one standard deviation over folds.
+    """Draw the mean coefficients over folds as bars, with their standard deviation over folds as whiskers.
 
     Args:
         coefficients: one row per fold and metric: `metric`, `coefficient`.
@@ -219,7 +219,7 @@ def coefficient_bars(coefficients: pd.DataFrame) -> go.Figure:
 
 
 def predictor_comparison(records: pd.DataFrame, order: Sequence[str]) -> go.Figure:
-    """Mark every predictor's mean r for each method, and its mean over methods as a bar.
+    """Draw every predictor's r: one mark per method, and a bar for the mean over methods.
 
     Args:
         records: one row per predictor and method: `predictor`, `method`, `r_mean`.

@@ -1,4 +1,4 @@
-"""Colours, labels, rounding and layout shared by all figures."""
+"""Define the colours, labels, rounding and layout of all figures."""
 
 import numpy as np
 import pandas as pd
@@ -32,7 +32,7 @@ ROW_HEIGHT = 22
 
 
 def label(name: str) -> str:
-    """Return a column name as text for a reader.
+    """Convert a column name to readable text.
 
     Args:
         name: a metric, or a task effect with its prefix `task=`.
@@ -60,7 +60,7 @@ def in_template(name: object) -> str:
 
 
 def shared_bounds(columns: pd.DataFrame) -> tuple[float, float]:
-    """Return one range for the colour scale of several columns.
+    """Return a common colour range for several columns.
 
     Args:
         columns: numbers, NaN where unknown.
@@ -78,7 +78,7 @@ def shared_bounds(columns: pd.DataFrame) -> tuple[float, float]:
 
 
 def value_bounds(values: np.ndarray) -> tuple[float, float]:
-    """Return the lowest and highest finite value, ±0.5 around it if they are equal; 0 and 1 without any.
+    """Return the range of the finite values: v ± 0.5 if all equal v, (0, 1) if there are none.
 
     Args:
         values: an array of any shape.
@@ -100,7 +100,7 @@ def value_bounds(values: np.ndarray) -> tuple[float, float]:
 
 
 def low(values: "np.ndarray | pd.Series") -> float:
-    """Return the lowest finite value times 1.05, for the start of an axis; 0 if there is no finite value.
+    """Return the lower end of an axis: 1.05 times the lowest finite value, or 0 if no value is finite.
 
     Args:
         values: numbers.
@@ -120,7 +120,7 @@ def low(values: "np.ndarray | pd.Series") -> float:
 
 
 def rounded(values: np.ndarray, digits: int = 4) -> list:
-    """Round numbers to keep the figure's JSON short.
+    """Round numbers to reduce the size of the figure's JSON.
 
     Args:
         values: numbers.
@@ -145,7 +145,7 @@ def rounded(values: np.ndarray, digits: int = 4) -> list:
 
 
 def cell_texts(matrix: Float[np.ndarray, "T T"]) -> list[list[str]]:
-    """Format all cells of a matrix in one notation, chosen by the largest magnitude, so that they can be compared.
+    """Format all cells of a matrix in the same notation, which depends on the largest absolute value.
 
     Args:
         matrix: the numbers.
@@ -169,7 +169,7 @@ def cell_texts(matrix: Float[np.ndarray, "T T"]) -> list[list[str]]:
 
 
 def figure_layout(**parts: object) -> dict:
-    """Return a layout without Plotly's default template: the page sets the common look once for all figures.
+    """Return a Plotly layout without the default template, because the page defines one style for all figures.
 
     Args:
         parts: further properties of the layout.

@@ -1,4 +1,4 @@
-"""Experiment tracking through Lightning's loggers; a failure of a logger never stops the work."""
+"""Track experiments through Lightning's loggers; a failing logger never stops a run."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The figures of an analysis for a tracking service, with a menu where the report has choices."""
+"""Draw the figures of an analysis for a tracking service."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ from mergeability.reporting.summaries import KNOWN_PARTNER, TARGET_NAMES, best_p
 
 
 def figures_of(analysis: Analysis) -> dict[str, go.Figure]:
-    """Draw the report's figures of merges and predictions, for the first target.
+    """Draw the report's figures of merges and predictions for the first outcome.
 
     Args:
         analysis: the results.
@@ -36,7 +36,7 @@ def figures_of(analysis: Analysis) -> dict[str, go.Figure]:
 
 
 def with_menu(choices: Mapping[str, go.Figure]) -> go.Figure | None:
-    """Combine several figures into one, with a menu that shows one of them at a time; return None without any."""
+    """Combine figures into one with a menu that selects the visible figure; None if there are no figures."""
     if not choices:
         return None
     drawn = {name: figure.to_plotly_json() for name, figure in choices.items()}

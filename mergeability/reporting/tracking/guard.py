@@ -1,4 +1,4 @@
-"""Loggers that are dropped at their first failure, with one warning, while the work continues."""
+"""Stop using a logger after its first failure, with one warning, while the run continues."""
 
 import logging
 import sys
@@ -19,7 +19,7 @@ _ERRORS = {
 
 
 def tracking_errors() -> tuple[type[Exception], ...]:
-    """Return the exceptions that tracking services raise on refusals, lost connections and full disks.
+    """Return the exceptions that tracking services raise for refused requests, lost connections and full disks.
 
     Exceptions of `wandb`, `mlflow` and `comet_ml` are included if the package is already imported.
 
@@ -40,7 +40,7 @@ def tracking_errors() -> tuple[type[Exception], ...]:
 
 
 class Guarded(Logger):
-    """Pass all calls on to a Lightning logger; at its first failure, warn once and stop using it.
+    """Forward all calls to a Lightning logger; after its first failure, warn once and stop using it.
 
     Args:
         inner: the logger.
@@ -71,7 +71,7 @@ class Guarded(Logger):
         except tracking_errors() as error:
             self.lost = True
             logger.warning(
-                "logger=%s failed and is not used any more in this run: %s.", self.title, one_line(error)
+                "logger=%s failed and is no longer used in this run: %s.", self.title, one_line(error)
             )
         return None
 
@@ -92,7 +92,7 @@ class Guarded(Logger):
 
     @property
     def experiment(self) -> Any:
-        """The logger's underlying object, such as a W&B run."""
+        """The object that the logger wraps, such as a W&B run."""
         return self.attempt(lambda: self.inner.experiment)  # type: ignore[attr-defined]
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""Records of trainings and analyses in a tracking service: configuration, numbers, tables, figures, lineage."""
+"""Log the configuration, numbers, tables, figures and artifacts of trainings and analyses to a tracking service."""
 
 import re
 import tempfile
@@ -34,12 +34,12 @@ _HASH_DIGITS = 12
 
 
 def key(name: str) -> str:
-    """Return a name that every tracking service accepts for a number: some refuse `*`, `:`, quotes and the like."""
+    """Replace characters such as `*`, `:` and quotes, which some tracking services refuse in names of numbers."""
     return _NOT_IN_METRICS.sub("_", name).strip(" _/") or "unnamed"
 
 
 def model_artifact_name(task: str, sha256: str) -> str:
-    """Return the name of a fine-tuned model's artifact, the same for the run that trained it and the runs that use it.
+    """Return the artifact name of a fine-tuned model, which is equal in all runs that train or use the model.
 
     Args:
         task: name of the task.
@@ -84,7 +84,7 @@ def log_training(loggers: Sequence[Guarded], card: Mapping[str, Any], folder: Pa
 
 
 def training_metrics(card: Mapping[str, Any]) -> dict[str, float]:
-    """Collect the numbers of a card: `test_accuracy`, `base_test_accuracy`, `parameters`, `seconds`, ….
+    """Collect the numbers of a model's card, such as `test_accuracy`, `parameters` and `seconds`.
 
     Args:
         card: of a model.
@@ -104,7 +104,7 @@ def training_metrics(card: Mapping[str, Any]) -> dict[str, float]:
 
 
 def summary_metrics(analysis: Analysis) -> dict[str, tuple[float, str]]:
-    """Collect the means of an analysis, each with the direction that is better: `max` or `min`.
+    """Collect the mean values of an analysis, and whether `max` or `min` of each is better.
 
     These are the mean and worst outcome of each method over pairs, the mean accuracy of the models on their own tasks,
     the seconds, and each predictor's r.
@@ -201,7 +201,7 @@ def log_analysis(loggers: Sequence[Guarded], analysis: Analysis, report: Path) -
 
 
 def log_summary(loggers: Sequence[Guarded], page: Path) -> None:
-    """Log the summary of a sweep to W&B and MLflow: its page and its tables. Other loggers are skipped.
+    """Log the page and the tables of a sweep's summary to W&B and MLflow; other loggers are skipped.
 
     Args:
         loggers: open loggers.
@@ -247,7 +247,7 @@ def _summarise_in_wandb(inner: WandbLogger, page: Path, files: Sequence[Path]) -
 
 
 def tracked_progress(progress: Progress, loggers: Sequence[Guarded]) -> Progress:
-    """Wrap a progress so that the share of finished items of each loop is logged as `progress/<loop>`, in (0, 1].
+    """Wrap a progress display so that it also logs the share of finished items, in (0, 1], as `progress/<loop>`.
 
     Args:
         progress: shows loops on the terminal.

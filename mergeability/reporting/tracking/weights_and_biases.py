@@ -1,4 +1,4 @@
-"""Weights & Biases: online with an account, offline without one, and never a prompt.
+"""Log to Weights & Biases: online with an account, otherwise offline, and never with a login prompt.
 
 Tracking never stops the work: if W&B refuses the account or cannot be reached, a run is logged offline.
 """
@@ -30,7 +30,7 @@ _failed: set[str] = set()
 
 
 def wandb_mode(environment: Mapping[str, str] = os.environ, home: Path | None = None) -> str:
-    """Return `WANDB_MODE` if it is set, `online` if credentials are found, else `offline`.
+    """Return `WANDB_MODE` if it is set, `online` if credentials are found, and `offline` otherwise.
 
     Args:
         environment: variables; credentials are `WANDB_API_KEY`.
@@ -99,8 +99,8 @@ def open_run(folder: Path | str, *, mode: str | None = None, **options: Any) -> 
                 logger.warning("Weights & Biases is not used in this run: %s.", one_line(error))
             else:
                 logger.warning(
-                    "Weights & Biases cannot be used with mode %s (%s). This run is logged offline, and so are "
-                    "later ones of this command.",
+                    "Weights & Biases cannot be used with mode %s (%s). This run and later runs of this"
+                    " command are logged offline.",
                     tried,
                     short(one_line(error), _LONGEST_REASON),
                 )
@@ -141,7 +141,7 @@ class WandbLogger(lightning_loggers.WandbLogger):
         super().log_hyperparams(params)
 
     def end(self, *, failed: bool) -> Path | None:
-        """End the run; return the folder of its files if it has to be uploaded."""
+        """End the run; return the folder of its files if they must be uploaded later."""
         run = self._experiment
         if run is None or rank_zero_only.rank != 0:
             return None
@@ -166,7 +166,7 @@ def wandb_logger(
     log_model: bool = False,
     **options: Any,
 ) -> WandbLogger | None:
-    """Create a Lightning logger for one W&B run whose files go to `folder`.
+    """Create a Lightning logger for one W&B run that writes its files to `folder`.
 
     Args:
         folder: where its files go.

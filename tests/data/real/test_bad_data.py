@@ -122,7 +122,7 @@ def test_the_library_is_missing(real, monkeypatch):
 def test_a_copy_that_is_not_there(source, real, tmp_path):
     with pytest.raises(UserError, match=r"there is no folder .*nowhere.*task\.path"):
         read(real.configured("mnist", f"task.source={source}", f"task.path={tmp_path / 'nowhere'}"))
-    with pytest.raises(Exception, match=rf"task\.source={source} needs task\.path"):
+    with pytest.raises(Exception, match=rf"task\.source={source} requires task\.path"):
         real.configured("mnist", f"task.source={source}")
 
 
@@ -164,7 +164,7 @@ def test_another_column(ours, theirs, copied):
 
 def test_a_column_that_holds_no_images(copied):
     task = copied("oxford_iiit_pet", lambda t: t.remove_columns("image").rename_column("image_id", "image"))
-    with pytest.raises(UserError, match=r"'image' in split 'test' .*to hold images, but it is Value"):
+    with pytest.raises(UserError, match=r"'image' in split 'test' .*to contain images, but it is Value"):
         read(task)
 
 
@@ -186,7 +186,9 @@ def test_other_classes(copied):
         names = [*"0123456", "8", "7", "9"]
         return tables.cast_column("label", datasets.ClassLabel(names=names))
 
-    with pytest.raises(UserError, match=r"'mnist': expected class 7 to be '7', but .* has '8' in this place"):
+    with pytest.raises(
+        UserError, match=r"'mnist': expected class 7 to be '7', but .* has '8' at this position"
+    ):
         read(copied("mnist", renamed))
 
 

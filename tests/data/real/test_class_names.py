@@ -60,12 +60,12 @@ def test_the_same_order(fruit, order):
     [
         (
             ["red apple", "sour cherry", "pear"],
-            "class 1 to be 'pear', but the dataset has 'sour cherry' in this place",
+            "class 1 to be 'pear', but the dataset has 'sour cherry' at this position",
         ),
-        (["0", "2", "1"], "class 1 to be 'pear', but the dataset has '2' in this place"),
+        (["0", "2", "1"], "class 1 to be 'pear', but the dataset has '2' at this position"),
         (
             ["red apple", "pear", "plum"],
-            "class 2 to be 'sour cherry', but the dataset has 'plum' in this place",
+            "class 2 to be 'sour cherry', but the dataset has 'plum' at this position",
         ),
         (["red apple", "pear"], "expected 3 classes, but the dataset has 2"),
     ],
@@ -83,7 +83,7 @@ def test_numbers_that_are_names_come_first():
 @pytest.mark.parametrize(
     ("names", "spellings", "message"),
     [
-        (["a b", "c"], {"d": "e"}, r"spellings are given for \['d'\]"),
+        (["a b", "c"], {"d": "e"}, r"dataset.spellings contains \['d'\], which are not among the classes"),
         (["a b", "A-B"], {}, "'a b' and 'A-B' have the same spelling"),
         (["a", "b"], {"a": "b"}, "'a' and 'b' have the same spelling 'b'"),
     ],

@@ -274,7 +274,7 @@ def test_a_folder_that_cannot_be_opened_is_named(tree, monkeypatch):
 
 def test_images_outside_class_folders_are_named(tree):
     write(tree / "test/lost.png")
-    with pytest.raises(UserError, match=r"1 images are in no class folder \(lost.png\)"):
+    with pytest.raises(UserError, match=r"1 images are not in a class folder \(lost.png\)"):
         task_of(tree).source.labels("test")
 
 

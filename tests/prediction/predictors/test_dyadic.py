@@ -131,9 +131,9 @@ def test_a_batch_gives_each_problem_what_it_gets_alone(problem):
 
 def test_settings_that_cannot_be_solved_are_refused(problem):
     X, _, y = problem
-    with pytest.raises(UserError, match="Expected a positive task_strength of dyadic"):
+    with pytest.raises(UserError, match="Expected a positive task_strength for the predictor dyadic"):
         Dyadic(0).fit(X, y)
-    with pytest.raises(UserError, match="Expected positive strengths of dyadic"):
+    with pytest.raises(UserError, match="Expected positive strengths for dyadic"):
         Dyadic(strengths=(0, 1)).fit(X, y)
-    with pytest.raises(UserError, match="Of 3 columns 4 cannot be task columns"):
+    with pytest.raises(UserError, match="Expected tasks between 0 and the number of columns, 3, got 4"):
         Dyadic().fit(X, y, tasks=4)

@@ -258,7 +258,7 @@ def test_elastic_net_of_ratio_one_is_the_lasso(problem):
 
 @pytest.mark.parametrize("settings", [{"l1_ratio": 0}, {"l1_ratio": 1.1}, {"strengths": 0}, {"smallest": 0}])
 def test_elastic_net_refuses_settings_without_a_grid(problem, settings):
-    with pytest.raises(UserError, match="ElasticNet needs"):
+    with pytest.raises(UserError, match="ElasticNet requires"):
         ElasticNet(**settings).fit(*problem)
 
 
@@ -412,7 +412,7 @@ def test_dropout_keeps_the_expected_unit_and_is_used(problem):
 def test_mlp_refuses_settings_that_describe_no_network(problem):
     X, y = problem
     for nonsense in ({"hidden": 0}, {"dropout": 1}, {"batch_size": 0}, {"epochs": 0}):
-        with pytest.raises(UserError, match="MLP needs"):
+        with pytest.raises(UserError, match="MLP requires"):
             MLP(**nonsense).fit(X, y)
 
 

@@ -209,8 +209,8 @@ def test_missing_probes_are_named():
 @pytest.mark.parametrize(
     ("groups", "pairs", "sentence"),
     [
-        ({"few": ["a", "b"]}, _pairs(), "Expected a group of at least 4 tasks"),
-        ({"old": OLD}, _pairs().drop(columns=[f"norm_acc_{method}" for method in METHODS]), "contains none: set merge=…"),
+        ({"few": ["a", "b"]}, _pairs(), "Expected at least 4 tasks in one group"),
+        ({"old": OLD}, _pairs().drop(columns=[f"norm_acc_{method}" for method in METHODS]), "contains none. Set merge=…"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_one_sentence(groups, pairs, sentence):

@@ -238,7 +238,7 @@ def test_a_method_without_any_value_is_named_and_skipped(table):
 def test_four_tasks_are_enough_and_wrong_words_are_refused(table, everything):
     four = table[~table["task_a"].isin(["a", "b"]) & ~table["task_b"].isin(["a", "b"])]
     assert len(evaluate_predictors(four, METRICS, everything, targets=["norm_acc"]).records) == 16
-    with pytest.raises(UserError, match="per_method or complete"):
+    with pytest.raises(UserError, match="Expected rows='per_method' or rows='complete', got 'some'"):
         evaluate_predictors(table, METRICS, everything, rows="some")
     with pytest.raises(UserError, match="Expected a target among"):
         evaluate_predictors(table, METRICS, everything, targets=["f1"])

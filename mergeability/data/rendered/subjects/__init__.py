@@ -1,4 +1,4 @@
-"""Subjects of rendered tasks: one module per kind, and the list of all in `catalogue`."""
+"""Define the subjects of rendered tasks, which `catalogue` lists."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Characters: handwritten digits, and capital letters in several fonts."""
+"""Draw characters: handwritten digits, and capital letters in several fonts."""
 
 import torch
 from torch import Generator
@@ -9,7 +9,7 @@ from mergeability.data.rendered.subjects.subject import Ink, Labels
 
 
 def draw_digits(labels: Labels, generator: Generator, split: str) -> Ink:
-    """Draw a real handwritten digit, stretched, slightly slanted, at a random position."""
+    """Draw a real handwritten digit with random stretching, slant and position."""
     originals, values = handwritten_digits(split)
     chosen = torch.empty_like(labels)
     for value in range(10):
@@ -22,7 +22,7 @@ def draw_digits(labels: Labels, generator: Generator, split: str) -> Ink:
 
 
 def draw_letters(labels: Labels, generator: Generator, split: str) -> Ink:
-    """Draw a capital letter in one of several fonts, stretched, slanted, at a random position."""
+    """Draw a capital letter in one of several fonts with random stretching, slant and position."""
     count = len(labels)
     fonts = letter_fonts()
     chosen = torch.randint(0, len(fonts), (count,), generator=generator)

@@ -1,4 +1,4 @@
-"""Random fields that fill the canvas or a square: types of noise, and mosaics with and without symmetry."""
+"""Draw random fields: types of noise, and mosaics with and without symmetry."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Single objects: shapes in any colour, colours in any shape, regular polygons."""
+"""Draw single objects: shapes in any colour, colours in any shape, and regular polygons."""
 
 import math
 from collections.abc import Callable
@@ -69,7 +69,7 @@ def draw_shapes(labels: Labels, generator: Generator, split: str) -> Ink:
 
 
 def draw_colours(labels: Labels, generator: Generator, split: str) -> Ink:
-    """Draw a random shape: the class is its colour, not its outline."""
+    """Draw a random shape in the colour of the class."""
     outlines = torch.randint(0, len(SHAPES), (len(labels),), generator=generator)
     return draw_shapes(outlines, generator, split)
 

@@ -1,4 +1,4 @@
-"""Patterns that fill the canvas: stripes by direction and by width, and textures."""
+"""Draw patterns that fill the image: stripes by direction, stripes by width, and textures."""
 
 import math
 from collections.abc import Callable
@@ -104,7 +104,7 @@ TEXTURES: dict[str, Callable[[Frame], Ink]] = {
 
 
 def draw_textures(labels: Labels, generator: Generator, split: str) -> Ink:
-    """Fill the canvas with one of eight patterns of any scale, phase and rotation."""
+    """Fill the image with one of eight patterns of any scale, phase and rotation."""
     count = len(labels)
     frame = place(count, generator, scale=(0.2, 0.36), turn=math.pi)
     return by_class(labels, frame, list(TEXTURES.values())) * uniform(generator, 0.5, 1, count, 1, 1)

@@ -1,4 +1,4 @@
-"""Relations between shapes: covering, enclosing, relative size, and the numbers of holes and colours."""
+"""Draw relations between shapes: covering, enclosing, relative size, and numbers of holes and colours."""
 
 import math
 from itertools import permutations
@@ -46,7 +46,7 @@ def draw_buttons(labels: Labels, generator: Generator, split: str) -> Ink:
 
 
 def draw_palette(labels: Labels, generator: Generator, split: str) -> Ink:
-    """Draw six or seven spots in up to four colours, a quarter of the colour wheel apart, with one layer per colour.
+    """Draw six or seven spots in up to four colours whose hues are a quarter of the colour wheel apart.
 
     Classes: the number of colours, from one to four. Nuisance: which colours, the number of spots and their places,
     which spot has which colour, round or square spots, their size.
@@ -151,7 +151,7 @@ def draw_sizes(labels: Labels, generator: Generator, split: str) -> Ink:
 
 
 def draw_covers(labels: Labels, generator: Generator, split: str) -> Ink:
-    """Draw two different shapes, one partly behind the other: a gap around the front shape cuts into the other.
+    """Draw two different shapes, one partly behind the other, with a gap around the front shape.
 
     Classes: which of circle, square and triangle is in front of which, in six ways. Nuisance: the direction from one
     to the other, how far apart they are, both turns and sizes, the place.

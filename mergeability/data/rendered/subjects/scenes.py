@@ -1,4 +1,4 @@
-"""Scenes: counted dots, the direction of an arrow or clock hand, and a circle on one side of a square."""
+"""Draw scenes: dots to count, arrows, clocks, and a circle on one side of a square."""
 
 import math
 
@@ -14,7 +14,7 @@ RELATIONS = ("right of", "above", "left of", "below")
 
 
 def draw_dots(labels: Labels, generator: Generator, split: str) -> Ink:
-    """Draw label + 1 separate dots of a size that varies between images."""
+    """Draw `label` + 1 separate dots, whose size varies between images."""
     count, cells = len(labels), 9
     order = torch.rand(count, cells, generator=generator).argsort(dim=1).argsort(dim=1)
     filled = order <= labels[:, None]
@@ -62,7 +62,7 @@ def _hand(frame: Frame, angle: Tensor, length: float, thickness: float) -> Tenso
 
 
 def draw_positions(labels: Labels, generator: Generator, split: str) -> Ink:
-    """Draw a circle on one side of a square, of any position and size: the class is the side."""
+    """Draw a circle on one side of a square, of any position and size; the class is the side."""
     count = len(labels)
     frame = place(count, generator, scale=(0.7, 0.95))
     angle = labels * (math.pi / 2) + uniform(generator, -0.4, 0.4, count)

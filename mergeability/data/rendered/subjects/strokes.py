@@ -1,4 +1,4 @@
-"""Handwriting: one pen stroke of one of eight kinds."""
+"""Draw a pen stroke of one of eight kinds."""
 
 import math
 
@@ -37,7 +37,7 @@ def _centre_lines() -> Float[Tensor, "8 25 2"]:
 
 
 def draw_strokes(labels: Labels, generator: Generator, split: str) -> Ink:
-    """Draw one pen stroke.
+    """Draw one pen stroke per image.
 
     Classes: the kind of stroke: a zigzag, a wave, a spiral, a loop that crosses itself once, a hook (a stem and half
     a circle), an eight, an arch, a staircase. Nuisance: an unsteady hand, mirroring, slant, stretch, turn, size,

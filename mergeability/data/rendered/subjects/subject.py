@@ -1,4 +1,4 @@
-"""The description of a rendered subject: its classes, their drawing functions and their captions."""
+"""Describe a rendered subject: its classes, their drawing functions and their captions."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 
 @dataclass(frozen=True)
 class Subject:
-    """The subject of a rendered task: its classes, their drawing functions and their captions.
+    """Hold the subject of a rendered task: its classes, their drawing functions and their captions.
 
     Attributes:
         classes: names of the classes, in label order.
@@ -47,7 +47,7 @@ class Subject:
 
 
 def by_class(labels: Labels, frame: Frame, drawings: list[Callable[[Frame], Ink]]) -> Ink:
-    """Draw each image with the drawing function of its label, in the frame of the image."""
+    """Draw each image with the drawing function of its label, in the coordinates of the image."""
     ink = torch.zeros_like(frame.u)
     for label, drawing in enumerate(drawings):
         chosen = labels == label
