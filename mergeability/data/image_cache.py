@@ -38,12 +38,11 @@ _READ = 64 * 2**20
 
 
 def prepared(task: Task, split: Split, resize: Resize, image_size: int, store: Store) -> Images:
-    """Return a split's images resized to the model's square, as uint8.
+    """Return the images of a split as uint8, resized to the square that the model expects.
 
-    On first use they are rendered or decoded, resized and stored; later the file is memory-mapped, so that only
+    On first use, images are rendered or decoded, resized and stored. Later, the file is memory-mapped, so that only
     accessed images are read. Real images of any size and number are decoded in threads and written in batches. A
-    source without an `identity` must provide its images each time, and
-    resized images are identified by content.
+    source without an `identity` must provide its images each time; its resized images are identified by content.
 
     Args:
         task: the task.

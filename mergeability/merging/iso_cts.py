@@ -65,7 +65,7 @@ class IsoCTS:
             raise UserError(f"Expected common to be in [0, 1], got {self.common!r}.")
 
     def published_alpha(self, task_vectors: TaskVectors) -> tuple[float, bool]:
-        """Return the published scale and True; 1 and False if no scale was published."""
+        """Return the published scale and True, or 1 and False if no scale was published."""
         return isotropic_alpha(task_vectors)
 
     def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:

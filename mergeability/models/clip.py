@@ -153,7 +153,7 @@ class ClipModel:
         return self._built(self.configuration, seed)
 
     def encoder_only(self) -> nn.Module:
-        """Build the image encoder of `architecture_only`, without the text tower, which takes longer to initialise."""
+        """Build the image encoder of `architecture_only`, without the text tower, whose initialisation takes longer."""
         # open_clip makes both, the image encoder first.
         tiny = {"context_length": 1, "vocab_size": 1, "width": 64, "heads": 1, "layers": 1}
         return self._built({**self.configuration, "text_cfg": tiny}, seed=0).visual

@@ -1,4 +1,4 @@
-"""Contrastive pretraining of the mini CLIP on rendered images with noisy captions, as on the web.
+"""Pretrain the mini CLIP by contrast on rendered images with noisy captions, as on the web.
 
 The result is meant to relate to rendered tasks as CLIP to real ones: general, but imperfect. Captions are made from an
 image's attributes, and as noisy as those of the web: some name only the kind of object, some are wrong,

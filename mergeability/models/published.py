@@ -103,7 +103,7 @@ def check_tag(model: str, architecture: str, tag: str, mean: Sequence[float], st
         return
     told = ", ".join(f"{name}={expected} (got {got})" for name, (expected, got) in differing.items())
     raise UserError(
-        f"Model {model!r}: the weights {tag!r} of {architecture} expect {told}. "
+        f"Model {model!r}: the weights {tag!r} of {architecture} were trained with {told}. "
         f"{_advice(architecture, tag, differing, mean, std)}"
     )
 

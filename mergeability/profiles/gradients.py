@@ -69,7 +69,7 @@ class OwnGradients:
         return {**model, **views.gradient_key(task), **subject.settings(_VERSION)}
 
     def compute(self, subject: Subject, task: str) -> dict[str, Tensor]:
-        """Differentiate one model."""
+        """Compute the gradients of one model."""
         gradients = differentiated(subject, task, task)
         named = {f"encoder.{name}": gradient for name, gradient in gradients.encoder.items()}
         return {**named, "inputs": gradients.inputs}

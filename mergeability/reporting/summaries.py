@@ -85,7 +85,7 @@ def method_table(pairs: pd.DataFrame, methods: Sequence[str], alphas: Mapping[st
 
 
 def scale_table(analysis: Analysis) -> pd.DataFrame:
-    """Compare each method's default scale with the tuned ones, best tuned mean first.
+    """Compare the default scale of each method with its tuned scales; the method with the best tuned mean comes first.
 
     Args:
         analysis: the results.

@@ -74,7 +74,7 @@ class GradMagnitude(Penalty):
         return self.estimator == "exact"
 
     def gradients(self, step: Step) -> tuple[tuple[Tensor, ...], Float[Tensor, ""]]:
-        """Return g + 2λHg for every parameter, and R = ‖g‖²."""
+        """Return the gradient g + 2λHg of every parameter, and the penalty R = ‖g‖²."""
         return self._exact(step) if self.second_order else self._finite_difference(step)
 
     def _exact(self, step: Step) -> tuple[tuple[Tensor, ...], Tensor]:

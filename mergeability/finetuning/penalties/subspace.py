@@ -1,4 +1,4 @@
-"""Stay in the base's leading subspace: λ Σ ‖τ − P_U τ P_V‖²_F over matrices."""
+"""Keep changes in the leading subspace of the base: λ Σ ‖τ − P_U τ P_V‖²_F over matrices."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

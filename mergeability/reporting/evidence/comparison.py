@@ -38,10 +38,10 @@ _DEFAULT = (64, 10)
 
 @dataclass(frozen=True)
 class Job:
-    """One analysis: all models of one seed, with evidence from one number of images of either kind.
+    """Hold one analysis: all models of one seed, one number of unlabelled images and one number of calibration images.
 
     Attributes:
-        folder: that it left its tables in.
+        folder: the folder of its tables.
         run: its tables, and conditions other than the numbers of images.
         images: the numbers of unlabelled and of calibration images of each task.
         groups: name → tasks.
