@@ -46,6 +46,7 @@ CONSUMERS = {
 # Filed by others: hashes of files by a store of their own, models of PyTorch's kind by suites of bare checkpoints, remarks
 # on the images of folders by their tasks, the baseline of texts by itself.
 ELSEWHERE = {
+    "architectures",
     "file_hash",
     "converted",
     "converted_names",
