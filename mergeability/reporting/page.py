@@ -76,6 +76,7 @@ def table(
     digits: int = 3,
     caption: str = "",
     links: Mapping[str, Sequence[str]] | None = None,
+    sentences: bool = False,
 ) -> Markup:
     """Format a data frame as an HTML table whose first column is the index, with links to the glossary.
 
@@ -90,6 +91,7 @@ def table(
         digits: decimals of numbers.
         caption: title of the table for screen readers, unique on the page.
         links: column → the address that each of its cells leads to.
+        sentences: whether cells contain sentences, which are broken into lines.
 
     Returns:
         The HTML.
@@ -119,6 +121,7 @@ def table(
         headings=[(linked(columns[name]), kind) for name, kind in zip(shown, kinds, strict=True)],
         rows=rows,
         left_out=left_out,
+        sentences=sentences,
     )
 
 

@@ -65,12 +65,13 @@ def _claims(claims: pd.DataFrame) -> Section:
     body += table(
         claims.set_index("claim"),
         {
-            "source": "source", "verdict": "verdict", "figure": "figure", "rule": "rule of the verdict",
+            "verdict": "verdict", "figure": "figure", "rule": "rule of the verdict", "source": "source",
             "command": "measured by",
         },
         "claim",
         ["source", "verdict", "figure", "rule", "command"],
         caption="Claims and their verdicts",
+        sentences=True,
     )  # fmt: skip
     return Section("claims", "Which claims hold here?", body)
 
