@@ -26,7 +26,7 @@ def text_root(command, tmp_path_factory):
     """The models of four text tasks, fine-tuned from a BERT of one block that knows the words of their texts."""
     root = tmp_path_factory.mktemp("texts")
     write_bert(root / "bert")
-    sizes = ("task.source.train=160", "task.source.validation=24", "task.source.test=40", "task.epochs=6")
+    sizes = ("task.source.train=80", "task.source.validation=24", "task.source.test=40", "task.epochs=3")
     ended = command(
         "train", "-m", f"task={','.join(TASKS)}", *of_model(root), *sizes, "progress=null", "reg=none"
     )
@@ -41,7 +41,7 @@ def write_bert(folder):
     texts = [
         text
         for task in TASKS
-        for text in TextCorpus(task, train=160, validation=24, test=40).load("train").texts
+        for text in TextCorpus(task, train=80, validation=24, test=40).load("train").texts
     ]
     # The classes need words of their own, because equal prototypes leave no gradient.
     texts += [(CONF / "task" / f"{task}.yaml").read_text() for task in TASKS]
@@ -74,7 +74,7 @@ def suite(root):
     sizes = [
         f"suite.tasks.{name}.source.{split}={count}"
         for name in TASKS
-        for split, count in (("train", 160), ("validation", 24), ("test", 40))
+        for split, count in (("train", 80), ("validation", 24), ("test", 40))
     ]
     return (
         "suite=text8",
@@ -107,6 +107,8 @@ def test_texts_have_all_metrics_merges_and_functional_evidence(command, text_roo
         "metric=[paper,functional]",
         "merge=[average,ties,fisher,regmean]",
         "predictor=ridge",
+        "prediction.permutations=0",
+        "prediction.ablation=false",
         "probe=8",
         f"hydra.run.dir={run}",
     )

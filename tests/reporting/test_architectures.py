@@ -47,7 +47,8 @@ def _job(
         "reg": {"name": penalty, "lambda": strength},
         "merge": {"ties": {"density": 0.2}},
         "profile": {"samples": 10, "matricize": "conv" if "resnet" in model else None},
-        "paths": {"store": str(root / "store")},
+        # One for all tests, since the same tables would be predicted from each other again in each of them.
+        "paths": {"store": str(root.parent / "architectures_store")},
         **settings,
     }
     (folder / "run.json").write_text(json.dumps({"config": config}))
@@ -59,9 +60,17 @@ def folders(tmp_path):
     return [_job(tmp_path, model, seed) for model in ("clip_mini", "clip_mini_resnet") for seed in (0, 1)]
 
 
-def test_tables_and_page_are_written(tmp_path, folders):
-    path = write_summary(tmp_path / "sweep", folders)
-    tables = {name: pd.read_csv(tmp_path / "sweep" / f"architectures_{name}.csv") for name in TABLES}
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Two architectures with two seeds, and the folder of their comparison."""
+    root = tmp_path_factory.mktemp("comparison")
+    folders = [_job(root, model, seed) for model in ("clip_mini", "clip_mini_resnet") for seed in (0, 1)]
+    return folders, write_summary(root / "sweep", folders).parent
+
+
+def test_tables_and_page_are_written(written):
+    path = written[1] / "architectures.html"
+    tables = {name: pd.read_csv(written[1] / f"architectures_{name}.csv") for name in TABLES}
     assert tables["claims"]["claim"].tolist() == [claim.text for claim in CLAIMS]
     assert set(tables["transfer"]["models"]) == {"the same models", "another seed", "another architecture"}
     assert set(tables["variance"]["architecture"]) == {"clip_mini", "clip_mini_resnet"}
@@ -69,7 +78,6 @@ def test_tables_and_page_are_written(tmp_path, folders):
     assert tables["penalties"].empty
     assert tables["sets"].empty
     page = path.read_text()
-    assert path.name == "architectures.html"
     for claim in CLAIMS:
         assert claim.text in page
     assert (
@@ -79,8 +87,8 @@ def test_tables_and_page_are_written(tmp_path, folders):
     assert "Only seed" not in page
 
 
-def test_figures_are_on_the_page(tmp_path, folders):
-    page = write_summary(tmp_path / "sweep", folders).read_text()
+def test_figures_are_on_the_page(written):
+    page = (written[1] / "architectures.html").read_text()
     for anchor in ("fingerprints", "signs", "variance", "transfer"):
         assert f'id="{anchor}"' in page
 
@@ -100,19 +108,17 @@ def test_missing_jobs_are_named_and_counted(tmp_path, folders):
     assert "clip_mini_resnet" in write_summary(tmp_path / "sweep", folders[:3]).read_text()
 
 
-def test_nothing_is_computed_twice(tmp_path, folders, monkeypatch):
-    write_summary(tmp_path / "sweep", folders)
-    before = {name: (tmp_path / "sweep" / f"architectures_{name}.csv").read_bytes() for name in TABLES}
+def test_nothing_is_computed_twice(written, monkeypatch):
+    folders, sweep = written
+    before = {name: (sweep / f"architectures_{name}.csv").read_bytes() for name in TABLES}
 
     def refuse(*_, **__):
         raise AssertionError("computed again")
 
     for module in (cells, transfer):
         monkeypatch.setattr(module, "evaluate_predictors", refuse)
-    write_summary(tmp_path / "sweep", folders)
-    assert before == {
-        name: (tmp_path / "sweep" / f"architectures_{name}.csv").read_bytes() for name in TABLES
-    }
+    write_summary(sweep, folders)
+    assert before == {name: (sweep / f"architectures_{name}.csv").read_bytes() for name in TABLES}
 
 
 def test_trainings_with_a_penalty_are_compared_with_plain_ones_and_kept_out_of_the_rest(tmp_path, folders):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import pandas as pd
 
@@ -21,6 +22,8 @@ class Analysis:
         pairs: one row per pair, with metrics and outcomes.
         metrics: columns for predictors, without those that have no value.
 
+    `tasks` and `methods` are computed once, so `pairs` must not change afterwards.
+
     Examples:
         >>> from mergeability.prediction.architectures.analyses import Analysis
         >>> from mergeability.prediction.examples import example_pairs
@@ -34,12 +37,12 @@ class Analysis:
     pairs: pd.DataFrame
     metrics: tuple[str, ...]
 
-    @property
+    @cached_property
     def tasks(self) -> tuple[str, ...]:
         """The tasks, in alphabetical order."""
         return tuple(sorted(task_order(self.pairs[["task_a", "task_b"]].to_numpy(dtype=object))))
 
-    @property
+    @cached_property
     def methods(self) -> tuple[str, ...]:
         """The merge methods with outcomes."""
         return tuple(outcome_methods(self.pairs, [TARGET]))

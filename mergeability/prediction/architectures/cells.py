@@ -15,7 +15,7 @@ from mergeability.prediction.predictors.ridge import Ridge
 from mergeability.prediction.questions.fingerprints import TOP
 from mergeability.prediction.validation.evaluate import evaluate_predictors
 from mergeability.prediction.validation.protocols import LeaveOneTaskOut
-from mergeability.prediction.validation.scores import is_constant
+from mergeability.prediction.validation.scores import is_constant, is_constant_column
 
 PREDICTORS: dict[str, Predictor] = {
     "ridge": Ridge(),
@@ -110,11 +110,21 @@ class Cells:
         if key not in self._memory:
             rows = []
             for architecture, seed, method in self.names:
-                pairs = _left(self.tables[architecture, seed].pairs, without)
-                rows.append(
-                    correlations(pairs[list(self.metrics)].to_numpy(float), pairs[f"{TARGET}_{method}"])
-                )
+                pairs = self.arrays(architecture, seed)
+                kept = (pairs.ends != without).all(axis=1)
+                rows.append(correlations(pairs.features[kept], pairs.outcomes[method][kept]))
             self._memory[key] = np.array(rows).reshape(-1, len(self.metrics))
+        return self._memory[key]
+
+    def arrays(self, architecture: str, seed: int) -> "Arrays":
+        """Return the pairs of one analysis as arrays, which are selected from faster than a data frame."""
+        key = ("arrays", architecture, seed)
+        if key not in self._memory:
+            table = self.tables[architecture, seed]
+            outcomes = {name: table.pairs[f"{TARGET}_{name}"].to_numpy(dtype=float) for name in table.methods}
+            features = table.pairs[list(self.metrics)].to_numpy(dtype=float)
+            ends = table.pairs[["task_a", "task_b"]].to_numpy(dtype=object)
+            self._memory[key] = Arrays(ends, features, outcomes)
         return self._memory[key]
 
     def agreement(
@@ -155,17 +165,11 @@ class Cells:
 
     def _rank_agreements(self, _predictor: str, without: str | None) -> Float[np.ndarray, "cells cells"]:
         found = np.full((len(self.names),) * 2, np.nan)
-        groups: dict[tuple[str, ...], list[int]] = {}
-        for place, (architecture, seed, _) in enumerate(self.names):
-            groups.setdefault(self.tables[architecture, seed].tasks, []).append(place)
-        for places in groups.values():
-            outcomes = [self._outcome(self.names[place], without) for place in places]
-            common = outcomes[0].index
-            for one in outcomes[1:]:
-                common = common.intersection(one.index)
-            if len(common) < 3:
+        for places, ends, outcomes in self._common_outcomes():
+            kept = (ends != without).all(axis=1)
+            if kept.sum() < 3:
                 continue
-            ranks = np.array([rankdata(one.loc[common]) for one in outcomes])
+            ranks = rankdata(outcomes[:, kept], axis=1)
             ranks = ranks - ranks.mean(axis=1, keepdims=True)
             lengths = np.sqrt((ranks**2).sum(axis=1))
             with np.errstate(invalid="ignore", divide="ignore"):
@@ -173,10 +177,39 @@ class Cells:
             found[np.ix_(places, places)] = np.where(np.outer(lengths, lengths) > 0, rho, np.nan)
         return found
 
-    def _outcome(self, cell: Cell, without: str | None) -> pd.Series:
-        architecture, seed, method = cell
-        pairs = _left(self.tables[architecture, seed].pairs, without)
-        return pairs.set_index(["task_a", "task_b"])[f"{TARGET}_{method}"].dropna()
+    def _common_outcomes(self) -> "list[tuple[list[int], np.ndarray, np.ndarray]]":
+        """Return, of the cells with the same tasks, the pairs with an outcome in all of them, and these outcomes."""
+        if "common" not in self._memory:
+            groups: dict[tuple[str, ...], list[int]] = {}
+            for place, (architecture, seed, _) in enumerate(self.names):
+                groups.setdefault(self.tables[architecture, seed].tasks, []).append(place)
+            self._memory["common"] = [(places, *self._common(places)) for places in groups.values()]
+        return self._memory["common"]
+
+    def _common(self, places: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        known = []
+        for architecture, seed, method in (self.names[place] for place in places):
+            pairs = self.arrays(architecture, seed)
+            by_pair = dict(zip(map(tuple, pairs.ends.tolist()), pairs.outcomes[method].tolist(), strict=True))
+            known.append({pair: outcome for pair, outcome in by_pair.items() if not np.isnan(outcome)})
+        common = [pair for pair in known[0] if all(pair in one for one in known[1:])]
+        ends = np.array(common, dtype=object).reshape(-1, 2)
+        return ends, np.array([[one[pair] for pair in common] for one in known])
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """The pairs of one analysis as arrays.
+
+    Attributes:
+        ends: the two tasks of each pair, (n, 2).
+        features: the metrics that all analyses have, (n, m).
+        outcomes: method → n outcomes.
+    """
+
+    ends: np.ndarray
+    features: Float[np.ndarray, "n m"]
+    outcomes: Mapping[str, np.ndarray]
 
 
 def correlations(
@@ -185,19 +218,15 @@ def correlations(
     """Return Pearson's r of every column with one outcome over the rows that have it; NaN if either is constant."""
     y = np.asarray(outcome, dtype=float)
     known = ~np.isnan(y)
-    X, y = features[known], y[known]
+    X, y = (features, y) if known.all() else (features[known], y[known])
     if len(y) < 3 or is_constant(y):
         return np.full(features.shape[1], np.nan)
+    constant = is_constant_column(X)
     X, y = X - X.mean(axis=0), y - y.mean()
     lengths = np.sqrt((X**2).sum(axis=0))
-    constant = np.array([is_constant(column) for column in features[known].T], dtype=bool)
     with np.errstate(invalid="ignore", divide="ignore"):
         r = X.T @ y / (lengths * np.sqrt(y @ y))
     return np.where(constant, np.nan, r)
-
-
-def _left(pairs: pd.DataFrame, without: str | None) -> pd.DataFrame:
-    return pairs if without is None else pairs[(pairs["task_a"] != without) & (pairs["task_b"] != without)]
 
 
 def _masked(

@@ -20,7 +20,7 @@ from mergeability.prediction.architectures.findings import Findings
 from mergeability.prediction.architectures.prerequisites import family_correlation
 from mergeability.prediction.architectures.resampling import Estimate
 from mergeability.prediction.architectures.transfer import OTHER_ARCHITECTURE, WITHIN
-from mergeability.prediction.architectures.variance import repeated_share
+from mergeability.prediction.architectures.variance import Memory, repeated_share
 
 CONFIRMED, REFUTED, UNDECIDED = "confirmed", "refuted", "undecided"
 
@@ -156,10 +156,11 @@ def _method(found: Findings) -> Decided:
 def _partner(found: Findings) -> Decided:
     methods = methods_of(found.analyses)
     own = found.variance["task_effects"]
-    partner = repeated_share(found.analyses, methods, "partner")
+    shares: Memory = {}
+    partner = repeated_share(found.analyses, methods, "partner", shares)
     if np.isnan(partner.value):
         return Decided(UNDECIDED, f"task effects explain {own.mean():.2f} of the variance; {_TWO_SEEDS}")
-    task = repeated_share(found.analyses, methods, "task")
+    task = repeated_share(found.analyses, methods, "task", shares)
     by_name = found.repeated[found.repeated["method"] == "all"].set_index("architecture")["partner"]
     each = ", ".join(f"{name} {value:.2f}" for name, value in by_name.items())
     figure = (

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from mergeability.prediction.architectures.analyses import TARGET, architectures_of, seeds_of, tasks_of
+from mergeability.prediction.architectures.analyses import architectures_of, seeds_of, tasks_of
 from mergeability.prediction.architectures.cells import Cells, correlations
 from mergeability.prediction.architectures.resampling import Estimate, estimate
 
@@ -129,15 +129,15 @@ def _permuted(
     rows: list[np.ndarray] = []
     for (architecture, seed), table in cells.tables.items():
         names = renamed[table.tasks]
-        ends = table.pairs[["task_a", "task_b"]].to_numpy(dtype=object).tolist()
+        pairs = cells.arrays(architecture, seed)
+        ends = pairs.ends.tolist()
         places = {tuple(sorted(pair)): row for row, pair in enumerate(ends)}
         moved = [places.get(tuple(sorted((str(names[a]), str(names[b]))))) for a, b in ends]
         kept = np.array([row is not None for row in moved])
         order = np.array([row for row in moved if row is not None], dtype=int)
-        features = table.pairs[list(cells.metrics)].to_numpy(dtype=float)[kept]
-        for method in (name for one, own, name in cells.names if (one, own) == (architecture, seed)):
-            outcome = table.pairs[f"{TARGET}_{method}"].to_numpy(dtype=float)[order]
-            rows.append(correlations(features, outcome))
+        features = pairs.features[kept]
+        own = [method for *table, method in cells.names if tuple(table) == (architecture, seed)]
+        rows += [correlations(features, pairs.outcomes[method][order]) for method in own]
     return np.array(rows)
 
 

@@ -110,8 +110,8 @@ def repeated_share(
         memory: shares that were computed before, for the same tables; filled.
     """
     memory = {} if memory is None else memory
-    tables = [one.sorted() for one in analyses]
-    couples = [(a, b) for a, b in combinations(tables, 2) if a.architecture == b.architecture]
+    couples = [(a, b) for a, b in combinations(analyses, 2) if a.architecture == b.architecture]
+    merged: dict[tuple[str, int, int], _Both] = {}
 
     def statistic(task: str | None, seed: int | None) -> float:
         found = []
@@ -120,35 +120,50 @@ def repeated_share(
                 continue
             key = (task, first.architecture, first.seed, second.seed)
             if key not in memory:
-                memory[key] = _shared(first, second, task)
+                if key[1:] not in merged:
+                    merged[key[1:]] = _both(first, second)
+                memory[key] = _shared(merged[key[1:]], task)
             found += [own[part] for method, own in memory[key].items() if method in methods]
         known = np.array(found)[~np.isnan(found)] if found else np.empty(0)
         return float(known.mean()) if len(known) else float("nan")
 
-    return estimate(statistic, tasks_of(tables), seeds_of(tables))
+    return estimate(statistic, tasks_of(analyses), seeds_of(analyses))
 
 
-def _shared(first: Analysis, second: Analysis, without: str | None) -> dict[str, dict[str, float]]:
-    """Return the two repeated shares of each method that both seeds have."""
+# The two tasks of each pair that two seeds have, and the outcomes of both seeds by method.
+_Both = tuple[np.ndarray, dict[str, np.ndarray]]
+
+
+def _both(first: Analysis, second: Analysis) -> _Both:
     keys = ["task_a", "task_b"]
     methods = [method for method in first.methods if method in second.methods]
     columns = [f"{TARGET}_{method}" for method in methods]
-    both = first.pairs[[*keys, *columns]].merge(second.pairs[[*keys, *columns]], on=keys)
-    both = both[(both["task_a"] != without) & (both["task_b"] != without)]
-    return {method: _shared_by(both, name) for method, name in zip(methods, columns, strict=True)}
+    tables = (one.sorted().pairs[[*keys, *columns]] for one in (first, second))
+    both = next(tables).merge(next(tables), on=keys)
+    outcomes = {
+        method: both[[f"{column}_x", f"{column}_y"]].to_numpy(dtype=float).T
+        for method, column in zip(methods, columns, strict=True)
+    }
+    return both[keys].to_numpy(dtype=object), outcomes
 
 
-def _shared_by(both: pd.DataFrame, column: str) -> dict[str, float]:
-    both = both[both[[f"{column}_x", f"{column}_y"]].notna().all(axis=1)]
+def _shared(both: _Both, without: str | None) -> dict[str, dict[str, float]]:
+    """Return the two repeated shares of each method that both seeds have."""
+    ends, outcomes = both
+    kept = (ends != without).all(axis=1)
+    return {method: _shared_by(ends[kept], two[:, kept]) for method, two in outcomes.items()}
+
+
+def _shared_by(ends: np.ndarray, outcomes: Float[np.ndarray, "two n"]) -> dict[str, float]:
+    known = ~np.isnan(outcomes).any(axis=0)
+    ends, outcomes = ends[known], outcomes[:, known]
     undefined = {"task": float("nan"), "partner": float("nan")}
-    outcomes = [both[f"{column}_{side}"].to_numpy(dtype=float) for side in "xy"]
-    if len(both) < 3 or any(is_constant(one) for one in outcomes):
+    if len(ends) < 3 or any(is_constant(one) for one in outcomes):
         return undefined
-    ends = both[["task_a", "task_b"]].to_numpy(dtype=object)
     tasks = incidence(ends, sorted({str(task) for task in ends.ravel()}))
     centred = [one - one.mean() for one in outcomes]
     rests = [residuals(tasks, one) for one in centred]
-    freedom, count = len(both) - rests[0][1], len(both)
+    freedom, count = len(ends) - rests[0][1], len(ends)
     if freedom < 1:
         return undefined
     scale = np.sqrt(np.prod([one @ one / (count - 1) for one in centred]))

@@ -22,14 +22,21 @@ class RangeScaler(TransformerMixin, BaseEstimator):
 
     def fit(self, X: Rows, y: object = None) -> "RangeScaler":
         """Store each column's smallest and largest value."""
-        X = unlabelled_rows(self, X)
+        return self.fit_checked(unlabelled_rows(self, X))
+
+    def transform(self, X: Rows) -> Float[np.ndarray, "n m"]:
+        """Scale columns by the stored ranges."""
+        return self.transform_checked(new_rows(self, X))
+
+    def fit_checked(self, X: Float[np.ndarray, "n m"]) -> "RangeScaler":
+        """Fit rows that need no checks, which take longer than the ranges themselves."""
+        self.n_features_in_ = X.shape[1]
         self.data_min_, self.data_max_ = X.min(axis=0), X.max(axis=0)
         largest = np.maximum(np.abs(self.data_min_), np.abs(self.data_max_))
         self.constant_: Bool[np.ndarray, " m"] = self.data_max_ - self.data_min_ <= _RELATIVE_SPREAD * largest
         return self
 
-    def transform(self, X: Rows) -> Float[np.ndarray, "n m"]:
-        """Scale columns by the stored ranges."""
-        X = new_rows(self, X)
+    def transform_checked(self, X: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
+        """Scale rows that need no checks."""
         spread = np.where(self.constant_, 1.0, self.data_max_ - self.data_min_)
         return np.where(self.constant_, 0.0, 2.0 * (X - self.data_min_) / spread - 1.0)

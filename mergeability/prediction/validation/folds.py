@@ -28,7 +28,8 @@ class FoldRows:
 
     def __init__(self, rows: PairRows, split: Split, protocol: SplitProtocol) -> None:
         self.rows, self.split, self.protocol = rows, split, protocol
-        self._scaler = RangeScaler().fit(rows.features[split.training])
+        # The table was checked before, once for all folds.
+        self._scaler = RangeScaler().fit_checked(rows.features[split.training])
         self.constant = tuple(
             name for name, flat in zip(rows.metrics, self._scaler.constant_, strict=True) if flat
         )
@@ -57,7 +58,7 @@ class FoldRows:
         return self.features(inputs)[self.split.training]
 
     def _scaled(self) -> Float[np.ndarray, "n m"]:
-        return self._scaler.transform(self.rows.features)
+        return self._scaler.transform_checked(self.rows.features)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
 MIN_PAIRS = 3
@@ -23,6 +23,18 @@ def is_constant(values: Float[np.ndarray, " n"]) -> bool:
     if values.size == 0:
         return True
     return bool(np.ptp(values) <= _RELATIVE_SPREAD * np.abs(values).max())
+
+
+def is_constant_column(values: Float[np.ndarray, "n m"]) -> Bool[np.ndarray, " m"]:
+    """Return `is_constant` of each column.
+
+    Examples:
+        >>> is_constant_column(np.array([[1.0, 2.0], [1.0, 3.0]]))
+        array([ True, False])
+    """
+    if values.shape[0] == 0:
+        return np.ones(values.shape[1], dtype=bool)
+    return np.ptp(values, axis=0) <= _RELATIVE_SPREAD * np.abs(values).max(axis=0)
 
 
 def pearson_r(predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray, " n"]) -> float:

@@ -8,8 +8,11 @@ import pandas as pd
 
 from mergeability.prediction.architectures.analyses import Analysis
 from mergeability.prediction.architectures.cells import Cells, coefficient_table
+from mergeability.prediction.architectures.transfer import transferred
 
 TASKS = tuple("abcdefghij")
+# Few, since every pair of one analysis is predicted by fits on another.
+FEW = TASKS[:7]
 METRICS = ("one", "two", "three", "four", "five", "six", "seven")
 METHODS = ("ties", "tsv")
 SAME = {"one": 0.2, "two": -0.15, "three": 0.1}
@@ -64,3 +67,16 @@ def cells_of(*analyses: Analysis, metrics: Sequence[str] = METRICS) -> Cells:
     """Fit and collect the cells of several analyses."""
     fits = {(one.architecture, one.seed): coefficient_table(one, metrics) for one in analyses}
     return Cells.of(analyses, metrics, fits)
+
+
+def no_predictions(_fitted: Analysis, _new: Analysis) -> pd.DataFrame:
+    """Predict nothing, for tests about something else."""
+    return pd.DataFrame(
+        columns=["predictor", "method", "task_a", "task_b", "measured", "predicted", "training_mean"]
+    )
+
+
+def only_across(fitted: Analysis, new: Analysis) -> pd.DataFrame:
+    """Predict another architecture only, for tests about nothing else."""
+    same = fitted.architecture == new.architecture
+    return no_predictions(fitted, new) if same else transferred(fitted, new)

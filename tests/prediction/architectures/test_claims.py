@@ -1,13 +1,14 @@
 """Verdicts on the claims, from tables in which each claim is planted to hold or not."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from planted_pairs import METRICS, SAME, TASKS, planted
+from planted_pairs import FEW, METRICS, SAME, no_predictions, only_across, planted
 
 from mergeability.prediction.architectures.analyses import Analysis, common_metrics
 from mergeability.prediction.architectures.cells import coefficient_table
@@ -31,8 +32,9 @@ from mergeability.prediction.architectures.variance import variance_shares
 COMPUTED = Computed(
     coefficient_table, variance_shares, transferred, lambda cells: stable_by_chance(cells, permutations=5)
 )
-# Few, since every pair of every analysis is predicted from every other analysis.
-FEW = TASKS[:7]
+# Without what a test's claims do not rest on.
+ACROSS = replace(COMPUTED, transferred=only_across)
+NO_TRANSFER = replace(COMPUTED, transferred=no_predictions)
 METHOD = "Mergeability depends on the merge method."
 PARTNER = "Mergeability depends on the partner, not on the model alone."
 DRIVERS = "Each method has success drivers of its own."
@@ -46,12 +48,17 @@ SETS = "Pairs predict merges of more than two models."
 OPPOSITE = {name: -weight for name, weight in SAME.items()}
 
 
-def found_in(analyses):
-    return findings(analyses, common_metrics(analyses), COMPUTED, {})
+def found_in(analyses, computed=COMPUTED):
+    return findings(analyses, common_metrics(analyses), computed, {})
 
 
-def decided(analyses) -> pd.DataFrame:
-    return claim_table(found_in(analyses)).set_index("claim")
+def decided(analyses, computed=COMPUTED) -> pd.DataFrame:
+    return claim_table(found_in(analyses, computed)).set_index("claim")
+
+
+def decision(claim, found):
+    """Decide one claim only."""
+    return next(one for one in CLAIMS if one.text == claim).decide(found)
 
 
 def grid(weights=None, names=("small", "large"), seeds=(0, 1, 2), metrics=METRICS, **options):
@@ -61,13 +68,14 @@ def grid(weights=None, names=("small", "large"), seeds=(0, 1, 2), metrics=METRIC
 @pytest.fixture(scope="module")
 def differing():
     """Methods that need opposite metrics, alike in all architectures."""
-    return decided(grid({"ties": SAME, "tsv": OPPOSITE}))
+    return decided(grid({"ties": SAME, "tsv": OPPOSITE}), ACROSS)
 
 
 @pytest.fixture(scope="module")
 def alike():
     """Two methods with the same additive outcomes, and no metric that matters."""
-    return decided(grid({"ties": {}, "tsv": {}}, effects=0.1, noise=0.003))
+    weights = {"ties": {}, "tsv": {}}
+    return decided(grid(weights, names=("small",), effects=0.1, noise=0.003), NO_TRANSFER)
 
 
 def test_every_claim_has_one_row_with_a_verdict_a_figure_and_a_rule(differing):
@@ -89,14 +97,15 @@ def test_claims_that_are_planted_not_to_hold_are_refuted(alike, claim):
 
 
 def test_pairs_with_an_effect_that_repeats_confirm_that_the_partner_matters():
-    table = decided(grid({"ties": {}, "tsv": {}}, names=("small",), effects=0.02, interaction=0.1))
+    weights = {"ties": {}, "tsv": {}}
+    table = decided(grid(weights, names=("small",), effects=0.02, interaction=0.1), NO_TRANSFER)
     assert table.loc[PARTNER, "verdict"] == CONFIRMED
 
 
 def test_architectures_with_opposite_coefficients_refute_that_drivers_carry_over():
     small = grid(names=("small",), seeds=(0, 1))
     turned = dict.fromkeys(("ties", "tsv"), OPPOSITE)
-    table = decided([*small, *grid(turned, names=("large",), seeds=(0, 1))])
+    table = decided([*small, *grid(turned, names=("large",), seeds=(0, 1))], ACROSS)
     assert table.loc[CARRIED, "verdict"] == REFUTED
     assert table.loc[ALIKE, "verdict"] == REFUTED
 
@@ -104,14 +113,14 @@ def test_architectures_with_opposite_coefficients_refute_that_drivers_carry_over
 def test_prerequisites_are_confirmed_in_the_expected_direction_and_refuted_in_the_other():
     names = ("encoder_gradient_l2_distance", "subspace_overlap")
     weights = {method: dict.fromkeys(names, -1.0) for method in ("ties", "tsv")}
-    table = decided(grid(weights, ("small",), (0, 1), metrics=names))
+    table = decided(grid(weights, ("small",), (0, 1), metrics=names), NO_TRANSFER)
     assert table.loc[GRADIENT, "verdict"] == CONFIRMED
     assert "encoder_gradient_l2_distance in small" in table.loc[GRADIENT, "figure"]
     assert table.loc[SUBSPACE, "verdict"] == REFUTED
 
 
 def test_one_seed_decides_nothing_about_methods_and_says_so():
-    table = decided(grid(seeds=(0,)))
+    table = decided(grid(seeds=(0,)), ACROSS)
     for claim in (METHOD, PARTNER, DRIVERS):
         assert table.loc[claim, "verdict"] == UNDECIDED
         assert "one seed" in table.loc[claim, "figure"]
@@ -158,26 +167,25 @@ def plain():
 
 @pytest.fixture(scope="module")
 def found(plain):
-    return found_in(plain)
+    return found_in(plain, NO_TRANSFER)
 
 
 def with_penalty(found, plain, name, gain, gradient):
     penalised = [Penalised(name, 0.01, _trained(one, gain, gradient)) for one in plain]
-    table = replace(found, penalties=penalty_table(plain, penalised))
-    return claim_table(table).set_index("claim")
+    return partial(decision, found=replace(found, penalties=penalty_table(plain, penalised)))
 
 
 @pytest.mark.parametrize(("gain", "expected"), [(0.05, CONFIRMED), (-0.05, REFUTED)])
 def test_penalties_that_bring_gradients_together_decide(found, plain, gain, expected):
-    table = with_penalty(found, plain, "grad_magnitude", gain, 0.8)
-    assert table.loc[NEARER, "verdict"] == expected
-    assert table.loc[NEARER, "value"] == pytest.approx(gain + 0.001)
-    assert NOT_MEASURED in table.loc[SEVERAL, "figure"]
-    assert with_penalty(found, plain, "mergeability", gain, 0.8).loc[SEVERAL, "verdict"] == expected
+    decide = with_penalty(found, plain, "grad_magnitude", gain, 0.8)
+    assert decide(NEARER).verdict == expected
+    assert decide(NEARER).estimate.value == pytest.approx(gain + 0.001)
+    assert NOT_MEASURED in decide(SEVERAL).figure
+    assert with_penalty(found, plain, "mergeability", gain, 0.8)(SEVERAL).verdict == expected
 
 
 def test_penalties_that_leave_gradients_apart_do_not_count(found, plain):
-    assert with_penalty(found, plain, "l2_to_init", 0.05, 1.2).loc[NEARER, "verdict"] == UNDECIDED
+    assert with_penalty(found, plain, "l2_to_init", 0.05, 1.2)(NEARER).verdict == UNDECIDED
 
 
 def test_changes_are_paired_by_pair_and_seed(plain):
@@ -207,7 +215,7 @@ def test_merges_of_three_models_are_compared_with_their_pairs(found, plain, sign
     rows = table.set_index("method")
     assert rows.loc["ties", "rho"] == pytest.approx(sign)
     assert rows.loc["all", ["arity", "n_sets", "seeds"]].tolist() == [3, 35, 3]
-    assert claim_table(replace(found, sets=table)).set_index("claim").loc[SETS, "verdict"] == expected
+    assert decision(SETS, replace(found, sets=table)).verdict == expected
 
 
 def test_the_documentation_has_a_row_for_every_claim():
