@@ -92,6 +92,11 @@ def import_checkpoint(
         ...     print(card["model"], len(checkpoints.Checkpoint.open(f"{folder}/imported/model.safetensors").names))
         tiny 20
     """
+    if not isinstance(model, ClipModel):
+        raise UserError(
+            "Only models of images can be imported, but the model given with model= reads texts. Choose the "
+            "architecture of the file, such as model=vit_b16."
+        )
     if evaluate and task is None:
         raise UserError(
             "evaluate=True measures the accuracy on a task's test images, but no task is given. Give a task, or remove "

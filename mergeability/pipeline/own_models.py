@@ -162,6 +162,11 @@ class ModelSuite:
                 "Expected suite.models to name two or more models, as a YAML file or "
                 "'suite.models={a: {weights: …, images: …, classes: […]}, b: …}'."
             )
+        if not isinstance(self.model, ClipModel):
+            raise UserError(
+                "suite.models are models of images, but the model given with model= reads texts. Choose their "
+                "architecture, such as model=vit_b16."
+            )
         if not self.base:
             raise UserError(
                 "The base model is missing. Set suite.base=… to the model from which these models were"

@@ -19,7 +19,7 @@ def model_called(name: str) -> ClipModel:
         name: a member of `conf/model`, such as "vit_b16".
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such model, or it reads texts.
 
     Examples:
         >>> from mergeability.verbs.architecture import model_called
@@ -29,7 +29,28 @@ def model_called(name: str) -> ClipModel:
     known = files("model")
     if name not in known:
         raise UserError(f"There is no model {name!r}.{did_you_mean(name, known)} Models: {', '.join(known)}.")
-    return made(composed("model", name))
+    options = composed("model", name)
+    if not _reads_images(options):
+        raise UserError(
+            f"The model {name!r} reads texts, but predictions for files of models require images. Models of images: "
+            f"{', '.join(image_models())}."
+        )
+    return made(options)
+
+
+def image_models() -> list[str]:
+    """List the configured models of images.
+
+    Examples:
+        >>> from mergeability.verbs.architecture import image_models
+        >>> {"vit_b16", "rn50"} <= set(image_models()), "minilm" in image_models()
+        (True, False)
+    """
+    return [name for name in files("model") if _reads_images(composed("model", name))]
+
+
+def _reads_images(options: Mapping[str, Any]) -> bool:
+    return str(options["_target_"]).rpartition(".")[2] == ClipModel.__name__
 
 
 def recognised(base: Checkpoint) -> ClipModel:
@@ -49,12 +70,13 @@ def recognised(base: Checkpoint) -> ClipModel:
         'clip_mini'
     """
     own = _of_checkpoint(base)
-    for name in files("model"):
+    names = image_models()
+    for name in names:
         model = model_called(name)
         if own is not None and _of_configuration(model.configuration) == own:
             return model
     raise UserError(
-        f"{base.origin} does not have the shapes of any configured model ({', '.join(files('model'))})."
+        f"{base.origin} does not have the shapes of any configured model ({', '.join(names)})."
         " Specify its architecture with --model on the command line, or with model= in Python."
     )
 

@@ -11,7 +11,7 @@ from tokenizers.trainers import WordLevelTrainer
 from transformers import BertModel
 
 from mergeability.data import TextCorpus
-from mergeability.examples import tiny_text_model
+from mergeability.examples import tiny_own_models, tiny_text_model
 from mergeability.metrics.catalogue import PAPER
 from mergeability.models.text import mean_pooled_bert
 from mergeability.weights import checkpoints
@@ -166,3 +166,20 @@ def test_the_doctor_says_that_it_checks_images(command, tmp_path):
     ended = command("train", "task=sums", "doctor=true", *of_model(tmp_path))
     assert ended.code == 1
     assert "doctor=true checks images, but task 'sums' consists of texts" in ended.output
+
+
+def test_files_of_models_are_those_of_images(command, tmp_path):
+    base, models, images = tiny_own_models()
+    ended = command("train", "experiment=import", f"source={models['greys']}", *of_model(tmp_path))
+    assert ended.code == 1
+    assert "Only models of images can be imported" in ended.output
+    given = ", ".join(
+        f"{name}: {{weights: {path}, images: {images[name]}, classes: [dark, light]}}"
+        for name, path in models.items()
+    )
+    run = f"hydra.run.dir={tmp_path}/run"
+    ended = command(
+        "analyze", "suite=models", f"suite.base={base}", f"suite.models={{{given}}}", run, *of_model(tmp_path)
+    )
+    assert ended.code == 1
+    assert "suite.models are models of images" in ended.output

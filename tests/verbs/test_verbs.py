@@ -15,7 +15,7 @@ from mergeability import UserError, compare, members, merge, merging, predict
 from mergeability.examples import tiny_clip, tiny_own_models
 from mergeability.pipeline.request import ProfileSettings
 from mergeability.verbs import defaults
-from mergeability.verbs.architecture import model_called, recognised
+from mergeability.verbs.architecture import image_models, model_called, recognised
 from mergeability.verbs.sources import named
 from mergeability.weights.in_memory import open_in_memory
 
@@ -278,7 +278,7 @@ def test_the_defaults_of_the_verbs_are_those_of_an_analysis():
         assert instantiate(options) == defaults.method_called(name)
 
 
-@pytest.mark.parametrize("name", sorted(members.files("model")))
+@pytest.mark.parametrize("name", image_models())
 def test_every_configured_model_is_recognised_by_its_shapes(name):
     model = model_called(name)
     with torch.device("meta"):
@@ -291,6 +291,12 @@ def test_every_configured_model_is_recognised_by_its_shapes(name):
     }
     found = recognised(open_in_memory(zeros))
     assert found.configuration["vision_cfg"] == model.configuration["vision_cfg"]
+
+
+def test_a_model_of_texts_is_no_architecture_of_a_prediction():
+    assert set(members.files("model")) - set(image_models()) == {"minilm"}
+    with pytest.raises(UserError, match=r"'minilm' reads texts.*Models of images: clip_mini,"):
+        model_called("minilm")
 
 
 def test_another_network_is_not_recognised(models):
