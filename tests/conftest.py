@@ -243,6 +243,8 @@ def run_command(script: str, *arguments: str) -> Ended:
     with pytest.MonkeyPatch.context() as patch, logging_restored(), warnings.catch_warnings():
         patch.setattr(sys, "argv", [f"{script}.py", *arguments])
         patch.delenv("HYDRA_FULL_ERROR", raising=False)
+        # The command `mergeability`, run in this process, says so in a variable for its jobs.
+        patch.delenv("MERGEABILITY_COMMAND", raising=False)
         with contextlib.redirect_stdout(written), contextlib.redirect_stderr(written):
             try:
                 if script == "mergeability":

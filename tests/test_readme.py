@@ -251,6 +251,8 @@ def is_option(group, name):
 @pytest.mark.parametrize("line", VERBS)
 def test_a_verb_runs_as_typed(line, smoke_root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # Set by the command for its jobs; undone after the test.
+    monkeypatch.setenv("MERGEABILITY_COMMAND", "mergeability")
     trained = smoke_root / "checkpoints/clip_mini"
     if "predict" in line:
         as_described(trained, tmp_path)

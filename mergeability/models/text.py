@@ -95,6 +95,11 @@ class TextModel:
 
     def __post_init__(self) -> None:
         check_path_part("name of a model", self.name)
+        if not isinstance(self.pretrained, str):
+            raise UserError(
+                f"Model {self.name!r}: expected model.pretrained to be a folder or an installed Python package, got "
+                f"{self.pretrained!r}. The network and its tokenizer are read from it."
+            )
         kind = self._config.get("model_type")
         if kind != "bert":
             raise UserError(

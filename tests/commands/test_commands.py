@@ -238,7 +238,9 @@ def test_a_failed_job_of_a_sweep_is_named_and_the_rest_is_kept(command, smoke_ro
         "prediction.permutations=9",
     )
     ended = command("analyze", "-m", "merge=average", "profile.samples=10,1000", *where)
-    refused(ended, "1 of 2 jobs failed", "profile.samples=1000", "1 to 32 calibration images")
+    refused(
+        ended, "1 of 2 jobs failed", "profile.samples=1000", "at least 1 and at most 32 calibration samples"
+    )
     assert (tmp_path / "0/report.html").exists()
     assert not (tmp_path / "1/report.html").exists()
     assert list(pd.read_csv(tmp_path / "summary.csv")["method"]) == ["average"]

@@ -127,7 +127,7 @@ def test_jobs_in_other_processes_are_summarised_killed_ones_named_and_done_by_a_
     sweep = tmp_path / "sweep"
     assert f"Summary of the sweep: {sweep / 'summary.html'}" in ended.output
     assert pd.read_csv(sweep / "summary.csv")["method"].tolist() == ["ta"]
-    assert "4 jobs, 2 at once" in ended.output
+    assert "4 jobs, 2 in parallel" in ended.output
     # What a job prints is in its own file.
     assert "ta was merged with" in (sweep / "2" / "terminal.log").read_text()
     assert "was merged with" not in ended.output

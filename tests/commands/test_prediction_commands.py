@@ -212,7 +212,7 @@ BAD = {
         ("more than once", "order does not matter"),
     ),
     "twice": (lambda frame: pd.concat([frame, frame.iloc[:1]]), ("more than once",)),
-    "one task": (lambda frame: frame.iloc[:1].assign(task_b="a"), ("pairs 'a' with itself",)),
+    "one task": (lambda frame: frame.iloc[:1].assign(task_b="a"), ("a pair of 'a' with itself",)),
     "three tasks": (
         lambda frame: frame[frame["task_a"].isin(["a", "b"]) & frame["task_b"].isin(["b", "c"])],
         ("at least 4", "has 3"),

@@ -206,5 +206,5 @@ def test_a_checkpoint_is_read_or_refused_in_a_sentence(seed, tmp_path, base):
 @pytest.mark.parametrize("text", [b"[]", b"3", b'"x"', b"\xff\xfe{", b"[" * 5000, b"{", b"nul"])
 def test_a_card_that_is_no_object_is_named(tmp_path, text):
     (tmp_path / "card.json").write_bytes(text)
-    with pytest.raises(UserError, match=r"card\.json.*Delete it"):
+    with pytest.raises(UserError, match=r"card\.json.*Delete the file"):
         read_object(tmp_path / "card.json")

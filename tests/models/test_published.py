@@ -124,7 +124,7 @@ def test_weights_are_accepted_exactly_where_they_match_and_the_advice_helps(name
     with pytest.raises(UserError) as raised:
         model(name, tag)
     sentence = str(raised.value)
-    assert sentence.startswith(f"Model 'mine': the weights '{tag}' of {name} expect ")
+    assert sentence.startswith(f"Model 'mine': the weights '{tag}' of {name} were trained with ")
     assert set(re.findall(r"(\w+)=[^()]*? \(got ", sentence)) == wrong
     advised = dict(re.findall(r"model\.(\w+)=(\S+?)(?:\.? |\.$)", sentence + " "))
     if wrong & {"interpolation", "resize_mode"}:
@@ -162,7 +162,7 @@ def test_whatever_a_table_says_is_compared(published, told, monkeypatch):
     name = "ViT-B-16-quickgelu"
     entry = tables._PRETRAINED[name]["openai"]
     monkeypatch.setitem(tables._PRETRAINED[name], "openai", entry | published)
-    with pytest.raises(UserError, match=re.escape(f"expect {told}.")):
+    with pytest.raises(UserError, match=re.escape(f"were trained with {told}.")):
         model(name, "openai")
     monkeypatch.setitem(tables._PRETRAINED[name], "openai", entry | {"size": (3, 224, 224), "mode": "RGB"})
     assert model(name, "openai")
@@ -170,7 +170,7 @@ def test_whatever_a_table_says_is_compared(published, told, monkeypatch):
 
 def test_another_mean_than_the_weights_is_refused_and_none_without_weights():
     with pytest.raises(
-        UserError, match=r"expect mean=.*got \[0\.5, 0\.5, 0\.5\].*Set model\.mean=\[0\.48145466,"
+        UserError, match=r"were trained with mean=.*got \[0\.5, 0\.5, 0\.5\].*Set model\.mean=\[0\.48145466,"
     ):
         model("ViT-B-16-quickgelu", "openai", mean=[0.5, 0.5, 0.5])
     assert model("ViT-B-16-quickgelu", mean=[0.5, 0.5, 0.5])

@@ -15,7 +15,7 @@ from mergeability.data.image_cache import prepared
 from mergeability.data.inputs import Images
 from mergeability.evaluation import probes
 from mergeability.members import members
-from mergeability.pipeline import tasks
+from mergeability.models import ClipModel
 from mergeability.random import seeded_generator
 from mergeability.store import Store
 
@@ -114,14 +114,14 @@ def test_a_second_run_passes_no_image_through_a_model(analyse):
 def test_labels_change_nothing(analyse, monkeypatch):
     ended, plain = analyse("merge=none")
     assert ended.code == 0, ended.output
-    original = tasks.prepared
+    original = ClipModel.samples
 
-    def shuffled(task, split, *arguments):
-        found = original(task, split, *arguments)
+    def shuffled(*arguments):
+        found = original(*arguments)
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(1))
         return Images(found.images, found.labels[order])
 
-    monkeypatch.setattr(tasks, "prepared", shuffled)
+    monkeypatch.setattr(ClipModel, "samples", shuffled)
     ended, other = analyse("merge=none", name="shuffled")
     assert ended.code == 0, ended.output
     assert "features" not in counted(other), "other labels are no reason to pass images through a model again"
