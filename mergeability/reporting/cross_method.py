@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from mergeability.files import atomic_file
+from mergeability.files import atomic_file, read_object
 from mergeability.prediction.csv_files import csv_text, read_csv
 from mergeability.prediction.pair_table import TARGETS, outcome_methods
 from mergeability.prediction.questions.consistency import method_consistency
@@ -198,7 +198,7 @@ def cross_method_summary(run_folders: Sequence[Path | str]) -> CrossMethodSummar
 def _model(folder: Path) -> str:
     """Return the name of the model that a run used; empty if it is unknown, as for a table."""
     path = folder / "run.json"
-    config = json.loads(path.read_text(encoding="utf-8"))["config"] if path.is_file() else {}
+    config = (read_object(path) or {}).get("config") or {}
     return str((config.get("model") or {}).get("name") or "")
 
 
