@@ -132,7 +132,7 @@ def listing(kind: str) -> str:
     Examples:
         >>> from mergeability.commands.catalogue import listing
         >>> print(listing("protocols").splitlines()[0])
-        loto    Train on the pairs without one task and validate on the pairs with it; one fold per task
+        loto    Create one fold per task: train on the pairs without the task, validate on the pairs with the task
     """
     found = entries(kind)
     width = max(len(one.name) for one in found)

@@ -133,7 +133,7 @@ def yaml_comments(path: Path) -> Commented:
         >>> from mergeability.commands.member_docs import yaml_comments
         >>> from mergeability.members import folder
         >>> yaml_comments(folder("merge") / "ties.yaml").comments["density"]
-        'share of entries kept'
+        'share of entries that are kept'
     """
     lines = path.read_text(encoding="utf-8").splitlines()
     header = [line[1:] for line in takewhile(lambda line: line.startswith("#"), lines)]

@@ -6,6 +6,7 @@ from typing import Any
 from mergeability.errors import UserError, did_you_mean
 from mergeability.members import files
 from mergeability.models.clip import ClipModel
+from mergeability.models.text import TextModel
 from mergeability.verbs.defaults import composed, made
 from mergeability.weights.checkpoints import Checkpoint
 
@@ -50,7 +51,7 @@ def image_models() -> list[str]:
 
 
 def _reads_images(options: Mapping[str, Any]) -> bool:
-    return str(options["_target_"]).rpartition(".")[2] == ClipModel.__name__
+    return str(options["_target_"]).rpartition(".")[2] != TextModel.__name__
 
 
 def recognised(base: Checkpoint) -> ClipModel:
