@@ -31,7 +31,7 @@ _FIRST = {now: first for first, now in MOVED.items()}
 
 
 def published_name(name: str) -> str:
-    """Return the dotted name of a class that is used in hashes: the name under which it was first published."""
+    """Return the dotted name that represents a class in hashes: the one under which the class was first published."""
     return _FIRST.get(name, name)
 
 

@@ -236,7 +236,7 @@ class TextModel:
         return Tokens(self.tokenize(texts.texts), texts.labels)
 
     def task_remarks(self, task: Task) -> list[str]:
-        """Return a sentence for each split with texts that are longer than the context length and are cut."""
+        """Return a message for each split in which texts exceed the context length and are cut."""
         found = []
         for split in SPLITS:
             texts = read_texts(task, split).texts

@@ -38,7 +38,7 @@ ReadFeatures = Callable[[str | None, str], Float64[np.ndarray, "n d"]]
 
 @dataclass(frozen=True)
 class Features:
-    """Compute and store features of each task's unlabelled inputs by the base model and every fine-tuned model."""
+    """Compute and store the features that the base and every fine-tuned model give to each task's unlabelled inputs."""
 
     kind: ClassVar[str] = "features"
     description: ClassVar[str] = "features of unlabelled inputs"

@@ -163,7 +163,7 @@ def matrix_shapes(vectors: TaskVectors) -> np.ndarray:
 def undetermined(
     found: dict[str, np.ndarray], tasks: tuple[str, ...], side: str, end: str, k: int
 ) -> list[str]:
-    """List changed matrices without overlaps because their first or last singular vectors are not unique.
+    """List the changed matrices that have no overlaps, because their first or last singular vectors are not unique.
 
     Args:
         found: result of `SubspaceOverlaps`.

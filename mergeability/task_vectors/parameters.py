@@ -106,7 +106,7 @@ def assembled(
     parameters: Mapping[str, Parameter],
     shapes: Mapping[str, Sequence[int]],
 ) -> dict[str, Tensor]:
-    """Join parameters to the tensors of the checkpoints.
+    """Assemble the tensors of the checkpoints from the parameters that were cut from them.
 
     Args:
         merged: parameter name → tensor of the parameter's shape, for all parameters of a tensor or none.

@@ -144,7 +144,7 @@ class AdaptedFile:
         return rows[start - first * one.columns : stop - first * one.columns]
 
     def fill_float32(self, name: str, start: int, out: np.ndarray) -> None:
-        """Read the elements from `start` on into a float32 array, which determines their number."""
+        """Fill a float32 array with the elements of a tensor, beginning with element `start`."""
         if name in self._whole or name in self._modules:
             out[:] = self.read_float32(name, start, start + len(out))
         else:

@@ -144,7 +144,7 @@ def _hugging_face_towers(names: set[str]) -> list[Tower]:
 
 
 def leftovers(names: Iterable[str], used: Iterable[str], tower: Tower) -> Mapping[str, list[str]]:
-    """Group the tensors outside a tower into `text tower`, `head` and `other`, without constants."""
+    """Group the tensors outside the visual tower into `text tower`, `head` and `other`; leave out constants."""
     used = set(used)
     groups: dict[str, list[str]] = {}
     for name in sorted(names):

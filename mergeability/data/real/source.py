@@ -164,7 +164,7 @@ class ImageSource:
             self._say_once(f"{self.classes.task}, {split}: {remark}")
 
     def left_out(self, split: Split) -> list[str]:
-        """Return messages with the number and names of files that are not images of a split."""
+        """Return messages with the number and the names of those files of a split that are not images."""
         if not isinstance(self.tables, FileTables):
             return []
         names = self._names(split)

@@ -35,7 +35,7 @@ class Draws:
         return options[self.integer(0, len(options) - 1)]
 
     def chance(self, probability: float) -> bool:
-        """Return True with a probability in [0, 1]."""
+        """Return True with the given probability in [0, 1], otherwise False."""
         return bool(torch.rand(1, generator=self._generator) < probability)
 
     def shuffled(self, items: Sequence[T]) -> list[T]:

@@ -106,7 +106,7 @@ def compare(run_folders: Sequence[Path | str], beside: Sequence[Path | str] = ()
 def _refuse_difference(run: Run, other: Run) -> None:
     if differences(run, other):
         raise UserError(
-            f"Only runs that differ in nothing but penalty, strength and seed can be compared. {run.setting}"
+            f"Compared runs may differ only in penalty, strength and seed, but {run.setting}"
             f" with seed {run.seed} and {other.setting} with seed {other.seed} differ in"
             f" {described_difference(run, other, ' and ')}."
         )

@@ -97,9 +97,10 @@ def _outcomes(outcomes: pd.DataFrame) -> Section:
 def _fingerprints(agreement: pd.DataFrame) -> Section:
     kinds = "; ".join(f"{kind}: {words}" for kind, words in KINDS.items())
     body = paragraphs(
-        "How far the coefficients of two fits agree: the share of metrics with equal signs, by chance about one "
-        "half, and the share of the five largest that are the same, by chance about five in the number of metrics. ρ "
-        f"is the rank correlation of the outcomes themselves. {kinds}. {_OVER}",
+        "How far the coefficients of two fits agree. Sign agreement is the share of metrics whose coefficients have "
+        "the same sign, by chance about one half. Top-5 overlap is the share of the five largest coefficients that "
+        "belong to the same metrics, by chance about 5 divided by the number of metrics. ρ is the rank correlation of "
+        f"the outcomes themselves. {kinds}. {_OVER}",
         note=True,
     )
     if agreement.empty:
