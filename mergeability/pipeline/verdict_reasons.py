@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from mergeability.pipeline.result import Analysis
 from mergeability.prediction.answers import Forecast
+from mergeability.prediction.fits import Evidence
 from mergeability.profiles.answers import BY_CHANCE
 
 _BETTER = 0.05
@@ -65,6 +67,30 @@ def _extremes(values: pd.Series, models: Sequence[str], sentence: str) -> list[s
         elif len(values) > 2 and name == values.index[-1]:
             place = f", the highest of {len(values)}"
         found.append(f"{sentence.format(name=name, value=values[name])}{place}.")
+    return found
+
+
+def of_tier(tier: Evidence, tasks: Sequence[str]) -> list[str]:
+    """Describe the accuracy of a tier of evidence on pairs that were not part of the fit."""
+    if not tier.informative:
+        found = [
+            f"Fitted on merges of {len(tasks)} tasks. On pairs of two tasks left out of the fit, {tier.name} predicted"
+            " no better than the mean outcome of each method."
+        ]
+    else:
+        above = sum((fit.r_low or 0) > 0 for fit in tier.methods.values())
+        found = [
+            f"Fitted on merges of {len(tasks)} tasks. On pairs of two tasks left out of the fit, {tier.name}"
+            f" correlated with the outcome beyond the mean with r = {tier.r:.2f} (95 % intervals above 0:"
+            f" {above} of {len(tier.methods)} methods)."
+        ]
+    covered = [fit.coverage for fit in tier.methods.values() if fit.coverage is not None]
+    if covered:
+        width = np.mean([fit.half_width for fit in tier.methods.values()])
+        found.append(
+            f"The prediction intervals (± {width:.3f}) contained the outcomes of {np.mean(covered):.0%} of"
+            " these pairs."
+        )
     return found
 
 

@@ -15,6 +15,7 @@ from mergeability.pipeline.verdict_reasons import (
     of_base,
     of_mean_features,
     of_pairs_like_these,
+    of_tier,
     readings_of_probes,
     unusual_images,
 )
@@ -229,7 +230,7 @@ def _from_scores(analysis: Analysis, subject: str, models: list[str], scores: pd
         tuple(forecasts),
         tier.methods[best].level,
         tuple(_choice_by(tier)),
-        tuple(_worth(tier, scorer.tasks)),
+        tuple(of_tier(tier, scorer.tasks)),
         tuple(reasons),
         tuple(next_steps(analysis)),
         (*known_models(analysis, models), *unusual_images(analysis, models)),
@@ -250,30 +251,6 @@ def _choice_by(tier: Evidence) -> list[str]:
         f"Chosen by {tier.name}, the method lost {100 * tier.regret:.2f} points against each pair's best one on pairs"
         f" the fit had not seen; always taking the best on average lost {100 * tier.fixed_regret:.2f}."
     ]
-
-
-def _worth(tier: Evidence, tasks: Sequence[str]) -> list[str]:
-    """Describe the accuracy of a tier of evidence on pairs that were not part of the fit."""
-    if not tier.informative:
-        found = [
-            f"Fitted on merges of {len(tasks)} tasks. On pairs of two tasks left out of the fit, {tier.name} predicted"
-            " no better than the mean outcome of each method."
-        ]
-    else:
-        above = sum((fit.r_low or 0) > 0 for fit in tier.methods.values())
-        found = [
-            f"Fitted on merges of {len(tasks)} tasks. On pairs of two tasks left out of the fit, {tier.name}"
-            f" correlated with the outcome beyond the mean with r = {tier.r:.2f} (95 % intervals above 0:"
-            f" {above} of {len(tier.methods)} methods)."
-        ]
-    covered = [fit.coverage for fit in tier.methods.values() if fit.coverage is not None]
-    if covered:
-        width = np.mean([fit.half_width for fit in tier.methods.values()])
-        found.append(
-            f"The prediction intervals (± {width:.3f}) contained the outcomes of {np.mean(covered):.0%} of"
-            " these pairs."
-        )
-    return found
 
 
 def _probed(analysis: Analysis, row: pd.Series) -> list[Forecast]:

@@ -1,5 +1,7 @@
 """Figures of a comparison of architectures."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -47,18 +49,7 @@ def metric_signs(rows: pd.DataFrame) -> go.Figure:
         values[place] = row["r"]
         texts[place[0]][place[1]] = "•" if row["r_low"] > 0 or row["r_high"] < 0 else ""
     return go.Figure(
-        go.Heatmap(
-            z=rounded(values),
-            x=cells,
-            y=[label(name) for name in metrics],
-            text=texts,
-            texttemplate="%{text}",
-            colorscale=DIVERGING,
-            zmin=-1,
-            zmax=1,
-            colorbar={"title": {"text": "r"}},
-            hovertemplate="%{y}, %{x}: %{z:.2f}<extra></extra>",
-        ),
+        _correlations(values, cells, [label(name) for name in metrics], texts, "%{y}, %{x}"),
         layout=figure_layout(
             yaxis={"autorange": "reversed", "automargin": True},
             xaxis={"automargin": True, "tickangle": -60},
@@ -89,23 +80,30 @@ def transfer_map(rows: pd.DataFrame) -> go.Figure:
         values[names.index(row["fitted_on"]), names.index(row["predicts"])] = row["r"]
     texts = [["" if np.isnan(value) else f"{value + 0.0:.2f}" for value in row] for row in values]
     return go.Figure(
-        go.Heatmap(
-            z=rounded(values),
-            x=names,
-            y=names,
-            text=texts,
-            texttemplate="%{text}",
-            colorscale=DIVERGING,
-            zmin=-1,
-            zmax=1,
-            colorbar={"title": {"text": "r"}},
-            hovertemplate="fitted on %{y}, predicts %{x}: %{z:.2f}<extra></extra>",
-        ),
+        _correlations(values, names, names, texts, "fitted on %{y}, predicts %{x}"),
         layout=figure_layout(
             xaxis={"title": {"text": "predicts"}, "automargin": True},
             yaxis={"title": {"text": "fitted on"}, "autorange": "reversed", "automargin": True},
             height=240 + 2 * ROW_HEIGHT * len(names),
         ),
+    )
+
+
+def _correlations(
+    values: np.ndarray, x: Sequence[str], y: Sequence[str], texts: Sequence[Sequence[str]], place: str
+) -> go.Heatmap:
+    """Draw correlations from -1 to 1 as a heat map; `place` describes a cell when the pointer is on it."""
+    return go.Heatmap(
+        z=rounded(values),
+        x=x,
+        y=y,
+        text=texts,
+        texttemplate="%{text}",
+        colorscale=DIVERGING,
+        zmin=-1,
+        zmax=1,
+        colorbar={"title": {"text": "r"}},
+        hovertemplate=f"{place}: %{{z:.2f}}<extra></extra>",
     )
 
 
