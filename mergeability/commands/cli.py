@@ -23,6 +23,7 @@ from mergeability.commands.verb_arguments import (
     progress,
     say_report,
     sentences,
+    start_hashing,
     store_folder,
 )
 from mergeability.errors import UserError, printable
@@ -141,6 +142,7 @@ def compare(
       mergeability compare base/ a/ b/ owner/name --metric stable_rank --report report/
     """  # noqa: D301  (click reads the character \b)
     with sentences(computes=True):
+        start_hashing(base, models, store_folder(store))
         from mergeability import verbs
 
         found = verbs.compare(
@@ -184,6 +186,7 @@ def predict(base: str, models: tuple[str, ...], as_json: bool, report: Path | No
         --images svhn=photos/svhn --classes svhn=0,1,2,3,4,5,6,7,8,9
     """  # noqa: D301  (click reads the character \b)
     with sentences(computes=True):
+        start_hashing(base, models, store_folder(options["store"]))
         found = _predicted(base, models, **options)
         written = None if report is None else found.save(report)
         click.echo(found.to_json() if as_json else printable(str(found.verdict)))
@@ -245,6 +248,7 @@ def merge(
       mergeability merge base/ a/ b/ --method ties -o density=0.1 --alpha 0.5 --dtype bfloat16
     """  # noqa: D301  (click reads the character \b)
     with sentences(computes=True):
+        start_hashing(base, models, store_folder(store))
         from mergeability import verbs
         from mergeability.pipeline.saving import merge_folder_name
         from mergeability.verbs.merging import check_out

@@ -93,6 +93,23 @@ def store_folder(given: str | None) -> str | None:
     )
 
 
+def start_hashing(base: str, models: Sequence[str], store: str | None) -> None:
+    """Start to hash files in the background, before PyTorch is imported; hashes in the store are not computed again.
+
+    Only safetensors files are read as they are: others are converted first, and folders are opened later.
+    """
+    from mergeability.store import Store
+    from mergeability.store.noted_hashes import is_noted
+    from mergeability.weights.file_hashes import hash_ahead
+
+    kept = Store(store)
+    paths = [base, *(model if Path(model).is_file() else model.partition("=")[2] for model in models)]
+    files = [path for path in paths if path.endswith(".safetensors") and Path(path).is_file()]
+    # One core is left to the imports.
+    threads = max(1, (os.cpu_count() or 1) - 1)
+    hash_ahead((path for path in files if not is_noted(path, kept)), threads)
+
+
 def progress() -> "Progress":
     """Return the progress bar for the terminal."""
     from mergeability.progress import track

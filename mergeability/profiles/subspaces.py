@@ -9,7 +9,6 @@ is as accurate as a float32 SVD of A, small singular values included, and takes 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import scipy.linalg
 import torch
 from jaxtyping import Bool, Float32, Float64
 from torch import Tensor
@@ -115,6 +114,9 @@ def _outer_eigenvectors(
     gram: Float64[np.ndarray, "r r"], k: int
 ) -> tuple[Float64[np.ndarray, " r"], Float64[np.ndarray, "r k"], Float64[np.ndarray, "r k"]]:
     """Compute all eigenvalues, descending and not negative, and the k first and last eigenvectors."""
+    # SciPy is imported where it is used: a merge, which imports this module, starts faster.
+    import scipy.linalg
+
     size = len(gram)
     if size <= max(_SMALL, 2 * k):
         values, vectors = np.linalg.eigh(gram)
@@ -142,6 +144,8 @@ def _from_tridiagonal(
     vectors: Float64[np.ndarray, "r j"],
 ) -> Float64[np.ndarray, "r j"]:
     """Transform eigenvectors of the tridiagonal form to those of the matrix: LAPACK's dormtr, using dormqr."""
+    import scipy.linalg
+
     # The reflectors of a lower reduction leave the first row unchanged.
     rest = np.asfortranarray(vectors[1:])
     (rotate,) = scipy.linalg.get_lapack_funcs(("ormqr",), (rest,))

@@ -1,26 +1,25 @@
 """Check that models share one architecture and were fine-tuned from the given base."""
 
 import logging
-import time
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mergeability.context import cores
 from mergeability.errors import UserError
 from mergeability.store import Store
+from mergeability.store.noted_hashes import noted_hash
 from mergeability.task_vectors.deltas import Deltas
+from mergeability.threads import one_blas_thread
 from mergeability.weights.checkpoints import Checkpoint
 
 logger = logging.getLogger(__name__)
 
 # Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 2
-# Hashes are cached only for files at least this many seconds old: time stamps of newer ones are too coarse to detect
-# changes.
-_SETTLED = 2
 # Number of elements read at a time if a whole tensor is not needed.
 _BLOCK = 2**18
 
@@ -46,9 +45,13 @@ class BaseCheck:
             deltas: the models, whose store caches the norms.
             norms: task → ‖τ_t‖, if already known; computed otherwise.
         """
-        for task in deltas.tasks:
-            if deltas.hashes[task] not in self.known:
-                self.known[deltas.hashes[task]] = _relative_norm(deltas, task, norms)
+        unknown = [task for task in deltas.tasks if deltas.hashes[task] not in self.known]
+        if unknown:
+            base = _base_norm(deltas)
+            # Each thread has its own model, so linear algebra needs no threads.
+            with one_blas_thread(), ThreadPoolExecutor(cores()) as pool:
+                found = pool.map(lambda task: _relative_norm(deltas, task, norms, base), unknown)
+                self.known.update(zip((deltas.hashes[task] for task in unknown), found, strict=True))
         return {task: self.known[deltas.hashes[task]] for task in deltas.tasks}
 
     def check(self, deltas: Deltas, norms: Mapping[str, float] | None = None) -> None:
@@ -134,35 +137,17 @@ def warn_about_copies(hashes: Mapping[str, str]) -> None:
 
 def file_hash(checkpoint: Checkpoint, store: Store) -> str:
     """Return the hashes of a checkpoint's files; use cached hashes if the files are unchanged."""
-    return checkpoint.hash_by(lambda path: _noted_hash(path, checkpoint.hash_of, store))
-
-
-def _noted_hash(path: Path, hash_of: Callable[[Path], str], store: Store) -> str:
-    status = path.stat()
-    # Use the change time as well, because copying tools restore the modification time but not the change time.
-    newest = max(status.st_mtime_ns, status.st_ctime_ns)
-    if store.root is None or time.time_ns() - newest < _SETTLED * 10**9:
-        return hash_of(path)
-    stamp = {
-        "device": status.st_dev,
-        "file": status.st_ino,
-        "bytes": status.st_size,
-        "modified": status.st_mtime_ns,
-        "changed": status.st_ctime_ns,
-    }
-    # A separate store, so that the counts of the main store include only results.
-    notes = Store(store.root)
-    return notes.record("file_hash", stamp, lambda: {"sha256": hash_of(path)})["sha256"]
+    return checkpoint.hash_by(lambda path: noted_hash(path, checkpoint.hash_of, store))
 
 
 def _floating(checkpoint: Checkpoint) -> set[str]:
     return {name for name in checkpoint.names if checkpoint.dtypes[name].is_floating_point}
 
 
-def _relative_norm(deltas: Deltas, task: str, norms: Mapping[str, float] | None) -> float:
+def _relative_norm(deltas: Deltas, task: str, norms: Mapping[str, float] | None, base: float) -> float:
     def compute() -> dict[str, Any]:
         norm = _norm(deltas, task) if norms is None or task not in norms else norms[task]
-        return {"task_vector": norm, "base": _base_norm(deltas)}
+        return {"task_vector": norm, "base": base}
 
     key = {"base": deltas.base_hash, "model": deltas.hashes[task], **_selection(deltas), "version": _VERSION}
     record = deltas.store.record("relative_norm", key, compute)

@@ -20,6 +20,7 @@ from torch import Tensor
 from mergeability.errors import UserError
 from mergeability.files import atomic_file, digest, read_object, write_text
 from mergeability.weights.adapter import AdaptedFile
+from mergeability.weights.file_hashes import file_hash
 from mergeability.weights.names import (
     VISUAL,
     Source,
@@ -288,19 +289,6 @@ def load(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"There is no file at {path}. Expected tensors as safetensors.")
     file = TensorFile(path)
     return {name: file.tensor(name) for name in file.entries}
-
-
-def file_hash(path: str | Path) -> str:
-    """Return the SHA-256 hash of a file's bytes, as 64 hexadecimal digits.
-
-    Examples:
-        >>> from mergeability import checkpoints
-        >>> from mergeability.examples import tiny_task_vectors
-        >>> len(checkpoints.file_hash(tiny_task_vectors().base_checkpoint.path))
-        64
-    """
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
