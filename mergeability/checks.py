@@ -109,7 +109,7 @@ def clean_name(name: Any, what: str = "a name") -> str:
         what: the kind of object that it names, for the message.
 
     Raises:
-        UserError: it is neither text nor a number, or consists only of blanks.
+        UserError: it is neither text nor a number, or consists only of white space.
 
     >>> clean_name(" cafe\u0301 "), clean_name(7)
     ('café', '7')
@@ -137,7 +137,11 @@ def clean_names(names: Iterable[Any], what: str) -> dict[str, Any]:
         if cleaned in found:
             raise UserError(
                 f"Expected different names of {what}, got {cleaned!r} twice"
-                + (" in other blanks or another form of its accents" if name != found[cleaned] else "")
+                + (
+                    ", in spellings that differ only in white space or in the Unicode form of accents"
+                    if name != found[cleaned]
+                    else ""
+                )
                 + ". Rename one."
             )
         found[cleaned] = name
@@ -162,6 +166,6 @@ def lookalikes(names: Iterable[str]) -> list[tuple[str, str]]:
 def alike_remarks(names: Iterable[str], what: str) -> list[str]:
     """Return one message per pair of names that differ only in case or white space."""
     return [
-        f"The {what} {one!r} and {other!r} differ only in case or blanks; they are treated as different."
+        f"The {what} {one!r} and {other!r} differ only in case or white space; they are treated as different."
         for one, other in lookalikes(names)
     ]

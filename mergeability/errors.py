@@ -38,7 +38,7 @@ def printable(text: str) -> str:
 
 
 def escaped(character: str) -> str:
-    r"""Escape a character; write a surrogate, which stands for an invalid byte in a file name, as this byte.
+    r"""Escape a character; a surrogate, which stands for an invalid byte in a file name, is written as that byte.
 
     >>> print(escaped("\x1b"), escaped("\udce9"))
     \x1b \xe9

@@ -62,7 +62,10 @@ def test_what_is_no_name_is_refused(name):
 
 def test_one_name_in_two_forms_is_refused():
     for one, other in (("a", "a "), ("\u00e9", "e\u0301"), (1, "1")):
-        with pytest.raises(UserError, match="twice in other blanks or another form of its accents"):
+        with pytest.raises(
+            UserError,
+            match="twice, in spellings that differ only in white space or in the Unicode form of accents",
+        ):
             clean_names([one, other], "tasks")
 
 
@@ -74,4 +77,7 @@ def test_names_that_differ_by_case_or_blanks_alone_are_told():
         ("c d", "C D"),
     ]
     (sentence,) = alike_remarks(["a", "A"], "models")
-    assert sentence == "The models 'a' and 'A' differ only in case or blanks; they are treated as different."
+    assert (
+        sentence
+        == "The models 'a' and 'A' differ only in case or white space; they are treated as different."
+    )

@@ -1,7 +1,7 @@
 """List and document metrics, merge methods, penalties, predictors, protocols, tasks, models and suites.
 
-It is read from `conf` and from docstrings, without importing a member, so that `mergeability list` and `mergeability
-show` answer at once. The reference of the documentation is generated from the same entries.
+The entries are read from `conf` and from docstrings, without importing their code, so that `mergeability list` and
+`mergeability show` answer at once. The reference of the documentation is generated from the same entries.
 """
 
 import re
@@ -58,7 +58,7 @@ _WIDTH = 100
 
 
 def entries(kind: str) -> tuple[Entry, ...]:
-    """List the members of a kind in table order.
+    """List the entries of a kind in table order.
 
     Args:
         kind: a key of `KINDS`.
@@ -87,10 +87,10 @@ def _entries_in(kind: str, _own: tuple[Path, ...]) -> tuple[Entry, ...]:
 
 
 def entry(name: str) -> Entry:
-    """Find a member by its name, or by kind and name, such as `method/ties`.
+    """Find an entry by its name, or by kind and name, such as `method/ties`.
 
     Raises:
-        UserError: there is no such member, or several kinds have a member of this name.
+        UserError: there is no such entry, or entries of several kinds have this name.
 
     Examples:
         >>> from mergeability.commands.catalogue import entry
@@ -108,20 +108,20 @@ def entry(name: str) -> Entry:
     if not found:
         known = [one for plural in searched for one in _names(plural)]
         raise UserError(
-            f"There is no {short(last)!r} among"
-            f" {searched[0] if slash else 'the members of any kind'}.{did_you_mean(last, known)} List members"
-            f" with `mergeability list KIND`, where KIND is one of {', '.join(KINDS)}."
+            f"There is no {short(last)!r} {'among ' + searched[0] if slash else 'in the catalogue'}."
+            f"{did_you_mean(last, known)} List all names with `mergeability list KIND`, where KIND is one of"
+            f" {', '.join(KINDS)}."
         )
     if len(found) > 1:
         choices = " or ".join(
             f"{singular}/{last}" for singular, plural in _PLURALS.items() if plural in found
         )
-        raise UserError(f"Several kinds have a member {short(last)!r}. Write {choices}.")
+        raise UserError(f"The name {short(last)!r} is ambiguous. Use {choices}.")
     return next(one for one in entries(found[0]) if one.name == last)
 
 
 def listing(kind: str) -> str:
-    """Format the members of a kind with their summaries for the terminal.
+    """Format the names of a kind with their summaries for the terminal.
 
     Args:
         kind: a key of `KINDS`.
@@ -144,7 +144,7 @@ def listing(kind: str) -> str:
 
 
 def text(one: Entry) -> str:
-    """Format the documentation of a member for the terminal.
+    """Format the documentation of an entry for the terminal.
 
     Examples:
         >>> from mergeability.commands.catalogue import entry, text
@@ -170,7 +170,7 @@ def text(one: Entry) -> str:
 
 
 def page(one: Entry) -> str:
-    """Format the documentation of a member as a Markdown page.
+    """Format the documentation of an entry as a Markdown page.
 
     Examples:
         >>> from mergeability.commands.catalogue import entry, page
@@ -259,7 +259,7 @@ def _wrapped(value: str, first: str = "", indent: int = 0) -> list[str]:
 
 @cache
 def sets_of(kind: str) -> dict[str, tuple[str, ...]]:
-    """Return all sets of members: those defined in `conf`, and those derived from the members' files.
+    """Return the named sets of a kind, such as `paper`: files of `conf`, and sets derived from the other files.
 
     Args:
         kind: a key of `KINDS`; only metrics, methods and predictors have sets.

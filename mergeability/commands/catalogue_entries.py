@@ -39,7 +39,7 @@ _PROTOCOLS = "mergeability.prediction.validation.protocols"
 
 @dataclass(frozen=True)
 class Option:
-    """Hold one option of a member.
+    """Hold one option of a catalogue entry, such as `merge.ties.density` of the method `ties`.
 
     Attributes:
         setting: its name on the command line.
@@ -54,7 +54,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Entry:
-    """Hold one member of the catalogue and its documentation.
+    """Hold one entry of the catalogue, such as a metric or a merge method, with its documentation.
 
     Attributes:
         name: as on command lines and in tables.
@@ -347,7 +347,7 @@ def _entry(
     prefix = f"{folder_name}.{name}" if kind in ("metric", "method", "predictor") else folder_name
     values: dict[str, Any] = {
         "group": "",
-        # A file without a comment is also a member.
+        # A file without a comment is also an entry.
         "summary": doc.summary or f"The {kind} {name}",
         "formula": doc.facts.get("formula") or _formula(doc.summary),
         "range": doc.facts.get("range", ""),

@@ -111,7 +111,7 @@ class Records:
         return sorted(found, key=lambda record: record.number)
 
     def close(self, number: int, overrides: Sequence[str], folder: Path, now: float, error: str) -> None:
-        """Record that a job failed without writing its end; a record that already has an end is not changed."""
+        """Mark a job as failed if its record has no end; a record that already has an end is not changed."""
         (old,) = [one for one in self.read() if one.number == number] or [
             Record(number, tuple(overrides), str(folder), socket.gethostname(), os.getpid(), now)
         ]

@@ -38,9 +38,10 @@ _MLFLOW = {
 
 @contextlib.contextmanager
 def open_loggers(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> Iterator[list["Guarded"]]:
-    """Create the loggers named in `logger`, log the configuration, and close them with the state of the block.
+    """Create the loggers named in `logger`, log the configuration, and close them as succeeded or failed.
 
-    A logger that cannot be opened or that fails later is dropped with a warning, so that tracking never stops a run.
+    They are closed as failed if the block raises an error. A logger that cannot be opened or that fails later is
+    dropped with a warning, so that tracking never stops a run.
 
     Args:
         cfg: the configuration of the job.

@@ -1,4 +1,4 @@
-"""Parse the documentation of members from source and YAML files, without importing them.
+"""Parse the documentation of metrics, merge methods and other options from files, without importing their code.
 
 Docstrings have lines such as `Formula: …`, `Range: …` and `Paper: …` in addition to the sections of Google's style;
 YAML files have comments, at the start of the file and behind options.
@@ -56,10 +56,10 @@ class Commented:
 
 
 def docstring(target: str) -> Docstring:
-    """Read the docstring of a member; empty if the member is defined in another library.
+    """Read the docstring of a class or function; empty if it is defined in another library.
 
     Args:
-        target: the dotted name of a member's `_target_`.
+        target: its dotted name, as in `_target_`.
 
     Examples:
         >>> from mergeability.commands.member_docs import docstring

@@ -1,8 +1,8 @@
-"""Define sets of members for Hydra, such as `merge=all` and `metric=weights`, from the files of a group.
+"""Define sets of metrics, merge methods and predictors for Hydra, such as `merge=all`, from the files of `conf`.
 
 Hydra does not support patterns in defaults lists, so these sets are derived here from the files of `conf`. Sets that
-are fixed on purpose (`paper`, `minimal`, `none`) are files. Nothing that a member names is imported: `--help` stays
-fast.
+are fixed on purpose (`paper`, `minimal`, `none`) are files. The code that the files name is not imported, so that
+`--help` stays fast.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from mergeability.metrics.traits import Traits
 
 
 def derived_sets() -> dict[str, dict[str, list[str]]]:
-    """Return the derived sets: group → name of the set → its members, in table order."""
+    """Return the derived sets: group → name of the set → the names that it selects, in table order."""
     metrics = {name: _traits(options) for name, options in members("metric").items()}
     return {
         # Every method, and those that need neither images nor heads.

@@ -42,8 +42,8 @@ def calibration_sample(task: Task, n: int = 10, seed: int = 42, *, held_out: S, 
         return held_out
     if not 1 <= n <= len(held_out):
         raise UserError(
-            f"Task {task.name!r}: expected at least 1 and at most {len(held_out)} calibration samples, the"
-            f" size of its validation split, got {n}."
+            f"Task {task.name!r}: expected at least 1 and at most {len(held_out)} calibration samples"
+            f" (the size of its validation split), got {n}."
         )
     order = torch.randperm(len(held_out), generator=seeded_generator("calibration", task.name, seed))
     return held_out[order[:n]]

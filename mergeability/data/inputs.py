@@ -272,7 +272,7 @@ class Inputs:
 
 
 class Source(Protocol):
-    """Return the images of one split, the same ones on every call: the protocol of sources of images.
+    """Protocol of image sources: return the images of one split, the same ones on every call.
 
     Only `image_cache` loads images from a source. If the source also has `identity(split)`, a JSON-able record of
     everything that determines the images, prepared images are reused without loading them again.

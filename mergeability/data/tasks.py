@@ -101,8 +101,8 @@ class Task:
     def _check_source(self) -> None:
         if not hasattr(self.source, "load") and not isinstance(self.source, Streamed):
             raise UserError(
-                f"Task {self.name!r}: expected a source of images, got {self.source!r}. Its images are defined by "
-                "options of task.source; only tasks of real images support task.source=disk and task.path."
+                f"Task {self.name!r}: expected a source of images, got {self.source!r}. Options of task.source "
+                "define the images of a task; only tasks of real images support task.source=disk and task.path."
             )
 
     def _check_class_names(self) -> None:

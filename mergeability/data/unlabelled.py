@@ -83,8 +83,8 @@ def draw_images(
             break
     if not kept:
         raise UserError(
-            f"None of the {len(files)} image files in {shown(place)} can be read, such as {faults[0]}. Check the "
-            f"files of '{name}'."
+            f"None of the {len(files)} image files in {shown(place)} can be read; the first that was tried is"
+            f" {faults[0]}. Check the files of '{name}'."
         )
     return Drawn(torch.stack(kept), len(files), tuple(unreadable), tuple(faults), tuple(left_out), changed)
 

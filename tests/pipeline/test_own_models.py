@@ -182,7 +182,7 @@ def test_images_and_names_that_are_not_as_they_should_be_are_named(analyse, plac
     assert pd.read_csv(folder / "pairs.csv")[["task_a", "task_b"]].to_numpy().tolist() == [["Café", "café"]]
     page = html.unescape((folder / "report.html").read_text())
     for sentence in (
-        "The models 'Café' and 'café' differ only in case or blanks; they are treated as different.",
+        "The models 'Café' and 'café' differ only in case or white space; they are treated as different.",
         "'Café': left out: files ending in .xyz: 1 (0/a.xyz); hidden files and folders: 1 (0/._0.png).",
         "'Café': left out: images that are broken links: 1 (0/gone.png).",
         "'Café': images with more than eight bits a channel, scaled from 0..65535 to 0..255: 1 (deep.png).",
@@ -192,14 +192,14 @@ def test_images_and_names_that_are_not_as_they_should_be_are_named(analyse, plac
 
 
 BAD = [
-    (lambda m: m.update({" digits": m["shapes"]}), (), "got 'digits' twice in other blanks or another form of its accents"),
+    (lambda m: m.update({" digits": m["shapes"]}), (), "got 'digits' twice, in spellings that differ only in white space or in the Unicode form of accents"),
     (lambda m: m["digits"].update(classes="latin.txt"), (), "byte 3 is invalid. Save the file as UTF-8."),
     (lambda m: None, ("arity=[]",), "or a list of these, got an empty list"),
     (lambda m: None, ("suite.models={a: {weights: x}, a: {weights: y}}",), "suite.models has 'a' twice"),
     (lambda m: m["digits"].update(images="nowhere"), (), "No folder of images at"),
     (lambda m: m["digits"].update(images="empty"), (), "There are no images in"),
     (lambda m: m["digits"].update(images="broken"), (), "None of the 9 image files"),
-    (lambda m: m["digits"].update(images="few"), (), "Expected at least 8 readable images of each task, got fewer of digits (7)"),
+    (lambda m: m["digits"].update(images="few"), (), "Expected at least 8 readable images of each task, got fewer for digits (7)"),
     (lambda m: m["digits"].update(weights="shapes_head.safetensors"), (), "Give state dicts of one architecture"),
     (lambda m: m["digits"].update(head="shapes_head.safetensors"), (), "has 8 classes, but 10 class names"),
     (lambda m: m["digits"].update(classes="digits"), (), "No file of class names at digits"),

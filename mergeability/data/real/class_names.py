@@ -91,7 +91,7 @@ class ClassNames:
                 composed = unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
                 raise UserError(
                     f"Task {self.task!r}: in {where}, {one!r} and {other!r} both denote the class {self.names[label]!r}"
-                    + (" in two forms of its accents" if composed else "")
+                    + (", with accents in two Unicode forms" if composed else "")
                     + ". Keep one."
                 )
             labels[name] = label

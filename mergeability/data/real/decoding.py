@@ -54,7 +54,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Decoded(Generic[T]):
-    """Hold the result of decoding one image: `value` or the reason for failure, and the changes by decoding."""
+    """Hold the result of decoding one image: `value` or the reason for failure, and any changes that decoding made."""
 
     name: str
     label: int

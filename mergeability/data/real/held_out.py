@@ -1,4 +1,4 @@
-"""Draw the images that are held out for validation at random, stratified by class if a class would be missing."""
+"""Choose the validation images at random, stratified by class if a class would otherwise be missing."""
 
 import numpy as np
 from jaxtyping import Bool, Int64

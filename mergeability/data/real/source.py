@@ -159,7 +159,7 @@ class ImageSource:
         return []
 
     def say(self, split: Split, about_pixels: Sequence[str] = ()) -> None:
-        """Log once the skipped images of a split, its missing classes and the changes by decoding."""
+        """Log a split's skipped images, missing classes and changes made by decoding, each message only once."""
         for remark in [*self.left_out(split), *self._lacking(split), *about_pixels]:
             self._say_once(f"{self.classes.task}, {split}: {remark}")
 

@@ -53,7 +53,7 @@ class Frame:
         return (0.5 - distance * self.scale * (SIZE / 2)).clamp(0, 1)
 
     def rows(self, chosen: Tensor) -> "Frame":
-        """Return the coordinates of the images in a boolean mask."""
+        """Return the pixel coordinates of the images that a boolean mask selects."""
         return Frame(self.u[chosen], self.v[chosen], self.scale[chosen])
 
     def radius(self) -> Float[Tensor, "N 32 32"]:
@@ -65,7 +65,7 @@ class Frame:
         return torch.atan2(self.v, self.u)
 
     def turned(self, angle: Float[Tensor, "N 1 1"]) -> "Frame":
-        """Return coordinates of the same objects, rotated counter-clockwise by an angle in radians."""
+        """Return the coordinates with every object rotated counter-clockwise by an angle in radians."""
         cosine, sine = torch.cos(angle), torch.sin(angle)
         return Frame(cosine * self.u + sine * self.v, cosine * self.v - sine * self.u, self.scale)
 

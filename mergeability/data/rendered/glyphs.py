@@ -20,7 +20,7 @@ _HELD_OUT_SHARES = {"pretraining": 0.2, "validation": 0.1, "test": 0.25}
 
 @cache
 def handwritten_digits(split: str) -> tuple[Float[Tensor, "M 8 8"], Int64[Tensor, "M"]]:
-    """Return the images of scikit-learn's handwritten digits in one split, with ink in [0, 1], and their digits.
+    """Return one split of scikit-learn's handwritten digits: images with intensities in [0, 1], and their labels.
 
     The 1,797 originals are divided once, in an order that no seed moves, so that no original is ever in two
     splits, whatever the seeds of the tasks that draw from them.

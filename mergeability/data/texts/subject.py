@@ -18,7 +18,7 @@ _PATIENCE = 200
 
 
 class Subject(Protocol):
-    """Protocol of the subject of a text task: its classes, and candidates for the texts of each.
+    """Protocol of the subject of a text task: its classes, and the texts from which each class is sampled.
 
     Examples:
         >>> from mergeability.data.texts import find_subject
@@ -36,7 +36,7 @@ class Subject(Protocol):
         ...
 
     def identity(self) -> dict[str, Any]:
-        """Return a JSON-able record of everything that determines the candidates, except the random numbers."""
+        """Return a JSON-able record of everything that determines the texts, except the arguments of `candidates`."""
         ...
 
 
@@ -107,7 +107,7 @@ class Written:
         return [self._of_class(name, count, draws, known) for name in self.classes]
 
     def identity(self) -> dict[str, Any]:
-        """Return the version."""
+        """Return the version, which is incremented when the texts change."""
         return {"version": self.version}
 
     def _of_class(self, name: str, count: int, draws: Draws, known: set[str]) -> list[str]:

@@ -302,7 +302,7 @@ def test_accents_in_two_forms_are_one_name(tmp_path):
     assert list(task.class_names) == ["café", "thé vert"]
     assert task.source.labels("test").tolist() == [0] * 4 + [1] * 4
     write(tmp_path / "test/café/new.png", 999)
-    with pytest.raises(UserError, match="both denote the class 'café' in two forms of its accents"):
+    with pytest.raises(UserError, match="both denote the class 'café', with accents in two Unicode forms"):
         task_of(tmp_path, [apart, "thé vert"]).source.labels("test")
 
 

@@ -1,4 +1,4 @@
-"""The general category of a Unicode character, by its name without the words that give the category away.
+"""Classify Unicode characters into general categories by their names, without the words that reveal the category.
 
 Source: `unicodedata` of the installed Python (PSF licence; Unicode licence for the data). The names differ between
 versions of Python.

@@ -1,4 +1,4 @@
-"""The language in which the name of a language, country or currency is written, among ten in Latin script.
+"""Classify names of languages, countries and currencies by their language, one of ten in Latin script.
 
 Source: Babel (https://babel.pocoo.org), BSD-3-Clause licence, with the locale data of Unicode CLDR (Unicode licence);
 an optional package, only imported.

@@ -1,4 +1,4 @@
-"""The module of the standard library that a docstring belongs to; docstrings with the module's name are left out.
+"""Classify docstrings by their module in the standard library; those that contain the module's name are left out.
 
 Source: the installed Python (PSF licence), whose source files are parsed but not imported. The texts differ between
 versions of Python.

@@ -1,4 +1,4 @@
-"""The type of the value of a Python expression, many of which select one of two values of different types.
+"""Classify Python expressions by the type of their value; many select one of two values of different types.
 
 Source: this project's templates.
 """
