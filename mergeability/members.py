@@ -1,7 +1,8 @@
 """Read the members of the groups in `conf`: their names, options and declared traits.
 
-A member is a YAML file with a `_target_`; any other file of the folder is a set of members. A new member is thus
-available as soon as its file exists: in the sets `all` and `data_free`, in messages and in tests.
+A member, such as a metric or a merge method, is a YAML file with a `_target_`; any other file of its folder is a set
+of members, such as `paper`. A new member is thus available as soon as its file exists: in the sets `all` and
+`data_free`, in messages and in tests.
 """
 
 import ast
@@ -119,7 +120,7 @@ def members(group: str) -> dict[str, dict[str, Any]]:
 
 
 def fixed_set(group: str, name: str) -> tuple[str, ...]:
-    """List the members named in the YAML file of a set."""
+    """List the names that a set such as `metric=paper` selects, from its YAML file."""
     return tuple(read_member(files(group)[name])["defaults"])
 
 

@@ -132,7 +132,7 @@ class Evaluator:
         return found
 
     def key(self, task: str) -> dict[str, Any]:
-        """Return the parts of a store key in addition to weights and images: head, encoder, device and precision."""
+        """Return the parts of a store key other than weights and images: head, encoder, device and precision."""
         found: dict[str, Any] = {
             "head": tensors_hash({"head": self.heads[task]}),
             "encoder": self._architecture,
@@ -205,7 +205,9 @@ class Evaluator:
             }
             given, count = choices.get(split, ({}, None))
             if task not in given:
-                raise UserError(f"No {split} split for '{task}': have {', '.join(given) or 'none'}.")
+                raise UserError(
+                    f"No {split} split for '{task}'. Tasks with this split: {', '.join(given) or 'none'}."
+                )
             self._chosen[task, split] = _drawn(given[task], count, task, split, self.subset_seed)
         return self._chosen[task, split]
 

@@ -96,7 +96,7 @@ class Merge:
     def lazy_state(
         self, alpha: float, *, dtype: torch.dtype | None = None, rounding: Rounding | None = None
     ) -> Mapping[str, Tensor]:
-        """Return the same weights, each tensor computed on access; only re-estimated statistics need all at once."""
+        """Return the weights of `state` with each tensor computed on access, unless statistics are re-estimated."""
         if self.recalibrate is not None:
             return self.state(alpha, dtype=dtype, rounding=rounding)
         base = self.task_vectors.base_checkpoint

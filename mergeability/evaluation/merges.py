@@ -28,7 +28,7 @@ Save = Callable[[Merge, str, float, str, pd.DataFrame], None]
 
 
 def evaluate_models(task_vectors: TaskVectors, evaluator: Evaluator) -> pd.DataFrame:
-    """Measure the accuracies of every fine-tuned model and of the base model on the model's task.
+    """Measure the accuracy of every fine-tuned model on its own task, and of the base model on the same task.
 
     Args:
         task_vectors: the models.

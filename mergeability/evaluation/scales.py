@@ -41,8 +41,8 @@ class ScaleChoice:
     def __post_init__(self) -> None:
         if not (self.alpha is None or _is_number(self.alpha) or _are_words(self.alpha)):
             raise UserError(
-                f"Expected alpha to be a finite number, {', '.join(_SUFFIXES)}, both, or a list of these"
-                f" words, got {self.alpha!r}."
+                f"Expected alpha to be a finite number, {', '.join(map(repr, (*_SUFFIXES, BOTH)))}, or"
+                f" a list of these words, got {self.alpha!r}."
             )
         if isinstance(self.grid, str) or not self.grid or not all(map(_is_number, self.grid)):
             raise UserError(f"Expected alpha_grid to be a list of numbers, got {self.grid!r}.")
@@ -59,7 +59,7 @@ class ScaleChoice:
         return tuple(dict.fromkeys(each))
 
     def columns(self, name: str, method: MergeMethod) -> dict[str, float | str]:
-        """Return the outcomes of a method: column → a number, "own", "tuned" or "unlabelled"."""
+        """Return the scale of each outcome column of a method: a number, "own", "tuned" or "unlabelled"."""
         if self.alpha is None:
             return {name: TUNED if method.alpha == TUNED else OWN}
         words = self.words

@@ -1,4 +1,4 @@
-"""Step 3, fine-tuning one model per task: the Lightning module, its data, penalties and training runs."""
+"""Fine-tune one model per task: the Lightning module, its data, penalties and training runs."""
 
 import lazy_loader
 

@@ -21,7 +21,7 @@ class EpochShuffle(Sampler[list[int]]):
         self.size, self.batch_size, self.seed, self.epoch = size, batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, which determines the next order."""
+        """Set the epoch, which determines the order of the samples."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -46,7 +46,7 @@ class Shard(Sampler[list[int]]):
         self.sampler, self.index, self.count = sampler, index, count
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch, which determines the next order."""
+        """Set the epoch, which determines the order of the samples."""
         self.sampler.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[list[int]]:

@@ -1,4 +1,4 @@
-"""Check whether a file is a state of this training before Lightning loads it, whose own errors are unclear."""
+"""Check that a file is a state of this training before Lightning loads it, because Lightning's errors are unclear."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -56,10 +56,10 @@ def polar_factor(
 
 
 def polar_factor_of_bases(bases: Float[Tensor, "T m r"]) -> tuple[Tensor, ...]:
-    """Compute the polar factor of T concatenated matrices, whose columns are orthonormal or zero.
+    """Compute the polar factor of T concatenated bases; the columns of each basis are orthonormal or zero.
 
-    Of two bases, B = [U₁ U₂], it follows from the r×r matrix M = U₁ᵀU₂ alone: BᵀB = [[I, M], [Mᵀ, I]] has the
-    eigenvalues 1 ± c, c the singular values of M, which takes an eighth of the time.
+    For two bases, B = [U₁ U₂], the factor follows from the r×r matrix M = U₁ᵀU₂ alone: BᵀB = [[I, M], [Mᵀ, I]] has
+    the eigenvalues 1 ± c, where c are the singular values of M. This takes an eighth of the time.
 
     Args:
         bases: T bases of r columns, T × m × r.

@@ -125,7 +125,7 @@ class Rounding:
         return 1 - self.lost / self.change if self.change else 1.0
 
     def count(self, base: Tensor, exact: Tensor, rounded: Tensor) -> None:
-        """Add one tensor: the base, the merge, and the rounded merge, all as float32."""
+        """Update the sums with one tensor of the base, the merge and the rounded merge, all as float32."""
         self.change += float((exact - base).double().square().sum())
         self.lost += float((rounded - exact).double().square().sum())
         moved = exact != base

@@ -96,7 +96,7 @@ class Dare:
 
     @property
     def alpha(self) -> float | int | str:
-        """The default scale of M, which is that of the inner method; 1 for averaging."""
+        """The default scale of the merged task vector M: that of the method `then`, or 1 if `then` is None."""
         return 1.0 if self.then is None else self.then.alpha
 
     def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:

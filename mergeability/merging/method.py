@@ -15,7 +15,7 @@ TUNED, PUBLISHED = "tuned", "published"
 
 @runtime_checkable
 class MergeMethod(Protocol):
-    """Merge task vectors into one task vector M in float32, by parameter name: the protocol of merge methods.
+    """Protocol of merge methods: merge task vectors into one task vector M, a float32 tensor per parameter name.
 
     Options are fields, so that merges are stored under their class and options. Both traits are literals in
     the body of the class itself: command lines read them from its source, without importing it.
@@ -137,8 +137,8 @@ def with_data(models: TaskVectors | Profiles, method: str) -> Profiles:
         return models
     given = "Profiles without views" if isinstance(models, Profiles) else "task vectors alone"
     raise UserError(
-        f"{method} needs the models' calibration images, labels and heads (Profiles with Views), got {given}: "
-        f"give them, or choose a method that needs no data: {', '.join(data_free())}."
+        f"{method} requires the models' calibration images, labels and heads (a Profiles object with views), got "
+        f"{given}. Provide them, or choose a method that needs no data: {', '.join(data_free())}."
     )
 
 

@@ -52,7 +52,7 @@ def stream(
 def by_name(
     task_vectors: TaskVectors, merge: Callable[[str], Tensor], *, only: Collection[str] | None = None
 ) -> dict[str, Tensor]:
-    """Merge one parameter at a time, by a function that reads what it needs of the models, such as one at a time.
+    """Merge parameter by parameter with a function that reads the models itself, for example one after another.
 
     Args:
         task_vectors: the models.
@@ -117,7 +117,7 @@ def total(_name: str, stack: Float[Tensor, "T *shape"]) -> Float[Tensor, "*shape
 
 
 def mean(_name: str, stack: Float[Tensor, "T *shape"]) -> Float[Tensor, "*shape"]:
-    """Average the deltas: the rule of `Average`, and of parameters that a method does not treat specially.
+    """Average the deltas, as `Average` does, and as other methods do for parameters without special treatment.
 
     Args:
         _name: name of the parameter, not used.

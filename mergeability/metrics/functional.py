@@ -67,7 +67,7 @@ def base_overlap(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="functional", low=0, high=1, equal=1, needs_data=True)
 def ensemble_overlap(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
-    """Compute the overlap of class probabilities between the mean of both models' features and each task's own model.
+    """Compute the overlap of class probabilities from both models' mean features with those of each task's own model.
 
     The features are z = (z_a + z_b)/‖z_a + z_b‖ of L2-normalised z_a and z_b: the merge without merging. NaN where
     ‖z_a + z_b‖ < 1e-6.
@@ -94,7 +94,7 @@ def ensemble_overlap(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="functional", low=0, high=1, needs_data=True)
 def ensemble_confidence(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
-    """Compute the probability that the mean of both models' features gives to the class each task's model predicts.
+    """Compute the probability, under both models' mean features, of the class that each task's own model predicts.
 
     As `ensemble_overlap`, but with the mean over images of P(ŷ), where ŷ is the class predicted by the task's own
     model.
@@ -121,9 +121,9 @@ def ensemble_confidence(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="functional", low=0, high=1, equal=1, needs_data=True)
 def partner_agreement(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
-    """Compute the share of images on which each model predicts the class of the other task's model, in [0, 1].
+    """Compute the share of images on which each model predicts the same class as the other task's own model, in [0, 1].
 
-    ½ (v(b, a) + v(a, b)): each model on the other task's images, by that task's head.
+    Each model classifies the images of the other task with the head of that task.
 
     Formula: ½ (v(b, a) + v(a, b)), where v is the share of images with the same highest logit.
 
@@ -147,9 +147,9 @@ def partner_agreement(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="functional", low=0, needs_data=True)
 def partner_retention(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
-    """Compute the agreement with a task's model of the other model, divided by that of the base, in [0, ∞).
+    """Compute how often the other model agrees with a task's own model, divided by how often the base does, in [0, ∞).
 
-    ½ (v(b, a)/v(base, a) + v(a, b)/v(base, b)), v the agreement. NaN if the base agrees on no image of a task.
+    NaN if the base agrees with a task's own model on none of its images.
 
     Formula: ½ (v(b, a) / v(base, a) + v(a, b) / v(base, b)), where v is the agreement.
 

@@ -101,7 +101,7 @@ def metric(
 
 
 def traits_of(function: Callable[..., Any]) -> Traits:
-    """Return the traits of a metric with its options; without a declaration, traits with an infinite range.
+    """Return the declared traits of a metric with its options, such as its range; it is infinite if none is declared.
 
     Args:
         function: a metric, or a `functools.partial` of one.

@@ -41,7 +41,7 @@ def save_base(
 
 
 def load_base(folder: Path, model: Model) -> "nn.Module":
-    """Build the base model in evaluation mode and load its weights, which must be exactly those of the model.
+    """Build the base model in evaluation mode and load its weights, whose names and shapes must match the model.
 
     Raises:
         UserError: the base model does not exist, or has another architecture.

@@ -117,7 +117,7 @@ class ClipModel:
 
     @property
     def remarks(self) -> list[str]:
-        """Return no sentences, because both towers of the pretrained weights are used."""
+        """Return no messages about unused tensors, because both towers of the pretrained weights are used."""
         return []
 
     @property
@@ -153,7 +153,7 @@ class ClipModel:
         return self._built(self.configuration, seed)
 
     def encoder_only(self) -> nn.Module:
-        """Build the image encoder of `architecture_only`, without the text tower, whose initialisation takes longer."""
+        """Build only the image encoder of `architecture_only`, because the text tower is slow to initialise."""
         # open_clip makes both, the image encoder first.
         tiny = {"context_length": 1, "vocab_size": 1, "width": 64, "heads": 1, "layers": 1}
         return self._built({**self.configuration, "text_cfg": tiny}, seed=0).visual
@@ -188,11 +188,11 @@ class ClipModel:
         return zero_shot_head(base, self.tokenize, class_names, templates)
 
     def samples(self, task: Task, split: Split, store: Store) -> Images:
-        """Read a split's images, resized to the model's square; see `image_cache.prepared`."""
+        """Read a split's images, resized to the model's square input size; see `image_cache.prepared`."""
         return prepared(task, split, self.resize, self.image_size, store)
 
     def task_remarks(self, task: Task) -> list[str]:
-        """Return sentences about images that are left out or modified, for the splits read so far."""
+        """Return messages about images that are left out or modified, for the splits read so far."""
         return remarks(task)
 
     def inputs(self, samples: Samples) -> Inputs:

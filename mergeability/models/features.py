@@ -39,16 +39,16 @@ def features(encoder: nn.Module, inputs: Inputs, state: Mapping[str, Tensor] | N
 
 
 def place_mask(encoder: nn.Module, inputs: Inputs) -> Bool[Tensor, "N places"] | None:
-    """Return which places of each sample count, for encoders of sequences that are padded to one length.
+    """Return a mask of each sample's positions that are not padding, for encoders of padded sequences.
 
-    An encoder defines `token_mask(*tensors)`, which returns true where a place holds a token.
+    An encoder defines `token_mask(*tensors)`, which returns true where a position holds a token.
 
     Args:
         encoder: the encoder.
         inputs: its inputs.
 
     Returns:
-        The mask, or None if every place counts.
+        The mask, or None if the encoder does not define `token_mask`.
 
     Examples:
         >>> import torch
@@ -85,7 +85,7 @@ def embedding_layer(encoder: nn.Module) -> nn.Module | None:
 
 @contextlib.contextmanager
 def watched_output(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the outputs of a module while the block runs; of a tuple, its first tensor.
+    """Collect a module's outputs while the block runs; if an output is a tuple, only its first tensor.
 
     Args:
         module: the module, inside the encoder that is called.

@@ -1,7 +1,7 @@
-"""Pretrain the mini CLIP by contrast on rendered images with noisy captions, as on the web.
+"""Pretrain the mini CLIP contrastively on rendered images, with captions as noisy as those of the web.
 
-The result is meant to relate to rendered tasks as CLIP to real ones: general, but imperfect. Captions are made from an
-image's attributes, and as noisy as those of the web: some name only the kind of object, some are wrong,
+The result is meant to relate to rendered tasks as CLIP relates to real ones: general, but imperfect. Captions are made
+from an image's attributes, and are as noisy as those of the web: some name only the kind of object, some are wrong,
 some add a colour. The images are cleaner than those of the tasks (`CLUTTER` below 1), so a task also brings a
 domain shift. Images use a separate random stream, and handwritten digits separate originals.
 """
@@ -38,7 +38,7 @@ MOST_LOGIT_SCALE = torch.tensor(100.0).log().item()
 
 @dataclass(frozen=True)
 class CaptionedImages:
-    """Images and the tokens of their captions, row by row aligned."""
+    """Images and the tokens of their captions, aligned row by row."""
 
     images: UInt8[Tensor, "N 3 H W"]
     tokens: Int64[Tensor, "N context"]
@@ -138,7 +138,7 @@ def contrastive_loss(
 def captions(
     subject: Subject, labels: Int64[Tensor, "N"], hues: Int64[Tensor, "N"], generator: Generator
 ) -> list[str]:
-    """Write one noisy caption per image: its class, another class, or only its kind; sometimes with its colour."""
+    """Write one noisy caption per image: its class, a wrong class, or only the kind of object; some add a colour."""
     count, classes = len(labels), len(subject.classes)
     chance = torch.rand(count, 2, generator=generator)
     others = (labels + torch.randint(1, classes, (count,), generator=generator)) % classes

@@ -1,4 +1,4 @@
-"""What fine-tuning and analyses require of a model: an encoder, heads for tasks, and a form for samples."""
+"""What fine-tuning and analyses require of a model: an encoder, heads for tasks, and a format for samples."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -48,7 +48,7 @@ class Model(Protocol):
 
     @property
     def remarks(self) -> list[str]:
-        """Sentences about tensors of the pretrained weights that are not used."""
+        """Messages about tensors of the pretrained weights that the model does not use."""
         ...
 
     def build(self, seed: int = 0) -> nn.Module:
@@ -80,7 +80,7 @@ class Model(Protocol):
         ...
 
     def task_remarks(self, task: Task) -> list[str]:
-        """Return sentences about samples of a task that are left out or changed, for the splits read so far."""
+        """Return messages about samples of a task that are left out or changed, for the splits read so far."""
         ...
 
     def preprocess(self, rows: Tensor, /) -> Tensor:

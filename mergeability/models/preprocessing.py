@@ -37,8 +37,7 @@ def check_preprocessing(weights: Path, model: ClipModel) -> None:
     if size is not None and size != model.image_size:
         raise UserError(
             f"{path} specifies images of {size} pixels, but model={model.name} uses {model.image_size}. Choose "
-            "the model= "
-            "with this architecture."
+            f"a model=… for images of {size} pixels."
         )
     for key, own, option in (("image_mean", model.mean, "mean"), ("image_std", model.std, "std")):
         given = described.get(key)

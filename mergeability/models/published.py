@@ -49,7 +49,7 @@ def check_plain(model: str, architecture: Any) -> None:
         raise UserError(
             f"Model {model!r}: expected a plain CLIP with open_clip's towers and tokenizer, but {called} "
             f"{' and '.join(wrong)}. Choose an architecture such as ViT-B-16-quickgelu, or give embed_dim, vision_cfg "
-            "and text_cfg of one."
+            "and text_cfg of a plain CLIP."
         )
 
 

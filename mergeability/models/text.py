@@ -152,12 +152,12 @@ class TextModel:
 
     @property
     def tensor_prefix(self) -> str:
-        """Return no prefix: the files have the names of transformers, which opens them with `from_pretrained`."""
+        """Return an empty prefix: files use the names of the `transformers` library, which can open them."""
         return ""
 
     @property
     def remarks(self) -> list[str]:
-        """Return a sentence about tensors of the pretrained weights that mean pooling does not use."""
+        """Return a message about tensors of the pretrained weights that mean pooling does not use."""
         names = sorted(name for name in _names(self.folder / WEIGHTS) if _is_unused(name))
         if not names:
             return []
@@ -269,10 +269,10 @@ class TextModel:
 
 
 def mean_pooled_bert(configuration: Mapping[str, Any]) -> nn.Module:
-    """Build a BERT of transformers that returns the mean of the last layer's outputs over the tokens of each text.
+    """Build a BERT of the `transformers` library that returns the last layer's mean output over each text's tokens.
 
     Its tensors have the names of `transformers.BertModel`, without the pooler. `forward(tokens)` takes int64 of shape
-    (N, length), where the padding token marks places without a token.
+    (N, length), where the padding token marks positions without a token.
 
     Args:
         configuration: fields of `transformers.BertConfig`.
@@ -291,13 +291,13 @@ def mean_pooled_bert(configuration: Mapping[str, Any]) -> nn.Module:
     try:
         from transformers import BertConfig, BertModel
     except ImportError as error:
-        raise UserError(f"Models of texts need transformers: {_EXTRA}.") from error
+        raise UserError(f"Text models require the package transformers: {_EXTRA}.") from error
 
     class MeanPooledBert(BertModel):
         """A BERT whose features are the mean over unmasked tokens."""
 
         def token_mask(self, tokens: Tensor) -> Tensor:
-            """Return which places hold a token; see `mergeability.models.features.place_mask`."""
+            """Return a mask of the positions that are not padding; see `mergeability.models.features.place_mask`."""
             return tokens != self.config.pad_token_id
 
         def forward(self, tokens: Tensor) -> Float[Tensor, "N width"]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -351,7 +351,7 @@ def _tokenizer(path: Path, length: int, padding: int) -> "Tokenizer":
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise UserError(f"Models of texts need tokenizers: {_EXTRA}.") from error
+        raise UserError(f"Text models require the package tokenizers: {_EXTRA}.") from error
     # tokenizers raises a plain Exception for a file that it cannot read, so its parts are checked first.
     model = (read_object(path) or {}).get("model")
     if not isinstance(model, Mapping) or not isinstance(model.get("type"), str) or not model.get("vocab"):

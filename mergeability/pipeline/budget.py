@@ -35,8 +35,8 @@ def refuse_budget(request: Request, suite: str) -> None:
     """
     if request.merging.evaluate is not None:
         raise UserError(
-            f"evaluate={request.merging.evaluate} chooses the pairs to merge and evaluate, but suite={suite}"
-            " evaluates no merges. Limit its merges by pairs=… or sets=…."
+            f"evaluate={request.merging.evaluate} limits the pairs whose merges are evaluated, but suite={suite}"
+            " does not evaluate merges. Remove evaluate=, and limit the merges with pairs=… or sets=…."
         )
 
 

@@ -274,7 +274,7 @@ def _described(path: Path) -> tuple[str | None, Any]:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, Mapping) or not isinstance(content.get("models"), Mapping):
         raise UserError(
-            f"{path} has no models: expected base: … and models: {{name: {{weights: …, images: …}}}}."
+            f"{path} has no models. Expected `base: …` and `models: {{name: {{weights: …, images: …}}}}`."
         )
     unknown = sorted(str(key) for key in content.keys() - {"base", "models"})
     if unknown:

@@ -154,7 +154,7 @@ def _predict(outcomes: PairOutcomes, request: Request, settings: StudySettings, 
 def tiers_of_evidence(
     metrics: Sequence[str], ranges: Mapping[str, tuple[float, float]], target: str
 ) -> dict[str, list[str]]:
-    """Return the sets of columns, other than all metrics, on which a predictor for later runs is fitted.
+    """Return the sets of columns, besides the set of all metrics, on which predictors for later runs are fitted.
 
     Metrics with a bounded range (cosines, ratios, normalised ranks, overlaps) do not depend on model size, so a fit on
     one architecture applies to another; weight-space metrics also need no data.

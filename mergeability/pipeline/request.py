@@ -143,7 +143,7 @@ class MergeSettings:
         if self.arity not in (2, [2]) or self.sets is not None:
             raise UserError(
                 "evaluate=… can only choose pairs. Remove arity=… and sets=…, or use sets=… instead of"
-                " evaluate=… to limit larger sets."
+                " evaluate=… to limit the number of larger sets."
             )
 
     @property

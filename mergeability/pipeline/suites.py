@@ -105,7 +105,7 @@ class TaskSuite:
         return Path(self.checkpoints) / "base" / WEIGHTS
 
     def load(self, store: Store, layout: Layout = _AS_STORED) -> TaskVectors:
-        """Open the models' task vectors in a layout of parameters.
+        """Open the models' task vectors, with tensors split into parameters as `layout` describes.
 
         Raises:
             UserError: models are missing (the message contains the training command), or tasks changed since training.
@@ -256,7 +256,7 @@ class TableSuite:
     extra_metrics: Sequence[str] | None = None
 
     def file(self) -> PairFile:
-        """Read the table; also return remarks about skipped or converted parts.
+        """Read the table; also return messages about skipped or converted parts.
 
         Raises:
             UserError: the file does not exist, or is not a table of pairs.
@@ -264,7 +264,7 @@ class TableSuite:
         return read_pairs(self.table)
 
     def read(self) -> pd.DataFrame:
-        """Read the table without remarks.
+        """Read the table without the messages about skipped or converted parts.
 
         Raises:
             UserError: as `file` does.
@@ -273,7 +273,7 @@ class TableSuite:
 
 
 def say_alike(names: Iterable[str], what: str) -> None:
-    """Log names that differ only in case or blanks."""
+    """Log names that differ only in case or white space."""
     for sentence in alike_remarks(names, what):
         logger.warning("%s", sentence)
 

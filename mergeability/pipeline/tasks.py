@@ -139,7 +139,7 @@ class _Material:
         return {name: self.samples(task, split) for name, task in self.suite.tasks.items()}
 
     def views(self, heads: dict[str, Tensor], *, for_merging: bool = False) -> Views:
-        """Draw the calibration samples, for metrics or the larger number for merge methods."""
+        """Draw the calibration samples for metrics, or the larger number of samples for merge methods."""
         model, profile = self.suite.model, self.request.profile
         samples = {
             name: calibration_sample(

@@ -125,7 +125,7 @@ class _Material:
         ]
         if few:
             raise UserError(
-                f"Expected at least {FEWEST_UNLABELLED} readable images of each task, got fewer of"
+                f"Expected at least {FEWEST_UNLABELLED} readable images of each task, got fewer for"
                 f" {', '.join(few)}. Fewer images give unreliable estimates."
             )
         for name, one in found.items():

@@ -71,7 +71,7 @@ def _extremes(values: pd.Series, models: Sequence[str], sentence: str) -> list[s
 
 
 def of_tier(tier: Evidence, tasks: Sequence[str]) -> list[str]:
-    """Describe the accuracy of a tier of evidence on pairs that were not part of the fit."""
+    """Describe how accurate predictions from one kind of evidence are on pairs that were not part of the fit."""
     if not tier.informative:
         found = [
             f"Fitted on merges of {len(tasks)} tasks. On pairs of two tasks left out of the fit, {tier.name} predicted"
@@ -174,7 +174,7 @@ def _of_probe(regret: float, fixed_regret: float) -> str:
 
 
 def readings_of_probes(half_width: float) -> list[str]:
-    """Describe the accuracy of a probe that was not calibrated on earlier merges."""
+    """Describe the accuracy of a probe, an estimate from unlabelled images, without a fit on earlier merges."""
     return [
         "No earlier merges are used: the merged model classifies unlabelled images of each task, and the "
         "overlap with the"
@@ -218,18 +218,17 @@ def next_steps(analysis: Analysis) -> list[str]:
     if "base_agreement" not in columns:
         passes = 64 * models * (models + 1)
         found.append(
-            f"Functional evidence (metric=functional): {passes} forward passes of unlabelled images, no merge and no"
-            " labels."
+            f"Functional evidence (metric=functional): it costs {passes} forward passes of unlabelled images and needs"
+            " neither merges nor labels."
         )
     if not any(name.startswith("probe_overlap") for name in columns):
         found.append(
-            "A probe (probe=64): one merge per method, evaluated on 64 unlabelled images of each task."
+            "A probe (probe=64): it costs one merge per method, evaluated on 64 unlabelled images of each task."
         )
     if analysis.scorer is None and not analysis.targets:
         found.append(
-            "A predictor fitted on earlier merges of other models (fitted=<run folder>): no cost, and "
-            "intervals from its"
-            " errors on those merges."
+            "A predictor fitted on earlier merges of other models (fitted=<run folder>): it needs no "
+            "further merges, and its errors on the earlier ones give intervals."
         )
     if not analysis.targets:
         found.append("Labelled test images: they measure the outcome instead of predicting it.")

@@ -358,9 +358,9 @@ def test_settings_that_cannot_be_are_refused(make, changes, message):
 
 
 def test_a_split_without_images_is_named(make):
-    with pytest.raises(UserError, match="No validation split for 'red': have none"):
+    with pytest.raises(UserError, match=r"No validation split for 'red'\. Tasks with this split: none"):
         judged(make(validation={}), split="validation")
     with pytest.raises(UserError, match="No train split for 'red'"):
         judged(make(), split="train")
-    with pytest.raises(UserError, match="No test split for 'green': have red"):
+    with pytest.raises(UserError, match=r"No test split for 'green'\. Tasks with this split: red"):
         judged(make(tests={"red": TESTS["red"]}))

@@ -241,7 +241,9 @@ def test_information_far_below_what_float32_squares_hold_still_weighs(tmp_path):
 
 def test_models_without_data_are_refused_with_the_way_out(make):
     profiles, _, _ = make()
-    with pytest.raises(UserError, match=r"got task vectors alone: .* needs no data: average, ta, ties"):
+    with pytest.raises(
+        UserError, match=r"got task vectors alone\. Provide .* needs no data: average, ta, ties"
+    ):
         Fisher()(profiles.task_vectors)
     with pytest.raises(UserError, match="got Profiles without views") as refused:
         Fisher()(Profiles(profiles.task_vectors))

@@ -54,7 +54,7 @@ def plain_numbers(columns: dict[str, list[str]]) -> list[str]:
     """Convert the cells of numeric columns in place to a form that pandas reads; return messages about changes.
 
     Args:
-        columns: name → cells without blanks around them.
+        columns: name → cells without white space around them.
 
     Raises:
         UserError: numbers with thousands separators, or with decimal commas and decimal points in one table.
@@ -113,10 +113,14 @@ def shares_of_one(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
             converted[name] = numbers / 100
             continue
         row = int(np.flatnonzero(numbers > most + _SLACK)[0])
-        among = "among shares: per cent?" if (known <= most).any() else "outside that range."
+        among = (
+            "although other rows are fractions: is it per cent?"
+            if (known <= most).any()
+            else "outside that range."
+        )
         raise UserError(
-            f"Expected accuracies as shares in column {shown(name)}, from 0 to 1, got {numbers[row]:g} for "
-            f"{_pair(frame, row)} (row {row + 1}), {among} Give 0.65 for 65 %, in all rows."
+            f"Expected accuracies from 0 to 1 in column {shown(name)}, got {numbers[row]:g} for "
+            f"{_pair(frame, row)} (row {row + 1}), {among} Write 65 % as 0.65 in all rows."
         )
     if not converted:
         return frame, []

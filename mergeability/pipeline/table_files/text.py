@@ -56,7 +56,7 @@ def text_rows(content: bytes, name: str) -> Rows:
         except csv.Error as error:
             raise UserError(
                 f"{name} cannot be read as a table: {error}, in the row that ends in line {lines.number}."
-                " Close each quotation mark, and double quotation marks inside a quoted cell."
+                " Close every quotation mark, and write a quotation mark inside a quoted cell twice."
             ) from error
         rows.append(row)
     if lines.comments:
