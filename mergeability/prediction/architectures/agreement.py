@@ -1,4 +1,4 @@
-"""Agreement of cells: between methods, between architectures, and between seeds as the floor."""
+"""Measure the agreement between methods and between architectures, with that between two seeds as the noise floor."""
 
 from collections.abc import Callable, Sequence
 
@@ -60,14 +60,14 @@ def agreement_table(cells: Cells) -> pd.DataFrame:
 def mean_agreement(
     cells: Cells, kind: str, measure: str, predictor: str = "", same_tasks: bool | None = None
 ) -> Estimate:
-    """Return the mean agreement of one kind over all architectures, with its interval over tasks and seeds.
+    """Return the mean agreement for a kind of comparison over all architectures, with an interval over tasks and seeds.
 
     Args:
         cells: the methods of every architecture and seed.
         kind: of `KINDS`.
         measure: of `Cells.agreement`.
         predictor: whose coefficients are compared.
-        same_tasks: only architectures with the same tasks, or only those with others; all when None.
+        same_tasks: True: only architectures with the same tasks; False: only those with different tasks; None: all.
     """
     chosen = _chosen(cells, kind, same_tasks)
     return _estimate(cells, chosen, measure, predictor) if chosen.any() else Estimate(float("nan"))
@@ -76,15 +76,15 @@ def mean_agreement(
 def below_floor(
     cells: Cells, kind: str, measure: str, predictor: str = "", same_tasks: bool | None = None
 ) -> Estimate:
-    """Return the mean agreement of two seeds minus that of a kind, with its interval over tasks and seeds.
+    """Return how much lower the mean agreement for a kind of comparison is than that of two seeds, with its interval.
 
     Args:
         cells: the methods of every architecture and seed.
         kind: of `KINDS`.
         measure: of `Cells.agreement`.
         predictor: whose coefficients are compared.
-        same_tasks: only architectures with the same tasks, or only those with others; all when None. Seeds are those
-            of the architectures that are compared.
+        same_tasks: True: only architectures with the same tasks; False: only those with different tasks; None: all.
+            The seeds are those of the architectures that are compared.
     """
     other = _chosen(cells, kind, same_tasks)
     used = {architecture for architecture, _, _ in _used(cells, other)}

@@ -1,4 +1,4 @@
-"""Cells: one merge method of one architecture and seed, with its outcomes, correlations and coefficients."""
+"""Define a cell: one merge method of one architecture and seed, with its outcomes, correlations and coefficients."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,7 +53,7 @@ def coefficient_table(analysis: Analysis, metrics: Sequence[str]) -> pd.DataFram
 
 @dataclass(frozen=True)
 class Cells:
-    """Everything about the cells that is compared, and how it changes when a task is left out.
+    """The pairs and coefficients of all cells (architecture, seed, method), to compare them with or without one task.
 
     Attributes:
         names: the cells.
@@ -96,7 +96,7 @@ class Cells:
         return cls(names, tuple(metrics), tables, found)
 
     def weights(self, predictor: str, without: str | None = None) -> Float[np.ndarray, "cells m"]:
-        """Return the coefficients of each cell, averaged over folds, or those of the fold without one task."""
+        """Return each cell's coefficients: averaged over folds or, given a task, from the fold that leaves it out."""
         rows = []
         for architecture, seed, method in self.names:
             own = self.coefficients.get((predictor, architecture, seed, method))
@@ -117,7 +117,7 @@ class Cells:
         return self._memory[key]
 
     def arrays(self, architecture: str, seed: int) -> "Arrays":
-        """Return the pairs of one analysis as arrays, which are selected from faster than a data frame."""
+        """Return the pairs of one analysis as arrays; selecting rows from arrays is faster than from a data frame."""
         key = ("arrays", architecture, seed)
         if key not in self._memory:
             table = self.tables[architecture, seed]
@@ -130,7 +130,7 @@ class Cells:
     def agreement(
         self, measure: str, predictor: str = "", without: str | None = None
     ) -> Float[np.ndarray, "cells cells"]:
-        """Return how far every two cells agree.
+        """Return the agreement between each pair of cells.
 
         Args:
             measure: "top5_overlap", the share of metrics among the five largest |w| of both, or "sign_agreement", the

@@ -53,13 +53,13 @@ class Decided:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, the rule of its verdict, and how it is decided.
+    """A claim, the rule for its verdict, and the function that applies the rule.
 
     Attributes:
         text: the claim.
         source: whether the paper claims it or asks.
         rule: of the verdict, fixed before any figure was seen.
-        decide: from the findings.
+        decide: returns the verdict, with the figure behind it, from the findings.
         command: measures what the claim needs, if these runs may lack it.
     """
 
@@ -71,7 +71,7 @@ class Claim:
 
 
 def claim_table(found: Findings) -> pd.DataFrame:
-    """Decide every claim.
+    """Decide for each claim whether it is confirmed, refuted or undecided.
 
     The rules were written before any figure was seen. For a quantity q with a 95 % interval over tasks and seeds, and
     the smallest value m that matters, "q is at least m" is *confirmed* if the interval lies above 0 and q ≥ m,

@@ -1,4 +1,4 @@
-"""Everything that is computed about several architectures, in one place: the tables of the comparison."""
+"""Compute all tables of a comparison of architectures."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -55,7 +55,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Computed:
-    """What takes long, by analysis, perhaps from a store.
+    """Hold the slow computations as functions of analyses, so that their results can come from a store.
 
     Attributes:
         coefficients: returns `coefficient_table` of an analysis for some metrics.
@@ -83,7 +83,7 @@ def findings(
     Args:
         analyses: the pair tables of plain fine-tuning.
         metrics: the metrics that all of them have.
-        computed: the functions for what takes long.
+        computed: the functions for slow computations.
         families: metric → its category.
         penalised: pair tables of trainings with a penalty.
         sets: (architecture, seed) → merges of more than two models.

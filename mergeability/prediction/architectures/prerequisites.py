@@ -1,4 +1,4 @@
-"""Gradient alignment and subspace overlap: are they needed for a good merge under every method, anywhere?"""
+"""Test whether good merges require gradient alignment or subspace overlap under all methods of an architecture."""
 
 import numpy as np
 import pandas as pd
@@ -41,7 +41,7 @@ COLUMNS = [
 
 
 def prerequisite_table(of_methods: pd.DataFrame) -> pd.DataFrame:
-    """Count, for each metric of both families, the methods under which it acts as a prerequisite.
+    """Count, for each gradient-alignment and subspace-overlap metric, the methods under which it is a prerequisite.
 
     Args:
         of_methods: the result of `method_signs`.
@@ -76,7 +76,7 @@ def prerequisite_table(of_methods: pd.DataFrame) -> pd.DataFrame:
 
 
 def family_correlation(cells: Cells, family: str, architecture: str | None = None) -> Estimate:
-    """Average r in the expected direction over the metrics of a family, and over all cells.
+    """Average r in the expected direction over the metrics of a family and over all cells (architecture, seed, method).
 
     Args:
         cells: the methods of every architecture and seed.

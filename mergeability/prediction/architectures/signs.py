@@ -1,4 +1,4 @@
-"""Signs of metrics over methods, seeds and architectures: which are the same everywhere, and how many by chance."""
+"""Find metrics with the same sign for all methods, seeds and architectures, and the number expected by chance."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +18,7 @@ COLUMNS = [
 
 
 def sign_table(cells: Cells, families: Mapping[str, str]) -> pd.DataFrame:
-    """Find the metrics whose correlation, or whose coefficient, has one sign in all methods and seeds.
+    """Find the metrics whose correlation, or whose coefficient, has the same sign for all methods and seeds.
 
     Args:
         cells: the methods of every architecture and seed.
@@ -80,7 +80,7 @@ def common_sign(values: Float[np.ndarray, " n"]) -> int:
 
 
 def mean_correlation(cells: Cells, own: Bool[np.ndarray, " cells"], place: int) -> Estimate:
-    """Average the correlation of one metric over some cells, with its interval over tasks and seeds."""
+    """Average one metric's correlation over the cells that a mask selects, with its interval over tasks and seeds."""
     of_seed = np.array([seed for _, seed, _ in cells.names])
 
     def statistic(task: str | None, seed: int | None) -> float:
@@ -96,7 +96,7 @@ def mean_correlation(cells: Cells, own: Bool[np.ndarray, " cells"], place: int) 
 def stable_by_chance(
     cells: Cells, permutations: int = 199, seed: int = 0, least: int = 1
 ) -> tuple[int, float, float]:
-    """Count the metrics whose correlation has one sign in all cells, and compare with permuted task names.
+    """Count metrics whose correlation has the same sign in all cells; compare with counts for permuted task names.
 
     A permutation renames the tasks of the outcomes and keeps the metrics: of all analyses of the same tasks alike, so
     that seeds, methods and architectures stay as similar to each other as they are.
@@ -150,7 +150,7 @@ def _rows_of(cells: Cells, architecture: str) -> Bool[np.ndarray, " cells"]:
 
 
 def stable_metrics_of(table: pd.DataFrame, architectures: Sequence[str], column: str) -> list[str]:
-    """List the metrics with one sign within each of the architectures, and the same sign in all of them."""
+    """List the metrics whose sign is the same within each of the architectures and across them."""
     own = table[table["architecture"].isin(list(architectures))]
     signs = own.pivot_table(index="metric", columns="architecture", values=column, sort=False)
     same = (signs == 1).all(axis=1) | (signs == -1).all(axis=1)

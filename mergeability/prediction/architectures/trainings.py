@@ -1,4 +1,4 @@
-"""Trainings with a penalty against plain ones, and merges of more than two models, where the analyses have them."""
+"""Compare penalised with plain trainings, and merges of more than two models with the merges of their pairs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from mergeability.prediction.validation.scores import spearman_rho
 
 ALL = "all"
 GRADIENT = "encoder_gradient_l2_distance"
-"""The metric that says whether gradients came together."""
+"""The metric that measures whether gradients came together."""
 
 PENALTY_COLUMNS = [
     "architecture", "penalty", "strength", "acc", "acc_low", "acc_high", "norm_acc", "norm_acc_low", "norm_acc_high",
@@ -125,7 +125,7 @@ def set_table(analyses: Sequence[Analysis], sets: Mapping[tuple[str, int], pd.Da
 
 
 def set_correlation(found: Sequence[tuple[Analysis, pd.DataFrame]]) -> Estimate:
-    """Average Spearman's ρ between `measured` and `of_pairs` over tables of sets, with its interval."""
+    """Return the mean Spearman's ρ of `measured` and `of_pairs` over tables of model sets, with its interval."""
 
     def statistic(task: str | None, seed: int | None) -> float:
         values = []

@@ -80,7 +80,7 @@ class AcrossTables:
     many: ClassVar[bool] = True
 
     def folds(self, groups: Any) -> Iterator[Split]:
-        """Yield one fold per set of training rows: all new pairs with the same shared tasks belong to one fold."""
+        """Yield one fold per set of training rows; its new pairs share the same tasks with the fitted table."""
         ends = np.asarray(groups, dtype=object).reshape(-1, 2)
         new = np.array([str(a).startswith(f"1{_MARK}") for a in ends[:, 0]], dtype=bool)
         if not new.any():
@@ -100,7 +100,7 @@ class AcrossTables:
 
 
 def named(table: int, task: str) -> str:
-    """Name a task of the fitted (0) or the new (1) table.
+    """Return the name of a task in the table used for fitting (0) or in the new table (1), unique across both.
 
     Examples:
         >>> from mergeability.prediction.architectures.transfer import named, plain_name
@@ -111,7 +111,7 @@ def named(table: int, task: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """Return the task's own name."""
+    """Return the name of the task without the prefix of `named`."""
     return name.split(_MARK, 1)[1]
 
 
@@ -165,11 +165,11 @@ class Transfers:
         analyses: Sequence[Analysis],
         predictions: Callable[[Analysis, Analysis], pd.DataFrame] = transferred,
     ) -> "Transfers":
-        """Predict within every analysis, between the seeds of an architecture, and between architectures of one seed.
+        """Predict within each analysis, from one seed to another, and between architectures with the same seed.
 
         Args:
             analyses: the pair tables.
-            predictions: returns the result of `transferred`, perhaps from a store.
+            predictions: returns the result of `transferred`, possibly from a store.
         """
         found = {
             ((a.architecture, a.seed), (b.architecture, b.seed)): predictions(a, b)
@@ -198,12 +198,12 @@ class Transfers:
         return pd.DataFrame(rows, columns=COLUMNS)
 
     def mean(self, kind: str, predictor: str, same_tasks: bool | None = None) -> Estimate:
-        """Average r over methods and all couples of analyses of one kind, with its interval over tasks and seeds.
+        """Average r over methods and all pairs of analyses for one kind of transfer, with its interval.
 
         Args:
             kind: of `KINDS`.
             predictor: its name.
-            same_tasks: only couples with the same tasks, or only those with others; all when None.
+            same_tasks: True: only analyses with the same tasks; False: only with different tasks; None: all.
         """
         tasks = {(one.architecture, one.seed): one.tasks for one in self.analyses}
         chosen = [
@@ -271,7 +271,7 @@ def _kind(fitted: Key, new: Key) -> str:
 
 
 class _Rows:
-    """The predictions of one predictor and couple of analyses, as arrays by method."""
+    """The predictions of one predictor and pair of analyses, as arrays by method."""
 
     def __init__(self, table: pd.DataFrame) -> None:
         self._memory: dict[str | None, list[float]] = {}
@@ -284,7 +284,7 @@ class _Rows:
             self._methods.append((predicted, measured, rows[["task_a", "task_b"]].to_numpy(dtype=object)))
 
     def correlations(self, without: str | None) -> list[float]:
-        """Return r of each method, perhaps without the pairs of one task; 0 if nothing is predicted."""
+        """Return r of each method, optionally without the pairs of one task; 0 if r is undefined."""
         if without not in self._memory:
             found = []
             for predicted, measured, ends in self._methods:
