@@ -16,7 +16,7 @@ from mergeability.prediction.validation.intervals import conformal_table, half_w
 from mergeability.prediction.validation.protocols import LeaveTwoTasksOut, inner_folds
 
 PROBE = "probe"
-"""The name of the evidence that is the outcome's own estimate, so that nothing is fitted."""
+"""The name of the evidence that estimates the outcome directly, so that nothing is fitted."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class MethodFit:
         intercept: in outcome units.
         half_width: half-width of the prediction interval, in outcome units.
         level: nominal share of pairs of new tasks inside the interval, in (0, 1).
-        r_beyond_mean: correlation with outcomes of pairs of two unseen tasks, beyond the training mean; None if
-            predictions do not vary around it.
+        r_beyond_mean: correlation of predictions and outcomes for pairs of two unseen tasks, after each fold's training
+            mean is subtracted from both; None if predictions do not vary around that mean.
         r_low: lower end of its 95 % interval.
         n_pairs: number of pairs that it was fitted on.
         mean: mean outcome of these pairs; None in files without it.
@@ -74,7 +74,7 @@ class Evidence:
 
     @property
     def r(self) -> float:
-        """The correlation beyond the mean, averaged over methods; undefined correlations count as 0."""
+        """The correlation after the training mean is subtracted, averaged over methods; undefined ones count as 0."""
         return float(np.mean([fit.r_beyond_mean or 0.0 for fit in self.methods.values()]))
 
     @property
@@ -101,7 +101,7 @@ def ridge_evidence(name: str, table: PairTable, methods: Sequence[str], target: 
         target: the outcome.
 
     Returns:
-        The tier.
+        The tier of evidence.
 
     Raises:
         UserError: no pair has all of the metrics, or there are too few pairs to leave two tasks out.
@@ -127,9 +127,10 @@ def ridge_evidence(name: str, table: PairTable, methods: Sequence[str], target: 
 
 
 def probe_evidence(table: PairTable, methods: Sequence[str], target: str) -> Evidence | None:
-    """Use each method's probe as the prediction of its outcome; return None if the table contains no probes.
+    """Predict each method's outcomes by its probes; return None if the table contains no probes.
 
-    The columns are shares, and their range is [0, 1]: nothing is extrapolated.
+    A probe estimates the outcome of a merge from its predictions on unlabelled images. The columns are shares, and
+    their range is [0, 1]: nothing is extrapolated.
 
     Args:
         table: the pairs, with columns of probes.
@@ -137,7 +138,7 @@ def probe_evidence(table: PairTable, methods: Sequence[str], target: str) -> Evi
         target: the outcome.
 
     Returns:
-        The tier.
+        The tier of evidence.
     """
     columns = {method: probe_columns(target, method)[0] for method in methods}
     known = [m for m in methods if columns[m] in table.frame and table.frame[columns[m]].notna().any()]
@@ -174,7 +175,7 @@ def _described(
     linear: Callable[[str], tuple[np.ndarray, float, np.ndarray]],
     means: np.ndarray,
 ) -> Evidence:
-    """Fill a tier with the fit of each method and its worth on pairs of two unseen tasks."""
+    """Return the tier of evidence with the fit of each method and its scores on pairs of two unseen tasks."""
     fits = {}
     for record in result.records:
         method = record["method"]
@@ -205,5 +206,5 @@ def _described(
 
 
 def in_order_of_merit(tiers: Mapping[str, Evidence]) -> list[Evidence]:
-    """Sort tiers from best to worst by their accuracy on pairs of unseen tasks."""
+    """Sort tiers of evidence from best to worst by the correlation of their predictions for pairs of unseen tasks."""
     return sorted(tiers.values(), key=lambda one: -one.r)

@@ -113,7 +113,7 @@ class PairTable:
         ranges: Mapping[str, tuple[float, float]] | None = None,
         also: Sequence[str] = (),
     ) -> "PairTable":
-        """Check a data frame with all outcomes that it contains; return a checked table unchanged.
+        """Check a data frame and keep all outcomes that it contains; a `PairTable` is not checked again.
 
         Args:
             table: one row per pair.

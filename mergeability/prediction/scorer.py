@@ -1,4 +1,4 @@
-"""Score pairs before merging by a fitted predictor, which abstains outside its training range."""
+"""Score pairs with a fitted predictor before they are merged; it abstains outside its training range."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -60,10 +60,10 @@ class Scorer:
         methods: Sequence[str],
         tiers: Mapping[str, Sequence[str]] | None = None,
     ) -> "Scorer":
-        """Fit ridge for every method and tier; leave-two-tasks-out folds determine strengths and intervals.
+        """Fit ridge for every method and tier of evidence, with strengths and intervals from leave-two-tasks-out folds.
 
-        Probes of the merges in the table (`probe_overlap_<method>`, `probe_confidence_<method>`) form a separate tier
-        that needs no fit.
+        A tier is a set of columns. Probes of the merges in the table (`probe_overlap_<method>`,
+        `probe_confidence_<method>`) form a separate tier that needs no fit.
 
         Args:
             table: pairs, their metrics and outcomes; a data frame is checked first.
@@ -139,7 +139,7 @@ class Scorer:
         return self._available(columns)[0]
 
     def _available(self, columns: Sequence[str]) -> list[Evidence]:
-        """List the tiers that a table has, the best first."""
+        """List the tiers of evidence whose columns a table contains, the best first."""
         found = [one for one in self.evidence if set(one.metrics) <= set(columns)]
         if found:
             return found
@@ -270,7 +270,7 @@ def transfer_table(scorer: Scorer, table: pd.DataFrame, scores: pd.DataFrame) ->
         One row per method: `r`, Pearson's correlation; `mae`, the mean absolute error, and `mae_of_mean`, that of the
         table's mean; `covered`, the share of pairs inside their interval of mean half-width `half_width`, and `level`,
         its nominal value; `n_pairs` and `n_abstained`, the numbers of pairs scored and not scored; `evidence`, the
-        tiers used.
+        tiers of evidence used.
     """
     table = with_ends(table)
     rows = []

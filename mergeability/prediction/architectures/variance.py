@@ -1,4 +1,7 @@
-"""The variance of outcomes per architecture: task effects, metrics beyond them, the rest; what repeats over seeds."""
+"""Split each architecture's variance of outcomes, and measure which parts of it repeat over seeds.
+
+The parts are task effects, what metrics predict in addition to task effects, and the rest.
+"""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -40,10 +43,10 @@ def variance_shares(analysis: Analysis) -> pd.DataFrame:
     """Split the variance of each method's outcome over the pairs of one analysis.
 
     `task_effects` is R² of y = μ + u_a + u_b by least squares: the share that depends on each model alone.
-    `metrics_beyond` is the share that metrics predict beyond that: ridge on the metrics' own residuals from task
+    `metrics_beyond` is the share that metrics predict in addition: ridge on the metrics' own residuals from task
     effects predicts the outcome's residual of each pair from the pairs that share no task with it; it is
-    (1 - task_effects) · (1 - Σ(e - ê)² / Σe²), below 0 if these predictions are worse than none. `residual` is the
-    rest, with a negative share of metrics counted as 0.
+    (1 - task_effects) · (1 - Σ(e - ê)² / Σe²), below 0 if these predictions have larger errors than task effects alone.
+    `residual` is the rest, with a negative share of metrics counted as 0.
 
     Args:
         analysis: the pairs.
@@ -71,7 +74,7 @@ def variance_shares(analysis: Analysis) -> pd.DataFrame:
 
 
 def repeated_shares(analyses: Sequence[Analysis]) -> pd.DataFrame:
-    """Split the variance of outcomes into what repeats over seeds and what changes from seed to seed.
+    """Split the variance of outcomes into parts that repeat over seeds and a part that changes from seed to seed.
 
     For two seeds, the covariance over pairs of their additive fits, divided by the geometric mean of the variances of
     both outcomes, is the repeated share of the models alone (`task`); the covariance of their residuals, corrected for
@@ -101,12 +104,14 @@ def repeated_shares(analyses: Sequence[Analysis]) -> pd.DataFrame:
 def repeated_share(
     analyses: Sequence[Analysis], methods: Sequence[str], part: str, memory: "Memory | None" = None
 ) -> Estimate:
-    """Average one repeated share over methods, pairs of seeds and architectures.
+    """Average one repeated share of the variance over methods, pairs of seeds and architectures.
+
+    A repeated share is the part of the variance of outcomes that two seeds have in common; see `repeated_shares`.
 
     Args:
         analyses: the pair tables.
         methods: merge methods.
-        part: "task" or "partner".
+        part: which share, "task" or "partner".
         memory: shares that were computed before, for the same tables; filled.
     """
     memory = {} if memory is None else memory

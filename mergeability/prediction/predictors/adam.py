@@ -17,7 +17,7 @@ _DECAYS = (0.9, 0.999)
 
 @contextlib.contextmanager
 def refusing_overflow() -> Iterator[None]:
-    """Raise an error if a number overflows, as in single precision; infinite squares would make every step zero.
+    """Raise an error if a number overflows single precision; infinite squared gradients would make every step zero.
 
     Raises:
         UserError: a number overflows.

@@ -51,5 +51,5 @@ def new_rows(estimator: BaseEstimator, X: Rows) -> Float[np.ndarray, "n m"]:
 
 
 def unlabelled_rows(estimator: BaseEstimator, X: Rows) -> Float[np.ndarray, "n m"]:
-    """Check and convert the argument of a transformer's `fit`."""
+    """Check and convert the argument of `fit` of a scikit-learn transformer, which takes no outcomes."""
     return _validate(estimator, X, dtype=np.float64)

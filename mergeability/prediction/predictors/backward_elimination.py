@@ -51,9 +51,9 @@ class BackwardElimination(SubsetRegressor):
 
 
 def independent_columns(columns: Float[np.ndarray, "n m"]) -> Int[np.ndarray, " independent"]:
-    """Return the indices of linearly independent columns with the same span, in table order.
+    """Return the indices, in table order, of linearly independent columns that span the same space as all columns.
 
-    The columns have length 1, or 0. Each step takes the column that is farthest from the span of those taken before.
+    Each column has length 1 or 0. Each step takes the column that is farthest from the span of those taken before.
 
     Args:
         columns: n rows of m columns.
@@ -75,7 +75,7 @@ def independent_columns(columns: Float[np.ndarray, "n m"]) -> Int[np.ndarray, " 
 def removal_costs(
     triangle: Float[np.ndarray, "k k"], pull: Float[np.ndarray, " k"]
 ) -> Float[np.ndarray, " k"]:
-    """Return the decrease of r² if column j is removed: b_j² / (S⁻¹)_jj with b = R⁻¹·pull and S = RᵀR.
+    """Return the decrease of r² if column j is removed: b_j² / (S⁻¹)_jj with b = R⁻¹Qᵀy and S = RᵀR.
 
     Args:
         triangle: R of the QR decomposition of the columns.

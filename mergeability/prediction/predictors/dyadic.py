@@ -76,7 +76,7 @@ class Dyadic(RegressorMixin, BaseEstimator):
         Args:
             X: metrics, then incidence columns, (n, m + T).
             y: n outcomes.
-            folds: inner folds that choose the strength; the largest of the candidates without any.
+            folds: inner folds that choose the strength; the largest candidate is used if there are none.
             tasks: T, the number of incidence columns at the end.
 
         Returns:
@@ -87,7 +87,9 @@ class Dyadic(RegressorMixin, BaseEstimator):
         """
         X, y = training_arrays(self, X, y)
         if not 0 <= tasks <= X.shape[1]:
-            raise UserError(f"Expected tasks between 0 and the number of columns, {X.shape[1]}, got {tasks}.")
+            raise UserError(
+                f"Expected the argument tasks to be between 0 and the number of columns, {X.shape[1]}, got {tasks}."
+            )
         return self._take(self._solve([(X, y, folds)], tasks)[0])
 
     def fit_many(self, problems: Sequence[Problem], tasks: int = 0) -> list["Dyadic"]:
@@ -95,7 +97,7 @@ class Dyadic(RegressorMixin, BaseEstimator):
         return [type(self)(**self.get_params())._take(one) for one in self._solve(problems, tasks)]
 
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
-        """Return the task effects plus the contribution of the metrics beyond them, in units of the outcome."""
+        """Return the task effects plus what the metrics contribute in addition, in units of the outcome."""
         return new_rows(self, X) @ self.coef_ + self.intercept_
 
     def _take(self, fitted: LinearFit) -> "Dyadic":

@@ -27,7 +27,7 @@ class Sums:
 
 
 class Moments(Sums):
-    """Compute the sums of all folds from a mask of their training rows, of shape (F, n)."""
+    """Compute the centred sums of products of all folds from a mask of their training rows, of shape (F, n)."""
 
     def __init__(
         self,

@@ -40,7 +40,7 @@ class Known(Ridge):
     """
 
     def columns(self, target: str, method: str) -> list[tuple[str, ...]]:
-        """List alternative sets of columns; the predictor uses the first set that is complete for all pairs."""
+        """List the sets of columns that the predictor can use; it uses the first that is complete for all pairs."""
         return [(ZERO_SHOT_RATIO,), ("base_agreement",)]
 
 
@@ -64,9 +64,10 @@ class Functional(Ridge):
 
 
 class Probe(RegressorMixin, BaseEstimator):
-    """Predict an outcome by the probe of the same merge: its overlap for `norm_acc`, its confidence for `acc`.
+    """Predict a merge's outcome from its own probe: `norm_acc` by the probe's overlap, `acc` by the probe's confidence.
 
-    The prediction is the column itself (the mean of several): nothing is fitted, and no other pair is needed.
+    A probe passes unlabelled images through the merge. The prediction is the probe's column itself (the mean of several
+    columns): nothing is fitted, and no other pair is needed.
 
     Examples:
         >>> from mergeability.prediction import Probe
@@ -90,7 +91,7 @@ class Probe(RegressorMixin, BaseEstimator):
         return self
 
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
-        """Return the probe as the prediction, in units of the outcome."""
+        """Return the value of the probe's column as the prediction, in units of the outcome."""
         return new_rows(self, X).mean(axis=1)
 
 
@@ -141,6 +142,6 @@ def probe_columns(target: str, method: str) -> tuple[str, ...]:
 
 
 def own_columns(predictor: object, target: str, method: str) -> list[tuple[str, ...]]:
-    """List the alternative sets of columns of a predictor; empty for predictors that use the metrics."""
+    """List the sets of columns, of which a predictor uses one; empty for predictors that use the metrics."""
     columns = getattr(predictor, "columns", None)
     return [] if columns is None else list(columns(target, method))

@@ -1,4 +1,4 @@
-"""Create the folds that leave out both tasks of a pair, one at a time to save memory."""
+"""Create the folds that leave out both tasks of a pair; folds are created one at a time to save memory."""
 
 from collections.abc import Iterator, Sequence
 from typing import overload

@@ -180,7 +180,7 @@ def fit_together(
         strengths: candidates.
         solve: from the sums of products of some folds to the weights for every strength.
         choose: from rows, outcomes and inner folds to the index of each outcome's strength; None without a fold.
-        otherwise: the index of the strength without inner folds.
+        otherwise: the index of the strength that is used if there are no inner folds.
 
     Returns:
         One fit per problem.
@@ -270,7 +270,7 @@ class Ridge(RegressorMixin, BaseEstimator):
 def solve_ridge(
     problems: Sequence[Problem], strengths: Sequence[float | int], *, subtract: bool = False
 ) -> list[LinearFit]:
-    """Fit ridge to each problem; choose the strength by its inner folds, or take the middle strength without folds.
+    """Fit ridge to each problem; choose its strength by its inner folds, or use the middle strength if it has none.
 
     Args:
         problems: training rows, outcomes and inner folds.

@@ -29,7 +29,7 @@ class RangeScaler(TransformerMixin, BaseEstimator):
         return self.transform_checked(new_rows(self, X))
 
     def fit_checked(self, X: Float[np.ndarray, "n m"]) -> "RangeScaler":
-        """Fit rows that need no checks, which take longer than the ranges themselves."""
+        """Fit rows without checking them, because the checks take longer than the computation of the ranges."""
         self.n_features_in_ = X.shape[1]
         self.data_min_, self.data_max_ = X.min(axis=0), X.max(axis=0)
         largest = np.maximum(np.abs(self.data_min_), np.abs(self.data_max_))
@@ -37,6 +37,6 @@ class RangeScaler(TransformerMixin, BaseEstimator):
         return self
 
     def transform_checked(self, X: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
-        """Scale rows that need no checks."""
+        """Scale rows without checking them."""
         spread = np.where(self.constant_, 1.0, self.data_max_ - self.data_min_)
         return np.where(self.constant_, 0.0, 2.0 * (X - self.data_min_) / spread - 1.0)

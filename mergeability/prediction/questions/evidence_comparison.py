@@ -113,17 +113,18 @@ def compare_evidence(
     methods: Sequence[str] | None = None,
     targets: Sequence[str] = TARGETS,
 ) -> EvidenceScores:
-    """Score every kind of evidence within each group of tasks, and by fits on one group that predict another.
+    """Score every kind of evidence, both within each group of tasks and when a fit on one group predicts another.
 
     Within a group, pairs are predicted by leaving two tasks out (*both new*, l2to) and one out (*known partner*, loto).
     "a to b" is fitted on the pairs within a and predicts the pairs within b (both new); pairs across are not used.
 
-    Scores are means over methods. `r` is the correlation beyond the training mean for both new, 0 if nothing is
-    predicted beyond it, and the mean correlation over folds for a known partner, NaN if it is undefined in all of
-    them. `bias` is the mean of predicted − measured and `mae` the mean absolute error, in outcome units: of `probe`
-    they are those of its direct reading. `half_width`, `coverage` and `level` are those of `conformal_table`, from one
-    group to another calibrated on the pairs of the first. `regret` is that of choosing the method by the predictor,
-    `fixed_regret` that of always taking the best method on the training pairs.
+    Scores are means over methods. For both new, `r` is the correlation after each fold's training mean is subtracted
+    from predictions and outcomes, 0 if predictions do not vary around that mean; for a known partner, it is the mean
+    correlation over folds, NaN if it is undefined in all of them. `bias` is the mean of predicted − measured and `mae`
+    the mean absolute error, in outcome units; the predictions of `probe` are its estimates themselves, without a fit.
+    `half_width`, `coverage` and `level` are those of `conformal_table`; from one group to another, they are calibrated
+    on the pairs of the first. `regret` is that of choosing the method by the predictor, `fixed_regret` that of always
+    taking the best method on the training pairs.
 
     Args:
         pairs: one row per pair: metrics, columns of the predictors with their own evidence, outcomes.
@@ -283,7 +284,7 @@ class _Correlations:
         return predicted, measured, ends, group["held_out"].to_numpy(dtype=object)
 
     def mean(self, without: str | None = None) -> float:
-        """Average scores over methods, on all pairs or on the pairs without one task."""
+        """Average correlations over methods, on all pairs or on those that do not contain the task `without`."""
         found: list[float] = []
         for predicted, measured, ends, held_out in self._methods:
             kept = (ends != without).all(axis=1)

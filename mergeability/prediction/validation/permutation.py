@@ -50,7 +50,7 @@ def permutation_test(
     progress: Progress = no_progress,
     strength: float = METRIC_STRENGTH,
 ) -> PermutationTest:
-    """Test for every outcome whether metrics predict better than the metrics of permuted tasks.
+    """Test whether metrics predict each outcome better than they do after the tasks are permuted.
 
     p = (1 + number of permutations at least as good) / (1 + permutations); of a single metric |r| is compared. A pair
     that a permutation maps to a pair without metrics is left out of it.

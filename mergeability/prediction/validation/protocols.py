@@ -211,7 +211,10 @@ class AcrossGroups(_Splitter):
             )
 
     def folds(self, groups: Any) -> Iterator[Split]:
-        """Yield the fold between the groups, or leave-two-tasks-out folds if all pairs are in the first group."""
+        """Yield the fold that fits on one group and validates on the other.
+
+        If all pairs are within the first group, yield its leave-two-tasks-out folds instead.
+        """
         ends = np.asarray(groups, dtype=object).reshape(-1, 2)
         training, validation = (
             np.flatnonzero(np.isin(ends, list(tasks)).all(axis=1)) for tasks in (self.fitted, self.validated)

@@ -110,10 +110,10 @@ def beyond_training_mean(
     measured: Float[np.ndarray, " n"],
     training_mean: Float[np.ndarray, " n"],
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Subtract each fold's training mean from predictions and outcomes, for the correlation beyond the mean.
+    """Subtract each fold's training mean from predictions and outcomes, so that it has no effect on their correlation.
 
-    Predictions whose standard deviation around that mean is below 1 % of that of the outcomes become 0: they predict
-    nothing beyond it.
+    Predictions whose standard deviation around that mean is below 1 % of that of the outcomes become 0: they are
+    treated as equal to the mean.
 
     Args:
         predicted: one number per pair.

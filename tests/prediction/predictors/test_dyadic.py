@@ -135,5 +135,7 @@ def test_settings_that_cannot_be_solved_are_refused(problem):
         Dyadic(0).fit(X, y)
     with pytest.raises(UserError, match="Expected positive strengths for dyadic"):
         Dyadic(strengths=(0, 1)).fit(X, y)
-    with pytest.raises(UserError, match="Expected tasks between 0 and the number of columns, 3, got 4"):
+    with pytest.raises(
+        UserError, match="Expected the argument tasks to be between 0 and the number of columns, 3, got 4"
+    ):
         Dyadic().fit(X, y, tasks=4)
