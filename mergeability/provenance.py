@@ -41,7 +41,7 @@ def current_name(name: str) -> str:
 
 
 def class_name(value: Any) -> str:
-    """Return the first published dotted name of a value's class, which is used in keys of the store."""
+    """Return the dotted name under which a value's class was first published; keys of the store contain this name."""
     kind = type(value)
     return published_name(f"{kind.__module__}.{kind.__qualname__}")
 

@@ -25,7 +25,7 @@ _ROWS = "images"
 
 @dataclass(frozen=True)
 class Activations:
-    """Compute every model's activations of the pool's inputs, one row per input.
+    """Compute every model's activations on the calibration inputs of all tasks, one row per input.
 
     Examples:
         >>> from mergeability.examples import tiny_profiles
@@ -45,7 +45,7 @@ class Activations:
         return {**model, **views.activation_key, **subject.settings(_VERSION)}
 
     def compute(self, subject: Subject, task: str) -> dict[str, Tensor]:
-        """Run one model on the pool's inputs."""
+        """Compute one model's activations on the calibration inputs of all tasks."""
         views, state = subject.required_views("activation"), subject.state(task)
         inputs = views.pool_inputs
         batch_size = subject.batch_size(state, inputs)
@@ -70,7 +70,7 @@ class ActivationGrams:
     """
 
     def combine(self, subject: Subject) -> Float64[np.ndarray, "1 T T"]:
-        """Compute the inner products of the mean rows, in float64."""
+        """Compute the inner products of the models' mean activations over all inputs, in float64."""
         found = Activations().combine(subject)
         rows = np.stack([found[task].double().mean(0).numpy() for task in subject.tasks])
         return finite_grams("activation", (rows @ rows.T)[None], subject.tasks)
@@ -78,7 +78,9 @@ class ActivationGrams:
 
 @dataclass(frozen=True)
 class ActivationKernelGrams:
-    """Compute the Gram matrix of the models' centred kernels, n×n inner products of their activations.
+    """Compute the Gram matrix of the models' centred kernels.
+
+    A model's kernel is the n×n matrix of the inner products of its activations on n inputs.
 
     Examples:
         >>> from mergeability.examples import tiny_profiles
@@ -111,9 +113,9 @@ def sample_activations(
     layer: str | None = None,
     batch_size: int = 32,
 ) -> Float32[Tensor, "n d"]:
-    """Average a layer's output over tokens (or places), one row per sample, in eval mode.
+    """Average a layer's output over tokens or spatial positions, one row per sample, in eval mode.
 
-    The tokens that fill up a shorter text do not count; see `mergeability.models.features.place_mask`.
+    Padding tokens do not count; see `mergeability.models.features.place_mask`.
 
     Args:
         encoder: inputs → features; its own weights are neither used nor changed.
@@ -197,7 +199,7 @@ def _batch_axis(output_of_one: Tensor, layer: str) -> int:
             return axis
     raise UserError(
         f"The output of '{layer}' for one image has shape {tuple(output_of_one.shape)}: "
-        "expected batch × tokens × width, tokens × batch × width or batch × width × height × width."
+        "expected batch × tokens × channels, tokens × batch × channels or batch × channels × height × width."
     )
 
 

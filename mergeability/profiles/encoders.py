@@ -26,8 +26,8 @@ def last_layer(encoder: nn.Module) -> str:
     if "layer4" in modules:
         return "layer4"
     raise UserError(
-        f"{type(encoder).__name__} has none of {', '.join(_BLOCKS)} and layer4: "
-        "set the layer whose activations to average (profile.layer)."
+        f"{type(encoder).__name__} has no layer called {', '.join(_BLOCKS)} or layer4: "
+        "set profile.layer to the layer whose activations should be averaged."
     )
 
 

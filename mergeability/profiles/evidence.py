@@ -62,7 +62,7 @@ class ModelEntries(Protocol):
         ...
 
     def compute(self, subject: Subject, task: str) -> Mapping[str, Tensor]:
-        """Compute the tensors of a model's entry."""
+        """Compute the tensors of the entry that is stored for a model."""
         ...
 
 
@@ -85,7 +85,12 @@ def ensure_entries(entries: ModelEntries, subject: Subject, store: Store) -> dic
 def finite_grams(
     view: str, layers: Float64[np.ndarray, "L T T"], tasks: Sequence[str]
 ) -> Float64[np.ndarray, "L T T"]:
-    """Check that the Gram matrices of a view are finite, and return them read-only.
+    """Check that Gram matrices of vectors of the models are finite, and return them read-only.
+
+    Args:
+        view: what the vectors are, such as `task_vector` or `activation`, for the message.
+        layers: one Gram matrix per layer.
+        tasks: the models.
 
     Raises:
         UserError: a model's vector is not finite.
@@ -94,8 +99,8 @@ def finite_grams(
     for task, square in zip(tasks, squares, strict=True):
         if not np.isfinite(square):
             raise UserError(
-                f"The {view} of '{task}' is not finite, because its weights or calibration images are too"
-                " large or not finite. Check them, or leave the model out."
+                f"The {view} of '{task}' is not finite, because the weights of the model or the values of its"
+                " calibration images are too large or not finite. Check both, or leave the model out."
             )
     return frozen(layers)
 

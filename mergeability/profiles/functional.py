@@ -38,7 +38,7 @@ ReadFeatures = Callable[[str | None, str], Float64[np.ndarray, "n d"]]
 
 @dataclass(frozen=True)
 class Features:
-    """Compute and store the features that the base and every fine-tuned model give to each task's unlabelled inputs."""
+    """Compute and store the features of each task's unlabelled inputs, by the base and by every fine-tuned model."""
 
     kind: ClassVar[str] = "features"
     description: ClassVar[str] = "features of unlabelled inputs"
@@ -99,8 +99,8 @@ class _Passes:
         if not torch.isfinite(found).all():
             owner = "base model" if self._model is None else f"model of '{self._model}'"
             raise UserError(
-                f"The features of '{task}' by the {owner} are not finite, because its weights are too large"
-                " for these inputs. Check them, or leave the model out."
+                f"The {owner} computes features of '{task}' that are not finite, because its weights are too large"
+                " for these inputs. Check the weights, or leave the model out."
             )
         return {"features": found}
 

@@ -49,7 +49,7 @@ class Gradients:
 
 @dataclass(frozen=True)
 class OwnGradients:
-    """Compute every model's gradients on its own task's samples, which are as large as the models.
+    """Compute and store every model's gradients on the samples of its own task; they are as large as the models.
 
     Examples:
         >>> from mergeability.examples import tiny_profiles
@@ -147,7 +147,7 @@ def _grams(
 
 
 def data_key(subject: Subject) -> dict[str, Any]:
-    """Return the parts of store keys, other than the models, of everything computed from samples and heads.
+    """Return the part of store keys that all values computed from samples and heads share, without the models.
 
     Args:
         subject: the models with their data.
@@ -239,7 +239,7 @@ def task_gradients(
     *,
     batch_size: int = 32,
 ) -> Gradients:
-    """Compute both gradients in one forward and one backward pass over the samples.
+    """Compute the gradients for parameters and inputs in one forward and one backward pass over the samples.
 
     Sums of per-sample losses are differentiated and divided by n at the end, so the batch size changes
     nothing. The logits are the normalised features times the frozen head.

@@ -19,13 +19,13 @@ _VERSION = 2
 
 @dataclass(frozen=True)
 class LayerVectors:
-    """Define the interface of one vector per model and layer that is read in ranges.
+    """Describe one long vector per model and layer, and how ranges of it are read.
 
     Attributes:
         sizes: layer → length of its vectors.
         keys: task → everything that determines its vectors.
-        content: layer → the tensor ranges in it.
-        read: (task, layer, start, stop) → that range of the vector.
+        content: layer → the tensor ranges that its vectors consist of.
+        read: (task, layer, start, stop) → elements start to stop of that vector.
         description: description of the work, for the progress.
     """
 

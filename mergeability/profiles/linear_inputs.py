@@ -46,7 +46,7 @@ _ROWS = 4096
 
 @dataclass(frozen=True)
 class LinearPart:
-    """Describe a linear layer, or the part of an attention projection whose inputs differ from the other parts.
+    """Describe a linear layer, or a part of an attention projection that has other inputs than the other parts.
 
     Attributes:
         weight: the encoder's name of the weight.
@@ -167,8 +167,8 @@ def input_grams(
     for part, gram in found.items():
         if not torch.isfinite(gram).all():
             raise UserError(
-                f"The inputs of layer '{part.weight}' are not finite, because the weights or calibration"
-                " images are too large or not finite. Check them, or leave the model out."
+                f"The inputs of layer '{part.weight}' are not finite, because the weights or the values of the"
+                " calibration images are too large or not finite. Check both, or leave the model out."
             )
     return {part: gram.cpu() for part, gram in found.items()}
 

@@ -76,7 +76,7 @@ class Profiles:
         self._found: dict[Evidence[Any], Any] = {}
 
     def select(self, tasks: Iterable[str]) -> "Profiles":
-        """Return the profiles of some tasks, in the given order; both objects share stored values.
+        """Return the profiles of some tasks, in the given order; they share stored values with these profiles.
 
         Raises:
             UserError: a task is unknown, named twice, or none is named.
@@ -100,7 +100,7 @@ class Profiles:
         return cast("Found", self._found[kind])
 
     def has(self, kind: Evidence[Any]) -> bool:
-        """Return whether this evidence has already been computed by this object."""
+        """Return whether this object has already computed the given kind of evidence."""
         return kind in self._found
 
     @property
@@ -160,7 +160,7 @@ class Profiles:
         SubspaceOverlaps(k).decompose(self.subject)
 
     def sign_counts(self, density: float | int = 0.2) -> SignCounts:
-        """Count the entries that both models changed most, and those of them with opposite signs.
+        """Count the entries that are among the most changed of both models, and how many of them have opposite signs.
 
         Raises:
             UserError: the density is not in (0, 1], or a delta is not finite.
@@ -185,7 +185,7 @@ class Profiles:
 
     @property
     def encoder_parameters(self) -> frozenset[str]:
-        """The checkpoint names of the encoder's parameters, for which Fisher information is computed."""
+        """The encoder's parameters, for which Fisher information is computed, by their names in checkpoints."""
         own = parameter_owners(self.subject.required_views("Fisher information").encoder)
         return frozenset(name for name in self.subject.tensors if name.removeprefix(PREFIX) in own)
 

@@ -60,7 +60,7 @@ class SharedGradientGrams:
     """
 
     def combine(self, subject: Subject) -> dict[str, Float64[np.ndarray, "T T 2 2"]]:
-        """Return view → Gram matrices [[⟨x_a, x_a⟩, ⟨x_a, x_b⟩], [⟨x_b, x_a⟩, ⟨x_b, x_b⟩]] of all pairs."""
+        """Map each view to the Gram matrices [[⟨x_a, x_a⟩, ⟨x_a, x_b⟩], [⟨x_b, x_a⟩, ⟨x_b, x_b⟩]] of all pairs."""
         tasks = subject.tasks
         keys = {task: OwnGradients().key(subject, task) for task in tasks}
         # Sorted by content, so that a pair is one entry for both orders of its models.

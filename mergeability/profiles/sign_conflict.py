@@ -1,4 +1,4 @@
-"""Count sign conflicts: opposite signs among the entries that both models of a pair changed most.
+"""Count sign conflicts: entries among the most changed of both models of a pair that have opposite signs.
 
 TIES (Yadav et al. 2023, arXiv 2306.01708) keeps each model's largest entries and then elects signs; the metric counts
 the conflicts between them. Every delta is read in blocks, three times.
@@ -22,11 +22,13 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class SignCounts:
-    """Count the entries that both models of a pair changed most, and those of them with opposite signs.
+    """Hold, for each pair, how many entries both models keep, and how many of these have opposite signs.
+
+    A model keeps the entries that it changed most.
 
     Attributes:
         shared: number of entries that both models keep.
-        opposite: number of these with opposite signs.
+        opposite: number of these entries with opposite signs.
 
     Examples:
         >>> import numpy as np
@@ -66,10 +68,10 @@ class SignConflicts:
 
 
 def count_signs(vectors: TaskVectors, density: float | int, run: Run | None = None) -> SignCounts:
-    """Count for every pair the entries that both models changed most, and those of them with opposite signs.
+    """Count, for every pair, the entries that both models keep, and how many of these have opposite signs.
 
     With D entries in all, a model keeps |τ| ≥ its (D − ⌊density·D⌋)-th smallest magnitude, as TIES does over
-    the whole vector. What is exactly 0 has no sign and is never kept.
+    the whole vector. An entry that is exactly 0 has no sign and is never kept.
 
     Args:
         vectors: the models; their store keeps one threshold per model and the counts of every layer.

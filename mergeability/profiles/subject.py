@@ -93,7 +93,7 @@ class Subject:
 
     @property
     def tensors(self) -> set[str]:
-        """The checkpoints' tensors, independent of their layout in parameters."""
+        """The names of the checkpoints' tensors, regardless of how tensors are split into parameters."""
         return {parameter.tensor for parameter in self.task_vectors.parameters.values()}
 
     @cached_property

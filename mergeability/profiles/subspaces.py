@@ -79,13 +79,13 @@ def squared_overlaps(
     name: str,
     size: tuple[int, int],
 ) -> Float64[np.ndarray, "A B"]:
-    """Compute ‖LaᵀRb‖²_F for the bases of each of A models with each of B models, in [0, k].
+    """Compute ‖LaᵀRb‖²_F, in [0, k], for the bases La of all models on the left and Rb of all models on the right.
 
     NaN if a model has no such basis, or did not change the matrix at all.
 
     Args:
-        left: what `decompose` gave for each of A models.
-        right: the same for B models, or the same object.
+        left: the results of `decompose` for A models.
+        right: the results for B models, or the same object as `left`.
         name: name of the basis.
         size: its shape m×k.
     """

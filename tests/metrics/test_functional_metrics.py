@@ -169,5 +169,7 @@ def test_features_that_are_not_finite_are_named(make):
     images = {task: images_of(task) for task in TASKS} | {"task2": bright}
     large = features_of("task1")
     large[2 * IMAGES] = 1e30
-    with pytest.raises(UserError, match=r"The features of 'task2' by the model of 'task1' are not finite"):
+    with pytest.raises(
+        UserError, match=r"The model of 'task1' computes features of 'task2' that are not finite"
+    ):
         table_of(make(images=images, tables={"task1": large}))

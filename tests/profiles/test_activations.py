@@ -109,7 +109,8 @@ def test_another_layer_can_be_named():
     with pytest.raises(UserError, match="at least one"):
         mean_activation(encoder, state, images(0))
     with pytest.raises(
-        UserError, match=r"Linear has none of transformer.resblocks, encoder.layer and layer4.*profile\.layer"
+        UserError,
+        match=r"Linear has no layer called transformer.resblocks, encoder.layer or layer4.*profile\.layer",
     ):
         last_layer(nn.Linear(2, 2))
 
