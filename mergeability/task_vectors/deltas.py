@@ -27,7 +27,10 @@ class TransformByPart(Protocol):
     """A transform that can also be applied to a flattened tensor part by part."""
 
     def by_part(self, task: str, name: str) -> Callable[[Tensor], Tensor]:
-        """Return a function of consecutive parts of one tensor, from its first element on."""
+        """Return a function that transforms one flattened tensor part by part.
+
+        It is called with consecutive parts, beginning with the first element.
+        """
         ...
 
 

@@ -67,11 +67,11 @@ def magnitude_thresholds(
 
 
 def smallest_value(values: Float[Tensor, " n"], rank: int) -> float:
-    """Return the value of a rank among finite values, 1 for the smallest; NumPy selects faster than `torch.kthvalue`.
+    """Return the value that has a given rank among finite values; NumPy selects faster than `torch.kthvalue`.
 
     Args:
         values: a vector.
-        rank: from 1 to the number of values.
+        rank: from 1, the smallest value, to the number of values, the largest.
 
     Examples:
         >>> import torch
@@ -130,10 +130,10 @@ def blocks(vectors: TaskVectors, name: str) -> Iterator[tuple[int, int]]:
 
 
 def check_density(density: float | int) -> None:
-    """Check that a share of entries is in (0, 1].
+    """Check that a density, the share of entries that are kept, is in (0, 1].
 
     Raises:
-        UserError: it is not in (0, 1].
+        UserError: the density is not in (0, 1].
     """
     if not 0 < density <= 1:
         raise UserError(f"Expected density to be in (0, 1], got {density}.")

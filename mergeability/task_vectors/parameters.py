@@ -20,7 +20,7 @@ _RUNNING_STATISTICS = ("running_mean", "running_var")
 
 @dataclass(frozen=True)
 class Parameter:
-    """Hold the location of a parameter: a range of a flattened checkpoint tensor, and a shape.
+    """Hold the location of a parameter: a range of elements of a flattened checkpoint tensor, and a shape.
 
     Attributes:
         tensor: name of the checkpoints' tensor.
@@ -45,7 +45,7 @@ class Parameter:
 
     @property
     def content(self) -> dict[str, Any]:
-        """The range of the checkpoint tensor as a JSON-compatible record, for keys of the store."""
+        """The location of the parameter in the checkpoint tensor as a JSON-compatible record, for keys of the store."""
         return {"tensor": self.tensor, "start": self.start, "shape": list(self.shape)}
 
 

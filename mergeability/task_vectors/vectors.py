@@ -162,7 +162,7 @@ class TaskVectors(Deltas):
         return f"<table><caption>{escape(repr(self))}</caption>{head}{rows}</table>"
 
     def select(self, tasks: Iterable[str]) -> "TaskVectors":
-        """Return the task vectors of some tasks, in the given order; both objects share caches.
+        """Return the task vectors of some tasks, in the given order; they share caches with these task vectors.
 
         Raises:
             UserError: a task is unknown, named twice, or none is named.
@@ -193,7 +193,7 @@ class TaskVectors(Deltas):
         cut = self._copy()
         cut.parameters = parts.cut(self.parameters, split_qkv=split_qkv, matricize=matricize)
         if split_qkv and cut.parameters.keys() == self.parameters.keys():
-            logger.warning("Expected a fused attention to split, but no tensor is called in_proj_weight.")
+            logger.warning("There is no fused attention to split: no tensor is called in_proj_weight.")
         if cut.parameters == self.parameters:
             return self
         if self._kept is not None:
@@ -218,7 +218,7 @@ class TaskVectors(Deltas):
         return changed
 
     def assembled(self, merged: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Join parameters to the tensors of the checkpoints; this is the inverse of `with_layout`.
+        """Assemble the checkpoints' tensors from their parameters; this is the inverse of `with_layout`.
 
         Args:
             merged: parameter name → tensor of the parameter's shape, for all parameters of a tensor or none.

@@ -20,7 +20,7 @@ def model_called(name: str) -> ClipModel:
         name: a member of `conf/model`, such as "vit_b16".
 
     Raises:
-        UserError: there is no such model, or it reads texts.
+        UserError: there is no such model, or the model reads text.
 
     Examples:
         >>> from mergeability.verbs.architecture import model_called
@@ -33,14 +33,14 @@ def model_called(name: str) -> ClipModel:
     options = composed("model", name)
     if not _reads_images(options):
         raise UserError(
-            f"The model {name!r} reads texts, but predictions for files of models require images. Models of images: "
-            f"{', '.join(image_models())}."
+            f"The model {name!r} reads text, but predictions from model files require a model that reads images. "
+            f"Image models: {', '.join(image_models())}."
         )
     return made(options)
 
 
 def image_models() -> list[str]:
-    """List the configured models of images.
+    """List the configured models that read images.
 
     Examples:
         >>> from mergeability.verbs.architecture import image_models

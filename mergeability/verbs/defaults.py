@@ -82,14 +82,14 @@ def published_methods() -> tuple[str, ...]:
 
 
 def composed(group: str, name: str) -> dict[str, Any]:
-    """Read a member's YAML file, including files that it inherits from, as in `defaults: [clip_mini, _self_]`.
+    """Read a YAML file of `conf`, including the files that its `defaults` name, such as `[clip_mini, _self_]`.
 
     Args:
         group: a folder of `conf`.
-        name: a file of it.
+        name: name of a file in this folder, without `.yaml`.
 
     Returns:
-        Its options.
+        The options of the file.
 
     Examples:
         >>> from mergeability.verbs.defaults import composed
@@ -114,7 +114,7 @@ def _overridden(options: Mapping[str, Any], by: Mapping[str, Any]) -> dict[str, 
 
 
 def probed_images() -> int:
-    """Return the number of unlabelled images per task of a probe.
+    """Return how many unlabelled images of each task a probe uses by default.
 
     Examples:
         >>> from mergeability.verbs.defaults import probed_images

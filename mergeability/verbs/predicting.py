@@ -178,7 +178,7 @@ def _owned(
     if without:
         raise UserError(
             f"There are no images for {', '.join(without)}, but the probe requires a folder of images for"
-            " every model. Give one for each model, or remove all images."
+            " every model. Give a folder for every model, or for none."
         )
     headless = [name for name in paths if name not in classes and name not in heads]
     if headless:

@@ -111,7 +111,7 @@ class AdaptedFile:
         self._whole = {place.of(name): own for name, own in others.items()}
         if both := sorted(self._whole.keys() & self._modules.keys()):
             raise UserError(
-                f"{self.path} contains both factors and whole weights of {listed(both)}. {INSTEAD}"
+                f"{self.path} contains low-rank factors as well as whole weights of {listed(both)}. {INSTEAD}"
             )
         self.entries = {name: self._entry(name) for name in [*base.entries, *self._whole]}
         logger.info(
@@ -173,7 +173,7 @@ class AdaptedFile:
             if match is None:
                 others[own] = name
             elif match["bias"] or "lora_bias" in own:
-                raise UserError(f"{self.path} has biases in its factors ({name}). {INSTEAD}")
+                raise UserError(f"{self.path} has biases in its low-rank factors ({name}). {INSTEAD}")
             else:
                 modules.setdefault(match["module"], {})[match["kind"].replace("embedding_", "")] = name
         if not modules:
@@ -183,7 +183,7 @@ class AdaptedFile:
         for module, parts in modules.items():
             if not {"lora_A", "lora_B"} <= parts.keys():
                 raise UserError(
-                    f"{self.path} contains only {listed(sorted(parts))} of '{module}'. Copy it again."
+                    f"{self.path} contains only {listed(sorted(parts))} of '{module}'. Copy the file again."
                 )
         return modules, others
 
@@ -218,7 +218,8 @@ class AdaptedFile:
             )
         if magnitude is not None and entries[magnitude].size != entries[parts["lora_B"]].size // rank:
             raise UserError(
-                f"'{magnitude}' of {self.path} does not have one length per output. Copy it again."
+                f"'{magnitude}' of {self.path} must contain one magnitude per output, but does not. Copy the file"
+                " again."
             )
         # Square weights fit both orientations; `_oriented` decides.
         way = ways[0] if len(ways) == 1 else True if embedding else bool(self._config.get("fan_in_fan_out"))

@@ -125,8 +125,8 @@ class Place:
             fewest = min(fewest, missing, key=len)
         raise UserError(
             f"The adapter {adapter.parent} changes {len(fewest)} modules that are not in the base, such as"
-            f" '{min(fewest)}'. Set suite.base to the base on which the adapter was trained, under"
-            " transformers' names."
+            f" '{min(fewest)}'. Set suite.base to the base on which the adapter was trained, saved with"
+            " the module names of transformers."
         )
 
     def of(self, name: str) -> str:

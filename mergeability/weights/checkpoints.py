@@ -190,7 +190,7 @@ class Checkpoint:
         return self._hash_of(path)
 
     def hash_by(self, hash_of: Callable[[Path], str]) -> str:
-        """Return `sha256`, computing the hash of each file with `hash_of`.
+        """Return the same value as `sha256`, but compute the hash of each file with the function `hash_of`.
 
         Raises:
             UserError: a file was changed since it was opened.
@@ -216,7 +216,7 @@ class Checkpoint:
         return self.fill(name, start, np.empty(max(stop - start, 0), dtype=np.float32))
 
     def fill(self, name: str, start: int, out: np.ndarray) -> np.ndarray:
-        """Read the elements from `start` on into a float32 array, which determines their number; return the array."""
+        """Fill a float32 array with the elements of a tensor, beginning with element `start`, and return the array."""
         if self._lent is not None and name == PROJECTION:
             return self._lent.fill(name, start, out)
         source, before, stop = self._sources[name], 0, start + len(out)

@@ -43,7 +43,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 }
 _DEFAULT_HEAD_WIDTH, _DEFAULT_MLP_RATIO, _DEFAULT_EPSILON = 64, 4.0, 1e-5
 _BICUBIC = 3
-_INSTEAD = "Remove export=hf: open_clip reads what is saved then."
+_INSTEAD = "Remove export=hf to save a file that open_clip can read."
 
 
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -182,7 +182,8 @@ def _expressible(configuration: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"transformers' CLIP cannot express {name}={value!r} of this encoder. {_INSTEAD}")
     if isinstance(vision.get("layers"), list | tuple):
         raise UserError(
-            f"CLIP in transformers does not support ResNets, which layers={vision['layers']!r} describes. {_INSTEAD}"
+            f"CLIP in transformers does not support ResNets, but layers={vision['layers']!r} describes a ResNet. "
+            f"{_INSTEAD}"
         )
     if unknown := set(vision.get("norm_kwargs") or {}) - {"eps"}:
         raise UserError(

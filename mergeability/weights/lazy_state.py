@@ -1,4 +1,4 @@
-"""State dicts whose tensors are computed on access, and their writing one tensor at a time."""
+"""State dicts whose tensors are computed on access, and a function that writes them one tensor at a time."""
 
 import hashlib
 import json
@@ -69,7 +69,7 @@ class LazyState(Mapping[str, Tensor]):
 
 
 def write_state(path: Path, state: LazyState, metadata: Mapping[str, str]) -> str:
-    """Write a safetensors file one tensor at a time; its bytes are those that `safetensors` writes.
+    """Write a safetensors file one tensor at a time; the file is byte-identical to that of `safetensors`.
 
     Args:
         path: the file.

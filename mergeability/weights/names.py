@@ -183,10 +183,11 @@ def left_over(names: Iterable[str]) -> list[str]:
 
 
 def hugging_face_sources(names: Iterable[str]) -> dict[str, Source]:
-    """Map the canonical names of a CLIP's visual transformer to their sources in a file of Hugging Face's.
+    """Map the canonical names of a CLIP's visual transformer to the tensors of a Hugging Face file that hold them.
 
-    These are the names of `CLIPVisionModelWithProjection` (of `CLIPVisionModel` before transformers 5 where there
-    is no projection), all of them under `vision_model.` but the projection. `canonical_sources` reads them so.
+    The tensors are named as in `CLIPVisionModelWithProjection` (without a projection: as in `CLIPVisionModel` before
+    transformers 5), and all names except that of the projection begin with `vision_model.`. `canonical_sources` reads
+    such files.
 
     Raises:
         UserError: a name is missing or unknown.

@@ -81,13 +81,13 @@ def write_rows(
     others: Callable[[], Mapping[str, Tensor]],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write a safetensors file with one tensor of bytes in parts, because the tensor may not fit in memory.
+    """Write a safetensors file that contains one large tensor of bytes, part by part; only one part is in memory.
 
     Args:
         path: the file.
         name: name of that tensor.
-        rows: its parts, uint8, equal but for their first extent.
-        others: the other tensors, asked for when the parts are exhausted.
+        rows: the parts of that tensor, in uint8, with the same shape except for the first dimension.
+        others: returns the other tensors; called after the last part.
         metadata: for the header.
 
     Raises:
@@ -215,10 +215,10 @@ class TensorFile:
         return _viewed(data, entry.dtype).float().numpy()
 
     def fill_float32(self, name: str, start: int, out: np.ndarray) -> None:
-        """Read the elements from `start` on into a float32 array, which determines their number.
+        """Fill a float32 array with the elements of a tensor, beginning with element `start`.
 
-        Reading into memory that is in use already is several times as fast as into new memory, of which the system
-        has to provide every page.
+        Reading into memory that is already in use is several times as fast as reading into new memory, because the
+        system has to provide every page of new memory.
         """
         entry = self.entries[name]
         if entry.dtype == torch.float32:

@@ -20,7 +20,7 @@ class TensorSource(Protocol):
 
     @property
     def path(self) -> Path:
-        """The path of the file that messages name."""
+        """The path of the file, as shown in messages."""
         ...
 
     @property
@@ -42,7 +42,7 @@ class TensorSource(Protocol):
         ...
 
     def fill_float32(self, name: str, start: int, out: np.ndarray) -> None:
-        """Read the elements from `start` on into a float32 array, which determines their number."""
+        """Fill a float32 array with the elements of a tensor, beginning with element `start`."""
         ...
 
     def check_unchanged(self) -> None:
@@ -104,7 +104,7 @@ class ShardedFile:
         return self._shards[self._places[name]].read_float32(name, start, stop)
 
     def fill_float32(self, name: str, start: int, out: np.ndarray) -> None:
-        """Read the elements from `start` on into a float32 array, which determines their number."""
+        """Fill a float32 array with the elements of a tensor, beginning with element `start`."""
         self._shards[self._places[name]].fill_float32(name, start, out)
 
     def check_unchanged(self) -> None:
@@ -137,17 +137,17 @@ def read_index(path: Path) -> dict[str, str]:
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}). Download it again.") from error
+        raise UserError(f"{path} is not valid JSON ({error}). Download the index again.") from error
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not places:
         raise UserError(
-            f"Expected the index of a sharded model, but {path} contains no weight_map. Download it again."
+            f"Expected the index of a sharded model, but {path} contains no weight_map. Download the index again."
         )
     # Never open files outside the index's folder, because an index may come from an untrusted source.
     wrong = [name for name, file in places.items() if not _is_file_name(file)]
     if wrong:
         raise UserError(
-            f"{path} does not refer to a file in its folder for {listed(wrong)}. Download it again."
+            f"The index {path} does not name a file of its own folder for {listed(wrong)}. Download the index again."
         )
     return places
 

@@ -295,7 +295,7 @@ def test_every_configured_model_is_recognised_by_its_shapes(name):
 
 def test_a_model_of_texts_is_no_architecture_of_a_prediction():
     assert set(members.files("model")) - set(image_models()) == {"minilm"}
-    with pytest.raises(UserError, match=r"'minilm' reads texts.*Models of images: clip_mini,"):
+    with pytest.raises(UserError, match=r"'minilm' reads text.*Image models: clip_mini,"):
         model_called("minilm")
 
 

@@ -236,7 +236,7 @@ def test_weights_are_loaded_in_a_dtype_that_holds_them_all(tmp_path, tensors, dt
         ({"block_type": "custom"}, "block_type='custom'"),
         ({"timm_model_name": "vit_base"}, "timm_model_name='vit_base'"),
         ({"register_tokens": 4}, "register_tokens=4"),
-        ({"layers": [3, 4, 6, 3]}, r"does not support ResNets, which layers=\[3, 4, 6, 3\]"),
+        ({"layers": [3, 4, 6, 3]}, r"does not support ResNets, but layers=\[3, 4, 6, 3\] describes a ResNet"),
         ({"norm_kwargs": {"elementwise_affine": False}}, "elementwise_affine"),
         ({"image_size": [24, 32]}, r"square images and patches, but image_size is \(24, 32\)"),
         ({"head_width": 5}, "a width of 32 and a head_width of 5"),
