@@ -1,4 +1,4 @@
-"""Compare the merge methods of several analysis runs, one row per method, and by model where there are several."""
+"""Compare the merge methods of several analysis runs, and compare them for each model if there are several models."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -80,7 +80,7 @@ class CrossMethodSummary:
         """List anchor, heading and rows of each table."""
         tables = [("methods", "Which method merges best?", self.methods)]
         if len(self.models):
-            tables.append(("models", "Which method merges best with each model?", self.models))
+            tables.append(("models", "Which method gives the best merges for each model?", self.models))
         if len(self.agreement):
             tables.append(("fingerprints", "Do two methods depend on the same metrics?", self.agreement))
         if len(self.consistency):

@@ -103,8 +103,9 @@ def category_ablation(analysis: Analysis) -> Section | None:
         ]
     body = paragraphs(
         "Left: change of r if ridge is fitted without a category of metrics; a negative change means that"
-        " the category is needed. Right: r if ridge is fitted with this category alone. With leave two tasks"
-        " out, r is the correlation beyond the training mean.",
+        " the category is needed. Right: r if ridge is fitted with this category alone. For pairs of two new"
+        " tasks, r is the correlation after each fold's training mean is subtracted from predictions and"
+        " outcomes.",
         note=True,
     )
     situations: Choice = (
@@ -132,8 +133,8 @@ def coefficients(analysis: Analysis) -> Section | None:
     body = paragraphs(
         "Coefficients averaged over fits, with one fit per left-out task; whiskers show their standard"
         " deviation over fits. Metrics are scaled to [-1, 1], so the lengths of the bars can be compared."
-        " Correlated metrics share the coefficient arbitrarily, so the sign of a single coefficient proves"
-        " little. For additive, the rows are task effects.",
+        " A fit divides the weight arbitrarily among correlated metrics, so the sign of a single coefficient"
+        " proves little. For the predictor additive, the rows are task effects.",
         note=True,
     )
     body += figure_block(

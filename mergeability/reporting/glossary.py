@@ -93,8 +93,8 @@ def entry(name: str) -> Entry | None:
     """Find the definition of a term, a heading or a name; None if there is no definition.
 
     Args:
-        name: a term such as `Gain kept`, a heading such as `± 95 %`, or a member such as `ties`, also with the suffix
-            of its scale.
+        name: a term such as `Gain kept`, a heading such as `± 95 %`, or a member such as `ties`, also with a suffix
+            that states its scale.
     """
     known = terms().get(_anchor(_TERMS.get(name, name)))
     if known is not None:
@@ -122,7 +122,7 @@ def linked(text: str) -> Markup:
 
 
 def linked_name(name: str) -> Markup:
-    """Link the name of a metric, method or predictor to its definition; ignore the suffix of the scale."""
+    """Link the name of a metric, method or predictor to its definition; ignore a suffix that states its scale."""
     found = entry(name)
     return (
         escape(name)

@@ -160,7 +160,8 @@ def _set_sentences(analysis: Analysis) -> list[str]:
     for arity, group in table.groupby("arity") if len(table) else ():
         best = group.iloc[0]
         sentences.append(
-            f"Of {arity} models together, {best['method']} merges best: mean normalised accuracy {best['mean']:.1%}"
+            f"The best method for merging {arity} models at once is {best['method']}: mean normalised accuracy"
+            f" {best['mean']:.1%}"
             f" over {counted(int(best['sets']), 'set')}."
         )
     return sentences
@@ -212,7 +213,7 @@ def _known_partner_sentences(records: Sequence[Mapping[str, Any]], target: str) 
         )
     row = table.loc[best]
     sentences = [
-        f"With leave one task out, the best predictor that uses metrics, {best}, reaches a mean correlation"
+        f"For pairs with one new task, the best predictor that uses metrics, {best}, reaches a mean correlation"
         f" of r = {row['r_mean']:.2f} with {TARGET_NAMES[target]} (± {row['r_std']:.2f} between left-out"
         f" tasks, mean over methods); its mean absolute error is {row['mae']:.3f}{_beside_mean(table)}."
     ]
@@ -220,9 +221,9 @@ def _known_partner_sentences(records: Sequence[Mapping[str, Any]], target: str) 
     if not np.isnan(additive):
         beats = row["r_mean"] > additive
         sentences.append(
-            f"The additive baseline, which uses no metrics but only each task's average outcome, reaches"
-            f" r = {additive:.2f}: here the metrics predict {'more' if beats else 'no more'} than is known once the"
-            f" other task has been merged before.{_together(table)}"
+            f"The additive baseline, which uses no metrics but only each task's average outcome in other merges,"
+            f" reaches r = {additive:.2f}: here the metrics predict {'better' if beats else 'no better'} than these"
+            f" averages.{_together(table)}"
         )
     return sentences
 
@@ -249,7 +250,7 @@ def _both_new_sentences(records: Sequence[Mapping[str, Any]], target: str) -> li
             " every 95 % interval of its correlation includes values below 0."
         ]
     found = ", ".join(
-        f"{r['method']} (r = {r['r_beyond_mean']:.2f} beyond the training mean, 95 % from"
+        f"{r['method']} (r = {r['r_beyond_mean']:.2f} after the training mean is subtracted, 95 % from"
         f" {r['r_beyond_mean_low']:.2f} to"
         f" {r['r_beyond_mean_high']:.2f})"
         for r in seen

@@ -119,7 +119,7 @@ def heat_maps(analysis: Analysis) -> Section | None:
 
 
 def probes(analysis: Analysis) -> Section | None:
-    """Show the results of probes for merges that were not evaluated with labels."""
+    """Show the results of probes, which estimate the outcomes of merges on unlabelled images."""
     names = {f"probe_overlap_{method}": method for method in analysis.merged}
     tables = []
     for frame, title in ((analysis.pairs, "pair"), (analysis.sets, "set")):
@@ -135,18 +135,20 @@ def probes(analysis: Analysis) -> Section | None:
                 frame[known].set_axis(rows),
                 {name: names[name] for name in known},
                 title,
-                caption=f"Overlap of the probe of every {title}",
+                caption=f"Overlap in the probe of every {title}",
             )
         )
     if not tables:
         return None
     body = paragraphs(
-        "Each merged model classified unlabelled images of its tasks. The overlap with the predictions of"
+        "In a probe, each merged model classified unlabelled images of its tasks. The overlap with the predictions of"
         " the task's own model estimates the normalised accuracy. Values are means over the tasks of a pair"
         " or set.",
         note=True,
     )
-    return Section("probes", "How good are the merges according to probes?", body + Markup().join(tables))
+    return Section(
+        "probes", "How good are the merges, estimated on unlabelled images?", body + Markup().join(tables)
+    )
 
 
 def scales(analysis: Analysis) -> Section | None:

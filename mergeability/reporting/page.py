@@ -63,7 +63,7 @@ def folded(title: str, body: Markup, opened: bool = False) -> Markup:
 
 
 def code(text: str, caption: str) -> Markup:
-    """Format text without changes as a box that can be scrolled."""
+    """Show text unchanged in a box that can be scrolled."""
     return macro("code", text, caption)
 
 
@@ -178,7 +178,7 @@ def _without_markup(part: Any, names: bool = False) -> Any:
 
 
 def shared_parts(figures: Any) -> dict[str, Any]:
-    """Store every list or object that occurs repeatedly in a block of figures only once.
+    """Keep only one copy of each list or object that occurs repeatedly in a block of figures.
 
     Two hundred plots of predictions against the same outcomes would otherwise hold the outcomes, names and colours of
     all pairs two hundred times.

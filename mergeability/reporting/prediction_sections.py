@@ -324,7 +324,7 @@ def _beyond(analysis: Analysis) -> Section | None:
             "The tests as a table",
             table(tested.set_index("method"), columns, "method", ["target"], caption="Permutation tests"),
         )
-    return Section("beyond", "Do metrics predict more than task effects?", body)
+    return Section("beyond", "Do metrics improve predictions beyond task effects?", body)
 
 
 def _predictions(analysis: Analysis) -> Section | None:

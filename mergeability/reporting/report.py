@@ -137,10 +137,10 @@ def _missing(analysis: Analysis) -> Section:
 def _run(analysis: Analysis) -> Section:
     heading = "How was this made?"
     if not analysis.run:
-        return Section("run", heading, paragraphs("No facts were recorded."))
+        return Section("run", heading, paragraphs("No information about this run was recorded."))
     body = Markup()
     if "command" in analysis.run:
         body += code(str(analysis.run["command"]), "Command of this run")
     text = json.dumps(dict(analysis.run), indent=2, default=str, ensure_ascii=False)
-    body += paragraphs("Configuration, versions and hashes:", note=True) + code(text, "Facts of this run")
+    body += paragraphs("Configuration, versions and hashes:", note=True) + code(text, "Record of this run")
     return Section("run", heading, body)

@@ -170,7 +170,7 @@ def known_partner(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
 
 
 def predictor_table(records: Sequence[Mapping[str, Any]], target: str) -> pd.DataFrame:
-    """Average each predictor's scores over methods, baselines first, then by r.
+    """Average each predictor's scores over methods; sort baselines first, then other predictors by r.
 
     Args:
         records: of `prediction.json`.
@@ -243,7 +243,7 @@ def pair_extremes(
 
 
 def summary_table(analysis: Analysis) -> "Table":
-    """Make a table for the terminal, one row per method: mean and worst outcome, best predictor's and additive r.
+    """Make a table for the terminal, one row per method: its outcomes, and r of its best predictor and of `additive`.
 
     Args:
         analysis: the results.

@@ -58,7 +58,7 @@ def test_two_numbers_of_images_are_compared(root, compared):
 def test_the_page_names_what_is_missing(root, compared):
     assert compared.code == 0
     page = (root / FOLDER / "evidence.html").read_text()
-    assert "Only seed 0: there is no interval over seeds." in page
+    assert "There is only seed 0, so there are no intervals over seeds." in page
     assert "Group new is left out: 0 of its tasks are in the table, and 4 are needed." in page
 
 
@@ -84,7 +84,10 @@ def test_a_seed_without_models_is_named_and_the_others_are_compared(root, compar
     assert "seed=1" in ended.output
     assert "Traceback" not in ended.output
     assert set(pd.read_csv(root / "two/evidence.csv")["seeds"]) == {1}
-    assert "Not finished: seed-1/unlabelled-8-samples-2." in (root / "two/evidence.html").read_text()
+    assert (
+        "These jobs did not finish: seed-1/unlabelled-8-samples-2."
+        in (root / "two/evidence.html").read_text()
+    )
 
 
 def test_earlier_jobs_that_cannot_be_compared_are_named(root, compared, command):
@@ -95,7 +98,7 @@ def test_earlier_jobs_that_cannot_be_compared_are_named(root, compared, command)
     )  # fmt: skip
     assert ended.code == 0, ended.output
     assert (
-        "Earlier analyses left out, 2: another alpha (null, here 0.5)."
+        "Earlier analyses with other settings, alpha (null, here 0.5), are left out: 2."
         in (root / "other/evidence.html").read_text()
     )
     assert set(pd.read_csv(root / "other/evidence.csv")["unlabelled"]) == {8}

@@ -84,7 +84,7 @@ def test_tables_and_page_are_written(written):
         "clip_mini (6 tasks, 15 pairs), clip_mini_resnet (6 tasks, 15 pairs); seeds 0, 1; 4 analyses" in page
     )
     assert "<script src" not in page, "it needs no network"
-    assert "Only seed" not in page
+    assert "There is only seed" not in page
 
 
 def test_figures_are_on_the_page(written):
@@ -95,16 +95,16 @@ def test_figures_are_on_the_page(written):
 
 def test_one_architecture_with_one_seed_says_what_cannot_be_known(tmp_path, folders):
     page = write_summary(tmp_path / "sweep", folders[:1]).read_text()
-    assert "Only seed 0: there is no floor between seeds" in page
-    assert "Only clip_mini: nothing is known about other architectures." in page
+    assert "There is only seed 0: the agreement between seeds is unknown" in page
+    assert "There is only the architecture clip_mini: nothing is known about other architectures." in page
 
 
 def test_missing_jobs_are_named_and_counted(tmp_path, folders):
     (folders[3] / "run.json").unlink()
     jobs = read_jobs(tmp_path / "sweep", folders[:3])
     named = " ".join(jobs.missing)
-    assert "Not finished, 1 of 4 jobs: mini-clip_mini_resnet/none-0/seed-1." in named
-    assert "Not for every seed: there is no analysis of clip_mini_resnet of seed 1." in named
+    assert "1 of 4 jobs did not finish: mini-clip_mini_resnet/none-0/seed-1." in named
+    assert "Some seeds are missing: there is no analysis of clip_mini_resnet of seed 1." in named
     assert "clip_mini_resnet" in write_summary(tmp_path / "sweep", folders[:3]).read_text()
 
 
@@ -176,7 +176,7 @@ def test_a_metric_that_one_architecture_lacks_is_named(tmp_path, folders):
     jobs = read_jobs(tmp_path / "sweep", folders)
     assert jobs.metrics == (METRICS[0], METRICS[2])
     named = next(one for one in jobs.missing if "clip_mini_resnet lacks them" in one)
-    assert "Left out for all architectures" in named
+    assert "These metrics are left out for all architectures" in named
 
 
 def test_jobs_with_other_settings_are_refused_and_earlier_ones_left_out(tmp_path, folders):
@@ -184,7 +184,7 @@ def test_jobs_with_other_settings_are_refused_and_earlier_ones_left_out(tmp_path
     with pytest.raises(UserError, match=r"differ in alpha\.$"):
         read_jobs(tmp_path / "sweep", [*folders, other])
     jobs = read_jobs(tmp_path / "sweep", folders, [other])
-    assert "Earlier analyses left out, 1: other alpha." in jobs.missing
+    assert "Earlier analyses with other settings (alpha) are left out: 1." in jobs.missing
     assert "clip_mini_wide" not in {one.architecture for one in jobs.plain}
 
 

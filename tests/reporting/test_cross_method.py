@@ -155,7 +155,7 @@ def test_runs_of_several_models_are_grouped_by_model(folders, tmp_path):
     summary.save(tmp_path / "out")
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "summary_models.csv"), summary.models)
     assert (
-        "<h2>Which method merges best with each model?</h2>"
+        "<h2>Which method gives the best merges for each model?</h2>"
         in (tmp_path / "out" / "summary.html").read_text()
     )
 

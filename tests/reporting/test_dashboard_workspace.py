@@ -26,7 +26,7 @@ PANELS = {
     "Predicted against measured": [
         "Predicted against measured", "r of ridge for one new task", "r of ridge for two new tasks",
     ],
-    "Fingerprints of the methods": ["Coefficients", "Agreement of methods", "Table of agreement"],
+    "Metrics that predict the outcomes of each method": ["Coefficients", "Agreement of methods", "Table of agreement"],
     "Trainings": [
         "Test accuracy by task", "Test accuracy by λ", "Seconds by λ", "Peak memory by model, GiB",
     ],

@@ -109,7 +109,7 @@ def test_the_headline_says_what_was_found_beside_its_baselines(pairs, records):
     )
     assert "lasso, reaches a mean correlation of r = 0.50" in text
     assert "0.100, against 0.300 for always predicting the training mean" in text
-    assert "r = 0.85: here the metrics predict no more than" in text
+    assert "r = 0.85: here the metrics predict no better than these averages." in text
     assert "at most 2 pairs" in text
 
 
@@ -118,7 +118,7 @@ def test_the_headline_admits_when_metrics_win_or_nothing_correlates(pairs, recor
     text = " ".join(
         headline(Analysis("t", pairs, ["m"], ["ties", "ta"], prediction=PredictionResult(better)))
     )
-    assert "the metrics predict more than" in text
+    assert "the metrics predict better than these averages." in text
     text = " ".join(headline(Analysis("t", pairs, ["m"], ["ties"], prediction=PredictionResult(records[:2]))))
     assert "No predictor that uses metrics has a defined correlation" in text
 
@@ -149,7 +149,10 @@ def test_both_new_tasks_are_foreseen_only_where_the_interval_excludes_zero(pairs
     text = " ".join(
         headline(Analysis("t", pairs, ["m"], ["ties", "ta"], prediction=PredictionResult([*records, *new])))
     )
-    assert "is predictive for ties (r = 0.30 beyond the training mean, 95 % from 0.10 to 0.50)" in text
+    assert (
+        "is predictive for ties (r = 0.30 after the training mean is subtracted, 95 % from 0.10 to 0.50)"
+        in text
+    )
     assert "for ta the interval reaches below 0" in text
     result = PredictionResult([*records, _both_new("ties", -0.1, 0.5)])
     text = " ".join(headline(Analysis("t", pairs, ["m"], ["ties", "ta"], prediction=result)))
@@ -284,5 +287,8 @@ def test_sets_are_summarised_by_size_and_method():
     assert table["worst_set"].tolist() == ["a + b + c", "a + b + d", "a + b + c + d"]
     assert table["worst_task"].tolist() == [0.3, 0.2, 0.1]
     lead = " ".join(headline(analysis))
-    assert "Of 3 models together, ta merges best: mean normalised accuracy 60.0% over 2 sets." in lead
+    assert (
+        "The best method for merging 3 models at once is ta: mean normalised accuracy 60.0% over 2 sets."
+        in lead
+    )
     assert sets_table(Analysis("none", analysis.pairs, [])).empty

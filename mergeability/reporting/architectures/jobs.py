@@ -116,14 +116,14 @@ def _checked(folder: Path, jobs: Sequence[Job], others: Counter[str]) -> Jobs:
         first = next(one for one in jobs if names[one.folder] == names[job.folder])
         if job.run.conditions["tasks"] != first.run.conditions["tasks"]:
             raise UserError(
-                "The analyses of one architecture must have the same tasks. "
-                f"{first.folder} and {job.folder} have others."
+                "All analyses of one architecture must have the same tasks, "
+                f"but the tasks of {first.folder} and {job.folder} differ."
             )
     analyses = tuple(_analysis(job, names[job.folder]) for job in plain)
     metrics = common_metrics(analyses)
     if not metrics:
         raise UserError(
-            "None of the published metrics is in every table, so that there is nothing to compare: set "
+            "None of the published metrics is in every table, so there is nothing to compare: set "
             "metric=[paper,functional]."
         )
     architectures = list(dict.fromkeys(one.architecture for one in analyses))
@@ -147,7 +147,10 @@ def _checked(folder: Path, jobs: Sequence[Job], others: Counter[str]) -> Jobs:
         missing=(
             *_missing(folder, analyses, architectures, seeds),
             *_missing_metrics(analyses, metrics),
-            *(f"Earlier analyses left out, {count}: other {reason}." for reason, count in others.items()),
+            *(
+                f"Earlier analyses with other settings ({why}) are left out: {count}."
+                for why, count in others.items()
+            ),
         ),
     )
 
@@ -203,22 +206,24 @@ def _missing(
     unfinished = [str(path.relative_to(folder)) for path in began if not (path / "run.json").is_file()]
     if unfinished:
         sentences.append(
-            f"Not finished, {len(unfinished)} of {len(began)} jobs: {summarise_names(unfinished)}. The command's last "
-            "lines say why. Where models are missing, train them, or set train.missing=true."
+            f"{len(unfinished)} of {len(began)} jobs did not finish: {summarise_names(unfinished)}. The last lines of "
+            "the command's output show why. If models are missing, train them, or set train.missing=true."
         )
     there = {(one.architecture, one.seed) for one in analyses}
     lacking = [
         f"{name} of seed {seed}" for name in architectures for seed in seeds if (name, seed) not in there
     ]
     if lacking:
-        sentences.append(f"Not for every seed: there is no analysis of {summarise_names(lacking)}.")
+        sentences.append(f"Some seeds are missing: there is no analysis of {summarise_names(lacking)}.")
     if len(seeds) < 2:
         sentences.append(
-            f"Only seed {seeds[0]}: there is no floor between seeds, so that no claim on differences between methods "
-            "or architectures can be decided, and intervals are over tasks only."
+            f"There is only seed {seeds[0]}: the agreement between seeds is unknown, so claims about differences "
+            "between methods or architectures cannot be decided. Intervals are over tasks only."
         )
     if len(architectures) < 2:
-        sentences.append(f"Only {architectures[0]}: nothing is known about other architectures.")
+        sentences.append(
+            f"There is only the architecture {architectures[0]}: nothing is known about other architectures."
+        )
     return sentences
 
 
@@ -229,6 +234,7 @@ def _missing_metrics(analyses: Sequence[Analysis], metrics: Sequence[str]) -> li
         lacking = [metric for metric in PAPER if metric not in metrics and metric not in common_metrics(own)]
         if lacking:
             sentences.append(
-                f"Left out for all architectures, as {name} lacks them for some pairs: {summarise_names(lacking)}."
+                "These metrics are left out for all architectures, because "
+                f"{name} lacks them for some pairs: {summarise_names(lacking)}."
             )
     return sentences

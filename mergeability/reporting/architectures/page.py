@@ -16,7 +16,11 @@ from mergeability.reporting import figures
 from mergeability.reporting.page import Section, bullet_list, figure_block, page, paragraphs, table
 
 _OVER = "Intervals are 95 % over tasks and seeds: the jackknife, with both standard errors added in squares."
-_PARTS = {"task_effects": "task effects", "metrics_beyond": "metrics beyond them", "residual": "neither"}
+_PARTS = {
+    "task_effects": "task effects",
+    "metrics_beyond": "metrics beyond task effects",
+    "residual": "neither",
+}
 _MEASURES = {"sign_agreement": "sign agreement", "top5_overlap": "top-5 overlap", "rho": "ρ of outcomes"}
 
 
@@ -95,12 +99,13 @@ def _outcomes(outcomes: pd.DataFrame) -> Section:
 
 
 def _fingerprints(agreement: pd.DataFrame) -> Section:
-    kinds = "; ".join(f"{kind}: {words}" for kind, words in KINDS.items())
+    kinds = "; ".join(f"{words} ({kind})" for kind, words in KINDS.items())
     body = paragraphs(
-        "How far the coefficients of two fits agree. Sign agreement is the share of metrics whose coefficients have "
-        "the same sign, by chance about one half. Top-5 overlap is the share of the five largest coefficients that "
-        "belong to the same metrics, by chance about 5 divided by the number of metrics. ρ is the rank correlation of "
-        f"the outcomes themselves. {kinds}. {_OVER}",
+        "The table shows how far the coefficients of two fits agree. Sign agreement is the share of metrics whose "
+        "coefficients have the same sign in both fits; by chance, it would be about one half. Top-5 overlap is the "
+        "share of the five largest coefficients that belong to the same metrics in both fits; by chance, it would be "
+        "about 5 divided by the number of metrics. ρ is the rank correlation of the outcomes themselves. These "
+        f"fits are compared: {kinds}. The floor is the agreement of fits that differ in the seed alone. {_OVER}",
         note=True,
     )
     if agreement.empty:
@@ -139,12 +144,13 @@ def _signs(found: Findings) -> Section:
     by_r, by_weight = (stable_metrics_of(found.signs, names, column) for column in ("sign_r", "sign_weight"))
     count, by_chance, p = found.stable
     body = paragraphs(
-        f"Of {len(found.cells.metrics)} metrics, {count} correlate with the outcome in one direction under every "
-        f"method, seed and architecture; {by_chance:.1f} do on average with permuted task names (p = {p:.3f}). "
-        f"They are: {', '.join(by_r) or 'none'}.",
-        f"The coefficients of ridge keep their sign everywhere for: {', '.join(by_weight) or 'none'}.",
-        "Correlation of each metric with normalised accuracy, mean over seeds. Dots: the 95 % interval excludes 0. "
-        f"{_OVER}",
+        f"Of {len(found.cells.metrics)} metrics, {count} correlate with the outcome in the same direction under every "
+        f"method, seed and architecture. If task names are permuted, {by_chance:.1f} metrics do so on average "
+        f"(p = {p:.3f}). Metrics with the same direction: {', '.join(by_r) or 'none'}.",
+        "Metrics whose coefficients of ridge have the same sign under every method, seed and architecture: "
+        f"{', '.join(by_weight) or 'none'}.",
+        "The figure shows the correlation of each metric with normalised accuracy, averaged over seeds. A dot means "
+        f"that the 95 % interval excludes 0. {_OVER}",
         note=True,
     )
     body += figure_block(
@@ -164,13 +170,17 @@ def _signs(found: Findings) -> Section:
         ["family"],
         caption="Signs of metrics over all methods, seeds and architectures",
     )  # fmt: skip
-    return Section("signs", "Which metrics have one sign everywhere?", body)
+    return Section(
+        "signs", "Which metrics have the same sign for all methods, architectures and seeds?", body
+    )
 
 
 def _prerequisites(rows: pd.DataFrame) -> Section:
     body = paragraphs(
-        "Under how many methods each metric has the sign of a prerequisite, has it with an interval that excludes 0 "
-        "(clear), or has an interval on the other side of 0 (against). Foundational: clear under every method.",
+        "If a metric is a prerequisite of good merges, its correlation with the outcome has the expected sign. The "
+        "table counts the methods under which the correlation has this sign (as expected), under which its interval "
+        "excludes 0 as well (clear), and under which its interval is on the other side of 0 (against). A metric is "
+        "foundational in an architecture if it is clear under every method.",
         note=True,
     )
     body += table(
@@ -183,7 +193,9 @@ def _prerequisites(rows: pd.DataFrame) -> Section:
         ["family", "architecture", "foundational"],
         caption="Gradient alignment and subspace overlap under every method",
     )  # fmt: skip
-    return Section("prerequisites", "Is gradient alignment or subspace overlap foundational anywhere?", body)
+    return Section(
+        "prerequisites", "Is gradient alignment or subspace overlap a prerequisite in any architecture?", body
+    )
 
 
 def _variance(found: Findings) -> Section:
@@ -194,9 +206,9 @@ def _variance(found: Findings) -> Section:
         metrics_beyond=means["metrics_beyond"].clip(lower=0),
     )
     body = paragraphs(
-        "Shares of the variance of normalised accuracy over pairs, means over seeds: task effects, which depend on "
-        "each model alone; what metrics predict beyond them for pairs of two new tasks, below 0 if these predictions "
-        "are worse than none; the rest.",
+        "The variance of normalised accuracy over pairs consists of three shares, averaged over seeds: task effects, "
+        "which depend on each model alone; what metrics predict in addition for pairs of two new tasks, below 0 if "
+        "their predictions have larger errors than task effects alone; and the rest.",
         note=True,
     )
     body += figure_block("variance", {"": [figures.share_bars(bars, _PARTS)]}, described="Shares of variance")
@@ -208,8 +220,8 @@ def _variance(found: Findings) -> Section:
         caption="Variance split by architecture and method",
     )
     body += paragraphs(
-        "The shares that repeat over seeds: of the single tasks, and of the combination of two tasks. The rest "
-        f"changes from seed to seed. {_OVER}",
+        "Two shares of this variance repeat over seeds: the share of the single tasks, and the share of the "
+        f"combination of two tasks. The rest changes from seed to seed. {_OVER}",
         note=True,
     )
     body += table(
@@ -234,8 +246,9 @@ _TRANSFER_COLUMNS = {
 
 def _within(transfer: pd.DataFrame) -> Section:
     body = paragraphs(
-        "Each pair is predicted by a fit on the pairs of the same models that share no task with it. r is the "
-        f"correlation beyond the training mean, a mean over methods and seeds. Bias is predicted − measured. {_OVER}",
+        "Each pair is predicted by a fit on those pairs of the same models that share no task with the predicted pair. "
+        "r is the correlation of predictions and outcomes after each fold's training mean is subtracted from both; it "
+        f"is averaged over methods and seeds. Bias is predicted − measured. {_OVER}",
         note=True,
     )
     own = transfer[transfer["models"] == WITHIN]
@@ -251,9 +264,10 @@ def _within(transfer: pd.DataFrame) -> Section:
 
 def _transfer(transfer: pd.DataFrame) -> Section:
     body = paragraphs(
-        "Each pair is predicted by a fit on the pairs of another architecture with the same seed, or of another "
-        "seed, that share no task with it, so that a fit never knows an outcome of its tasks. The diagonal is the "
-        f"prediction of other seeds, where there are several, as the most that a fit can carry over. {_OVER}",
+        "Each pair is predicted by a fit on pairs that share no task with it, so the fit contains no outcome of the "
+        "predicted pair's tasks. The pairs of the fit are from another architecture with the same seed, or from "
+        "another seed of the same architecture. The diagonal shows the predictions from other seeds, if there are "
+        f"several: no better result can be expected from another architecture. {_OVER}",
         note=True,
     )
     other = transfer[transfer["models"] != WITHIN]
@@ -269,7 +283,7 @@ def _transfer(transfer: pd.DataFrame) -> Section:
         "transfer",
         plots,
         [("predictor", [(name, f"{name}: {TIERS[name]}") for name in plots])],
-        described="r of fits on one architecture for another",
+        described="Correlation r when a fit on one architecture predicts another",
     )
     for kind in TRANSFERS:
         own = other[other["models"] == kind]
@@ -288,8 +302,9 @@ def _trainings(found: Findings) -> list[Section]:
     sections = []
     if len(found.penalties):
         body = paragraphs(
-            "Change of merges against plain fine-tuning with the same seed, means over methods, pairs and seeds. "
-            f"Gradients: change of the distance between two models' gradients, relative to plain fine-tuning. {_OVER}",
+            "The table shows changes relative to plain fine-tuning with the same seed, averaged over methods, pairs "
+            "and seeds. Accuracy and normalised: change of the merged models' accuracy. Gradients: change of the "
+            f"distance between two models' gradients, divided by the distance after plain fine-tuning. {_OVER}",
             note=True,
         )
         body += table(
@@ -306,7 +321,8 @@ def _trainings(found: Findings) -> list[Section]:
         sections.append(Section("penalties", "Do penalties while fine-tuning make better merges?", body))
     if len(found.sets):
         body = paragraphs(
-            f"Rank correlation of the outcome of merging several models with the mean outcome of their pairs. {_OVER}",
+            "The table shows the rank correlation of the outcome of merging several models with the mean outcome of "
+            f"their pairs. {_OVER}",
             note=True,
         )
         body += table(

@@ -34,7 +34,7 @@ def write_summary(folder: Path, run_folders: Sequence[Path], beside: Sequence[Pa
 
 
 def compare(jobs: Jobs) -> Findings:
-    """Compute all tables; what takes long is found in the store of the jobs if it was computed before.
+    """Compute all tables; slow results that were computed before are read from the store of the jobs.
 
     Args:
         jobs: the analyses.

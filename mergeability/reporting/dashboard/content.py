@@ -41,7 +41,7 @@ class Budget:
     used: int = 0
 
     def take(self, count: int) -> bool:
-        """Take `count` numbers from the budget and return True; if fewer are left, return False."""
+        """Reserve `count` numbers of the page and return True; if fewer are left, reserve none and return False."""
         if count > self.left:
             return False
         self.left, self.used = self.left - count, self.used + count

@@ -40,7 +40,7 @@ class Gathered:
 
     @property
     def table(self) -> pd.DataFrame:
-        """The table of analyses: `folder`, facts, `other`, `pairs`, `methods`, `finished_at`, `repeated`."""
+        """The table of analyses: one row per `folder`, with the run's settings and properties."""
         rows = [
             {
                 "folder": run.folder,
@@ -61,7 +61,7 @@ class Gathered:
 
     @property
     def outcomes(self) -> pd.DataFrame:
-        """The table of outcomes: `folder`, facts, the tasks of the pair, `method`, `target`, `value`."""
+        """The table of outcomes: the settings of the run and one `value` per pair of tasks, `method` and `target`."""
         rows = [
             (run.folder, *(run.facts[name] for name in FACTS), a, b, method, target, value)
             for run in self.runs

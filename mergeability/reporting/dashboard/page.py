@@ -94,8 +94,9 @@ def _sections() -> list[Section]:
             "How close are predictions to measured outcomes?",
             paragraphs(
                 "On the dotted line, the prediction equals the measured outcome. The table contains the"
-                " correlation of each predictor: with leave one task out, the mean over the left-out tasks;"
-                " with leave two tasks out, the correlation beyond the training mean.",
+                " correlation of each predictor: for pairs with one new task, the mean over the left-out tasks;"
+                " for pairs of two new tasks, the correlation after each fold's training mean is subtracted"
+                " from predictions and outcomes.",
                 note=True,
             )
             + _panel(),

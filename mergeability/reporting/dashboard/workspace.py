@@ -250,9 +250,9 @@ def _pairs(wr: Any) -> Group:
 def _trade_off(wr: Any, project: Project) -> Group:
     return Group(
         "Merged against single-task accuracy",
-        "The accuracy of the models on their own tasks, and the accuracy of their merges. The line shows the"
-        " highest merged accuracy of all points to its left. In dashboard.html the points of the Pareto"
-        " front are marked.",
+        "The accuracy of the models on their own tasks, and the accuracy of their merges. At each single-task"
+        " accuracy, the line shows the highest merged accuracy of all runs with this or a lower single-task"
+        " accuracy. In dashboard.html the points of the Pareto front are marked.",
         names.ANALYZE,
         [
             wr.ScatterPlot(
@@ -289,7 +289,7 @@ def _predicted(wr: Any, project: Project) -> Group:
 
 def _fingerprints(wr: Any) -> Group:
     return Group(
-        "Fingerprints of the methods",
+        "Metrics that predict the outcomes of each method",
         "Which metrics predict the outcome of each merge method, and how similar these are across methods.",
         names.ANALYZE,
         [

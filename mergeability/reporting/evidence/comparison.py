@@ -1,4 +1,4 @@
-"""The jobs of a sweep over seeds and numbers of images: read, checked, scored once each and put together."""
+"""Read and check the jobs of a sweep over seeds and numbers of images, score each job once, and combine the scores."""
 
 import json
 from collections import Counter
@@ -27,7 +27,7 @@ from mergeability.store import Store
 _VERSION = 1
 UNLABELLED, SAMPLES = "unlabelled", "samples"
 _FAMILIES = {name: CATEGORIES[name] for name in ("activation", "gradient")}
-# What the evidence of each predictor is taken on: unlabelled images, or calibration images of the metrics.
+# The images from which the evidence of each predictor is computed: unlabelled, or calibration images of the metrics.
 IMAGES_OF = {
     **dict.fromkeys(("functional", "probe", "additive_probe"), UNLABELLED),
     **dict.fromkeys(("ridge", *_FAMILIES), SAMPLES),
@@ -38,7 +38,7 @@ _DEFAULT = (64, 10)
 
 @dataclass(frozen=True)
 class Job:
-    """Hold one analysis: all models of one seed, one number of unlabelled images and one number of calibration images.
+    """Hold the analysis of all models of one seed, with given numbers of unlabelled and calibration images.
 
     Attributes:
         folder: the folder of its tables.
@@ -59,7 +59,7 @@ class Job:
         metrics = [name for name in PAPER if name in self.run.pairs.columns]
         if not metrics:
             raise UserError(
-                f"{self.folder.name} has none of the published metrics, which ridge looks at: set "
+                f"{self.folder.name} contains none of the published metrics, which ridge requires: set "
                 "metric=[paper,functional]."
             )
         key = {
@@ -91,8 +91,8 @@ class EvidenceSummary:
     Attributes:
         kinds: one row per numbers of images (`unlabelled`, `samples`), group, situation, target and predictor, with
             the columns of `over_seeds`.
-        images: `r` of the predictors that depend on a number of images against that number: `kind` of images,
-            `images`, and the columns of r and its intervals.
+        images: `r` by number of images, for the predictors that depend on this number: `kind` of images, `images`,
+            and the columns of r and its intervals.
         shown: the numbers of images that the page shows first.
         facts: properties shared by all jobs.
         missing: sentences on jobs and columns that are missing.
@@ -162,7 +162,10 @@ def summarise(folder: Path, run_folders: Sequence[Path], beside: Sequence[Path] 
         ),
         (
             *_missing(folder, found, seeds, sizes),
-            *(f"Earlier analyses left out, {count}: another {reason}." for reason, count in others.items()),
+            *(
+                f"Earlier analyses with other settings, {why}, are left out: {count}."
+                for why, count in others.items()
+            ),
         ),
     )
 
@@ -172,7 +175,7 @@ def _read_all(folders: Sequence[Path]) -> list[Job]:
 
 
 def _read(folder: Path) -> Job | None:
-    """Read what an analysis left; None where it merged nothing."""
+    """Read the files of an analysis; None if it merged nothing."""
     runs = read_runs([folder])
     if not runs:
         return None
@@ -185,7 +188,7 @@ def _read(folder: Path) -> Job | None:
 
 
 def _against_images(scores: Mapping[tuple[tuple[int, int], int], EvidenceScores]) -> pd.DataFrame:
-    """Average r over the seeds for each number of the images that a predictor's evidence is taken on."""
+    """Average r over seeds for each number of the images from which a predictor's evidence is computed."""
     parts = []
     for position, kind in enumerate((UNLABELLED, SAMPLES)):
         predictors = [name for name, images in IMAGES_OF.items() if images == kind]
@@ -216,8 +219,8 @@ def _missing(
     unfinished = [str(path.relative_to(folder)) for path in began if not (path / "run.json").is_file()]
     if unfinished:
         sentences.append(
-            f"Not finished: {summarise_names(unfinished)}. The command's last lines say why. Where models of a seed "
-            "are missing, train them, or set train.missing=true."
+            f"These jobs did not finish: {summarise_names(unfinished)}. The last lines of the command's output show "
+            "why. If models of a seed are missing, train them, or set train.missing=true."
         )
     lacking = [
         f"seed {seed} with {unlabelled} unlabelled and {samples} calibration images"
@@ -226,7 +229,7 @@ def _missing(
         if ((unlabelled, samples), seed) not in found
     ]
     if lacking:
-        sentences.append(f"Not for every seed: there is no analysis of {summarise_names(lacking)}.")
+        sentences.append(f"Some seeds are missing: there is no analysis of {summarise_names(lacking)}.")
     if len(seeds) < 2:
-        sentences.append(f"Only seed {seeds[0]}: there is no interval over seeds.")
+        sentences.append(f"There is only seed {seeds[0]}, so there are no intervals over seeds.")
     return sentences

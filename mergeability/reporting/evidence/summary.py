@@ -47,7 +47,7 @@ def save(found: EvidenceSummary, folder: Path) -> Path:
 
 
 def evidence_page(found: EvidenceSummary) -> str:
-    """Return the page as HTML: the comparison for two new tasks, for one new task, and against numbers of images."""
+    """Return the page as HTML: comparisons for pairs of two new tasks, for one new task, and by number of images."""
     sections = [
         _section(found, "both-new", BOTH_NEW, "Which evidence predicts pairs of two new tasks?", _BOTH_NEW),
         _section(
@@ -70,11 +70,14 @@ def headline(found: EvidenceSummary) -> list[str]:
     for group, own in rows.groupby("group", sort=False):
         by = own.set_index("predictor")
         values = [
-            f"{name} {by.loc[name, 'r']:.2f} ({by.loc[name, 'r_low']:.2f} to {by.loc[name, 'r_high']:.2f})"
+            f"{by.loc[name, 'r']:.2f} ({by.loc[name, 'r_low']:.2f} to {by.loc[name, 'r_high']:.2f}) for {name}"
             for name in _LEAD
             if name in by.index
         ]
-        sentences.append(f"Pairs of two new tasks, {group}: r beyond the mean {', '.join(values)}.")
+        sentences.append(
+            f"Pairs of two new tasks, {group}: r, after each fold's training mean is subtracted, is "
+            f"{', '.join(values)}."
+        )
     return [*sentences, *found.missing, *found.facts]
 
 
@@ -90,15 +93,16 @@ def _section(
 ) -> Section:
     unlabelled, samples = found.shown
     measure = (
-        "r is the correlation beyond the training mean"
+        "r is the correlation after each fold's training mean is subtracted from predictions and outcomes"
         if situation == BOTH_NEW
-        else "r is the mean over folds"
+        else "r is the mean correlation over folds"
     )
     body = paragraphs(
-        f"{unlabelled} unlabelled images of each task for functional evidence and probes, {samples} calibration images"
-        f" for metrics; evidence.csv has the other numbers. {measure}, averaged over methods and seeds. Intervals over"
-        " tasks come from leaving out each task in turn, those over seeds from Student's t. The bias is predicted −"
-        " measured: that of probe is of its direct reading.",
+        f"Functional evidence and probes use {unlabelled} unlabelled images of each task, and metrics use {samples}"
+        f" calibration images; evidence.csv has the results for other numbers of images. {measure}. It is averaged over"
+        " methods and seeds. Intervals over tasks come from leaving out each task in turn, those over seeds from"
+        " Student's t. The bias is predicted − measured; the predictor probe is not fitted, so its bias is that of the"
+        " probe's own estimates.",
         note=True,
     )
     rows = _shown(found, situation)
@@ -128,8 +132,9 @@ def _images(found: EvidenceSummary) -> Section:
         for group in groups
     }
     body = paragraphs(
-        "r beyond the mean for pairs of two new tasks against the number of images of each task: unlabelled ones for"
-        " functional evidence and probes, calibration images for metrics. Bars: 95 % intervals over tasks.",
+        "The figure shows r for pairs of two new tasks by number of images of each task: unlabelled images for"
+        " functional evidence and probes, calibration images for metrics. r is the correlation after each fold's"
+        " training mean is subtracted from predictions and outcomes. Bars are 95 % intervals over tasks.",
         note=True,
     )
     body += figure_block(
@@ -139,6 +144,6 @@ def _images(found: EvidenceSummary) -> Section:
             ("outcome", [(target, TARGET_NAMES[target]) for target in targets]),
             ("group", [(group, group) for group in groups]),
         ],
-        described="r against the number of images",
+        described="Correlation r by number of images",
     )
     return Section("images", "How many images are needed?", body)

@@ -108,11 +108,11 @@ def _correlations(
 
 
 def agreement_bars(rows: pd.DataFrame, measure: str, title: str) -> go.Figure:
-    """Plot an agreement of each kind and group with its interval.
+    """Plot the agreement for each kind and group as a point, with its confidence interval as a bar.
 
     Args:
-        rows: one row per kind and group: `kind`, `group`, and `measure` with its ends.
-        measure: column of the agreement; its interval ends in `<measure>_low` and `<measure>_high`.
+        rows: one row per kind and group: `kind`, `group`, and the columns of `measure`.
+        measure: column of the agreement; `<measure>_low` and `<measure>_high` are the ends of its interval.
         title: of the axis.
 
     Returns:

@@ -34,7 +34,7 @@ _HASH_DIGITS = 12
 
 
 def key(name: str) -> str:
-    """Replace characters such as `*`, `:` and quotes, which some tracking services refuse in names of numbers."""
+    """Replace characters such as `*`, `:` and quotes, which some tracking services do not allow in metric names."""
     return _NOT_IN_METRICS.sub("_", name).strip(" _/") or "unnamed"
 
 
