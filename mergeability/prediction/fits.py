@@ -129,8 +129,8 @@ def ridge_evidence(name: str, table: PairTable, methods: Sequence[str], target: 
 def probe_evidence(table: PairTable, methods: Sequence[str], target: str) -> Evidence | None:
     """Predict each method's outcomes by its probes; return None if the table contains no probes.
 
-    A probe estimates the outcome of a merge from its predictions on unlabelled images. The columns are shares, and
-    their range is [0, 1]: nothing is extrapolated.
+    A probe passes unlabelled images through a merge to estimate its outcome. The columns are shares, and their range
+    is [0, 1]: nothing is extrapolated.
 
     Args:
         table: the pairs, with columns of probes.
@@ -206,5 +206,5 @@ def _described(
 
 
 def in_order_of_merit(tiers: Mapping[str, Evidence]) -> list[Evidence]:
-    """Sort tiers of evidence from best to worst by the correlation of their predictions for pairs of unseen tasks."""
+    """Sort tiers of evidence from best to worst by `r`, their mean correlation for pairs of unseen tasks."""
     return sorted(tiers.values(), key=lambda one: -one.r)

@@ -26,7 +26,7 @@ def last_layer(encoder: nn.Module) -> str:
     if "layer4" in modules:
         return "layer4"
     raise UserError(
-        f"{type(encoder).__name__} has no layer called {', '.join(_BLOCKS)} or layer4: "
+        f"{type(encoder).__name__} contains none of the layers {', '.join(_BLOCKS)} and layer4: "
         "set profile.layer to the layer whose activations should be averaged."
     )
 

@@ -85,7 +85,7 @@ def ensure_entries(entries: ModelEntries, subject: Subject, store: Store) -> dic
 def finite_grams(
     view: str, layers: Float64[np.ndarray, "L T T"], tasks: Sequence[str]
 ) -> Float64[np.ndarray, "L T T"]:
-    """Check that Gram matrices of vectors of the models are finite, and return them read-only.
+    """Check that Gram matrices of the models' vectors are finite, and return them read-only.
 
     Args:
         view: what the vectors are, such as `task_vector` or `activation`, for the message.

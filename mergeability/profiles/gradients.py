@@ -49,7 +49,7 @@ class Gradients:
 
 @dataclass(frozen=True)
 class OwnGradients:
-    """Compute and store every model's gradients on the samples of its own task; they are as large as the models.
+    """Compute and store every model's gradients on its task's samples; the gradients are as large as the models.
 
     Examples:
         >>> from mergeability.examples import tiny_profiles
@@ -239,7 +239,7 @@ def task_gradients(
     *,
     batch_size: int = 32,
 ) -> Gradients:
-    """Compute the gradients for parameters and inputs in one forward and one backward pass over the samples.
+    """Compute the gradients with respect to parameters and inputs in one forward and one backward pass.
 
     Sums of per-sample losses are differentiated and divided by n at the end, so the batch size changes
     nothing. The logits are the normalised features times the frozen head.

@@ -147,7 +147,7 @@ def read_index(path: Path) -> dict[str, str]:
     wrong = [name for name, file in places.items() if not _is_file_name(file)]
     if wrong:
         raise UserError(
-            f"The index {path} does not name a file of its own folder for {listed(wrong)}. Download the index again."
+            f"The index {path} does not name a file in the same folder for {listed(wrong)}. Download the index again."
         )
     return places
 

@@ -93,7 +93,7 @@ def is_head(name: str) -> bool:
 
 
 def has_blocks(names: Iterable[str]) -> bool:
-    """Return whether names contain numbered blocks, which show that the tensors are the backbone of a network."""
+    """Return whether names contain numbered blocks, a sign that the tensors belong to the backbone of a network."""
     return any(_NUMBERED_BLOCK.search(name) for name in names)
 
 

@@ -208,7 +208,7 @@ def test_a_sharded_pytorch_model_is_the_safetensors_one(tmp_path):
         (lambda index: index | {"weight_map": {}}, "contains no weight_map"),
         (lambda index: [], "contains no weight_map"),
         (lambda index: index | {"weight_map": index["weight_map"] | {"more": "model-00001.safetensors"}}, "missing from its folder"),
-        (lambda index: index | {"weight_map": {"a": "../b/model.safetensors"}}, "does not name a file of its own folder"),
+        (lambda index: index | {"weight_map": {"a": "../b/model.safetensors"}}, "does not name a file in the same folder"),
         (lambda index: index | {"weight_map": dict(list(index["weight_map"].items())[1:])}, "that it does not list"),
         (lambda index: index | {"weight_map": index["weight_map"] | {"more": next(iter(index["weight_map"].values()))}},
          "missing from its files: more"),

@@ -110,7 +110,7 @@ def test_another_layer_can_be_named():
         mean_activation(encoder, state, images(0))
     with pytest.raises(
         UserError,
-        match=r"Linear has no layer called transformer.resblocks, encoder.layer or layer4.*profile\.layer",
+        match=r"Linear contains none of the layers transformer.resblocks, encoder.layer and layer4.*profile\.layer",
     ):
         last_layer(nn.Linear(2, 2))
 
