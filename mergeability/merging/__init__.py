@@ -1,4 +1,4 @@
-"""Step 8, merging: methods that combine task vectors into one merged task vector.
+"""Define the methods that combine task vectors into one merged task vector.
 
 A method is a frozen dataclass: `Ties(density=0.2)(task_vectors)` gives M, `apply(base, M, alpha)` the weights
 θ_0 + α·M. Its field `alpha` is the method's own default scale.

@@ -1,4 +1,4 @@
-"""Step 2, models: CLIP, zero-shot heads from its text tower, and the pretraining of the mini CLIP."""
+"""Load CLIP and text encoders, compute zero-shot heads, and pretrain the mini CLIP."""
 
 import lazy_loader
 
