@@ -94,7 +94,7 @@ def import_checkpoint(
     """
     if not isinstance(model, ClipModel):
         raise UserError(
-            "Only models of images can be imported, but the model given with model= reads texts. Choose the "
+            "Only image models can be imported, but the model given with model= reads texts. Choose the "
             "architecture of the file, such as model=vit_b16."
         )
     if evaluate and task is None:

@@ -164,7 +164,7 @@ class ModelSuite:
             )
         if not isinstance(self.model, ClipModel):
             raise UserError(
-                "suite.models are models of images, but the model given with model= reads texts. Choose their "
+                "suite.models are image models, but the model given with model= reads texts. Choose their "
                 "architecture, such as model=vit_b16."
             )
         if not self.base:

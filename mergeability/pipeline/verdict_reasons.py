@@ -81,8 +81,8 @@ def of_tier(tier: Evidence, tasks: Sequence[str]) -> list[str]:
         above = sum((fit.r_low or 0) > 0 for fit in tier.methods.values())
         found = [
             f"Fitted on merges of {len(tasks)} tasks. On pairs of two tasks left out of the fit, {tier.name}"
-            f" correlated with the outcome beyond the mean with r = {tier.r:.2f} (95 % intervals above 0:"
-            f" {above} of {len(tier.methods)} methods)."
+            f" correlated with the outcome after subtracting the training mean, r = {tier.r:.2f} (95 % intervals"
+            f" above 0: {above} of {len(tier.methods)} methods)."
         ]
     covered = [fit.coverage for fit in tier.methods.values() if fit.coverage is not None]
     if covered:
@@ -115,7 +115,9 @@ def of_pairs_like_these(
         sureness.append(f"{sentence}.")
     if sureness:
         sureness.insert(
-            0, "Correlation with the outcome beyond the mean, on pairs of two tasks left out of the fit:"
+            0,
+            "Correlation with the outcome after subtracting the training mean, on pairs of two tasks left out of the"
+            " fit:",
         )
     useful = worth[(worth["informative"] > 0)] if len(worth) else worth
     reasons = []

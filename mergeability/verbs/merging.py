@@ -72,7 +72,7 @@ class Merged:
         return [*map(str, self.task_vectors.left_out), *self.task_vectors.notes]
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Save the merged model and its card, under transformers' names if the base is a transformers folder.
+        """Save the merged model and its card, with transformers' tensor names if the base is a transformers folder.
 
         The folder is written atomically.
 

@@ -33,7 +33,7 @@ WEIGHTS = (
 )
 # Alternatives if none of these exists: an index of several files, or an adapter.
 _OTHERS = (f"model.safetensors{INDEX}", f"pytorch_model.bin{INDEX}", *adapter_settings.WEIGHTS)
-# Configuration and tokenizer files, under transformers' names.
+# Configuration and tokenizer files, as transformers names them.
 _FETCHED = (
     "config.json", "generation_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json",
     "special_tokens_map.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "tokenizer.model",

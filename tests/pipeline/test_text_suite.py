@@ -172,7 +172,7 @@ def test_files_of_models_are_those_of_images(command, tmp_path):
     base, models, images = tiny_own_models()
     ended = command("train", "experiment=import", f"source={models['greys']}", *of_model(tmp_path))
     assert ended.code == 1
-    assert "Only models of images can be imported" in ended.output
+    assert "Only image models can be imported" in ended.output
     given = ", ".join(
         f"{name}: {{weights: {path}, images: {images[name]}, classes: [dark, light]}}"
         for name, path in models.items()
@@ -182,4 +182,4 @@ def test_files_of_models_are_those_of_images(command, tmp_path):
         "analyze", "suite=models", f"suite.base={base}", f"suite.models={{{given}}}", run, *of_model(tmp_path)
     )
     assert ended.code == 1
-    assert "suite.models are models of images" in ended.output
+    assert "suite.models are image models" in ended.output

@@ -54,8 +54,8 @@ def variance_bars(variance: pd.DataFrame) -> go.Figure:
         )
     )
     shares = (
-        ("task_effects", "who is in the pair", BLUE),
-        ("metrics_beyond", "metrics beyond that", ORANGE),
+        ("task_effects", "task effects", BLUE),
+        ("metrics_beyond", "metrics beyond task effects", ORANGE),
         ("residual", "neither", "#dbe4ee"),
     )
     for column, title, colour in shares:
