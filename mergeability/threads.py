@@ -112,6 +112,21 @@ def one_blas_thread() -> AbstractContextManager[object]:
     return _thread_pools(len(sys.modules)).limit(limits=1, user_api="blas")
 
 
+def one_openmp_thread() -> AbstractContextManager[object]:
+    """Return a context manager that limits PyTorch's operations to one thread.
+
+    For short operations between those of other threads: after each operation PyTorch's threads spin for a while, on
+    cores that the others need.
+
+    Examples:
+        >>> import torch
+        >>> with one_openmp_thread():
+        ...     torch.get_num_threads()
+        1
+    """
+    return _thread_pools(len(sys.modules)).limit(limits=1, user_api="openmp")
+
+
 @lru_cache(maxsize=1)
 def _thread_pools(imported: int) -> ThreadpoolController:
     # Finding the libraries takes longer than a small decomposition; a new one can only come with a new module.

@@ -1,6 +1,8 @@
 """Parse the arguments that `compare`, `predict` and `merge` have in common."""
 
+import atexit
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from mergeability.progress import Progress
 
 NO_STORE = "none"
+# Look for garbage after so many new objects, and not after 700.
+_GARBAGE = (100_000, 10, 10)
 # Measured while the arguments are parsed, so that it takes no extra time.
 _BEGAN = sample()
 
@@ -141,12 +145,17 @@ def sentences(*, computes: bool = False) -> Iterator[None]:
     for one in shown:
         one.addHandler(handler)
     logging.captureWarnings(True)
+    threshold = gc.get_threshold()
     try:
         use_own_folders([])
         if computes:
             from mergeability.context import cores
 
             choose_threads(_BEGAN, cores())
+            # PyTorch creates so many objects that looking for garbage among them, while it is imported and when the
+            # process ends, takes half a second.
+            gc.set_threshold(*_GARBAGE)
+            atexit.register(gc.freeze)
         yield
     except UserError as error:
         fail(str(error))
@@ -156,6 +165,7 @@ def sentences(*, computes: bool = False) -> Iterator[None]:
         click.echo("\nInterrupted.", err=True)
         sys.exit(130)
     finally:
+        gc.set_threshold(*threshold)
         for one in shown:
             one.removeHandler(handler)
 

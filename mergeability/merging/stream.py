@@ -1,5 +1,6 @@
 """Merge in one pass over the parameters, given a rule for one parameter."""
 
+import contextlib
 from collections.abc import Callable, Collection
 
 import torch
@@ -7,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergeability.task_vectors.vectors import TaskVectors
+from mergeability.threads import one_openmp_thread
 
 # From a parameter's name and its stack of T deltas to that parameter of the merged task vector.
 Rule = Callable[[str, Tensor], Tensor]
@@ -46,7 +48,9 @@ def stream(
             return by_block(task_vectors, name, rule)
         return rule(name, task_vectors.stack(name))
 
-    return by_name(task_vectors, merge, only=only)
+    # Blocks are read by several threads, and are too small for several more.
+    with one_openmp_thread() if elementwise else contextlib.nullcontext():
+        return by_name(task_vectors, merge, only=only)
 
 
 def by_name(

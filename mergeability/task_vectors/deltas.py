@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Protocol, runtime_checkable
 
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from mergeability.context import cores
 from mergeability.errors import UserError
 from mergeability.files import digest
 from mergeability.store import Store
@@ -37,6 +39,9 @@ class TransformByPart(Protocol):
 # Number of elements of every model that `Deltas.blocks` reads at a time: 1 MiB. A multiple of 32, so that sums over
 # models add in the order that PyTorch uses for whole tensors.
 BLOCK = 2**18
+
+# From so many elements on, the models' blocks of a parameter are read in several threads.
+_WORTH_THREADS = 2**20
 
 # Values derived from the models and the layout, computed once.
 _DERIVED = ("names", "buffers", "matrices", "layout", "tied")
@@ -192,18 +197,36 @@ class Deltas(Mapping[str, Tensor]):
         ]
         # The same memory for all blocks, because new memory takes several times as long as reading.
         room = np.empty((len(self.tasks) + 1, min(length, parameter.size)), dtype=np.float32)
-        for start in range(0, parameter.size, length):
-            stop = min(start + length, parameter.size)
-            base, *rows = room[:, : stop - start]
-            self._base.fill(parameter.tensor, parameter.start + start, base)
-            for row, task, part in zip(rows, self.tasks, parts, strict=True):
-                self._models[task].fill(parameter.tensor, parameter.start + start, row)
-                delta = torch.from_numpy(row).sub_(torch.from_numpy(base))
-                if not torch.isfinite(delta.sum()):
-                    self._check_finite(task, name)
-                if part is not None:
-                    delta.copy_(part(delta))
-            yield slice(start, stop), torch.from_numpy(room[1:, : stop - start])
+        threads = min(cores(), len(self.tasks)) if parameter.size * len(self.tasks) >= _WORTH_THREADS else 1
+        groups = [range(first, len(self.tasks), threads) for first in range(threads)]
+        with ThreadPoolExecutor(threads) as pool:
+            for start in range(0, parameter.size, length):
+                stop = min(start + length, parameter.size)
+                base, *rows = room[:, : stop - start]
+                self._base.fill(parameter.tensor, parameter.start + start, base)
+
+                def read(
+                    group: range, start: int = start, base: np.ndarray = base, rows: list = rows
+                ) -> None:
+                    for place in group:
+                        self._read_block(self.tasks[place], name, start, base, rows[place])
+
+                list(map(read, groups) if threads == 1 else pool.map(read, groups))
+                for row, part in zip(rows, parts, strict=True):
+                    if part is not None:
+                        delta = torch.from_numpy(row)
+                        delta.copy_(part(delta))
+                yield slice(start, stop), torch.from_numpy(room[1:, : stop - start])
+
+    def _read_block(self, task: str, name: str, start: int, base: np.ndarray, out: np.ndarray) -> None:
+        """Read a block of one model's delta, in one thread, as NumPy's operations do."""
+        parameter = self.parameters[name]
+        self._models[task].fill(parameter.tensor, parameter.start + start, out)
+        with np.errstate(invalid="ignore", over="ignore"):
+            np.subtract(out, base, out=out)
+            finite = np.isfinite(out.sum())
+        if not finite:
+            self._check_finite(task, name)
 
     def each(self, name: str) -> Iterator[Float[Tensor, " *shape"]]:
         """Read one parameter's deltas in float32, one model after the other.

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from mergeability.threads import one_openmp_thread
 from mergeability.weights.safetensors_file import as_bytes
 
 # A safetensors header is padded with spaces to a multiple of this.
@@ -96,18 +97,19 @@ def write_state(path: Path, state: LazyState, metadata: Mapping[str, str]) -> st
     """
     header = _header(state, metadata)
     hasher = hashlib.sha256(header)
-    # Hashing runs beside computing and writing; it releases Python's lock.
-    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
+    # A tensor is hashed and written while the next one is computed; both release Python's lock.
+    with one_openmp_thread(), path.open("wb", buffering=0) as file, ThreadPoolExecutor(2) as pool:
         _write(file.write, np.frombuffer(header, np.uint8))
-        hashed: Future[None] | None = None
+        running: list[Future[None]] = []
         for name in json.loads(header[8:]):
             if name == "__metadata__":
                 continue
             data = as_bytes(state[name])
-            if hashed is not None:
-                hashed.result()
-            hashed = pool.submit(hasher.update, data.data)
-            _write(file.write, data)
+            for one in running:
+                one.result()
+            running = [pool.submit(hasher.update, data.data), pool.submit(_write, file.write, data)]
+        for one in running:
+            one.result()
     return hasher.hexdigest()
 
 
