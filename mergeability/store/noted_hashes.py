@@ -7,8 +7,6 @@ from mergeability.store.entries import RecordEntry
 from mergeability.store.store import Store
 from mergeability.weights.file_hashes import file_state
 
-_KIND = "file_hash"
-
 
 def noted_hash(path: Path, hash_of: Callable[[Path], str], store: Store) -> str:
     """Return the hash of a file; use the stored hash if the file is unchanged.
@@ -35,7 +33,7 @@ def noted_hash(path: Path, hash_of: Callable[[Path], str], store: Store) -> str:
         return hash_of(path)
     # A separate store, so that the counts of the main store include only results.
     notes = Store(store.root)
-    return notes.record(_KIND, state, lambda: {"sha256": hash_of(path)})["sha256"]
+    return notes.record("file_hash", state, lambda: {"sha256": hash_of(path)})["sha256"]
 
 
 def is_noted(path: str | Path, store: Store) -> bool:
@@ -50,4 +48,4 @@ def is_noted(path: str | Path, store: Store) -> bool:
     state = file_state(path)
     if store.root is None or state is None:
         return False
-    return store.path(_KIND, state, RecordEntry.suffix).exists()
+    return store.path("file_hash", state, RecordEntry.suffix).exists()
