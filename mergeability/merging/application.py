@@ -24,6 +24,9 @@ from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights.checkpoints import Checkpoint
 from mergeability.weights.lazy_state import LazyState
 
+# Number of elements that are computed at a time: 1 MiB.
+_PART = 2**18
+
 
 def scaled_by(method: MergeMethod) -> MergeMethod:
     """Return the method that defines alpha (the inner one for DARE).
@@ -262,32 +265,48 @@ def _moved(
 ) -> Tensor:
     target = _target(value.dtype, dtype)
     if merged is None:
-        return _narrowed(name, value.clone(), target, alpha)
+        rounded = value.to(target, copy=True)
+        _refuse(name, _lost(value, target), rounded, value.dtype, alpha)
+        return rounded
     scale = 1.0 if is_running_statistic(name) else alpha
-    exact = torch.add(value.float(), merged.to(value.device), alpha=scale)
-    rounded = _narrowed(name, exact, target, alpha)
-    if rounding is not None and target.itemsize < exact.dtype.itemsize:
-        rounding.count(value.float(), exact, rounded.float())
-    return rounded
-
-
-def _narrowed(name: str, exact: Tensor, dtype: torch.dtype, alpha: float | int) -> Tensor:
-    """Round to a dtype; values are checked only if the range of the dtype is smaller."""
-    rounded = exact.to(dtype)
+    result = torch.empty(value.shape, dtype=target, device=value.device)
+    base, change, out = value.reshape(-1), merged.reshape(-1), result.view(-1)
+    counted = rounding if target.itemsize < torch.float32.itemsize else None
     lost = 0
-    if dtype.is_floating_point:
-        largest, ulp = torch.finfo(dtype).max, torch.finfo(dtype).eps
-        # Beyond the largest value plus half a unit in the last place, rounding gives infinity, NaN, or, in some
-        # formats without infinity, the largest value.
-        bound = largest + ulp / 2 * 2.0 ** math.floor(math.log2(largest))
-        lost = _beyond(exact, bound if dtype.itemsize < exact.dtype.itemsize else math.inf)
-    if lost:
-        wider = "" if dtype == exact.dtype else ", or save in a wider format: dtype=float32"
-        raise UserError(
-            f"The merge at alpha={alpha:g} has {lost} of {exact.numel()} values of '{name}' outside the range of "
-            f"{str(dtype).removeprefix('torch.')} (up to {torch.finfo(dtype).max:g}). Merge at a smaller alpha{wider}."
-        )
-    return rounded
+    # In parts, whose memory is used again: new memory for whole tensors takes several times as long as the sums.
+    for start in range(0, len(base), _PART):
+        part = slice(start, start + _PART)
+        before = base[part].float()
+        exact = torch.add(before, change[part].to(value.device), alpha=scale)
+        out[part] = exact
+        lost += _lost(exact, target)
+        if counted is not None:
+            counted.count(before, exact, out[part].float())
+    _refuse(name, lost, result, torch.float32, alpha)
+    return result
+
+
+def _lost(exact: Tensor, dtype: torch.dtype) -> int:
+    """Count the values outside the range of a dtype, infinite ones and NaN among them."""
+    if not dtype.is_floating_point:
+        return 0
+    largest, ulp = torch.finfo(dtype).max, torch.finfo(dtype).eps
+    # Beyond the largest value plus half a unit in the last place, rounding gives infinity, NaN, or, in some
+    # formats without infinity, the largest value.
+    bound = largest + ulp / 2 * 2.0 ** math.floor(math.log2(largest))
+    return _beyond(exact, bound if dtype.itemsize < exact.dtype.itemsize else math.inf)
+
+
+def _refuse(name: str, lost: int, rounded: Tensor, exact: torch.dtype, alpha: float | int) -> None:
+    """Raise an error if values computed in the dtype `exact` do not fit into that of the rounded tensor."""
+    if not lost:
+        return
+    dtype = rounded.dtype
+    wider = "" if dtype == exact else ", or save in a wider format: dtype=float32"
+    raise UserError(
+        f"The merge at alpha={alpha:g} has {lost} of {rounded.numel()} values of '{name}' outside the range of "
+        f"{str(dtype).removeprefix('torch.')} (up to {torch.finfo(dtype).max:g}). Merge at a smaller alpha{wider}."
+    )
 
 
 def _beyond(values: Tensor, bound: float) -> int:
