@@ -1,4 +1,4 @@
-"""Build the section of the report with predictions for pairs that were not evaluated."""
+"""Build the report's section on predictions for pairs that were not evaluated."""
 
 from mergeability.pipeline.result import Analysis
 from mergeability.reporting.page import Section, folded, paragraphs, table
@@ -18,7 +18,7 @@ _ACCURACY_COLUMNS = {
 
 
 def predicted_pairs(analysis: Analysis) -> Section | None:
-    """Show the predictions for pairs that were not evaluated, with their intervals; None if there are none."""
+    """Show the predictions and their intervals for pairs that were not evaluated; return None if there are none."""
     predictions, accuracy = analysis.predicted_pairs, analysis.predicted_accuracy
     if predictions.empty or accuracy.empty:
         return None

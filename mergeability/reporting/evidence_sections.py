@@ -34,7 +34,7 @@ _SHOWN_METRICS = 15
 
 
 def single_metrics(analysis: Analysis) -> Section | None:
-    """Show how well each single metric predicts the outcome; None if nothing was predicted."""
+    """Show how well each single metric predicts the outcome; return None if nothing was predicted."""
     single = study_table(analysis, "single_metrics")
     if single.empty:
         return None
@@ -104,8 +104,8 @@ def category_ablation(analysis: Analysis) -> Section | None:
     body = paragraphs(
         "Left: change of r if ridge is fitted without a category of metrics; a negative change means that"
         " the category is needed. Right: r if ridge is fitted with this category alone. For pairs of two new"
-        " tasks, r is the correlation after each fold's training mean is subtracted from predictions and"
-        " outcomes.",
+        " tasks, r is the correlation between predictions and outcomes after each fold's training mean is"
+        " subtracted from both.",
         note=True,
     )
     situations: Choice = (
@@ -191,16 +191,17 @@ def consistency(analysis: Analysis) -> Section | None:
     plots = {str(target): _consistency_maps(rows) for target, rows in compared.groupby("target", sort=False)}
     body = paragraphs(
         "Does the outcome depend on the pair alone, or also on the method? Left: Spearman's rank correlation"
-        " of the outcomes of two methods, over the pairs merged by both; 1 means that both methods rank the"
-        " pairs equally. Right: the same correlation after task effects are removed, because the methods may"
-        " agree only in which models merge badly with all others. Grey cells are undefined.",
+        " between the outcomes of two methods, over the pairs merged by both; 1 means that both methods rank"
+        " the pairs in the same order. Right: the same correlation after task effects are removed, because"
+        " two methods may agree only because some models merge badly with all others. Grey cells are"
+        " undefined.",
         note=True,
     )
     body += figure_block(
         "consistency",
         plots,
         [target_choice(analysis)],
-        described="Rank correlation of the outcomes of methods",
+        described="Rank correlation between the outcomes of two methods",
     )
     columns = {
         "method_b": "and", "target": "target", "rho": "ρ", "rho_low": "95 % from", "rho_high": "to",

@@ -58,7 +58,7 @@ def notes(analysis: Analysis) -> list[str]:
 
 
 def why(analysis: Analysis, answer: Verdict) -> list[str]:
-    """Return up to three sentences that explain the verdict: on the method, the pairs and the evidence.
+    """Explain the verdict in up to three sentences about the method, the pairs and the evidence.
 
     Args:
         analysis: the results.

@@ -81,7 +81,7 @@ class Entry:
 
 @cache
 def terms() -> Mapping[str, Entry]:
-    """Read `glossary.md` and return its entries by anchor, in alphabetical order."""
+    """Read `glossary.md` and map each anchor to its entry, in alphabetical order of the terms."""
     text = files("mergeability.reporting").joinpath("glossary.md").read_text(encoding="utf-8")
     parts = (part.partition("\n") for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:])
     entries = [Entry(term.strip(), "", " ".join(body.split())) for term, _, body in parts]
@@ -90,11 +90,11 @@ def terms() -> Mapping[str, Entry]:
 
 @cache
 def entry(name: str) -> Entry | None:
-    """Find the definition of a term, a heading or a name; None if there is no definition.
+    """Find the definition of a term, a heading or a name; return None if there is no definition.
 
     Args:
         name: a term such as `Gain kept`, a heading such as `± 95 %`, or a member such as `ties`, also with a suffix
-            that states its scale.
+            for the scale of the merges, such as `ties_tuned`.
     """
     known = terms().get(_anchor(_TERMS.get(name, name)))
     if known is not None:
@@ -122,7 +122,7 @@ def linked(text: str) -> Markup:
 
 
 def linked_name(name: str) -> Markup:
-    """Link the name of a metric, method or predictor to its definition; ignore a suffix that states its scale."""
+    """Link the name of a metric, method or predictor to its definition; ignore a suffix such as `_tuned`."""
     found = entry(name)
     return (
         escape(name)

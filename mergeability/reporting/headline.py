@@ -62,7 +62,7 @@ def findings(analysis: Analysis) -> Findings:
 
 
 def headline(analysis: Analysis) -> list[str]:
-    """Return the sentences of all subjects as one list."""
+    """Return the sentences of all findings as one list."""
     found = findings(analysis)
     return [found.compared, *found.budget, *found.merges, *found.extremes, *found.sets, *found.prediction]
 

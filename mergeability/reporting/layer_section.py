@@ -1,4 +1,4 @@
-"""Build the section of the report on layers in which the task vectors of two models conflict."""
+"""Build the report's section on layers in which the task vectors of two models conflict."""
 
 import re
 from itertools import takewhile
@@ -15,7 +15,7 @@ _SHOWN = 10
 
 
 def layer_section(analysis: Analysis) -> Section | None:
-    """Show the cosine of task vectors in each layer, and the layers with the lowest cosine; None if unknown."""
+    """Show the cosine of task vectors in each layer and the layers with the lowest cosine; return None if unknown."""
     if analysis.layers.empty or analysis.layers["cosine"].isna().all():
         return None
     cosines = _wide(analysis.layers)

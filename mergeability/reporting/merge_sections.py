@@ -50,7 +50,7 @@ _MODEL_COLUMNS = {
 
 
 def models(analysis: Analysis) -> Section | None:
-    """Show the accuracies of the models on their own tasks; None if they are unknown."""
+    """Show the accuracies of the models on their own tasks; return None if they are unknown."""
     known = [name for name in _MODEL_COLUMNS if name in analysis.models.columns]
     if analysis.models.empty or not known:
         return None
@@ -66,7 +66,7 @@ def models(analysis: Analysis) -> Section | None:
 
 
 def methods(analysis: Analysis) -> Section | None:
-    """Show statistics of every merge method over the pairs; None without outcomes."""
+    """Show statistics of every merge method over the pairs; return None if there are no outcomes."""
     if not analysis.targets:
         return None
     summary = method_table(analysis.pairs, analysis.methods, analysis.alphas)
@@ -92,7 +92,7 @@ def methods(analysis: Analysis) -> Section | None:
 
 
 def heat_maps(analysis: Analysis) -> Section | None:
-    """Draw a task × task heat map of outcomes for each method; None without outcomes."""
+    """Draw a task × task heat map of outcomes for each method; return None if there are no outcomes."""
     if not analysis.targets:
         return None
     plots = {}
@@ -141,18 +141,18 @@ def probes(analysis: Analysis) -> Section | None:
     if not tables:
         return None
     body = paragraphs(
-        "In a probe, each merged model classified unlabelled images of its tasks. The overlap with the predictions of"
-        " the task's own model estimates the normalised accuracy. Values are means over the tasks of a pair"
-        " or set.",
+        "In a probe, each merged model classified unlabelled images of its tasks. The overlap between"
+        " the class probabilities of the merged model and of the task's own model estimates the normalised"
+        " accuracy. Values are means over the tasks of a pair or set.",
         note=True,
     )
     return Section(
-        "probes", "How good are the merges, estimated on unlabelled images?", body + Markup().join(tables)
+        "probes", "How good are the merges, according to unlabelled images?", body + Markup().join(tables)
     )
 
 
 def scales(analysis: Analysis) -> Section | None:
-    """Show outcomes for each α; None if no α was tuned."""
+    """Show outcomes for each α; return None if no α was tuned."""
     if analysis.curves.empty:
         return None
     curves = curve_table(analysis.curves)
@@ -178,14 +178,14 @@ def scales(analysis: Analysis) -> Section | None:
 
 
 def sets(analysis: Analysis) -> Section | None:
-    """Show merges of more than two models; None if there are none."""
+    """Show merges of more than two models; return None if there are none."""
     summary = sets_table(analysis)
     if summary.empty:
         return None
     body = paragraphs(
-        "Each set of more than two models is merged into one. The value of a set is the mean normalised"
-        " accuracy over its tasks; the table shows the mean and the worst value over the sets. Worst task is"
-        " the lowest value of any single task.",
+        "Each set of more than two models is merged into one model. The value of a set is the mean normalised"
+        " accuracy over its tasks; the table shows the mean and the worst value over the sets. The column"
+        " `worst task` shows the lowest normalised accuracy of any single task.",
         note=True,
     )
     columns = [f"norm_acc_{method}" for method in analysis.methods]
@@ -205,7 +205,7 @@ def sets(analysis: Analysis) -> Section | None:
 
 
 def metrics(analysis: Analysis) -> Section | None:
-    """Draw a task × task heat map of each metric; None if no metric has a value."""
+    """Draw a task × task heat map of each metric; return None if no metric has a value."""
     known = [m for m in analysis.metrics if m in analysis.pairs.columns and analysis.pairs[m].notna().any()]
     if not known:
         return None

@@ -78,7 +78,7 @@ def table(
     links: Mapping[str, Sequence[str]] | None = None,
     sentences: bool = False,
 ) -> Markup:
-    """Format a data frame as an HTML table whose first column is the index, with links to the glossary.
+    """Format a data frame as an HTML table with links to the glossary; the first column is the index.
 
     Only the first `MOST_ROWS` rows are shown if there are more, with the number of the others.
 

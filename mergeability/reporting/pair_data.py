@@ -1,4 +1,4 @@
-"""Build the JSON of all pairs that the page's table and cards read."""
+"""Build the JSON data of all pairs for the page's table and cards."""
 
 import math
 from collections.abc import Iterable

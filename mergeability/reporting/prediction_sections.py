@@ -144,8 +144,8 @@ def _scores(analysis: Analysis) -> Section | None:
     blind = [name for name, fit in evidence.methods.items() if not (fit.r_low or 0) > 0]
     if blind:
         body += paragraphs(
-            f"For {', '.join(blind)} it predicts no better than the mean of earlier merges, so a"
-            " recommendation among these methods is based on that mean alone."
+            f"For {', '.join(blind)}, the predictions are no better than the mean of earlier merges, so a"
+            " recommendation among these methods is based on this mean alone."
         )
     if len(analysis.transfer):
         body += paragraphs(
@@ -190,13 +190,13 @@ def _predictors(analysis: Analysis) -> Section | None:
         return None
     frame = record_frame(records)
     body = paragraphs(
-        "Leave one task out: predictors are fitted without the pairs of one task and predict those pairs, so"
-        " the other task of each pair occurs in the training set. Values are Pearson correlations between"
-        " predicted and measured outcomes on these pairs, averaged over the left-out tasks. Rows with a"
-        " coloured background are baselines that use no metrics: mean always predicts the training mean and"
-        " has no correlation, additive uses each task's average outcome, finetuned uses the accuracies of"
-        " the two models. Pooled r combines folds with different means and can be negative even for the"
-        " baseline mean; error is the mean absolute error.",
+        "Leave one task out: predictors are fitted without the pairs of one task and then predict these"
+        " pairs, so the other task of each pair occurs in the training set. Values are Pearson correlations"
+        " between predicted and measured outcomes on these pairs, averaged over the left-out tasks. Rows with"
+        " a coloured background are baselines that use no metrics: `mean` always predicts the training mean"
+        " and has no correlation, `additive` uses each task's average outcome, and `finetuned` uses the"
+        " accuracies of the two models. Pooled r combines folds with different means, so it can be negative"
+        " even for the baseline `mean`; error is the mean absolute error.",
         note=True,
     )
     plots, tables = {}, ""
@@ -242,10 +242,11 @@ def _both_new(analysis: Analysis) -> Section | None:
     body = paragraphs(
         "Leave two tasks out: neither task of a pair occurs in the training set, as for two models that were"
         " never merged before. The predictions of all folds are pooled. The training mean is lower when a"
-        " good pair is left out, so the pooled r of a constant prediction is close to -1, and the pooled r"
-        " of predictors close to a constant is too low. The column r beyond the mean corrects this: it"
-        " correlates predictions and outcomes after subtracting the training mean of each fold. Its interval"
-        " is a jackknife over tasks. A dash means that the predictor always predicts the training mean.",
+        " good pair is left out. Therefore the pooled r of a constant prediction is close to −1, and the"
+        " pooled r of nearly constant predictions is too low. The column `r beyond mean` corrects this: it"
+        " shows the correlation between predictions and outcomes after each fold's training mean is"
+        " subtracted from both. Its interval is a jackknife over tasks. A dash means that the predictor always"
+        " predicts the training mean.",
         note=True,
     )
     first = str(frame["target"].iloc[0])
@@ -253,8 +254,8 @@ def _both_new(analysis: Analysis) -> Section | None:
     if len(worth) > 1:
         body += paragraphs(
             f"Scores of predictors by kind of evidence, {TARGET_NAMES.get(first, first)}, averaged over"
-            " methods. No merge: only the two models are used. A probe: the pair is merged, and the merged"
-            " model classifies unlabelled images.",
+            " methods. In the column `cost`, `no merge` means that only the two models are used, and `a probe`"
+            " means that the pair is merged and the merged model classifies unlabelled images.",
             note=True,
         )
         body += table(

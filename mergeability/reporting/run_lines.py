@@ -51,7 +51,7 @@ class RunLine:
 
 
 def run_line(folder: Path) -> RunLine | None:
-    r"""Read the description of a run from its folder; None if the folder contains no finished run.
+    r"""Read the description of a run from its folder; return None if the folder contains no finished run.
 
     Args:
         folder: of an analysis, with `report.html`, or of a sweep, with one of `SUMMARIES`.

@@ -111,7 +111,7 @@ def scale_table(analysis: Analysis) -> pd.DataFrame:
 
 
 def curve_table(curves: pd.DataFrame) -> pd.DataFrame:
-    """Average the curves of accuracy against scale over merges.
+    """Average over all merges the curves of accuracy against scale.
 
     Args:
         curves: one row per merge, tried scale and task. If scales were tried without labels, the overlap replaces the
@@ -131,7 +131,7 @@ def curve_table(curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def sets_table(analysis: Analysis) -> pd.DataFrame:
-    """Summarise the merges of more than two models: one row per number of models and method."""
+    """Summarise the merges of more than two models: one row for each number of models and each method."""
     rows = []
     for arity, group in analysis.sets.groupby("arity", sort=True) if len(analysis.sets) else ():
         for method in analysis.methods:

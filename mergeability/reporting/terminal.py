@@ -9,7 +9,7 @@ from mergeability.reporting.summaries import Analysis, summary_table
 
 
 def show(analysis: Analysis) -> None:
-    """Print the verdict of an analysis and a table of methods or, without merges, the numbers of pairs and metrics."""
+    """Print the verdict and a table of methods; if there are no merges, print the numbers of pairs and metrics."""
     Console().print(printable(str(verdict(analysis))), markup=False, highlight=False, end="\n\n")
     if analysis.methods:
         Console().print(summary_table(analysis))

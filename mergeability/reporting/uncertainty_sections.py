@@ -1,4 +1,4 @@
-"""Build the sections of the report on intervals, the choice of a method, seeds and sets."""
+"""Build the report's sections on intervals, on the choice of a method, on seeds and on sets."""
 
 from mergeability.reporting.page import (
     Section,
@@ -20,10 +20,11 @@ def prediction_intervals(analysis: Analysis) -> Section | None:
         return None
     tasks, level = int(intervals["tasks"].max()), float(intervals["level"].max())
     body = paragraphs(
-        f"The outcomes of {level:.0%} of the pairs of a new task should differ from the prediction by at most"
-        f" the half-width. Coverage is the measured share: for each of the {tasks} tasks, the half-width is"
-        " computed from the pairs without that task. A prediction is of little use if its half-width exceeds"
-        " the spread of outcomes (their standard deviation).",
+        f"For {level:.0%} of a new task's pairs, the outcome should differ from the prediction by at most the"
+        f" half-width. Coverage is the measured share of such pairs: for each of the {tasks} tasks, the"
+        " half-width is computed from the pairs without that task and tested on the pairs of that task. A"
+        " prediction is of little use if its half-width exceeds the spread of outcomes, which is their"
+        " standard deviation.",
         note=True,
     )
     columns = {
@@ -103,7 +104,7 @@ def seed_spread(analysis: Analysis) -> Section | None:
 
 
 def set_scores(analysis: Analysis) -> Section | None:
-    """Show how well predictions of pairs predict the outcomes of sets of models."""
+    """Show how well predictions for pairs predict the outcomes of larger sets of models."""
     sets = study_table(analysis, "sets")
     if sets.empty:
         return None
@@ -125,4 +126,4 @@ def set_scores(analysis: Analysis) -> Section | None:
         BASELINES,
         caption="Rank correlation of predicted and measured sets",
     )
-    return Section("set-scores", "Do predictions of pairs extend to sets of models?", body)
+    return Section("set-scores", "Do predictions for pairs extend to larger sets of models?", body)

@@ -127,7 +127,7 @@ def test_the_verdict_comes_first_and_reads_the_probes(analyse):
     assert f"Merge by {best}: expect {row[f'probe_overlap_{best}']:.1%} of the fine-tuned accuracy" in text
     assert "The base agrees with digits's model on" in text
     page = (folder / "report.html").read_text()
-    assert "How good are the merges, estimated on unlabelled images?" in page
+    assert "How good are the merges, according to unlabelled images?" in page
     assert "were probed on unlabelled images; none was evaluated with labels" in page
     assert "No merge was evaluated" not in page, "it would contradict the verdict"
     assert " ".join(text.split()[:8]) in " ".join(ended.output.split())

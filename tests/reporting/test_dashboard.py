@@ -420,7 +420,7 @@ def test_older_trainings_are_left_out(gathered, outputs, monkeypatch):
     monkeypatch.setattr("mergeability.reporting.dashboard.content.MOST_TRAININGS", 1)
     held = content(gathered, outputs / "dashboard.html")
     assert len(held["trainings"]) == 1
-    assert held["left_out"][0] == "There are 2 trainings; this page contains the newest 1."
+    assert held["left_out"][0] == "There are 2 training runs; this page contains the newest 1."
 
 
 def test_undefined_values_are_null(tmp_path):
@@ -711,7 +711,7 @@ def pages(root: Path, *steps: str) -> list[dict]:
 def test_every_panel_is_drawn_and_filters_change_it(outputs):
     box = "byId.get('filters').querySelectorAll('fieldset')[0].querySelectorAll('input')[{}].click()"
     first, less, none = pages(outputs, box.format(0), box.format(1))
-    assert first["status"] == "5 of 6 analyses and 2 of 2 trainings are shown."
+    assert first["status"] == "5 of 6 analyses and 2 of 2 training runs are shown."
     assert {name: len(part["figures"]) for name, part in first.items() if name != "status"} == {
         name: plots for name, plots, _ in SECTIONS
     }
@@ -761,6 +761,6 @@ def test_pages_with_less_say_so(tmp_path):
     assert bare["fingerprints"]["said"].startswith("No coefficients are shown")
     card(tmp_path / "trained/digits")
     (trained,) = pages(tmp_path / "trained")
-    assert trained["status"] == "0 of 0 analyses and 1 of 1 trainings are shown."
+    assert trained["status"] == "0 of 0 analyses and 1 of 1 training runs are shown."
     assert trained["runs"]["said"] == "No analysis is chosen."
     assert trained["trainings"]["rows"][1][0] == "digits"

@@ -20,14 +20,14 @@ PANELS = {
         "Penalty, λ, seed and every method", "ties against λ", "tsv against λ",
     ],
     "Every pair": ["Heat maps of pairs", "Tables of pairs"],
-    "Merged against single-task accuracy": [
-        "ties: merged against single-task accuracy", "tsv: merged against single-task accuracy",
+    "Merged accuracy against single-task accuracy": [
+        "ties: merged accuracy against single-task accuracy", "tsv: merged accuracy against single-task accuracy",
     ],
     "Predicted against measured": [
         "Predicted against measured", "r of ridge for one new task", "r of ridge for two new tasks",
     ],
     "Metrics that predict the outcomes of each method": ["Coefficients", "Agreement of methods", "Table of agreement"],
-    "Trainings": [
+    "Training runs": [
         "Test accuracy by task", "Test accuracy by λ", "Seconds by λ", "Peak memory by model, GiB",
     ],
     "Reports": ["Reports"],
@@ -83,7 +83,7 @@ def test_the_report_has_the_same_panels_on_runs_of_their_job_type():
     }
     assert found == PANELS
     kinds = {heading: grid.runsets[0].filters for heading, grid in zip(headings, grids, strict=True)}
-    assert "'train'" in str(kinds.pop("Trainings"))
+    assert "'train'" in str(kinds.pop("Training runs"))
     assert all("'analyze'" in str(kind) for kind in kinds.values())
     assert {(grid.runsets[0].entity, grid.runsets[0].project) for grid in grids} == {("team", "project")}
 

@@ -310,7 +310,8 @@ def _missing(runs: Sequence[Run], everywhere: Sequence[str]) -> list[str]:
         )
     if len(seeds) < 2:
         sentences.append(
-            "One seed allows neither an interval over seeds nor an unbiased choice of a strength."
+            "With one seed, neither an interval over seeds nor an unbiased choice of a penalty's strength is"
+            " possible."
         )
     return sentences
 

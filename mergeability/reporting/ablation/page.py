@@ -114,7 +114,7 @@ def _trade_off(found: Ablation) -> Section | None:
         "trade-off",
         plots,
         [_target_choice(targets), _method_choice(methods)],
-        described="Merged against single-task accuracy",
+        described="Merged accuracy against single-task accuracy",
     )
     return Section("trade-off", "Which settings improve merges at little cost?", body)
 
@@ -195,8 +195,8 @@ def _merges(found: Ablation) -> Section:
     targets = [target for target in TARGETS if target in set(found.merges["target"])]
     body = paragraphs(
         "Difference from plain fine-tuning with the same seed. Bars are 95 % intervals over seeds. The"
-        " intervals over tasks are computed from the differences of the single tasks; they show whether the"
-        " result would also hold for other tasks.",
+        " intervals over tasks are computed from each task's difference and show whether the result would also"
+        " hold for other tasks.",
         note=True,
     )
     compared = found.merges[found.merges["change"].notna()]

@@ -58,7 +58,7 @@ def read_runs(folders: Sequence[Path | str]) -> list[Run]:
 
 
 def _read(folder: Path) -> Run | None:
-    """Read what an analysis left; None where it merged nothing."""
+    """Read what an analysis left; return None if it merged nothing."""
     if not (folder / "run.json").is_file() or not (folder / "models.csv").is_file():
         return None
     config = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]

@@ -1,1 +1,1 @@
-"""Architectures compared over methods and seeds, from the jobs of a sweep."""
+"""Compare architectures over methods and seeds, using the jobs of a sweep."""

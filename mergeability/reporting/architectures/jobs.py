@@ -160,7 +160,7 @@ def _read_all(folders: Sequence[Path]) -> list[Job]:
 
 
 def _read(folder: Path) -> Job | None:
-    """Read the files of an analysis; None if it merged nothing."""
+    """Read the files of an analysis; return None if it merged nothing."""
     runs = read_runs([folder])
     if not runs:
         return None

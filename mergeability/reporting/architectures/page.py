@@ -62,8 +62,8 @@ def headline(claims: pd.DataFrame) -> list[str]:
 
 def _claims(claims: pd.DataFrame) -> Section:
     body = paragraphs(
-        "Each claim of arXiv 2601.22285 and each of its open questions, with the rule of its verdict, which was fixed "
-        f"before any figure was seen. {_OVER} With one seed, intervals are over tasks only.",
+        "These are the claims and open questions of arXiv 2601.22285, each with the rule that decides its verdict. All "
+        f"rules were fixed before any result was seen. {_OVER} With one seed, intervals are over tasks only.",
         note=True,
     )
     body += table(
@@ -110,7 +110,11 @@ def _fingerprints(agreement: pd.DataFrame) -> Section:
     )
     if agreement.empty:
         nothing = paragraphs("One method, one architecture and one seed: there are no two fits to compare.")
-        return Section("fingerprints", "Do the same metrics matter?", body + nothing)
+        return Section(
+            "fingerprints",
+            "Do the same metrics matter for every method, architecture and seed?",
+            body + nothing,
+        )
     plots = {
         f"{measure}|{predictor}": [
             figures.agreement_bars(agreement[agreement["predictor"] == predictor], measure, title)
@@ -136,7 +140,9 @@ def _fingerprints(agreement: pd.DataFrame) -> Section:
             ["group"],
             caption=f"Agreement of coefficients of {predictor}, and of outcomes",
         )  # fmt: skip
-    return Section("fingerprints", "Do the same metrics matter?", body)
+    return Section(
+        "fingerprints", "Do the same metrics matter for every method, architecture and seed?", body
+    )
 
 
 def _signs(found: Findings) -> Section:
@@ -147,7 +153,7 @@ def _signs(found: Findings) -> Section:
         f"Of {len(found.cells.metrics)} metrics, {count} correlate with the outcome in the same direction under every "
         f"method, seed and architecture. If task names are permuted, {by_chance:.1f} metrics do so on average "
         f"(p = {p:.3f}). Metrics with the same direction: {', '.join(by_r) or 'none'}.",
-        "Metrics whose coefficients of ridge have the same sign under every method, seed and architecture: "
+        "Metrics whose ridge coefficients have the same sign under every method, seed and architecture: "
         f"{', '.join(by_weight) or 'none'}.",
         "The figure shows the correlation of each metric with normalised accuracy, averaged over seeds. A dot means "
         f"that the 95 % interval excludes 0. {_OVER}",
@@ -220,7 +226,7 @@ def _variance(found: Findings) -> Section:
         caption="Variance split by architecture and method",
     )
     body += paragraphs(
-        "Two shares of this variance repeat over seeds: the share of the single tasks, and the share of the "
+        "Two shares of this variance repeat over seeds: the share due to single tasks, and the share due to the "
         f"combination of two tasks. The rest changes from seed to seed. {_OVER}",
         note=True,
     )
@@ -246,9 +252,9 @@ _TRANSFER_COLUMNS = {
 
 def _within(transfer: pd.DataFrame) -> Section:
     body = paragraphs(
-        "Each pair is predicted by a fit on those pairs of the same models that share no task with the predicted pair. "
-        "r is the correlation of predictions and outcomes after each fold's training mean is subtracted from both; it "
-        f"is averaged over methods and seeds. Bias is predicted − measured. {_OVER}",
+        "Predictors are fitted and tested on pairs of the same set of models; the fit for a pair uses only pairs that "
+        "share no task with it. r is the correlation between predictions and outcomes after each fold's training mean "
+        f"is subtracted from both; it is averaged over methods and seeds. Bias is predicted − measured. {_OVER}",
         note=True,
     )
     own = transfer[transfer["models"] == WITHIN]
@@ -273,7 +279,9 @@ def _transfer(transfer: pd.DataFrame) -> Section:
     other = transfer[transfer["models"] != WITHIN]
     if other.empty:
         return Section(
-            "transfer", "Do fitted predictors carry over?", body + paragraphs("There is no other analysis.")
+            "transfer",
+            "Do fitted predictors transfer to other seeds and architectures?",
+            body + paragraphs("There is no other analysis."),
         )
     plots = {
         name: [figures.transfer_map(other[other["predictor"] == name])]
@@ -295,7 +303,7 @@ def _transfer(transfer: pd.DataFrame) -> Section:
                 ["fitted_on", "predicts", "rests_on"],
                 caption=f"Predictions of {kind}",
             )
-    return Section("transfer", "Do fitted predictors carry over?", body)
+    return Section("transfer", "Do fitted predictors transfer to other seeds and architectures?", body)
 
 
 def _trainings(found: Findings) -> list[Section]:
@@ -303,8 +311,9 @@ def _trainings(found: Findings) -> list[Section]:
     if len(found.penalties):
         body = paragraphs(
             "The table shows changes relative to plain fine-tuning with the same seed, averaged over methods, pairs "
-            "and seeds. Accuracy and normalised: change of the merged models' accuracy. Gradients: change of the "
-            f"distance between two models' gradients, divided by the distance after plain fine-tuning. {_OVER}",
+            "and seeds. The columns `accuracy` and `normalised` show the change of the merged models' accuracy and "
+            "normalised accuracy. The column `gradients` shows the change of the distance between two models' "
+            f"gradients, divided by the distance after plain fine-tuning. {_OVER}",
             note=True,
         )
         body += table(
@@ -316,7 +325,7 @@ def _trainings(found: Findings) -> list[Section]:
             },
             "architecture",
             ["penalty"],
-            caption="Trainings with a penalty against plain fine-tuning",
+            caption="Training runs with a penalty against plain fine-tuning",
         )  # fmt: skip
         sections.append(Section("penalties", "Do penalties while fine-tuning make better merges?", body))
     if len(found.sets):

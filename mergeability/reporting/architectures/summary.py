@@ -28,7 +28,7 @@ FAMILIES = {metric: category for category, metrics in CATEGORIES.items() for met
 
 
 def write_summary(folder: Path, run_folders: Sequence[Path], beside: Sequence[Path] = ()) -> Path:
-    """Compare the architectures of a sweep's finished jobs and write tables and page; return the page's path."""
+    """Compare the architectures of a sweep's finished jobs, write the tables and a page, and return the page's path."""
     jobs = read_jobs(Path(folder), run_folders, beside)
     return save(compare(jobs), jobs, Path(folder))
 

@@ -21,7 +21,7 @@ NUMBERS = 2_000_000
 """The most numbers that a page holds: about seven bytes each."""
 
 MOST_TRAININGS = 20_000
-"""The most trainings that a page lists, the newest ones."""
+"""The largest number of training runs that a page lists; the newest are listed."""
 
 MANY_PAIRS = 5000
 """Of a run with more pairs than these, those without an outcome are left out."""
@@ -41,7 +41,7 @@ class Budget:
     used: int = 0
 
     def take(self, count: int) -> bool:
-        """Reserve `count` numbers of the page and return True; if fewer are left, reserve none and return False."""
+        """Reserve space for `count` numbers on the page and return True; return False if there is not enough space."""
         if count > self.left:
             return False
         self.left, self.used = self.left - count, self.used + count
@@ -73,7 +73,7 @@ def content(
     list of runs.
 
     Args:
-        gathered: analyses and trainings.
+        gathered: analyses and training runs.
         page: where the page will lie; links to reports start from there.
         numbers: the most numbers to embed.
         progress: shows how far it is.
@@ -106,7 +106,7 @@ def content(
     trainings = gathered.trainings.sort_values("finished_at", ascending=False, kind="stable")
     if len(trainings) > MOST_TRAININGS:
         sentences.append(
-            f"There are {len(trainings):,} trainings; this page contains the newest {MOST_TRAININGS:,}."
+            f"There are {len(trainings):,} training runs; this page contains the newest {MOST_TRAININGS:,}."
         )
         trainings = trainings.iloc[:MOST_TRAININGS]
     rows = trainings[TRAININGS[1:]].itertuples(index=False, name=None)

@@ -21,7 +21,7 @@ class Found:
     Attributes:
         analyses: folders with a `run.json`.
         cards: files that describe a checkpoint.
-        unfinished: folders of analyses and trainings that have no result, or the remains of a failed run.
+        unfinished: folders of analyses and training runs that have no result, or the remains of a failed run.
         unreadable: folders that could not be listed.
     """
 
@@ -48,7 +48,9 @@ def find(folders: Sequence[Path]) -> Found:
     found, seen = Found(), set[Path]()
     for start in folders:
         if not start.is_dir():
-            raise UserError(f"There is no folder {start}. Name a folder that contains runs, such as outputs.")
+            raise UserError(
+                f"There is no folder {start}. Give a folder that contains runs, such as outputs/."
+            )
         for place, inner, files in os.walk(
             start, onerror=lambda error: found.unreadable.append(Path(str(error.filename)))
         ):

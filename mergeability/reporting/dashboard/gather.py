@@ -1,4 +1,4 @@
-"""Collect analyses and trainings in one set of tables, and list those that cannot be read."""
+"""Collect analyses and training runs in one set of tables, and list those that cannot be read."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ FACTS = ("suite", "model", "penalty", "strength", "seed", "variant")
 
 @dataclass(frozen=True)
 class Gathered:
-    """Hold the analyses and trainings of a dashboard as tables.
+    """Hold the tables of the analyses and training runs that a dashboard shows.
 
     Attributes:
         runs: finished analyses, the newest first.
@@ -40,7 +40,7 @@ class Gathered:
 
     @property
     def table(self) -> pd.DataFrame:
-        """The table of analyses: one row per `folder`, with the run's settings and properties."""
+        """The table of analyses: one row per analysis, identified by `folder`, with its settings and properties."""
         rows = [
             {
                 "folder": run.folder,
@@ -61,7 +61,7 @@ class Gathered:
 
     @property
     def outcomes(self) -> pd.DataFrame:
-        """The table of outcomes: the settings of the run and one `value` per pair of tasks, `method` and `target`."""
+        """The table of outcomes: one `value` per run, task pair, `method` and `target`, with the run's settings."""
         rows = [
             (run.folder, *(run.facts[name] for name in FACTS), a, b, method, target, value)
             for run in self.runs
@@ -76,7 +76,7 @@ class Gathered:
 
 
 def gather(folders: Sequence[Path | str], progress: Progress = no_progress) -> Gathered:
-    """Read every finished analysis and training in folders and their subfolders.
+    """Read all finished analyses and training runs in the given folders and their subfolders.
 
     Args:
         folders: where to start.
@@ -136,7 +136,7 @@ def _other(runs: Sequence[Run]) -> dict[Path, str]:
 
 
 def _training(path: Path) -> dict[str, Any] | None:
-    """Read the card of a checkpoint; None where it is not that of a training, such as a base model's.
+    """Read a checkpoint's card; return None if it describes no training run, like the card of a base model.
 
     Raises:
         UserError: it is damaged.

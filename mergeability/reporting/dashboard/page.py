@@ -25,7 +25,7 @@ def write_dashboard(
     """Write the dashboard as one self-contained HTML file.
 
     Args:
-        gathered: analyses and trainings.
+        gathered: analyses and training runs.
         path: where it goes; links to reports are relative to it.
         numbers: the most numbers that are embedded.
         progress: shows how far it is.
@@ -95,8 +95,8 @@ def _sections() -> list[Section]:
             paragraphs(
                 "On the dotted line, the prediction equals the measured outcome. The table contains the"
                 " correlation of each predictor: for pairs with one new task, the mean over the left-out tasks;"
-                " for pairs of two new tasks, the correlation after each fold's training mean is subtracted"
-                " from predictions and outcomes.",
+                " for pairs of two new tasks, the correlation between predictions and outcomes after each"
+                " fold's training mean is subtracted from both.",
                 note=True,
             )
             + _panel(),
@@ -113,7 +113,7 @@ def _sections() -> list[Section]:
             + _panel(plots=3),
         ),
         Section("runs", "Which analyses are there?", _panel(plots=0)),
-        Section("trainings", "Which trainings are there?", _panel(plots=0)),
+        Section("trainings", "Which training runs are there?", _panel(plots=0)),
     ]
 
 

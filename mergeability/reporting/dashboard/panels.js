@@ -190,7 +190,7 @@ const makePanels = (data, statistics, parts, style) => {
         yaxis: { title: { text: `merged ${TARGETS[target.value]}` } },
         height: 460,
       };
-      draw(own.plots[0], { data: traces, layout }, "Merged against single-task accuracy; the table below has the numbers.");
+      draw(own.plots[0], { data: traces, layout }, "Merged accuracy against single-task accuracy; the table below has the numbers.");
       const ordered = [...points].sort((a, b) => b.front - a.front || b.y - a.y);
       table(
         own.tables[0],
@@ -367,7 +367,7 @@ const makePanels = (data, statistics, parts, style) => {
         ["memory, GiB", false, (one) => number(one.peak_memory_gib, 2)],
         ["finished", true, (one) => time(one)],
       ];
-      fill(own.tables[0], "Trainings", columns, shown);
+      fill(own.tables[0], "Training runs", columns, shown);
     };
   }
 

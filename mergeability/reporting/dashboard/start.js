@@ -23,7 +23,7 @@
   const status = document.getElementById("status");
   function changed() {
     const [runs, trainings] = [data.shownRuns().length, data.shownTrainings().length];
-    status.textContent = `${runs} of ${data.runs.length} analyses and ${trainings} of ${data.trainings.length} trainings are shown.`;
+    status.textContent = `${runs} of ${data.runs.length} analyses and ${trainings} of ${data.trainings.length} training runs are shown.`;
     Object.keys(updates).forEach(redraw);
   }
 

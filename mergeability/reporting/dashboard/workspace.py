@@ -222,8 +222,9 @@ def _merged(wr: Any, project: Project) -> Group:
     ]
     return Group(
         "Merged accuracy",
-        "Normalised accuracy of merges of two models, averaged over pairs, by merge method, strength and"
-        " seed. Bars show the mean over runs, whiskers their standard deviation.",
+        "Normalised accuracy of merges of two models for each merge method, by penalty, its strength λ, and"
+        " seed. The value of a run is its mean over pairs; bars show the mean of these values over runs, and"
+        " whiskers show their standard deviation.",
         names.ANALYZE,
         [
             *by_setting,
@@ -249,14 +250,14 @@ def _pairs(wr: Any) -> Group:
 
 def _trade_off(wr: Any, project: Project) -> Group:
     return Group(
-        "Merged against single-task accuracy",
+        "Merged accuracy against single-task accuracy",
         "The accuracy of the models on their own tasks, and the accuracy of their merges. At each single-task"
         " accuracy, the line shows the highest merged accuracy of all runs with this or a lower single-task"
         " accuracy. In dashboard.html the points of the Pareto front are marked.",
         names.ANALYZE,
         [
             wr.ScatterPlot(
-                title=f"{method}: merged against single-task accuracy",
+                title=f"{method}: merged accuracy against single-task accuracy",
                 x=wr.SummaryMetric(names.summarised(names.OWN_ACCURACY)),
                 y=wr.SummaryMetric(names.summarised(names.mean_outcome("acc", method))),
                 running_ymax=True,
@@ -290,7 +291,8 @@ def _predicted(wr: Any, project: Project) -> Group:
 def _fingerprints(wr: Any) -> Group:
     return Group(
         "Metrics that predict the outcomes of each method",
-        "Which metrics predict the outcome of each merge method, and how similar these are across methods.",
+        "Which metrics predict the outcome of each merge method, and how similar the"
+        " coefficients of these metrics are across methods.",
         names.ANALYZE,
         [
             _media(wr, "Coefficients", names.COEFFICIENTS),
@@ -308,8 +310,9 @@ def _trainings(wr: Any) -> Group:
         "groupby_rangefunc": "stddev",
     }
     return Group(
-        "Trainings",
-        "Test accuracy of the fine-tuned models and of their base model, and the duration of the trainings.",
+        "Training runs",
+        "Test accuracy of the fine-tuned models and of their base model, and the duration of each training"
+        " run.",
         names.TRAIN,
         [
             wr.BarPlot(title="Test accuracy by task", metrics=[accuracy, base], groupby=wr.Config(names.TASK),

@@ -33,7 +33,7 @@ _LEAD = ("probe", "functional", "ridge")
 
 
 def write_summary(folder: Path, run_folders: Sequence[Path], beside: Sequence[Path] = ()) -> Path:
-    """Compare the evidence of a sweep's finished jobs and write tables and page; return the page's path."""
+    """Compare the evidence of a sweep's finished jobs, write the tables and a page, and return the page's path."""
     return save(summarise(folder, run_folders, beside), folder)
 
 
@@ -63,7 +63,7 @@ def evidence_page(found: EvidenceSummary) -> str:
 
 
 def headline(found: EvidenceSummary) -> list[str]:
-    """Return one sentence per group on the main kinds of evidence, then missing parts and the scope."""
+    """For each group, return a sentence about the main kinds of evidence; add those on missing parts and scope."""
     rows = _shown(found, BOTH_NEW)
     rows = rows[rows["target"] == rows["target"].iloc[0]]
     sentences = []
@@ -93,16 +93,16 @@ def _section(
 ) -> Section:
     unlabelled, samples = found.shown
     measure = (
-        "r is the correlation after each fold's training mean is subtracted from predictions and outcomes"
+        "r is the correlation between predictions and outcomes after each fold's training mean is subtracted from both"
         if situation == BOTH_NEW
         else "r is the mean correlation over folds"
     )
     body = paragraphs(
         f"Functional evidence and probes use {unlabelled} unlabelled images of each task, and metrics use {samples}"
-        f" calibration images; evidence.csv has the results for other numbers of images. {measure}. It is averaged over"
-        " methods and seeds. Intervals over tasks come from leaving out each task in turn, those over seeds from"
-        " Student's t. The bias is predicted − measured; the predictor probe is not fitted, so its bias is that of the"
-        " probe's own estimates.",
+        f" calibration images; evidence.csv has the results for other numbers of images. {measure}. Values are averaged"
+        " over methods and seeds. Intervals over tasks come from leaving out each task in turn; intervals over seeds"
+        " come from Student's t. The bias is predicted − measured; the predictor `probe` is not fitted, so its bias is"
+        " the bias of the probe's own estimates.",
         note=True,
     )
     rows = _shown(found, situation)
@@ -132,9 +132,9 @@ def _images(found: EvidenceSummary) -> Section:
         for group in groups
     }
     body = paragraphs(
-        "The figure shows r for pairs of two new tasks by number of images of each task: unlabelled images for"
-        " functional evidence and probes, calibration images for metrics. r is the correlation after each fold's"
-        " training mean is subtracted from predictions and outcomes. Bars are 95 % intervals over tasks.",
+        "The figure shows r, for pairs of two new tasks, against the number of images of each task: unlabelled images"
+        " for functional evidence and probes, calibration images for metrics. r is the correlation between predictions"
+        " and outcomes after each fold's training mean is subtracted from both. Bars are 95 % intervals over tasks.",
         note=True,
     )
     body += figure_block(

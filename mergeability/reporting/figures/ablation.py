@@ -105,7 +105,7 @@ def _apart(settings: pd.DataFrame) -> list[bool]:
 
 
 def changes_by_strength(changes: pd.DataFrame, outcome: str) -> go.Figure:
-    """Plot each penalty's change of an outcome against its strength, with intervals over seeds.
+    """Plot the change of an outcome under each penalty against the penalty's strength, with intervals over seeds.
 
     Args:
         changes: one row per penalty and strength: `penalty`, `strength`, `change` and `high`, the upper end of its

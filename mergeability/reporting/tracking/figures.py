@@ -36,7 +36,7 @@ def figures_of(analysis: Analysis) -> dict[str, go.Figure]:
 
 
 def with_menu(choices: Mapping[str, go.Figure]) -> go.Figure | None:
-    """Combine figures into one with a menu that selects the visible figure; None if there are no figures."""
+    """Combine figures into one with a menu that selects the visible figure; return None if there are no figures."""
     if not choices:
         return None
     drawn = {name: figure.to_plotly_json() for name, figure in choices.items()}

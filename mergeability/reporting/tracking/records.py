@@ -1,4 +1,4 @@
-"""Log the configuration, numbers, tables, figures and artifacts of trainings and analyses to a tracking service."""
+"""Log configurations, numbers, tables, figures and artifacts of training runs and analyses to tracking services."""
 
 import re
 import tempfile
@@ -57,7 +57,7 @@ def model_artifact_name(task: str, sha256: str) -> str:
 
 
 def log_training(loggers: Sequence[Guarded], card: Mapping[str, Any], folder: Path) -> None:
-    """Log the results of a training, from the card of its model.
+    """Log the results of a training run, which are read from the model's card.
 
     Args:
         loggers: open loggers.
@@ -104,7 +104,7 @@ def training_metrics(card: Mapping[str, Any]) -> dict[str, float]:
 
 
 def summary_metrics(analysis: Analysis) -> dict[str, tuple[float, str]]:
-    """Collect the mean values of an analysis, and whether `max` or `min` of each is better.
+    """Collect the mean values of an analysis, each with `max` if higher values are better, otherwise with `min`.
 
     These are the mean and worst outcome of each method over pairs, the mean accuracy of the models on their own tasks,
     the seconds, and each predictor's r.
@@ -145,7 +145,7 @@ def summary_metrics(analysis: Analysis) -> dict[str, tuple[float, str]]:
 
 
 def tables(analysis: Analysis) -> dict[str, pd.DataFrame]:
-    """Collect the tables of an analysis that have rows."""
+    """Collect the non-empty tables of an analysis."""
     prediction = {} if analysis.prediction is None else analysis.prediction.tables
     found = {
         names.PAIRS: analysis.pairs,
