@@ -1,4 +1,4 @@
-"""Compare the merge methods of several analysis runs, and compare them for each model if there are several models."""
+"""Compare the merge methods of several analysis runs, and also separately for each model if there are several."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -83,7 +83,7 @@ def single_metrics(analysis: Analysis) -> Section | None:
 
 
 def category_ablation(analysis: Analysis) -> Section | None:
-    """Show how much worse predictors become without each category of metrics."""
+    """Show how much worse the predictions become if one category of metrics at a time is left out."""
     ablation = study_table(analysis, "ablation")
     if ablation.empty:
         return None
@@ -158,8 +158,9 @@ def fingerprints(analysis: Analysis) -> Section | None:
         ]
     means = compared.groupby(["target", "predictor"], sort=False)[["top5_overlap", "sign_agreement"]].mean()
     body = paragraphs(
-        "Left: share of the five metrics with the largest coefficients that two methods have in common."
-        " Right: share of metrics whose coefficients have the same sign under both methods.",
+        "Left: for each method, the five metrics with the largest absolute coefficients are selected; a cell"
+        " shows the share of these that two methods have in common. Right: share of metrics whose coefficients"
+        " have the same sign for both methods.",
         note=True,
     )
     body += figure_block(

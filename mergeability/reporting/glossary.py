@@ -132,7 +132,7 @@ def linked_name(name: str) -> Markup:
 
 
 def glossary_section(body: str, names: Sequence[str], level: int = 3) -> Markup:
-    """Return the HTML definitions of all linked terms and of all names; empty if there are none.
+    """Return the HTML definitions of all linked terms and all given names; return an empty text if there are none.
 
     Args:
         body: the HTML of the page.

@@ -36,7 +36,7 @@ HEAT_MAP: Final = "figures/pairs"
 """Figure of an analysis: outcomes of all pairs, task by task."""
 
 PREDICTED: Final = "figures/predicted"
-"""Figure of an analysis: predicted against measured outcomes."""
+"""Figure of an analysis: predicted outcomes against measured outcomes."""
 
 COEFFICIENTS: Final = "figures/coefficients"
 """Figure of an analysis: coefficients of the predictors."""

@@ -115,7 +115,7 @@ def heat_maps(analysis: Analysis) -> Section | None:
     body += figure_block(
         "merges", plots, choices, square=True, described="Heat map of outcomes by pair of tasks"
     )
-    return Section("heat-maps", "Which tasks merge well with which?", body)
+    return Section("heat-maps", "Which pairs of tasks merge well?", body)
 
 
 def probes(analysis: Analysis) -> Section | None:

@@ -23,7 +23,7 @@ def target_choice(analysis: Analysis) -> Choice:
 
 
 def study_table(analysis: Analysis, name: str) -> pd.DataFrame:
-    """Return a table of the study of predictors by its name; empty if it does not exist."""
+    """Return the named table of the study of predictors, or an empty table if there is none of this name."""
     prediction = analysis.prediction
     return pd.DataFrame() if prediction is None else prediction.tables.get(name, pd.DataFrame())
 

@@ -354,6 +354,6 @@ def _predictions(analysis: Analysis) -> Section | None:
         "predictions",
         plots,
         fit_choices(analysis, found.predictions),
-        described="Predicted against measured outcomes",
+        described="Predicted outcomes against measured outcomes",
     )
     return Section("predictions", "How close are predictions to measured outcomes?", body)

@@ -135,7 +135,7 @@ def _missing(analysis: Analysis) -> Section:
 
 
 def _run(analysis: Analysis) -> Section:
-    heading = "How was this made?"
+    heading = "How were these results produced?"
     if not analysis.run:
         return Section("run", heading, paragraphs("No information about this run was recorded."))
     body = Markup()

@@ -158,7 +158,7 @@ def _worst_set(sets: pd.DataFrame, column: str) -> str:
 
 
 def record_frame(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Convert records of `prediction.json` into a data frame, `None` into NaN."""
+    """Convert records of `prediction.json` into a data frame in which `None` becomes NaN."""
     frame = pd.DataFrame(list(records))
     texts = {"method", "predictor", "protocol", "situation", "target"}
     return frame.assign(**{name: pd.to_numeric(frame[name]) for name in frame.columns if name not in texts})
@@ -286,7 +286,7 @@ def summary_table(analysis: Analysis) -> "Table":
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """Format a number for a reader; a dash if it is undefined or unknown."""
+    """Format a number for a reader; return a dash if the number is undefined or unknown."""
     if value is None or (isinstance(value, float | np.floating) and np.isnan(value)):
         return "–"
     if isinstance(value, bool | int | np.integer | str):

@@ -23,8 +23,8 @@ PANELS = {
     "Merged accuracy against single-task accuracy": [
         "ties: merged accuracy against single-task accuracy", "tsv: merged accuracy against single-task accuracy",
     ],
-    "Predicted against measured": [
-        "Predicted against measured", "r of ridge for one new task", "r of ridge for two new tasks",
+    "Predicted outcomes against measured outcomes": [
+        "Predicted outcomes against measured outcomes", "r of ridge for one new task", "r of ridge for two new tasks",
     ],
     "Metrics that predict the outcomes of each method": ["Coefficients", "Agreement of methods", "Table of agreement"],
     "Training runs": [

@@ -120,9 +120,10 @@ def _trade_off(found: Ablation) -> Section | None:
 
 
 def trade_off_table(found: Ablation, method: str, target: str) -> pd.DataFrame:
-    """Compare each setting's single-task accuracy with that of its merges, and mark the Pareto front.
+    """Compare the single-task accuracy of each setting with the accuracy of its merges, and mark the Pareto front.
 
-    Both are plain's mean plus the change with the same seeds, because means over unequal seeds are not comparable.
+    Both are the mean of plain fine-tuning plus the setting's change with the same seeds, because means over unequal
+    seeds are not comparable.
 
     Args:
         found: the ablation.
@@ -296,7 +297,7 @@ def _made(found: Ablation) -> Section:
             "All tables are saved next to this page as ablation_*.csv; each analysis has its own report.",
         ]
     )
-    return Section("made", "How was this made?", body)
+    return Section("made", "How were these results produced?", body)
 
 
 def _target_choice(targets: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:

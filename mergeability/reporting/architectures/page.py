@@ -77,7 +77,7 @@ def _claims(claims: pd.DataFrame) -> Section:
         caption="Claims and their verdicts",
         sentences=True,
     )  # fmt: skip
-    return Section("claims", "Which claims hold here?", body)
+    return Section("claims", "Which claims hold in these analyses?", body)
 
 
 def _outcomes(outcomes: pd.DataFrame) -> Section:
@@ -212,9 +212,10 @@ def _variance(found: Findings) -> Section:
         metrics_beyond=means["metrics_beyond"].clip(lower=0),
     )
     body = paragraphs(
-        "The variance of normalised accuracy over pairs consists of three shares, averaged over seeds: task effects, "
-        "which depend on each model alone; what metrics predict in addition for pairs of two new tasks, below 0 if "
-        "their predictions have larger errors than task effects alone; and the rest.",
+        "The variance of normalised accuracy over pairs is divided into three shares, averaged over seeds: task "
+        "effects, which depend on each model alone; what metrics predict in addition for pairs of two new tasks; and "
+        "the rest. The second share is below 0 if predictions with metrics have larger errors than predictions from "
+        "task effects alone.",
         note=True,
     )
     body += figure_block("variance", {"": [figures.share_bars(bars, _PARTS)]}, described="Shares of variance")
@@ -327,11 +328,11 @@ def _trainings(found: Findings) -> list[Section]:
             ["penalty"],
             caption="Training runs with a penalty against plain fine-tuning",
         )  # fmt: skip
-        sections.append(Section("penalties", "Do penalties while fine-tuning make better merges?", body))
+        sections.append(Section("penalties", "Do penalties during fine-tuning improve merges?", body))
     if len(found.sets):
         body = paragraphs(
-            "The table shows the rank correlation of the outcome of merging several models with the mean outcome of "
-            f"their pairs. {_OVER}",
+            "The table shows ρ, the rank correlation between the outcome of merging several models and the mean "
+            f"outcome of all pairs of these models. {_OVER}",
             note=True,
         )
         body += table(

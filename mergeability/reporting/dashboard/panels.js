@@ -240,7 +240,7 @@ const makePanels = (data, statistics, parts, style) => {
         const [low, high] = [measured.reduce((a, b) => Math.min(a, b)), measured.reduce((a, b) => Math.max(a, b))];
         const exact = { type: "line", x0: low, y0: low, x1: high, y1: high, layer: "below", line: { color: "#a9b4c0", width: 1.5, dash: "dot" } };
         const layout = { xaxis: { title: { text: "measured" } }, yaxis: { title: { text: "predicted" } }, shapes: [exact], height: 460 };
-        draw(own.plots[0], { data: traces, layout }, `Predicted against measured outcomes of ${predictor.value}.`);
+        draw(own.plots[0], { data: traces, layout }, `Predicted outcomes against measured outcomes of ${predictor.value}.`);
       }
       const columns = [...new Set([...found.values()].flatMap((row) => [...row.keys()]))];
       const middle = (row) => statistics.mean([...row.values()].map(statistics.mean));

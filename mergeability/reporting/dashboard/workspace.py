@@ -85,7 +85,7 @@ class Project:
 
 
 def groups(project: Project) -> list[Group]:
-    """Create all panels of a project; this needs no network."""
+    """Create all panels of a project; this needs no internet access."""
     wr, _ = _library()
     return [
         _merged(wr, project),
@@ -281,10 +281,10 @@ def _predicted(wr: Any, project: Project) -> Group:
         for protocol, situation in _PROTOCOLS.items()
     ]
     return Group(
-        "Predicted against measured",
+        "Predicted outcomes against measured outcomes",
         "Predictions for pairs outside the training set, and their correlation with the measured outcome.",
         names.ANALYZE,
-        [_media(wr, "Predicted against measured", names.PREDICTED), *bars],
+        [_media(wr, "Predicted outcomes against measured outcomes", names.PREDICTED), *bars],
     )
 
 

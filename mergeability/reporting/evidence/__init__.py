@@ -1,1 +1,1 @@
-"""Kinds of evidence compared over groups of tasks, seeds and numbers of images, from the jobs of a sweep."""
+"""Compare kinds of evidence over groups of tasks, seeds, and numbers of images, using the jobs of a sweep."""

@@ -106,7 +106,7 @@ class EvidenceSummary:
 
 
 def summarise(folder: Path, run_folders: Sequence[Path], beside: Sequence[Path] = ()) -> EvidenceSummary:
-    """Score every job's pairs and combine seeds and numbers of images; nothing is measured again.
+    """Score every job's pairs, and combine the scores of all seeds by number of images; measure nothing again.
 
     Args:
         folder: of the sweep; jobs that began there and did not finish are named.

@@ -47,7 +47,7 @@ def save(found: EvidenceSummary, folder: Path) -> Path:
 
 
 def evidence_page(found: EvidenceSummary) -> str:
-    """Return the page as HTML: comparisons for pairs of two new tasks, for one new task, and by number of images."""
+    """Return the page as HTML: tables for two new tasks and for one new task, and results by number of images."""
     sections = [
         _section(found, "both-new", BOTH_NEW, "Which evidence predicts pairs of two new tasks?", _BOTH_NEW),
         _section(

@@ -29,7 +29,7 @@ _FEW_SETS = 60
 
 
 def accuracy_bars(models: pd.DataFrame) -> go.Figure:
-    """Draw the accuracy of chance, simple baselines, base and fine-tuned model on every task as grouped bars.
+    """Draw grouped bars for every task: the accuracy of chance, simple baselines, the base and the fine-tuned model.
 
     Args:
         models: indexed by task: `chance`, `pixel_accuracy`, `tfidf_accuracy`, `base_accuracy` and

@@ -22,7 +22,7 @@ from mergeability.reporting.figures.style import (
 
 
 def variance_bars(variance: pd.DataFrame) -> go.Figure:
-    """Draw stacked bars of the variance that is explained by task effects, by metrics beyond them, and unexplained.
+    """Draw stacked bars of three shares of variance: task effects, what metrics explain in addition, and the rest.
 
     Args:
         variance: one row per method: `method`, `task_effects`, `metrics_beyond`, `residual`, in [0, 1].

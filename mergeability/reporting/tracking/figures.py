@@ -21,8 +21,8 @@ def figures_of(analysis: Analysis) -> dict[str, go.Figure]:
 
     Returns:
         Name → figure; those without data are left out. `figures/pairs`: heat maps of the outcome of every method.
-        `figures/predicted` and `figures/coefficients`: predicted against measured, and the coefficients, of every
-        method with the predictor that predicts it best from metrics. `figures/fingerprints`: the mean coefficients of
+        `figures/predicted` and `figures/coefficients`: predicted outcomes against measured outcomes, and coefficients,
+        for every method, with the predictor that predicts the method best from metrics. `figures/fingerprints`: the mean coefficients of
         every metric and method.
     """
     target = analysis.targets[0] if analysis.targets else TARGETS[0]
