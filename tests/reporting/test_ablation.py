@@ -317,7 +317,7 @@ def test_without_plain_or_with_one_seed_nothing_is_claimed(tmp_path, values):
     assert rows["low"].isna().all()
     assert winners(found.merges).empty
     assert found.choices.empty
-    assert any("One seed" in sentence for sentence in found.missing)
+    assert any("With one seed" in sentence for sentence in found.missing)
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def test_scores_of_an_earlier_fit_come_first_and_say_where_it_abstains(analysis,
     )
     assert "Will these models merge well?" in page.text
     assert scores["abstains"].tolist().count("second") == 1
-    assert "ties rests" in page.text or "predicts no better" in page.text
+    assert "ties rests" in page.text or "predictions are no better" in page.text
     assert "inside the interval" in page.text
 
 

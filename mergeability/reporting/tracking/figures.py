@@ -22,8 +22,8 @@ def figures_of(analysis: Analysis) -> dict[str, go.Figure]:
     Returns:
         Name → figure; those without data are left out. `figures/pairs`: heat maps of the outcome of every method.
         `figures/predicted` and `figures/coefficients`: predicted outcomes against measured outcomes, and coefficients,
-        for every method, with the predictor that predicts the method best from metrics. `figures/fingerprints`: the mean coefficients of
-        every metric and method.
+        for every method, with the predictor that predicts the method best from metrics. `figures/fingerprints`: the
+        mean coefficients of every metric and method.
     """
     target = analysis.targets[0] if analysis.targets else TARGETS[0]
     found = {
