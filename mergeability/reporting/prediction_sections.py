@@ -115,9 +115,9 @@ def _scores(analysis: Analysis) -> Section | None:
     scorer, scores = analysis.scorer, analysis.scores
     evidence = scorer.evidence_for(list(analysis.pairs.columns))
     body = paragraphs(
-        f"The scores are predictions by ridge on {len(evidence.metrics)} metrics, fitted on pairs of"
-        f" {len(scorer.tasks)} tasks that were merged before. The interval should contain the outcomes of 90"
-        " % of a new task's pairs; the method with the highest lower end is recommended. The predictor"
+        f"The scores are predictions by a ridge regression on {len(evidence.metrics)} metrics, which"
+        f" was fitted on earlier merges of pairs of {len(scorer.tasks)} tasks. The interval should contain the outcomes of 90 % of a new task's"
+        " pairs; the recommended method is the one whose interval has the highest lower bound. The predictor"
         " abstains where a metric is outside the range of the training pairs.",
         note=True,
     )
