@@ -115,10 +115,10 @@ def _scores(analysis: Analysis) -> Section | None:
     scorer, scores = analysis.scorer, analysis.scores
     evidence = scorer.evidence_for(list(analysis.pairs.columns))
     body = paragraphs(
-        f"The scores are predictions by a ridge regression on {len(evidence.metrics)} metrics, which"
-        f" was fitted on earlier merges of pairs of {len(scorer.tasks)} tasks. The interval should contain the outcomes of 90 % of a new task's"
-        " pairs; the recommended method is the one whose interval has the highest lower bound. The predictor"
-        " abstains where a metric is outside the range of the training pairs.",
+        f"The scores are predictions by a ridge regression on {len(evidence.metrics)} metrics, which was fitted"
+        f" on earlier merges of pairs of {len(scorer.tasks)} tasks. The interval should contain the outcomes of"
+        " 90 % of a new task's pairs; the recommended method is the one whose interval has the highest lower"
+        " bound. The predictor abstains where a metric is outside the range of the training pairs.",
         note=True,
     )
     skill = pd.DataFrame(
