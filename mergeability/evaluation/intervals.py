@@ -35,11 +35,11 @@ def accuracy_variance(hits: Bool[np.ndarray, " N"]) -> float:
 
 
 def ratio_variance(merged: Bool[np.ndarray, " N"], tuned: Bool[np.ndarray, " N"]) -> float:
-    """Estimate the variance of the normalised accuracy r = Σx/Σy of two models on the same images.
+    """Estimate the variance of the normalised accuracy r = Σx/Σy of a merge (x) and its fine-tuned model (y).
 
     By the delta method, Var r ≈ (Var x − 2r·Cov(x, y) + r²·Var y)/(N·ȳ²): images on which both models agree contribute
     little. One image of each of the four outcomes is added, so that full agreement does not count as certainty.
-    NaN if the second model is never right.
+    NaN if the fine-tuned model is never right.
 
     Args:
         merged: whether the merged model classifies each image correctly, x.

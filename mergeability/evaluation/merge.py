@@ -53,7 +53,7 @@ class Recalibration:
         return self.evaluator.recalibrated(state, samples.tensors["images"], tasks)
 
     def key(self, tasks: Sequence[str]) -> list[str]:
-        """Return the hashes of the images from which the statistics are estimated."""
+        """Return the hashes of the images from which batch-norm statistics are estimated."""
         return [self.views.samples(task).without_labels().fingerprint for task in sorted(tasks)]
 
 
@@ -96,7 +96,7 @@ class Merge:
     def lazy_state(
         self, alpha: float, *, dtype: torch.dtype | None = None, rounding: Rounding | None = None
     ) -> Mapping[str, Tensor]:
-        """Return the weights of `state` with each tensor computed on access, unless statistics are re-estimated."""
+        """Return the weights of `state`; compute each tensor on access, or all at once to re-estimate statistics."""
         if self.recalibrate is not None:
             return self.state(alpha, dtype=dtype, rounding=rounding)
         base = self.task_vectors.base_checkpoint

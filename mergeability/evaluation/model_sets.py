@@ -41,13 +41,13 @@ class MergeSets:
     def __post_init__(self) -> None:
         if not self._arities:
             raise UserError(
-                "Expected arity to be a number of at least 2, all, or a list of these, got an empty list."
+                "Expected arity to be a number of at least 2, 'all', or a list of such values, got an empty list."
             )
         for arity in self._arities:
             if arity != "all" and (not _is_whole(arity) or arity < 2):
-                raise UserError(f"Expected arity to be a number of at least 2, or all, got {arity!r}.")
+                raise UserError(f"Expected arity to be a number of at least 2, or 'all', got {arity!r}.")
         if self.sets is not None and (not _is_whole(self.sets) or self.sets < 1):
-            raise UserError(f"Expected sets to be a positive number of sets, got {self.sets!r}.")
+            raise UserError(f"Expected sets=… to be a positive whole number, got {self.sets!r}.")
         if self.pairs is not None:
             self._check_pairs(self.pairs)
 
@@ -85,7 +85,7 @@ class MergeSets:
         unknown = sorted({task for pair in named for task in pair} - set(tasks))
         if unknown:
             raise UserError(
-                f"pairs contains {', '.join(unknown)}, but the suite contains only {', '.join(tasks)}."
+                f"pairs=… contains {', '.join(unknown)}, but the suite contains only {', '.join(tasks)}."
             )
         return list(dict.fromkeys(_ordered(pair, tasks) for pair in named))
 
@@ -96,13 +96,15 @@ class MergeSets:
         if self.sets is None or self.sets >= count:
             if self.sets is None and count > MOST_UNASKED and not (size == 2 and self.many_pairs):
                 raise UserError(
-                    f"There are {count} sets of {size} of the {len(tasks)} models. Choose how many are"
-                    " merged, such as"
+                    f"{len(tasks)} models form {count} sets of {size}. Choose how many of these sets to merge, such as"
                     f" sets=200{', or evaluate=200, which predicts the others' if size == 2 else ''}."
                 )
             if self.sets is not None and self.sets > count:
                 logger.info(
-                    "Only %d sets of %d of the %d models exist; all are merged.", count, size, len(tasks)
+                    "There are only %d sets of %d of the %d models, so every set is merged.",
+                    count,
+                    size,
+                    len(tasks),
                 )
             return list(itertools.combinations(tasks, size))
         generator = random.Random(f"{self.seed}\n{size}\n" + "\n".join(sorted(tasks)))

@@ -39,8 +39,8 @@ def pair_table(accuracies: pd.DataFrame, probes: pd.DataFrame | None = None) -> 
 
 
 def set_table(accuracies: pd.DataFrame, probes: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Arrange outcomes as one row per set: `tasks`, `arity`, and for each method m the means over its tasks
-    `acc_m`, `norm_acc_m` and `kept_gain_m`, the normalised accuracy of its worst task `worst_norm_acc_m`, and
+    """Arrange outcomes as one row per set: `tasks`, `arity`, and for each method m the means over the set's tasks
+    `acc_m`, `norm_acc_m` and `kept_gain_m`, the normalised accuracy of the set's worst task `worst_norm_acc_m`, and
     `alpha_m`; and the columns of probes, as pairs have them.
     """  # noqa: D205
     rows: dict[str, dict[str, Any]] = {}

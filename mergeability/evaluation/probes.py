@@ -1,4 +1,4 @@
-"""Probe merges: compare their predictions on a few unlabelled images with those of each task's own model.
+"""Compare a merge's predictions on a few unlabelled images with the predictions of each task's own model.
 
 A probe is a small evaluation without labels, not a forecast: it requires the merge. The overlap directly estimates the
 merge's normalised accuracy, and the confidence its accuracy.
@@ -97,7 +97,7 @@ class Probe:
         answers = probabilities(normalised(features.numpy()), head)
         if np.isnan(answers).any():
             raise UserError(
-                f"The features of images of '{task}' have length 0, so no class can be predicted. Merge at a"
+                f"The features of images of '{task}' have norm 0, so no class can be predicted. Merge at a"
                 " smaller alpha."
             )
         return answers

@@ -68,7 +68,7 @@ class ScaleChoice:
         return {name: words[0]} if len(words) == 1 else {f"{name}{_SUFFIXES[word]}": word for word in words}
 
     def tunes(self, methods: Mapping[str, MergeMethod], by: str = TUNED) -> bool:
-        """Return whether the scale of any method is chosen by the procedure `by`."""
+        """Return whether the scale of at least one method is `by`: "tuned", or another word that `columns` returns."""
         return any(by in self.columns(name, method).values() for name, method in methods.items())
 
     def notes(self, methods: Mapping[str, MergeMethod], sets: Sequence[TaskVectors]) -> list[str]:

@@ -80,7 +80,7 @@ def with_outcomes(pairs: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
 
 
 def predicted_others(pairs: pd.DataFrame, methods: Sequence[str], request: Request) -> Unevaluated:
-    """Predict the pairs that were not evaluated within the budget; empty without a budget."""
+    """Predict the pairs that the budget left unevaluated; predict nothing if there is no budget."""
     if request.merging.evaluate is None:
         return Unevaluated()
     metrics = [name for name in request.metrics if name in pairs.columns]

@@ -94,8 +94,8 @@ def import_checkpoint(
     """
     if not isinstance(model, ClipModel):
         raise UserError(
-            "Only image models can be imported, but the model given with model= reads texts. Choose the "
-            "architecture of the file, such as model=vit_b16."
+            "Only image models can be imported, but model= selects a model that reads texts. Set model= to the "
+            "architecture of the model in the file, such as model=vit_b16."
         )
     if evaluate and task is None:
         raise UserError(

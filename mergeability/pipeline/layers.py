@@ -1,4 +1,4 @@
-"""Find the tensors in which two models conflict, by the cosine of their task vectors in each tensor."""
+"""Find the tensors in which two models conflict: compute the cosine of their task vectors in every tensor."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Write the merges of a run into one folder per method and set of models, with weights and a card."""
+"""Write the weights and the card of every merge of a run; each method and set of models has its own folder."""
 
 import logging
 import shutil

@@ -1,4 +1,4 @@
-"""Define the steps of merging that all suites share: choose sets, check methods, write and record merges."""
+"""Define the steps of merging that all suites share: choosing sets, checking methods, writing and recording merges."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace

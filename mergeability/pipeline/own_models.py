@@ -56,7 +56,7 @@ class OwnModel:
         known = ("weights", "images", "classes", "templates", "head")
         if not isinstance(options, Mapping):
             raise UserError(
-                f"Expected suite.models.{name} to name {', '.join(known)}, got {options!r}. For example "
+                f"Expected suite.models.{name} to set {', '.join(known)}, got {options!r}. For example "
                 f"{name}: {{weights: {name}.safetensors, images: photos, classes: [cat, dog]}}."
             )
         unknown = [str(one) for one in options if one not in known]
@@ -93,7 +93,8 @@ class OwnModel:
             path = Path(self.classes).expanduser()
             if not path.is_file():
                 raise UserError(
-                    f"No file of class names at {path} for '{name}'. Give one name per line, or a list."
+                    f"There is no file of class names for '{name}' at {path}. Write this file with one name per line,"
+                    " or give a list of names."
                 )
             try:
                 # utf-8-sig accepts the byte-order mark that some editors write.
@@ -159,13 +160,13 @@ class ModelSuite:
             object.__setattr__(self, "base", self.base or base)
         if not isinstance(models, Mapping) or len(models) < 2:
             raise UserError(
-                "Expected suite.models to name two or more models, as a YAML file or "
+                "Expected suite.models to list two or more models, as a YAML file or "
                 "'suite.models={a: {weights: …, images: …, classes: […]}, b: …}'."
             )
         if not isinstance(self.model, ClipModel):
             raise UserError(
-                "suite.models are image models, but the model given with model= reads texts. Choose their "
-                "architecture, such as model=vit_b16."
+                "Only image models can be given in suite.models, but model= selects a model that reads texts. Set "
+                "model= to the architecture of the models, such as model=vit_b16."
             )
         if not self.base:
             raise UserError(

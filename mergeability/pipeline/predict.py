@@ -61,7 +61,7 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Scored:
-    """Hold the scores of all pairs by a predictor that an earlier run fitted.
+    """Hold the scores that a predictor fitted by an earlier run gives to all pairs.
 
     Attributes:
         scorer: the predictor.
@@ -75,7 +75,7 @@ class Scored:
 
 
 def with_own_accuracies(pairs: pd.DataFrame, models: pd.DataFrame) -> pd.DataFrame:
-    """Add fine-tuned accuracy, base accuracy and their ratio, averaged over each pair's tasks.
+    """Add columns of fine-tuned accuracy, base accuracy and their ratio, each averaged over the pair's two tasks.
 
     The ratio is base over fine-tuned accuracy (NaN if a fine-tuned accuracy is 0).
     """

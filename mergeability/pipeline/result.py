@@ -78,7 +78,7 @@ class Analysis:
 
     @property
     def tasks(self) -> list[str]:
-        """The names of all tasks: first those of the models, then further tasks of the pairs."""
+        """The names of all tasks: first those of the models, then any others that occur in pairs."""
         ends = (
             pd.concat([self.pairs["task_a"], self.pairs["task_b"]])
             if len(self.pairs)
@@ -143,5 +143,5 @@ def objective(analysis: Analysis, name: str) -> float:
     columns = [f"{name}_{method}" for method in analysis.methods]
     frame = analysis.models.get([name]) if name == "finetuned_accuracy" else analysis.pairs.get(columns)
     if frame is None or frame.empty:
-        raise UserError(f"This analysis did not measure {name}, which requires a suite of tasks and merges.")
+        raise UserError(f"This analysis did not measure {name}, which requires merges and a suite of tasks.")
     return float(frame.to_numpy(dtype=float).mean())

@@ -158,7 +158,7 @@ def merge_card(
 
 
 def task_accuracies(rows: "pd.DataFrame") -> dict[str, dict[str, float]]:
-    """Return the outcome of one merge for its card, with one row per task.
+    """Return the accuracies of one merge by task, as its card contains them.
 
     Args:
         rows: with `task` and at least one of `accuracy` (of the merge), `finetuned_accuracy`, `base_accuracy`,
@@ -173,7 +173,7 @@ def task_accuracies(rows: "pd.DataFrame") -> dict[str, dict[str, float]]:
 
 
 def encoder_bytes(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> int:
-    """Return the size of a saved encoder with these shapes in bytes, including its card and configuration.
+    """Return the bytes that an encoder of the base's shapes takes on disk, with its card and configuration.
 
     Args:
         checkpoint: the base model.
@@ -232,7 +232,7 @@ def check_export(
 
 
 def merge_folder_name(tasks: Sequence[str]) -> str:
-    """Return the folder name of a merge of these tasks, such as "a+b", in the given order.
+    """Return the folder name of a merge, such as "a+b": the names of its tasks in the given order.
 
     Names are unique: characters other than letters, digits and `_.-` are percent-encoded ("a/b" as "a%2Fb").
     A name above 100 characters is cut, and ends with `~` and a digest of all the names.

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Layout:
-    """How the checkpoints' tensors are split into the parameters of metrics and merges.
+    """How the tensors of checkpoints are split into the parameters that metrics and merges use.
 
     Attributes:
         split_qkv: treat the queries, keys and values of a fused attention as three parameters.
@@ -55,7 +55,7 @@ _AS_STORED = Layout()
 
 @dataclass(frozen=True)
 class TaskSuite:
-    """A suite of tasks with the folders of their fine-tuned models.
+    """A suite of tasks, and the folders of the models fine-tuned on these tasks.
 
     Attributes:
         name: name of the suite.
@@ -134,8 +134,8 @@ class TaskSuite:
             changed = [what for what, differs in differing.items() if differs]
             if changed:
                 raise UserError(
-                    f"Since the model in {self.folder(task)} was trained, {' and '.join(changed)} changed. "
-                    f"Run: {self.train_command} task={task} overwrite=true"
+                    f"After the model in {self.folder(task)} was trained, {' and '.join(changed)} changed. Train the "
+                    f"model again. Run: {self.train_command} task={task} overwrite=true"
                 )
         return layout.of(vectors)
 
@@ -156,7 +156,7 @@ def _class_names(card: Mapping[str, Any]) -> Sequence[str] | None:
 
 @dataclass(frozen=True)
 class CheckpointSuite:
-    """A suite of models fine-tuned from one base, without data.
+    """A suite that consists of models fine-tuned from one base, and has no data.
 
     Attributes:
         name: name of the suite.

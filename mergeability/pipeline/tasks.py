@@ -139,7 +139,7 @@ class _Material:
         return {name: self.samples(task, split) for name, task in self.suite.tasks.items()}
 
     def views(self, heads: dict[str, Tensor], *, for_merging: bool = False) -> Views:
-        """Draw the calibration samples for metrics, or the larger number of samples for merge methods."""
+        """Draw the calibration samples for metrics, or for merge methods, which use more samples."""
         model, profile = self.suite.model, self.request.profile
         samples = {
             name: calibration_sample(
@@ -165,7 +165,7 @@ class _Material:
 
     @cached_property
     def unlabelled(self) -> dict[str, Inputs]:
-        """Unlabelled samples of each task for functional evidence."""
+        """Unlabelled samples of each task, on which functional metrics compare predictions."""
         return self.drawn(self.request.profile.unlabelled)
 
     def drawn(self, count: int) -> dict[str, Inputs]:
@@ -231,7 +231,7 @@ class _Material:
         )
 
     def baselines(self) -> dict[str, dict[str, float]]:
-        """Fit logistic regression to the pixels, or to the words, of every task: column → task → test accuracy."""
+        """Fit logistic regression to every task's pixels or words, and return column → task → test accuracy."""
 
         def of_pixels(item: tuple[str, Task]) -> tuple[str, float]:
             name, task = item

@@ -97,7 +97,7 @@ def of_tier(tier: Evidence, tasks: Sequence[str]) -> list[str]:
 def of_pairs_like_these(
     analysis: Analysis, worth: pd.DataFrame
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Return certainty, reasons, next steps and cautions for new pairs of models like those of an analysis."""
+    """Return how certain predictions for new pairs of similar models are, with reasons, next steps and cautions."""
     sureness = []
     for name, row in worth.iterrows():
         if name == "mean":
@@ -204,7 +204,7 @@ def known_models(analysis: Analysis, models: Sequence[str]) -> list[str]:
 
 
 def unusual_images(analysis: Analysis, models: Sequence[str]) -> list[str]:
-    """List indications that images of these models belong to another task."""
+    """List indications that the images given for a model belong to another model's task."""
     return [
         sentence
         for sentence in analysis.missing

@@ -32,7 +32,7 @@ class Forecast:
 
     @property
     def interval(self) -> str:
-        """The interval as text; empty without an interval.
+        """The interval as text; an empty string if there is no interval.
 
         A negative lower end is shown as 0.
         """

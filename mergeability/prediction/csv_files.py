@@ -1,4 +1,4 @@
-"""Read and write CSV files without cells that spreadsheets would evaluate as formulas."""
+"""Read and write CSV files; write no cells that spreadsheets would evaluate as formulas."""
 
 import re
 from pathlib import Path

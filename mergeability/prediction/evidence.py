@@ -73,7 +73,7 @@ def joined(first: PredictionResult, second: PredictionResult) -> PredictionResul
 def study_own_evidence(
     predictors: Mapping[str, Predictor], table: PairTable, methods: Sequence[str], settings: Any
 ) -> OwnEvidence:
-    """Score each predictor on the columns that it declares, and run the tests of metrics on these columns.
+    """Score each predictor on the columns that it declares, and test these columns as metrics are tested.
 
     A predictor uses the first of its alternatives that all pairs have, or the last one if none is complete. A
     predictor whose columns the table lacks predicts nothing, with a note.

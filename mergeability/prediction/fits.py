@@ -74,7 +74,7 @@ class Evidence:
 
     @property
     def r(self) -> float:
-        """The correlation after the training mean is subtracted, averaged over methods; undefined ones count as 0."""
+        """The mean of the methods' correlations after subtracting the training mean; an undefined one counts as 0."""
         return float(np.mean([fit.r_beyond_mean or 0.0 for fit in self.methods.values()]))
 
     @property
@@ -127,7 +127,7 @@ def ridge_evidence(name: str, table: PairTable, methods: Sequence[str], target: 
 
 
 def probe_evidence(table: PairTable, methods: Sequence[str], target: str) -> Evidence | None:
-    """Predict each method's outcomes by its probes; return None if the table contains no probes.
+    """Predict each method's outcomes from the method's probes; return None if the table contains no probes.
 
     A probe passes unlabelled images through a merge to estimate its outcome. The columns are shares, and their range
     is [0, 1]: nothing is extrapolated.

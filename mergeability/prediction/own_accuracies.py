@@ -97,7 +97,7 @@ def finetuned_accuracies(frame: pd.DataFrame) -> dict[str, float]:
 
 
 def given_accuracies(frame: pd.DataFrame, kind: str) -> dict[str, float]:
-    """Return task → accuracy from the columns `<kind>_a` and `<kind>_b`; each model needs a value in one row.
+    """Return task → accuracy from the columns `<kind>_a` and `<kind>_b`; each model needs a value in at least one row.
 
     Args:
         frame: one row per pair.
@@ -138,7 +138,7 @@ def given_accuracies(frame: pd.DataFrame, kind: str) -> dict[str, float]:
 
 
 def implied_accuracies(frame: pd.DataFrame) -> dict[str, float]:
-    """Compute task → fine-tuned accuracy from the outcomes; empty if the outcomes do not determine it.
+    """Compute task → fine-tuned accuracy from the outcomes; return {} if they do not determine the accuracies.
 
     `norm_acc` is the mean of acc_a/f_a and acc_b/f_b, linear in 1/f, so all pairs of a method together determine the
     tasks' own accuracies f. They are used only if every pair agrees with them to six digits.

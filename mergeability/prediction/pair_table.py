@@ -173,7 +173,7 @@ class PairTable:
         return self.frame[["task_a", "task_b"]].to_numpy(dtype=object)
 
     def usable(self, outcome: str, complete_for: Sequence[str] = ()) -> Bool[np.ndarray, " n"]:
-        """Return a mask of the rows with all metrics, the outcome and the columns in `complete_for`."""
+        """Return a mask of the rows that have values in every metric, `outcome` and every column of `complete_for`."""
         return self.frame[[*self.metrics, outcome, *complete_for]].notna().all(axis=1).to_numpy()
 
     def rows(self, outcome: str, complete_for: Sequence[str] = ()) -> tuple[PairRows, list[str]]:
@@ -231,7 +231,7 @@ def chosen_methods(
 
 
 def outcome_methods(frame: pd.DataFrame, targets: Sequence[str] = TARGETS) -> list[str]:
-    """List the merge methods with outcomes in a table, in column order.
+    """List the merge methods for which a table contains outcomes, in column order.
 
     A method's two single-task columns end in `_a` and `_b` and do not count as methods.
     """
@@ -299,7 +299,8 @@ def _check_columns(frame: pd.DataFrame, metrics: Sequence[str], outcomes: Sequen
         raise UserError(f"Column {summarise_names(names)} occurs more than once. Give every column once.")
     if not metrics:
         raise UserError(
-            "Prediction requires at least one metric. Name columns in metrics, or in suite.metrics=[...]."
+            "Prediction requires at least one metric. Set the argument metrics, or suite.metrics=[...], to names of"
+            " columns."
         )
     leaks = [name for name in metrics if name in outcomes or _OUTCOME.fullmatch(name)]
     if leaks:
@@ -319,7 +320,9 @@ def _check_pairs(frame: pd.DataFrame) -> tuple[str, ...]:
     pairs = [tuple(pair) for pair in ends.itertuples(index=False, name=None)]
     wrong = next((task for pair in pairs for task in pair if not isinstance(task, str)), None)
     if wrong is not None:
-        raise UserError(f"Expected text as task names, got {wrong!r}. Read task_a and task_b as strings.")
+        raise UserError(
+            f"Expected task names to be text, got {wrong!r}. Read the columns task_a and task_b as strings."
+        )
     tasks = task_order(ends.to_numpy(dtype=object))
     alone = next((a for a, b in pairs if a == b), None)
     if alone is not None:

@@ -125,7 +125,7 @@ class Scorer:
         return cls(**fitted_file.read(path))
 
     def evidence_for(self, columns: Sequence[str]) -> Evidence:
-        """Return the best tier of evidence whose columns are all present.
+        """Return the tier of evidence that predicted best, of those whose columns are all present.
 
         Args:
             columns: of the table.

@@ -141,7 +141,8 @@ def _notes(
     lacking = [name for name in outcomes if f"predicted_{name}" not in found]
     if lacking:
         notes.append(
-            f"Outcomes known for fewer than {FEWEST} pairs were not predicted: {summarise_names(lacking)}."
+            f"These outcomes were not predicted, because each is known for fewer than {FEWEST} pairs:"
+            f" {summarise_names(lacking)}."
         )
     return notes
 

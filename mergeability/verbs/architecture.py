@@ -1,4 +1,4 @@
-"""Identify the configured model of a checkpoint by the shapes of its visual tower."""
+"""Find the model in `conf/model` that matches a checkpoint, by the tensor shapes of the checkpoint's visual tower."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ _PATCHES, _POSITIONS, _OUTPUT = "visual.conv1.weight", "visual.positional_embedd
 
 
 def model_called(name: str) -> ClipModel:
-    """Create the description of a configured model.
+    """Create the description of a model in `conf/model`.
 
     Args:
         name: a member of `conf/model`, such as "vit_b16".
@@ -40,7 +40,7 @@ def model_called(name: str) -> ClipModel:
 
 
 def image_models() -> list[str]:
-    """List the configured models that read images.
+    """List the models in `conf/model` that read images.
 
     Examples:
         >>> from mergeability.verbs.architecture import image_models
@@ -55,7 +55,7 @@ def _reads_images(options: Mapping[str, Any]) -> bool:
 
 
 def recognised(base: Checkpoint) -> ClipModel:
-    """Find the first configured model whose visual tower has the shapes of a checkpoint.
+    """Find the first model in `conf/model` whose visual tower has the same tensor shapes as a checkpoint.
 
     Args:
         base: the base model.
@@ -77,7 +77,7 @@ def recognised(base: Checkpoint) -> ClipModel:
         if own is not None and _of_configuration(model.configuration) == own:
             return model
     raise UserError(
-        f"{base.origin} does not have the shapes of any configured model ({', '.join(names)})."
+        f"{base.origin} does not have the tensor shapes of any model in conf/model ({', '.join(names)})."
         " Specify its architecture with --model on the command line, or with model= in Python."
     )
 

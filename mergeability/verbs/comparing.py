@@ -1,4 +1,4 @@
-"""Compare models that were fine-tuned from the same base by metrics that require no data."""
+"""Compute metrics that require no data, to compare models fine-tuned from the same base."""
 
 import json
 import math
@@ -117,7 +117,7 @@ def compare(
     store: str | Path | None = None,
     progress: Progress = no_progress,
 ) -> Comparison:
-    """Compute metrics of every pair of models that were fine-tuned from the same base, without data.
+    """Compute, without data, metrics of every pair of models that were fine-tuned from the same base.
 
     Args:
         base: a path, an id on the Hugging Face hub, a state dict, or a module.

@@ -173,8 +173,8 @@ def merge(
         )
     if chosen.needs_data:
         raise UserError(
-            f"{name} requires images of every task. Use analyze with a suite of tasks, or a method without"
-            f" data: {', '.join(data_free())}."
+            f"{name} requires images of every task. Run analyze with a suite of tasks, or choose a method that"
+            f" needs no data: {', '.join(data_free())}."
         )
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"Expected dtype to be {', '.join(DTYPES)} or None, got {dtype!r}.")

@@ -140,7 +140,7 @@ def _opened(model: Model, store: Store, base: Path | None, towers: str) -> Check
 
 @contextmanager
 def as_paths(base: Model, models: Mapping[str, Model]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Write models in memory to temporary files that exist during the block; return paths unchanged.
+    """Write in-memory models to temporary files, which the end of the with block deletes; return paths unchanged.
 
     Args:
         base: the base.

@@ -208,7 +208,7 @@ def test_methods_that_need_data_name_those_that_do_not(bare):
         (["merge=ties", "save=true", "alpha=tuned"], "Tuning alpha requires validation images"),
         (["merge=slerp", "save=true", "arity=3"], "slerp merges exactly 2 models, but arity is 3"),
         (["merge=ties", "save=true", "arity=4"], "arity=4 exceeds the 3 models"),
-        (["merge=ties", "save=true", "pairs=[[task0, task9]]"], "pairs contains task9"),
+        (["merge=ties", "save=true", "pairs=[[task0, task9]]"], "pairs=… contains task9"),
         (["merge=ties", "save=true", "pairs=[[task0, task1]]", "arity=3"], "either pairs=… or arity=…"),
         (
             ["merge=ties", "alpha=much"],
@@ -218,7 +218,7 @@ def test_methods_that_need_data_name_those_that_do_not(bare):
         (["merge=ties", "merge.ties.alpha=best"], "alpha to be a finite number or 'tuned'"),
         (["merge=ties", "export=onnx"], "export to be hf or null"),
         (["merge=ties", "test_images=0"], "test_images to be a whole number of at least 1"),
-        (["merge=ties", "save=true", "arity=1"], "number of at least 2, or all"),
+        (["merge=ties", "save=true", "arity=1"], "number of at least 2, or 'all'"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(bare, arguments, part):

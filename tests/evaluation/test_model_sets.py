@@ -50,7 +50,8 @@ def test_as_many_sets_as_there_are_is_all_of_them():
 def test_very_many_sets_must_be_asked_for():
     wide = [f"task{number}" for number in range(20)]
     with pytest.raises(
-        UserError, match=r"15504 sets of 5 of the 20 models\. Choose how many are merged, such as sets=200"
+        UserError,
+        match=r"20 models form 15504 sets of 5\. Choose how many of these sets to merge, such as sets=200",
     ):
         MergeSets(arity=5).choose(wide)
 
@@ -58,11 +59,11 @@ def test_very_many_sets_must_be_asked_for():
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ({"arity": 1}, "number of at least 2, or all, got 1"),
+        ({"arity": 1}, "number of at least 2, or 'all', got 1"),
         ({"arity": "many"}, "got 'many'"),
         ({"arity": 2.5}, "got 2.5"),
         ({"arity": True}, "got True"),
-        ({"sets": 0}, "positive number of sets, got 0"),
+        ({"sets": 0}, "positive whole number, got 0"),
         ({"pairs": [["a", "a"]]}, "pairs of different tasks"),
         ({"pairs": [["a", "b", "c"]]}, "pairs of different tasks"),
         ({"pairs": "a,b"}, "pairs of different tasks"),
@@ -77,7 +78,7 @@ def test_what_is_no_choice_is_refused(options, parts):
 
 
 def test_unknown_tasks_and_sets_larger_than_the_suite_are_refused():
-    with pytest.raises(UserError, match="pairs contains foxtrot, but the suite contains only delta"):
+    with pytest.raises(UserError, match="pairs=… contains foxtrot, but the suite contains only delta"):
         MergeSets(pairs=[["alpha", "foxtrot"]]).choose(TASKS)
     with pytest.raises(UserError, match="arity=6 exceeds the 5 models"):
         MergeSets(arity=6).choose(TASKS)

@@ -194,7 +194,7 @@ def test_images_and_names_that_are_not_as_they_should_be_are_named(analyse, plac
 BAD = [
     (lambda m: m.update({" digits": m["shapes"]}), (), "got 'digits' twice, in spellings that differ only in white space or in the Unicode form of accents"),
     (lambda m: m["digits"].update(classes="latin.txt"), (), "byte 3 is invalid. Save the file as UTF-8."),
-    (lambda m: None, ("arity=[]",), "or a list of these, got an empty list"),
+    (lambda m: None, ("arity=[]",), "or a list of such values, got an empty list"),
     (lambda m: None, ("suite.models={a: {weights: x}, a: {weights: y}}",), "suite.models has 'a' twice"),
     (lambda m: m["digits"].update(images="nowhere"), (), "No folder of images at"),
     (lambda m: m["digits"].update(images="empty"), (), "There are no images in"),
@@ -202,7 +202,7 @@ BAD = [
     (lambda m: m["digits"].update(images="few"), (), "Expected at least 8 readable images of each task, got fewer for digits (7)"),
     (lambda m: m["digits"].update(weights="shapes_head.safetensors"), (), "Give state dicts of one architecture"),
     (lambda m: m["digits"].update(head="shapes_head.safetensors"), (), "has 8 classes, but 10 class names"),
-    (lambda m: m["digits"].update(classes="digits"), (), "No file of class names at digits"),
+    (lambda m: m["digits"].update(classes="digits"), (), "no file of class names for 'digits' at digits"),
     (lambda m: m["digits"].update(classes=["one", "one"]), (), "two different class names for 'digits', got one twice"),
     (lambda m: m["digits"].update(templates=["a photo"]), (), "lacks the placeholder {} for the class name"),
     (lambda m: m["digits"].update(labels="labels.csv"), (), "unknown labels"),

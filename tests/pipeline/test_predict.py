@@ -74,7 +74,7 @@ def test_a_table_is_checked_once_and_studied_once(outcomes, request_, validated)
             lambda t: t.assign(task_a=t["task_a"].where(t.index != 1)),
             "Row 2 of the pair table has no task_a or no task_b",
         ),
-        (lambda t: t.assign(task_a=range(15)), "Expected text as task names, got"),
+        (lambda t: t.assign(task_a=range(15)), "Expected task names to be text, got"),
         (lambda t: t.assign(acc_ties="high"), "Expected numbers in column acc_ties, got 'high' in row 1"),
         (lambda t: t.head(2), "at least 4"),
     ],

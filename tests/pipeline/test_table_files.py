@@ -86,7 +86,7 @@ SAME = {
 }  # fmt: skip
 SAID = {
     "comments": ["2 comment lines", "line 1, 9"],
-    "an index": ["1 column without a name left out of t.csv: 1."],
+    "an index": ["Skipped 1 column without a name of t.csv: 1."],
     "row numbers of R": ["row numbers"],
     "a delimiter at the end of each row": ["at the end of 6 rows"],
     "semicolons and decimal commas": ["24 numbers with a decimal comma"],
@@ -217,7 +217,7 @@ def test_a_workbook_is_read_from_the_sheet_that_has_the_pairs(tmp_path):
         FRAME.to_excel(book, sheet_name="pairs", startrow=2)
     found = read_pairs(path)
     pd.testing.assert_frame_equal(found.frame, FRAME, check_dtype=False)
-    assert "Sheet notes of t.xlsx is left out." in found.notes
+    assert "Skipped sheet notes of t.xlsx." in found.notes
     import openpyxl
 
     book = openpyxl.load_workbook(path)

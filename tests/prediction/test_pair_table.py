@@ -37,7 +37,7 @@ def _with(table: pd.DataFrame, row: int, column: str, value: object) -> pd.DataF
         ),
         (lambda t: t[~t["task_a"].isin(["a", "b", "c"])], "at least 4, but the pair table has 3"),
         (lambda t: t.iloc[:0], "at least 4, but the pair table has 0"),
-        (lambda t: t.assign(task_a=range(len(t))), "Expected text as task names, got"),
+        (lambda t: t.assign(task_a=range(len(t))), "Expected task names to be text, got"),
         (lambda t: pd.concat([t, t[["first"]]], axis=1), "Column first occurs more than once"),
         (lambda t: t.assign(first=np.nan, second=np.nan, third=np.nan), "all requested metrics are empty"),
     ],

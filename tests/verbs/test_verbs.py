@@ -300,5 +300,5 @@ def test_a_model_of_texts_is_no_architecture_of_a_prediction():
 
 
 def test_another_network_is_not_recognised(models):
-    with pytest.raises(UserError, match="not have the shapes of any configured model"):
+    with pytest.raises(UserError, match="not have the tensor shapes of any model in conf/model"):
         recognised(open_in_memory(models[0]))

@@ -147,7 +147,7 @@ def _from_rows(read: Rows, name: str) -> tuple[pd.DataFrame, list[str]]:
     filled = [place for place in nameless if any(row[place].strip() for row in rows)]
     if filled:
         noun = "column without a name" if len(filled) == 1 else "columns without a name"
-        notes.append(f"{len(filled)} {noun} left out of {name}: {', '.join(str(one + 1) for one in filled)}.")
+        notes.append(f"Skipped {len(filled)} {noun} of {name}: {', '.join(str(one + 1) for one in filled)}.")
     places = [place for place, cell in enumerate(header) if cell]
     named = _header([header[place] for place in places], name)
     columns = {

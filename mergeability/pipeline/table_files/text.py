@@ -61,7 +61,7 @@ def text_rows(content: bytes, name: str) -> Rows:
         rows.append(row)
     if lines.comments:
         numbers = ", ".join(map(str, lines.comments[:6])) + (", …" if len(lines.comments) > 6 else "")
-        notes.append(f"{_count(len(lines.comments), 'comment line')} left out of {name}: line {numbers}.")
+        notes.append(f"Skipped {_count(len(lines.comments), 'comment line')} of {name}: line {numbers}.")
     filled = [row for row in rows if any(cell.strip() for cell in row)]
     if not filled:
         raise UserError(f"{name} is empty. Expected a header with task_a and task_b, and one row per pair.")

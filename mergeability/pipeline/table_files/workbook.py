@@ -45,7 +45,7 @@ def workbook_rows(content: bytes, name: str) -> Rows:
             )
     except (*_DAMAGE, InvalidFileException) as error:
         raise UserError(
-            f"{name} is not a complete Excel workbook ({error}). Save it again, or as CSV."
+            f"{name} is not a complete Excel workbook ({error}). Save the workbook again, or export it as CSV."
         ) from error
     sheets = {title: _without_empty(rows) for title, rows in values.items()}
     if not any(sheets.values()):
@@ -55,9 +55,9 @@ def workbook_rows(content: bytes, name: str) -> Rows:
     first = _header(sheets[title]) or 0
     above, rows = sheets[title][:first], [[_text(cell) for cell in row] for row in sheets[title][first:]]
     comments = [row for row in rows if row[0].startswith("#")]
-    notes = [f"Sheet {other} of {name} is left out." for other in sheets if other != title and sheets[other]]
+    notes = [f"Skipped sheet {other} of {name}." for other in sheets if other != title and sheets[other]]
     if above or comments:
-        notes.append(f"{len(above) + len(comments)} rows of titles or comments left out of {name}.")
+        notes.append(f"Skipped {len(above) + len(comments)} rows of titles or comments in {name}.")
     kept = [row for row in rows if row not in comments]
     return Rows(kept[0] if kept else [], kept[1:], notes)
 

@@ -1,4 +1,4 @@
-"""Measure the agreement between methods and between architectures, with that between two seeds as the noise floor."""
+"""Measure how well methods, and architectures, agree; the agreement between two seeds is the noise floor."""
 
 from collections.abc import Callable, Sequence
 
@@ -60,7 +60,7 @@ def agreement_table(cells: Cells) -> pd.DataFrame:
 def mean_agreement(
     cells: Cells, kind: str, measure: str, predictor: str = "", same_tasks: bool | None = None
 ) -> Estimate:
-    """Return the mean agreement for a kind of comparison over all architectures, with an interval over tasks and seeds.
+    """Return the mean agreement in one kind of comparison, with an interval over tasks and seeds.
 
     Args:
         cells: the methods of every architecture and seed.
@@ -76,7 +76,7 @@ def mean_agreement(
 def below_floor(
     cells: Cells, kind: str, measure: str, predictor: str = "", same_tasks: bool | None = None
 ) -> Estimate:
-    """Return how much lower the mean agreement for a kind of comparison is than that of two seeds, with its interval.
+    """Return the mean agreement of two seeds minus that in one kind of comparison, with an interval.
 
     Args:
         cells: the methods of every architecture and seed.

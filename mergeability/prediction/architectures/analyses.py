@@ -44,7 +44,7 @@ class Analysis:
 
     @cached_property
     def methods(self) -> tuple[str, ...]:
-        """The merge methods with outcomes."""
+        """The merge methods for which the pairs have outcomes."""
         return tuple(outcome_methods(self.pairs, [TARGET]))
 
     def sorted(self) -> "Analysis":
@@ -76,7 +76,7 @@ def methods_of(analyses: Sequence[Analysis]) -> list[str]:
 
 
 def common_metrics(analyses: Sequence[Analysis]) -> tuple[str, ...]:
-    """List the metrics that every analysis has for all of its pairs, in the order of the first one."""
+    """List the metrics that every analysis has for all of its pairs, in the order of the first analysis."""
     known = [
         {name for name in one.metrics if name in one.pairs and one.pairs[name].notna().all()}
         for one in analyses

@@ -96,7 +96,7 @@ class Cells:
         return cls(names, tuple(metrics), tables, found)
 
     def weights(self, predictor: str, without: str | None = None) -> Float[np.ndarray, "cells m"]:
-        """Return each cell's coefficients: averaged over folds or, given a task, from the fold that leaves it out."""
+        """Return each cell's mean coefficients over folds, or those of the fold that leaves out `without`."""
         rows = []
         for architecture, seed, method in self.names:
             own = self.coefficients.get((predictor, architecture, seed, method))
@@ -105,7 +105,7 @@ class Cells:
         return np.array(rows).reshape(-1, len(self.metrics))
 
     def correlations(self, without: str | None = None) -> Float[np.ndarray, "cells m"]:
-        """Return Pearson's r of each metric with the outcome over the pairs of each cell, NaN if one is constant."""
+        """Return Pearson's r of each metric with the outcome over each cell's pairs; NaN if either is constant."""
         key = ("correlations", without)
         if key not in self._memory:
             rows = []
@@ -130,7 +130,7 @@ class Cells:
     def agreement(
         self, measure: str, predictor: str = "", without: str | None = None
     ) -> Float[np.ndarray, "cells cells"]:
-        """Return the agreement between each pair of cells.
+        """Return the agreement between every two cells in `names`.
 
         Args:
             measure: "top5_overlap", the share of metrics among the five largest |w| of both, or "sign_agreement", the

@@ -126,7 +126,7 @@ def verdict(found: Estimate, least: float) -> str:
 
 
 def opposite(one: str) -> str:
-    """Return the verdict on the opposite claim."""
+    """Return the verdict on the opposite of a claim that has the verdict `one`."""
     return {CONFIRMED: REFUTED, REFUTED: CONFIRMED}.get(one, one)
 
 

@@ -41,7 +41,7 @@ COLUMNS = [
 
 
 def prerequisite_table(of_methods: pd.DataFrame) -> pd.DataFrame:
-    """Count, for each gradient-alignment and subspace-overlap metric, the methods under which it is a prerequisite.
+    """Count the methods for which each gradient-alignment or subspace-overlap metric is a prerequisite.
 
     Args:
         of_methods: the result of `method_signs`.

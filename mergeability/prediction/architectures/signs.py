@@ -96,7 +96,7 @@ def mean_correlation(cells: Cells, own: Bool[np.ndarray, " cells"], place: int) 
 def stable_by_chance(
     cells: Cells, permutations: int = 199, seed: int = 0, least: int = 1
 ) -> tuple[int, float, float]:
-    """Count metrics whose correlation has the same sign in all cells; compare with counts for permuted task names.
+    """Count the metrics whose correlation has one sign in all cells, for real and for permuted task names.
 
     A permutation renames the tasks of the outcomes and keeps the metrics: of all analyses of the same tasks alike, so
     that seeds, methods and architectures stay as similar to each other as they are.

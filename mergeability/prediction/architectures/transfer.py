@@ -1,4 +1,4 @@
-"""Predictors fitted on the merges of one architecture, and applied to the merges of another."""
+"""Fit predictors on the merges of one architecture, and apply them to the merges of another."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,7 +80,7 @@ class AcrossTables:
     many: ClassVar[bool] = True
 
     def folds(self, groups: Any) -> Iterator[Split]:
-        """Yield one fold per set of training rows; its new pairs share the same tasks with the fitted table."""
+        """Group new pairs by the fitted pairs that share no task with them, and yield one fold per group."""
         ends = np.asarray(groups, dtype=object).reshape(-1, 2)
         new = np.array([str(a).startswith(f"1{_MARK}") for a in ends[:, 0]], dtype=bool)
         if not new.any():
@@ -111,7 +111,7 @@ def named(table: int, task: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """Return the name of the task without the prefix of `named`."""
+    """Return the name of a task without the prefix that `named` adds."""
     return name.split(_MARK, 1)[1]
 
 
@@ -284,7 +284,7 @@ class _Rows:
             self._methods.append((predicted, measured, rows[["task_a", "task_b"]].to_numpy(dtype=object)))
 
     def correlations(self, without: str | None) -> list[float]:
-        """Return r of each method, optionally without the pairs of one task; 0 if r is undefined."""
+        """Return the correlation of each method, without the pairs of a given task; an undefined one becomes 0."""
         if without not in self._memory:
             found = []
             for predicted, measured, ends in self._methods:

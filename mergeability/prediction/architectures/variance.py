@@ -104,7 +104,7 @@ def repeated_shares(analyses: Sequence[Analysis]) -> pd.DataFrame:
 def repeated_share(
     analyses: Sequence[Analysis], methods: Sequence[str], part: str, memory: "Memory | None" = None
 ) -> Estimate:
-    """Average one repeated share of the variance over methods, pairs of seeds and architectures.
+    """Average the share of the variance that two seeds have in common, over methods, architectures and seeds.
 
     A repeated share is the part of the variance of outcomes that two seeds have in common; see `repeated_shares`.
 

@@ -14,7 +14,7 @@ from mergeability.prediction.predictors.arrays import Problem
 
 @runtime_checkable
 class Predictor(Protocol):
-    """Define the interface of predictors, which is that of scikit-learn regressors.
+    """Define the interface of predictors: the same as for scikit-learn regressors.
 
     Optional attributes, which `traits` reads and scikit-learn's own regressors need not declare:
 

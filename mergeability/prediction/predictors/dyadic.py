@@ -31,7 +31,7 @@ STRENGTHS = (10, 30, 100, 300, 1000, float("inf"))
 
 
 class Dyadic(RegressorMixin, BaseEstimator):
-    """Predict y = μ + u_a + u_b + (x - e_a - e_b)·w, with task effects u of the outcome and e of the metrics x.
+    """Predict y = μ + u_a + u_b + (x - e_a - e_b)·w: u are task effects on the outcome, e on the metrics x.
 
     The effects u of the outcome and e of the metrics are ridge estimates of strength `task_strength` on incidence
     columns. The residuals of the outcome are regressed on the residuals of the metrics with strength s, chosen by
@@ -93,7 +93,7 @@ class Dyadic(RegressorMixin, BaseEstimator):
         return self._take(self._solve([(X, y, folds)], tasks)[0])
 
     def fit_many(self, problems: Sequence[Problem], tasks: int = 0) -> list["Dyadic"]:
-        """Fit one regressor per problem; problems with the same rows are solved together."""
+        """Fit one regressor per regression problem; problems with the same training rows are solved together."""
         return [type(self)(**self.get_params())._take(one) for one in self._solve(problems, tasks)]
 
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:

@@ -1,4 +1,4 @@
-"""Predict outcomes from metrics by a small neural network."""
+"""Predict outcomes from metrics with a small neural network."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -211,7 +211,7 @@ class MLP(RegressorMixin, BaseEstimator):
 def forward(
     parameters: Parameters, X: np.ndarray, masks: np.ndarray | None = None
 ) -> tuple[Float[np.ndarray, "runs n"], Float[np.ndarray, "runs n hidden"]]:
-    """Return the outputs and the hidden units, after ReLU and dropout, of each network."""
+    """Return each network's outputs, and its hidden units after ReLU and dropout."""
     hidden = np.maximum(X @ parameters["into"] + parameters["into_bias"], 0)
     hidden = hidden if masks is None else hidden * masks
     return (hidden @ parameters["out"] + parameters["out_bias"])[:, :, 0], hidden

@@ -1,4 +1,4 @@
-"""Compute the centred sums of products from which least squares is fitted."""
+"""Compute the centred sums of products from which least-squares models are fitted."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ class Sums:
 
 
 class Moments(Sums):
-    """Compute the centred sums of products of all folds from a mask of their training rows, of shape (F, n)."""
+    """Compute every fold's centred sums of products, given a mask of shape (F, n) that selects training rows."""
 
     def __init__(
         self,

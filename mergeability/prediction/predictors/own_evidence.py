@@ -1,4 +1,4 @@
-"""Predict from declared columns of the pair table instead of its metrics.
+"""Predict from columns of the pair table that the predictor declares, instead of from the metrics.
 
 A ridge regression on twenty-eight noisy metrics obscures a single good one. Evidence about each model alone,
 functional metrics on unlabelled images and probes of the merge are therefore studied as separate predictors.
@@ -24,7 +24,7 @@ _NEXT_TO_NONE = 1e-9
 
 
 class Known(Ridge):
-    """Predict by ridge on how well the base model already solves each of the two tasks.
+    """Predict by ridge regression from how well the base model alone solves the two tasks.
 
     The column is the mean over the pair of base accuracy divided by fine-tuned accuracy; if some pairs lack it, the
     base model's agreement with the fine-tuned models on unlabelled images. This is a baseline, since neither depends
@@ -137,11 +137,11 @@ class AdditiveProbe(Dyadic):
 
 
 def probe_columns(target: str, method: str) -> tuple[str, ...]:
-    """Return the column of the probe that estimates a target for one merge method."""
+    """Return the probe's column that contains estimates of a target for one merge method."""
     return (f"probe_{'confidence' if target == 'acc' else 'overlap'}_{method}",)
 
 
 def own_columns(predictor: object, target: str, method: str) -> list[tuple[str, ...]]:
-    """List the sets of columns, of which a predictor uses one; empty for predictors that use the metrics."""
+    """List the alternative sets of columns of a predictor; return [] for a predictor that uses the metrics."""
     columns = getattr(predictor, "columns", None)
     return [] if columns is None else list(columns(target, method))

@@ -1,4 +1,4 @@
-"""Fit ridge regression in all folds that leave out two tasks, without one factorisation per fold.
+"""Fit ridge regression in all folds that leave out two tasks, with one factorisation for all of these folds.
 
 Leaving out two tasks changes the sums of products only slightly. So the eigenvectors of all rows approximately
 diagonalise those of a fold, and preconditioned conjugate gradients need only a few products of small matrices per fold,

@@ -130,7 +130,7 @@ def _correlations(
 
 
 def with_shared_rows(problems: Sequence[Problem]) -> list[list[int]]:
-    """Group problems that have the same rows and folds and differ only in their outcomes."""
+    """Group regression problems that have the same rows and folds and differ only in the outcome to predict."""
     groups: dict[tuple[int, int], list[int]] = {}
     for index, (X, _, folds) in enumerate(problems):
         # By identity: callers pass the same array for the same rows, and comparing contents would cost more than a fit.
@@ -270,7 +270,7 @@ class Ridge(RegressorMixin, BaseEstimator):
 def solve_ridge(
     problems: Sequence[Problem], strengths: Sequence[float | int], *, subtract: bool = False
 ) -> list[LinearFit]:
-    """Fit ridge to each problem; choose its strength by its inner folds, or use the middle strength if it has none.
+    """Fit ridge to each problem, with the strength chosen by inner folds, or the middle one if there are none.
 
     Args:
         problems: training rows, outcomes and inner folds.

@@ -10,7 +10,7 @@ _RELATIVE_SPREAD = 1e-12
 
 
 class RangeScaler(TransformerMixin, BaseEstimator):
-    """Map each column to [-1, 1] by its range in `fit`: 2 (x - min) / (max - min) - 1.
+    """Map each column to [-1, 1] by 2 (x - min) / (max - min) - 1, with the range of the rows given to `fit`.
 
     New rows may fall outside [-1, 1]. A constant column becomes 0 everywhere, so that no regressor can use it.
 
@@ -29,7 +29,7 @@ class RangeScaler(TransformerMixin, BaseEstimator):
         return self.transform_checked(new_rows(self, X))
 
     def fit_checked(self, X: Float[np.ndarray, "n m"]) -> "RangeScaler":
-        """Fit rows without checking them, because the checks take longer than the computation of the ranges."""
+        """Fit the scaler to rows without checking them, because the checks take longer than the computation."""
         self.n_features_in_ = X.shape[1]
         self.data_min_, self.data_max_ = X.min(axis=0), X.max(axis=0)
         largest = np.maximum(np.abs(self.data_min_), np.abs(self.data_max_))

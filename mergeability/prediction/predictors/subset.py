@@ -62,7 +62,7 @@ class SubsetRegressor(RegressorMixin, BaseEstimator):
         return self
 
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
-        """Return a + Xw, in units of the outcome."""
+        """Return the predictions Xw plus the intercept, in units of the outcome."""
         return new_rows(self, X) @ self.coef_ + self.intercept_
 
     @abstractmethod
@@ -81,7 +81,7 @@ def unit_columns(X: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n m"]:
 
 
 def without_direction(columns: Float[np.ndarray, "n m"], index: int) -> Float[np.ndarray, "n m"]:
-    """Project every column onto the orthogonal complement of one column, which becomes 0."""
+    """Project every column onto the orthogonal complement of one column; that column itself becomes 0."""
     direction = columns[:, index] / np.sqrt(columns[:, index] @ columns[:, index])
     left = columns - np.outer(direction, direction @ columns)
     left[:, index] = 0.0

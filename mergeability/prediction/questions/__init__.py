@@ -1,1 +1,1 @@
-"""Compute the tables of a study that answer questions beyond the scores of predictors."""
+"""Compute those tables of a study that answer further questions, apart from the scores of predictors."""

@@ -1,4 +1,4 @@
-"""Summarise coefficients over folds, and find metrics whose sign is equal for all methods."""
+"""Summarise coefficients over folds, and find metrics whose coefficients have the same sign for all methods."""
 
 import pandas as pd
 

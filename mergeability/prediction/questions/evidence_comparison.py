@@ -284,7 +284,7 @@ class _Correlations:
         return predicted, measured, ends, group["held_out"].to_numpy(dtype=object)
 
     def mean(self, without: str | None = None) -> float:
-        """Average correlations over methods, on all pairs or on those that do not contain the task `without`."""
+        """Average correlations over methods, on all pairs or, if `without` names a task, on the pairs without it."""
         found: list[float] = []
         for predicted, measured, ends, held_out in self._methods:
             kept = (ends != without).all(axis=1)

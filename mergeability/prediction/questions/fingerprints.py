@@ -10,7 +10,7 @@ TOP = 5
 
 
 def fingerprints(coefficients: pd.DataFrame) -> pd.DataFrame:
-    """Compare the coefficients of every two methods, averaged over folds.
+    """Average coefficients over folds, and compare them for every two methods.
 
     Args:
         coefficients: columns `method`, `metric` and `coefficient`, one row per fold and metric, of one predictor and
@@ -61,5 +61,5 @@ def top_overlap(first: Float[np.ndarray, " m"], second: Float[np.ndarray, " m"],
 
 
 def sign_agreement(first: Float[np.ndarray, " m"], second: Float[np.ndarray, " m"]) -> float:
-    """Return the share of metrics whose coefficients have equal signs (0 equals only 0), in [0, 1]; NaN if empty."""
+    """Return the share of metrics whose two coefficients have the same sign (0 matches only 0), NaN without any."""
     return float(np.mean(np.sign(first) == np.sign(second))) if len(first) else float("nan")

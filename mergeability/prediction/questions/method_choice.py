@@ -9,7 +9,7 @@ VALUES = ["measured", "predicted", "training_mean"]
 
 
 def method_choice(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Compare, for each validation pair, the recommended method with the method of the best measured outcome.
+    """Compare, for each validation pair, the recommended method with the method that had the best measured outcome.
 
     Only pairs with an outcome and a prediction for every method count. Of methods with equal predictions, the one with
     the better training mean is chosen.

@@ -12,7 +12,7 @@ SHARE = 0.9
 
 
 def half_width(residuals: Float[np.ndarray, " n"], level: float | int = SHARE) -> tuple[float, float]:
-    """Return the half-width q of a conformal prediction interval, and its level.
+    """Return the half-width q and the level of a conformal prediction interval.
 
     q is the ⌈(n + 1)·level⌉-th smallest of the absolute residuals |measured - predicted| of held-out pairs, so that
     the interval predicted ± q contains a new pair with probability `level` (split conformal prediction). Pairs that

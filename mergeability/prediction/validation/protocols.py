@@ -167,7 +167,7 @@ class DisjointHalves(_Splitter):
     many: ClassVar[bool] = False
 
     def folds(self, groups: Any) -> Iterator[Split]:
-        """Yield one fold per random split with pairs in both halves."""
+        """Yield one fold for each random split that has pairs in both halves."""
         tasks, ends = _ends(groups)
         generator = np.random.default_rng(self.seed)
         for _ in range(self.repeats):

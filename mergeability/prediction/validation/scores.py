@@ -26,7 +26,7 @@ def is_constant(values: Float[np.ndarray, " n"]) -> bool:
 
 
 def is_constant_column(values: Float[np.ndarray, "n m"]) -> Bool[np.ndarray, " m"]:
-    """Return `is_constant` of each column.
+    """Return for each column whether it is constant, as defined by `is_constant`.
 
     Examples:
         >>> is_constant_column(np.array([[1.0, 2.0], [1.0, 3.0]]))
@@ -64,7 +64,7 @@ def interval_over_tasks(
     ends: np.ndarray,
     correlate: Callable[..., float] = pearson_r,
 ) -> tuple[float, float]:
-    """Estimate a 95 % confidence interval of r over pairs; it accounts for pairs that share a task.
+    """Estimate a 95 % confidence interval of r that accounts for pairs sharing a task.
 
     The jackknife over tasks is applied to Fisher's z = artanh r: SE² = (T - 2)/(2T) Σ (z₋ₜ - z̄)², with z₋ₜ computed
     without the pairs of task t.
@@ -87,7 +87,7 @@ def interval_over_tasks(
 
 
 def jackknife_interval(whole: float, without: Float[np.ndarray, " T"]) -> tuple[float, float]:
-    """Return the 95 % jackknife interval over tasks of a correlation, or of a mean of correlations, in [-1, 1].
+    """Return a 95 % interval, within [-1, 1], of a correlation or mean correlation by a jackknife over tasks.
 
     Args:
         whole: the correlation over all pairs.
@@ -110,7 +110,7 @@ def beyond_training_mean(
     measured: Float[np.ndarray, " n"],
     training_mean: Float[np.ndarray, " n"],
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Subtract each fold's training mean from predictions and outcomes, so that it has no effect on their correlation.
+    """Subtract each fold's training mean from predictions and outcomes, so that the mean does not affect r.
 
     Predictions whose standard deviation around that mean is below 1 % of that of the outcomes become 0: they are
     treated as equal to the mean.
