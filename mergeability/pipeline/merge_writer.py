@@ -159,7 +159,7 @@ class MergeWriter:
 
 
 def _survival(rounding: Rounding) -> dict[str, Any]:
-    """Describe the rounding error of a merge for its card; empty if nothing was rounded."""
+    """Describe the rounding error of a merge for the card of the merge; return "" if nothing was rounded."""
     if not rounding.moved:
         return {}
     return {

@@ -82,7 +82,7 @@ class OwnModel:
         return cls(**given)
 
     def class_names(self, name: str) -> list[str]:
-        """Return the names of the classes; empty if only a head is given.
+        """Return the names of the classes, or an empty list if only a head is given.
 
         Raises:
             UserError: the file does not exist, a name is empty or repeated, or there are fewer than two.

@@ -32,7 +32,7 @@ class PairOutcomes:
     Attributes:
         pairs: one row per pair: metrics and outcomes.
         metrics: names of its metric columns.
-        methods: merge methods with outcomes.
+        methods: merge methods for which the table contains outcomes.
         merged_sets: merges of more than two models, one row per set.
     """
 
@@ -66,7 +66,7 @@ class Scored:
     Attributes:
         scorer: the predictor.
         scores: one row per pair.
-        transfer: comparison with outcomes, one row per method; empty without outcomes.
+        transfer: comparison with outcomes, one row per method; no rows if there are no outcomes.
     """
 
     scorer: Scorer

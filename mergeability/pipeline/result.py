@@ -89,7 +89,7 @@ class Analysis:
 
     @property
     def of_budget(self) -> list[str]:
-        """Return a sentence with the numbers of evaluated and predicted pairs; empty if all pairs were evaluated."""
+        """Return a sentence with the numbers of evaluated and predicted pairs; "" if all pairs were evaluated."""
         others = len(self.pairs) - (self.evaluated or 0)
         if self.evaluated is None or others == 0:
             return []

@@ -133,7 +133,7 @@ def merge_card(
         description: the method and every option, as `merge_quality.describe` gives it.
         alpha: the scale.
         alpha_from: how the scale was chosen, such as "the method's own" or "tuned on validation images".
-        accuracies: task → name → value, as `task_accuracies` gives it; empty if nothing was evaluated.
+        accuracies: task → name → value, as `task_accuracies` returns it; an empty dict if nothing was evaluated.
         facts: more entries.
 
     Returns:

@@ -43,7 +43,7 @@ def analyse_table(suite: TableSuite, request: Request, run: Run) -> Analysis:
     if absent:
         raise UserError(
             f"{suite.table} contains no outcomes of {summarise_names(absent)}, only of"
-            f" {summarise_names(found) or 'no method'}. Set suite.methods to methods with outcomes."
+            f" {summarise_names(found) or 'no method'}. Set suite.methods to methods that have outcomes in the table."
         )
     methods = list(suite.methods or found)
     notes += _unused(file.frame, names)

@@ -208,7 +208,7 @@ FINETUNED = "finetuned_accuracy"
 def chosen_methods(
     table: pd.DataFrame | PairTable, methods: Sequence[str] | None, targets: Sequence[str]
 ) -> list[str]:
-    """Return the requested merge methods, or all methods with outcomes in the table.
+    """Return the requested merge methods, or all methods for which the table contains outcomes.
 
     Args:
         table: the pairs.
@@ -274,7 +274,7 @@ def summarise_names(names: Sequence[str]) -> str:
 def _with_values(
     frame: pd.DataFrame, metrics: Sequence[str], tasks: tuple[str, ...]
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Return the metrics with values, the tasks, and a note on every metric without any."""
+    """Return the metrics that have values, the tasks, and a note on every metric that has no value."""
     kept = tuple(name for name in metrics if frame[name].notna().any())
     if not kept:
         raise UserError(

@@ -68,7 +68,7 @@ class Scorer:
         Args:
             table: pairs, their metrics and outcomes; a data frame is checked first.
             metrics: the columns of the first tier, `metrics`.
-            methods: merge methods with outcomes.
+            methods: merge methods for which the table contains outcomes.
             tiers: name → columns of further tiers, for models with less evidence or of different sizes; columns that
                 the table lacks are left out, and a tier without any is not fitted.
 
@@ -251,7 +251,7 @@ def _scored(evidence: Evidence, table: pd.DataFrame, margin: float | int) -> dic
 
 
 def fitted_target(columns: Sequence[str], methods: Sequence[str]) -> str:
-    """Return the target on which a predictor is fitted: the first one with outcomes in the table."""
+    """Return the target on which a predictor is fitted: the first for which the table contains outcomes."""
     present = set(columns)
     return next(
         (one for one in TARGETS if any(f"{one}_{method}" in present for method in methods)), TARGETS[0]

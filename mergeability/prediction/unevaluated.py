@@ -83,7 +83,7 @@ def predict_unevaluated(
         pairs: one row per pair: `task_a`, `task_b`, metrics, and the outcomes `<target>_<method>`, NaN if a pair
             was not evaluated.
         metrics: names of the metric columns; metrics without any value are ignored.
-        methods: merge methods with outcomes.
+        methods: merge methods for which outcomes were measured.
         seed: seed of the folds.
     """
     outcomes = [f"{t}_{m}" for t in TARGETS for m in methods if f"{t}_{m}" in pairs.columns]

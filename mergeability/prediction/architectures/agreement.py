@@ -43,7 +43,7 @@ def agreement_table(cells: Cells) -> pd.DataFrame:
         One row per kind (`KINDS`), group and predictor: `top5_overlap` and `sign_agreement`, means over pairs of cells
         of the shares of `fingerprints`; `rho`, the mean Spearman correlation of outcomes over pairs of models, NaN if
         the tasks differ; each with its interval over tasks and seeds; `n`, the number of pairs of cells. The group is
-        an architecture, two of them, or `all`. A kind without any two cells has no row.
+        an architecture, two of them, or `all`. A kind to which no two cells belong has no row.
     """
     rows = []
     for kind in KINDS:

@@ -76,7 +76,7 @@ class Cells:
         metrics: Sequence[str],
         coefficients: Mapping[tuple[str, int], pd.DataFrame],
     ) -> "Cells":
-        """Collect the cells of several analyses.
+        """Collect the cells of several analyses: one per architecture, seed and merge method.
 
         Args:
             analyses: the pair tables.

@@ -33,8 +33,8 @@ class Findings:
         signs: `sign_table`.
         of_methods: `method_signs`.
         prerequisites: `prerequisite_table`.
-        penalties: `penalty_table`; empty without trainings with a penalty.
-        sets: `set_table`; empty without merges of more than two models.
+        penalties: `penalty_table`; empty if no training has a penalty.
+        sets: `set_table`; empty if no merge has more than two models.
         stable: number of metrics with one sign in all analyses, its mean for permuted task names, and p.
     """
 

@@ -64,7 +64,7 @@ class Additive(RegressorMixin, BaseEstimator):
         Args:
             X: incidence matrix, (n, T).
             y: n outcomes.
-            folds: inner folds that choose the strength; the middle one of the candidates without any.
+            folds: inner folds that choose the strength; without folds, the middle candidate is used.
 
         Returns:
             The fitted predictor.

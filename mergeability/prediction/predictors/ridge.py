@@ -25,7 +25,7 @@ Validation = tuple[np.ndarray, np.ndarray]
 """Of one inner fold: predictions (S, v, K) and measurements (v, K), both beyond the fold's training mean."""
 
 Choice = Callable[[np.ndarray, np.ndarray, Sequence[InnerFold]], np.ndarray | None]
-"""Chooses strengths: from rows (n, m), outcomes (n, K) and inner folds to K indices, or None without a fold."""
+"""Chooses strengths: from rows (n, m), outcomes (n, K) and inner folds to K indices, or None if there are no folds."""
 
 _BATCH = 64
 """Folds that are solved together: more would take memory, fewer time."""
@@ -86,7 +86,7 @@ def best_strengths(
             depends on, does not affect the choice.
 
     Returns:
-        One index per outcome; None without a fold.
+        One index per outcome; None if there are no folds.
     """
     kept = list(validations)
     if not kept:
@@ -179,7 +179,7 @@ def fit_together(
         problems: training rows, outcomes and inner folds.
         strengths: candidates.
         solve: from the sums of products of some folds to the weights for every strength.
-        choose: from rows, outcomes and inner folds to the index of each outcome's strength; None without a fold.
+        choose: from rows, outcomes and inner folds to the index of each outcome's strength; None if there are no folds.
         otherwise: the index of the strength that is used if there are no inner folds.
 
     Returns:
@@ -241,7 +241,7 @@ class Ridge(RegressorMixin, BaseEstimator):
         Args:
             X: metrics, (n, m).
             y: n outcomes.
-            folds: inner folds that choose the strength; the middle candidate without any.
+            folds: inner folds that choose the strength; without folds, the middle candidate is used.
 
         Returns:
             The fitted predictor.

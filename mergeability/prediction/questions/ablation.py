@@ -26,7 +26,7 @@ def category_ablation(
 
     Args:
         table: the pairs.
-        categories: name → metrics; metrics that the table lacks are ignored, as are categories without any.
+        categories: name → metrics; metrics that the table lacks are ignored, as are categories of such metrics alone.
         outcomes: (target, method) of each outcome.
         protocols: splits into training and validation pairs.
         predictor: the regressor to refit; ridge with a nested choice of its strength when None.

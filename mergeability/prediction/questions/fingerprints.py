@@ -61,5 +61,5 @@ def top_overlap(first: Float[np.ndarray, " m"], second: Float[np.ndarray, " m"],
 
 
 def sign_agreement(first: Float[np.ndarray, " m"], second: Float[np.ndarray, " m"]) -> float:
-    """Return the share of metrics whose two coefficients have the same sign (0 matches only 0), NaN without any."""
+    """Return the share of metrics whose two coefficients have equal signs, where 0 matches only 0; NaN if empty."""
     return float(np.mean(np.sign(first) == np.sign(second))) if len(first) else float("nan")
