@@ -190,7 +190,7 @@ def test_a_merge_that_overflows_is_named_and_nothing_is_kept(world):
     with pytest.raises(UserError, match=r"finite features, got NaN or Inf.*red.*smaller alpha"):
         world.probe().values(({"file": "x"}, ruined), ("red",))
     assert "probe" not in world.store.computed
-    with pytest.raises(UserError, match="length 0"):
+    with pytest.raises(UserError, match="norm 0"):
         world.probe().values(({"file": "y"}, lambda: {"visual.proj": torch.zeros(4, 3)}), ("red",))
 
 

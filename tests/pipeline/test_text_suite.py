@@ -182,4 +182,4 @@ def test_files_of_models_are_those_of_images(command, tmp_path):
         "analyze", "suite=models", f"suite.base={base}", f"suite.models={{{given}}}", run, *of_model(tmp_path)
     )
     assert ended.code == 1
-    assert "suite.models are image models" in ended.output
+    assert "Only image models can be given in suite.models" in ended.output
