@@ -80,7 +80,7 @@ class Merge:
 
     @cached_property
     def direction(self) -> dict[str, Tensor]:
-        """The merged task vector, with the tensor names of the checkpoints."""
+        """The merged task vector; its tensors have the same names as in the checkpoints."""
         given = self.profiles if self.method.needs_data else None
         models = self.task_vectors if given is None else given
         return self.task_vectors.assembled(self.method(models))

@@ -64,7 +64,10 @@ class MergeSets:
                 f"Expected pairs of different tasks, such as pairs='[[a, b], [a, c]]', got {pairs!r}."
             )
         if self._arities != [2] or self.sets is not None:
-            raise UserError("Expected either pairs=… or arity=… and sets=…, got both. Remove one of them.")
+            raise UserError(
+                "Expected either pairs=…, or arity=… with sets=…, got both. Remove pairs=…, or remove"
+                " arity=… and sets=…."
+            )
 
     def choose(self, tasks: Sequence[str]) -> list[tuple[str, ...]]:
         """Return the sets; the tasks of each set are in the order of `tasks`.

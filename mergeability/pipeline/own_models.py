@@ -117,7 +117,7 @@ class OwnModel:
 
 @dataclass(frozen=True)
 class ModelSuite:
-    """Specify the suite of users' own CLIP models with unlabelled images of their tasks.
+    """Specify a suite of users' own CLIP models and unlabelled images of the models' tasks.
 
     Attributes:
         name: name of the suite.
@@ -266,8 +266,8 @@ def _described(path: Path) -> tuple[str | None, Any]:
     """
     if not path.is_file():
         raise UserError(
-            f"There is no file {path}. Give a YAML file with base and models, as conf/suite/models.yaml"
-            " shows."
+            f"There is no file {path}. Give a YAML file that contains the keys `base` and `models`, as"
+            " conf/suite/models.yaml does."
         )
     try:
         content = yaml.load(path.read_text(encoding="utf-8-sig"), _OnceOnly)
@@ -279,7 +279,7 @@ def _described(path: Path) -> tuple[str | None, Any]:
         )
     unknown = sorted(str(key) for key in content.keys() - {"base", "models"})
     if unknown:
-        raise UserError(f"{path} contains the unknown {', '.join(unknown)}. Expected only base and models.")
+        raise UserError(f"Expected only the keys `base` and `models` in {path}, got {', '.join(unknown)}.")
 
     def found(value: Any) -> Any:
         beside = path.parent / str(value)

@@ -175,6 +175,6 @@ def tiers_of_evidence(
 
 
 def scored(scorer: Scorer, pairs: pd.DataFrame, request: Request) -> Scored:
-    """Score every pair by the fitted predictor of the request, and compare scores with outcomes if there are any."""
+    """Score every pair with a fitted predictor, and compare the scores with outcomes if any were measured."""
     scores = scorer.score(pairs, request.margin)
     return Scored(scorer, scores, transfer_table(scorer, pairs, scores))

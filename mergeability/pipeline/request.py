@@ -79,7 +79,7 @@ class ProfileSettings:
 
 @dataclass(frozen=True)
 class MergeSettings:
-    """Hold the options of merges: the sets of models, scales, evaluation images and saving.
+    """Hold the options of merges: what is merged, at which scales, how it is evaluated and what is saved.
 
     Attributes:
         pairs: the pairs to merge, [[a, b], …]; every one when None.

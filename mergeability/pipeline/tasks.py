@@ -186,12 +186,12 @@ class _Material:
 
     @property
     def available(self) -> dict[str, int]:
-        """Task → number of images available for unlabelled samples."""
+        """Task → number of samples from which unlabelled samples can be drawn."""
         return {name: len(self.samples(task, self.pool)) for name, task in self.suite.tasks.items()}
 
     @property
     def fewer(self) -> list[str]:
-        """Return sentences about tasks with fewer unlabelled images than requested."""
+        """Return messages about tasks that have fewer unlabelled images than requested."""
         merging, found = self.request.merging, []
         uses = {self.request.profile.unlabelled: bool(functional_names(self.request.metrics))}
         if self.request.merges:
@@ -254,7 +254,8 @@ class _Material:
         samples = self.samples(task, split)
         if not isinstance(samples, Images):
             raise UserError(
-                f"suite.pixel_baseline=true needs images, but task '{task.name}' consists of texts. Remove it."
+                f"suite.pixel_baseline=true needs images, but task '{task.name}' consists of texts. Remove"
+                " suite.pixel_baseline=true."
             )
         return samples
 

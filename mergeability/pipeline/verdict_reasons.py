@@ -89,7 +89,7 @@ def of_tier(tier: Evidence, tasks: Sequence[str]) -> list[str]:
         width = np.mean([fit.half_width for fit in tier.methods.values()])
         found.append(
             f"The prediction intervals (± {width:.3f}) contained the outcomes of {np.mean(covered):.0%} of"
-            " these pairs."
+            " the pairs left out."
         )
     return found
 
@@ -176,7 +176,7 @@ def _of_probe(regret: float, fixed_regret: float) -> str:
 
 
 def readings_of_probes(half_width: float) -> list[str]:
-    """Describe the accuracy of a probe, an estimate from unlabelled images, without a fit on earlier merges."""
+    """Describe how accurate a probe is: an estimate from unlabelled images that is not fitted to earlier merges."""
     return [
         "No earlier merges are used: the merged model classifies unlabelled images of each task, and the "
         "overlap with the"

@@ -19,7 +19,7 @@ _STRENGTH = 0.1
 
 @dataclass(frozen=True)
 class OwnEvidence:
-    """Hold the results of predictors that use other columns than the metrics.
+    """Hold the results of predictors that use columns other than the metrics.
 
     Attributes:
         result: their scores and predictions.
@@ -128,7 +128,7 @@ def study_own_evidence(
 def asked_columns(
     name: str, predictor: Predictor, table: PairTable, methods: Sequence[str], targets: Sequence[str]
 ) -> tuple[dict[tuple[str, tuple[str, ...]], list[str]], list[str]]:
-    """Group the methods of each target by the columns that the predictor uses.
+    """Group merge methods, for each target, by the columns that the predictor uses.
 
     Returns:
         (target, columns) → methods whose columns are in the table; and sentences about the chosen columns.

@@ -141,7 +141,7 @@ class PairTable:
         return cls.validate(table, metrics, [*present, *extra], ranges)
 
     def select(self, metrics: Sequence[str], outcomes: Sequence[str] | None = None) -> "PairTable":
-        """Select other columns of the same pairs as metrics, and keep all outcomes or the given ones.
+        """Use other columns of the table as metrics, and keep all outcomes or only the given ones.
 
         Args:
             metrics: columns used as features.

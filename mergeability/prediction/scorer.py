@@ -60,7 +60,7 @@ class Scorer:
         methods: Sequence[str],
         tiers: Mapping[str, Sequence[str]] | None = None,
     ) -> "Scorer":
-        """Fit ridge for every method and tier of evidence, with strengths and intervals from leave-two-tasks-out folds.
+        """Fit ridge for every method and tier of evidence; leave-two-tasks-out folds give strengths and intervals.
 
         A tier is a set of columns. Probes of the merges in the table (`probe_overlap_<method>`,
         `probe_confidence_<method>`) form a separate tier that needs no fit.
@@ -196,7 +196,7 @@ class Scorer:
 
 
 def with_ends(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table with the columns `task_a` and `task_b`, which may be the index of the given table.
+    """Return the given table with the columns `task_a` and `task_b`, even if these were its index.
 
     Args:
         table: the pairs.

@@ -1,4 +1,4 @@
-"""Run a prediction study: score all predictors, and compute one table per additional question."""
+"""Run a prediction study: score all predictors, and compute one table for each further research question."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -106,7 +106,7 @@ def study_predictions(
     known: Known | None = None,
     progress: Progress = no_progress,
 ) -> PredictionResult:
-    """Score the predictors, and compute one table per additional question.
+    """Score the predictors, and compute one table for each further research question.
 
     The result's `tables` are `stable_metrics` and `metric_weights` (which metrics the predictors use), `fingerprints`
     (whether methods depend on the same metrics), `consistency` (whether methods rank pairs alike), `variance` and
@@ -274,5 +274,5 @@ def beyond_task_effects(tested: pd.DataFrame, target: str) -> list[str]:
         if gain <= 0 or p > SIGNIFICANT:
             sentences.append(f"{row.method}: the metrics add nothing beyond task effects ({change}).")
         else:
-            sentences.append(f"{row.method}: the metrics improve on task effects ({change}).")
+            sentences.append(f"{row.method}: the metrics improve predictions beyond task effects ({change}).")
     return sentences

@@ -58,7 +58,7 @@ class Merged:
 
     @property
     def task_vectors(self) -> TaskVectors:
-        """The task vectors of the merged models."""
+        """The task vectors of the models that are merged."""
         return self.merge.task_vectors
 
     @cached_property
@@ -72,7 +72,7 @@ class Merged:
         return [*map(str, self.task_vectors.left_out), *self.task_vectors.notes]
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Save the merged model and its card, with transformers' tensor names if the base is a transformers folder.
+        """Save the merged model and its card; a transformers base gives the tensors transformers' names.
 
         The folder is written atomically.
 

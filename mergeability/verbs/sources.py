@@ -1,4 +1,4 @@
-"""Open the models given to `compare`, `predict` and `merge`, as paths, hub ids, state dicts or modules."""
+"""Open the models that `compare`, `predict` and `merge` accept: paths, hub ids, state dicts and modules."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -209,7 +209,7 @@ def test_methods_that_need_data_name_those_that_do_not(bare):
         (["merge=slerp", "save=true", "arity=3"], "slerp merges exactly 2 models, but arity is 3"),
         (["merge=ties", "save=true", "arity=4"], "arity=4 exceeds the 3 models"),
         (["merge=ties", "save=true", "pairs=[[task0, task9]]"], "pairs=… contains task9"),
-        (["merge=ties", "save=true", "pairs=[[task0, task1]]", "arity=3"], "either pairs=… or arity=…"),
+        (["merge=ties", "save=true", "pairs=[[task0, task1]]", "arity=3"], "either pairs=…, or arity=…"),
         (
             ["merge=ties", "alpha=much"],
             "alpha to be a finite number, 'own', 'tuned', 'unlabelled', 'both', or a list",

@@ -68,8 +68,8 @@ def test_very_many_sets_must_be_asked_for():
         ({"pairs": [["a", "b", "c"]]}, "pairs of different tasks"),
         ({"pairs": "a,b"}, "pairs of different tasks"),
         ({"pairs": []}, "pairs of different tasks"),
-        ({"pairs": [["a", "b"]], "arity": 3}, "either pairs=… or arity=…"),
-        ({"pairs": [["a", "b"]], "sets": 3}, "either pairs=… or arity=…"),
+        ({"pairs": [["a", "b"]], "arity": 3}, "either pairs=…, or arity=…"),
+        ({"pairs": [["a", "b"]], "sets": 3}, "either pairs=…, or arity=…"),
     ],
 )
 def test_what_is_no_choice_is_refused(options, parts):

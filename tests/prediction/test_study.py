@@ -163,10 +163,10 @@ def test_whether_metrics_add_to_task_effects_is_said_in_words():
     frame = pd.DataFrame(rows, columns=["target", "method", "gain", "p_beyond"])
     start = "their squared error for a left-out task's pairs changes by"
     assert beyond_task_effects(frame, "acc") == [
-        f"ties: the metrics improve on task effects ({start} -12.4 %, p = 0.001 by a permutation test over tasks).",
+        f"ties: the metrics improve predictions beyond task effects ({start} -12.4 %, p = 0.001 by a permutation test over tasks).",
         f"tsv: the metrics add nothing beyond task effects ({start} -20.0 %, p = 0.400 by a permutation test over tasks).",
         f"dare: the metrics add nothing beyond task effects ({start} +3.0 %, p = 0.020 by a permutation test over tasks).",
-        f"untested: the metrics improve on task effects ({start} -10.0 %).",
+        f"untested: the metrics improve predictions beyond task effects ({start} -10.0 %).",
     ]
 
 
@@ -182,7 +182,7 @@ def test_metrics_that_say_something_of_the_pair_are_told_from_those_that_do_not(
     frame["norm_acc_average"] = common + 0.5 * generator.normal(size=36)
     result = _study(frame, replace(SHORT, permutations=39))
     sentences = beyond_task_effects(result.tables["relabelling"], "norm_acc")
-    assert sentences[0].startswith("ties: the metrics improve on task effects")
+    assert sentences[0].startswith("ties: the metrics improve predictions beyond task effects")
     assert sentences[1].startswith("average: the metrics add nothing beyond task effects")
 
 

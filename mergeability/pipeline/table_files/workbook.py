@@ -80,8 +80,8 @@ def _check_formulas(values: list[tuple[Any, ...]], formulas: list[tuple[Any, ...
         for value, formula in zip(row, written, strict=True):
             if value is None and formula is not None:
                 raise UserError(
-                    f"{name} contains a formula without a value in row {number}. Open and save it in a"
-                    " spreadsheet program, or save it as CSV."
+                    f"{name} contains a formula without a value in row {number}. Open the file in a"
+                    " spreadsheet program and save it again, or save it as CSV."
                 )
 
 

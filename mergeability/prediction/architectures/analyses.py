@@ -48,7 +48,7 @@ class Analysis:
         return tuple(outcome_methods(self.pairs, [TARGET]))
 
     def sorted(self) -> "Analysis":
-        """Return the same analysis with the tasks of each pair, and the pairs, in alphabetical order."""
+        """Return the same analysis after sorting the tasks of each pair, and then all pairs, alphabetically."""
         ends = [sorted(map(str, pair)) for pair in self.pairs[["task_a", "task_b"]].to_numpy().tolist()]
         pairs = self.pairs.assign(task_a=[a for a, _ in ends], task_b=[b for _, b in ends])
         ordered = pairs.sort_values(["task_a", "task_b"], ignore_index=True)

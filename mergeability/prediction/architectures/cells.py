@@ -1,4 +1,4 @@
-"""Define a cell: one merge method of one architecture and seed, with its outcomes, correlations and coefficients."""
+"""Define a cell: the outcomes, correlations and coefficients of one architecture, seed and merge method."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,7 +53,7 @@ def coefficient_table(analysis: Analysis, metrics: Sequence[str]) -> pd.DataFram
 
 @dataclass(frozen=True)
 class Cells:
-    """The pairs and coefficients of all cells (architecture, seed, method), to compare them with or without one task.
+    """Hold pairs and coefficients of all cells (architecture, seed, method), to compare them with and without a task.
 
     Attributes:
         names: the cells.

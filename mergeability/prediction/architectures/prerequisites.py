@@ -76,7 +76,7 @@ def prerequisite_table(of_methods: pd.DataFrame) -> pd.DataFrame:
 
 
 def family_correlation(cells: Cells, family: str, architecture: str | None = None) -> Estimate:
-    """Average r in the expected direction over the metrics of a family and over all cells (architecture, seed, method).
+    """Average r, negated where r < 0 is expected, over a family's metrics and all cells (architecture, seed, method).
 
     Args:
         cells: the methods of every architecture and seed.

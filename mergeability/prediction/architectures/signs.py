@@ -80,7 +80,7 @@ def common_sign(values: Float[np.ndarray, " n"]) -> int:
 
 
 def mean_correlation(cells: Cells, own: Bool[np.ndarray, " cells"], place: int) -> Estimate:
-    """Average one metric's correlation over the cells that a mask selects, with its interval over tasks and seeds."""
+    """Average one metric's correlations over the cells that a mask selects; the interval is over tasks and seeds."""
     of_seed = np.array([seed for _, seed, _ in cells.names])
 
     def statistic(task: str | None, seed: int | None) -> float:

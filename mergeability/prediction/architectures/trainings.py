@@ -1,4 +1,4 @@
-"""Compare penalised with plain trainings, and merges of more than two models with the merges of their pairs."""
+"""Compare penalised with plain fine-tuning, and compare merges of three or more models with merges of two of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class Penalised:
 
 
 def penalty_table(plain: Sequence[Analysis], penalised: Sequence[Penalised]) -> pd.DataFrame:
-    """Compare merges of models fine-tuned with a penalty with those of plain fine-tuning of the same seed.
+    """Compare, for each seed, merges of models fine-tuned with a penalty and merges of models fine-tuned without one.
 
     Args:
         plain: the pair tables of plain fine-tuning.

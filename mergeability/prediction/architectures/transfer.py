@@ -61,7 +61,7 @@ _MARK = "\x1f"
 
 @dataclass(frozen=True)
 class AcrossTables:
-    """Validate each pair of one table with a fit on the pairs of another table that share no task with it.
+    """Predict each pair of one table by a fit on those pairs of another table that share no task with this pair.
 
     The tasks of both tables carry the prefixes of `named`. Where both tables have the same tasks, a fit would otherwise
     predict pairs whose outcomes it knows from the other architecture. Without pairs of the second table, as in the
@@ -100,7 +100,7 @@ class AcrossTables:
 
 
 def named(table: int, task: str) -> str:
-    """Return the name of a task in the table used for fitting (0) or in the new table (1), unique across both.
+    """Return a task name that is unique across two tables: the one used for fitting (`table` = 0) and the new one (1).
 
     Examples:
         >>> from mergeability.prediction.architectures.transfer import named, plain_name
@@ -148,7 +148,7 @@ def transferred(fitted: Analysis, new: Analysis) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Transfers:
-    """The predictions of every analysis by fits on the others.
+    """Hold predictions for the pairs of each analysis by fits on the other analyses.
 
     Attributes:
         analyses: the pair tables.
@@ -165,7 +165,7 @@ class Transfers:
         analyses: Sequence[Analysis],
         predictions: Callable[[Analysis, Analysis], pd.DataFrame] = transferred,
     ) -> "Transfers":
-        """Predict within each analysis, from one seed to another, and between architectures with the same seed.
+        """Predict within each analysis, between seeds, and between architectures that have the same seed.
 
         Args:
             analyses: the pair tables.
@@ -180,7 +180,7 @@ class Transfers:
         return cls(analyses, found)
 
     def table(self) -> pd.DataFrame:
-        """Score every kind of transfer between every two architectures.
+        """Score every kind of transfer for each architecture fitted on and each architecture predicted.
 
         Returns:
             One row per `models` (`KINDS`), `fitted_on`, `predicts` and predictor: `r`, the correlation beyond the

@@ -7,7 +7,7 @@ from mergeability.prediction.predictors.subset import COLLINEAR, SubsetRegressor
 
 
 class BackwardElimination(SubsetRegressor):
-    """Fit least squares, and repeatedly remove the metric whose removal lowers the training r least.
+    """Fit by least squares, and repeatedly remove the metric whose removal lowers r on the training pairs least.
 
     Elimination stops when every removal would lower r by more than `tolerance`. Constant metrics and linear
     combinations of other metrics are removed first. With columns = QR and coefficients b, removing column j adds b_j²

@@ -50,7 +50,7 @@ class Predictor(Protocol):
 
 @runtime_checkable
 class BatchPredictor(Predictor, Protocol):
-    """Define the interface of predictors that fit many problems at once, faster than one by one."""
+    """Define the interface of predictors that fit many problems at once, which is faster than one by one."""
 
     def fit_many(self, problems: Sequence[Problem], /, **options: Any) -> Sequence[Predictor]:
         """Fit a copy of the predictor to each problem; `options` may contain `tasks` and `seeds`."""

@@ -88,7 +88,7 @@ class Dyadic(RegressorMixin, BaseEstimator):
         X, y = training_arrays(self, X, y)
         if not 0 <= tasks <= X.shape[1]:
             raise UserError(
-                f"Expected the argument tasks to be between 0 and the number of columns, {X.shape[1]}, got {tasks}."
+                f"Expected tasks=… to be between 0 and the number of columns, {X.shape[1]}, got {tasks}."
             )
         return self._take(self._solve([(X, y, folds)], tasks)[0])
 

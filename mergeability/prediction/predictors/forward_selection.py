@@ -7,7 +7,7 @@ from mergeability.prediction.predictors.subset import COLLINEAR, SubsetRegressor
 
 
 class ForwardSelection(SubsetRegressor):
-    """Fit least squares, and repeatedly add the metric that increases the training r most.
+    """Fit by least squares, and repeatedly add the metric that increases r on the training pairs most.
 
     Selection stops when no metric would raise r by `tolerance`. Let z_j be the residual of metric j given the metrics
     already taken; adding it raises r² by (z_j·y)² / ‖z_j‖², for y of length 1. A metric that is a linear combination

@@ -64,7 +64,7 @@ class Functional(Ridge):
 
 
 class Probe(RegressorMixin, BaseEstimator):
-    """Predict a merge's outcome from its own probe: `norm_acc` by the probe's overlap, `acc` by the probe's confidence.
+    """Predict the outcome of a merge from the merge's probe: `norm_acc` from the overlap, `acc` from the confidence.
 
     A probe passes unlabelled images through the merge. The prediction is the probe's column itself (the mean of several
     columns): nothing is fitted, and no other pair is needed.

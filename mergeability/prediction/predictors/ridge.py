@@ -1,4 +1,4 @@
-"""Fit ridge regression in all folds, for all strengths and outcomes at once."""
+"""Fit ridge regression in all folds, for all penalty strengths and all outcomes at once."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ def validated(
     folds: Sequence[InnerFold],
     weights: Callable[[Sums], Float[np.ndarray, "F S m K"]],
 ) -> Iterator[Validation]:
-    """Fit every fold for every strength, and yield the predictions for its validation rows."""
+    """Fit every fold with every penalty strength, and yield the predictions for the fold's validation rows."""
     for start in range(0, len(folds), _BATCH):
         batch = folds[start : start + _BATCH]
         moments = Moments(X, Y, training_masks(batch, len(X)))
@@ -107,7 +107,7 @@ def best_strengths(
 def most_correlated(
     predicted: Float[np.ndarray, "S F K"], measured: Float[np.ndarray, "F K"]
 ) -> Int[np.ndarray, " K"]:
-    """Return, for each outcome, the index of the strength with the largest correlation in the inner folds.
+    """Return, for each outcome, the index of the penalty strength with the largest correlation in inner folds.
 
     Of equal correlations, the last is chosen.
     """
@@ -153,7 +153,7 @@ def checked_strengths(strengths: Sequence[float | int], owner: str) -> Float[np.
     """
     found = np.array(sorted(float(one) for one in strengths))
     if not len(found) or not (found > 0).all():
-        raise UserError(f"Expected positive strengths for {owner}, got {list(strengths)}.")
+        raise UserError(f"Expected positive penalty strengths for {owner}, got {list(strengths)}.")
     return found
 
 

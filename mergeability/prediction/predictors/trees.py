@@ -1,4 +1,4 @@
-"""Predict outcomes from metrics by extremely randomised trees."""
+"""Predict outcomes from metrics with extremely randomised trees."""
 
 from typing import ClassVar
 

@@ -1,4 +1,4 @@
-"""Compare kinds of evidence on the same pairs, within groups of tasks, between groups and over seeds."""
+"""Compare kinds of evidence on the same pairs, both within and between groups of tasks, and average over seeds."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -303,7 +303,7 @@ def _mean_over_folds(
 
 
 def over_seeds(found: Mapping[int, EvidenceScores]) -> pd.DataFrame:
-    """Average the scores of each kind of evidence over seeds of fine-tuning.
+    """Average the scores over fine-tuning seeds, separately for each kind of evidence.
 
     Args:
         found: seed → scores.

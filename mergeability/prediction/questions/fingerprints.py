@@ -45,7 +45,7 @@ def fingerprints(coefficients: pd.DataFrame) -> pd.DataFrame:
 
 
 def top_overlap(first: Float[np.ndarray, " m"], second: Float[np.ndarray, " m"], top: int = TOP) -> float:
-    """Return how many of the `top` metrics with the largest |w| two methods share, divided by `top`; in [0, 1].
+    """Return the share, in [0, 1], of two methods' `top` metrics (with the largest |w|) that both have in common.
 
     Zero coefficients are never among the largest. With fewer than `top` metrics, all of them are compared; the share
     is NaN without any metric.

@@ -1,4 +1,4 @@
-"""Test by permuting tasks whether metrics predict better than chance.
+"""Test whether metrics predict better than chance, by permuting tasks.
 
 Pairs that share a task are not independent, so the usual p-value of a correlation over pairs is too small. Here the
 tasks of the metric table are permuted at random: pair (a, b) gets the metrics of (π(a), π(b)), which keeps every

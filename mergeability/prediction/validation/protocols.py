@@ -211,7 +211,7 @@ class AcrossGroups(_Splitter):
             )
 
     def folds(self, groups: Any) -> Iterator[Split]:
-        """Yield the fold that fits on one group and validates on the other.
+        """Yield the fold whose training rows are one group and whose validation rows are the other.
 
         If all pairs are within the first group, yield its leave-two-tasks-out folds instead.
         """

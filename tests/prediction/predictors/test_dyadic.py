@@ -133,9 +133,9 @@ def test_settings_that_cannot_be_solved_are_refused(problem):
     X, _, y = problem
     with pytest.raises(UserError, match="Expected a positive task_strength for the predictor dyadic"):
         Dyadic(0).fit(X, y)
-    with pytest.raises(UserError, match="Expected positive strengths for dyadic"):
+    with pytest.raises(UserError, match="Expected positive penalty strengths for dyadic"):
         Dyadic(strengths=(0, 1)).fit(X, y)
     with pytest.raises(
-        UserError, match="Expected the argument tasks to be between 0 and the number of columns, 3, got 4"
+        UserError, match="Expected tasks=… to be between 0 and the number of columns, 3, got 4"
     ):
         Dyadic().fit(X, y, tasks=4)

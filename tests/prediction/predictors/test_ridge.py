@@ -208,7 +208,7 @@ def test_a_batch_gives_each_problem_what_it_gets_alone(problem):
 
 @pytest.mark.parametrize("strengths", [(), (0, 1), (-1,), (float("nan"),)])
 def test_strengths_that_cannot_be_solved_are_refused(problem, strengths):
-    with pytest.raises(UserError, match="Expected positive strengths for ridge"):
+    with pytest.raises(UserError, match="Expected positive penalty strengths for ridge"):
         Ridge(strengths).fit(problem[0], problem[1][:, 0])
 
 
