@@ -42,7 +42,7 @@ class Signature:
 
 @cache
 def signature(target: str) -> Signature | None:
-    """Return the arguments of a function or class of this package by its dotted name; None for other packages."""
+    """Return the arguments of the function or class with a dotted name; None if it is not in this package."""
     found = located(target) if target.startswith(OWN) else None
     if found is None:
         return None

@@ -121,7 +121,7 @@ def entry(name: str) -> Entry:
 
 
 def listing(kind: str) -> str:
-    """Format the names of a kind with their summaries for the terminal.
+    """Format a list of all names of a kind, such as metrics, for the terminal, each with its summary.
 
     Args:
         kind: a key of `KINDS`.

@@ -204,7 +204,7 @@ def predictor_entry(name: str) -> Entry:
 
 
 def task_entry(name: str) -> Entry:
-    """Build the entry of a task."""
+    """Build the catalogue entry of a task."""
     options = options_of("task", name)
     group = _task_group(options)
     header = yaml_comments(files("task")[name])

@@ -111,7 +111,7 @@ def _evidence(purpose: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
     return decorate
 
 
-@cli.command(short_help="Measure how models of one base relate, without data.")
+@cli.command(short_help="Measure how models of one base relate; no data are needed.")
 @_common
 @click.option(
     "--metric", "metrics", multiple=True, metavar="NAME", help="A metric, instead of the default 18."
@@ -131,7 +131,7 @@ def compare(
     both_towers: bool,
     report: Path | None,
 ) -> None:
-    """Compare two or more models that were fine-tuned from BASE, without data.
+    """Compare two or more models that were fine-tuned from BASE; no data are needed.
 
     BASE and each MODEL are a file (safetensors or PyTorch), a folder as save_pretrained writes it, or an id on the
     Hugging Face hub; a MODEL may be the folder of a LoRA adapter. A path that exists is never looked for on the hub.
@@ -331,7 +331,7 @@ def dashboard(arguments: tuple[str, ...]) -> None:
 @cli.command("list", short_help="List metrics, methods, penalties, predictors, tasks, models or suites.")
 @click.argument("kind", metavar="KIND")
 def listing(kind: str) -> None:
-    """List all members of a KIND with one line each.
+    """List all members of a KIND, one per line.
 
     Kinds: metrics, methods, penalties, predictors, protocols, tasks, models, suites.
     """
@@ -382,8 +382,8 @@ def _best(base: str, models: Sequence[str], given: dict[str, Any]) -> str:
     found = _predicted(base, models, **given)
     if not found.verdict.recommended:
         raise UserError(
-            "--method best uses the method that predict recommends, but predict requires evidence. Give"
-            " --images and --classes for every model, or give --fitted, or name a method (mergeability list"
+            "--method best uses the method recommended by mergeability predict, but predict requires evidence. Give"
+            " --images and --classes for every model, or give --fitted, or name a method (see mergeability list"
             " methods)."
         )
     click.echo(printable(found.verdict.answer), err=True)

@@ -75,7 +75,7 @@ class RunFolders(Callback):
 
 
 def forget_merges() -> None:
-    """Delete merged models of an earlier run from the current run's folder."""
+    """Delete the merged models that an earlier run left in the current run's folder."""
     shutil.rmtree(run_folder() / "merged", ignore_errors=True)
 
 

@@ -84,7 +84,7 @@ class Records:
 
     @property
     def replaced(self) -> bool:
-        """Whether the sweep was launched again; if so, running jobs of this launch are ignored."""
+        """Whether a later launch of the sweep replaced this launch; if so, running jobs of this launch are ignored."""
         return not self.folder.is_dir()
 
     def write(self, record: Record) -> None:

@@ -38,10 +38,10 @@ _MLFLOW = {
 
 @contextlib.contextmanager
 def open_loggers(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> Iterator[list["Guarded"]]:
-    """Create the loggers named in `logger`, log the configuration, and close them as succeeded or failed.
+    """Create the loggers named in `logger`, log the configuration, and close the loggers at the end.
 
-    They are closed as failed if the block raises an error. A logger that cannot be opened or that fails later is
-    dropped with a warning, so that tracking never stops a run.
+    They record that the run failed if the block raises an error, and that it succeeded otherwise. A logger that cannot
+    be opened or that fails later is dropped with a warning, so that tracking never stops a run.
 
     Args:
         cfg: the configuration of the job.

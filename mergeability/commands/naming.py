@@ -15,7 +15,7 @@ def number_name(value: float | int | str) -> str:
 
 
 def penalty_folder(name: str, strength: float | int, variant: str | None = None) -> str:
-    """Return the name of a training's folder: `<penalty>-<λ>`, or `none-0` if λ = 0, with `+<variant>` if set."""
+    """Return the folder name of a penalty: `<penalty>-<λ>`, or `none-0` if λ = 0; a variant adds `+<variant>`."""
     folder = f"{name}-{number_name(strength)}" if float(strength) != 0 else "none-0"
     return f"{folder}+{variant}" if variant else folder
 
@@ -44,7 +44,7 @@ def tracking_group() -> str | None:
 
 
 def group_name(folder: Path) -> str:
-    """Return the group name of the runs in a folder: its last two parts.
+    """Return the group name of the runs in a folder: the last two parts of the folder's path.
 
     >>> group_name(Path("/results/outputs/regularisation/mini-clip_mini"))
     'regularisation/mini-clip_mini'

@@ -1,4 +1,4 @@
-"""Collect the settings that determine a checkpoint; the card contains their hash."""
+"""Collect the settings that determine a checkpoint; the checkpoint's card contains a hash of them."""
 
 from typing import Any
 

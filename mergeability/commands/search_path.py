@@ -1,4 +1,4 @@
-"""Search configuration files in `--config-dir`, then in `./conf`, then in the package.
+"""Search for configuration files in `--config-dir`, then in `./conf`, then in the package.
 
 By default, Hydra searches `--config-dir` last. It contains users' tasks, metrics or methods as YAML files, whose
 `_target_` may be in a module in the working folder.

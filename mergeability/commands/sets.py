@@ -1,4 +1,4 @@
-"""Define sets of metrics, merge methods and predictors for Hydra, such as `merge=all`, from the files of `conf`.
+"""Define values such as `merge=all`, which select several metrics, merge methods or predictors at once.
 
 Hydra does not support patterns in defaults lists, so these sets are derived here from the files of `conf`. Sets that
 are fixed on purpose (`paper`, `minimal`, `none`) are files. The code that the files name is not imported, so that

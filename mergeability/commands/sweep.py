@@ -84,7 +84,7 @@ class Ledger(Callback):
         Ledger.current = self
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Record the start of a job; in a separate process, also redirect its output to a file in its folder."""
+        """Record the start of a job; if it runs in a separate process, also redirect its output to its folder."""
         if self.records is None:
             return
         folder = Path(config.hydra.runtime.output_dir)
@@ -241,7 +241,7 @@ def user_error(error: BaseException | None) -> UserError | None:
 
 
 def close_sweep(*, interrupted: bool = False) -> int:
-    """Print the path of the sweep's summary and its failed jobs; return the number of failed jobs.
+    """Print the failed jobs of a sweep and the path of its summary; return the number of failed jobs.
 
     Args:
         interrupted: whether the user stopped the sweep; its running jobs then do not count as failed.

@@ -29,7 +29,7 @@ def job(cfg: DictConfig) -> None:
 
 
 def fine_tune(cfg: DictConfig) -> dict[str, Any] | None:
-    """Train the model described by a configuration of `train.py` unless it exists.
+    """Train the model described by a configuration of `train.py`, unless the trained model already exists.
 
     Returns:
         The card of the model; None if the model already existed.
@@ -94,7 +94,7 @@ def examine(cfg: DictConfig) -> None:
 
 
 def base_hash(cfg: DictConfig) -> str:
-    """Return the hash of the base model of a training; create the base model if it does not exist.
+    """Return the hash of the base model of a training run; create the base model if it does not exist.
 
     The base model is created from published weights, a file, or a seed.
 
@@ -124,7 +124,7 @@ def base_hash(cfg: DictConfig) -> str:
 
 
 def source_hash(source: str) -> str:
-    """Return the content hash of an external model, which does not depend on its path."""
+    """Return the content hash of an external model; moving the model does not change the hash."""
     from mergeability.weights.checkpoints import file_hash
     from mergeability.weights.hub import find_weights
 

@@ -25,7 +25,7 @@ _PUNCTUATION = "{}[],:"
 
 
 def parse_failure(override: str, several: bool = False) -> str | None:
-    """Describe an override that Hydra cannot parse, with the correct form; None if Hydra can parse it.
+    """Return a message with the correct form of an override that Hydra cannot parse; None if Hydra can parse it.
 
     >>> print(parse_failure("suite.base=epoch=1.safetensors"))
     Hydra cannot read suite.base=epoch=1.safetensors. Quote the value: 'suite.base="epoch=1.safetensors"'.

@@ -177,7 +177,7 @@ def _loaded(task: Task, split: Split) -> Images:
     loaded = cast("Source", task.source).load(split)
     if isinstance(loaded, Texts):
         raise UserError(
-            f"Task {task.name!r} consists of texts, but images are expected. Choose a model of texts: model=minilm."
+            f"Task {task.name!r} consists of texts, but images are expected. Choose a text model: model=minilm."
         )
     return task.checked(loaded, split)
 

@@ -152,7 +152,7 @@ class Texts:
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Hold the tokens of labelled texts, padded at the end to one length.
+    """Hold the tokens of labelled texts, padded at the end to the same length.
 
     Attributes:
         rows: int64, shape (N, length): numbers of tokens in a vocabulary.

@@ -17,7 +17,10 @@ from mergeability.context import cores
 
 
 class Slots(ManyProcesses):
-    """Run a fixed number of jobs in parallel on this machine."""
+    """Run a fixed number of jobs in parallel on this machine.
+
+    A slot runs one job at a time, on its share of the GPUs.
+    """
 
     def run_all(self, jobs: Sequence[Job]) -> Sequence[JobReturn]:
         """Run jobs; when a job ends, its slot starts the next one."""
@@ -55,7 +58,10 @@ class Slots(ManyProcesses):
 
 
 class Joblib(Slots):
-    """Run jobs in worker processes of joblib's loky, with one pool per slot: a killed worker affects only its job."""
+    """Run jobs in worker processes of loky, a part of joblib.
+
+    Every slot has its own pool with one worker, so that a killed worker affects only its own job.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -67,7 +73,7 @@ class Joblib(Slots):
         self.ledger.closing.callback(self.stop)
 
     def run_one(self, job: Job, slot: int, devices: Sequence[str]) -> JobReturn:
-        """Run one job in the worker process of its slot."""
+        """Run one job in the worker process that belongs to its slot."""
         from joblib.externals.loky import ProcessPoolExecutor
 
         if slot not in self.pools:

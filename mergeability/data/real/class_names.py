@@ -69,7 +69,7 @@ class ClassNames:
         return found
 
     def labels(self, names: Iterable[str], where: str) -> dict[str, int]:
-        """Return name → label for the class names of a dataset.
+        """Return a mapping from the class names of a dataset to their labels.
 
         Raises:
             UserError: a name is not among the task's classes, or two names denote the same class.

@@ -263,7 +263,7 @@ def by_folder(paths: Sequence[Path], root: Path) -> dict[str, list[Path]]:
 
 
 def top_folders(root: Path) -> list[Path]:
-    """List the direct subfolders of a folder, without hidden folders and links to parent folders."""
+    """List the direct subfolders of a folder, except hidden folders and links to parent folders."""
     try:
         inside = sorted(root.iterdir())
         above = {_identity(one) for one in (root, *root.resolve().parents)}

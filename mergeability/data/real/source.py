@@ -144,7 +144,8 @@ class ImageSource:
                 raise UserError(
                     f"Task {self.classes.task!r}: more than {allowed:.3g} images of its {split} split cannot "
                     "be decoded: "
-                    f"{'; '.join(broken[:3])}. Repair the copy, or allow more with dataset.max_corrupt=<share>."
+                    f"{'; '.join(broken[:3])}. Repair the dataset, or allow more such images with "
+                    "dataset.max_corrupt=<share>."
                 )
         self.pixel_remarks[split] = pixel_remarks(split, broken, changed)
 

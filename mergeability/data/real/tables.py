@@ -1,4 +1,4 @@
-"""Read splits of a dataset as rows by the Hugging Face `datasets` library."""
+"""Read the splits of a dataset as rows, with the Hugging Face library `datasets`."""
 
 import contextlib
 import sys
@@ -29,7 +29,7 @@ class Tables(Protocol):
 
     @property
     def columns(self) -> Mapping[str, Sequence[str]]:
-        """The columns or class folders of each split, by name."""
+        """The columns or class folders of each split; the keys are the names of the splits."""
         ...
 
     def rows(self, split: str) -> Rows:
@@ -67,7 +67,7 @@ class ArrowRows:
 
 @dataclass(frozen=True)
 class ArrowTables:
-    """Hold a dataset that the `datasets` library opened, from the Hub or a copy.
+    """Hold a dataset that the `datasets` library opened from the Hub or from a local copy.
 
     Attributes:
         opened: split → dataset.
@@ -190,8 +190,8 @@ def open_disk(path: Path, layout: Layout, classes: ClassNames) -> ArrowTables:
     others = sorted(path.parent.name for path in folder.glob("*/dataset_dict.json"))
     if others:
         raise UserError(
-            f"Task {classes.task!r}: {folder} contains copies of {', '.join(others[:5])}, but none named "
-            f"{classes.task}. Copy that dataset too, or point task.path to its folder."
+            f"Task {classes.task!r}: {folder} contains copies of {', '.join(others[:5])}, but no dataset "
+            f"named {classes.task}. Copy the missing dataset too, or point task.path to the folder that contains it."
         )
     for state in sorted(folder.glob("*/state.json")):
         # The library can write a split without rows, but fails to read it.

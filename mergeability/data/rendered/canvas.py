@@ -102,7 +102,7 @@ def segment_distance(
 
 
 def polygon_distance(frame: Frame, sides: Float[Tensor, "N 1 1"]) -> Float[Tensor, "N 32 32"]:
-    """Return the signed distance to a regular polygon in the unit circle whose first corner points up."""
+    """Return the signed distance to the regular polygon inscribed in the unit circle with a corner at the top."""
     sector = 2 * math.pi / sides
     offset = torch.remainder(frame.angle() - math.pi / 2, sector) - sector / 2
     return frame.radius() * torch.cos(offset) - torch.cos(sector / 2)

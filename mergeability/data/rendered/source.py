@@ -108,7 +108,7 @@ def find_subject(name: str) -> Subject:
 def render(
     subject: str, count: int, stream: Stream, seed: int, clutter: float = 1.0
 ) -> tuple[Images, Int64[Tensor, "N"]]:
-    """Render images of a subject with balanced classes in random order.
+    """Render images of a subject in random order, with equally many images of each class.
 
     Args:
         subject: a name in `SUBJECTS`.

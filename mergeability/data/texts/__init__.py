@@ -1,4 +1,4 @@
-"""Text corpora: seeded sources of labelled texts that need no network."""
+"""Text corpora: seeded sources of labelled texts that need no network connection."""
 
 import lazy_loader
 

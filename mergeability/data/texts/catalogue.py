@@ -1,4 +1,4 @@
-"""The list of text subjects: each module of `subjects`."""
+"""List the text subjects, one for each module of `subjects`."""
 
 import pkgutil
 from importlib import import_module
@@ -12,7 +12,7 @@ SUBJECTS = tuple(sorted(one.name for one in pkgutil.iter_modules(subjects.__path
 
 
 def find_subject(name: str) -> Subject:
-    """Return the text subject with a name.
+    """Return the text subject that has the given name.
 
     Args:
         name: a name in `SUBJECTS`.
@@ -26,5 +26,5 @@ def find_subject(name: str) -> Subject:
         ('balanced', 'unclosed', 'unopened', 'crossed')
     """
     if name not in SUBJECTS:
-        raise UserError(f"Expected a text subject among {', '.join(SUBJECTS)}, got {name!r}.")
+        raise UserError(f"Expected a text subject, one of {', '.join(SUBJECTS)}, got {name!r}.")
     return import_module(f"{subjects.__name__}.{name}").SUBJECT

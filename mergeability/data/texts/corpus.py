@@ -23,7 +23,7 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class TextCorpus:
-    """Provide labelled texts of one subject, without a network.
+    """Provide labelled texts of one subject; no network connection is needed.
 
     Equal arguments always give equal texts. No text is in two splits, or twice in one, whatever its case and accents.
     Classes are equally frequent in every split as far as the subject has enough texts of each.
@@ -106,8 +106,8 @@ class TextCorpus:
             if sum(available) >= total:
                 return [one[:quota] for one, quota in zip(texts, _quotas(available, total), strict=True)]
         raise UserError(
-            f"Texts of {self.subject!r}: expected at most {sum(available)} texts in all splits together, which is all "
-            f"there are, got {total}. Reduce train, validation or test."
+            f"Texts of {self.subject!r}: expected at most {sum(available)} texts in all splits together, because there "
+            f"are no more, got {total}. Reduce train, validation or test."
         )
 
 

@@ -1,4 +1,4 @@
-"""Sentences of chatterbot-corpus, dialogues in many languages (BSD licence)."""
+"""Read sentences of chatterbot-corpus, a collection of dialogues in many languages (BSD licence)."""
 
 from importlib import resources
 

@@ -1,4 +1,4 @@
-"""The door to texts: all code reads a task's texts through this module."""
+"""Provide the only interface to texts: all code reads a task's texts through this module."""
 
 from mergeability.data.inputs import Split, Streamed, Texts, check_split
 from mergeability.data.tasks import Task
@@ -27,7 +27,7 @@ def read_texts(task: Task, split: Split) -> Texts:
     texts = None if isinstance(task.source, Streamed) else task.source.load(split)
     if not isinstance(texts, Texts):
         raise UserError(
-            f"Task {task.name!r} consists of images, but texts are expected. Choose a model of images, such as "
+            f"Task {task.name!r} consists of images, but texts are expected. Choose an image model, such as "
             "model=clip_mini or model=vit_b16."
         )
     return task.checked(texts, split)

@@ -42,7 +42,7 @@ class Subject(Protocol):
 
 @dataclass(frozen=True)
 class Collected:
-    """A subject whose texts come from an installed package or from the standard library.
+    """Hold a subject whose texts come from an installed package or from the standard library.
 
     A text that several classes contain is left out, because it has no label.
 
@@ -68,7 +68,10 @@ class Collected:
         return [draws.shuffled(texts)[:count] for texts in self._texts]
 
     def identity(self) -> dict[str, Any]:
-        """Return the version and the SHA-256 of all texts, which depend on the version of their package."""
+        """Return the version of the subject and the SHA-256 of all texts.
+
+        The texts depend on the installed version of the package that contains them.
+        """
         return {"version": self.version, "sha256": sha256(json.dumps(self._texts).encode()).hexdigest()}
 
     @cached_property
@@ -82,7 +85,7 @@ class Collected:
 
 @dataclass(frozen=True)
 class Written:
-    """A subject whose texts are written from templates with random words.
+    """Hold a subject whose texts are templates filled with random words.
 
     Attributes:
         classes: names of the classes, in label order.
@@ -102,7 +105,7 @@ class Written:
     version: int = 1
 
     def candidates(self, count: int, draws: Draws) -> list[list[str]]:
-        """Return up to `count` texts of each class, fewer if the templates have no more."""
+        """Return up to `count` texts of each class; fewer only if the templates yield no more."""
         known: set[str] = set()
         return [self._of_class(name, count, draws, known) for name in self.classes]
 
@@ -125,7 +128,7 @@ class Written:
 
 
 def key(text: str) -> str:
-    """Return a text without case, accents and repeated spaces: uncased encoders see no difference."""
+    """Return a text in lower case, without accents or repeated spaces; uncased encoders ignore these differences."""
     plain = "".join(one for one in unicodedata.normalize("NFKD", text) if not unicodedata.combining(one))
     return " ".join(plain.casefold().split())
 
@@ -145,6 +148,6 @@ def optional_package(module: str, package: str) -> Any:
 
 
 def short(texts: Iterable[str], fewest: int = 1, most: int = 20) -> Sequence[str]:
-    """Return the texts that have between `fewest` and `most` words, with single spaces."""
+    """Return the texts that have between `fewest` and `most` words; repeated spaces become single spaces."""
     words = [text.split() for text in texts]
     return [" ".join(one) for one in words if fewest <= len(one) <= most]

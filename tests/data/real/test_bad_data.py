@@ -141,7 +141,7 @@ def test_a_folder_of_other_tasks_copies(real, tmp_path):
     for name in ("mnist", "svhn"):
         real.dataset(name).save_to_disk(tmp_path / "data" / name)
     with pytest.raises(
-        UserError, match=r"'kmnist': .*data contains copies of mnist, svhn, but none named kmnist"
+        UserError, match=r"'kmnist': .*data contains copies of mnist, svhn, but no dataset named kmnist"
     ):
         read(real.configured("kmnist", "paths.source=disk", f"paths.data={tmp_path / 'data'}"))
 

@@ -1,4 +1,4 @@
-"""Define the subjects of rendered tasks, which `catalogue` lists."""
+"""Define the subjects of rendered tasks; `catalogue` lists these subjects."""
 
 import lazy_loader
 

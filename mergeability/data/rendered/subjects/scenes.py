@@ -62,7 +62,7 @@ def _hand(frame: Frame, angle: Tensor, length: float, thickness: float) -> Tenso
 
 
 def draw_positions(labels: Labels, generator: Generator, split: str) -> Ink:
-    """Draw a circle on one side of a square, of any position and size; the class is the side."""
+    """Draw a square at a random position and size, and a circle on one side of it; the class is this side."""
     count = len(labels)
     frame = place(count, generator, scale=(0.7, 0.95))
     angle = labels * (math.pi / 2) + uniform(generator, -0.4, 0.4, count)

@@ -1,1 +1,1 @@
-"""Subjects of text tasks: one module each, whose `SUBJECT` says what its classes and texts are."""
+"""Subjects of text tasks: each has a module, whose `SUBJECT` defines the classes and texts of the subject."""

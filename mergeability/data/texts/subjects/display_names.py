@@ -1,4 +1,6 @@
-"""Classify names of languages, countries and currencies by their language, one of ten in Latin script.
+"""Classify names of languages, countries and currencies by the language in which they are written.
+
+The ten languages use Latin script.
 
 Source: Babel (https://babel.pocoo.org), BSD-3-Clause licence, with the locale data of Unicode CLDR (Unicode licence);
 an optional package, only imported.

@@ -1,4 +1,6 @@
-"""Classify Python expressions by the type of their value; many select one of two values of different types.
+"""Classify Python expressions by the type of their value.
+
+Many expressions choose between two values of different types.
 
 Source: this project's templates.
 """

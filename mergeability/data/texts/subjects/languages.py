@@ -1,4 +1,4 @@
-"""The language of a sentence of a dialogue, among eight that are written in Latin script.
+"""Classify sentences from dialogues by their language, one of eight that use Latin script.
 
 Source: chatterbot-corpus (https://github.com/gunthercox/chatterbot-corpus), BSD licence; an optional package, only
 read.

@@ -1,4 +1,4 @@
-"""The topic of an English sentence of a dialogue.
+"""Classify English sentences from dialogues by their topic.
 
 Source: chatterbot-corpus (https://github.com/gunthercox/chatterbot-corpus), BSD licence; an optional package, only
 read.
