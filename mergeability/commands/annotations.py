@@ -1,4 +1,4 @@
-"""Read the argument types that classes and functions named in a configuration declare.
+"""Read the declared argument types of the classes and functions that a configuration names.
 
 Sources are parsed instead of imported, so that a wrong setting is reported before PyTorch is imported.
 """

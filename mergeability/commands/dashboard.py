@@ -1,4 +1,4 @@
-"""Implement the dashboard command, which shows all runs in a folder as an HTML file or in Weights & Biases."""
+"""Implement the dashboard command, which presents all runs of a folder in an HTML file or in Weights & Biases."""
 
 import argparse
 import sys

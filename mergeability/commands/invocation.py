@@ -14,7 +14,7 @@ _DASHBOARD = "python -m mergeability.commands.dashboard"
 
 
 def started_as(command: str | None) -> None:
-    """Record the command that the user typed, such as `mergeability`; None for `train.py` and `analyze.py`."""
+    """Record the command that the user typed, such as `mergeability`, or None for `train.py` and `analyze.py`."""
     if command is None:
         os.environ.pop(_VARIABLE, None)
     else:

@@ -111,7 +111,7 @@ class Records:
         return sorted(found, key=lambda record: record.number)
 
     def close(self, number: int, overrides: Sequence[str], folder: Path, now: float, error: str) -> None:
-        """Mark a job as failed if its record has no end; a record that already has an end is not changed."""
+        """Mark a job as failed if its record contains no end time; leave a record with an end time unchanged."""
         (old,) = [one for one in self.read() if one.number == number] or [
             Record(number, tuple(overrides), str(folder), socket.gethostname(), os.getpid(), now)
         ]
@@ -127,7 +127,7 @@ class Records:
 
 @contextlib.contextmanager
 def held(folder: Path, level: int = logging.INFO) -> Iterator[None]:
-    """Lock a folder, and wait while another process holds the lock; do nothing on file systems without locks."""
+    """Wait until no other process holds the lock of a folder, and lock it; do nothing on file systems without locks."""
     if os.name == "nt":
         yield
         return

@@ -62,5 +62,7 @@ def _given(arguments: Sequence[str]) -> Iterator[Path]:
         value = value if sign else next(iter(arguments[number + 1 :]), "")
         place = Path(value).expanduser()
         if not value or not place.is_dir():
-            raise UserError(f"Expected {name} to be a folder of configuration, got {value or 'nothing'}.")
+            raise UserError(
+                f"Expected {name} to be a folder with configuration files, got {value or 'nothing'}."
+            )
         yield place

@@ -14,7 +14,7 @@ from mergeability.metrics.traits import Traits
 
 
 def derived_sets() -> dict[str, dict[str, list[str]]]:
-    """Return the derived sets: group → name of the set → the names that it selects, in table order."""
+    """Return, for each group and set, the names that the set selects, in the order in which tables show them."""
     metrics = {name: _traits(options) for name, options in members("metric").items()}
     return {
         # Every method, and those that need neither images nor heads.

@@ -12,7 +12,7 @@ def shown_text(text: str) -> str:
 
 
 class PlainFormatter(logging.Formatter):
-    """Format log records; escape control characters, and rewrite suggested commands to the form that the user typed."""
+    """Format log records: escape control characters, and write suggested commands in the form that the user uses."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a log record."""

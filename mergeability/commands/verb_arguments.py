@@ -76,7 +76,7 @@ def classes(words: Sequence[str]) -> dict[str, str | list[str]]:
 
 
 def option_values(words: Sequence[str]) -> dict[str, Any]:
-    """Parse options of a method, whose values are numbers, booleans or text as in YAML."""
+    """Parse the options of a method; their values are numbers, booleans or text in YAML's notation."""
     import yaml
 
     return {name: yaml.safe_load(value) for name, value in by_name("--option", words).items()}

@@ -50,7 +50,7 @@ def parse_failure(override: str, several: bool = False) -> str | None:
 
 
 def quoted(override: str) -> str | None:
-    """Quote an override for the shell so that Hydra reads its value as plain text; None if no quoting works."""
+    """Quote an override for the shell so that Hydra reads the value as plain text; return None if no quoting works."""
     key, sign, value = override.partition("=")
     if not sign:
         return None

@@ -1,4 +1,4 @@
-"""Inputs of models: labelled images, the protocol of their sources, and encoder inputs of any kind."""
+"""Define the inputs of models: labelled images, the protocol of image sources, and encoder inputs of any kind."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -295,7 +295,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class Streamed(Protocol):
-    """A source of images of any size that do not fit in memory: they are yielded one by one, already processed.
+    """A source of images that together do not fit in memory: images of any size are yielded one by one, processed.
 
     Only `image_cache` loads images from a source.
     """

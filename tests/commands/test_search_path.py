@@ -107,7 +107,9 @@ def test_a_given_folder_comes_first(own, monkeypatch):
 
 
 def test_a_folder_that_is_none_is_refused():
-    with pytest.raises(UserError, match="Expected --config-dir to be a folder of configuration, got nowhere"):
+    with pytest.raises(
+        UserError, match="Expected --config-dir to be a folder with configuration files, got nowhere"
+    ):
         use_own_folders(["--config-dir", "nowhere"])
 
 

@@ -107,7 +107,7 @@ class Job:
 
 
 def failure(sentence: str) -> JobReturn:
-    """Return the result of a failed job with a message."""
+    """Return a job result that has the status failed and contains a message."""
     return QuietReturn(status=JobStatus.FAILED, _return_value=UserError(sentence))
 
 
@@ -146,7 +146,7 @@ class ManyProcesses(Launcher):
         """Run jobs; a job fails if its process is killed."""
 
     def divided(self, jobs: int, cores: int, devices: int) -> Share:
-        """Divide the cores and GPUs among jobs; if the user set OMP_NUM_THREADS, use this number of threads."""
+        """Divide the cores and GPUs among jobs; if the user set OMP_NUM_THREADS, every job uses that many threads."""
         chosen = os.environ.get("OMP_NUM_THREADS", "")
         threads = int(chosen) if self.threads is None and chosen.isdecimal() and int(chosen) else self.threads
         found = share(jobs, n_jobs=self.n_jobs, threads=threads, gpus=self.gpus, cores=cores, devices=devices)

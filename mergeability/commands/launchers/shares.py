@@ -72,7 +72,7 @@ def share(
     chosen = min(jobs, limit) if n_jobs is None or n_jobs == -1 else n_jobs
     if each and chosen > int(devices / each):
         raise UserError(
-            f"{chosen} parallel jobs with {each:g} GPUs each require more than the {devices} GPUs of this"
+            f"{chosen} parallel jobs, each with {each:g} GPUs, require more than the {devices} GPUs of this"
             " machine. Choose a smaller hydra.launcher.n_jobs or hydra.launcher.gpus."
         )
     own = threads or max(1, cores // chosen)
@@ -106,6 +106,6 @@ def visible_devices() -> list[str]:
 
 
 def environment(threads: int, devices: Sequence[str] | None) -> dict[str, str]:
-    """Return the environment variables of a job's process; do not change GPUs that a scheduler assigns."""
+    """Return the environment variables of a job's process; without `devices`, CUDA_VISIBLE_DEVICES is not set."""
     chosen = {"OMP_NUM_THREADS": str(threads), "LOKY_MAX_CPU_COUNT": str(threads)}
     return chosen if devices is None else {**chosen, "CUDA_VISIBLE_DEVICES": ",".join(devices)}

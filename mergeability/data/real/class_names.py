@@ -27,7 +27,7 @@ def _compared(name: str) -> str:
 
 
 class ClassNames:
-    """Hold the classes of a task in label order, and the spellings of a dataset.
+    """Hold the classes of a task in label order, and how datasets spell the class names.
 
     Args:
         task: its name, for messages.

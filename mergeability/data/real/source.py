@@ -38,7 +38,7 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Read real images from the Hugging Face Hub, a saved copy or a folder, which is opened on first use.
+    """Read real images from the Hugging Face Hub, a saved copy or a folder; the source is opened on first use.
 
     Attributes:
         kind: "hub", "disk" (written by `save_to_disk`, or Parquet files) or "folder" (`train/<class>/…`).

@@ -55,7 +55,7 @@ class FileRows:
     files: Sequence[Path]
 
     def read(self, chosen: Sequence[int]) -> Iterator[Encoded]:
-        """Yield the image files of the given rows; they are not read until decoding."""
+        """Yield the image files of the given rows; a file is read only when it is decoded."""
         for position in chosen:
             file = self.files[int(position)]
             yield Encoded(shown(file), int(self.labels[int(position)]), file)

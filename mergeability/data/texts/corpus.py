@@ -1,4 +1,4 @@
-"""The source of labelled texts, which needs no network."""
+"""Provide labelled texts; no network connection is needed."""
 
 import logging
 import math

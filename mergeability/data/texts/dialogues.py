@@ -8,7 +8,7 @@ from mergeability.data.texts.subject import optional_package
 
 
 def dialogue_sentences(language: str) -> dict[str, list[str]]:
-    """Return topic → sentences of all dialogues in one language, in the order of the files.
+    """Return the sentences of all dialogues in one language as a mapping from topics, in the order of the files.
 
     Args:
         language: name of a folder of the corpus, such as "english".

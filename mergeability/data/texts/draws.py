@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class Draws:
-    """Draw choices, integers and orders from one stream of random numbers.
+    """Draw choices, integers and permutations from one stream of random numbers.
 
     Args:
         parts: the sequence that determines the stream.

@@ -222,7 +222,7 @@ def test_links_that_lead_nowhere_are_images_that_do_not_decode(tree, tmp_path):
     assert "links that lead nowhere: 1 (cat/lost)" in " ".join(remarks(task))
     drawn = draw(tree)
     assert len(drawn.images) == 32
-    assert "broken links: 1 (test/cat/gone.jpg)" in " ".join(remarks_on(drawn, 64, "pets"))
+    assert "broken links to images: 1 (test/cat/gone.jpg)" in " ".join(remarks_on(drawn, 64, "pets"))
 
 
 def test_names_that_are_not_utf_8_are_read_and_shown(tree, tmp_path):

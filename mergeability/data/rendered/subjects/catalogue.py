@@ -1,4 +1,4 @@
-"""List the twenty subjects of rendered tasks, with the drawing functions and names of their classes.
+"""List the twenty subjects of rendered tasks, each with a drawing function and the names of its classes.
 
 Every drawing function takes the labels wanted, a generator for everything else, and the split (which only the
 handwritten digits need), and returns ink. None of them knows colours or noise: `canvas.paint` adds those.

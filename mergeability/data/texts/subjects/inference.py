@@ -1,4 +1,4 @@
-"""Whether a statement about a group implies another, contradicts it, or leaves it open.
+"""Whether a statement about a group implies a second statement, contradicts it, or leaves it open.
 
 Every group has members, so that "all" implies "some".
 

@@ -1,4 +1,4 @@
-"""The size of the result of a small calculation that is written in words.
+"""Classify small calculations, which are written in words, by the range of the result.
 
 Source: this project's templates.
 """
