@@ -8,7 +8,7 @@ from mergeability.commands import run, train
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
-    """Train the model unless it exists, or check the task's images."""
+    """Train the model unless it already exists; on request, check the task's images instead."""
     train.job(cfg)
 
 

@@ -58,7 +58,7 @@ _WIDTH = 100
 
 
 def entries(kind: str) -> tuple[Entry, ...]:
-    """List the entries of a kind in table order.
+    """List the entries of a kind in the order in which tables show them.
 
     Args:
         kind: a key of `KINDS`.
@@ -259,7 +259,7 @@ def _wrapped(value: str, first: str = "", indent: int = 0) -> list[str]:
 
 @cache
 def sets_of(kind: str) -> dict[str, tuple[str, ...]]:
-    """Return the named sets of a kind, such as `paper`: files of `conf`, and sets derived from the other files.
+    """Return the named sets of a kind, for example the set `paper`: those in files of `conf`, and derived ones.
 
     Args:
         kind: a key of `KINDS`; only metrics, methods and predictors have sets.

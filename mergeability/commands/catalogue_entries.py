@@ -94,7 +94,7 @@ class Entry:
 
 
 def suite_tasks(suite: str) -> tuple[str, ...]:
-    """List the tasks of a suite; the list is empty for a suite of checkpoints or a table.
+    """List the tasks of a suite; the list is empty if the suite consists of checkpoints or is a table.
 
     Examples:
         >>> from mergeability.commands.catalogue_entries import suite_tasks

@@ -239,7 +239,7 @@ def merge(
     store: str | None,
     **evidence: Any,
 ) -> None:
-    """Merge models fine-tuned from BASE by one method; write the merged model and a card that describes the merge.
+    """Merge, by one method, models that were fine-tuned from BASE; write the merged model and a card that describes it.
 
     If BASE is a transformers folder, the result is one too, with the base's tensor names, configuration and tokenizer.
 

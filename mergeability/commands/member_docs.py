@@ -56,7 +56,7 @@ class Commented:
 
 
 def docstring(target: str) -> Docstring:
-    """Read the docstring of a class or function; empty if it is defined in another library.
+    """Return the docstring of a class or function, or an empty one if another library defines the class or function.
 
     Args:
         target: its dotted name, as in `_target_`.

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def job(cfg: DictConfig) -> None:
-    """Train the model unless it exists, or check the task's images."""
+    """Train the model unless it already exists; on request, check the task's images instead."""
     prepare()
     if cfg.doctor:
         examine(cfg)

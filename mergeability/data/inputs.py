@@ -138,7 +138,7 @@ class Texts:
         wrong = [text for text in self.texts if not isinstance(text, str) or not text.strip()]
         if wrong:
             raise UserError(
-                f"Expected texts that are not empty, got {wrong[0]!r} and {len(wrong) - 1} more. Leave them out."
+                f"Expected texts that are not empty, got {wrong[0]!r} and {len(wrong) - 1} more. Leave these out."
             )
         if self.labels.dtype != torch.int64 or self.labels.shape != (len(self.texts),):
             raise UserError(
@@ -272,7 +272,7 @@ class Inputs:
 
 
 class Source(Protocol):
-    """Protocol of image sources: return the images of one split, the same ones on every call.
+    """Define the protocol of image sources: every call returns the same images of one split.
 
     Only `image_cache` loads images from a source. If the source also has `identity(split)`, a JSON-able record of
     everything that determines the images, prepared images are reused without loading them again.
@@ -309,7 +309,7 @@ class Streamed(Protocol):
         ...
 
     def stream(self, split: Split, work: Callable[[Tensor], T]) -> Iterator[tuple[T, int]]:
-        """Yield, in order, the result of `work` for each image (uint8, 3×H×W) with its label."""
+        """Yield, in order, the result of `work` for each image (uint8, 3×H×W), together with the image's label."""
         ...
 
 

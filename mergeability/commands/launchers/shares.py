@@ -84,7 +84,7 @@ def share(
 
 
 def slot_devices(slot: int, gpus: float | int, devices: Sequence[str]) -> list[str]:
-    """Return the GPUs of one slot.
+    """Return the GPUs of one slot, which runs one job at a time.
 
     >>> slot_devices(1, 2, ["0", "1", "2", "3"])
     ['2', '3']

@@ -31,7 +31,7 @@ class Draws:
         return int(torch.randint(low, high + 1, (1,), generator=self._generator))
 
     def choice(self, options: Sequence[T]) -> T:
-        """Return one of the options."""
+        """Return one of the given options, drawn at random."""
         return options[self.integer(0, len(options) - 1)]
 
     def chance(self, probability: float) -> bool:

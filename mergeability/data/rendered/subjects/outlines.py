@@ -1,4 +1,4 @@
-"""Draw single objects: shapes in any colour, colours in any shape, and regular polygons."""
+"""Draw single objects: those classified by shape, those classified by colour, and regular polygons."""
 
 import math
 from collections.abc import Callable
