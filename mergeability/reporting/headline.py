@@ -275,7 +275,7 @@ def _beyond_sentences(tested: pd.DataFrame, target: str) -> list[str]:
             f"{method} ({gain:.1%} of the squared error)"
             for method, gain in zip(own.loc[adds, "method"], own.loc[adds, "gain"], strict=True)
         )
-        sentences.append(f"The metrics improve on task effects for {gains}.")
+        sentences.append(f"The metrics improve predictions beyond task effects for {gains}.")
     return sentences
 
 
