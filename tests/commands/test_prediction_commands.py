@@ -88,7 +88,7 @@ def test_a_table_alone_gets_the_whole_study(studied):
     assert variance.loc["ta", "task_effects"] > 0.999
     text = (folder / "report.html").read_text()
     assert "For ta the metrics add nothing beyond task effects" in text
-    assert "The metrics improve on task effects for ties" in text
+    assert "The metrics improve predictions beyond task effects for ties" in text
 
 
 def test_a_second_run_finds_the_study_and_other_options_do_not(studied, command):
