@@ -1,4 +1,4 @@
-"""Start the command `mergeability` by `python -m mergeability`."""
+"""Run the command `mergeability` when Python is started with `python -m mergeability`."""
 
 import io
 import sys

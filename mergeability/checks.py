@@ -123,7 +123,7 @@ def clean_name(name: Any, what: str = "a name") -> str:
 
 
 def clean_names(names: Iterable[Any], what: str) -> dict[str, Any]:
-    """Normalise names, check that they differ, and return normalised name → given name.
+    """Normalise names, check that they differ, and return a mapping from normalised to given names.
 
     Raises:
         UserError: a name is invalid, or two names are equal after normalisation.
@@ -142,7 +142,7 @@ def clean_names(names: Iterable[Any], what: str) -> dict[str, Any]:
                     if name != found[cleaned]
                     else ""
                 )
-                + ". Rename one."
+                + ". Rename one of them."
             )
         found[cleaned] = name
     return found

@@ -143,7 +143,7 @@ def tiny_encoder() -> nn.Module:
 
 
 def tiny_images(task: str = "cars", count: int = 8) -> Images:
-    """Create 2×2 images of three classes, which differ in the brightest colour channel.
+    """Create 2×2 images of three classes; each class has a different brightest colour channel.
 
     Args:
         task: another task, other images.
@@ -286,7 +286,7 @@ def tiny_task() -> Task:
 
 
 def write_tiny_images(folder: str | Path) -> None:
-    """Write a folder of images for tasks with `source=folder`: two classes with six images in each split.
+    """Write a folder of images for tasks with `source=folder`: two classes, each with six images per split.
 
     Args:
         folder: gets one folder per split, `train` and `test`, with one folder per class, `dark` and `light`.

@@ -45,7 +45,7 @@ def digest(value: Any) -> str:
 
 @contextlib.contextmanager
 def saying_what_cannot_be_written(path: Path) -> Iterator[None]:
-    """Convert an OSError in the block to a UserError about `path`.
+    """Convert an OSError raised in the `with` block to a UserError about `path`.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -144,7 +144,7 @@ def lock(file: int, *, wait: bool) -> bool | None:
 
 @contextlib.contextmanager
 def temporary_folder(beside: Path) -> Iterator[Path]:
-    """Yield an empty, locked folder next to `beside`, and remove it afterwards if it still exists.
+    """Yield an empty, locked folder in the parent folder of `beside`, and remove it at the end if it still exists.
 
     Raises:
         OSError: it cannot be made there.
@@ -176,7 +176,7 @@ def hold_folder(folder: Path, held: contextlib.ExitStack) -> bool:
 
 
 def sweep_folders(beside: Path) -> list[Path]:
-    """Remove old temporary folders next to `beside` that killed processes left.
+    """Remove old temporary folders that processes left next to `beside` when they were killed.
 
     A folder that an interrupted `replace_folder` moved away is moved back.
 

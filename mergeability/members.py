@@ -1,4 +1,4 @@
-"""Read the members of the groups in `conf`: their names, options and declared traits.
+"""Read the names, options and declared traits of the members of each group in `conf`.
 
 A member, such as a metric or a merge method, is a YAML file with a `_target_`; any other file of its folder is a set
 of members, such as `paper`. A new member is thus available as soon as its file exists: in the sets `all` and

@@ -216,8 +216,8 @@ def connect(address: str) -> None:
         )
     except (ConnectionError, RuntimeError, OSError) as error:
         raise UserError(
-            f"Cannot use the Ray cluster workers={address}: {short(one_line(error), 200)}. Start one with "
-            f"ray start --head, or {instead}."
+            f"Cannot use the Ray cluster given by workers={address}: {short(one_line(error), 200)}. Start a "
+            f"cluster with ray start --head, or {instead}."
         ) from error
 
 

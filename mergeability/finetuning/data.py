@@ -72,7 +72,7 @@ class _Batches(Dataset):
 
 
 class TaskDataModule(pl.LightningDataModule):
-    """Provide rows of samples and labels; the model preprocesses them on its device.
+    """Provide rows of samples and labels; the model preprocesses the samples on its device.
 
     On several devices each trains on whole batches of its own, and validates on all samples. Lightning's own way wraps
     the sampler and does not pass the epoch on, so that every epoch has the same batches.

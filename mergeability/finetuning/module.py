@@ -167,7 +167,7 @@ class FineTuningModule(pl.LightningModule):
             object.__setattr__(self, "_compiled", torch.compile(self.encoder))
         if self.penalty is not None and str(self.trainer.precision) == "16-mixed":
             raise UserError(
-                "Under trainer.precision=16-mixed gradients are scaled, which penalties do not support. Use bf16-mixed "
+                "With trainer.precision=16-mixed, gradients are scaled, which penalties do not support. Use bf16-mixed "
                 "or 32-true."
             )
 

@@ -1,4 +1,4 @@
-"""Check whether a training with the same settings is already finished, without importing torch."""
+"""Check, without importing torch, whether a training run with the same settings has already finished."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +29,7 @@ def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
 def finished_card(
     folder: Path, settings: Mapping[str, Any], overwrite: bool = False
 ) -> dict[str, Any] | None:
-    """Return the card of a finished training with the same settings; None if training is needed.
+    """Return the card of a finished training run with these settings; None if the model must be trained.
 
     Raises:
         UserError: the folder contains a finished model with other settings.
@@ -43,7 +43,7 @@ def finished_card(
     changed = "; ".join(differing(settings, theirs if isinstance(theirs, Mapping) else {})[:6])
     raise UserError(
         f"{folder} contains a model trained with other settings: {changed}. "
-        "Keep both with variant=<name>, or replace it with overwrite=true."
+        "To keep that model and train another one, set variant=<name>; to replace it, set overwrite=true."
     )
 
 

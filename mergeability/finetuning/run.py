@@ -52,7 +52,7 @@ def finetune(
     record: Mapping[str, Any] | None = None,
     store: Path | str | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune the encoder on one task, and write the model with its card.
+    """Fine-tune the encoder on one task, and write the model and its model card.
 
     Writes `model.safetensors`, `head.safetensors` and, last, `card.json` to `folder`. A run that was killed continues
     after its last finished epoch, with the same batches and the same result.
@@ -225,7 +225,9 @@ def _trainer(**options: Any) -> pl.Trainer:
         return pl.Trainer(**options)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         reason = one_line(error)
-        raise UserError(f"Lightning's Trainer rejects the settings under trainer: {reason}") from error
+        raise UserError(
+            f"Lightning's Trainer rejects the settings of the group 'trainer': {reason}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -295,7 +297,9 @@ def _resume_from(unfinished: Path, record: Mapping[str, Any], module: nn.Module 
             logger.warning("%s is damaged: training starts from the beginning.", state)
         elif module is not None and (fault := state_fault(state, module)):
             logger.warning(
-                "%s is not a state of this training (%s): training starts from the beginning.", state, fault
+                "%s was not saved by this training run (%s): training starts from the beginning.",
+                state,
+                fault,
             )
         else:
             logger.info("Continuing the unfinished training in %s.", unfinished)

@@ -1,4 +1,4 @@
-"""Compute singular triplets from the smaller Gram matrix, which is faster than an SVD.
+"""Compute singular triplets from the smaller Gram matrix, because this is faster than an SVD.
 
 AᵀA is formed in float64, where the products of float32 numbers are exact. Squaring halves the number of correct
 digits, but float64 has twice as many as float32, so the result is as accurate as a float32 SVD of A, including small
@@ -67,7 +67,7 @@ def product(tall: Any, vectors: Float64[np.ndarray, "r k"]) -> Float64[np.ndarra
 
 
 def gram_memory(smaller: int) -> int:
-    """Return how much memory the blocks of `gram_matrix` take, in bytes.
+    """Return the memory, in bytes, that the blocks of `gram_matrix` take.
 
     Args:
         smaller: the smaller extent r of the matrix.

@@ -18,7 +18,7 @@ Read = Callable[[int, int, int], np.ndarray]
 
 
 def streamed_gram(read: Read, count: int, size: int, *, device: str = "cpu") -> Float64[np.ndarray, "T T"]:
-    """Compute the Gram matrix ⟨x_a, x_b⟩ of T vectors in float64, from float32 blocks.
+    """Compute in float64 the Gram matrix ⟨x_a, x_b⟩ of T vectors that are read in float32 blocks.
 
     Args:
         read: gives a range of one vector.

@@ -96,7 +96,7 @@ def _default_alpha(method: MergeMethod) -> float | int | str:
 
 @dataclass
 class Rounding:
-    """The rounding error of a merge over all parameters that are written in narrow formats.
+    """The rounding error of a merge, over all parameters that are saved with less precision than float32.
 
     With the exact values θ = θ_0 + α·M and the rounded ones θ̂, in float32:
 
@@ -128,7 +128,7 @@ class Rounding:
         return 1 - self.lost / self.change if self.change else 1.0
 
     def count(self, base: Tensor, exact: Tensor, rounded: Tensor) -> None:
-        """Update the sums with one tensor of the base, the merge and the rounded merge, all as float32."""
+        """Update the sums with one tensor: its values in the base, the merge and the rounded merge, all as float32."""
         # The norm adds in float64 without a copy in float64, in a sixteenth of the time of `.double().square().sum()`.
         self.change += float(torch.linalg.vector_norm(exact - base, dtype=torch.float64)) ** 2
         self.lost += float(torch.linalg.vector_norm(rounded - exact, dtype=torch.float64)) ** 2

@@ -54,9 +54,13 @@ class ConsensusTA:
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
         if isinstance(self.agree, bool) or not isinstance(self.agree, int) or self.agree < 1:
-            raise UserError(f"Expected agree to be a number of tasks, at least 1, got {self.agree!r}.")
+            raise UserError(
+                f"Expected the option agree to be a number of tasks, at least 1, got {self.agree!r}."
+            )
         if isinstance(self.threshold, bool) or not 0 <= self.threshold < math.inf:
-            raise UserError(f"Expected threshold to be a finite number, at least 0, got {self.threshold!r}.")
+            raise UserError(
+                f"Expected the option threshold to be a finite number, at least 0, got {self.threshold!r}."
+            )
 
     def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
         """Merge: return M in float32, by parameter name.

@@ -38,11 +38,11 @@ class Thinning:
     seed: int
 
     def __call__(self, task: str, name: str, delta: Tensor) -> Tensor:
-        """Thin one tensor of one model."""
+        """Apply DARE to one tensor of one model."""
         return self.by_part(task, name)(delta)
 
     def by_part(self, task: str, name: str) -> Callable[[Tensor], Tensor]:
-        """Return a function that thins consecutive parts of one tensor of one model."""
+        """Return a function that applies DARE to consecutive parts of one tensor of one model."""
         # A separate stream per tensor, so that masks do not depend on the order of reading or on the other models.
         text = f"{self.seed}\n{task}\n{name}".encode()
         generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:8]) >> 1)

@@ -18,7 +18,7 @@ from mergeability.task_vectors.vectors import TaskVectors
 
 @dataclass(frozen=True)
 class Fisher:
-    """Average each entry weighted by the models' diagonal Fisher information.
+    """Average each parameter entry over the models, with their diagonal Fisher information as weights.
 
     F_t is the squared gradient of the cross-entropy at the true label, averaged over the calibration samples of task t.
     Entries with Σ F_t = 0, and tensors that are not parameters of the encoder, are averaged without weights.

@@ -58,7 +58,7 @@ class MergeMethod(Protocol):
 
 @runtime_checkable
 class Preprocessing(Protocol):
-    """Protocol of methods that transform the task vectors and delegate merging and the scale to the method `then`.
+    """Protocol of methods that transform the task vectors; the method `then` merges them and defines the scale.
 
     Examples:
         >>> from mergeability.merging import Dare, Ties

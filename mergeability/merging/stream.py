@@ -21,7 +21,7 @@ def stream(
     elementwise: bool = False,
     only: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
-    """Merge one parameter at a time: only one layer of all models is in memory in addition to the result.
+    """Merge one parameter at a time: apart from the result, memory holds only one layer of each model.
 
     Running statistics of batch norms are averaged for every rule. Tied weights are merged once.
 

@@ -67,10 +67,10 @@ def base_overlap(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="functional", low=0, high=1, equal=1, needs_data=True)
 def ensemble_overlap(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
-    """Compute the overlap of class probabilities from both models' mean features with those of each task's own model.
+    """Compute the overlap of the class probabilities of the averaged features and of each task's own model.
 
-    The features are z = (z_a + z_b)/‖z_a + z_b‖ of L2-normalised z_a and z_b: the merge without merging. NaN where
-    ‖z_a + z_b‖ < 1e-6.
+    The averaged features are z = (z_a + z_b)/‖z_a + z_b‖, where z_a and z_b are the L2-normalised features of the two
+    models: they imitate a merge without merging. NaN where ‖z_a + z_b‖ < 1e-6.
 
     Formula: ½ (v(z, a) + v(z, b)), where v is the mean over images of Σ_y min(p_y, q_y).
 
@@ -94,7 +94,7 @@ def ensemble_overlap(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="functional", low=0, high=1, needs_data=True)
 def ensemble_confidence(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
-    """Compute the probability, under both models' mean features, of the class that each task's own model predicts.
+    """Compute the probability that the averaged features give to the class predicted by each task's own model.
 
     As `ensemble_overlap`, but with the mean over images of P(ŷ), where ŷ is the class predicted by the task's own
     model.
@@ -121,9 +121,9 @@ def ensemble_confidence(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="functional", low=0, high=1, equal=1, needs_data=True)
 def partner_agreement(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
-    """Compute the share of images on which each model predicts the same class as the other task's own model, in [0, 1].
+    """Compute how often the other task's model predicts the same class as a task's own model, as a share in [0, 1].
 
-    Each model classifies the images of the other task with the head of that task.
+    Each of the two models classifies the images of the other task with the head of that task.
 
     Formula: ½ (v(b, a) + v(a, b)), where v is the share of images with the same highest logit.
 
@@ -147,7 +147,7 @@ def partner_agreement(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="functional", low=0, needs_data=True)
 def partner_retention(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
-    """Compute how often the other model agrees with a task's own model, divided by how often the base does, in [0, ∞).
+    """Compute the other model's agreement with a task's own model, divided by the base model's agreement, in [0, ∞).
 
     NaN if the base agrees with a task's own model on none of its images.
 
@@ -174,7 +174,7 @@ def partner_retention(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 
 def functional_names(metrics: Iterable[str]) -> list[str]:
-    """Return the names in a list that are functional metrics."""
+    """Return those of the given metric names that belong to functional metrics."""
     return [name for name in metrics if name in _KNOWN]
 
 

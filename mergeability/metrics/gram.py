@@ -50,7 +50,7 @@ def cosine_similarity(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T
 
 @metric(category="geometry", low=0, equal=0)
 def l2_distance(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute the Euclidean distance of two vectors, in [0, ∞).
+    """Compute the Euclidean distance between two vectors, in [0, ∞).
 
     Formula: ‖a − b‖₂ = √(‖a‖² + ‖b‖² − 2⟨a, b⟩).
 

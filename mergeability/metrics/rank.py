@@ -158,7 +158,7 @@ def singular_value_ratio(profiles: Profiles, view: str = "task_vector") -> Float
 
 @metric(category="effective rank", low=1, high=2, equal=1)
 def layerwise_effective_rank(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
-    """Compute the effective rank of each tensor's task vectors, averaged with norms as weights, in [1, 2].
+    """Compute the norm-weighted mean over tensors of the effective rank of the two deltas, in [1, 2].
 
     erₗ is the effective rank of the tensor's two deltas. Tensors where either norm is below 1e-10 are
     skipped; the value is 2 if none is left.

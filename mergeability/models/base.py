@@ -163,5 +163,5 @@ def pretrain_base(
         raise KeyboardInterrupt from error
     seconds = round(time.monotonic() - began, 1)
     card = save_base(Path(folder), model, clip.eval(), record or {}, {"seconds": seconds})
-    logger.info("Base model %s in %s s: %s", model.name, seconds, folder)
+    logger.info("Created base model %s in %s s: %s", model.name, seconds, folder)
     return card

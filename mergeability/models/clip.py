@@ -196,7 +196,7 @@ class ClipModel:
         return remarks(task)
 
     def inputs(self, samples: Samples) -> Inputs:
-        """Preprocess images, with their labels."""
+        """Preprocess images, and return them with their labels."""
         return Inputs({"images": self.preprocess(samples.rows)}, samples.labels)
 
     def preprocess(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 size size"]:

@@ -13,7 +13,7 @@ FILE = "preprocessor_config.json"
 
 
 def check_preprocessing(weights: Path, model: ClipModel) -> None:
-    """Compare the preprocessing described by a file next to the weights with that of the model.
+    """Check that the preprocessing file next to the weights, if any, agrees with the model's preprocessing.
 
     Without this file, the model's preprocessing is assumed to be correct.
 

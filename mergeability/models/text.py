@@ -152,7 +152,7 @@ class TextModel:
 
     @property
     def tensor_prefix(self) -> str:
-        """Return an empty prefix: files use the names of the `transformers` library, which can open them."""
+        """Return an empty prefix: files use the tensor names of `transformers`, so that it can open them."""
         return ""
 
     @property
@@ -315,7 +315,7 @@ def mean_pooled_bert(configuration: Mapping[str, Any]) -> nn.Module:
         return MeanPooledBert(BertConfig(**configuration), add_pooling_layer=False)
     except (TypeError, ValueError, LookupError, RuntimeError) as error:
         raise UserError(
-            f"transformers cannot build the network ({one_line(error)[:200]}). Check its {CONFIG}."
+            f"transformers cannot build the network ({one_line(error)[:200]}). Check the model's {CONFIG}."
         ) from error
 
 
@@ -356,7 +356,8 @@ def _tokenizer(path: Path, length: int, padding: int) -> "Tokenizer":
     model = (read_object(path) or {}).get("model")
     if not isinstance(model, Mapping) or not isinstance(model.get("type"), str) or not model.get("vocab"):
         raise UserError(
-            f"Expected a tokenizer of transformers in {path}, with a model and its vocabulary. Save it again."
+            f"Expected {path} to contain a tokenizer of the transformers library with a tokenization model and a "
+            "vocabulary. Save the tokenizer again."
         )
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.enable_truncation(max_length=length)

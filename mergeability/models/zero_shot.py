@@ -1,4 +1,4 @@
-"""Frozen classification heads: embeddings of sentences with the class names."""
+"""Frozen classification heads: embeddings of sentences that contain the class names."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -53,7 +53,7 @@ class Activations:
         return {_ROWS: rows}
 
     def combine(self, subject: Subject) -> dict[str, Float32[Tensor, "n d"]]:
-        """Return task → activations, which unlike the models are small enough to fit in memory."""
+        """Return the activations of each task; unlike the models, all activations together fit in memory."""
         keys = ensure_entries(self, subject, subject.store)
         return {task: subject.store.read(self.kind, key)[_ROWS] for task, key in keys.items()}
 
@@ -185,7 +185,7 @@ def _output(encoder: nn.Module, state: Mapping[str, Tensor], layer: str, batch: 
         module = encoder.get_submodule(layer)
     except AttributeError as error:
         raise UserError(
-            f"{type(encoder).__name__} has no layer '{layer}' (profile.layer): {error}."
+            f"{type(encoder).__name__} has no layer '{layer}' (profile.layer). PyTorch reports: {error}."
         ) from error
     with watched_output(module) as outputs:
         features(encoder, batch.to(next(iter(state.values())).device), state)

@@ -74,7 +74,7 @@ def agreement(answers: Probabilities, own: Probabilities) -> float:
 
 
 def confidence(answers: Probabilities, own: Probabilities) -> float:
-    """Average P(ŷ|x) over the inputs, where ŷ is the class predicted by Q, in [0, 1].
+    """Average P(ŷ|x), which is in [0, 1], over the inputs x, where ŷ is the class predicted by Q.
 
     >>> confidence(np.array([[0.75, 0.25], [0.25, 0.75]]), np.array([[0.9, 0.1], [0.6, 0.4]]))
     0.5

@@ -1,4 +1,4 @@
-"""Define kinds of evidence, which are computed once, stored, and combined to arrays over all models.
+"""Define kinds of evidence: values that are computed once, stored, and combined into arrays over all models.
 
 A kind of evidence is a file of this package with a frozen dataclass that has `combine`. It defines the keys and the
 version of its entries, so a new kind requires no change to other files: `Profiles.evidence` accepts any kind.
@@ -41,13 +41,13 @@ class Evidence(Protocol[Found]):
     """
 
     def combine(self, subject: Subject) -> Found:
-        """Compute missing entries, and combine the entries of all models."""
+        """Compute the store's missing entries, and combine the entries of all models."""
         ...
 
 
 @runtime_checkable
 class ModelEntries(Protocol):
-    """Define the interface of evidence with one stored entry of tensors per model.
+    """Define the interface for evidence that stores the tensors of each model in one entry of the store.
 
     Attributes:
         kind: name of such entries in the store.
@@ -67,7 +67,7 @@ class ModelEntries(Protocol):
 
 
 def ensure_entries(entries: ModelEntries, subject: Subject, store: Store) -> dict[str, dict[str, Any]]:
-    """Compute missing entries one model after another; each uses all cores or the GPU.
+    """Compute missing entries, one model at a time; each computation uses all cores or the GPU.
 
     Returns:
         Task → key of the model's entry.

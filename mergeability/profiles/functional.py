@@ -1,4 +1,4 @@
-"""Compute functional evidence: predictions of unmerged models, and of their mean features, on unlabelled inputs.
+"""Compute functional evidence: what unmerged models, and their averaged features, predict for unlabelled inputs.
 
 Every model runs once over every task's inputs, and its features are stored: (T + 1)·T entries of n×d float32. The rest
 is arithmetic on these features. Labels are not used.
@@ -148,8 +148,8 @@ class FunctionalValues:
         missing = [task for task, count in zip(self.tasks, self.images, strict=True) if not count]
         if missing:
             found.append(
-                f"Functional metrics are undefined for pairs of {', '.join(missing)}, which lack unlabelled"
-                " images or a head."
+                f"Functional metrics are undefined for all pairs that contain {', '.join(missing)}, because unlabelled"
+                " images or a head are missing."
             )
         for place, task in enumerate(self.tasks):
             agreement, chance = self.base["agreement"][place], self.chance[place]

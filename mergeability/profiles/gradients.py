@@ -75,7 +75,7 @@ class OwnGradients:
         return {**named, "inputs": gradients.inputs}
 
     def combine(self, subject: Subject) -> tuple[Store, dict[str, dict[str, Any]]]:
-        """Compute and store every model's gradients; return the store, and task → key."""
+        """Compute and store every model's gradients; return the store and each task's key in it."""
         keys = ensure_entries(self, subject, subject.data_store)
         return subject.data_store, keys
 
@@ -147,7 +147,7 @@ def _grams(
 
 
 def data_key(subject: Subject) -> dict[str, Any]:
-    """Return the part of store keys that all values computed from samples and heads share, without the models.
+    """Return the part of store keys that is common to all values computed from samples and heads; it names no model.
 
     Args:
         subject: the models with their data.

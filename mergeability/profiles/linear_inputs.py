@@ -46,7 +46,7 @@ _ROWS = 4096
 
 @dataclass(frozen=True)
 class LinearPart:
-    """Describe a linear layer, or a part of an attention projection that has other inputs than the other parts.
+    """Describe a linear layer, or a part of an attention projection whose inputs differ from those of other parts.
 
     Attributes:
         weight: the encoder's name of the weight.
@@ -98,7 +98,7 @@ class LinearInputs:
         return {part.key: gram for part, gram in found.items()}
 
     def combine(self, subject: Subject) -> tuple[dict[str, list[LinearPart]], dict[str, ReadGram]]:
-        """Return the linear layers of each tensor, and for each task a function that reads a layer's Gram matrix."""
+        """Return the linear layers that use each tensor, and per task a function that reads a layer's Gram matrix."""
         store, keys = subject.data_store, ensure_entries(self, subject, subject.data_store)
 
         def reader(task: str) -> ReadGram:
@@ -180,8 +180,8 @@ def linear_parts(encoder: nn.Module, state: Mapping[str, Tensor], sample: Inputs
     missed = _missed(encoder, {part.weight for part in found})
     if missed:
         logger.warning(
-            "RegMean averages the weights of %d linear layers such as '%s', because a forward pass does not"
-            " call them.",
+            "RegMean uses plain averages for the weights of %d linear layers such as '%s', because a forward pass"
+            " does not call these layers.",
             len(missed),
             missed[0],
         )

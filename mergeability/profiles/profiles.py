@@ -76,7 +76,7 @@ class Profiles:
         self._found: dict[Evidence[Any], Any] = {}
 
     def select(self, tasks: Iterable[str]) -> "Profiles":
-        """Return the profiles of some tasks, in the given order; they share stored values with these profiles.
+        """Return the profiles of some tasks, in the given order; the result shares stored values with this object.
 
         Raises:
             UserError: a task is unknown, named twice, or none is named.
@@ -105,7 +105,7 @@ class Profiles:
 
     @property
     def data_key(self) -> dict[str, Any]:
-        """The record of samples, heads and encoder that is part of the store keys of data-dependent values."""
+        """The description of samples, heads and encoder; the store keys of data-dependent values contain it."""
         return gradients.data_key(self.subject)
 
     def gram(self, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
@@ -125,7 +125,7 @@ class Profiles:
         return self.evidence(VIEWS[view])
 
     def subspace_overlaps(self, side: str, end: str, k: int = SUBSPACE_SIZE) -> Float64[np.ndarray, "L T T"]:
-        """Compute ‖UaᵀUb‖²_F of every matrix, where U contains the k first or last singular vectors of the thin SVD.
+        """Compute ‖UaᵀUb‖²_F of every matrix, where U contains the first k or the last k singular vectors (thin SVD).
 
         k is clipped to min(m, n). NaN if one of the two models did not change the matrix, or if its k
         vectors are not unique: the last ones of a change with several zero singular values, or the
@@ -149,7 +149,7 @@ class Profiles:
         return matrix_shapes(self.task_vectors)
 
     def singular_values(self, count: int) -> Float64[np.ndarray, "L T K"]:
-        """Return the `count` leading singular values of every model's delta of each matrix, padded with zeros."""
+        """Return, for each matrix, the `count` leading singular values of every model's delta, padded with zeros."""
         # Singular values do not depend on k.
         at_hand = (one for one in self._found if isinstance(one, SubspaceOverlaps))
         found = self.evidence(next(at_hand, SubspaceOverlaps()))
@@ -160,7 +160,7 @@ class Profiles:
         SubspaceOverlaps(k).decompose(self.subject)
 
     def sign_counts(self, density: float | int = 0.2) -> SignCounts:
-        """Count the entries that are among the most changed of both models, and how many of them have opposite signs.
+        """Count the entries that are among the most changed in each of two models, and those with opposite signs.
 
         Raises:
             UserError: the density is not in (0, 1], or a delta is not finite.

@@ -49,7 +49,7 @@ class Side:
 
 @dataclass(frozen=True)
 class SharedGradientGrams:
-    """Compute and store 2×2 Gram matrices of gradients on the same samples for every pair.
+    """Compute and store, for every pair, 2×2 Gram matrices of the two models' gradients on the same samples.
 
     Examples:
         >>> from mergeability.examples import tiny_profiles
@@ -60,7 +60,7 @@ class SharedGradientGrams:
     """
 
     def combine(self, subject: Subject) -> dict[str, Float64[np.ndarray, "T T 2 2"]]:
-        """Map each view to the Gram matrices [[⟨x_a, x_a⟩, ⟨x_a, x_b⟩], [⟨x_b, x_a⟩, ⟨x_b, x_b⟩]] of all pairs."""
+        """Return, by view, the Gram matrices [[⟨x_a, x_a⟩, ⟨x_a, x_b⟩], [⟨x_b, x_a⟩, ⟨x_b, x_b⟩]] of all pairs."""
         tasks = subject.tasks
         keys = {task: OwnGradients().key(subject, task) for task in tasks}
         # Sorted by content, so that a pair is one entry for both orders of its models.

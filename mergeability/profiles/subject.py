@@ -67,8 +67,8 @@ class Subject:
         """
         if self.views is None:
             raise UserError(
-                f"The {what} metrics require images and heads. Pass views to Profiles, or request only"
-                " metrics of the weights."
+                f"The {what} metrics require images and heads. Pass them to Profiles as the argument views, or request"
+                " only metrics of the weights."
             )
         return self.views
 

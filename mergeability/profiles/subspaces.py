@@ -31,7 +31,7 @@ def needed(shape: tuple[int, int]) -> int:
 
 
 def decompose(matrix: Float32[np.ndarray, "m n"], k: int, device: str = "cpu") -> dict[str, Tensor]:
-    """Compute the singular values and the k first and last singular vectors of the thin SVD A = U S Vᵀ.
+    """Compute the singular values and the first k and last k singular vectors of the thin SVD A = U S Vᵀ.
 
     A subspace is unique only if a gap separates its singular values from the others, and only then it
     is returned: the first k right vectors of a matrix of rank below k, or the last k ones of a matrix with

@@ -111,7 +111,7 @@ class Views:
 
     @cached_property
     def activation_key(self) -> dict[str, Any]:
-        """The record that, together with the model, identifies activations in the store."""
+        """The description that, together with the model, identifies activations in the store."""
         pool = [self.samples(task).without_labels().fingerprint for task in self._pool_tasks]
         layer = last_layer(self.encoder) if self.layer is None else self.layer
         return {"encoder": self.architecture, "layer": layer, "pool": pool}

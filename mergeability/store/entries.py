@@ -36,7 +36,9 @@ class DamagedError(UserError):
     """
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"Damaged entry {path}: {reason}. Start again: what finds it computes it again.")
+        super().__init__(
+            f"Damaged entry {path}: {reason}. Start the command again: damaged entries are computed again."
+        )
         self.reason = reason
 
 
@@ -209,9 +211,9 @@ def _parsed(path: Path, data: bytes) -> dict[str, Any]:
     try:
         content = json.loads(data, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
-        raise DamagedError(path, "it is not JSON") from error
+        raise DamagedError(path, "the content is not JSON") from error
     if not isinstance(content, dict):
-        raise DamagedError(path, "it is not a JSON object")
+        raise DamagedError(path, "the content is not a JSON object")
     return content
 
 
@@ -254,7 +256,7 @@ def _digits(file: BinaryIO, place: int) -> tuple[bytes, bytes]:
 def _compare(path: Path, file: BinaryIO, place: int) -> None:
     stored, found = _digits(file, place)
     if stored != found:
-        raise DamagedError(path, "its checksum does not match its bytes")
+        raise DamagedError(path, "the checksum does not match the content")
 
 
 def _move(file: BinaryIO, start: int, by: int) -> None:

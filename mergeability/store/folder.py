@@ -140,7 +140,7 @@ class StoreFolder:
             )
         # The format is checked first, so that a later version with other fields gives the clearer message.
         if set(fields) != {"checksum", "format", "adopts_before_ns"}:
-            raise DamagedError(self._marker, "its creation time is missing")
+            raise DamagedError(self._marker, "the creation time is missing")
         return fields["adopts_before_ns"]
 
     def _begin(self) -> int:

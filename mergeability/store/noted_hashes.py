@@ -37,7 +37,7 @@ def noted_hash(path: Path, hash_of: Callable[[Path], str], store: Store) -> str:
 
 
 def is_noted(path: str | Path, store: Store) -> bool:
-    """Return whether the hash of a file is stored and the file is unchanged; the entry is not checked.
+    """Return whether the hash of a file is stored and the file is unchanged; the stored hash is not verified.
 
     Examples:
         >>> from mergeability.store import Store

@@ -38,7 +38,7 @@ _CHECKED: set[tuple[Path, int, int, int]] = set()
 
 @dataclass
 class Made:
-    """Hold the entries computed during `collecting`, which are added to another store.
+    """Hold the entries computed during `collecting`, until they are added to another store.
 
     Attributes:
         computed: number of computed entries of each kind.
@@ -96,7 +96,7 @@ class Store:
 
     @staticmethod
     def content_hash(path: Path) -> str:
-        """Return the SHA-256 hash of an entry's file without its checksum, as 64 hexadecimal digits."""
+        """Return the SHA-256 hash, as 64 hexadecimal digits, of an entry's file except the stored checksum."""
         return hash_without_seal(path)
 
     def path(self, kind: str, key: Mapping[str, Any], suffix: str) -> Path:
@@ -164,7 +164,9 @@ class Store:
             # A damaged entry is never returned: it is computed again and replaced.
             self._check(entry)
         except OSError as error:
-            raise UserError(f"Cannot read {entry.path}: {error.strerror or error}. Start again.") from error
+            raise UserError(
+                f"Cannot read {entry.path}: {error.strerror or error}. Start the command again."
+            ) from error
         return TensorFile(entry.path)
 
     def reader(self, kind: str, key: Mapping[str, Any]) -> Callable[[str, int, int], "np.ndarray"]:
@@ -283,7 +285,7 @@ class Store:
         sealed = entry.check()
         # Newer entries always have a checksum; without one, the file was truncated or written by something else.
         if not sealed and entry.path.stat().st_mtime_ns >= self._folder.adopts_before:
-            raise DamagedError(entry.path, "its checksum is missing")
+            raise DamagedError(entry.path, "the checksum is missing")
         return sealed
 
     def _adopt(self, folder: StoreFolder, entry: StoreEntry) -> None:

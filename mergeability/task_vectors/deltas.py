@@ -100,7 +100,7 @@ class Deltas(Mapping[str, Tensor]):
 
     @cached_property
     def matrices(self) -> tuple[str, ...]:
-        """The sorted names of the 2-D parameters, without empty ones."""
+        """The sorted names of the non-empty 2-D parameters."""
         return tuple(
             name
             for name in self.names
@@ -114,7 +114,7 @@ class Deltas(Mapping[str, Tensor]):
 
     @property
     def is_transformed(self) -> bool:
-        """Whether deltas are transformed on reading, so that each read loads a whole tensor."""
+        """Whether deltas are transformed when they are read; if so, each read loads a whole tensor."""
         return self._transform is not None
 
     @property
@@ -295,7 +295,7 @@ class Deltas(Mapping[str, Tensor]):
         return values
 
     def not_finite(self, task: str, name: str) -> UserError:
-        """Return the error for a non-finite delta, which names the model or the base as its cause."""
+        """Return the error for a non-finite delta; its message names the model or the base as the cause."""
         try:
             self.delta(task, name)
         except UserError as error:

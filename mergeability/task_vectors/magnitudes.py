@@ -145,7 +145,7 @@ def identity(vectors: TaskVectors, task: str) -> str:
 
 
 def place(vectors: TaskVectors, name: str) -> dict[str, object]:
-    """Return the ranges of checkpoint tensors of which a parameter consists."""
+    """Return the place of a parameter in the checkpoints: tensor, first element and number of elements."""
     parameter = vectors.parameters[name]
     return {"tensor": parameter.tensor, "start": parameter.start, "size": parameter.size}
 

@@ -185,7 +185,7 @@ def aligned(model: Checkpoint, base: Checkpoint) -> Checkpoint:
 
 
 def grouped(names: Iterable[str]) -> str:
-    """Format tensor names on one line; list names that differ only in numbers once, with their count."""
+    """Format tensor names on one line; names that differ only in numbers become one pattern with their count."""
     counts: dict[str, list[str]] = {}
     for name in sorted(names):
         counts.setdefault(re.sub(r"\d+", "*", name), []).append(name)

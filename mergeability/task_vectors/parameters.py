@@ -1,4 +1,4 @@
-"""Split the tensors of checkpoints into parameters, and join parameters to tensors."""
+"""Split the tensors of checkpoints into parameters, and reassemble the tensors from parameters."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -106,7 +106,7 @@ def assembled(
     parameters: Mapping[str, Parameter],
     shapes: Mapping[str, Sequence[int]],
 ) -> dict[str, Tensor]:
-    """Assemble the tensors of the checkpoints from the parameters that were cut from them.
+    """Reassemble the tensors of the checkpoints from the parameters into which they were split.
 
     Args:
         merged: parameter name → tensor of the parameter's shape, for all parameters of a tensor or none.

@@ -162,7 +162,7 @@ class TaskVectors(Deltas):
         return f"<table><caption>{escape(repr(self))}</caption>{head}{rows}</table>"
 
     def select(self, tasks: Iterable[str]) -> "TaskVectors":
-        """Return the task vectors of some tasks, in the given order; they share caches with these task vectors.
+        """Return the task vectors of some tasks, in the given order; the result shares its caches with this object.
 
         Raises:
             UserError: a task is unknown, named twice, or none is named.
@@ -171,7 +171,8 @@ class TaskVectors(Deltas):
         unknown = [task for task in chosen if task not in self._models]
         if unknown or not chosen or len(set(chosen)) < len(chosen):
             raise UserError(
-                f"Expected different tasks among {', '.join(self.tasks)}, got {', '.join(chosen) or 'none'}."
+                f"Expected tasks among {', '.join(self.tasks)}, each at most once, got "
+                f"{', '.join(chosen) or 'none'}."
             )
         selected = self._copy()
         selected.tasks = chosen
@@ -180,7 +181,7 @@ class TaskVectors(Deltas):
         return selected
 
     def with_layout(self, *, split_qkv: bool = False, matricize: str | None = None) -> "TaskVectors":
-        """Return the same task vectors with tensors split into parameters in another way.
+        """Return the same task vectors with another rule for splitting tensors into parameters.
 
         Args:
             split_qkv: one parameter each for the queries, keys and values of an attention, which open_clip
@@ -202,7 +203,7 @@ class TaskVectors(Deltas):
         return cut
 
     def transformed(self, transform: Transform) -> "TaskVectors":
-        """Return task vectors to which `transform(task, name, delta)` is applied on reading.
+        """Return task vectors to which `transform(task, name, delta)` is applied when they are read.
 
         Running statistics are not parameters and are not transformed.
         """

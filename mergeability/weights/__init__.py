@@ -1,4 +1,4 @@
-"""Read and write the weights of models: reading is lazy, safe and under canonical names."""
+"""Read and write the weights of models; tensors are read lazily and safely, and have canonical names."""
 
 import lazy_loader
 

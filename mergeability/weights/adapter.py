@@ -1,4 +1,4 @@
-"""Read LoRA adapters in PEFT's format, merged into their base.
+"""Read LoRA adapters in PEFT's format, and merge each into its base model.
 
 W' = W + s·B·A for each adapted weight, with s = α/r, or α/√r for rank-stabilised adapters; with DoRA each output's row
 of W' is then scaled to the length stored in the adapter. A and B are read when a part of W' is requested, so an adapter

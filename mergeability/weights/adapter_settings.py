@@ -82,7 +82,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def in_base(name: str) -> str:
-    """Return the name of a module in the base, without PEFT's prefixes and wrapper modules."""
+    """Return the name that a module has in the base: without the prefixes and wrapper levels that PEFT adds."""
     for prefix in ("base_model.model.", "base_model."):
         if name.startswith(prefix):
             name = name.removeprefix(prefix)

@@ -21,7 +21,7 @@ _OPENED = ("model.safetensors", "pytorch_model.bin", f"model.safetensors{INDEX}"
 
 
 def is_transformers(base: Checkpoint) -> bool:
-    """Return whether a model is a transformers folder, with a config.json and weights of the standard name."""
+    """Return whether a model is a transformers folder: one with config.json and a weights file of a standard name."""
     if base.origin.name not in _OPENED:
         return False
     config = {path.name: path for path in companions(base.origin)}.get(CONFIG)

@@ -232,7 +232,7 @@ class Checkpoint:
         return out
 
     def reads_parts(self, name: str) -> bool:
-        """Return whether a part of a tensor can be read without the rest, with the same values to the last bit."""
+        """Return whether a part of a tensor can be read alone, with exactly the values it has in the whole tensor."""
         source = self._sources.get(name)
         if source is None:
             return self._lent is not None and self._lent.reads_parts(name)

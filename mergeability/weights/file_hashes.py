@@ -42,7 +42,7 @@ def file_hash(path: str | Path) -> str:
 
 
 def hash_ahead(paths: Iterable[str | Path], threads: int) -> None:
-    """Start to hash files in the background; `file_hash` finds their hashes if the files are unchanged.
+    """Start hashing files in the background; `file_hash` then uses the hashes of files that have not changed.
 
     The threads do not keep the process from ending. Files that cannot be read are skipped: the caller of `file_hash`
     gets the error.
@@ -71,7 +71,7 @@ def hash_ahead(paths: Iterable[str | Path], threads: int) -> None:
 
 
 def file_state(path: str | Path) -> dict[str, int] | None:
-    """Return what identifies the content of a file: its device, number, size and times.
+    """Return what identifies the content of a file: its device, inode number, size and times.
 
     Returns:
         None if the file cannot be accessed, or has changed so recently that a further change might not be detected.

@@ -1,4 +1,4 @@
-"""Find the weights of a model from a file, a folder or an id on the Hugging Face hub."""
+"""Find the weights of a model, given a file, a folder or an id on the Hugging Face Hub."""
 
 import atexit
 import logging
@@ -94,8 +94,8 @@ def _in_folder(folder: Path) -> Path:
         raise UserError(f"Cannot read {folder}: {error.strerror or error}.") from error
     given = f" It holds {listed(files)}." if files else ""
     raise UserError(
-        f"{folder} contains none of {', '.join(WEIGHTS)} and no index of several files. Give the path of the"
-        f" weights file.{given}"
+        f"{folder} contains none of {', '.join(WEIGHTS)} and no index of weights in several files. Give the path"
+        f" of the weights file.{given}"
     )
 
 
@@ -143,7 +143,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def open_source(source: str | Path, store: "Store") -> TensorSource:
-    """Open the weights of a model under their original names; a PyTorch file is converted to the store once.
+    """Open the weights of a model under their original names; PyTorch files are converted once and kept in the store.
 
     Args:
         source: a file, a folder or a hub id, as `find_weights` takes it.
@@ -172,7 +172,7 @@ def open_source(source: str | Path, store: "Store") -> TensorSource:
 def open_checkpoint(
     source: str | Path, store: "Store", base: str | Path | None = None, towers: str = VISUAL
 ) -> Checkpoint:
-    """Open a model from a path or hub id; a PyTorch file is converted to the store once.
+    """Open a model given by a path or hub id; a PyTorch file is converted once and kept in the store.
 
     Args:
         source: a file, a folder or a hub id, as `find_weights` takes it.

@@ -109,8 +109,8 @@ def vision_config(configuration: Mapping[str, Any], tensors: Mapping[str, Tensor
     heads = width // int(vision.get("head_width", _DEFAULT_HEAD_WIDTH))
     if not heads or width % heads:
         raise UserError(
-            f"Expected a width divisible by head_width, got a width of {width} and a head_width of "
-            f"{vision.get('head_width', _DEFAULT_HEAD_WIDTH)}, which transformers does not support. {_INSTEAD}"
+            f"Expected a width divisible by head_width, as transformers requires, got a width of {width} and a "
+            f"head_width of {vision.get('head_width', _DEFAULT_HEAD_WIDTH)}. {_INSTEAD}"
         )
     config = {
         "architectures": ["CLIPVisionModelWithProjection" if "visual.proj" in tensors else "CLIPVisionModel"],

@@ -119,7 +119,7 @@ def read_names(names: Iterable[str], which: str = VISUAL) -> Reading:
 
 
 def canonical_sources(names: Iterable[str]) -> dict[str, Source]:
-    """Map canonical names to their sources in a file by the default selection of `read_names`.
+    """Map canonical names to their source tensors in a file, as `read_names` selects them by default.
 
     Raises:
         UserError: as `read_names`.
@@ -160,7 +160,7 @@ def _outside(names: Iterable[str], tower: Tower) -> dict[str, list[str]]:
 
 
 def layout_name(names: Iterable[str]) -> str:
-    """Describe the naming scheme of the visual tower in a file."""
+    """Describe how a file of weights names the tensors of the visual tower."""
     files = unwrapped(names)
     for tower in find_towers(files):
         if tower.hugging_face:
@@ -206,7 +206,7 @@ def hugging_face_sources(names: Iterable[str]) -> dict[str, Source]:
 
 
 def clip_sources(names: Iterable[str]) -> dict[str, Source]:
-    """Map the parameter names of a full CLIP model (both towers) in a file to those of open_clip.
+    """Map open_clip's names of a full CLIP model (both towers) to the tensors of a file.
 
     open_clip's names may lie inside a `model.` or `module.`; Hugging Face's are those of `CLIPModel`. Nothing is left
     out but Hugging Face's integer position indices and the constants in OpenAI's files, so a model that is not a CLIP
@@ -312,8 +312,8 @@ def _fuse_attention(tower: dict[str, str]) -> dict[str, Source]:
         )
     if missing:
         raise UserError(
-            "Expected queries, keys and values, with their biases, in each attention with split projections, "
-            f"but these are missing ({len(missing)}): {listed(missing)}. Save the whole state dict again."
+            "Expected queries, keys and values, with their biases, for each attention layer that stores them as "
+            f"separate tensors, but {len(missing)} are missing: {listed(missing)}. Save the whole state dict again."
         )
     return sources
 

@@ -231,7 +231,7 @@ class TensorFile:
         return self.read(name).reshape(self.entries[name].shape)
 
     def mapped(self, name: str) -> Tensor:
-        """Return a tensor of bytes as a memory map of the file.
+        """Return the bytes of one tensor as a memory map of the file.
 
         The view is copy-on-write: nothing written to it reaches the file.
 

@@ -25,7 +25,7 @@ class TensorSource(Protocol):
 
     @property
     def files(self) -> Mapping[str, Path]:
-        """The paths of all files that determine the tensors, by names that do not depend on the location."""
+        """The paths of all files that determine the tensors; the keys do not depend on where the files are stored."""
         ...
 
     @property
@@ -90,7 +90,7 @@ class ShardedFile:
         )
         if unnamed:
             raise UserError(
-                f"The files of {self.path} contain {len(unnamed)} tensors that it does not list:"
+                f"The weights files next to {self.path} contain {len(unnamed)} tensors that this index does not list:"
                 f" {listed(unnamed)}. They may belong to another model. Copy the folder again."
             )
         self.entries = {name: self._shards[shard].entries[name] for name, shard in self._places.items()}
@@ -147,7 +147,7 @@ def read_index(path: Path) -> dict[str, str]:
     wrong = [name for name, file in places.items() if not _is_file_name(file)]
     if wrong:
         raise UserError(
-            f"The index {path} does not name a file in the same folder for {listed(wrong)}. Download the index again."
+            f"For {listed(wrong)}, the index {path} does not name a file in its own folder. Download the index again."
         )
     return places
 

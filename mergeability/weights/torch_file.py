@@ -44,7 +44,7 @@ _INSTEAD = (
 
 
 def load_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a `.bin`, `.pt`, `.pth` or `.ckpt` file with a state dict to the CPU.
+    """Read to the CPU the tensors of the state dict in a `.bin`, `.pt`, `.pth` or `.ckpt` file.
 
     Args:
         path: the file.
@@ -108,8 +108,8 @@ def load_pickle(path: Path) -> Any:
         if "GLOBAL" not in str(error):
             raise _not_whole(path, error) from error
         raise UserError(
-            f"{path} contains pickled objects in addition to tensors, such as a whole module; loading them would run "
-            f"code from the file, so the file is rejected ({_first_line(error)}). {_INSTEAD}"
+            f"{path} contains, in addition to tensors, other pickled objects, such as a whole module; loading them "
+            f"would run code from the file, so the file is rejected ({_first_line(error)}). {_INSTEAD}"
         ) from error
     except _DAMAGE as error:
         raise _not_whole(path, error) from error
@@ -143,8 +143,7 @@ def _tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
         if such := sorted(name for name, value in loaded.items() if is_such(value)):
             raise UserError(
                 f"Expected plain tensors in {path}, but {len(such)} of them are {kind}: {listed(such)}. On the "
-                "machine where the "
-                f"model was created, {cure}, and save it again."
+                f"machine where the model was created, {cure}, and save the model again."
             )
     return {name: value.detach() for name, value in loaded.items()}
 

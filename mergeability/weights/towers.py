@@ -1,4 +1,4 @@
-"""Locate the towers of a CLIP in a file, with any prefixes that training scripts add.
+"""Locate the towers of a CLIP model in a file, whatever prefixes training scripts have added to its names.
 
 A tower is identified by a combination of names that only such a tower has; the text before these names is its prefix.
 """

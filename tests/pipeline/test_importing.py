@@ -91,9 +91,9 @@ def more_than_tensors(path):
     [
         (
             pickled_module,
-            r"pickled objects in addition to tensors.*rejected .*torch.nn.modules.linear.Linear.*save_file",
+            r"in addition to tensors, other pickled objects.*rejected .*torch.nn.modules.linear.Linear.*save_file",
         ),
-        (bomb, "pickled objects in addition to tensors"),
+        (bomb, "in addition to tensors, other pickled objects"),
         (plain_bomb, "not a complete PyTorch file.*another kind of pickle"),
         (program, "TorchScript archive, which contains a program and is never loaded"),
         (truncated, "not a complete PyTorch file"),

@@ -217,10 +217,10 @@ def test_an_entry_that_changes_between_two_uses_of_one_process_is_noticed(tmp_pa
     path = path_of(tmp_path, Arrays)
     replaced(path, path.read_bytes()[:-1] + b"\x77")
     os.utime(path, (time.time() - DAY,) * 2)
-    with pytest.raises(UserError, match=r"Damaged entry .*checksum.*Start again"):
+    with pytest.raises(UserError, match=r"Damaged entry .*checksum.*Start the command again"):
         store.read("kind", KEY)
     path.unlink()
-    with pytest.raises(UserError, match=r"Cannot read .*Start again"):
+    with pytest.raises(UserError, match=r"Cannot read .*Start the command again"):
         store.file("kind", KEY)
 
 

@@ -14,7 +14,7 @@ from mergeability.finetuning.objective import Step
 
 @runtime_checkable
 class Penalty(Protocol):
-    """A term strength · R(θ) that is added to the task loss: the protocol of penalties.
+    """The protocol of penalties: a penalty is a term λ · R(θ), with λ = `strength`, which is added to the task loss.
 
     A penalty is a frozen dataclass that inherits from this class, with fields `strength` and `name`, and defines
     `gradients`. It is stateless: values derived from θ0 (`constants`) are stored in the module, which moves them

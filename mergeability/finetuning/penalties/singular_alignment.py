@@ -61,7 +61,7 @@ class SingularAlignment(Penalty):
         check_count(self.name, self.k)
 
     def constants(self, initial: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return U_k (`left/<index>`) and V_k (`right/<index>`), both divided by √(Σ_{i≤k} σᵢ²), of every base matrix.
+        """For every base matrix, return U_k (`left/<index>`) and V_k (`right/<index>`), both divided by √(Σ_{i≤k} σᵢ²).
 
         The division is done here, so that training steps need no synchronisation with the device.
         """

@@ -76,7 +76,7 @@ class WeightedSum(Penalty):
         return any(term.second_order for term in self._used.values())
 
     def constants(self, initial: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return the constants of all terms, prefixed with the term's name."""
+        """Return the constants of all terms; the name of each constant is prefixed with the name of its term."""
         return {
             f"{key}/{name}": tensor
             for key, term in self._used.items()
