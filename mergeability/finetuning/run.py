@@ -286,7 +286,7 @@ def saver_of_each_epoch(folder: Path) -> ModelCheckpoint:
 
 
 def _resume_from(unfinished: Path, record: Mapping[str, Any], module: nn.Module | None = None) -> Path | None:
-    """Return the state of the last epoch if it is complete and of this training; otherwise clear the folder."""
+    """Return the last epoch's state if it is complete and from this training run; otherwise clear the folder."""
     settings, state = unfinished / "settings.json", unfinished / "last.ckpt"
     if rank_zero_only.rank != 0:
         # The first process cleared the folder before it started this one.

@@ -1,4 +1,4 @@
-"""Check that a file is a state of this training before Lightning loads it, because Lightning's errors are unclear."""
+"""Check that this training run saved a file before Lightning loads it, because Lightning's errors are unclear."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -313,7 +313,7 @@ def _fuse_attention(tower: dict[str, str]) -> dict[str, Source]:
     if missing:
         raise UserError(
             "Expected queries, keys and values, with their biases, for each attention layer that stores them as "
-            f"separate tensors, but {len(missing)} are missing: {listed(missing)}. Save the whole state dict again."
+            f"separate tensors; missing ({len(missing)}): {listed(missing)}. Save the whole state dict again."
         )
     return sources
 
