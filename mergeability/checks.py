@@ -33,7 +33,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class OnePart:
-    """Mark text that must be the name of one file or folder, without separators and `..`."""
+    """Mark text that must be the name of one file or folder: it contains no separators and is not `..`."""
 
 
 # The limit of signed 32-bit integers, which C libraries use for counts; no setting needs more.
@@ -73,7 +73,7 @@ def is_count(value: Any, least: int = 0) -> TypeGuard[int]:
 
 
 def is_path_part(text: str) -> bool:
-    r"""Return whether text can name a file or folder on every operating system, without control characters.
+    r"""Return whether text has no control characters and can name a file or folder on every operating system.
 
     >>> is_path_part("svhn"), is_path_part("../svhn"), is_path_part(".."), is_path_part("a\\b"), is_path_part("")
     (True, False, False, False, False)

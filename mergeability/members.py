@@ -190,7 +190,7 @@ def _constants(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
 
 
 def definition(target: str) -> ast.AST | None:
-    """Find the source file that defines a dotted name, also in lazily imported packages; None if not found."""
+    """Return the syntax tree of a dotted name's definition, even in lazily imported packages; None if not found."""
     found = located(target)
     return None if found is None else found[0]
 
@@ -214,7 +214,7 @@ def located(target: str) -> tuple[ast.ClassDef | ast.FunctionDef, Path] | None:
 
 
 def _spec(module: str) -> ModuleSpec | None:
-    """Find a module; None if there is none, which Hydra explains to whoever chooses the member."""
+    """Return the spec of a module; None if it does not exist, which Hydra reports when the member is chosen."""
     try:
         return find_spec(module)
     except ModuleNotFoundError:

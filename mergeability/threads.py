@@ -78,7 +78,7 @@ def choose_threads(
 
 
 def idle_cores(began: Sample, ended: Sample, cores: int) -> int | None:
-    """Return the number of cores that were idle between two samples, at least 1; None if unknown."""
+    """Return the number of cores, at least 1, that were idle between two samples; None if unknown."""
     if began.idle is None or ended.idle is None or ended.when <= began.when:
         return None
     free = (ended.idle - began.idle + ended.own - began.own) / (ended.when - began.when)

@@ -46,7 +46,7 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time the block as the stage `name`, and log its start."""
+        """Measure the duration of the `with` block as the stage `name`, and log when the stage starts."""
         logger.info("%s …", name)
         began = time.monotonic()
         yield

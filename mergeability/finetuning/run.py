@@ -258,7 +258,7 @@ def _resources_named(settings: TrainingSettings, folder: Path) -> Iterator[None]
         _remove_damaged_state(folder / "unfinished")
         raise UserError(
             f"The disk of {folder} is full: the training state could not be saved ({error.strerror}). Free some "
-            "space, or set paths.root elsewhere, and start the same command again."
+            "space, or set paths.root to a folder on another disk, and start the same command again."
         ) from error
 
 

@@ -70,7 +70,7 @@ def fixed_alpha(method: MergeMethod, task_vectors: TaskVectors) -> float:
 
 
 def published_alpha(method: MergeMethod, task_vectors: TaskVectors) -> tuple[float, bool]:
-    """Return the published scale and True; 1 and False if no scale was published.
+    """Return the published scale and True, or 1 and False if no scale was published.
 
     Args:
         method: a merge method.
@@ -124,7 +124,7 @@ class Rounding:
 
     @property
     def survives(self) -> float:
-        """The share of the squared change that survives, 1 - Σ(θ̂ - θ)² / Σ(θ - θ_0)²; negative if errors dominate."""
+        """The share of the squared change kept by rounding, 1 - Σ(θ̂ - θ)² / Σ(θ - θ_0)²; negative if errors dominate."""
         return 1 - self.lost / self.change if self.change else 1.0
 
     def count(self, base: Tensor, exact: Tensor, rounded: Tensor) -> None:
@@ -236,8 +236,8 @@ def _checked(
         found = tuple(shapes[name]) if name in shapes else "no such tensor"
         if found != tuple(value.shape):
             raise UserError(
-                f"The merged task vector has '{name}' of shape {tuple(value.shape)}, the base has {found}: "
-                "pass the base from which the models were fine-tuned."
+                f"In the merged task vector, '{name}' has the shape {tuple(value.shape)}, but the base has {found}. "
+                "Pass the base from which the models were fine-tuned."
             )
     return alpha
 

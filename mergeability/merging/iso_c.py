@@ -76,7 +76,7 @@ class IsoC:
 
 
 def isotropic(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
-    """Set every singular value to their mean; the result is a multiple of the polar factor."""
+    """Set all singular values to their mean; the result is a multiple of the polar factor."""
     factor, values, full_rank = polar_factor(matrix)
     if full_rank:
         return factor * values.mean()

@@ -15,7 +15,7 @@ TUNED, PUBLISHED = "tuned", "published"
 
 @runtime_checkable
 class MergeMethod(Protocol):
-    """Protocol of merge methods: merge task vectors into one task vector M, a float32 tensor per parameter name.
+    """Protocol of merge methods, which merge task vectors into one task vector M: a float32 tensor per parameter name.
 
     Options are fields, so that merges are stored under their class and options. Both traits are literals in
     the body of the class itself: command lines read them from its source, without importing it.
@@ -73,7 +73,7 @@ class Preprocessing(Protocol):
 
 @runtime_checkable
 class HasPublishedAlpha(Protocol):
-    """Protocol of methods whose paper publishes scales by architecture and number of models.
+    """Protocol of methods with published scales, which depend on the architecture and the number of models.
 
     Examples:
         >>> from mergeability.merging import IsoC, Ties
@@ -83,7 +83,7 @@ class HasPublishedAlpha(Protocol):
     """
 
     def published_alpha(self, task_vectors: TaskVectors) -> tuple[float, bool]:
-        """Return the published scale and True; 1 and False if no scale was published."""
+        """Return the published scale and True, or 1 and False if no scale was published."""
         ...
 
 

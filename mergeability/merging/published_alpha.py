@@ -27,7 +27,7 @@ def isotropic_alpha(task_vectors: TaskVectors) -> tuple[float, bool]:
 
 
 def tower_name(task_vectors: TaskVectors) -> str | None:
-    """Identify a CLIP visual tower by the shapes of its tensors, for any layout; None for other architectures."""
+    """Return the name of a CLIP visual tower, identified by the shapes of its tensors; None for other architectures."""
     shapes = task_vectors.base_checkpoint.shapes
     patches = shapes.get("visual.conv1.weight", ())
     if len(patches) != 4:

@@ -1,4 +1,4 @@
-"""Compute metrics from the singular values s₁ ≥ s₂ of two task vectors as a 2×D matrix [a; b].
+"""Compute metrics from the singular values s₁ ≥ s₂ of the 2×D matrix [a; b], whose rows are two task vectors.
 
 The singular values are the square roots of the eigenvalues of the pair's 2×2 Gram matrix, so no SVD is needed. In
 float64: the determinant cancels badly in float32 for nearly parallel vectors. All of them are NaN if a

@@ -1,4 +1,4 @@
-"""The base model on disk, from which fine-tuning starts: in `<checkpoints>/<model>/base/`, a CLIP with both towers."""
+"""The base model from which fine-tuning starts: a CLIP model with both towers in `<checkpoints>/<model>/base/`."""
 
 import logging
 import time

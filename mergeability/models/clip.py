@@ -214,7 +214,7 @@ class ClipModel:
         return center_crop(resized, [size, size])
 
     def normalise(self, images: UInt8[Tensor, "N 3 size size"]) -> Float[Tensor, "N 3 size size"]:
-        """Scale to [0, 1] and normalise by each channel's mean and standard deviation."""
+        """Scale images to [0, 1] and normalise them by each channel's mean and standard deviation."""
         mean = torch.tensor(self.mean, device=images.device)[:, None, None]
         std = torch.tensor(self.std, device=images.device)[:, None, None]
         return (images.float() / 255 - mean) / std

@@ -85,7 +85,7 @@ def embedding_layer(encoder: nn.Module) -> nn.Module | None:
 
 @contextlib.contextmanager
 def watched_output(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect a module's outputs while the block runs; if an output is a tuple, only its first tensor.
+    """Collect a module's outputs during the `with` block; if an output is a tuple, collect only its first tensor.
 
     Args:
         module: the module, inside the encoder that is called.

@@ -65,7 +65,7 @@ class Batches:
 
 
 class ContrastivePretraining(lightning.LightningModule):
-    """Train both towers so that an image lies closer to its own caption than to those of its batch.
+    """Train both towers so that each image lies closer to its own caption than to the other captions of the batch.
 
     Loss: mean of the cross-entropies of image-to-text and text-to-image, as in `contrastive_loss`. AdamW,
     one cosine from the learning rate to zero after a tenth of the steps of warm-up.

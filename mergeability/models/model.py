@@ -68,7 +68,7 @@ class Model(Protocol):
         ...
 
     def head(self, base: Any, class_names: Sequence[str], templates: Sequence[str], /) -> Tensor:
-        """Return the frozen head of a task, classes × features, from its base model."""
+        """Return a task's frozen head, a matrix of classes × features, computed with the base model."""
         ...
 
     def samples(self, task: Task, split: Split, store: Store) -> Samples:

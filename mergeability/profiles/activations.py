@@ -113,7 +113,7 @@ def sample_activations(
     layer: str | None = None,
     batch_size: int = 32,
 ) -> Float32[Tensor, "n d"]:
-    """Average a layer's output over tokens or spatial positions, one row per sample, in eval mode.
+    """Run the encoder in eval mode; return a layer's output, averaged over tokens or positions, as one row per sample.
 
     Padding tokens do not count; see `mergeability.models.features.place_mask`.
 

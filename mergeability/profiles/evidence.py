@@ -62,7 +62,7 @@ class ModelEntries(Protocol):
         ...
 
     def compute(self, subject: Subject, task: str) -> Mapping[str, Tensor]:
-        """Compute the tensors of the entry that is stored for a model."""
+        """Compute the tensors that the store keeps for a model."""
         ...
 
 

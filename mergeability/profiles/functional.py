@@ -38,7 +38,7 @@ ReadFeatures = Callable[[str | None, str], Float64[np.ndarray, "n d"]]
 
 @dataclass(frozen=True)
 class Features:
-    """Compute and store the features of each task's unlabelled inputs, by the base and by every fine-tuned model."""
+    """Compute and store the features of each task's unlabelled inputs, for the base and for every fine-tuned model."""
 
     kind: ClassVar[str] = "features"
     description: ClassVar[str] = "features of unlabelled inputs"
@@ -204,7 +204,7 @@ class SetAnswers:
     """Compute predictions from the mean of several models' features."""
 
     def combine(self, subject: Subject) -> Callable[[Sequence[str], str], float]:
-        """Return a function that averages a measure over the tasks of a set; its value is NaN if unknown."""
+        """Return a function that averages a measure over the tasks of a set, and returns NaN if it is unknown."""
         read, views = Features().combine(subject), subject.required_views("functional")
 
         def value(chosen: Sequence[str], measure: str) -> float:

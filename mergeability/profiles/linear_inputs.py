@@ -1,4 +1,4 @@
-"""Compute Gram matrices XᵀX of the inputs X of each linear layer of a model on its own samples.
+"""Compute the Gram matrix XᵀX of the inputs X of each linear layer, on samples of the model's own task.
 
 Linear layers are detected during the forward pass: wherever a weight of the encoder is the right factor of a
 matrix product. Module hooks would miss some: attention multiplies by its projection weights without

@@ -145,7 +145,7 @@ class Profiles:
         return np.minimum(k, self.matrix_shapes().min(1))
 
     def matrix_shapes(self) -> np.ndarray:
-        """Return the shape (m, n) of every matrix, an L×2 array."""
+        """Return the shapes (m, n) of all L matrices as an L×2 array."""
         return matrix_shapes(self.task_vectors)
 
     def singular_values(self, count: int) -> Float64[np.ndarray, "L T K"]:

@@ -1,4 +1,4 @@
-"""Count sign conflicts: entries among the most changed of both models of a pair that have opposite signs.
+"""Count sign conflicts: entries among the most changed in both models of a pair, changed in opposite directions.
 
 TIES (Yadav et al. 2023, arXiv 2306.01708) keeps each model's largest entries and then elects signs; the metric counts
 the conflicts between them. Every delta is read in blocks, three times.
@@ -22,9 +22,9 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class SignCounts:
-    """Hold, for each pair, how many entries both models keep, and how many of these have opposite signs.
+    """Hold, for each pair, how many entries are kept in both models, and how many of these have opposite signs.
 
-    A model keeps the entries that it changed most.
+    In each model, the most changed entries are kept.
 
     Attributes:
         shared: number of entries that both models keep.

@@ -68,12 +68,12 @@ class Subject:
         if self.views is None:
             raise UserError(
                 f"The {what} metrics require images and heads. Pass them to Profiles as the argument views, or request"
-                " only metrics of the weights."
+                " only metrics that are computed from weights."
             )
         return self.views
 
     def state(self, task: str) -> dict[str, Tensor]:
-        """Read one model's weights to the device, with the encoder's parameter names."""
+        """Load one model's weights onto the device, under the encoder's parameter names."""
         return self.required_views("activation").state(self.task_vectors, task, self.run.device)
 
     @cached_property

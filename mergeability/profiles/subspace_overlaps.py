@@ -155,7 +155,7 @@ class SubspaceOverlaps:
 
 
 def matrix_shapes(vectors: TaskVectors) -> np.ndarray:
-    """Return the shape (m, n) of every matrix, an L×2 array."""
+    """Return the shapes (m, n) of all L matrices as an L×2 array."""
     shapes = [vectors.parameters[name].shape for name in vectors.matrices]
     return np.array(shapes, dtype=np.int64).reshape(-1, 2)
 

@@ -44,7 +44,7 @@ class DamagedError(UserError):
 
 @dataclass(frozen=True)
 class StoreEntry(ABC):
-    """Define the interface of the formats of entries.
+    """Define the interface of the file formats of store entries.
 
     Attributes:
         path: path of the file.

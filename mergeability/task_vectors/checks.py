@@ -26,7 +26,7 @@ _BLOCK = 2**18
 
 @dataclass(frozen=True)
 class BaseCheck:
-    """Check that models were fine-tuned from their base by the relative norm ‖τ_t‖ / ‖θ_0‖ of their task vectors.
+    """Use the relative norm ‖τ_t‖ / ‖θ_0‖ of task vectors to check that models were fine-tuned from their base.
 
     Attributes:
         warn_above: relative norm above which a warning suggests that the base is wrong.
@@ -70,8 +70,8 @@ class BaseCheck:
                 # An adapter can be added to any base, so its length does not identify the base.
                 if task in unchecked:
                     logger.warning(
-                        "The adapter of '%s' changes the base by %.3g times its norm, more than %g. Check"
-                        " that its training was completed on this base.",
+                        "The adapter of '%s' changes the base by %.3g times the norm of the base, more than %g. Check"
+                        " that the adapter was trained on this base and that the training was completed.",
                         task,
                         norm,
                         self.refuse_above,

@@ -170,7 +170,7 @@ class Deltas(Mapping[str, Tensor]):
     def blocks(
         self, name: str, length: int | None = None
     ) -> Iterator[tuple[slice, Float[Tensor, "T elements"]]]:
-        """Read one flattened parameter's deltas of all models, in float32, in blocks.
+        """Read the deltas of all models for one flattened parameter, in float32 and in blocks.
 
         Args:
             name: the parameter.
@@ -287,7 +287,7 @@ class Deltas(Mapping[str, Tensor]):
         *,
         room: Float32[np.ndarray, " at_least_elements"] | None = None,
     ) -> Float32[np.ndarray, " elements"]:
-        """Read a range of a flattened parameter of the base, in float32; `room` is memory for it, as in `read`."""
+        """Read a range of a flattened base parameter, in float32; `room` is memory for the values, as in `read`."""
         parameter = self.parameters[name]
         stop = parameter.size if stop is None else stop
         values = np.empty(stop - start, dtype=np.float32) if room is None else room[: stop - start]

@@ -17,7 +17,7 @@ _VERSION = 2
 def stacked_triplets(
     deltas: Deltas, name: str, rank: int | None, *, keep: bool
 ) -> tuple[Float[Tensor, "T m r"], Float[Tensor, "T r"], Float[Tensor, "T r n"]]:
-    """Return the leading triplets U, S, Vh of every model's delta of one matrix; see `TaskVectors.svd`.
+    """Return, for one matrix, the leading singular triplets U, S, Vh of every model's delta; see `TaskVectors.svd`.
 
     Args:
         deltas: the models.

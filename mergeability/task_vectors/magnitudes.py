@@ -140,7 +140,7 @@ def check_density(density: float | int) -> None:
 
 
 def identity(vectors: TaskVectors, task: str) -> str:
-    """Return an identifier of a model's deltas, for keys of the store."""
+    """Return an identifier of a model's deltas, which is used in store keys."""
     return digest({"base": vectors.base_hash, "model": vectors.identity(task)})
 
 

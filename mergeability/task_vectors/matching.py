@@ -109,7 +109,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Matched:
-    """Hold the models with the base's tensor names, and the tensors that are compared.
+    """Hold the models, renamed to the base's tensor names, and the names of the tensors that are compared.
 
     Attributes:
         models: task → its checkpoint, under the base's names.

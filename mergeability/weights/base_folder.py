@@ -33,7 +33,7 @@ def is_transformers(base: Checkpoint) -> bool:
 
 
 def files_to_copy(base: Checkpoint) -> dict[str, Path]:
-    """Return the configuration and tokenizer files of a model: name → path."""
+    """Return the paths of a model's configuration and tokenizer files, by file name."""
     return {path.name: path for path in companions(base.origin)}
 
 

@@ -341,7 +341,7 @@ def save(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
 
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
-    """Write `card.json`, the last file of a checkpoint; if it exists, the checkpoint is complete.
+    """Write `card.json`, the last file of a checkpoint; a checkpoint with this file is complete.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.

@@ -10,7 +10,7 @@ from mergeability.weights.checkpoints import PREFIX
 
 
 def encoder_state(encoder: nn.Module, tensors: Mapping[str, Tensor], owner: str) -> dict[str, Tensor]:
-    """Return a visual tower's tensors under the encoder's names, in float32 and on its device.
+    """Return a visual tower's tensors under the encoder's names, in float32 and on the encoder's device.
 
     Args:
         encoder: the architecture.

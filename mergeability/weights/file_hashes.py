@@ -1,4 +1,4 @@
-"""Hash files, also in background threads before their hashes are needed.
+"""Hash files, either on demand or in advance in background threads.
 
 A merge of few models spends a third of its time on hashing and as much on importing PyTorch. Hashing releases the
 interpreter's lock, so that both run at the same time. PyTorch is therefore not imported here.

@@ -251,8 +251,8 @@ def _temporary(kind: "type[Store]") -> "Store":
 def _refuse_adapter(path: Path) -> None:
     if path.name in adapter_settings.WEIGHTS:
         raise UserError(
-            f"Expected complete weights, but {path.parent} is a LoRA adapter. Adapters can only be models of"
-            f" suite=checkpoints or suite=models. {adapter_settings.INSTEAD}"
+            f"Expected complete weights, but {path.parent} is a LoRA adapter. Adapters are accepted only as"
+            f" models of suite=checkpoints or suite=models. {adapter_settings.INSTEAD}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Open models in memory, as state dicts or modules, as checkpoints through a temporary file.
+"""Write state dicts or modules that are in memory to temporary files, and open these as checkpoints.
 
 All other code reads weights from files, one tensor at a time, and identifies them by hashes. Writing takes 0.2 s for
 a ViT-B/16, and no further memory.

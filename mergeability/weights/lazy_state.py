@@ -70,7 +70,7 @@ class LazyState(Mapping[str, Tensor]):
 
 
 def write_state(path: Path, state: LazyState, metadata: Mapping[str, str]) -> str:
-    """Write a safetensors file one tensor at a time; the file is byte-identical to that of `safetensors`.
+    """Write a safetensors file one tensor at a time; it is byte-identical to one that `safetensors` writes.
 
     Args:
         path: the file.

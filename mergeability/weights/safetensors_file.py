@@ -334,9 +334,9 @@ def _check(path: Path) -> None:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     except safetensors.SafetensorError as error:
         raise UserError(
-            f"{path} is not a complete safetensors file ({error}). It may be truncated, or be a pickled .pt"
-            " or .bin file, which is never loaded here. Save the state dict with safetensors.torch.save_file"
-            " and copy it again."
+            f"{path} is not a complete safetensors file ({error}). If it is truncated, copy it again. If"
+            " it is a pickled .pt or .bin file, which is never loaded here, save the state dict with"
+            " safetensors.torch.save_file."
         ) from error
 
 

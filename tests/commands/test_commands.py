@@ -80,7 +80,7 @@ def test_a_strength_that_is_none_is_refused(command, smoke_root, strength):
         (["reg=singular_alignment", "reg.penalty.k=0"], "Expected reg.penalty.k to be a whole number of at least 1"),
         (["reg=subspace", "reg.penalty.side=left"], "Expected reg.penalty.side to be u, v or uv, got 'left'"),
         (["reg.penalty.estimator=guess"], "Expected reg.penalty.estimator to be finite_difference or exact, got 'guess'"),
-        (["reg=mergeability", "reg.penalty.terms.subspace.strength=-2"], "subspace, or its weight in a sum, must be"),
+        (["reg=mergeability", "reg.penalty.terms.subspace.strength=-2"], "the strength of penalty subspace (reg.lambda, or a weight in a sum of penalties)"),
         (["reg=l2_to_init", "reg.lambda=1e38"], "gradient with the penalty l2_to_init became NaN or Inf at step 1"),
     ],
 )  # fmt: skip

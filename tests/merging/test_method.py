@@ -45,9 +45,9 @@ def test_a_base_can_be_a_path_or_a_checkpoint(base, tmp_path):
 
 
 def test_what_does_not_fit_is_named(base):
-    with pytest.raises(UserError, match=r"'v' of shape \(2,\), the base has no such tensor"):
+    with pytest.raises(UserError, match=r"'v' has the shape \(2,\), but the base has no such tensor"):
         apply(base, {"v": torch.ones(2)}, 1)
-    with pytest.raises(UserError, match=r"'w' of shape \(3,\), the base has \(2,\)"):
+    with pytest.raises(UserError, match=r"'w' has the shape \(3,\), but the base has \(2,\)"):
         apply(base, {"w": torch.ones(3)}, 1)
     with pytest.raises(UserError, match="finite number"):
         apply(base, {}, float("inf"))

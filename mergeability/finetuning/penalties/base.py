@@ -74,5 +74,6 @@ def check_strength(name: str, strength: float | int) -> None:
     """
     if not (math.isfinite(strength) and strength >= 0):
         raise UserError(
-            f"reg.lambda of {name}, or its weight in a sum, must be a finite number ≥ 0, not {strength}."
+            f"Expected the strength of penalty {name} (reg.lambda, or a weight in a sum of penalties) to be a finite "
+            f"number ≥ 0, got {strength}."
         )
