@@ -124,7 +124,7 @@ class Rounding:
 
     @property
     def survives(self) -> float:
-        """The share of the squared change kept by rounding, 1 - Σ(θ̂ - θ)² / Σ(θ - θ_0)²; negative if errors dominate."""
+        """The share of the squared change kept by rounding, 1 - Σ(θ̂ - θ)² / Σ(θ - θ_0)²; below 0 if errors dominate."""
         return 1 - self.lost / self.change if self.change else 1.0
 
     def count(self, base: Tensor, exact: Tensor, rounded: Tensor) -> None:

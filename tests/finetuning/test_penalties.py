@@ -356,7 +356,7 @@ def test_the_step_is_longer_under_reduced_precision():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_strength_that_is_no_strength_is_refused(name, strength):
     penalty = configured(name, 0)
-    with pytest.raises(UserError, match=rf"reg\.lambda of {name}, .* finite number"):
+    with pytest.raises(UserError, match=rf"strength of penalty {name} \(reg\.lambda.*finite number"):
         replace(penalty, strength=strength)
 
 
