@@ -171,7 +171,9 @@ def test_the_headline_says_in_those_words_where_metrics_add_nothing(pairs, recor
     result = PredictionResult(records, tables={"relabelling": tested})
     text = " ".join(headline(Analysis("t", pairs, ["m"], ["ties", "ta"], prediction=result)))
     assert "For ta, tsv the metrics add nothing beyond task effects" in text
-    assert "The metrics improve predictions beyond task effects for ties (20.0% of the squared error)." in text
+    assert (
+        "The metrics improve predictions beyond task effects for ties (20.0% of the squared error)." in text
+    )
 
 
 def test_what_uses_task_effects_is_no_rival_of_metrics_alone(pairs, records):
