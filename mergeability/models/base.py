@@ -63,7 +63,7 @@ def load_base(folder: Path, model: Model) -> "nn.Module":
 
 
 def fetch_base(folder: Path, model: Model) -> dict[str, Any]:
-    """Create the base model from published weights, a file or seed 0, unless it exists; keep both towers of a CLIP.
+    """Create the base model if it does not exist: from published weights or a file, or at random with seed 0.
 
     Returns:
         The card.

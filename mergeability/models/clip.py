@@ -184,7 +184,7 @@ class ClipModel:
         return base.visual
 
     def head(self, base: Any, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
-        """Return the zero-shot head of a task, classes × features, from the text tower of its base."""
+        """Compute a zero-shot head, classes × features, with the text tower of the base model."""
         return zero_shot_head(base, self.tokenize, class_names, templates)
 
     def samples(self, task: Task, split: Split, store: Store) -> Images:

@@ -142,8 +142,8 @@ class MergeSettings:
             )
         if self.arity not in (2, [2]) or self.sets is not None:
             raise UserError(
-                "evaluate=… can only choose pairs. Remove arity=… and sets=…, or use sets=… instead of"
-                " evaluate=… to limit the number of larger sets."
+                "evaluate=… can only choose pairs. To evaluate some of the pairs, remove arity=… and sets=…. To limit"
+                " the number of larger sets, remove evaluate=… and set sets=…."
             )
 
     @property

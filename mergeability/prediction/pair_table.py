@@ -22,7 +22,7 @@ _SLACK = 1e-5
 
 @dataclass(frozen=True)
 class PairRows:
-    """Hold the rows of a pair table that have all metrics and one outcome.
+    """Hold the rows of a pair table in which no metric and no value of one chosen outcome is missing.
 
     Attributes:
         metrics: names of the m columns of features.

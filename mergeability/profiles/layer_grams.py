@@ -19,7 +19,7 @@ _VERSION = 2
 
 @dataclass(frozen=True)
 class LayerVectors:
-    """Describe one long vector per model and layer, and how ranges of it are read.
+    """Define one long vector for each model and layer, and a function that reads ranges of it.
 
     Attributes:
         sizes: layer → length of its vectors.

@@ -43,7 +43,7 @@ class Subject:
         return self.task_vectors.store
 
     def select(self, tasks: Iterable[str]) -> "Subject":
-        """Return the subject for some of the models, in the given order."""
+        """Return a copy with only the given models, in the given order."""
         # Determined from all models, so that selections of models share computed values.
         if self.views is not None:
             _ = self.data_store

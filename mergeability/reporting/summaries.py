@@ -111,7 +111,7 @@ def scale_table(analysis: Analysis) -> pd.DataFrame:
 
 
 def curve_table(curves: pd.DataFrame) -> pd.DataFrame:
-    """Average over all merges the curves of accuracy against scale.
+    """Average the curves of accuracy against scale over all merges.
 
     Args:
         curves: one row per merge, tried scale and task. If scales were tried without labels, the overlap replaces the
@@ -243,7 +243,7 @@ def pair_extremes(
 
 
 def summary_table(analysis: Analysis) -> "Table":
-    """Make a table for the terminal, one row per method: its outcomes, and r of its best predictor and of `additive`.
+    """Make a terminal table with one row per method: outcomes, and r of the best predictor and of `additive`.
 
     Args:
         analysis: the results.

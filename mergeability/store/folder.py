@@ -122,7 +122,9 @@ class StoreFolder:
             return self._begin()
         except DamagedError as error:
             logger.warning(
-                "Damaged %s (%s): entries without a checksum are not used.", self._marker, error.reason
+                "Damaged %s (%s). Entries without a checksum are therefore not used.",
+                self._marker,
+                error.reason,
             )
             with contextlib.suppress(UserError):
                 self._mark(0)

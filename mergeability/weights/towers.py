@@ -1,4 +1,4 @@
-"""Locate the towers of a CLIP model in a file, whatever prefixes training scripts have added to its names.
+"""Locate the towers of a CLIP model in a weights file, whatever prefixes the tensor names have.
 
 A tower is identified by a combination of names that only such a tower has; the text before these names is its prefix.
 """

@@ -40,7 +40,7 @@ Memory = dict[tuple[str | None, str, int, int], dict[str, dict[str, float]]]
 
 
 def variance_shares(analysis: Analysis) -> pd.DataFrame:
-    """Decompose the variance over pairs of each method's outcome into shares.
+    """Split the variance of each method's outcome, over pairs of models, into shares.
 
     `task_effects` is R² of y = μ + u_a + u_b by least squares: the share that depends on each model alone.
     `metrics_beyond` is the share that metrics predict in addition: ridge on the metrics' own residuals from task

@@ -12,7 +12,7 @@ from mergeability.prediction.predictors.arrays import Rows, Values, new_rows, tr
 
 
 class Trees(RegressorMixin, BaseEstimator):
-    """Predict the mean of the predictions of extremely randomised trees, given the metrics of a pair.
+    """Predict the outcome of a pair from its metrics: the mean of extremely randomised trees.
 
     Cuts are drawn at random and compared by squared error. The trees are those of scikit-learn, fitted without
     parallel jobs: starting threads takes longer than a forest on a few hundred pairs.

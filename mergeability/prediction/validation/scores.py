@@ -141,7 +141,7 @@ def r2_over_training_mean(
     measured: Float[np.ndarray, " n"],
     training_mean: Float[np.ndarray, " n"],
 ) -> float:
-    """Return R² over the training mean: 1 - Σ(m - p)² / Σ(m - m̄_train)².
+    """Return R² with the training mean as the baseline: 1 - Σ(m - p)² / Σ(m - m̄_train)².
 
     The score is at most 1; it is 0 for the training mean, below 0 for worse predictions, and NaN if the training mean
     makes no error.

@@ -1,4 +1,4 @@
-"""The jobs of a sweep over architectures and seeds: read, checked and named."""
+"""Read, check and name the jobs of a sweep over architectures and seeds."""
 
 import json
 from collections import Counter
