@@ -65,6 +65,8 @@ def load_base(folder: Path, model: Model) -> "nn.Module":
 def fetch_base(folder: Path, model: Model) -> dict[str, Any]:
     """Create the base model if it does not exist: from published weights or a file, or at random with seed 0.
 
+    Both towers of a CLIP are kept.
+
     Returns:
         The card.
 
