@@ -205,8 +205,8 @@ def test_a_probe_alone_adds_the_plain_average_and_changes_no_outcome(analyse):
     [
         ("probe=7", ["probe", "at least 8", "got 7"]),
         ("probe=true", ["probe", "got true"]),
-        ("alpha=[own,best]", ["own, tuned, unlabelled, both", "best"]),
-        ("alpha=[]", ["own, tuned, unlabelled, both"]),
+        ("alpha=[own,best]", ["'own', 'tuned', 'unlabelled', 'both'", "best"]),
+        ("alpha=[]", ["'own', 'tuned', 'unlabelled', 'both'"]),
         ("profile.unlabelled=7", ["profile.unlabelled", "at least 8", "got 7"]),
         ("profile.unlabelled=0", ["profile.unlabelled", "got 0"]),
         ("profile.unlabelled=true", ["profile.unlabelled", "got true"]),
