@@ -102,6 +102,7 @@ def start_hashing(base: str, models: Sequence[str], store: str | None) -> None:
 
     Only safetensors files are read as they are: others are converted first, and folders are opened later.
     """
+    from mergeability.context import cores
     from mergeability.store import Store
     from mergeability.store.noted_hashes import is_noted
     from mergeability.weights.file_hashes import hash_ahead
@@ -110,8 +111,7 @@ def start_hashing(base: str, models: Sequence[str], store: str | None) -> None:
     paths = [base, *(model if Path(model).is_file() else model.partition("=")[2] for model in models)]
     files = [path for path in paths if path.endswith(".safetensors") and Path(path).is_file()]
     # One core is left to the imports.
-    threads = max(1, (os.cpu_count() or 1) - 1)
-    hash_ahead((path for path in files if not is_noted(path, kept)), threads)
+    hash_ahead((path for path in files if not is_noted(path, kept)), threads=max(1, cores() - 1))
 
 
 def progress() -> "Progress":

@@ -63,7 +63,7 @@ class TextModel:
     Attributes:
         name: name of the model, usable as a folder name.
         pretrained: a folder with `config.json`, `tokenizer.json` and `model.safetensors` of a BERT of transformers, or
-            the name of an installed Python package that contains such a folder.
+            the name of an installed Python package that contains these files.
         learning_rate: default learning rate for fine-tuning, above 0.
         batch_size: default batch size for fine-tuning, at least 1.
         context_length: tokens per text: longer texts are cut, shorter ones padded.

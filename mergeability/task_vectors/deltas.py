@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -204,13 +204,7 @@ class Deltas(Mapping[str, Tensor]):
                 stop = min(start + length, parameter.size)
                 base, *rows = room[:, : stop - start]
                 self._base.fill(parameter.tensor, parameter.start + start, base)
-
-                def read(
-                    group: range, start: int = start, base: np.ndarray = base, rows: list = rows
-                ) -> None:
-                    for place in group:
-                        self._read_block(self.tasks[place], name, start, base, rows[place])
-
+                read = partial(self._read_block, name, start, base, rows)
                 list(map(read, groups) if threads == 1 else pool.map(read, groups))
                 for row, part in zip(rows, parts, strict=True):
                     if part is not None:
@@ -218,15 +212,18 @@ class Deltas(Mapping[str, Tensor]):
                         delta.copy_(part(delta))
                 yield slice(start, stop), torch.from_numpy(room[1:, : stop - start])
 
-    def _read_block(self, task: str, name: str, start: int, base: np.ndarray, out: np.ndarray) -> None:
-        """Read a block of one model's delta, in one thread, as NumPy's operations do."""
+    def _read_block(
+        self, name: str, start: int, base: np.ndarray, rows: Sequence[np.ndarray], places: range
+    ) -> None:
+        """Read a block of the deltas of some models, in one thread, as NumPy's operations do."""
         parameter = self.parameters[name]
-        self._models[task].fill(parameter.tensor, parameter.start + start, out)
-        with np.errstate(invalid="ignore", over="ignore"):
-            np.subtract(out, base, out=out)
-            finite = np.isfinite(out.sum())
-        if not finite:
-            self._check_finite(task, name)
+        for task, row in ((self.tasks[place], rows[place]) for place in places):
+            self._models[task].fill(parameter.tensor, parameter.start + start, row)
+            with np.errstate(invalid="ignore", over="ignore"):
+                np.subtract(row, base, out=row)
+                finite = np.isfinite(row.sum())
+            if not finite:
+                self._check_finite(task, name)
 
     def each(self, name: str) -> Iterator[Float[Tensor, " *shape"]]:
         """Read one parameter's deltas in float32, one model after the other.

@@ -1,7 +1,7 @@
 """Hash files, either on demand or in advance in background threads.
 
-A merge of few models spends a third of its time on hashing and as much on importing PyTorch. Hashing releases the
-interpreter's lock, so that both run at the same time. PyTorch is therefore not imported here.
+A merge of a few models takes as long for hashing as for importing PyTorch. Hashing releases the interpreter's lock, so
+both can run at the same time; therefore PyTorch is not imported here.
 """
 
 import hashlib
