@@ -14,6 +14,7 @@ from mergeability.errors import UserError
 from mergeability.evaluation.evaluator import Evaluator
 from mergeability.merging.application import Rounding, applied, apply, fixed_alpha
 from mergeability.merging.method import MergeMethod
+from mergeability.merging.stream import Streams
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views
 from mergeability.provenance import class_name
@@ -81,9 +82,20 @@ class Merge:
     @cached_property
     def direction(self) -> dict[str, Tensor]:
         """The merged task vector; its tensors have the same names as in the checkpoints."""
+        return self.task_vectors.assembled(self.method(self._models))
+
+    @property
+    def _models(self) -> TaskVectors | Profiles:
         given = self.profiles if self.method.needs_data else None
-        models = self.task_vectors if given is None else given
-        return self.task_vectors.assembled(self.method(models))
+        return self.task_vectors if given is None else given
+
+    @property
+    def _streamed(self) -> Mapping[str, Tensor]:
+        """The merged task vector; each tensor is computed on access where method and layout allow it."""
+        known = "direction" in self.__dict__ or self.task_vectors.splits_tensors
+        if known or not isinstance(self.method, Streams):
+            return self.direction
+        return self.method.streamed(self._models)
 
     def state(
         self, alpha: float, *, dtype: torch.dtype | None = None, rounding: Rounding | None = None
@@ -100,7 +112,7 @@ class Merge:
         if self.recalibrate is not None:
             return self.state(alpha, dtype=dtype, rounding=rounding)
         base = self.task_vectors.base_checkpoint
-        return applied(base, self.direction, alpha, dtype=dtype, rounding=rounding)
+        return applied(base, self._streamed, alpha, dtype=dtype, rounding=rounding)
 
     def weights(self, alpha: float) -> dict[str, Any]:
         """Return all inputs that determine the merged task vector, as a JSON-compatible record."""

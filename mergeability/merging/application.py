@@ -19,6 +19,7 @@ from mergeability.merging.method import (
     Preprocessing,
     check_alpha,
 )
+from mergeability.merging.stream import Streamed
 from mergeability.task_vectors.parameters import is_running_statistic
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights.checkpoints import Checkpoint
@@ -179,7 +180,7 @@ def apply(
     for names in _by_place(base):
         # A file may contain only one of the names of a tied tensor.
         name = next((name for name in names if name in merged), names[0])
-        moved |= dict.fromkeys(names, _moved(name, base[name], merged.get(name), scale, dtype, rounding))
+        moved |= dict.fromkeys(names, _moved(name, base[name], _change(merged, name), scale, dtype, rounding))
     return {name: moved[name] for name in base}
 
 
@@ -218,11 +219,13 @@ def applied(
     def read(name: str) -> Tensor:
         counted = rounding if name in uncounted else None
         uncounted.discard(name)
-        return _moved(name, base.tensor(name), merged.get(name), scale, dtype, counted)
+        return _moved(name, base.tensor(name), _change(merged, name), scale, dtype, counted)
 
     own = base.dtypes
     dtypes = {name: _target(own[name], dtype) for name in base.names}
-    return LazyState({name: tuple(base.shapes[name]) for name in base.names}, dtypes, read)
+    shapes = {name: tuple(base.shapes[name]) for name in base.names}
+    one_thread = merged.one_thread if isinstance(merged, Streamed) else True
+    return LazyState(shapes, dtypes, read, one_thread=one_thread)
 
 
 def _checked(
@@ -232,14 +235,25 @@ def _checked(
     if isinstance(alpha, str):
         raise UserError(f"Expected alpha to be a number here, got {alpha!r}: use fixed_alpha(method, …).")
     check_alpha(alpha)
-    for name, value in merged.items():
+    # What is computed on access is not computed for its shape.
+    given = (
+        merged.shapes if isinstance(merged, Streamed) else {name: one.shape for name, one in merged.items()}
+    )
+    for name, shape in given.items():
         found = tuple(shapes[name]) if name in shapes else "no such tensor"
-        if found != tuple(value.shape):
+        if found != tuple(shape):
             raise UserError(
-                f"In the merged task vector, '{name}' has the shape {tuple(value.shape)}, but the base has {found}. "
+                f"In the merged task vector, '{name}' has the shape {tuple(shape)}, but the base has {found}. "
                 "Pass the base from which the models were fine-tuned."
             )
     return alpha
+
+
+def _change(merged: Mapping[str, Tensor], name: str) -> Tensor | None:
+    # Not by `get`: a KeyError raised while a tensor is computed must not pass for an unchanged tensor.
+    if name not in merged:
+        return None
+    return merged[name]
 
 
 def _target(own: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:

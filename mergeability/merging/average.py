@@ -3,16 +3,14 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from mergeability.merging.method import check_alpha, checked
-from mergeability.merging.stream import mean, stream
+from mergeability.merging.stream import ByParameter, Streamed, mean, streamed
 from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
 
 
 @dataclass(frozen=True)
-class Average:
+class Average(ByParameter):
     """Average the task vectors.
 
     Formula: M = (1/T) Σ τ_t.
@@ -41,6 +39,6 @@ class Average:
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
 
-    def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
-        """Merge: return M in float32, by parameter name."""
-        return stream(checked(models), mean, elementwise=True)
+    def streamed(self, models: TaskVectors | Profiles, /) -> Streamed:
+        """Return M in float32, each tensor of which is computed on access."""
+        return streamed(checked(models), mean, elementwise=True)

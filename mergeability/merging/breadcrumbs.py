@@ -10,14 +10,14 @@ from torch import Tensor
 
 from mergeability.errors import UserError
 from mergeability.merging.method import check_alpha, checked
-from mergeability.merging.stream import by_name
+from mergeability.merging.stream import ByParameter, Streamed
 from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.magnitudes import smallest_value
 from mergeability.task_vectors.vectors import TaskVectors
 
 
 @dataclass(frozen=True)
-class Breadcrumbs:
+class Breadcrumbs(ByParameter):
     """Drop the largest and smallest entries of every tensor of every model, and sum the rest.
 
     Of the D entries of a tensor, sorted by magnitude, the first ⌊smallest·D⌋ and the last ⌊largest·D⌋ are dropped.
@@ -58,10 +58,10 @@ class Breadcrumbs:
                 f"{self.largest!r} and {self.smallest!r}."
             )
 
-    def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
-        """Merge: return M in float32, by parameter name."""
+    def streamed(self, models: TaskVectors | Profiles, /) -> Streamed:
+        """Return M in float32, each tensor of which is computed on access."""
         task_vectors = checked(models)
-        return by_name(task_vectors, lambda name: self._merge(task_vectors, name))
+        return Streamed(task_vectors, lambda name: self._merge(task_vectors, name))
 
     def _merge(self, task_vectors: TaskVectors, name: str) -> Float[Tensor, "*shape"]:
         total = torch.zeros(task_vectors.shapes[name])

@@ -11,13 +11,13 @@ from torch import Tensor
 from mergeability.checks import Count
 from mergeability.errors import UserError
 from mergeability.merging.method import check_alpha, checked
-from mergeability.merging.stream import stream
+from mergeability.merging.stream import ByParameter, Streamed, streamed
 from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
 
 
 @dataclass(frozen=True)
-class ConsensusTA:
+class ConsensusTA(ByParameter):
     """Add the task vectors and keep the entries that matter to several tasks.
 
     An entry of Σ τ_t = M matters to task t if |τ_t| > threshold·|M − τ_t|. Entries that matter to fewer than `agree`
@@ -62,8 +62,8 @@ class ConsensusTA:
                 f"Expected the option threshold to be a finite number, at least 0, got {self.threshold!r}."
             )
 
-    def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
-        """Merge: return M in float32, by parameter name.
+    def streamed(self, models: TaskVectors | Profiles, /) -> Streamed:
+        """Return M in float32, each tensor of which is computed on access.
 
         Raises:
             UserError: there are fewer than `agree` models, so that no entry would be kept.
@@ -74,7 +74,7 @@ class ConsensusTA:
                 f"No entry can matter to {self.agree} of {len(task_vectors.tasks)} tasks, so the merge would be "
                 "zero: set agree to at most the number of models."
             )
-        return stream(task_vectors, self._merge, elementwise=True)
+        return streamed(task_vectors, self._merge, elementwise=True)
 
     def _merge(self, _name: str, stack: Float[Tensor, "T *shape"]) -> Float[Tensor, "*shape"]:
         total = stack.sum(0)

@@ -1,7 +1,7 @@
 """DARE: drop and rescale before merging (Yu et al. 2024, arXiv 2311.03099)."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from mergeability.checks import Seed
 from mergeability.errors import UserError
 from mergeability.merging.method import MergeMethod, checked
-from mergeability.merging.stream import mean, stream
+from mergeability.merging.stream import Streams, mean, stream, streamed
 from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
 
@@ -101,9 +101,19 @@ class Dare:
 
     def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
         """Merge: return M in float32, by parameter name."""
-        thinned = checked(models).transformed(Thinning(self.p, self.seed))
+        thinned = self._thinned(models)
         return stream(thinned, mean, elementwise=True) if self.then is None else self.then(thinned)
+
+    def streamed(self, models: TaskVectors | Profiles, /) -> Mapping[str, Tensor]:
+        """Return M in float32; each tensor is computed on access if the method `then` can do so."""
+        thinned = self._thinned(models)
+        if self.then is None:
+            return streamed(thinned, mean, elementwise=True)
+        return self.then.streamed(thinned) if isinstance(self.then, Streams) else self.then(thinned)
 
     def drop(self, task: str, name: str, delta: Tensor) -> Tensor:
         """Drop and rescale the entries of one tensor of one model's task vector."""
         return Thinning(self.p, self.seed)(task, name, delta)
+
+    def _thinned(self, models: TaskVectors | Profiles) -> TaskVectors:
+        return checked(models).transformed(Thinning(self.p, self.seed))

@@ -10,13 +10,13 @@ from torch import Tensor
 from mergeability.linalg.polar import polar_factor
 from mergeability.merging.method import PUBLISHED, check_alpha, checked
 from mergeability.merging.published_alpha import isotropic_alpha
-from mergeability.merging.stream import by_block, by_name, mean, total
+from mergeability.merging.stream import ByParameter, Streamed, by_block, mean, total
 from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
 
 
 @dataclass(frozen=True)
-class IsoC:
+class IsoC(ByParameter):
     """Add the task vectors and set all singular values of each matrix to their mean.
 
     Tensors that are not matrices are averaged.
@@ -54,8 +54,8 @@ class IsoC:
         """Return the scale and whether it was published; without a published scale it is 1."""
         return isotropic_alpha(task_vectors)
 
-    def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
-        """Merge: return M in float32, by parameter name."""
+    def streamed(self, models: TaskVectors | Profiles, /) -> Streamed:
+        """Return M in float32, each tensor of which is computed on access."""
         task_vectors = checked(models)
 
         matrices = frozenset(task_vectors.matrices)
@@ -65,7 +65,7 @@ class IsoC:
                 return by_block(task_vectors, name, mean)
             return isotropic(self._sum(task_vectors, name))
 
-        return by_name(task_vectors, merge)
+        return Streamed(task_vectors, merge)
 
     def _sum(self, task_vectors: TaskVectors, name: str) -> Tensor:
         if not self.truncate:

@@ -13,7 +13,7 @@ from mergeability.linalg.decompositions import leading_triplets
 from mergeability.linalg.polar import BASES_TOLERANCE, polar_factor
 from mergeability.merging.method import PUBLISHED, check_alpha, checked
 from mergeability.merging.published_alpha import isotropic_alpha
-from mergeability.merging.stream import by_block, by_name, mean, total
+from mergeability.merging.stream import ByParameter, Streamed, by_block, mean, total
 from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
 
@@ -21,7 +21,7 @@ Triplets = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class IsoCTS:
+class IsoCTS(ByParameter):
     """Assign equal singular values to the common directions of all tasks and to some task-specific ones.
 
     A matrix with m = min(shape) gets c leading singular triplets of Σ τ_t, and s/T triplets of each task's residual
@@ -68,8 +68,8 @@ class IsoCTS:
         """Return the published scale and True, or 1 and False if no scale was published."""
         return isotropic_alpha(task_vectors)
 
-    def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
-        """Merge: return M in float32, by parameter name."""
+    def streamed(self, models: TaskVectors | Profiles, /) -> Streamed:
+        """Return M in float32, each tensor of which is computed on access."""
         task_vectors = checked(models)
 
         matrices = frozenset(task_vectors.matrices)
@@ -79,7 +79,7 @@ class IsoCTS:
                 return by_block(task_vectors, name, mean)
             return self._merge(task_vectors, name)
 
-        return by_name(task_vectors, merge)
+        return Streamed(task_vectors, merge)
 
     def _merge(self, task_vectors: TaskVectors, name: str) -> Float[Tensor, "m n"]:
         smaller, count = min(task_vectors.shapes[name]), len(task_vectors.tasks)

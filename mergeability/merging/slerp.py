@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mergeability.errors import UserError
 from mergeability.merging.method import check_alpha, checked
-from mergeability.merging.stream import stream
+from mergeability.merging.stream import ByParameter, Streamed, streamed
 from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
 
@@ -18,7 +18,7 @@ _PARALLEL = 1e-6
 
 
 @dataclass(frozen=True)
-class Slerp:
+class Slerp(ByParameter):
     """Interpolate between the weights of two models along a great-circle arc, tensor by tensor.
 
     Ω is the angle between the flattened θ_a and θ_b, and a
@@ -55,8 +55,8 @@ class Slerp:
         if isinstance(self.t, bool) or not 0 <= self.t <= 1:
             raise UserError(f"Expected t to be in [0, 1], got {self.t!r}.")
 
-    def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
-        """Merge: return M in float32, by parameter name.
+    def streamed(self, models: TaskVectors | Profiles, /) -> Streamed:
+        """Return M in float32, each tensor of which is computed on access.
 
         Raises:
             UserError: there are more than two models.
@@ -67,7 +67,7 @@ class Slerp:
                 f"Slerp merges exactly {self.models} models, got {len(task_vectors.tasks)}: "
                 "select two, or choose another method."
             )
-        return stream(task_vectors, lambda name, stack: self._merge(task_vectors.base(name), stack))
+        return streamed(task_vectors, lambda name, stack: self._merge(task_vectors.base(name), stack))
 
     def _merge(
         self, base: Float[Tensor, "*shape"], stack: Float[Tensor, "2 *shape"]

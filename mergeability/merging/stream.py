@@ -1,12 +1,16 @@
 """Merge in one pass over the parameters, given a rule for one parameter."""
 
 import contextlib
-from collections.abc import Callable, Collection
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mergeability.profiles.profiles import Profiles
+from mergeability.task_vectors.parameters import is_running_statistic
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.threads import one_openmp_thread
 
@@ -14,13 +18,106 @@ from mergeability.threads import one_openmp_thread
 Rule = Callable[[str, Tensor], Tensor]
 
 
-def stream(
-    task_vectors: TaskVectors,
-    rule: Rule,
-    *,
-    elementwise: bool = False,
-    only: Collection[str] | None = None,
-) -> dict[str, Tensor]:
+class Streamed(Mapping[str, Tensor]):
+    """A merged task vector M whose tensors are computed on each access, so that memory holds one of them.
+
+    Running statistics of batch norms are averaged for every method. Tied weights are merged alike.
+
+    Attributes:
+        shapes: name → shape.
+        one_thread: whether the operations are so short that threads of PyTorch slow them down.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.merging.stream import Streamed, by_block, mean
+        >>> models = tiny_task_vectors(cars=[4, 1, 0], svhn=[2, -3, 5])
+        >>> merged = Streamed(models, lambda name: by_block(models, name, mean), one_thread=True)
+        >>> merged["weight"], list(merged)
+        (tensor([ 3.0000, -1.0000,  2.5000]), ['weight'])
+    """
+
+    def __init__(
+        self, task_vectors: TaskVectors, merge: Callable[[str], Tensor], *, one_thread: bool = False
+    ) -> None:
+        """Merge the parameter of a name by `merge`, which reads the models itself."""
+        shapes = task_vectors.shapes
+        self.shapes = {name: shapes[name] for name in (*task_vectors.names, *task_vectors.buffers)}
+        self.one_thread = one_thread
+        self._task_vectors, self._merge = task_vectors, merge
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Compute the tensor of one parameter or running statistic."""
+        if name not in self.shapes:
+            raise KeyError(name)
+        if is_running_statistic(name):
+            return by_block(self._task_vectors, name, mean)
+        return self._merge(self._task_vectors.tied.get(name, name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    # As Mapping defines it, a test for a name would compute its tensor.
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes
+
+    # Compare by identity, because Mapping compares values, which would compute every tensor.
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def computed(self) -> dict[str, Tensor]:
+        """Compute all tensors; those of tied weights once."""
+        merged: dict[str, Tensor] = {}
+        tied = self._task_vectors.tied
+        with one_openmp_thread() if self.one_thread else contextlib.nullcontext():
+            merged = {name: self[name] for name in self if name not in tied}
+        return {name: merged[name] if name in merged else merged[tied[name]].clone() for name in self}
+
+
+@runtime_checkable
+class Streams(Protocol):
+    """Protocol of methods that can merge one parameter at a time without keeping the merged ones.
+
+    Examples:
+        >>> from mergeability.merging import Average, RegMean
+        >>> from mergeability.merging.stream import Streams
+        >>> isinstance(Average(), Streams), isinstance(RegMean(), Streams)
+        (True, False)
+    """
+
+    def streamed(self, models: TaskVectors | Profiles, /) -> Mapping[str, Tensor]:
+        """Return M, each tensor of which is computed on access."""
+        ...
+
+
+class ByParameter(ABC):
+    """Base class of methods that merge parameter by parameter; each defines `streamed`.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.merging.stream import ByParameter, Streamed
+        >>> class Largest(ByParameter):
+        ...     def streamed(self, models, /):
+        ...         return Streamed(models, lambda name: models[name].amax(0))
+        >>> Largest()(tiny_task_vectors(cars=[4, 1, 0], svhn=[2, -3, 5]))
+        {'weight': tensor([4., 1., 5.])}
+    """
+
+    @abstractmethod
+    def streamed(self, models: TaskVectors | Profiles, /) -> Streamed:
+        """Return M, each tensor of which is computed on access."""
+
+    def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
+        """Merge: return M in float32, by parameter name."""
+        return self.streamed(models).computed()
+
+
+def stream(task_vectors: TaskVectors, rule: Rule, *, elementwise: bool = False) -> dict[str, Tensor]:
     """Merge one parameter at a time: apart from the result, memory holds only one layer of each model.
 
     Running statistics of batch norms are averaged for every rule. Tied weights are merged once.
@@ -30,7 +127,6 @@ def stream(
         rule: merges one parameter.
         elementwise: whether each entry of the result depends only on the same entry of the models. Then `rule` is
             called with blocks of the flattened parameter, T × elements, and at most 1 MiB of each model is in memory.
-        only: the parameters to merge, including tied ones; all when None.
 
     Returns:
         M in float32, by parameter name.
@@ -42,6 +138,23 @@ def stream(
         >>> stream(models, lambda name, stack: stack.amax(0), elementwise=True)
         {'weight': tensor([4., 1., 5.])}
     """
+    return streamed(task_vectors, rule, elementwise=elementwise).computed()
+
+
+def streamed(task_vectors: TaskVectors, rule: Rule, *, elementwise: bool = False) -> Streamed:
+    """Merge as `stream` does, but compute each tensor only on access.
+
+    Args:
+        task_vectors: the models.
+        rule: merges one parameter.
+        elementwise: as for `stream`.
+
+    Examples:
+        >>> from mergeability.examples import tiny_task_vectors
+        >>> from mergeability.merging.stream import mean, streamed
+        >>> streamed(tiny_task_vectors(cars=[4, 1], svhn=[2, -3]), mean, elementwise=True)["weight"]
+        tensor([ 3., -1.])
+    """
 
     def merge(name: str) -> Tensor:
         if elementwise:
@@ -49,38 +162,7 @@ def stream(
         return rule(name, task_vectors.stack(name))
 
     # Blocks are read by several threads, and are too small for several more.
-    with one_openmp_thread() if elementwise else contextlib.nullcontext():
-        return by_name(task_vectors, merge, only=only)
-
-
-def by_name(
-    task_vectors: TaskVectors, merge: Callable[[str], Tensor], *, only: Collection[str] | None = None
-) -> dict[str, Tensor]:
-    """Merge parameter by parameter with a function that reads the models itself, for example one after another.
-
-    Args:
-        task_vectors: the models.
-        merge: merges the parameter of a name.
-        only: the parameters to merge, as for `stream`.
-
-    Returns:
-        M in float32, by parameter name.
-
-    Examples:
-        >>> from mergeability.examples import tiny_task_vectors
-        >>> from mergeability.merging.stream import by_name
-        >>> models = tiny_task_vectors(cars=[4, 1, 0], svhn=[2, -3, 5])
-        >>> by_name(models, lambda name: sum(delta.clamp(0, 3) for delta in models.each(name)))
-        {'weight': tensor([5., 1., 3.])}
-    """
-    tied = task_vectors.tied
-    wanted = [name for name in task_vectors.names if only is None or tied.get(name, name) in only]
-    merged = {name: merge(name) for name in wanted if name not in tied}
-    merged = {name: merged[name] if name in merged else merged[tied[name]].clone() for name in wanted}
-    if only is None:
-        for name in task_vectors.buffers:
-            merged[name] = by_block(task_vectors, name, mean)
-    return merged
+    return Streamed(task_vectors, merge, one_thread=elementwise)
 
 
 def by_block(task_vectors: TaskVectors, name: str, rule: Rule) -> Tensor:

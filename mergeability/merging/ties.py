@@ -1,6 +1,7 @@
 """TIES: trim, elect signs, disjoint merge (Yadav et al. 2023, arXiv 2306.01708)."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from mergeability.errors import UserError
 from mergeability.merging.method import check_alpha, checked
-from mergeability.merging.stream import Rule, by_block, by_name, stream
+from mergeability.merging.stream import ByParameter, Rule, Streamed, by_block
 from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.magnitudes import check_density, magnitude_thresholds, smallest_value
 from mergeability.task_vectors.vectors import TaskVectors
@@ -20,7 +21,7 @@ _BLOCK = 2**16
 
 
 @dataclass(frozen=True)
-class Ties:
+class Ties(ByParameter):
     """Keep each model's largest entries, elect a sign per entry, and average the entries with that sign.
 
     Trim: of D entries in the scope, keep those with |τ| ≥ the (D − ⌊density·D⌋)-th smallest magnitude. Elect: take the
@@ -64,12 +65,14 @@ class Ties:
         if self.agg not in ("mean", "sum"):
             raise UserError(f"Expected agg to be 'mean' or 'sum', got {self.agg!r}.")
 
-    def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
-        """Merge: return M in float32, by parameter name."""
+    def streamed(self, models: TaskVectors | Profiles, /) -> Streamed:
+        """Return M in float32, each tensor of which is computed on access."""
         task_vectors = checked(models)
         if self.scope == "tensor":
-            return by_name(task_vectors, lambda name: self._merge_tensor(task_vectors, name))
-        return self._merge_globally(task_vectors)
+            return Streamed(
+                task_vectors, lambda name: self._merge_tensor(task_vectors, name), one_thread=True
+            )
+        return Streamed(task_vectors, self._global_merge(task_vectors), one_thread=True)
 
     def _merge_tensor(self, task_vectors: TaskVectors, name: str) -> Tensor:
         size = task_vectors.parameters[name].size
@@ -85,15 +88,32 @@ class Ties:
             else merged
         )
 
-    def _merge_globally(self, task_vectors: TaskVectors) -> dict[str, Tensor]:
+    def _global_merge(self, task_vectors: TaskVectors) -> Callable[[str], Tensor]:
         found = magnitude_thresholds(task_vectors, self.density)
         thresholds = torch.tensor([float(found[task]) for task in task_vectors.tasks])
-        balances, again = [], []
-        merged = stream(task_vectors, self._rule(thresholds, balances, again), elementwise=True)
-        # If models cancel exactly, the majority sign decides, which is known only after all tensors were read.
-        rule = self._rule(thresholds, [], [], _sign(sum(balances)))
-        # Only the tensors with cancelled entries are read a second time.
-        return merged | stream(task_vectors, rule, elementwise=True, only=frozenset(again))
+        balances: dict[str, int] = {}
+        majority: list[int] = []
+
+        def elect(name: str) -> tuple[Tensor, bool]:
+            signs, cancelled = [], []
+            rule = self._rule(thresholds, signs, cancelled, *majority)
+            merged = by_block(task_vectors, name, rule)
+            balances[name] = sum(signs)
+            return merged, bool(cancelled)
+
+        def merge(name: str) -> Tensor:
+            merged, cancelled = elect(name)
+            if not cancelled or majority:
+                return merged
+            # Where models cancel exactly, the majority sign decides, which is known only after all tensors were read.
+            names = [one for one in task_vectors.names if one not in task_vectors.tied]
+            for one in names:
+                if one not in balances:
+                    elect(one)
+            majority.append(_sign(sum(balances[one] for one in names)))
+            return elect(name)[0]
+
+        return merge
 
     def _rule(
         self, thresholds: Float[Tensor, " T"], balances: list[int], again: list[str], majority: int = 0

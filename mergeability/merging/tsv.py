@@ -9,13 +9,13 @@ from torch import Tensor
 
 from mergeability.linalg.polar import polar_factor_of_bases
 from mergeability.merging.method import check_alpha, checked
-from mergeability.merging.stream import by_block, by_name, mean
+from mergeability.merging.stream import ByParameter, Streamed, by_block, mean
 from mergeability.profiles.profiles import Profiles
 from mergeability.task_vectors.vectors import TaskVectors
 
 
 @dataclass(frozen=True)
-class TSVM:
+class TSVM(ByParameter):
     """Concatenate the leading singular triplets of all tasks and orthogonalise them across tasks.
 
     Each m×n matrix gets r = ⌊min(m, n)/T⌋ triplets of every task. The concatenated left and right bases are replaced by
@@ -49,8 +49,8 @@ class TSVM:
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
 
-    def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
-        """Merge: return M in float32, by parameter name."""
+    def streamed(self, models: TaskVectors | Profiles, /) -> Streamed:
+        """Return M in float32, each tensor of which is computed on access."""
         task_vectors = checked(models)
 
         matrices = frozenset(task_vectors.matrices)
@@ -61,7 +61,7 @@ class TSVM:
                 return by_block(task_vectors, name, mean)
             return _recompose(*task_vectors.svd(name, rank))
 
-        return by_name(task_vectors, merge)
+        return Streamed(task_vectors, merge)
 
 
 def _recompose(

@@ -113,6 +113,11 @@ class Deltas(Mapping[str, Tensor]):
         return layout_digest(self.parameters, self._base.shapes) or self.selection
 
     @property
+    def splits_tensors(self) -> bool:
+        """Whether a parameter is only a part of a tensor, or has another shape or name."""
+        return layout_digest(self.parameters, self._base.shapes) is not None
+
+    @property
     def is_transformed(self) -> bool:
         """Whether deltas are transformed when they are read; if so, each read loads a whole tensor."""
         return self._transform is not None

@@ -1,5 +1,6 @@
 """State dicts whose tensors are computed on access, and a function that writes them one tensor at a time."""
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,7 @@ class LazyState(Mapping[str, Tensor]):
     Attributes:
         shapes: tensor name → shape.
         dtypes: tensor name → dtype.
+        one_thread: whether tensors are computed by operations that threads of PyTorch slow down.
 
     Examples:
         >>> import torch
@@ -38,6 +40,8 @@ class LazyState(Mapping[str, Tensor]):
         shapes: Mapping[str, tuple[int, ...]],
         dtypes: Mapping[str, torch.dtype],
         read: Callable[[str], Tensor],
+        *,
+        one_thread: bool = True,
     ) -> None:
         """Name the tensors.
 
@@ -45,7 +49,9 @@ class LazyState(Mapping[str, Tensor]):
             shapes: tensor name → shape.
             dtypes: tensor name → dtype.
             read: computes the tensor of a name.
+            one_thread: whether threads of PyTorch slow down `read`.
         """
+        self.one_thread = one_thread
         self.shapes, self.dtypes = dict(shapes), {name: dtypes[name] for name in shapes}
         self._read = read
 
@@ -98,7 +104,8 @@ def write_state(path: Path, state: LazyState, metadata: Mapping[str, str]) -> st
     header = _header(state, metadata)
     hasher = hashlib.sha256(header)
     # A tensor is hashed and written while the next one is computed; both release Python's lock.
-    with one_openmp_thread(), path.open("wb", buffering=0) as file, ThreadPoolExecutor(2) as pool:
+    threads = one_openmp_thread() if state.one_thread else contextlib.nullcontext()
+    with threads, path.open("wb", buffering=0) as file, ThreadPoolExecutor(2) as pool:
         _write(file.write, np.frombuffer(header, np.uint8))
         running: list[Future[None]] = []
         for name in json.loads(header[8:]):

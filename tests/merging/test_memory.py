@@ -9,18 +9,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mergeability.errors import UserError
+from mergeability.evaluation.merge import Merge
 from mergeability.merging import (
     TSVM,
     Average,
     Breadcrumbs,
     ConsensusTA,
     Dare,
+    Fisher,
     IsoC,
     IsoCTS,
     Slerp,
     TaskArithmetic,
     Ties,
+    apply,
 )
+from mergeability.merging.application import applied
+from mergeability.merging.stream import ByParameter, Streamed, Streams
 from mergeability.task_vectors import deltas
 
 SIDE = 96
@@ -159,3 +164,104 @@ def test_blocks_are_ranges_of_all_models(make):
     assert [part.start for part, _ in parts] == list(range(0, SIDE**2, 100))
     for part, block in parts:
         assert torch.equal(block, whole[:, part])
+
+
+# Merged task vectors whose tensors are computed on access.
+LAYERS = 8
+LAYERED = {"visual.in_proj_weight": (18, 6), "visual.ln.weight": (6,)} | {
+    f"visual.w{layer}": (SIDE, SIDE) for layer in range(LAYERS)
+}
+
+
+@pytest.fixture
+def vectors(make_task_vectors, random_tensors):
+    """Three models with a tied matrix, running statistics, and entries that cancel in the last tensor."""
+    base = random_tensors(0, shapes=LAYERED)
+    base |= {"visual.twin": base["visual.w0"].clone(), "visual.bn.running_mean": torch.zeros(6)}
+    deltas = {task: random_tensors(seed, 0.05, LAYERED) for seed, task in enumerate("abc", start=1)}
+    for delta in deltas.values():
+        delta |= {"visual.twin": delta["visual.w0"], "visual.bn.running_mean": torch.ones(6)}
+    last = f"visual.w{LAYERS - 1}"
+    base[last] = torch.zeros(SIDE, SIDE)
+    deltas["b"][last], deltas["c"][last] = -deltas["a"][last], torch.zeros(SIDE, SIDE)
+    return make_task_vectors(base, deltas, keep_below=0)
+
+
+@every_method
+def test_each_tensor_is_that_of_the_whole_merge_in_any_order(vectors, method):
+    whole = method(vectors)
+    merged = method.streamed(vectors)
+    assert isinstance(method, Streams)
+    assert list(merged) == list(whole)
+    for name in sorted(merged, reverse=True):
+        assert torch.equal(merged[name], whole[name]), name
+        assert merged.shapes[name] == tuple(whole[name].shape)
+
+
+@every_method
+def test_a_streamed_merge_keeps_no_merged_tensor(vectors, method):
+    vectors.check_base()
+    matrix, alive = 4 * SIDE**2, {}
+    for name, merge in (("whole", method), ("streamed", lambda models: all(map(len, rows(method, models))))):
+        with Alive() as counted:
+            merge(vectors)
+        alive[name] = counted.most
+    # The last tensor comes with all others before it, or with none of them.
+    assert alive["whole"] - alive["streamed"] > (LAYERS - 2) * matrix
+
+
+def rows(method, models):
+    merged = method.streamed(models)
+    return (merged[name].reshape(-1) for name in merged)
+
+
+def test_names_are_known_without_computing_a_tensor(vectors):
+    def merge(name):
+        raise AssertionError(name)
+
+    merged = Streamed(vectors, merge)
+    assert ("visual.w0" in merged, "visual.none" in merged, len(merged)) == (True, False, len(LAYERED) + 2)
+    assert merged != Streamed(vectors, merge)
+    with pytest.raises(KeyError, match=r"visual\.none"):
+        merged["visual.none"]
+
+
+def test_an_error_in_a_merge_does_not_pass_for_an_unchanged_tensor(vectors):
+    def merge(name):
+        if name == "visual.w1":
+            raise KeyError("inside")
+        return torch.zeros(vectors.shapes[name])
+
+    with pytest.raises(KeyError, match="inside"):
+        applied(vectors.base_checkpoint, Streamed(vectors, merge), 1.0)["visual.w1"]
+
+
+@pytest.mark.parametrize("method", [Average(), Ties(), Dare(then=Ties())])
+def test_a_merge_that_is_written_never_holds_the_task_vector(vectors, method):
+    merge = Merge(vectors, method)
+    state = merge.lazy_state(0.5)
+    expected = apply(vectors.base_checkpoint, method(vectors), 0.5)
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    assert "direction" not in vars(merge)
+    # Once it is known, it is used.
+    merge.direction = {name: torch.zeros(shape) for name, shape in vectors.shapes.items()}
+    base = vectors.base_checkpoint.tensor("visual.w1")
+    assert torch.equal(merge.lazy_state(0.5)["visual.w1"], base)
+
+
+def test_a_layout_that_splits_tensors_is_written_assembled(vectors):
+    split = vectors.with_layout(split_qkv=True)
+    assert (vectors.splits_tensors, split.splits_tensors) == (False, True)
+    name, states = (
+        "visual.in_proj_weight",
+        [Merge(one, Average()).lazy_state(1.0) for one in (split, vectors)],
+    )
+    assert torch.equal(states[0][name], states[1][name])
+
+
+def test_methods_without_streams_say_so():
+    assert not isinstance(Fisher(), Streams)
+    with pytest.raises(TypeError, match="abstract"):
+        ByParameter()
+    assert all(isinstance(method, Streams) for method in METHODS.values())
