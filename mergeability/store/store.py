@@ -193,16 +193,36 @@ class Store:
         Raises:
             UserError: the disk is full or the folder cannot be written.
         """
+        found = self.found_record(kind, key)
+        return self.add_record(kind, key, compute()) if found is None else found
+
+    def found_record(self, kind: str, key: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the record stored under `key`, or None if it is missing.
+
+        With `add_record`, for values that are computed for several keys at once.
+        """
         if self.root is None:
-            return dict(self._remember(kind, key, compute))
+            place = (kind, digest(key))
+            if place not in self._memory:
+                return None
+            self._count(self.found, kind)
+            return dict(self._memory[place])
         entry = RecordEntry(self.path(kind, key, RecordEntry.suffix), kind, key)
-        if self._found(entry):
-            return entry.value()
-        value = dict(compute())
+        return entry.value() if self._found(entry) else None
+
+    def add_record(self, kind: str, key: Mapping[str, Any], value: Mapping[str, Any]) -> dict[str, Any]:
+        """Store a computed record and return it; if another process was first, return the record of that process.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
+        if self.root is None:
+            return dict(self._remember(kind, key, lambda: value))
+        entry = RecordEntry(self.path(kind, key, RecordEntry.suffix), kind, key)
         self._count(self.computed, kind)
-        text = json.dumps({"key": key, "value": value}, allow_nan=False)
+        text = json.dumps({"key": key, "value": dict(value)}, allow_nan=False)
         filed = self._file(entry, lambda path: path.write_text(text, encoding="utf-8"))
-        return value if filed else entry.value()
+        return dict(value) if filed else entry.value()
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[Made]:

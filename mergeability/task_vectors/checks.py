@@ -1,27 +1,17 @@
 """Check that models share one architecture and were fine-tuned from the given base."""
 
 import logging
-from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
-
-from mergeability.context import cores
 from mergeability.errors import UserError
 from mergeability.store import Store
 from mergeability.store.noted_hashes import noted_hash
 from mergeability.task_vectors.deltas import Deltas
-from mergeability.threads import one_blas_thread
+from mergeability.task_vectors.norms import relative_norms
 from mergeability.weights.checkpoints import Checkpoint
 
 logger = logging.getLogger(__name__)
-
-# Part of every store key below: increment it when the meaning of stored values changes.
-_VERSION = 2
-# Number of elements read at a time if a whole tensor is not needed.
-_BLOCK = 2**18
 
 
 @dataclass(frozen=True)
@@ -47,11 +37,8 @@ class BaseCheck:
         """
         unknown = [task for task in deltas.tasks if deltas.hashes[task] not in self.known]
         if unknown:
-            base = _base_norm(deltas)
-            # Each thread has its own model, so linear algebra needs no threads.
-            with one_blas_thread(), ThreadPoolExecutor(cores()) as pool:
-                found = pool.map(lambda task: _relative_norm(deltas, task, norms, base), unknown)
-                self.known.update(zip((deltas.hashes[task] for task in unknown), found, strict=True))
+            for task, norm in relative_norms(deltas, unknown, norms).items():
+                self.known[deltas.hashes[task]] = norm
         return {task: self.known[deltas.hashes[task]] for task in deltas.tasks}
 
     def check(self, deltas: Deltas, norms: Mapping[str, float] | None = None) -> None:
@@ -142,64 +129,3 @@ def file_hash(checkpoint: Checkpoint, store: Store) -> str:
 
 def _floating(checkpoint: Checkpoint) -> set[str]:
     return {name for name in checkpoint.names if checkpoint.dtypes[name].is_floating_point}
-
-
-def _relative_norm(deltas: Deltas, task: str, norms: Mapping[str, float] | None, base: float) -> float:
-    def compute() -> dict[str, Any]:
-        norm = _norm(deltas, task) if norms is None or task not in norms else norms[task]
-        return {"task_vector": norm, "base": base}
-
-    key = {"base": deltas.base_hash, "model": deltas.hashes[task], **_selection(deltas), "version": _VERSION}
-    record = deltas.store.record("relative_norm", key, compute)
-    return _ratio(record["task_vector"], record["base"])
-
-
-def _selection(deltas: Deltas) -> dict[str, Any]:
-    return {} if deltas.selection is None else {"selection": deltas.selection}
-
-
-def _norm(deltas: Deltas, task: str) -> float:
-    """Compute ‖τ_t‖ of a model as stored on disk, without transformation."""
-    plain = deltas.untransformed()
-    square = 0.0
-    room = np.empty((2, _BLOCK), dtype=np.float32)
-    for name in plain.names:
-        of_tensor = _square_sum(
-            plain.parameters[name].size, name, lambda *part: plain.read(task, *part, room=room)
-        )
-        if not np.isfinite(of_tensor):
-            raise plain.not_finite(task, name)
-        square += of_tensor
-    return square**0.5
-
-
-def _base_norm(deltas: Deltas) -> float:
-    def compute() -> dict[str, float]:
-        room = np.empty(_BLOCK, dtype=np.float32)
-        squares = (
-            _square_sum(deltas.parameters[name].size, name, lambda *part: deltas.read_base(*part, room=room))
-            for name in deltas.names
-        )
-        return {"norm": sum(squares) ** 0.5}
-
-    key = {"base": deltas.base_hash, **_selection(deltas), "version": _VERSION}
-    return deltas.store.record("base_norm", key, compute)["norm"]
-
-
-def _square_sum(size: int, name: str, read: Callable[[str, int, int], np.ndarray]) -> float:
-    square = 0.0
-    # The same memory for all blocks, because new memory takes several times as long as reading.
-    wide = np.empty(min(_BLOCK, size))
-    for start in range(0, size, _BLOCK):
-        values = read(name, start, min(start + _BLOCK, size))
-        block = wide[: len(values)]
-        block[:] = values
-        with np.errstate(invalid="ignore", over="ignore"):
-            square += float(block @ block)
-    return square
-
-
-def _ratio(length: float, reference: float) -> float:
-    if length == 0:
-        return 0.0
-    return length / reference if reference > 0 else float("inf")

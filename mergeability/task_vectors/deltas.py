@@ -253,7 +253,8 @@ class Deltas(Mapping[str, Tensor]):
         start: int = 0,
         stop: int | None = None,
         *,
-        room: Float32[np.ndarray, "2 at_least_elements"] | None = None,
+        room: Float32[np.ndarray, " at_least_elements"] | None = None,
+        base: Float32[np.ndarray, " elements"] | None = None,
     ) -> Float32[np.ndarray, " elements"]:
         """Read a range of a flattened delta of one model in float32, without reading the rest of the tensor.
 
@@ -265,19 +266,19 @@ class Deltas(Mapping[str, Tensor]):
             name: the parameter.
             start: the first element.
             stop: the element after the last; the parameter's end when None.
-            room: memory for the delta and the base, which the result is a part of; new memory when None.
+            room: memory of which the result is a part; new memory when None.
+            base: the same range of the base, as `read_base` returns it; read when None.
         """
         parameter = self.parameters[name]
         stop = parameter.size if stop is None else stop
         if self._transform is not None:
             return self.delta(task, name).flatten()[start:stop].numpy()
         first = parameter.start + start
-        room = np.empty((2, stop - start), dtype=np.float32) if room is None else room
-        delta, base = room[:, : stop - start]
+        delta = np.empty(stop - start, dtype=np.float32) if room is None else room[: stop - start]
+        base = self.read_base(name, start, stop) if base is None else base
         # Suppress warnings such as ∞ − ∞, because callers check for non-finite values.
         with np.errstate(invalid="ignore", over="ignore"):
             self._models[task].fill(parameter.tensor, first, delta)
-            self._base.fill(parameter.tensor, first, base)
             np.subtract(delta, base, out=delta)
         return delta
 

@@ -4,11 +4,12 @@ A memory map keeps every accessed page resident while it is open, so a process t
 twenty models would keep all of them in memory. Here each piece is read by position into memory of the caller.
 """
 
+import contextlib
 import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-# NumPy dtypes of tensors; bfloat16, which NumPy lacks, is converted explicitly.
-_NUMPY = {torch.float64: np.float64, torch.float32: np.float32, torch.float16: np.float16}
+# NumPy dtypes of tensors; narrower ones are widened while they are read.
+_NUMPY = {torch.float64: np.float64, torch.float32: np.float32}
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
@@ -69,6 +70,9 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
     except safetensors.SafetensorError as error:
         raise OSError(str(error)) from error
 
+
+# Number of elements of two bytes that are read at a time: 64 KiB, which the allocator reuses.
+_NARROW = 2**15
 
 # Space reserved for the header, which is written last and padded with spaces, as in safetensors.
 _HEADER = 4096
@@ -205,9 +209,11 @@ class TensorFile:
         In NumPy: it runs in worker threads, each of which would start PyTorch's threads anew.
         """
         entry = self.entries[name]
+        if entry.dtype.itemsize == 2 and entry.dtype.is_floating_point:
+            values = np.empty((entry.size if stop is None else stop) - start, dtype=np.float32)
+            self._widen_into(entry, start, values)
+            return values
         data = self._bytes(entry, start, stop)
-        if entry.dtype == torch.bfloat16:
-            return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         if entry.dtype in _NUMPY:
             # A float64 value beyond the range of float32 becomes infinite, which callers detect.
             with np.errstate(over="ignore"):
@@ -223,6 +229,8 @@ class TensorFile:
         entry = self.entries[name]
         if entry.dtype == torch.float32:
             self._read_into(entry.offset + 4 * start, out.view(np.uint8))
+        elif entry.dtype.itemsize == 2 and entry.dtype.is_floating_point:
+            self._widen_into(entry, start, out)
         else:
             out[:] = self.read_float32(name, start, start + len(out))
 
@@ -289,13 +297,34 @@ class TensorFile:
         self._read_into(entry.offset + start * width, data)
         return data
 
+    def _widen_into(self, entry: Entry, start: int, out: np.ndarray) -> None:
+        """Fill a float32 array with elements in bfloat16 or float16, a few at a time."""
+        # Converting all of a block at once takes ten times as long: its copies need new memory each time.
+        narrow = np.empty(min(_NARROW, len(out)), dtype=np.uint16)
+        with self._opened(entry.offset + 2 * start) as file:
+            for first in range(0, len(out), _NARROW):
+                part = out[first : first + _NARROW]
+                data = narrow[: len(part)]
+                _fill(file, data.view(np.uint8))
+                if entry.dtype == torch.bfloat16:
+                    bits = part.view(np.uint32)
+                    bits[:] = data
+                    bits <<= 16
+                else:
+                    part[:] = data.view(np.float16)
+
     def _read_into(self, offset: int, data: np.ndarray) -> None:
+        with self._opened(offset) as file:
+            _fill(file, data)
+
+    @contextlib.contextmanager
+    def _opened(self, offset: int) -> Iterator[io.FileIO]:
+        """Open the file at an offset; each read has a handle, as concurrent threads would move a shared position."""
         try:
-            # Open a new handle for each read, because concurrent threads would move a shared file position.
             with self.path.open("rb", buffering=0) as file:
                 self._compare(file.fileno())
                 file.seek(offset)
-                _fill(file, data)
+                yield file
         except OSError as error:
             raise UserError(f"Cannot read {self.path}: {error.strerror or error}.") from error
 
