@@ -77,7 +77,7 @@ def _facts(cfg: DictConfig) -> dict[str, Any]:
 
 
 def train_missing(cfg: DictConfig) -> None:
-    """Fine-tune the missing models of an analysis, as `train.py` does with these settings.
+    """Fine-tune the missing models of an analysis, as `train.py` does with the settings in `train.settings`.
 
     Raises:
         UserError: the suite has no tasks to train on, or a training fails.
@@ -127,7 +127,7 @@ def _training(cfg: DictConfig) -> DictConfig:
 
 
 def objectives(cfg: DictConfig, analysis: Any) -> float | tuple[float, ...] | None:
-    """Return the means named in `objectives`, which a sweeper optimises; None if `objectives` is empty.
+    """Return the averages that `objectives` names, for a sweeper to optimise; None if `objectives` is empty.
 
     Raises:
         UserError: an unknown name, or one that this analysis has not measured.

@@ -42,7 +42,7 @@ class Signature:
 
 @cache
 def signature(target: str) -> Signature | None:
-    """Return the arguments of the function or class with a dotted name; None if it is not in this package."""
+    """Return the arguments of a function or class, given its dotted name; None if the name is outside this package."""
     found = located(target) if target.startswith(OWN) else None
     if found is None:
         return None
@@ -52,7 +52,7 @@ def signature(target: str) -> Signature | None:
 
 @cache
 def foreign_signature(package: str, file: str, name: str) -> Signature | None:
-    """Return the arguments of a class in another package, by parsing its source without importing it."""
+    """Return the arguments of a class in another package; the source of the package is parsed, not imported."""
     spec = find_spec(package)
     path = Path(spec.origin).parent / file if spec is not None and spec.origin else None
     if path is None or not path.is_file():

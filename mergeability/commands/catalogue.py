@@ -121,7 +121,7 @@ def entry(name: str) -> Entry:
 
 
 def listing(kind: str) -> str:
-    """Format a list of all names of a kind, such as metrics, for the terminal, each with its summary.
+    """Format all entries of a kind, such as metrics, for the terminal, with one name and summary per line.
 
     Args:
         kind: a key of `KINDS`.
@@ -259,7 +259,7 @@ def _wrapped(value: str, first: str = "", indent: int = 0) -> list[str]:
 
 @cache
 def sets_of(kind: str) -> dict[str, tuple[str, ...]]:
-    """Return the named sets of a kind, for example the set `paper`: those in files of `conf`, and derived ones.
+    """Return the named sets of a kind, such as `paper`; files in `conf` define some sets, and code derives the others.
 
     Args:
         kind: a key of `KINDS`; only metrics, methods and predictors have sets.

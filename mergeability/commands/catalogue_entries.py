@@ -112,7 +112,7 @@ def suite_tasks(suite: str) -> tuple[str, ...]:
 
 
 def metric_entry(name: str) -> Entry:
-    """Build the entry of a metric."""
+    """Build the catalogue entry that describes a metric."""
     options = members("metric")[name]
     doc, traits = docstring(options["_target_"]), metric_traits(name)
     view = options.get("view")
@@ -134,7 +134,7 @@ def metric_entry(name: str) -> Entry:
 
 
 def method_entry(name: str) -> Entry:
-    """Build the entry of a merge method."""
+    """Build the catalogue entry that describes a merge method."""
     options = members("merge")[name]
     traits = declared(options["_target_"])
     data = bool(traits.get("needs_data"))
@@ -157,7 +157,7 @@ def method_entry(name: str) -> Entry:
 
 
 def penalty_entry(name: str) -> Entry:
-    """Build the entry of a penalty."""
+    """Build the catalogue entry that describes a penalty."""
     options = options_of("reg", name)
     penalty = dict(options["penalty"] or {})
     target = penalty.pop("_target_", "")
@@ -176,7 +176,7 @@ def penalty_entry(name: str) -> Entry:
 
 
 def predictor_entry(name: str) -> Entry:
-    """Build the entry of a predictor; the summary is the first comment of its YAML file."""
+    """Build the catalogue entry that describes a predictor; the summary is the first comment of its YAML file."""
     options = members("predictor")[name]
     target = options["_target_"]
     doc, header = docstring(target), yaml_comments(files("predictor")[name])
@@ -249,7 +249,7 @@ def _task_options(group: str) -> dict[str, str]:
 
 
 def model_entry(name: str) -> Entry:
-    """Build the entry of a model, including options inherited from another model."""
+    """Build the catalogue entry that describes a model, including options inherited from another model."""
     own = options_of("model", name)
     options: dict[str, Any] = {}
     for one in own.get("defaults", []):
@@ -278,7 +278,7 @@ def model_entry(name: str) -> Entry:
 
 
 def suite_entry(name: str) -> Entry:
-    """Build the entry of a suite."""
+    """Build the catalogue entry that describes a suite."""
     options = {key: value for key, value in options_of("suite", name).items() if key != "tasks"}
     header, tasks = yaml_comments(files("suite")[name]), suite_tasks(name)
     pairs = len(tasks) * (len(tasks) - 1) // 2
@@ -301,7 +301,7 @@ def suite_entry(name: str) -> Entry:
 
 
 def protocol_entry(node: ast.ClassDef) -> Entry:
-    """Build the entry of a cross-validation protocol from its class."""
+    """Build the catalogue entry that describes a cross-validation protocol, from the protocol's class."""
     name, doc = constant(node, "name"), split_docstring(ast.get_docstring(node) or "")
     return _entry(
         name,

@@ -239,7 +239,7 @@ def merge(
     store: str | None,
     **evidence: Any,
 ) -> None:
-    """Merge, by one method, models that were fine-tuned from BASE; write the merged model and a card that describes it.
+    """Use one method to merge models that were fine-tuned from BASE; write the merged model and its model card.
 
     If BASE is a transformers folder, the result is one too, with the base's tensor names, configuration and tokenizer.
 

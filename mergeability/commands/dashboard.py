@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mergeability.commands.dashboard",
-        description="Show all finished analyses and trainings in some folders on one page.",
+        description="Create one page that shows all finished analyses and trainings in the given folders.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -22,7 +22,7 @@ def started_as(command: str | None) -> None:
 
 
 def as_typed(text: str) -> str:
-    """Rewrite the commands in a message to the form that the user typed.
+    """Replace script names, such as `train.py`, in a message by the command that the user typed.
 
     >>> started_as("mergeability")
     >>> print(as_typed("Train it: python train.py task=svhn"))

@@ -111,7 +111,7 @@ class Records:
         return sorted(found, key=lambda record: record.number)
 
     def close(self, number: int, overrides: Sequence[str], folder: Path, now: float, error: str) -> None:
-        """Mark a job as failed if its record contains no end time; leave a record with an end time unchanged."""
+        """Mark a job as failed if its record contains no end time; otherwise leave the record unchanged."""
         (old,) = [one for one in self.read() if one.number == number] or [
             Record(number, tuple(overrides), str(folder), socket.gethostname(), os.getpid(), now)
         ]

@@ -1,4 +1,4 @@
-"""Run a command with Hydra, with one-sentence errors and a correct exit code."""
+"""Run a command with Hydra, print each error as one sentence, and set the correct exit code."""
 
 import argparse
 import contextlib
@@ -27,7 +27,7 @@ _BEGAN = sample()
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Run a command with Hydra, print errors as one sentence, list failed jobs, and set the correct exit code.
+    """Run a command with Hydra, print each error as one sentence, list failed jobs, and set the correct exit code.
 
     Hydra is set to raise exceptions instead of printing them, because its output shows a
     traceback even for user errors. If HYDRA_FULL_ERROR is set, all tracebacks are shown.

@@ -35,7 +35,7 @@ def derived_sets() -> dict[str, dict[str, list[str]]]:
 
 
 def register_sets() -> None:
-    """Register the derived sets with Hydra, as if each were a file of its group."""
+    """Register the sets of `derived_sets` with Hydra, as if files in `conf` defined these sets."""
     store = ConfigStore.instance()
     for group, sets in derived_sets().items():
         for name, names in sets.items():

@@ -98,7 +98,9 @@ def check_settings(cfg: DictConfig) -> None:
         node = _selected(cfg, path)
         found = foreign_signature(package, file, title)
         if node is not None and not isinstance(node, DictConfig):
-            raise UserError(f"Expected {path} to be a group of settings in {{}}, got {shown(_plain(node))}.")
+            raise UserError(
+                f"Expected {path} to be a group of settings such as {{name: value}}, got {shown(_plain(node))}."
+            )
         if node is not None and found is not None:
             declared = {name: ast.parse(text, mode="eval").body for name, text in more.items()}
             _check_node(cfg, path, node, Signature({**found.arguments, **declared}))

@@ -235,7 +235,10 @@ def user_error(error: BaseException | None) -> UserError | None:
         if isinstance(error, MemoryError) or (
             isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))
         ):
-            return UserError(f"Out of memory: {short(one_line(error), 160)}. Choose smaller sizes.")
+            return UserError(
+                f"Out of memory: {short(one_line(error), 160)}. Choose a smaller batch size, a smaller model"
+                " or fewer images."
+            )
         error = error.__cause__
     return None
 

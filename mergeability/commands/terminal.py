@@ -7,7 +7,7 @@ from mergeability.errors import printable
 
 
 def shown_text(text: str) -> str:
-    """Escape control characters in a text, and rewrite commands to the form that the user typed."""
+    """Escape control characters in a text, and replace script names by the command that the user typed."""
     return as_typed(printable(text))
 
 

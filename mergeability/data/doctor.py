@@ -168,8 +168,8 @@ def _judge_split(
     layout = task.source.layout if isinstance(task.source, ImageSource) else None
     if broken and len(broken) > (layout.max_corrupt if layout else 0) * counts.sum():
         findings.problems.append(
-            f"{len(broken)} of {counts.sum()} {split} images cannot be decoded, such as {broken[0]}. Repair"
-            " the copy."
+            f"{len(broken)} of {counts.sum()} {split} images cannot be decoded, for example {broken[0]}. Repair"
+            " the dataset."
         )
     elif broken:
         findings.notes.append(f"{len(broken)} {split} images cannot be decoded and are left out.")

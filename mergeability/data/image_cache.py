@@ -133,7 +133,7 @@ class _Each(Protocol):
 
 
 def originals(task: Task, split: Split) -> Originals:
-    """Open a split to read its images as stored, decoded one by one and not resized.
+    """Open a split whose images are decoded one by one and are not resized.
 
     Raises:
         UserError: the split is empty or unknown, or a label has no class name.

@@ -295,7 +295,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class Streamed(Protocol):
-    """A source of images that together do not fit in memory: images of any size are yielded one by one, processed.
+    """A source of images that do not all fit in memory: `stream` processes images of any size one by one.
 
     Only `image_cache` loads images from a source.
     """

@@ -90,8 +90,9 @@ class Task:
         lowest, highest = int(labels.min()), int(labels.max())
         if lowest < 0 or highest >= len(self.class_names):
             raise UserError(
-                f"Task {self.name!r}: expected labels in 0..{len(self.class_names) - 1}, one per class name, but "
-                f"its {split} split has labels in {lowest}..{highest}. Check class_names and the label column."
+                f"Task {self.name!r}: expected labels in 0..{len(self.class_names) - 1}, because class_names lists "
+                f"{len(self.class_names)} classes, but the {split} split has labels in {lowest}..{highest}. Check "
+                "class_names and the label column."
             )
 
     def empty(self, split: Split) -> UserError:

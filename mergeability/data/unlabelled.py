@@ -38,7 +38,7 @@ class Drawn:
 def draw_images(
     folder: str | Path, count: int, name: str, seed: int, resize: Callable[[Tensor], Tensor]
 ) -> Drawn:
-    """Draw images from a folder and its subfolders without replacement.
+    """Draw images without replacement from a folder and its subfolders.
 
     The draw depends on the name, the seed and the files' paths below the folder. Subfolder names, which may be
     classes, are not used. Only drawn files are decoded; one that cannot be is replaced by the next of the draw.

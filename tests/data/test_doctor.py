@@ -68,7 +68,7 @@ def test_a_broken_copy_ends_with_one_sentence_and_code_1(command, real, tmp_path
     )
     assert ended.code == 1
     assert (
-        "Task 'mnist' cannot be used for training: 1 of 9 test images cannot be decoded, such as row 3"
+        "Task 'mnist' cannot be used for training: 1 of 9 test images cannot be decoded, for example row 3"
         in ended.output
     )
     assert "Traceback" not in ended.output

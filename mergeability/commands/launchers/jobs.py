@@ -44,7 +44,7 @@ class SweepLedger(Protocol):
 
 
 class QuietReturn(JobReturn):
-    """Hold the result of a job; its exception is raised without an extra message from Hydra."""
+    """Hold the result of a job; if the job failed, raise the job's exception without an extra message from Hydra."""
 
     @property
     def return_value(self) -> Any:
@@ -107,7 +107,7 @@ class Job:
 
 
 def failure(sentence: str) -> JobReturn:
-    """Return a job result that has the status failed and contains a message."""
+    """Return a job result with the status `FAILED` and an error message."""
     return QuietReturn(status=JobStatus.FAILED, _return_value=UserError(sentence))
 
 

@@ -78,7 +78,7 @@ def share(
     own = threads or max(1, cores // chosen)
     if chosen * own > cores:
         logger.warning(
-            "%d parallel jobs with %d threads each use more than the %d cores.", chosen, own, cores
+            "%d parallel jobs of %d threads need more than the %d available cores.", chosen, own, cores
         )
     return Share(chosen, own, each)
 

@@ -79,8 +79,8 @@ class ClassNames:
         if unknown:
             raise UserError(
                 f"Task {self.task!r}: {where} has {len(unknown)} classes that are not listed in class_names, such as "
-                f"'{shown(unknown[0])}'; class_names lists {', '.join(self.names[:3])}, …. Rename them, or add the "
-                "spelling under dataset.spellings."
+                f"'{shown(unknown[0])}'; class_names lists {', '.join(self.names[:3])}, …. Rename the unlisted "
+                "classes, or add their spellings under dataset.spellings."
             )
         labels: dict[str, int] = {}
         by_label: dict[int, str] = {}
@@ -99,7 +99,7 @@ class ClassNames:
         return labels
 
     def check_order(self, found: Sequence[str], where: str) -> None:
-        """Check that the label feature of a dataset lists the task's classes in the same order.
+        """Check that the label feature of a dataset lists the same classes as the task, in the same order.
 
         A feature that only numbers its classes, `0`, `1`, `2`, …, has them if the numbers are in order.
 

@@ -73,7 +73,10 @@ class Layout:
         return [self.test] if split == "test" else several(self.validation)
 
     def held_out(self, count: int, own: bool) -> int:
-        """Return how many of `count` images are used for validation; `own` marks a separate validation split."""
+        """Return how many of `count` images are used for validation.
+
+        `own` is true if the dataset has a separate validation split, from which the images are then taken.
+        """
         wanted = count if own else round(self.validation_share * count)
         return min(wanted, self.validation_most)
 

@@ -1,4 +1,4 @@
-"""Create tasks of real images from the Hugging Face Hub, a copy on disk, or folders of image files."""
+"""Create tasks of real images from the Hugging Face Hub, local copies of its datasets, or folders of image files."""
 
 import hashlib
 import logging
@@ -75,8 +75,8 @@ class ImageSource:
         if self.kind == "hub" and not self.layout.id:
             raise UserError(
                 f"Task {self.classes.task!r}: task.source=hub requires task.dataset.id=<id of the dataset on"
-                " the Hugging Face Hub>. For a copy, set task.source=disk or task.source=folder and"
-                " task.path=<its folder>."
+                " the Hugging Face Hub>. To read a local copy of the dataset instead, set"
+                " task.path=<folder of the copy> and either task.source=disk or task.source=folder."
             )
         if self.kind != "hub" and self.path is None:
             raise UserError(
@@ -156,7 +156,7 @@ class ImageSource:
 
     @cached_property
     def remarks(self) -> list[str]:
-        """Return all messages about images of the requested splits that are left out or modified."""
+        """Return all messages about left-out or modified images of the requested splits."""
         return []
 
     def say(self, split: Split, about_pixels: Sequence[str] = ()) -> None:

@@ -48,7 +48,7 @@ class ArrowRows:
     column: str
 
     def read(self, chosen: Sequence[int]) -> Iterator[Encoded]:
-        """Read the encoded images of some rows; if rows contain paths, read these files."""
+        """Yield the encoded images of the given rows, or the paths of the images if the rows contain paths."""
         for start in range(0, len(chosen), _READ_AT_A_TIME):
             positions = [int(position) for position in chosen[start : start + _READ_AT_A_TIME]]
             try:
@@ -161,9 +161,9 @@ class ArrowTables:
         wrong = labels[(labels < 0) | (labels >= len(self.classes.names))]
         if len(wrong):
             raise UserError(
-                f"Task {self.classes.task!r}: expected labels in 0..{len(self.classes.names) - 1}, one per class "
-                f"name, but {len(wrong)} rows of {where} have other labels, such as {int(wrong[0])}. Check "
-                "dataset.label."
+                f"Task {self.classes.task!r}: expected labels in 0..{len(self.classes.names) - 1}, because "
+                f"class_names lists {len(self.classes.names)} classes, but {len(wrong)} rows of {where} have other "
+                f"labels, such as {int(wrong[0])}. Check dataset.label."
             )
         return labels
 

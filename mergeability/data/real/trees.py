@@ -42,7 +42,7 @@ class Rows(Protocol):
         ...
 
     def read(self, chosen: Sequence[int]) -> Iterator[Encoded]:
-        """Yield the encoded images of some rows in the given order."""
+        """Yield the encoded images of the given rows, in the given order."""
         ...
 
 

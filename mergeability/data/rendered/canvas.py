@@ -77,7 +77,9 @@ def place(
     turn: float = 0.0,
     drift: float = 0.6,
 ) -> Frame:
-    """Place one object per image near the centre, with a size uniform in `scale` and a rotation up to ±`turn` radians.
+    """Place one object per image near the centre, with a random size and rotation.
+
+    The size is drawn uniformly from the range `scale`, and the rotation from [-`turn`, `turn`], in radians.
 
     drift: how much of the room around the object its centre may use; at 1 the object touches the border.
     """
@@ -102,7 +104,7 @@ def segment_distance(
 
 
 def polygon_distance(frame: Frame, sides: Float[Tensor, "N 1 1"]) -> Float[Tensor, "N 32 32"]:
-    """Return the signed distance to the regular polygon inscribed in the unit circle with a corner at the top."""
+    """Return the signed distance to a regular polygon inscribed in the unit circle; one corner is at the top."""
     sector = 2 * math.pi / sides
     offset = torch.remainder(frame.angle() - math.pi / 2, sector) - sector / 2
     return frame.radius() * torch.cos(offset) - torch.cos(sector / 2)

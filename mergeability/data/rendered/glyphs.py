@@ -43,9 +43,9 @@ def handwritten_digits(split: str) -> tuple[Float[Tensor, "M 8 8"], Int64[Tensor
 
 @cache
 def letter_fonts() -> Float[Tensor, "fonts letters 28 28"]:
-    """Draw twelve capital letters in three fonts that ship with Pillow, with ink in [0, 1].
+    """Draw twelve capital letters in three of Pillow's fonts, and return the ink of every pixel, in [0, 1].
 
-    They are Pillow's two bundled fonts, an outline one and a coarse bitmap one, and the outline font in bold.
+    The fonts are Pillow's two bundled fonts, an outline one and a coarse bitmap one, and the outline font in bold.
     """
     outline = ImageFont.load_default(size=24)
     bitmap = ImageFont.load_default_imagefont()

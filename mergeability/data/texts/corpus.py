@@ -56,7 +56,7 @@ class TextCorpus:
         for split in SPLITS:
             count = getattr(self, split)
             if count < 0:
-                raise UserError(f"Texts of {self.subject!r}: expected {split} >= 0 texts, got {count}.")
+                raise UserError(f"Texts of {self.subject!r}: expected {split} to be at least 0, got {count}.")
 
     def load(self, split: Split) -> Texts:
         """Return the texts of one split.
@@ -106,8 +106,8 @@ class TextCorpus:
             if sum(available) >= total:
                 return [one[:quota] for one, quota in zip(texts, _quotas(available, total), strict=True)]
         raise UserError(
-            f"Texts of {self.subject!r}: expected at most {sum(available)} texts in all splits together, because there "
-            f"are no more, got {total}. Reduce train, validation or test."
+            f"Texts of {self.subject!r}: expected train + validation + test to be at most {sum(available)}, the number "
+            f"of texts that exist, got {total}. Reduce train, validation or test."
         )
 
 

@@ -8,7 +8,9 @@ from mergeability.data.texts.subject import optional_package
 
 
 def dialogue_sentences(language: str) -> dict[str, list[str]]:
-    """Return the sentences of all dialogues in one language as a mapping from topics, in the order of the files.
+    """Return a mapping from each topic to the sentences of its dialogues in one language.
+
+    The topics are sorted by file name; the sentences of a topic keep the order of the file.
 
     Args:
         language: name of a folder of the corpus, such as "english".

@@ -1,4 +1,4 @@
-"""People and events for sentences from templates."""
+"""Define the people and events that are inserted into sentence templates."""
 
 PEOPLE = (
     *(

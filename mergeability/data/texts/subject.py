@@ -1,4 +1,4 @@
-"""Subjects of text tasks: collected from an installed package, or written from templates."""
+"""Define the subjects of text tasks; the texts are collected from an installed package or generated from templates."""
 
 import json
 import unicodedata
@@ -18,7 +18,7 @@ _PATIENCE = 200
 
 
 class Subject(Protocol):
-    """Protocol of the subject of a text task: its classes, and the texts from which each class is sampled.
+    """Define the protocol of the subject of a text task: the classes, and the texts that can be drawn for each class.
 
     Examples:
         >>> from mergeability.data.texts import find_subject

@@ -146,7 +146,7 @@ def test_a_missing_package_is_one_sentence_and_a_command(name, monkeypatch):
 def test_unknown_subjects_and_splits_and_negative_counts_are_refused():
     with pytest.raises(UserError, match=r"brackets, characters.*got 'poems'"):
         TextCorpus("poems")
-    with pytest.raises(UserError, match="expected test >= 0 texts, got -1"):
+    with pytest.raises(UserError, match="expected test to be at least 0, got -1"):
         TextCorpus("sums", test=-1)
     with pytest.raises(UserError, match="train, validation, test, got 'all'"):
         TextCorpus("sums").load("all")
@@ -176,7 +176,9 @@ def test_a_class_that_is_short_of_texts_gives_all_it_has(monkeypatch):
 def test_more_texts_than_there_are_is_refused(monkeypatch):
     animals(monkeypatch)
     assert len(TextCorpus("animals", train=9, validation=2, test=2).load("train")) == 9
-    with pytest.raises(UserError, match=r"at most 13 texts in all splits together.*got 14\. Reduce train"):
+    with pytest.raises(
+        UserError, match=r"train \+ validation \+ test to be at most 13, .*got 14\. Reduce train"
+    ):
         TextCorpus("animals", train=10, validation=2, test=2).load("train")
 
 

@@ -1,4 +1,6 @@
-"""Classify Unicode characters into general categories by their names, without the words that reveal the category.
+"""Classify Unicode characters into general categories by the name of each character.
+
+Words that reveal the category are removed from the names.
 
 Source: `unicodedata` of the installed Python (PSF licence; Unicode licence for the data). The names differ between
 versions of Python.

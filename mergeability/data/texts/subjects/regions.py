@@ -1,4 +1,4 @@
-"""The country of a district, province or municipality, by its name.
+"""Classify the names of districts, provinces and municipalities by country.
 
 Source: pycountry (https://github.com/pycountry/pycountry), LGPL-2.1 licence, with the data of ISO 3166-2; an optional
 package, only imported.
