@@ -131,7 +131,7 @@ def test_costs_of_methods_are_those_they_declare():
         source = next(
             path.read_text()
             for path in (ROOT / "mergeability/merging").glob("*.py")
-            if f"class {one.implementation.rpartition('.')[2]}:" in path.read_text()
+            if re.search(rf"^class {one.implementation.rpartition('.')[2]}\b", path.read_text(), re.MULTILINE)
         )
         assert ("needs_data: ClassVar[bool] = True" in source) is ("calibration" in one.cost)
         assert ("models: ClassVar[int | None] = 2" in source) is ("exactly 2" in one.cost)
