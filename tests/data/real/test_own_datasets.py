@@ -88,7 +88,7 @@ def test_a_task_written_without_an_id_reads_a_folder(key, real, written_task, tm
 
 
 def test_the_hub_needs_one(real, written_task, tmp_path):
-    sentence = r"'pets': task\.source=hub requires task\.dataset\.id=<.*task\.source=folder and task\.path="
+    sentence = r"'pets': task\.source=hub requires task\.dataset\.id=<.*task\.path=<.*task\.source=folder"
     with pytest.raises(Exception, match=sentence):
         real.configured("pets", written_task)
     assert (

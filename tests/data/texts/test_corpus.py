@@ -185,7 +185,7 @@ def test_more_texts_than_there_are_is_refused(monkeypatch):
 def test_templates_that_run_out_end(monkeypatch):
     few = Written(("low", "high"), lambda name, draws: f"{name} {draws.integer(1, 6)}")
     monkeypatch.setattr(corpus, "find_subject", lambda name: few)
-    with pytest.raises(UserError, match="at most 12 texts"):
+    with pytest.raises(UserError, match="to be at most 12, the number of texts"):
         TextCorpus("dice", train=13, validation=0, test=0).load("train")
 
 
