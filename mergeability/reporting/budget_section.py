@@ -18,7 +18,7 @@ _ACCURACY_COLUMNS = {
 
 
 def predicted_pairs(analysis: Analysis) -> Section | None:
-    """Show the predictions and their intervals for pairs that were not evaluated; return None if there are none."""
+    """Show predictions and intervals for pairs that were not evaluated; return None if nothing was predicted."""
     predictions, accuracy = analysis.predicted_pairs, analysis.predicted_accuracy
     if predictions.empty or accuracy.empty:
         return None

@@ -1,4 +1,4 @@
-"""Compare the merge methods of several analysis runs, and also separately for each model if there are several."""
+"""Compare merge methods over several analysis runs and, for runs of several base models, also for each base model."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -84,7 +84,9 @@ class CrossMethodSummary:
         if len(self.agreement):
             tables.append(("fingerprints", "Do two methods depend on the same metrics?", self.agreement))
         if len(self.consistency):
-            tables.append(("consistency", "Do two methods agree about pairs?", self.consistency))
+            tables.append(
+                ("consistency", "Do two methods agree on which pairs merge well?", self.consistency)
+            )
         return tables
 
     def _markdown(self) -> str:

@@ -1,4 +1,4 @@
-"""Build the sections of the report on metrics: single metrics, categories, coefficients, similarity of methods."""
+"""Build the report's sections on metrics: single metrics, categories, coefficients and the similarity of methods."""
 
 from typing import Any
 
@@ -131,10 +131,11 @@ def coefficients(analysis: Analysis) -> Section | None:
     groups = rows.groupby(["target", "method", "predictor"], sort=False)
     plots = {"|".join(map(str, key)): [figures.coefficient_bars(one)] for key, one in groups}
     body = paragraphs(
-        "Coefficients averaged over fits, with one fit per left-out task; whiskers show their standard"
-        " deviation over fits. Metrics are scaled to [-1, 1], so the lengths of the bars can be compared."
-        " A fit divides the weight arbitrarily among correlated metrics, so the sign of a single coefficient"
-        " proves little. For the predictor additive, the rows are task effects.",
+        "The predictor is fitted once per left-out task. Each bar shows the mean of a coefficient over these"
+        " fits, and the whiskers show the standard deviation. Metrics are scaled to [-1, 1], so the lengths of"
+        " the bars can be compared. If metrics are correlated, a fit distributes the weight among them"
+        " arbitrarily, so the sign of a single coefficient proves little. For the predictor `additive`, each"
+        " bar shows the effect of a task.",
         note=True,
     )
     body += figure_block(
@@ -144,7 +145,7 @@ def coefficients(analysis: Analysis) -> Section | None:
 
 
 def fingerprints(analysis: Analysis) -> Section | None:
-    """Show how similar the coefficients of merge methods are."""
+    """Show how similar the coefficients of metrics are between merge methods."""
     compared = study_table(analysis, "fingerprints")
     if compared.empty:
         return None
@@ -168,7 +169,7 @@ def fingerprints(analysis: Analysis) -> Section | None:
         plots,
         [target_choice(analysis), predictor_choice(analysis, compared)],
         square=True,
-        described="Similarity of the coefficients of methods",
+        described="Similarity of the metrics' coefficients between merge methods",
     )
     columns = {"predictor": "predictor", "top5_overlap": "top-5 overlap", "sign_agreement": "sign agreement"}
     body += folded(
@@ -218,7 +219,7 @@ def consistency(analysis: Analysis) -> Section | None:
             caption="Agreement of methods",
         ),
     )
-    return Section("consistency", "Do methods agree about pairs?", body)
+    return Section("consistency", "Do methods agree on which pairs merge well?", body)
 
 
 def _consistency_maps(compared: pd.DataFrame) -> list[Any]:
@@ -245,10 +246,11 @@ def stable_metrics(analysis: Analysis) -> Section | None:
     if stable.empty or analysis.prediction is None:
         return None
     body = paragraphs(
-        "A metric is stable if its mean coefficient has the same sign under every method. A stable metric is"
-        " a core metric if it is also selected in at least 80 % of the folds of every method. Its"
-        " contribution is the absolute value of its mean coefficient divided by the sum over all metrics,"
-        " averaged over methods.",
+        "A metric is stable if its mean coefficient has the same sign under every method. A metric is selected"
+        " in a fold if its coefficient is not 0. A stable metric is a core metric if, for every method, it is"
+        " selected in at least 80 % of the folds. For each method, the absolute value of a metric's mean"
+        " coefficient is divided by the sum of these absolute values over all metrics; the contribution of the"
+        " metric is the mean of this ratio over methods.",
         note=True,
     )
     columns = {

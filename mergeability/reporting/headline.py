@@ -221,16 +221,18 @@ def _known_partner_sentences(records: Sequence[Mapping[str, Any]], target: str) 
     if not np.isnan(additive):
         beats = row["r_mean"] > additive
         sentences.append(
-            f"The additive baseline, which uses no metrics but only each task's average outcome in other merges,"
-            f" reaches r = {additive:.2f}: here the metrics predict {'better' if beats else 'no better'} than these"
-            f" averages.{_together(table)}"
+            "The additive baseline predicts from each task's average outcome in other merges, without metrics, and"
+            f" reaches r = {additive:.2f}. In this analysis, the metrics predict {'better' if beats else 'no better'}"
+            f" than these averages.{_together(table)}"
         )
     return sentences
 
 
 def _together(table: pd.DataFrame) -> str:
     known = [name for name in WITH_TASK_EFFECTS if not np.isnan(table["r_mean"].get(name, float("nan")))]
-    return "".join(f" Both together ({name}) reach r = {table['r_mean'][name]:.2f}." for name in known)
+    return "".join(
+        f" Metrics and averages together ({name}) reach r = {table['r_mean'][name]:.2f}." for name in known
+    )
 
 
 def _both_new_sentences(records: Sequence[Mapping[str, Any]], target: str) -> list[str]:

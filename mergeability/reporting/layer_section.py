@@ -15,15 +15,16 @@ _SHOWN = 10
 
 
 def layer_section(analysis: Analysis) -> Section | None:
-    """Show the cosine of task vectors in each layer and the layers with the lowest cosine; return None if unknown."""
+    """Show the cosine of task vectors in each layer, and list the lowest cosines; return None if no cosine is known."""
     if analysis.layers.empty or analysis.layers["cosine"].isna().all():
         return None
     cosines = _wide(analysis.layers)
     summary = layer_summary(cosines)
     body = paragraphs(
-        "Cosine of the two task vectors in each tensor of the network, in [−1, 1]. If it is negative,"
-        " fine-tuning changed the tensor in opposite directions, so merging cancels part of both changes."
-        " The card of each pair lists the layers with the lowest cosine; layers.csv contains all values.",
+        "Cosine between the task vectors of a pair's two models, for each tensor of the network, in [−1, 1]."
+        " If the cosine is negative, fine-tuning changed the two models in opposing directions in this tensor,"
+        " so merging cancels part of each change. The card of each pair lists the layers with the lowest"
+        " cosine; layers.csv contains all values.",
         note=True,
     )
     body += figure_block(

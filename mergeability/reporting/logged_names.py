@@ -1,4 +1,4 @@
-"""Define the names of logged values, which tracking writes and dashboards read."""
+"""Define the names under which values are logged by tracking and read by dashboards."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""Build the sections of the report on models, merges, probes, scales, sets and metrics of pairs."""
+"""Build the report's sections on models, merges of pairs, probes, the scale α, merges of larger sets, and metrics."""
 
 from markupsafe import Markup
 
@@ -79,8 +79,8 @@ def methods(analysis: Analysis) -> Section | None:
     )
     if summary["median_margin"].notna().any():
         body += paragraphs(
-            "These values were measured on a random part of the test images. The column ± 95 % is half the"
-            " width of the confidence interval of a pair's normalised accuracy (median over pairs).",
+            "These values were measured on a random subset of the test images. The column `± 95 %` shows half"
+            " the width of the 95 % confidence interval of a pair's normalised accuracy (median over pairs).",
             note=True,
         )
     else:
@@ -166,7 +166,10 @@ def scales(analysis: Analysis) -> Section | None:
     )
     both = scale_table(analysis)
     if len(both):
-        body += paragraphs("Normalised accuracy over pairs, by method and by how α was chosen:", note=True)
+        body += paragraphs(
+            "Mean and lowest normalised accuracy over pairs, for each method and each way of choosing α:",
+            note=True,
+        )
         columns = {name: title for name, title in _SCALE_COLUMNS.items() if name in both}
         body += table(both, columns, "method", caption="Outcomes by kind of α")
     body += figure_block(

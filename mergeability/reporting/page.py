@@ -1,4 +1,4 @@
-"""Build HTML pages from text, tables and figures that are selected with drop-down menus."""
+"""Build HTML pages from text, tables and figures; drop-down menus select which figure is shown."""
 
 import json
 from collections.abc import Mapping, Sequence

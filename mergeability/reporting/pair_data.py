@@ -20,7 +20,7 @@ _DIGITS, _LOWEST = 5, 5
 
 
 def pair_section(analysis: Analysis) -> Section:
-    """Show all pairs in a table that can be sorted and filtered, and a card with the details of each pair."""
+    """Show all pairs in a sortable and filterable table, and show a card with the details of each pair."""
     data = pair_data(analysis)
     columns = next(iter(data["outcomes"].values()), {}) or data["metrics"]
     body = render(
@@ -33,9 +33,9 @@ def pair_section(analysis: Analysis) -> Section:
 
 
 def pair_data(analysis: Analysis) -> dict[str, Any]:
-    """Return the data of all pairs by column.
+    """Return the data of all pairs as lists, with one list per column.
 
-    Of more than `MOST_ROWS` pairs those with outcomes come first, and `left_out` counts the rest.
+    At most `MOST_ROWS` pairs are kept, preferably pairs with outcomes; `left_out` counts the other pairs.
 
     Args:
         analysis: the results.

@@ -29,7 +29,7 @@ def study_table(analysis: Analysis, name: str) -> pd.DataFrame:
 
 
 def study_records(analysis: Analysis, situation: str) -> list[dict[str, Any]]:
-    """Return the records of the first validation protocol that tests a situation: one new task per pair, or two."""
+    """Return the records of the first validation protocol with the given situation (one or two new tasks per pair)."""
     prediction = analysis.prediction
     if prediction is None:
         return []
@@ -38,7 +38,7 @@ def study_records(analysis: Analysis, situation: str) -> list[dict[str, Any]]:
 
 
 def first_protocol(analysis: Analysis, situation: str) -> str:
-    """Return the name of the first validation protocol that tests a situation; empty if there is none."""
+    """Return the name of the first validation protocol with the given situation, or an empty string if none has it."""
     records = analysis.prediction.records if analysis.prediction is not None else []
     return next((record["protocol"] for record in records if record["situation"] == situation), "")
 

@@ -1,4 +1,4 @@
-"""Build the sections of the report on prediction."""
+"""Build the report's sections on prediction."""
 
 from typing import Any
 
@@ -97,7 +97,7 @@ def sections(analysis: Analysis) -> list[Section | None]:
 
 
 def details(analysis: Analysis) -> list[Section | None]:
-    """Create the sections on prediction for the appendix."""
+    """Create the appendix's sections on prediction."""
     return [
         single_metrics(analysis),
         category_ablation(analysis),
@@ -220,7 +220,7 @@ def _predictors(analysis: Analysis) -> Section | None:
     by_method = frame.set_index("predictor")
     columns = {"method": "method", "target": "target", **_PREDICTOR_COLUMNS, "n_pairs": "pairs"}
     body += tables + folded(
-        "Results of every single method",
+        "Results of each method",
         table(
             by_method,
             columns,
@@ -297,9 +297,9 @@ def _beyond(analysis: Analysis) -> Section | None:
     if variance.empty:
         return None
     body = paragraphs(
-        "The figure shows the share of the variance between pairs that is explained by task effects (which"
-        " tasks are in the pair), the additional share that is explained by metrics (adjusted for their"
-        " number), and the unexplained rest. The table below tests whether metrics without their task"
+        "The figure divides the variance of outcomes over pairs into three shares: the share explained by task"
+        " effects (which tasks are in the pair), the additional share explained by metrics (adjusted for the"
+        " number of metrics), and the unexplained rest. The table below tests whether metrics without their task"
         " effects reduce the error on pairs of a left-out task, and whether they reduce it more than metrics"
         " with permuted task names.",
         note=True,
@@ -308,7 +308,7 @@ def _beyond(analysis: Analysis) -> Section | None:
         str(target): [figures.variance_bars(rows)] for target, rows in variance.groupby("target", sort=False)
     }
     body += figure_block(
-        "beyond", plots, [target_choice(analysis)], described="Shares of the variance between pairs"
+        "beyond", plots, [target_choice(analysis)], described="Shares of the variance of outcomes over pairs"
     )
     if len(tested):
         for target in dict.fromkeys(tested["target"]):

@@ -39,7 +39,7 @@ def pair_name(row: Any) -> str:
 
 
 def method_table(pairs: pd.DataFrame, methods: Sequence[str], alphas: Mapping[str, Any]) -> pd.DataFrame:
-    """Summarise each method over its pairs, best mean normalised accuracy first.
+    """Summarise the pairs of each method, and sort the methods by mean normalised accuracy, best first.
 
     The kept gain of a pair is (merged − base) / (fine-tuned − base). It is summarised by its median, because single
     values are extreme where fine-tuning gained little.
@@ -297,7 +297,7 @@ def number(value: Any, digits: int = 3) -> str:
 def record_r(
     records: Sequence[Mapping[str, Any]], method: str, target: str, predictor: str | None
 ) -> float | None:
-    """Return the correlation of a method's named predictor; None if there is no such record."""
+    """Return the correlation that a predictor reaches for a method, or None if no record contains this correlation."""
     wanted = (method, target, predictor)
     return next(
         (r["r_mean"] for r in known_partner(records) if (r["method"], r["target"], r["predictor"]) == wanted),

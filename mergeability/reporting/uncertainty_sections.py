@@ -1,4 +1,4 @@
-"""Build the report's sections on intervals, on the choice of a method, on seeds and on sets."""
+"""Build the report's sections on prediction intervals, the choice of a method, predictor seeds and sets of models."""
 
 from mergeability.reporting.page import (
     Section,
@@ -52,7 +52,7 @@ def prediction_intervals(analysis: Analysis) -> Section | None:
 
 
 def choice_of_method(analysis: Analysis) -> Section | None:
-    """Show how much better or worse outcomes become if predictions select the method."""
+    """Show the regret if predictions select each pair's method, and the regret if all pairs use one method."""
     choice = study_table(analysis, "method_choice")
     if choice.empty:
         return None

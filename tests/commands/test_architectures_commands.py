@@ -29,7 +29,9 @@ def test_a_seed_without_models_is_named_and_the_other_is_compared(root, command)
     assert (folder / "smoke-clip_mini/none-0/seed-0/pairs.csv").is_file()
     page = (folder / "architectures.html").read_text()
     assert "1 of 2 jobs did not finish: smoke-clip_mini/none-0/seed-1." in page
-    assert "There is only the architecture clip_mini: nothing is known about other architectures." in page
+    assert (
+        "Only the architecture clip_mini was analysed, so nothing is known about other architectures." in page
+    )
     claims = pd.read_csv(folder / "architectures_claims.csv")
     assert set(claims["verdict"]) <= {"confirmed", "refuted", "undecided"}
     transfer = pd.read_csv(folder / "architectures_transfer.csv")

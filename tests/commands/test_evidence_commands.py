@@ -58,7 +58,7 @@ def test_two_numbers_of_images_are_compared(root, compared):
 def test_the_page_names_what_is_missing(root, compared):
     assert compared.code == 0
     page = (root / FOLDER / "evidence.html").read_text()
-    assert "There is only seed 0, so there are no intervals over seeds." in page
+    assert "Only seed 0 was analysed, so there are no intervals over seeds." in page
     assert "Group new is left out: 0 of its tasks are in the table, and 4 are needed." in page
 
 

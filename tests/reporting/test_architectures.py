@@ -84,7 +84,7 @@ def test_tables_and_page_are_written(written):
         "clip_mini (6 tasks, 15 pairs), clip_mini_resnet (6 tasks, 15 pairs); seeds 0, 1; 4 analyses" in page
     )
     assert "<script src" not in page, "it needs no network"
-    assert "There is only seed" not in page
+    assert "Only seed" not in page
 
 
 def test_figures_are_on_the_page(written):
@@ -95,8 +95,10 @@ def test_figures_are_on_the_page(written):
 
 def test_one_architecture_with_one_seed_says_what_cannot_be_known(tmp_path, folders):
     page = write_summary(tmp_path / "sweep", folders[:1]).read_text()
-    assert "There is only seed 0: the agreement between seeds is unknown" in page
-    assert "There is only the architecture clip_mini: nothing is known about other architectures." in page
+    assert "Only seed 0 was analysed. The agreement between seeds is therefore unknown" in page
+    assert (
+        "Only the architecture clip_mini was analysed, so nothing is known about other architectures." in page
+    )
 
 
 def test_missing_jobs_are_named_and_counted(tmp_path, folders):

@@ -119,8 +119,8 @@ def test_what_is_saved_can_be_read_back(folders, tmp_path):
     markdown = (tmp_path / "out" / "summary.md").read_text()
     assert "| ties |" in markdown
     assert "did not finish" in markdown
-    assert "## Do two methods agree about pairs?" in markdown
-    assert "<h2>Do two methods agree about pairs?</h2>" in html
+    assert "## Do two methods agree on which pairs merge well?" in markdown
+    assert "<h2>Do two methods agree on which pairs merge well?</h2>" in html
     assert "did not finish" in html
     assert len(pd.read_csv(tmp_path / "out" / "fingerprints.csv")) == 1
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "consistency.csv"), summary.consistency)

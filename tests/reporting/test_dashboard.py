@@ -300,7 +300,9 @@ def test_folders_without_runs_are_one_sentence(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert main([str(tmp_path / "empty")]) == 1
     error = capsys.readouterr().err
-    assert error.startswith(f"Error: No finished analysis or training was found below {tmp_path / 'empty'}")
+    assert error.startswith(
+        f"Error: No finished analysis or training run was found below {tmp_path / 'empty'}"
+    )
     assert error.count("\n") == 1
     written(tmp_path / "bad/run")
     (tmp_path / "bad/run/pairs.csv").unlink()

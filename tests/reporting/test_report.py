@@ -253,7 +253,7 @@ def test_agreement_about_pairs_is_drawn_method_by_method_on_one_scale(analysis, 
         found = analysis.prediction.tables["consistency"].set_index("target").loc[target]
         assert second["z"][1][0] == pytest.approx(found["rho_beyond"], abs=1e-3)
         assert first["customdata"][1][0][:2] == pytest.approx([found["rho_low"], found["rho_high"]], abs=1e-4)
-    assert "Do methods agree about pairs?" in page.text
+    assert "Do methods agree on which pairs merge well?" in page.text
     assert "As a table, with intervals" in page.text
 
 

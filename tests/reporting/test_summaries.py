@@ -109,7 +109,7 @@ def test_the_headline_says_what_was_found_beside_its_baselines(pairs, records):
     )
     assert "lasso, reaches a mean correlation of r = 0.50" in text
     assert "0.100, against 0.300 for always predicting the training mean" in text
-    assert "r = 0.85: here the metrics predict no better than these averages." in text
+    assert "r = 0.85. In this analysis, the metrics predict no better than these averages." in text
     assert "at most 2 pairs" in text
 
 
@@ -182,7 +182,7 @@ def test_what_uses_task_effects_is_no_rival_of_metrics_alone(pairs, records):
     text = " ".join(
         headline(Analysis("t", pairs, ["m"], ["ties", "ta"], prediction=PredictionResult([*records, *both])))
     )
-    assert "Both together (dyadic) reach r = 0.96." in text
+    assert "Metrics and averages together (dyadic) reach r = 0.96." in text
 
 
 def test_a_predictor_that_lacks_folds_does_not_win_against_a_whole_one():

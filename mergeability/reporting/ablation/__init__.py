@@ -1,1 +1,1 @@
-"""Compare settings of fine-tuning: read their runs, check that they are comparable, write the page."""
+"""Compare fine-tuning settings: read the runs of all settings, check that the runs are comparable, and write a page."""

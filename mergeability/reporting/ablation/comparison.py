@@ -1,4 +1,4 @@
-"""Measure how the setting of fine-tuning affects merges, over analyses of several settings and seeds."""
+"""Compare analyses of several fine-tuning settings and seeds, to measure how the setting affects merges."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Build the page of an ablation: the findings, then the trade-off, merges, models and metrics of each setting."""
+"""Build the page of an ablation: first the findings, then sections that compare the settings."""
 
 from collections.abc import Sequence
 
@@ -35,7 +35,7 @@ def ablation_page(found: Ablation) -> str:
 
 
 def headline(found: Ablation) -> list[str]:
-    """Return the main sentences: whether any setting beats plain fine-tuning, where and at what cost."""
+    """State in sentences whether any setting beats plain fine-tuning, and at what cost in single-task accuracy."""
     compared = found.merges[(found.merges["setting"] != PLAIN) & found.merges["change"].notna()]
     if compared.empty:
         return ["No setting could be compared with plain fine-tuning.", *found.missing]
@@ -102,12 +102,13 @@ def _trade_off(found: Ablation) -> Section | None:
         for method in methods
     }
     body = paragraphs(
-        "Each point is one setting of fine-tuning: the accuracy of its models before merging, and the"
-        " accuracy of their merges. Its position is the mean of plain fine-tuning plus the setting's"
-        " difference from plain fine-tuning with the same seeds, so that settings with different seeds can"
-        " be compared. The line joins the Pareto front: the settings for which no other setting is better in"
-        " one accuracy and at least as good in the other. Bars are 95 % intervals of the difference over"
-        " seeds. Drag to zoom in; double-click to reset.",
+        "Each point shows one setting of fine-tuning. The horizontal axis shows the accuracy of the setting's"
+        " models before merging, and the vertical axis shows the accuracy of the merges of these models. Each"
+        " coordinate is the mean accuracy of plain fine-tuning plus the setting's difference from plain"
+        " fine-tuning with the same seeds, so that settings with different seeds can be compared. Bars are"
+        " 95 % intervals, over seeds, of this difference. A setting is on the Pareto front if no other setting"
+        " is better in one accuracy and at least as good in the other; the line connects the settings on the"
+        " front. Drag to zoom in; double-click to reset.",
         note=True,
     )
     body += figure_block(

@@ -10,7 +10,7 @@ from mergeability.reporting.ablation.page import ablation_page
 
 
 def write_summary(folder: Path, run_folders: Sequence[Path], beside: Sequence[Path] = ()) -> Path:
-    """Compare the finished jobs of a sweep, write the tables into its folder and return the page's path."""
+    """Compare finished jobs, write tables and an HTML page into the sweep's folder, and return the path of the page."""
     return save(compare(run_folders, beside), folder)
 
 

@@ -72,7 +72,7 @@ class Jobs:
 
 
 def read_jobs(folder: Path, run_folders: Sequence[Path], beside: Sequence[Path] = ()) -> Jobs:
-    """Read the finished jobs of a sweep, and those of an earlier one.
+    """Read the finished jobs of a sweep and, if given, of an earlier sweep.
 
     Args:
         folder: of the sweep; jobs that began there and did not finish are named.
@@ -95,7 +95,8 @@ def read_jobs(folder: Path, run_folders: Sequence[Path], beside: Sequence[Path] 
         named = _differences(job, last)
         if named:
             raise UserError(
-                "Only jobs that agree in all but the architecture, the seed and the penalty can be compared. "
+                "Jobs can be compared only if they agree in all settings except the architecture, the seed and the "
+                "penalty. "
                 f"{job.folder} and {last.folder} differ in {summarise_names(named)}."
             )
     earlier = _read_all(beside)
@@ -217,12 +218,13 @@ def _missing(
         sentences.append(f"Some seeds are missing: there is no analysis of {summarise_names(lacking)}.")
     if len(seeds) < 2:
         sentences.append(
-            f"There is only seed {seeds[0]}: the agreement between seeds is unknown, so claims about differences "
-            "between methods or architectures cannot be decided. Intervals are over tasks only."
+            f"Only seed {seeds[0]} was analysed. The agreement between seeds is therefore unknown, so claims about "
+            "differences between methods or architectures cannot be decided. Intervals reflect the variation between "
+            "tasks only."
         )
     if len(architectures) < 2:
         sentences.append(
-            f"There is only the architecture {architectures[0]}: nothing is known about other architectures."
+            f"Only the architecture {architectures[0]} was analysed, so nothing is known about other architectures."
         )
     return sentences
 

@@ -51,7 +51,7 @@ def architectures_page(
 
 
 def headline(claims: pd.DataFrame) -> list[str]:
-    """Return one sentence per verdict with the claims that have it."""
+    """For each verdict, return one sentence that lists the claims with this verdict."""
     sentences = []
     for verdict in (CONFIRMED, REFUTED, UNDECIDED):
         own = claims.loc[claims["verdict"] == verdict, "claim"]
@@ -63,7 +63,8 @@ def headline(claims: pd.DataFrame) -> list[str]:
 def _claims(claims: pd.DataFrame) -> Section:
     body = paragraphs(
         "These are the claims and open questions of arXiv 2601.22285, each with the rule that decides its verdict. All "
-        f"rules were fixed before any result was seen. {_OVER} With one seed, intervals are over tasks only.",
+        f"rules were fixed before any result was seen. {_OVER} With one seed, intervals reflect the variation between "
+        "tasks only.",
         note=True,
     )
     body += table(
@@ -266,7 +267,9 @@ def _within(transfer: pd.DataFrame) -> Section:
         ["predicts", "rests_on"],
         caption="Pairs of two new tasks by kind of evidence",
     )
-    return Section("both-new", "Which evidence predicts pairs of two new tasks?", body)
+    return Section(
+        "both-new", "Which kind of evidence predicts the outcomes of pairs of two new tasks?", body
+    )
 
 
 def _transfer(transfer: pd.DataFrame) -> Section:

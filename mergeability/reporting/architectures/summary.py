@@ -1,4 +1,4 @@
-"""The tables and the page of a comparison of architectures, written into the folder of a sweep."""
+"""Compare the architectures of a sweep, and write the tables and the page into the folder of the sweep."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

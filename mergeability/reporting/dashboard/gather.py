@@ -105,9 +105,9 @@ def gather(folders: Sequence[Path | str], progress: Progress = no_progress) -> G
     trainings = pd.DataFrame([card for card in cards if card is not None], columns=TRAININGS)
     if not runs and trainings.empty:
         raise UserError(
-            f"No finished analysis or training was found below {_listed(folders)}: expected a run.json next"
-            f" to a pairs.csv, or a card.json next to a model.{_first(left_out)} Run analyze.py or train.py"
-            " first, or name another folder."
+            f"No finished analysis or training run was found below {_listed(folders)}: expected a folder that"
+            " contains run.json and pairs.csv, or a folder that contains a trained model and card.json."
+            f"{_first(left_out)} Run analyze.py or train.py first, or specify another folder."
         )
     # By time, and by path where that is unknown; a stable sort keeps equal times in the order of paths.
     runs.sort(key=lambda run: run.finished_at, reverse=True)

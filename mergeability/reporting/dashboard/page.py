@@ -74,7 +74,7 @@ def _sections() -> list[Section]:
         ),
         Section(
             "pairs",
-            "How good is each pair?",
+            "How well does each pair merge?",
             _panel(kind="map", table=False),
         ),
         Section(

@@ -195,7 +195,8 @@ def _scores(path: Path) -> pd.DataFrame:
         isinstance(one, dict) and names <= set(one) for one in records
     ):
         raise UserError(
-            f"Expected a list of records with {', '.join(sorted(names))} in {path}, got something else."
+            f"Expected a list of records in {path}, each with the fields {', '.join(sorted(names))},"
+            " got something else."
         )
     rows = [
         [*(str(one[name]) for name in SCORES[:-1]), one.get(_correlation(one["situation"]))]

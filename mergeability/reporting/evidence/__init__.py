@@ -1,1 +1,1 @@
-"""Compare kinds of evidence over groups of tasks, seeds, and numbers of images, using the jobs of a sweep."""
+"""Compare kinds of evidence for each group of tasks, using the jobs of a sweep over seeds and numbers of images."""

@@ -38,7 +38,7 @@ _DEFAULT = (64, 10)
 
 @dataclass(frozen=True)
 class Job:
-    """Hold the analysis of all models of one seed, with given numbers of unlabelled and calibration images.
+    """Hold one job, which uses given numbers of unlabelled and calibration images to analyse all models of one seed.
 
     Attributes:
         folder: the folder of its tables.
@@ -106,7 +106,9 @@ class EvidenceSummary:
 
 
 def summarise(folder: Path, run_folders: Sequence[Path], beside: Sequence[Path] = ()) -> EvidenceSummary:
-    """Score every job's pairs, and combine the scores of all seeds by number of images; measure nothing again.
+    """Score the predictors on every job's pairs, and combine the scores over seeds for each number of images.
+
+    The scores are computed from the tables of the jobs; no metric or outcome is measured again.
 
     Args:
         folder: of the sweep; jobs that began there and did not finish are named.
@@ -129,7 +131,7 @@ def summarise(folder: Path, run_folders: Sequence[Path], beside: Sequence[Path] 
     for job in jobs:
         if differences(job.run, last):
             raise UserError(
-                "Only jobs that agree in all but the seed and the numbers of images can be compared. "
+                "Jobs can be compared only if they agree in all settings except the seed and the numbers of images. "
                 f"{job.folder} and {jobs[-1].folder} differ in {described_difference(job.run, last, ' and ')}."
             )
     earlier = _read_all(beside)
@@ -231,5 +233,5 @@ def _missing(
     if lacking:
         sentences.append(f"Some seeds are missing: there is no analysis of {summarise_names(lacking)}.")
     if len(seeds) < 2:
-        sentences.append(f"There is only seed {seeds[0]}, so there are no intervals over seeds.")
+        sentences.append(f"Only seed {seeds[0]} was analysed, so there are no intervals over seeds.")
     return sentences

@@ -1,4 +1,4 @@
-"""The page and the tables of a comparison of evidence, written into the folder of a sweep."""
+"""Compare kinds of evidence, and write the tables and the page into the folder of a sweep."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ _LEAD = ("probe", "functional", "ridge")
 
 
 def write_summary(folder: Path, run_folders: Sequence[Path], beside: Sequence[Path] = ()) -> Path:
-    """Compare the evidence of a sweep's finished jobs, write the tables and a page, and return the page's path."""
+    """Compare kinds of evidence over finished jobs, write the tables and the page, and return the path of the page."""
     return save(summarise(folder, run_folders, beside), folder)
 
 
@@ -47,14 +47,20 @@ def save(found: EvidenceSummary, folder: Path) -> Path:
 
 
 def evidence_page(found: EvidenceSummary) -> str:
-    """Return the page as HTML: tables for two new tasks and for one new task, and results by number of images."""
+    """Return the HTML page, with sections on pairs of two new tasks, pairs with one new task, and numbers of images."""
     sections = [
-        _section(found, "both-new", BOTH_NEW, "Which evidence predicts pairs of two new tasks?", _BOTH_NEW),
+        _section(
+            found,
+            "both-new",
+            BOTH_NEW,
+            "Which kind of evidence predicts the outcomes of pairs of two new tasks?",
+            _BOTH_NEW,
+        ),
         _section(
             found,
             "known-partner",
             KNOWN_PARTNER,
-            "Which evidence predicts pairs with one new task (leave one task out)?",
+            "Which kind of evidence predicts the outcomes of pairs with one new task (leave one task out)?",
             _KNOWN_PARTNER,
         ),
         _images(found),
@@ -63,7 +69,7 @@ def evidence_page(found: EvidenceSummary) -> str:
 
 
 def headline(found: EvidenceSummary) -> list[str]:
-    """For each group, return a sentence about the main kinds of evidence; add those on missing parts and scope."""
+    """Return one sentence per group on the main kinds of evidence, followed by `found.missing` and `found.facts`."""
     rows = _shown(found, BOTH_NEW)
     rows = rows[rows["target"] == rows["target"].iloc[0]]
     sentences = []

@@ -59,13 +59,13 @@ def metric_signs(rows: pd.DataFrame) -> go.Figure:
 
 
 def transfer_map(rows: pd.DataFrame) -> go.Figure:
-    """Show how well fits on each architecture predict each architecture, as a heat map.
+    """Draw a heat map of the correlation between predictions and outcomes for fits transferred between architectures.
 
     Args:
         rows: one row per couple of architectures: `fitted_on`, `predicts`, `r`.
 
     Returns:
-        The figure: one row per architecture fitted on, one column per architecture predicted.
+        The figure: one row per architecture on which predictors are fitted, one column per predicted architecture.
 
     Examples:
         >>> import pandas as pd
@@ -108,10 +108,10 @@ def _correlations(
 
 
 def agreement_bars(rows: pd.DataFrame, measure: str, title: str) -> go.Figure:
-    """Plot the agreement for each kind and group as a point, with its confidence interval as a bar.
+    """Plot the agreement between fits, with its confidence interval, for each kind of comparison and each group.
 
     Args:
-        rows: one row per kind and group: `kind`, `group`, and the columns of `measure`.
+        rows: one row per kind of comparison and group: `kind`, `group`, and the columns of `measure`.
         measure: column of the agreement; `<measure>_low` and `<measure>_high` are the ends of its interval.
         title: of the axis.
 
@@ -155,7 +155,7 @@ def agreement_bars(rows: pd.DataFrame, measure: str, title: str) -> go.Figure:
 
 
 def share_bars(rows: pd.DataFrame, parts: dict[str, str]) -> go.Figure:
-    """Plot shares of variance of each architecture and method as stacked bars.
+    """Plot the shares of the variance of outcomes as stacked bars, one bar per architecture and method.
 
     Args:
         rows: one row per bar: `name`, and the columns of the parts.

@@ -96,7 +96,7 @@ class Guarded(Logger):
         return self.attempt(lambda: self.inner.experiment)  # type: ignore[attr-defined]
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # type: ignore[override]
-        """Log numbers by name."""
+        """Log each number under its name."""
         self.attempt(lambda: self.inner.log_metrics(dict(metrics), step))
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
