@@ -61,7 +61,7 @@ def compare(run_folders: Sequence[Path | str], beside: Sequence[Path | str] = ()
 
     Args:
         run_folders: folders of analyses; of two with one setting and seed the later one counts.
-        beside: folders of earlier analyses to include; those of another suite, model, α, … are left out and named.
+        beside: folders of earlier analyses to include; analyses with another suite, model, α, … are left out and named.
 
     Returns:
         The comparison.

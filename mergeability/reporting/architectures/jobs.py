@@ -54,7 +54,7 @@ class Jobs:
 
     Attributes:
         plain: the pair tables of plain fine-tuning.
-        penalised: those of trainings with a penalty.
+        penalised: the pair tables of fine-tuning with a penalty.
         sets: (architecture, seed) → merges of more than two models by plainly trained ones.
         metrics: the published metrics that every table has.
         store: where values are cached.
@@ -77,8 +77,8 @@ def read_jobs(folder: Path, run_folders: Sequence[Path], beside: Sequence[Path] 
     Args:
         folder: of the sweep; jobs that began there and did not finish are named.
         run_folders: folders of the finished jobs.
-        beside: folders of the jobs of an earlier sweep; of two with one model, suite, training and seed the later one
-            counts, and those with other settings are left out and named.
+        beside: folders of the jobs of an earlier sweep. If two jobs have the same model, suite, training and seed, the
+            later job is used. Earlier jobs with other settings are left out and named.
 
     Returns:
         The jobs.
@@ -172,7 +172,7 @@ def _read(folder: Path) -> Job | None:
 
 
 def _differences(job: Job, other: Job) -> list[str]:
-    """List the settings in which two jobs differ, without those of the architecture; methods of only one are none."""
+    """List the settings in which two jobs differ, except settings of the architecture and methods of only one job."""
     values = other.run.conditions
     return [
         name

@@ -113,8 +113,8 @@ def summarise(folder: Path, run_folders: Sequence[Path], beside: Sequence[Path] 
     Args:
         folder: of the sweep; jobs that began there and did not finish are named.
         run_folders: folders of the finished jobs.
-        beside: folders of the jobs of an earlier sweep; of two with one seed and numbers of images the later one
-            counts, and those of another suite, model, α, … are left out and named.
+        beside: folders of the jobs of an earlier sweep. If two jobs have the same seed and numbers of images, the later
+            job is used. Earlier jobs with another suite, model, α, … are left out and named.
 
     Returns:
         The comparison.
