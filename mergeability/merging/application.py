@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,7 +180,7 @@ def apply(
     for names in _by_place(base):
         # A file may contain only one of the names of a tied tensor.
         name = next((name for name in names if name in merged), names[0])
-        moved |= dict.fromkeys(names, _moved(name, base[name], _change(merged, name), scale, dtype, rounding))
+        moved |= dict.fromkeys(names, _result(name, base[name], merged, scale, dtype, rounding))
     return {name: moved[name] for name in base}
 
 
@@ -219,7 +219,12 @@ def applied(
     def read(name: str) -> Tensor:
         counted = rounding if name in uncounted else None
         uncounted.discard(name)
-        return _moved(name, base.tensor(name), _change(merged, name), scale, dtype, counted)
+        parts = merged.parts(name) if isinstance(merged, Streamed) and name in merged else None
+        if parts is None:
+            return _result(name, base.tensor(name), merged, scale, dtype, counted)
+        # The blocks hold the base's values already, which are not read again.
+        empty = torch.empty(base.shapes[name], dtype=_target(own[name], dtype))
+        return _moved(name, empty, parts, scale, counted)
 
     own = base.dtypes
     dtypes = {name: _target(own[name], dtype) for name in base.names}
@@ -249,13 +254,6 @@ def _checked(
     return alpha
 
 
-def _change(merged: Mapping[str, Tensor], name: str) -> Tensor | None:
-    # Not by `get`: a KeyError raised while a tensor is computed must not pass for an unchanged tensor.
-    if name not in merged:
-        return None
-    return merged[name]
-
-
 def _target(own: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
     return dtype if dtype is not None and own.is_floating_point else own
 
@@ -270,31 +268,46 @@ def _by_place(tensors: Mapping[str, Tensor]) -> list[list[str]]:
     return list(groups.values())
 
 
-def _moved(
+def _result(
     name: str,
     value: Tensor,
-    merged: Tensor | None,
+    merged: Mapping[str, Tensor],
     alpha: float | int,
     dtype: torch.dtype | None,
     rounding: Rounding | None,
 ) -> Tensor:
+    """Return a tensor of the base, moved if the merged task vector contains its name."""
     target = _target(value.dtype, dtype)
-    if merged is None:
+    if name not in merged:
         rounded = value.to(target, copy=True)
         _refuse(name, _lost(value, target), rounded, value.dtype, alpha)
         return rounded
-    scale = 1.0 if is_running_statistic(name) else alpha
-    result = torch.empty(value.shape, dtype=target, device=value.device)
-    base, change, out = value.reshape(-1), merged.reshape(-1), result.view(-1)
-    counted = rounding if target.itemsize < torch.float32.itemsize else None
-    lost = 0
+    empty = torch.empty(value.shape, dtype=target, device=value.device)
+    return _moved(name, empty, _in_parts(value.reshape(-1), merged[name].reshape(-1)), alpha, rounding)
+
+
+def _in_parts(base: Tensor, change: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
     # In parts, whose memory is used again: new memory for whole tensors takes several times as long as the sums.
     for start in range(0, len(base), _PART):
         part = slice(start, start + _PART)
-        before = base[part].float()
-        exact = torch.add(before, change[part].to(value.device), alpha=scale)
+        yield part, base[part].float(), change[part].to(base.device)
+
+
+def _moved(
+    name: str,
+    result: Tensor,
+    parts: Iterable[tuple[slice, Tensor, Tensor]],
+    alpha: float | int,
+    rounding: Rounding | None,
+) -> Tensor:
+    """Fill a tensor with θ_0 + α·M, given both in parts of the flattened tensor."""
+    scale = 1.0 if is_running_statistic(name) else alpha
+    out, lost = result.view(-1), 0
+    counted = rounding if result.dtype.itemsize < torch.float32.itemsize else None
+    for part, before, change in parts:
+        exact = torch.add(before, change, alpha=scale)
         out[part] = exact
-        lost += _lost(exact, target)
+        lost += _lost(exact, result.dtype)
         if counted is not None:
             counted.count(before, exact, out[part].float())
     _refuse(name, lost, result, torch.float32, alpha)

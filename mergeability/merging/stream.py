@@ -26,6 +26,7 @@ class Streamed(Mapping[str, Tensor]):
     Attributes:
         shapes: name → shape.
         one_thread: whether the operations are so short that threads of PyTorch slow them down.
+        rule: merges a block of any flattened parameter; None if `merge` needs whole parameters.
 
     Examples:
         >>> from mergeability.examples import tiny_task_vectors
@@ -37,12 +38,17 @@ class Streamed(Mapping[str, Tensor]):
     """
 
     def __init__(
-        self, task_vectors: TaskVectors, merge: Callable[[str], Tensor], *, one_thread: bool = False
+        self,
+        task_vectors: TaskVectors,
+        merge: Callable[[str], Tensor],
+        *,
+        one_thread: bool = False,
+        rule: Rule | None = None,
     ) -> None:
-        """Merge the parameter of a name by `merge`, which reads the models itself."""
+        """Merge the parameter of a name by `merge`, which reads the models itself, or blocks of it by `rule`."""
         shapes = task_vectors.shapes
         self.shapes = {name: shapes[name] for name in (*task_vectors.names, *task_vectors.buffers)}
-        self.one_thread = one_thread
+        self.one_thread, self.rule = one_thread, rule
         self._task_vectors, self._merge = task_vectors, merge
 
     def __getitem__(self, name: str) -> Tensor:
@@ -69,6 +75,19 @@ class Streamed(Mapping[str, Tensor]):
 
     def __hash__(self) -> int:
         return id(self)
+
+    def parts(self, name: str) -> Iterator[tuple[slice, Tensor, Tensor]] | None:
+        """Compute one tensor in flattened blocks that follow each other; None if that is not possible.
+
+        Yields:
+            The range, the base's values and the merged ones, in float32; valid until the next block is requested.
+        """
+        rule = mean if is_running_statistic(name) else self.rule
+        if rule is None:
+            return None
+        own = self._task_vectors.tied.get(name, name)
+        blocks = self._task_vectors.blocks_with_base(own)
+        return ((part, base, rule(own, stack)) for part, base, stack in blocks)
 
     def computed(self) -> dict[str, Tensor]:
         """Compute all tensors; those of tied weights once."""
@@ -162,7 +181,7 @@ def streamed(task_vectors: TaskVectors, rule: Rule, *, elementwise: bool = False
         return rule(name, task_vectors.stack(name))
 
     # Blocks are read by several threads, and are too small for several more.
-    return Streamed(task_vectors, merge, one_thread=elementwise)
+    return Streamed(task_vectors, merge, one_thread=elementwise, rule=rule if elementwise else None)
 
 
 def by_block(task_vectors: TaskVectors, name: str, rule: Rule) -> Tensor:

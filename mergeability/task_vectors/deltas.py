@@ -188,13 +188,21 @@ class Deltas(Mapping[str, Tensor]):
         Raises:
             UserError: a value is NaN or infinite, naming the model and the tensor.
         """
+        for part, _, rows in self.blocks_with_base(name, length):
+            yield part, rows
+
+    def blocks_with_base(
+        self, name: str, length: int | None = None
+    ) -> Iterator[tuple[slice, Float[Tensor, " elements"], Float[Tensor, "T elements"]]]:
+        """Read blocks as `blocks` does, with the same range of the base in float32 before the deltas."""
         parameter = self.parameters[name]
         length = BLOCK if length is None else length
         transform = None if is_running_statistic(name) else self._transform
         if self._kept is not None or not self._reads_parts(parameter, transform):
-            rows = self.stack(name).reshape(len(self.tasks), -1)
+            rows, base = self.stack(name).reshape(len(self.tasks), -1), self.base(name).float().reshape(-1)
             for start in range(0, parameter.size, length):
-                yield slice(start, start + length), rows[:, start : start + length]
+                part = slice(start, start + length)
+                yield part, base[part], rows[:, part]
             return
         parts = [
             transform.by_part(task, name) if isinstance(transform, TransformByPart) else None
@@ -215,7 +223,8 @@ class Deltas(Mapping[str, Tensor]):
                     if part is not None:
                         delta = torch.from_numpy(row)
                         delta.copy_(part(delta))
-                yield slice(start, stop), torch.from_numpy(room[1:, : stop - start])
+                block = torch.from_numpy(room[:, : stop - start])
+                yield slice(start, stop), block[0], block[1:]
 
     def _read_block(
         self, name: str, start: int, base: np.ndarray, rows: Sequence[np.ndarray], places: range

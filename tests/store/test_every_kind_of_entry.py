@@ -91,9 +91,7 @@ LEFT_OUT = {
 
 def kinds_in_the_source() -> set[str]:
     """Read which kinds the package files: the first argument of whatever a store is asked to file."""
-    asked = (
-        r"(?:store|notes)\.(?:arrays|ensure|ensure_written|(?:add_)?record)\(\s*\"(\w+)\"|self\._ensure\(\s*\"(\w+)\""
-    )
+    asked = r"(?:store|notes)\.(?:arrays|ensure|ensure_written|(?:add_)?record)\(\s*\"(\w+)\"|self\._ensure\(\s*\"(\w+)\""
     declared = r"kind: ClassVar\[str\] = \"(\w+)\""
     text = "\n".join(path.read_text() for path in (ROOT / "mergeability").rglob("*.py"))
     # Examples in docstrings file nothing in anybody's store.
