@@ -136,7 +136,7 @@ def clean_names(names: Iterable[Any], what: str) -> dict[str, Any]:
         cleaned = clean_name(name, f"the name of each of the {what}")
         if cleaned in found:
             raise UserError(
-                f"Expected different names of {what}, got {cleaned!r} twice"
+                f"Expected the names of the {what} to be distinct, got {cleaned!r} twice"
                 + (
                     ", in spellings that differ only in white space or in the Unicode form of accents"
                     if name != found[cleaned]

@@ -93,7 +93,7 @@ def _kept_models() -> TaskVectors:
 
 
 def tiny_own_models() -> tuple[str, dict[str, str], dict[str, str]]:
-    """Write a tiny CLIP, two models with random changes, and a folder of twelve unlabelled images for each.
+    """Write a tiny CLIP, two randomly changed copies of it, and a folder of twelve unlabelled images for each copy.
 
     Returns:
         Path of the base; name → path of each model; name → folder of images.
@@ -123,7 +123,7 @@ def tiny_own_models() -> tuple[str, dict[str, str], dict[str, str]]:
 
 
 def tiny_encoder() -> nn.Module:
-    """Create an encoder from normalised 2×2 images to 4 features, with linear layers `hidden` and `output`.
+    """Create an encoder that maps normalised 2×2 images to 4 features; its linear layers are `hidden` and `output`.
 
     Examples:
         >>> import torch
@@ -210,7 +210,7 @@ def tiny_evaluator(*tasks: str) -> Evaluator:
 
 
 def tiny_clip(**changes: Any) -> ClipModel:
-    """Describe a CLIP with one block of width 16 per tower, for images of 32×32 pixels and with random weights.
+    """Describe a randomly initialised CLIP for images of 32×32 pixels; each tower has one block of width 16.
 
     Args:
         changes: other fields of `ClipModel`.

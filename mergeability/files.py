@@ -89,7 +89,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """Read a JSON file that contains an object; return None if it does not exist.
+    """Read a JSON file that contains an object; return None if the file does not exist.
 
     Raises:
         UserError: the file exists but does not contain a JSON object.
@@ -176,7 +176,7 @@ def hold_folder(folder: Path, held: contextlib.ExitStack) -> bool:
 
 
 def sweep_folders(beside: Path) -> list[Path]:
-    """Remove old temporary folders that processes left next to `beside` when they were killed.
+    """Remove old temporary folders that killed processes left in the parent folder of `beside`.
 
     A folder that an interrupted `replace_folder` moved away is moved back.
 

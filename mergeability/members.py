@@ -120,7 +120,7 @@ def members(group: str) -> dict[str, dict[str, Any]]:
 
 
 def fixed_set(group: str, name: str) -> tuple[str, ...]:
-    """List the names that a set such as `metric=paper` selects, from its YAML file."""
+    """Read the YAML file of a set such as `metric=paper`, and list the names that the set selects."""
     return tuple(read_member(files(group)[name])["defaults"])
 
 
@@ -155,7 +155,7 @@ def declared(target: str) -> dict[str, Any]:
 
 
 def data_free() -> tuple[str, ...]:
-    """List the merge methods that require no data, in table order."""
+    """List the merge methods that require no data, in the order in which tables show the methods."""
     return tuple(
         name
         for name, options in members("merge").items()
@@ -196,7 +196,7 @@ def definition(target: str) -> ast.AST | None:
 
 
 def located(target: str) -> tuple[ast.ClassDef | ast.FunctionDef, Path] | None:
-    """Find the definition of a dotted name and the file that contains it."""
+    """Find the class or function that a dotted name denotes; return its syntax tree and the path of its file."""
     module, _, name = target.rpartition(".")
     spec = _spec(module)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):

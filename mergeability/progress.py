@@ -13,7 +13,7 @@ def no_progress(items: Iterable[Any], _description: str, _total: int) -> Iterabl
 
 
 def track(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
-    """Show a progress bar with the remaining time on standard error; show nothing if it is not a terminal."""
+    """Show a progress bar and the remaining time on standard error, or nothing if standard error is not a terminal."""
     # Imported here, because library users without progress bars do not need rich.
     from rich.console import Console
     from rich.progress import (

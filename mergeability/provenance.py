@@ -36,7 +36,7 @@ def published_name(name: str) -> str:
 
 
 def current_name(name: str) -> str:
-    """Return the current dotted name of a class from the name under which it was first published."""
+    """Convert the dotted name under which a class was first published to the current dotted name of the class."""
     return MOVED.get(name, name)
 
 

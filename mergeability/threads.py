@@ -28,7 +28,7 @@ _PROC = Path("/proc/stat")
 
 @dataclass(frozen=True)
 class Sample:
-    """Hold the idle time of the cores at one moment.
+    """Hold the total idle time of the cores up to one moment.
 
     Attributes:
         when: seconds of the clock.
@@ -78,7 +78,7 @@ def choose_threads(
 
 
 def idle_cores(began: Sample, ended: Sample, cores: int) -> int | None:
-    """Return the number of cores, at least 1, that were idle between two samples; None if unknown."""
+    """Return the number of cores, at least 1, that were idle between two measurements; None if unknown."""
     if began.idle is None or ended.idle is None or ended.when <= began.when:
         return None
     free = (ended.idle - began.idle + ended.own - began.own) / (ended.when - began.when)

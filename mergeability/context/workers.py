@@ -191,7 +191,7 @@ def _on_ray(
 
 
 def connect(address: str) -> None:
-    """Connect to a Ray cluster unless already connected; `ray` starts a local one.
+    """Connect to a Ray cluster unless this process is connected already; the address `ray` starts a local cluster.
 
     Raises:
         UserError: nothing answers at the address.

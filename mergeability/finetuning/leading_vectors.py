@@ -1,4 +1,4 @@
-"""Leading singular vectors of the base model's matrices, for penalties on updates relative to them."""
+"""Compute the leading singular vectors of the base model's matrices; penalties compare updates with these vectors."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -20,13 +20,13 @@ def check_count(name: str, k: float | int) -> None:
         UserError: it is not a whole number ≥ 1.
     """
     if not (isinstance(k, int) and not isinstance(k, bool) and k >= 1):
-        raise UserError(f"reg.penalty.k of {name} must be a whole number ≥ 1, not {k}.")
+        raise UserError(f"{name}: reg.penalty.k must be a whole number ≥ 1, not {k}.")
 
 
 def leading_vectors(
     initial: Sequence[Tensor], k: int, name: str
 ) -> Iterator[tuple[int, Float[Tensor, "m k"], Float[Tensor, " k"], Float[Tensor, "n k"]]]:
-    """Decompose every base matrix once; yield the matrix's index among the parameters, and U_k, σ₁ … σ_k and V_k.
+    """Compute the SVD of every base matrix once; yield the matrix's index among the parameters, U_k, σ₁ … σ_k, and V_k.
 
     A matrix is a parameter with two axes, positional embeddings included and convolutions not, as in the metrics.
     Vectors of a singular value 0 are zero: they have no direction. Accurate to float32, in the matrix's dtype.
@@ -40,8 +40,8 @@ def leading_vectors(
         rows, columns = matrix.shape
         if k > min(rows, columns):
             raise UserError(
-                f"reg.penalty.k of {name} is {k}, but the encoder has a matrix of {rows} × {columns}: take at most "
-                f"{min(min(matrix.shape) for matrix in matrices.values())}."
+                f"{name}: reg.penalty.k is {k}, but the encoder has a matrix of size {rows} × {columns}. Set "
+                f"reg.penalty.k to at most {min(min(matrix.shape) for matrix in matrices.values())}."
             )
     logger.info("%s: decomposing the base model's %d matrices, once.", name, len(matrices))
     for index, matrix in matrices.items():

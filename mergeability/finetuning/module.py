@@ -167,8 +167,8 @@ class FineTuningModule(pl.LightningModule):
             object.__setattr__(self, "_compiled", torch.compile(self.encoder))
         if self.penalty is not None and str(self.trainer.precision) == "16-mixed":
             raise UserError(
-                "With trainer.precision=16-mixed, gradients are scaled, which penalties do not support. Use bf16-mixed "
-                "or 32-true."
+                "Penalties do not support trainer.precision=16-mixed, because this precision scales gradients. Use "
+                "bf16-mixed or 32-true."
             )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
@@ -239,7 +239,7 @@ class FineTuningModule(pl.LightningModule):
             return self._loss(self._batch)[0]
 
     def configure_optimizers(self) -> Any:
-        """Return the optimiser with a cosine schedule per optimiser step."""
+        """Return the optimiser and a cosine learning-rate schedule, which advances after every optimiser step."""
         settings = self.settings
         # Lightning's count includes accumulation, the last incomplete group and several devices.
         total = int(self.trainer.estimated_stepping_batches)

@@ -54,7 +54,7 @@ class Step:
     log: Callable[[str, Tensor], None] = _not_logged
 
     def gradients_of_loss(self, create_graph: bool = False) -> tuple[Tensor, ...]:
-        """Return ∇L for every parameter, with its graph if requested."""
+        """Return ∇L for every parameter; keep the autograd graph of ∇L if `create_graph` is true."""
         if self.known_gradients is None:
             return loss_gradients(self.loss, self.parameters, create_graph)
         if create_graph:

@@ -29,7 +29,7 @@ def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
 def finished_card(
     folder: Path, settings: Mapping[str, Any], overwrite: bool = False
 ) -> dict[str, Any] | None:
-    """Return the card of a finished training run with these settings; None if the model must be trained.
+    """Return the card of the finished training run that used the given settings; None if the model must be trained.
 
     Raises:
         UserError: the folder contains a finished model with other settings.

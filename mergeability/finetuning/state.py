@@ -1,4 +1,4 @@
-"""Check that this training run saved a file before Lightning loads it, because Lightning's errors are unclear."""
+"""Before Lightning loads a file, check that this training run saved the file: Lightning's own errors are unclear."""
 
 from collections.abc import Mapping
 from pathlib import Path

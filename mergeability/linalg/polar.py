@@ -1,4 +1,4 @@
-"""Compute polar factors, the nearest matrices with orthonormal columns, without an SVD."""
+"""Compute polar factors (the nearest matrices with orthonormal columns) without an SVD."""
 
 import torch
 from jaxtyping import Float, Float64

@@ -54,8 +54,8 @@ class Breadcrumbs(ByParameter):
         check_alpha(self.alpha)
         if not (self.largest >= 0 and self.smallest >= 0 and self.largest + self.smallest < 1):
             raise UserError(
-                "Expected largest and smallest to be shares of the entries that add up to less than 1, got "
-                f"{self.largest!r} and {self.smallest!r}."
+                "Expected the options `largest` and `smallest` to be shares that are at least 0 and add up to less "
+                f"than 1, got {self.largest!r} and {self.smallest!r}."
             )
 
     def streamed(self, models: TaskVectors | Profiles, /) -> Streamed:

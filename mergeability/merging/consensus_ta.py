@@ -55,11 +55,11 @@ class ConsensusTA(ByParameter):
         check_alpha(self.alpha)
         if isinstance(self.agree, bool) or not isinstance(self.agree, int) or self.agree < 1:
             raise UserError(
-                f"Expected the option agree to be a number of tasks, at least 1, got {self.agree!r}."
+                f"Expected the option `agree` to be a number of tasks that is at least 1, got {self.agree!r}."
             )
         if isinstance(self.threshold, bool) or not 0 <= self.threshold < math.inf:
             raise UserError(
-                f"Expected the option threshold to be a finite number, at least 0, got {self.threshold!r}."
+                f"Expected the option `threshold` to be a finite number that is at least 0, got {self.threshold!r}."
             )
 
     def streamed(self, models: TaskVectors | Profiles, /) -> Streamed:
@@ -71,8 +71,8 @@ class ConsensusTA(ByParameter):
         task_vectors = checked(models)
         if self.agree > len(task_vectors.tasks):
             raise UserError(
-                f"No entry can matter to {self.agree} of {len(task_vectors.tasks)} tasks, so the merge would be "
-                "zero: set agree to at most the number of models."
+                f"The option `agree` is {self.agree}, but there are only {len(task_vectors.tasks)} tasks, so the merge "
+                "would be zero. Set `agree` to at most the number of tasks."
             )
         return streamed(task_vectors, self._merge, elementwise=True)
 

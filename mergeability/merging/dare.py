@@ -96,7 +96,10 @@ class Dare:
 
     @property
     def alpha(self) -> float | int | str:
-        """The default scale of the merged task vector M: that of the method `then`, or 1 if `then` is None."""
+        """The default scale of the merged task vector M.
+
+        It is the default scale of the method in `then`, or 1 if `then` is None.
+        """
         return 1.0 if self.then is None else self.then.alpha
 
     def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:

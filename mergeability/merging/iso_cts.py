@@ -62,7 +62,7 @@ class IsoCTS(ByParameter):
     def __post_init__(self) -> None:
         check_alpha(self.alpha, PUBLISHED)
         if isinstance(self.common, bool) or not 0 <= self.common <= 1:
-            raise UserError(f"Expected the option common to be in [0, 1], got {self.common!r}.")
+            raise UserError(f"Expected the option `common` to be in [0, 1], got {self.common!r}.")
 
     def published_alpha(self, task_vectors: TaskVectors) -> tuple[float, bool]:
         """Return the published scale and True, or 1 and False if no scale was published."""

@@ -58,7 +58,7 @@ class MergeMethod(Protocol):
 
 @runtime_checkable
 class Preprocessing(Protocol):
-    """Protocol of methods that transform the task vectors; the method `then` merges them and defines the scale.
+    """Protocol of methods that transform the task vectors; the method in `then` merges the result and sets the scale.
 
     Examples:
         >>> from mergeability.merging import Dare, Ties
@@ -115,7 +115,7 @@ def checked(models: TaskVectors | Profiles) -> TaskVectors:
 
 
 def with_data(models: TaskVectors | Profiles, method: str) -> Profiles:
-    """Check that the models come with the images and heads that a method needs, and return their profiles.
+    """Check that the models come with the images and heads that a method needs, and return the profiles of the models.
 
     Args:
         models: the models.

@@ -206,7 +206,7 @@ def by_block(task_vectors: TaskVectors, name: str, rule: Rule) -> Tensor:
 
 
 def total(_name: str, stack: Float[Tensor, "T *shape"]) -> Float[Tensor, "*shape"]:
-    """Add the deltas: the rule of `TaskArithmetic`.
+    """Add the deltas, as `TaskArithmetic` does.
 
     Args:
         _name: name of the parameter, not used.
@@ -222,7 +222,7 @@ def total(_name: str, stack: Float[Tensor, "T *shape"]) -> Float[Tensor, "*shape
 
 
 def mean(_name: str, stack: Float[Tensor, "T *shape"]) -> Float[Tensor, "*shape"]:
-    """Average the deltas, as `Average` does, and as other methods do for parameters without special treatment.
+    """Average the deltas; `Average` does this, and other methods do so for parameters that they do not treat specially.
 
     Args:
         _name: name of the parameter, not used.

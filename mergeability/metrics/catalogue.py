@@ -78,7 +78,7 @@ CATEGORIES: dict[str, tuple[str, ...]] = {
 
 
 def metrics_called(names: Iterable[str]) -> dict[str, Metric]:
-    """Return metrics by their names.
+    """Return the metrics that have the given names.
 
     Args:
         names: names of the catalogue, such as "stable_rank".

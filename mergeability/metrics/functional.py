@@ -17,7 +17,7 @@ from mergeability.profiles.profiles import Profiles
 
 @metric(category="functional", low=0, high=1, needs_data=True)
 def base_agreement(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
-    """Compute the share of images on which the base model predicts the class of the fine-tuned model, in [0, 1].
+    """Compute the share, in [0, 1], of images on which the base model predicts the same class as the fine-tuned model.
 
     It measures how well the base model already solves both tasks.
 
@@ -43,7 +43,7 @@ def base_agreement(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="functional", low=0, high=1, needs_data=True)
 def base_overlap(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
-    """Compute the overlap of the class probabilities of the base model and of the fine-tuned model, in [0, 1].
+    """Compute the overlap, in [0, 1], between the class probabilities of the base model and of the fine-tuned model.
 
     Formula: ½ (v(base, a) + v(base, b)), where v is the mean over images of Σ_y min(p_y, q_y).
 
@@ -67,7 +67,7 @@ def base_overlap(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="functional", low=0, high=1, equal=1, needs_data=True)
 def ensemble_overlap(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
-    """Compute the overlap of the class probabilities of the averaged features and of each task's own model.
+    """Compute the overlap between the class probabilities from averaged features and those from each task's own model.
 
     The averaged features are z = (z_a + z_b)/‖z_a + z_b‖, where z_a and z_b are the L2-normalised features of the two
     models: they imitate a merge without merging. NaN where ‖z_a + z_b‖ < 1e-6.
@@ -194,7 +194,9 @@ def set_values(profiles: Profiles, names: Sequence[str], chosen: Sequence[str]) 
     """
     unknown = [name for name in names if name not in _KNOWN]
     if unknown:
-        raise UserError(f"Expected functional metrics among {', '.join(_KNOWN)}, got {', '.join(unknown)}.")
+        raise UserError(
+            f"Expected functional metrics from the list {', '.join(_KNOWN)}; got {', '.join(unknown)}."
+        )
     values, places = _values(profiles), [profiles.tasks.index(task) for task in chosen]
     found = {}
     for name in names:

@@ -1,6 +1,6 @@
-"""Compute metrics of the geometry of one vector per model, from the T×T Gram matrix of a view.
+"""Represent each model by one vector, and compute metrics from the T×T Gram matrix of these vectors.
 
-The view says which vector: `task_vector`, `activation`, `encoder_gradient` or `input_gradient`. One function
+The option `view` selects the vector: `task_vector`, `activation`, `encoder_gradient` or `input_gradient`. One function
 therefore serves several of the published metrics. Beyond these, `linear_cka` compares kernels of activations.
 """
 
@@ -140,7 +140,7 @@ def angle(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="geometry", low=0, high=1, equal=1)
 def magnitude_ratio(profiles: Profiles, view: str) -> Float64[np.ndarray, "T T"]:
-    """Compute the ratio of the smaller norm of two vectors to the larger norm, in [0, 1]; 0 if one is below 1e-8.
+    """Compute the ratio, in [0, 1], of the smaller to the larger of two vectors' norms; 0 if either norm is below 1e-8.
 
     Formula: min(‖a‖, ‖b‖) / max(‖a‖, ‖b‖).
 

@@ -130,7 +130,7 @@ def spectral_gap(profiles: Profiles, view: str = "task_vector") -> Float64[np.nd
 
 @metric(category="effective rank", low=0, high=1, equal=0)
 def singular_value_ratio(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
-    """Compute the ratio s₂ / s₁, in [0, 1]; it is 1 for orthogonal task vectors of equal length.
+    """Compute the ratio s₂ / s₁ of the singular values of [a; b], in [0, 1]; 1 for orthogonal vectors of equal length.
 
     Formula: s₂ / s₁.
 
@@ -158,7 +158,7 @@ def singular_value_ratio(profiles: Profiles, view: str = "task_vector") -> Float
 
 @metric(category="effective rank", low=1, high=2, equal=1)
 def layerwise_effective_rank(profiles: Profiles, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
-    """Compute the norm-weighted mean over tensors of the effective rank of the two deltas, in [1, 2].
+    """Average the effective rank of the two deltas over tensors, weighted by norm; the result is in [1, 2].
 
     erₗ is the effective rank of the tensor's two deltas. Tensors where either norm is below 1e-10 are
     skipped; the value is 2 if none is left.

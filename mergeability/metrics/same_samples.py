@@ -1,7 +1,7 @@
 """Compare the gradients of two models on the samples of both models' tasks.
 
-The view says which gradient, `encoder_gradient` or `input_gradient`. The published metrics of these names take
-each model's gradient on its own task's samples instead. These here need two passes per pair, so they are not
+The option `view` selects the gradient: `encoder_gradient` or `input_gradient`. The published metrics of these names
+take each model's gradient on its own task's samples instead. These here need two passes per pair, so they are not
 in `metric=all`.
 """
 

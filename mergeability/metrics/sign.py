@@ -9,7 +9,7 @@ from mergeability.profiles.profiles import Profiles
 
 @metric(category="sign", low=0, high=1, equal=0, on_request=True)
 def sign_conflict(profiles: Profiles, density: float | int = 0.2) -> Float64[np.ndarray, "T T"]:
-    """Compute the share of opposite signs among the entries that both models changed most, in [0, 1].
+    """Compute the share, in [0, 1], of opposite signs among the entries that are most changed in both models.
 
     A model keeps the `density` of its entries that is largest in magnitude over all parameters: the trimming of
     TIES (Yadav et al. 2023, arXiv 2306.01708), whose election of signs resolves these conflicts. About 0.5 for

@@ -50,7 +50,7 @@ def singular_value_overlap(profiles: Profiles, count: Count = 100) -> Float64[np
 
 @metric(category="subspace", low=0, high=1)
 def left_overlap(profiles: Profiles, k: Count = 10) -> Float64[np.ndarray, "T T"]:
-    """Compute the overlap of the subspaces of the k leading left singular vectors, averaged over matrices.
+    """Compute the overlap of the subspaces spanned by the k leading left singular vectors, averaged over matrices.
 
     Divided by k as published, not by √k: identical subspaces score 1/√k, which is 0.316 at k = 10.
 
@@ -87,7 +87,7 @@ def left_overlap(profiles: Profiles, k: Count = 10) -> Float64[np.ndarray, "T T"
 def right_overlap(
     profiles: Profiles, end: Literal["top", "bottom"] = "top", k: Count = 10
 ) -> Float64[np.ndarray, "T T"]:
-    """Compute the overlap of the subspaces of k right singular vectors, in [0, 1], averaged over matrices.
+    """Compute the overlap, in [0, 1], of the subspaces spanned by k right singular vectors, averaged over matrices.
 
     Formula: ‖VaᵀVb‖_F / √k, where V_t are the first or the last k right vectors of the thin SVD.
 

@@ -101,10 +101,10 @@ def metric(
 
 
 def traits_of(function: Callable[..., Any]) -> Traits:
-    """Return the declared traits of a metric with its options, such as its range; it is infinite if none is declared.
+    """Return the traits that a metric declares, such as its range; a range that is not declared is infinite.
 
     Args:
-        function: a metric, or a `functools.partial` of one.
+        function: a metric, or a `functools.partial` of one, whose options are taken into account.
 
     Examples:
         >>> from mergeability.metrics.gram import cosine_similarity

@@ -79,10 +79,9 @@ def fetch_base(folder: Path, model: Model) -> dict[str, Any]:
         raise
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"Cannot fetch the weights {model.pretrained!r} of {model.name} ({error.__class__.__name__}): this needs "
-            f"a network connection on first use. Copy {folder} from a machine that has it, or set a file with "
-            "both towers in "
-            "model.pretrained=<path>."
+            f"Cannot fetch the weights {model.pretrained!r} of {model.name} ({error.__class__.__name__}): the "
+            f"first use requires a network connection. Copy {folder} from a machine that has it, or set "
+            "model.pretrained=<path> to a file that contains both towers."
         ) from error
     if model.pretrained is None:
         logger.warning(
@@ -129,7 +128,7 @@ def pretrain_base(
     accelerator: str = "auto",
     record: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Pretrain a base model with a given function, and write it with its card.
+    """Pretrain a base model by calling a given function, and write the model and its card.
 
     Args:
         folder: folder of the base model.

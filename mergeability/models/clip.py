@@ -153,7 +153,10 @@ class ClipModel:
         return self._built(self.configuration, seed)
 
     def encoder_only(self) -> nn.Module:
-        """Build only the image encoder of `architecture_only`, because the text tower is slow to initialise."""
+        """Build the image encoder alone, because the text tower is slow to initialise.
+
+        The weights equal the weights of the image encoder in `architecture_only(seed=0)`.
+        """
         # open_clip makes both, the image encoder first.
         tiny = {"context_length": 1, "vocab_size": 1, "width": 64, "heads": 1, "layers": 1}
         return self._built({**self.configuration, "text_cfg": tiny}, seed=0).visual
@@ -192,7 +195,7 @@ class ClipModel:
         return prepared(task, split, self.resize, self.image_size, store)
 
     def task_remarks(self, task: Task) -> list[str]:
-        """Return messages about images that are left out or modified, for the splits read so far."""
+        """Return messages about images that are left out or modified in the splits read so far."""
         return remarks(task)
 
     def inputs(self, samples: Samples) -> Inputs:
@@ -220,7 +223,7 @@ class ClipModel:
         return (images.float() / 255 - mean) / std
 
     def tokenize(self, texts: Sequence[str]) -> Int64[Tensor, "N context"]:
-        """Tokenize sentences, truncated or zero-padded to the context length."""
+        """Tokenize sentences, and truncate or zero-pad the tokens to the context length."""
         return _tokenizer(self.context_length)(list(texts))
 
     @property

@@ -1,4 +1,4 @@
-"""Pretrain the mini CLIP contrastively on rendered images, with captions as noisy as those of the web.
+"""Pretrain the mini CLIP contrastively on rendered images whose captions are as noisy as captions on the web.
 
 The result is meant to relate to rendered tasks as CLIP relates to real ones: general, but imperfect. Captions are made
 from an image's attributes, and are as noisy as those of the web: some name only the kind of object, some are wrong,
@@ -224,8 +224,8 @@ def pretrain(
         )
     if images_per_subject * len(subjects) < batch_size:
         raise UserError(
-            f"Expected enough images to fill a batch of {batch_size}, got {images_per_subject} of each of "
-            f"{len(subjects)} subjects."
+            f"Expected enough images to fill a batch of {batch_size}, got {images_per_subject} images for each "
+            f"of {len(subjects)} subjects."
         )
     batches = Batches(captioned_images(model, subjects, images_per_subject, seed), batch_size, seed)
     module = ContrastivePretraining(model, model.build(seed).train(), learning_rate, weight_decay, steps)

@@ -72,7 +72,7 @@ class Model(Protocol):
         ...
 
     def samples(self, task: Task, split: Split, store: Store) -> Samples:
-        """Read a split of a task in the form in which the model's samples are stored.
+        """Read the samples of one split of a task, and return them in the model's storage format.
 
         Raises:
             UserError: the task has another kind of inputs.
@@ -80,7 +80,7 @@ class Model(Protocol):
         ...
 
     def task_remarks(self, task: Task) -> list[str]:
-        """Return messages about samples of a task that are left out or changed, for the splits read so far."""
+        """Return messages about samples of a task that are left out or changed in the splits read so far."""
         ...
 
     def preprocess(self, rows: Tensor, /) -> Tensor:
@@ -88,5 +88,5 @@ class Model(Protocol):
         ...
 
     def inputs(self, samples: Samples) -> Inputs:
-        """Turn samples into the encoder's inputs, with labels."""
+        """Convert samples to the encoder's inputs, and return the inputs with their labels."""
         ...

@@ -1,4 +1,4 @@
-"""Checks of supported models: plain CLIP architectures, and published weights that match their configuration.
+"""Check that a model is supported: it must be a plain CLIP, and published weights must match the configuration.
 
 open_clip is imported where it is used, since that takes seconds (see `mergeability.models.clip`).
 """

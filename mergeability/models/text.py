@@ -138,7 +138,7 @@ class TextModel:
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """Return the network's configuration without descriptions, and without dropout.
+        """Return the network's configuration: dropout is set to 0, and purely descriptive entries are left out.
 
         Dropout is not used in training either, so that an interrupted training continues with the same result.
         """
@@ -152,7 +152,7 @@ class TextModel:
 
     @property
     def tensor_prefix(self) -> str:
-        """Return an empty prefix: files use the tensor names of `transformers`, so that it can open them."""
+        """Return an empty prefix, because `transformers` opens only files with its own tensor names."""
         return ""
 
     @property
@@ -243,7 +243,8 @@ class TextModel:
             cut = sum(bool(one.overflowing) for one in self._encodings(texts))
             if cut:
                 found.append(
-                    f"cut after {self.context_length} tokens: {cut} of {len(texts)} texts of the {split} split."
+                    f"{cut} of {len(texts)} texts of the {split} split are truncated after "
+                    f"{self.context_length} tokens."
                 )
         return found
 
@@ -256,7 +257,7 @@ class TextModel:
         return rows
 
     def tokenize(self, texts: Sequence[str]) -> Int64[Tensor, "N context"]:
-        """Tokenize texts, cut or padded to the context length."""
+        """Tokenize texts, and truncate or pad the tokens to the context length."""
         return torch.tensor([one.ids for one in self._encodings(texts)], dtype=torch.int64)
 
     def _encodings(self, texts: Sequence[str]) -> Sequence["Encoding"]:

@@ -53,7 +53,7 @@ class Activations:
         return {_ROWS: rows}
 
     def combine(self, subject: Subject) -> dict[str, Float32[Tensor, "n d"]]:
-        """Return the activations of each task; unlike the models, all activations together fit in memory."""
+        """Return the activations of every model; all activations fit in memory together, but all models may not."""
         keys = ensure_entries(self, subject, subject.store)
         return {task: subject.store.read(self.kind, key)[_ROWS] for task, key in keys.items()}
 
@@ -153,7 +153,7 @@ def sample_activations(
 def centred_kernel(
     activations: Float32[np.ndarray, "n d"], start: int, stop: int
 ) -> Float64[np.ndarray, " elements"]:
-    """Compute a slice of the flattened n×n matrix X Xᵀ of inner products of the centred rows of X.
+    """Subtract the mean row from each row of X, and compute a slice of the flattened n×n matrix X Xᵀ.
 
     All zeros if the rows are equal up to float32 rounding: n equal samples have no geometry, and neither has
     the remaining rounding error.

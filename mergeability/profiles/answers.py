@@ -18,7 +18,7 @@ Probabilities = Float64[np.ndarray, "n classes"]
 
 
 def normalised(features: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, "n d"]:
-    """Divide each row by its length, in float64; NaN if the length is below 1e-6.
+    """Divide each row by its Euclidean norm, in float64; rows with a norm below 1e-6 become NaN.
 
     >>> normalised(np.array([[3.0, 4.0], [0.0, 0.0]]))
     array([[0.6, 0.8],
@@ -48,7 +48,7 @@ def probabilities(
 
 
 def overlap(answers: Probabilities, own: Probabilities) -> float:
-    """Average Σ_y min(P(y|x), Q(y|x)) over the inputs x, in [0, 1]; 1 for equal probabilities.
+    """Average Σ_y min(P(y|x), Q(y|x)) over the inputs x; the result is in [0, 1], and 1 if P = Q.
 
     Args:
         answers: P, the probabilities of the compared model.
@@ -61,9 +61,9 @@ def overlap(answers: Probabilities, own: Probabilities) -> float:
 
 
 def agreement(answers: Probabilities, own: Probabilities) -> float:
-    """Compute the share of inputs for which P and Q predict the same class, in [0, 1].
+    """Compute the share, in [0, 1], of inputs for which P and Q predict the same class.
 
-    NaN if a prediction is unknown. Not corrected for chance.
+    P and Q are defined as in `overlap`. NaN if a prediction is unknown. Not corrected for chance.
 
     >>> agreement(np.array([[0.7, 0.3], [0.2, 0.8]]), np.array([[0.9, 0.1], [0.6, 0.4]]))
     0.5
@@ -74,7 +74,9 @@ def agreement(answers: Probabilities, own: Probabilities) -> float:
 
 
 def confidence(answers: Probabilities, own: Probabilities) -> float:
-    """Average P(ŷ|x), which is in [0, 1], over the inputs x, where ŷ is the class predicted by Q.
+    """Average P(ŷ|x) over the inputs x, where ŷ is the class that Q predicts for x; the result is in [0, 1].
+
+    P and Q are defined as in `overlap`.
 
     >>> confidence(np.array([[0.75, 0.25], [0.25, 0.75]]), np.array([[0.9, 0.1], [0.6, 0.4]]))
     0.5
@@ -83,7 +85,9 @@ def confidence(answers: Probabilities, own: Probabilities) -> float:
 
 
 def chance_agreement(answers: Probabilities, own: Probabilities) -> float:
-    """Compute Σ_y share_Q(y) · share_P(y): the chance agreement of two models with independent predictions.
+    """Compute how often P and Q would agree if their predictions were independent: Σ_y share_P(y) · share_Q(y).
+
+    P and Q are defined as in `overlap`; share_P(y) is the share of inputs for which P predicts the class y.
 
     >>> chance_agreement(np.array([[0.7, 0.3], [0.2, 0.8]]), np.array([[0.9, 0.1], [0.6, 0.4]]))
     0.5

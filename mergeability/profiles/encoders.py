@@ -32,7 +32,7 @@ def last_layer(encoder: nn.Module) -> str:
 
 
 def parameter_owners(encoder: nn.Module) -> dict[str, str]:
-    """Map each parameter name to the first name of the same parameter; they differ for tied parameters.
+    """Map each parameter name to the first name of the same parameter; the two names differ only for tied parameters.
 
     A tied weight is one variable, so its names must not be assigned different values.
     """

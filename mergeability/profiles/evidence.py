@@ -41,7 +41,7 @@ class Evidence(Protocol[Found]):
     """
 
     def combine(self, subject: Subject) -> Found:
-        """Compute the store's missing entries, and combine the entries of all models."""
+        """Compute the entries that the store lacks, and combine the entries of all models."""
         ...
 
 
@@ -58,7 +58,7 @@ class ModelEntries(Protocol):
     description: ClassVar[str]
 
     def key(self, subject: Subject, task: str) -> dict[str, Any]:
-        """Return all inputs that determine a model's entry, as a JSON-compatible record."""
+        """Return all inputs that determine a model's entry in the store, as a JSON-compatible record."""
         ...
 
     def compute(self, subject: Subject, task: str) -> Mapping[str, Tensor]:

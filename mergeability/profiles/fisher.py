@@ -190,6 +190,6 @@ def _check_finite(roots: Mapping[str, Tensor]) -> None:
     for name, root in roots.items():
         if not torch.isfinite(root).all():
             raise UserError(
-                f"The Fisher information of '{name}' is not finite, because its weights or calibration images"
-                " are too large or not finite. Check them, or leave the model out."
+                f"The Fisher information of '{name}' is not finite, because the weights of this model or the"
+                " values of its calibration images are too large or not finite. Check both, or leave the model out."
             )

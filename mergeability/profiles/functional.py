@@ -55,7 +55,7 @@ class Features:
         }
 
     def combine(self, subject: Subject) -> ReadFeatures:
-        """Compute missing features one model after another, and return a function that reads features."""
+        """Compute the missing features, one model at a time, and return a function that reads features."""
         views = subject.required_views("functional")
         tasks = answerable(views, subject.tasks)
 
@@ -99,8 +99,8 @@ class _Passes:
         if not torch.isfinite(found).all():
             owner = "base model" if self._model is None else f"model of '{self._model}'"
             raise UserError(
-                f"The {owner} computes features of '{task}' that are not finite, because its weights are too large"
-                " for these inputs. Check the weights, or leave the model out."
+                f"For the inputs of '{task}', the {owner} computes features that are not finite, because the weights of"
+                " this model are too large. Check the weights, or leave the model out."
             )
         return {"features": found}
 
@@ -164,7 +164,7 @@ class FunctionalValues:
 
 @dataclass(frozen=True)
 class FunctionalEvidence:
-    """Compare the predictions of all models and of sets of models with those of each task's own model."""
+    """Compare the predictions of models and of sets of models with the predictions of each task's own model."""
 
     def combine(self, subject: Subject) -> FunctionalValues:
         """Compare predictions one task after another, so that only the features of one task are in memory."""
@@ -204,7 +204,10 @@ class SetAnswers:
     """Compute predictions from the mean of several models' features."""
 
     def combine(self, subject: Subject) -> Callable[[Sequence[str], str], float]:
-        """Return a function that averages a measure over the tasks of a set, and returns NaN if it is unknown."""
+        """Return a function that averages a measure over a set of tasks.
+
+        The average is NaN if one of the tasks lacks inputs or a head.
+        """
         read, views = Features().combine(subject), subject.required_views("functional")
 
         def value(chosen: Sequence[str], measure: str) -> float:

@@ -82,7 +82,7 @@ class OwnGradients:
 
 @dataclass(frozen=True)
 class EncoderGradientGrams:
-    """Compute one Gram matrix of the models' gradients per parameter of the encoder.
+    """For each parameter of the encoder, compute the Gram matrix of the models' gradients.
 
     Examples:
         >>> from mergeability.examples import tiny_profiles
@@ -147,7 +147,9 @@ def _grams(
 
 
 def data_key(subject: Subject) -> dict[str, Any]:
-    """Return the part of store keys that is common to all values computed from samples and heads; it names no model.
+    """Return the fields that all values computed from samples and heads share in their store keys.
+
+    None of these fields names a model.
 
     Args:
         subject: the models with their data.

@@ -1,4 +1,4 @@
-"""Compute Gram matrices of one long vector per model and layer."""
+"""For each layer, compute the Gram matrix of the models' vectors; each model has one long vector per layer."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

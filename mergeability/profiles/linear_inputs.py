@@ -98,7 +98,7 @@ class LinearInputs:
         return {part.key: gram for part, gram in found.items()}
 
     def combine(self, subject: Subject) -> tuple[dict[str, list[LinearPart]], dict[str, ReadGram]]:
-        """Return the linear layers that use each tensor, and per task a function that reads a layer's Gram matrix."""
+        """Return the linear layers that use each tensor, and one function per task that reads a Gram matrix."""
         store, keys = subject.data_store, ensure_entries(self, subject, subject.data_store)
 
         def reader(task: str) -> ReadGram:

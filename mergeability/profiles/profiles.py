@@ -90,7 +90,7 @@ class Profiles:
         return selected
 
     def evidence(self, kind: Evidence[Found]) -> Found:
-        """Return one kind of evidence on these models; results are cached by options.
+        """Return one kind of evidence about these models; results are cached separately for each choice of options.
 
         Args:
             kind: a frozen dataclass of the evidence's options, such as `SubspaceOverlaps(k=5)`.
@@ -109,13 +109,14 @@ class Profiles:
         return gradients.data_key(self.subject)
 
     def gram(self, view: str = "task_vector") -> Float64[np.ndarray, "T T"]:
-        """Compute the models' Gram matrix ⟨x_a, x_b⟩ of a view, summed over all its tensors."""
+        """For a view, such as the task vectors, compute the models' Gram matrix ⟨x_a, x_b⟩, summed over tensors."""
         return self.layer_grams(view).sum(0)
 
     def layer_grams(self, view: str = "task_vector") -> Float64[np.ndarray, "L T T"]:
-        """Compute one Gram matrix per tensor of a view; sums are accumulated in float64.
+        """For each tensor of a view, such as the task vectors, compute the models' Gram matrix.
 
-        L is the number of parameters for task vectors and encoder gradients, and 1 otherwise.
+        Sums are accumulated in float64. L is the number of parameters for task vectors and encoder gradients, and 1
+        otherwise.
 
         Raises:
             UserError: the view is unknown, not finite, or needs inputs and heads that were not given.
@@ -125,15 +126,17 @@ class Profiles:
         return self.evidence(VIEWS[view])
 
     def subspace_overlaps(self, side: str, end: str, k: int = SUBSPACE_SIZE) -> Float64[np.ndarray, "L T T"]:
-        """Compute ‖UaᵀUb‖²_F of every matrix, where U contains the first k or the last k singular vectors (thin SVD).
+        """Compute ‖UaᵀUb‖²_F for every matrix and every pair of models a and b.
 
-        k is clipped to min(m, n). NaN if one of the two models did not change the matrix, or if its k
-        vectors are not unique: the last ones of a change with several zero singular values, or the
-        first ones of a change of rank below k. `remarks` lists such cases.
+        Ua and Ub contain the first k or the last k singular vectors of the models' changes (thin SVD). k is
+        clipped to min(m, n). NaN if one of the two models did not change the matrix, or if its k vectors are not
+        unique: the last ones of a change with several zero singular values, or the first ones of a change of rank
+        below k. `remarks` lists such cases.
         """
         if side not in subspaces.SIDES or end not in subspaces.ENDS or k < 1:
             raise UserError(
-                f"Expected side left or right, end top or bottom and k ≥ 1; got {side!r}, {end!r}, {k}."
+                "Expected `side` to be left or right, `end` to be top or bottom, and `k` to be at least 1; got"
+                f" {side!r}, {end!r}, {k}."
             )
         found = self.evidence(SubspaceOverlaps(k))
         remarks = undetermined(found, self.tasks, side, end, k)
@@ -160,7 +163,7 @@ class Profiles:
         SubspaceOverlaps(k).decompose(self.subject)
 
     def sign_counts(self, density: float | int = 0.2) -> SignCounts:
-        """Count the entries that are among the most changed in each of two models, and those with opposite signs.
+        """Count the entries that are among the most changed in both models of a pair, and how many have opposite signs.
 
         Raises:
             UserError: the density is not in (0, 1], or a delta is not finite.
@@ -168,7 +171,7 @@ class Profiles:
         return self.evidence(SignConflicts(density))
 
     def shared_grams(self, view: str) -> Float64[np.ndarray, "T T 2 2"]:
-        """Compute the 2×2 Gram matrix of every pair's gradients on the same samples.
+        """For every pair of models, compute the 2×2 Gram matrix of the two gradients on the samples of both tasks.
 
         x_a and x_b are the gradients of the two models on the union of both tasks' samples, each sample
         classified by the head of its own task. This takes two passes per pair, while other evidence takes one per
@@ -185,7 +188,7 @@ class Profiles:
 
     @property
     def encoder_parameters(self) -> frozenset[str]:
-        """The encoder's parameters, for which Fisher information is computed, by their names in checkpoints."""
+        """The checkpoint names of the encoder's parameters; Fisher information is computed for these parameters."""
         own = parameter_owners(self.subject.required_views("Fisher information").encoder)
         return frozenset(name for name in self.subject.tensors if name.removeprefix(PREFIX) in own)
 

@@ -60,7 +60,11 @@ class SharedGradientGrams:
     """
 
     def combine(self, subject: Subject) -> dict[str, Float64[np.ndarray, "T T 2 2"]]:
-        """Return, by view, the Gram matrices [[⟨x_a, x_a⟩, ⟨x_a, x_b⟩], [⟨x_b, x_a⟩, ⟨x_b, x_b⟩]] of all pairs."""
+        """For each kind of gradient, return the 2×2 Gram matrices of all pairs of models.
+
+        The matrix of a pair is [[⟨x_a, x_a⟩, ⟨x_a, x_b⟩], [⟨x_b, x_a⟩, ⟨x_b, x_b⟩]], where x_a and x_b are the
+        gradients of models a and b.
+        """
         tasks = subject.tasks
         keys = {task: OwnGradients().key(subject, task) for task in tasks}
         # Sorted by content, so that a pair is one entry for both orders of its models.
@@ -121,8 +125,9 @@ def pair_grams(left: Side, right: Side) -> dict[str, list[list[float]]]:
     for view, gram in found.items():
         if not np.isfinite(gram).all():
             raise UserError(
-                f"The shared {view} of '{left.task}' and '{right.task}' is not finite: a model or its "
-                "calibration images overflow. Check them, or leave the model out."
+                f"The {view} of '{left.task}' or '{right.task}' on the samples of both tasks is not "
+                "finite, because weights or calibration images contain values that are too large or not finite. Check "
+                "both models and their images, or leave one of the models out."
             )
     return {view: gram.tolist() for view, gram in found.items()}
 

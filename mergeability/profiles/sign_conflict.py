@@ -1,4 +1,4 @@
-"""Count sign conflicts: entries among the most changed in both models of a pair, changed in opposite directions.
+"""Count sign conflicts: entries that are among the most changed in both models of a pair but have opposite signs.
 
 TIES (Yadav et al. 2023, arXiv 2306.01708) keeps each model's largest entries and then elects signs; the metric counts
 the conflicts between them. Every delta is read in blocks, three times.

@@ -67,8 +67,8 @@ class Subject:
         """
         if self.views is None:
             raise UserError(
-                f"The {what} metrics require images and heads. Pass them to Profiles as the argument views, or request"
-                " only metrics that are computed from weights."
+                f"The {what} metrics require images and heads. Pass images and heads to Profiles in the argument"
+                " `views`, or request only metrics that are computed from weights."
             )
         return self.views
 

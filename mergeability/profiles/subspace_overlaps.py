@@ -36,7 +36,10 @@ class SubspaceOverlaps:
     k: int = SUBSPACE_SIZE
 
     def combine(self, subject: Subject) -> dict[str, np.ndarray]:
-        """Return `left_top`, `left_bottom`, `right_top`, `right_bottom` (all L×T×T) and `singular_values` (L×T×K)."""
+        """Return `left_top`, `left_bottom`, `right_top`, `right_bottom` (all L×T×T) and `singular_values` (L×T×K).
+
+        There are L matrices, T models and up to K singular values per matrix; fewer values are padded with zeros.
+        """
         vectors = subject.task_vectors
         key = {
             "base": vectors.base_hash,
@@ -163,7 +166,7 @@ def matrix_shapes(vectors: TaskVectors) -> np.ndarray:
 def undetermined(
     found: dict[str, np.ndarray], tasks: tuple[str, ...], side: str, end: str, k: int
 ) -> list[str]:
-    """List the changed matrices that have no overlaps, because their first or last singular vectors are not unique.
+    """For each model, count the changed matrices whose overlaps are undefined because singular vectors are not unique.
 
     Args:
         found: result of `SubspaceOverlaps`.

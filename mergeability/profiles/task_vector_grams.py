@@ -1,4 +1,4 @@
-"""Compute the inner products of task vectors in each tensor."""
+"""Compute the inner products of the models' task vectors, separately for each tensor."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from mergeability.profiles.subject import Subject
 
 @dataclass(frozen=True)
 class TaskVectorGrams:
-    """Compute and store one Gram matrix of the models' task vectors per parameter."""
+    """For each parameter, compute and store the Gram matrix of the models' task vectors."""
 
     def combine(self, subject: Subject) -> Float64[np.ndarray, "L T T"]:
         """Compute the Gram matrices, and check that the models were fine-tuned from their base.

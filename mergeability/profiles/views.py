@@ -62,7 +62,7 @@ class Views:
             )
 
     def state(self, task_vectors: TaskVectors, task: str, device: str = "cpu") -> dict[str, Tensor]:
-        """Read one fine-tuned model's weights to a device in float32, with the encoder's parameter names.
+        """Load one fine-tuned model's weights onto a device as float32 tensors under the encoder's parameter names.
 
         Raises:
             UserError: the checkpoint's tensors do not fit the encoder.

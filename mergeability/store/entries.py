@@ -186,7 +186,7 @@ def checked_json(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def hash_without_seal(path: Path) -> str:
-    """Hash a file of tensors without kind, key and checksum, so that hashes in older keys stay valid.
+    """Hash a file of tensors without its stored kind and checksum, so that hashes contained in older keys stay valid.
 
     Returns:
         The SHA-256 of the file that version 0.1.0 wrote, 64 hexadecimal digits.

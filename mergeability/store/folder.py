@@ -70,7 +70,9 @@ class StoreFolder:
                     temporary.unlink(missing_ok=True)
 
     def witness(self) -> str | None:
-        """Create a file that tells other processes that they share this folder; it exists until this process ends.
+        """Create a file by which other processes can check that they see the same folder.
+
+        The file exists until this process ends.
 
         Returns:
             Its path in the folder; None if the folder is not writable.
@@ -122,7 +124,7 @@ class StoreFolder:
             return self._begin()
         except DamagedError as error:
             logger.warning(
-                "Damaged %s (%s). Entries without a checksum are therefore not used.",
+                "The file %s is damaged (%s). As a precaution, entries without a checksum are not used.",
                 self._marker,
                 error.reason,
             )

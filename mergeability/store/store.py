@@ -96,7 +96,7 @@ class Store:
 
     @staticmethod
     def content_hash(path: Path) -> str:
-        """Return the SHA-256 hash, as 64 hexadecimal digits, of an entry's file except the stored checksum."""
+        """Return the SHA-256 hash, as 64 hexadecimal digits, of an entry's file without the stored checksum."""
         return hash_without_seal(path)
 
     def path(self, kind: str, key: Mapping[str, Any], suffix: str) -> Path:

@@ -48,7 +48,7 @@ _DERIVED = ("names", "buffers", "matrices", "layout", "tied")
 
 
 class Deltas(Mapping[str, Tensor]):
-    """Map parameter names to the stacked deltas θ_t − θ_0 of several models, which are read on demand.
+    """Map parameter names to the stacked deltas θ_t − θ_0 of several models; the deltas are read on demand.
 
     Attributes:
         tasks: names of the models.
@@ -265,7 +265,7 @@ class Deltas(Mapping[str, Tensor]):
         room: Float32[np.ndarray, " at_least_elements"] | None = None,
         base: Float32[np.ndarray, " elements"] | None = None,
     ) -> Float32[np.ndarray, " elements"]:
-        """Read a range of a flattened delta of one model in float32, without reading the rest of the tensor.
+        """Read a range of one model's flattened delta, in float32, without reading the rest of the tensor.
 
         Values that are not finite are returned unchanged: sums of squares detect them in one pass over the data
         instead of two.
@@ -299,7 +299,7 @@ class Deltas(Mapping[str, Tensor]):
         *,
         room: Float32[np.ndarray, " at_least_elements"] | None = None,
     ) -> Float32[np.ndarray, " elements"]:
-        """Read a range of a flattened base parameter, in float32; `room` is memory for the values, as in `read`."""
+        """Read a range of a flattened base parameter, in float32; `room` is a buffer for the values, as in `read`."""
         parameter = self.parameters[name]
         stop = parameter.size if stop is None else stop
         values = np.empty(stop - start, dtype=np.float32) if room is None else room[: stop - start]

@@ -122,7 +122,7 @@ def _select(histogram: Int64[np.ndarray, " bins"], rank: int) -> tuple[int, int]
 
 
 def blocks(vectors: TaskVectors, name: str) -> Iterator[tuple[int, int]]:
-    """Split a parameter into ranges that are read one by one; a transformed delta is one range."""
+    """Split a parameter into ranges that are read one by one; a parameter whose delta is transformed is not split."""
     size = vectors.parameters[name].size
     # Reading a range of a transformed tensor transforms the whole tensor each time.
     length = size if vectors.is_transformed else grams.BLOCK

@@ -66,7 +66,7 @@ def is_running_statistic(name: str) -> bool:
 def cut(
     parameters: Mapping[str, Parameter], *, split_qkv: bool = False, matricize: str | None = None
 ) -> dict[str, Parameter]:
-    """Split parameters into smaller ones or reshape them, without changing values.
+    """Split or reshape parameters without changing their values.
 
     Args:
         parameters: name → parameter.

@@ -219,7 +219,7 @@ class TaskVectors(Deltas):
         return changed
 
     def assembled(self, merged: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Assemble the checkpoints' tensors from their parameters; this is the inverse of `with_layout`.
+        """Combine parameters into the tensors of the checkpoints; this is the inverse of `with_layout`.
 
         Args:
             merged: parameter name → tensor of the parameter's shape, for all parameters of a tensor or none.
@@ -231,7 +231,7 @@ class TaskVectors(Deltas):
 
     @cached_property
     def tied(self) -> dict[str, str]:
-        """The tied tensors, which equal another tensor in all checkpoints: name → name of the other tensor.
+        """The mapping from the name of each tied tensor to the name of the tensor that it equals in all checkpoints.
 
         Files store tied tensors under one name each, so they are identified by their values.
         """

@@ -93,7 +93,7 @@ def in_base(name: str) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Map the names of an adapter's modules to those in the base, by replacing one prefix by another.
+    """Map the names of an adapter's modules to the names of the base's modules, by replacing one prefix with another.
 
     Attributes:
         files: the base's names without wrapper modules → its names.
@@ -109,7 +109,7 @@ class Place:
 
     @classmethod
     def find(cls, modules: Iterable[str], entries: Iterable[str], adapter: Path) -> "Place":
-        """Find the pair of prefixes for which the base contains every module of the adapter.
+        """Find a prefix replacement after which the base contains every module of the adapter.
 
         Raises:
             UserError: there is none.
@@ -180,7 +180,7 @@ def scale_of(config: Mapping[str, Any], module: str, folder: Path) -> tuple[int,
     is_alpha = isinstance(alpha, int | float) and not isinstance(alpha, bool) and math.isfinite(alpha)
     if not is_rank or not is_alpha:
         raise UserError(
-            f"Expected a positive integer r and a number lora_alpha in {folder / CONFIG}, got {rank!r} and"
+            f"Expected {folder / CONFIG} to contain a positive integer r and a number lora_alpha, got {rank!r} and"
             f" {alpha!r} for '{module}'. Copy the file again."
         )
     return rank, float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -107,7 +107,7 @@ class Checkpoint:
     def of(
         cls, file: TensorSource, hash_of: Callable[[Path], str] | None = None, towers: str = VISUAL
     ) -> "Checkpoint":
-        """Create a checkpoint from an opened file; `name` is used in messages.
+        """Create a checkpoint object that reads tensors from an open file.
 
         Raises:
             UserError: it holds no tensors, or its names are those of a visual tower in part only.
@@ -286,13 +286,15 @@ def load(path: str | Path) -> dict[str, Tensor]:
         {'weight': tensor([65., 64.])}
     """
     if not Path(path).is_file():
-        raise UserError(f"There is no file at {path}. Expected tensors as safetensors.")
+        raise UserError(f"There is no file at {path}. Expected a safetensors file.")
     file = TensorFile(path)
     return {name: file.tensor(name) for name in file.entries}
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """Return a hash of tensors' names, dtypes, shapes and bytes as 64 hexadecimal digits; their order is ignored.
+    """Return a hash of tensors' names, dtypes, shapes and bytes as 64 hexadecimal digits.
+
+    The order of the tensors is ignored.
 
     Examples:
         >>> import torch

@@ -32,7 +32,7 @@ def encoder_state(encoder: nn.Module, tensors: Mapping[str, Tensor], owner: str)
                 " trained."
             )
         if not torch.isfinite(given[name]).all():
-            raise UserError(f"'{name}' of {owner} contains NaN or Inf. Train or export it again.")
+            raise UserError(f"'{name}' of {owner} contains NaN or Inf. Train or export the model again.")
     return {
         name: value.to(own[name].device, torch.float32 if value.is_floating_point() else own[name].dtype)
         for name, value in given.items()

@@ -94,8 +94,8 @@ def _in_folder(folder: Path) -> Path:
         raise UserError(f"Cannot read {folder}: {error.strerror or error}.") from error
     given = f" It holds {listed(files)}." if files else ""
     raise UserError(
-        f"{folder} contains none of {', '.join(WEIGHTS)} and no index of weights in several files. Give the path"
-        f" of the weights file.{given}"
+        f"{folder} contains none of {', '.join(WEIGHTS)} and no index file of sharded weights. Give the path of"
+        f" the weights file.{given}"
     )
 
 

@@ -47,7 +47,7 @@ _INSTEAD = "Remove export=hf to save a file that open_clip can read."
 
 
 def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a CLIP's visual transformer from canonical names to those of `CLIPVisionModelWithProjection`.
+    """Change the tensor names of a CLIP's visual transformer to the names used by `CLIPVisionModelWithProjection`.
 
     `visual.conv1.weight` → `vision_model.embeddings.patch_embedding.weight` and so on; queries, keys and values
     are split, and the projection is transposed. Values do not change, and `Checkpoint.open` reads the result back bit

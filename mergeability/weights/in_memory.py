@@ -1,4 +1,4 @@
-"""Write state dicts or modules that are in memory to temporary files, and open these as checkpoints.
+"""Write in-memory state dicts or modules to temporary files, and open the files as checkpoints.
 
 All other code reads weights from files, one tensor at a time, and identifies them by hashes. Writing takes 0.2 s for
 a ViT-B/16, and no further memory.
@@ -62,7 +62,9 @@ def write_in_memory(model: InMemory, path: Path) -> Path:
 
 
 def open_in_memory(model: InMemory, towers: str = VISUAL) -> Checkpoint:
-    """Open a state dict or module as a checkpoint, whose temporary file exists as long as the checkpoint.
+    """Write a state dict or module to a temporary file, and open the file as a checkpoint.
+
+    The file is deleted together with the checkpoint object.
 
     Args:
         model: a state dict or a module.

@@ -57,7 +57,7 @@ class LazyState(Mapping[str, Tensor]):
 
     @classmethod
     def of(cls, state: Mapping[str, Tensor]) -> "LazyState":
-        """Return a state dict as a lazy one."""
+        """Convert a state dict to a lazy state dict."""
         if isinstance(state, LazyState):
             return state
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}

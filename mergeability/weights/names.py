@@ -58,7 +58,7 @@ _DAMAGED = "The file is damaged or of another architecture: save it again."
 
 @dataclass(frozen=True)
 class Source:
-    """Describe from which tensors of a file one canonical tensor is read.
+    """Describe which tensors of a file are combined into one tensor with a canonical name.
 
     Attributes:
         names: tensors of a file, to be concatenated along the first axis.
@@ -160,7 +160,7 @@ def _outside(names: Iterable[str], tower: Tower) -> dict[str, list[str]]:
 
 
 def layout_name(names: Iterable[str]) -> str:
-    """Describe how a file of weights names the tensors of the visual tower."""
+    """Describe the names that a weights file uses for the tensors of the visual tower."""
     files = unwrapped(names)
     for tower in find_towers(files):
         if tower.hugging_face:
@@ -362,8 +362,8 @@ def _check_complete(tower: Tower, expected: set[str], names: set[str]) -> None:
     ignored = outside | {name for name in names if towers.is_constant(name, tower)}
     if faults := _faults(sorted(expected - names), sorted(names - expected - ignored)):
         raise UserError(
-            "Expected the complete visual tower of a CLIP under Hugging Face's names and no other tensors,"
-            f" but {faults}. Save the state dict of the plain CLIP model again."
+            "Expected exactly the tensors of the visual tower of a CLIP, under Hugging Face's names; differences:"
+            f" {faults}. Save the state dict of the plain CLIP model again."
         )
 
 

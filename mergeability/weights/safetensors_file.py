@@ -85,7 +85,7 @@ def write_rows(
     others: Callable[[], Mapping[str, Tensor]],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write a safetensors file that contains one large tensor of bytes, part by part; only one part is in memory.
+    """Write one large tensor of bytes to a safetensors file, part by part; only one part is in memory at a time.
 
     Args:
         path: the file.

@@ -25,7 +25,7 @@ class TensorSource(Protocol):
 
     @property
     def files(self) -> Mapping[str, Path]:
-        """The paths of all files that determine the tensors; the keys do not depend on where the files are stored."""
+        """The path of each file that determines the tensors, by a name that does not depend on the folder."""
         ...
 
     @property
@@ -79,8 +79,8 @@ class ShardedFile:
         )
         if absent:
             raise UserError(
-                f"{self.path} names {len(absent)} tensors that are missing from its files: {listed(absent)}. Copy all "
-                "files of the model again."
+                f"{self.path} lists {len(absent)} tensors that are missing from the files of the model: "
+                f"{listed(absent)}. Copy all files of the model again."
             )
         unnamed = sorted(
             name
@@ -147,7 +147,8 @@ def read_index(path: Path) -> dict[str, str]:
     wrong = [name for name, file in places.items() if not _is_file_name(file)]
     if wrong:
         raise UserError(
-            f"For {listed(wrong)}, the index {path} does not name a file in its own folder. Download the index again."
+            f"Expected the index {path} to map every tensor to a file in the folder of the index, but it does not for "
+            f"{listed(wrong)}. Download the index again."
         )
     return places
 

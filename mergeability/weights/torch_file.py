@@ -44,7 +44,7 @@ _INSTEAD = (
 
 
 def load_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Read to the CPU the tensors of the state dict in a `.bin`, `.pt`, `.pth` or `.ckpt` file.
+    """Read the tensors of the state dict in a `.bin`, `.pt`, `.pth` or `.ckpt` file into CPU memory.
 
     Args:
         path: the file.

@@ -74,7 +74,7 @@ def find_towers(names: Iterable[str]) -> list[Tower]:
 
 
 def is_text(name: str, tower: Tower) -> bool:
-    """Return whether a tensor outside the visual tower belongs to the CLIP's text tower."""
+    """Return whether a tensor outside the visual tower belongs to the text tower of the CLIP model."""
     patterns = (_TEXT_TOWER,) if tower.hugging_face else (_OPEN_CLIP_TEXT, _TEXT_TOWER)
     # Files from training scripts may store the text tower outside the visual tower's wrapper.
     names = (name.removeprefix(tower.wrapper), name)

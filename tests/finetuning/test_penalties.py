@@ -371,14 +371,16 @@ def test_an_unknown_estimator_or_radius_is_refused():
 @pytest.mark.parametrize("penalty", [Subspace, SingularAlignment])
 def test_a_number_of_vectors_that_a_matrix_does_not_have_is_refused(penalty):
     for k in (0, -1):
-        with pytest.raises(UserError, match=rf"reg\.penalty\.k of .* whole number ≥ 1, not {k}"):
+        with pytest.raises(UserError, match=rf"reg\.penalty\.k must be a whole number ≥ 1, not {k}"):
             penalty(strength=1, k=k)
     for k in (2.5, True):
         with pytest.raises(UserError, match=rf"whole number ≥ 1, not {k}"):
             check_count("subspace", k)
     # The encoder's matrices are 4 × 5 and 3 × 4.
     assert penalty(strength=1, k=3).constants(Problem().initial)
-    with pytest.raises(UserError, match=r"is 4, but .* matrix of 3 × 4: take at most 3"):
+    with pytest.raises(
+        UserError, match=r"is 4, but .* matrix of size 3 × 4\. Set reg\.penalty\.k to at most 3"
+    ):
         penalty(strength=1, k=4).constants(Problem().initial)
 
 

@@ -57,7 +57,7 @@ def test_no_threshold_and_one_task_is_task_arithmetic(three_models):
 
 
 def test_more_tasks_than_there_are_models_cannot_agree(three_models):
-    with pytest.raises(UserError, match=r"matter to 4 of 3 tasks.*set agree to at most"):
+    with pytest.raises(UserError, match=r"`agree` is 4, but there are only 3 tasks.*Set `agree` to at most"):
         ConsensusTA(agree=4)(three_models)
     assert any(value.any() for value in ConsensusTA(agree=3)(three_models).values())
 

@@ -186,5 +186,5 @@ def test_no_direction_is_lost_where_the_bases_fill_the_space(make_task_vectors):
 
 @pytest.mark.parametrize("common", [-0.1, 1.1, float("nan"), True])
 def test_a_share_that_is_none_is_refused(common):
-    with pytest.raises(UserError, match=r"common to be in \[0, 1\]"):
+    with pytest.raises(UserError, match=r"`common` to be in \[0, 1\]"):
         IsoCTS(common=common)

@@ -170,6 +170,7 @@ def test_features_that_are_not_finite_are_named(make):
     large = features_of("task1")
     large[2 * IMAGES] = 1e30
     with pytest.raises(
-        UserError, match=r"The model of 'task1' computes features of 'task2' that are not finite"
+        UserError,
+        match=r"For the inputs of 'task2', the model of 'task1' computes features that are not finite",
     ):
         table_of(make(images=images, tables={"task1": large}))

@@ -208,10 +208,10 @@ def test_a_sharded_pytorch_model_is_the_safetensors_one(tmp_path):
         (lambda index: index | {"weight_map": {}}, "contains no weight_map"),
         (lambda index: [], "contains no weight_map"),
         (lambda index: index | {"weight_map": index["weight_map"] | {"more": "model-00001.safetensors"}}, "missing from its folder"),
-        (lambda index: index | {"weight_map": {"a": "../b/model.safetensors"}}, "does not name a file in its own folder"),
+        (lambda index: index | {"weight_map": {"a": "../b/model.safetensors"}}, "to map every tensor to a file in the folder of the index, but it does not for a. Download"),
         (lambda index: index | {"weight_map": dict(list(index["weight_map"].items())[1:])}, "that this index does not list"),
         (lambda index: index | {"weight_map": index["weight_map"] | {"more": next(iter(index["weight_map"].values()))}},
-         "missing from its files: more"),
+         "missing from the files of the model: more"),
     ],
 )  # fmt: skip
 def test_an_index_that_does_not_fit_its_files_is_refused(tmp_path, broken, message):

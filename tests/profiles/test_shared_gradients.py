@@ -230,7 +230,9 @@ def test_what_cannot_be_computed_is_named(load, views):
         Profiles(load()).shared_grams("encoder_gradient")
     images, labels = views.calibration["b"].tensors["images"], views.calibration["b"].labels
     broken = replace(views, calibration={**views.calibration, "b": samples_of(images * torch.inf, labels)})
-    with pytest.raises(UserError, match=r"shared encoder_gradient of .*'b'.* is not finite"):
+    with pytest.raises(
+        UserError, match=r"encoder_gradient of .*'b'.* on the samples of both tasks is not finite"
+    ):
         Profiles(load(), broken).shared_grams("encoder_gradient")
     without = replace(views, heads={"a": views.heads["a"]})
     with pytest.raises(UserError, match="no zero-shot head for 'b'"):

@@ -362,7 +362,7 @@ def test_a_damaged_marker_is_replaced_and_believes_nothing(tmp_path, caplog, new
     path = plain(tmp_path, Records)
     new_process()
     Store(tmp_path).record("other", KEY, dict)
-    assert f"Damaged {marker}" in caplog.text
+    assert f"The file {marker} is damaged" in caplog.text
     assert json.loads(marker.read_text())["adopts_before_ns"] == 0
     assert_computed_again(tmp_path, Records, caplog, path)
 

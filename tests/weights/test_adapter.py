@@ -198,7 +198,7 @@ def test_the_output_of_a_fused_attention_is_changed_twice_as_peft_trains_it(tmp_
         ({"peft_type": "LOHA"}, "of type LOHA, but only LoRA"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa', which also changes the base"),
         ({"layer_replication": [[0, 2]]}, "uses layer_replication"),
-        ({"r": "8"}, "Expected a positive integer r"),
+        ({"r": "8"}, "to contain a positive integer r"),
         ({"lora_alpha": None}, "a number lora_alpha"),
         ({"use_dora": True}, "use_dora in its settings does not match its weights"),
         ({"alpha_pattern": {"(": 2}}, "not a valid regular expression"),

@@ -1,4 +1,4 @@
-"""Keep changes in the leading subspace of the base: λ Σ ‖τ − P_U τ P_V‖²_F over matrices."""
+"""Penalise changes outside the leading subspace of the base: λ Σ ‖τ − P_U τ P_V‖²_F, summed over matrices."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
