@@ -337,7 +337,7 @@ def test_what_is_missing_is_named(load, views):
         Profiles(vectors).gram("weights")
     with pytest.raises(UserError, match="require images and heads"):
         Profiles(vectors).gram("activation")
-    with pytest.raises(UserError, match="side left or right"):
+    with pytest.raises(UserError, match="`side` to be left or right"):
         Profiles(vectors).subspace_overlaps("upper", "top", 3)
     without_head = replace(views, heads={"a": views.heads["a"]})
     with pytest.raises(UserError, match="no zero-shot head for 'b'"):
