@@ -66,5 +66,5 @@ def test_more_tasks_than_there_are_models_cannot_agree(three_models):
     "options", [{"agree": 0}, {"agree": True}, {"threshold": -0.1}, {"threshold": float("nan")}]
 )
 def test_wrong_options_are_refused(options):
-    with pytest.raises(UserError, match=f"Expected the option {next(iter(options))}"):
+    with pytest.raises(UserError, match=f"Expected the option `{next(iter(options))}`"):
         ConsensusTA(**options)
