@@ -76,7 +76,7 @@ def test_a_strength_that_is_none_is_refused(command, smoke_root, strength):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["reg=subspace", "reg.penalty.k=1000"], "reg.penalty.k of subspace is 1000, but the encoder has a matrix of"),
+        (["reg=subspace", "reg.penalty.k=1000"], "subspace: reg.penalty.k is 1000, but the encoder has a matrix of"),
         (["reg=singular_alignment", "reg.penalty.k=0"], "Expected reg.penalty.k to be a whole number of at least 1"),
         (["reg=subspace", "reg.penalty.side=left"], "Expected reg.penalty.side to be u, v or uv, got 'left'"),
         (["reg.penalty.estimator=guess"], "Expected reg.penalty.estimator to be finite_difference or exact, got 'guess'"),

@@ -308,7 +308,9 @@ def test_scaled_gradients_are_refused(monkeypatch):
     """Only a GPU trains under 16-mixed; the module refuses it before the first step."""
     module = FineTuningModule(encoder(), HEAD, preprocess, TrainingSettings(1, 1e-2), L2ToInit(strength=1))
     monkeypatch.setattr(module, "_trainer", SimpleNamespace(precision="16-mixed"))
-    with pytest.raises(UserError, match=r"16-mixed, gradients are scaled.*bf16-mixed or 32-true"):
+    with pytest.raises(
+        UserError, match=r"16-mixed, because this precision scales gradients.*bf16-mixed or 32-true"
+    ):
         module.on_fit_start()
 
 
