@@ -176,7 +176,8 @@ class _Moments:
         if not (torch.isfinite(self._mean).all() and torch.isfinite(variance).all()):
             raise UserError(
                 f"The inputs of batch norm '{name}' are not finite, because the merged weights or the values of"
-                " calibration images are too large or not finite. Check them, or merge at a smaller scale."
+                " calibration images are too large or not finite. Check the weights and the images, or"
+                " merge at a smaller scale."
             )
         # `_norms` lists only layers with running statistics.
         assert norm.running_mean is not None

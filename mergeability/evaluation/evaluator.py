@@ -1,4 +1,4 @@
-"""Accuracies of encoder weights on the tasks' test splits, each computed once and stored."""
+"""Measure the accuracies of encoders on the tasks' test splits; every accuracy is computed once and stored."""
 
 import base64
 import copy

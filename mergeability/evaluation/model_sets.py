@@ -104,7 +104,7 @@ class MergeSets:
                 )
             if self.sets is not None and self.sets > count:
                 logger.info(
-                    "There are only %d sets of %d of the %d models, so every set is merged.",
+                    "Only %d sets of size %d can be formed from the %d models, so every set is merged.",
                     count,
                     size,
                     len(tasks),

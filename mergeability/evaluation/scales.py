@@ -41,8 +41,8 @@ class ScaleChoice:
     def __post_init__(self) -> None:
         if not (self.alpha is None or _is_number(self.alpha) or _are_words(self.alpha)):
             raise UserError(
-                f"Expected alpha to be a finite number, {', '.join(map(repr, (*_SUFFIXES, BOTH)))}, or"
-                f" a list of these words, got {self.alpha!r}."
+                "Expected alpha to be a finite number, one of the words"
+                f" {', '.join(map(repr, (*_SUFFIXES, BOTH)))}, or a list of such words, got {self.alpha!r}."
             )
         if isinstance(self.grid, str) or not self.grid or not all(map(_is_number, self.grid)):
             raise UserError(f"Expected alpha_grid to be a list of numbers, got {self.grid!r}.")
@@ -51,7 +51,7 @@ class ScaleChoice:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The requested kinds of scale, such as "tuned"; empty for a number or for each method's default scale."""
+        """The requested kinds of scale, such as "tuned"; empty if `alpha` is a number or None."""
         if self.alpha is None or isinstance(self.alpha, int | float):
             return ()
         asked = [self.alpha] if isinstance(self.alpha, str) else self.alpha
@@ -68,7 +68,7 @@ class ScaleChoice:
         return {name: words[0]} if len(words) == 1 else {f"{name}{_SUFFIXES[word]}": word for word in words}
 
     def tunes(self, methods: Mapping[str, MergeMethod], by: str = TUNED) -> bool:
-        """Return whether the scale of at least one method is `by`: "tuned", or another word that `columns` returns."""
+        """Return whether at least one method uses the kind of scale `by`, for example "tuned" or "unlabelled"."""
         return any(by in self.columns(name, method).values() for name, method in methods.items())
 
     def notes(self, methods: Mapping[str, MergeMethod], sets: Sequence[TaskVectors]) -> list[str]:

@@ -62,7 +62,7 @@ class ProfileSettings:
             )
         if not is_count(self.unlabelled, least=FEWEST_UNLABELLED):
             raise UserError(
-                f"Expected profile.unlabelled to be a number of at least {FEWEST_UNLABELLED} images, got"
+                f"Expected profile.unlabelled to be a number of images that is at least {FEWEST_UNLABELLED}, got"
                 f" {self.unlabelled!r}. Fewer images give unreliable estimates."
             )
         if self.unlabelled_from not in UNLABELLED_SPLITS:
@@ -125,7 +125,8 @@ class MergeSettings:
                 raise UserError(f"Expected {name} to be a positive number of images, got {count!r}.")
         if self.probe is not None and not is_count(self.probe, least=FEWEST_UNLABELLED):
             raise UserError(
-                f"Expected probe to be a number of at least {FEWEST_UNLABELLED} images or null, got {self.probe!r}."
+                f"Expected probe to be null or a number of images that is at least {FEWEST_UNLABELLED}, got"
+                f" {self.probe!r}."
             )
         if self.export not in (None, "hf"):
             raise UserError(f"Expected export to be hf or null, got {self.export!r}.")

@@ -103,7 +103,7 @@ class Analysis:
 
     @property
     def targets(self) -> list[str]:
-        """The targets for which at least one method has outcomes; the default target is the first."""
+        """The targets for which at least one method has outcomes; the first of them is the default target."""
         columns = set(self.pairs.columns)
         return [t for t in TARGETS if any(f"{t}_{m}" in columns for m in self.methods)]
 

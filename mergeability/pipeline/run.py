@@ -26,7 +26,7 @@ from mergeability.store import Store
 
 
 def analyse(request: Request, progress: Progress, facts: Mapping[str, Any] | None = None) -> Analysis:
-    """Run all stages of an analysis for which the suite provides data.
+    """Run an analysis; stages for which the suite provides no data are left out.
 
     Args:
         request: the models, metrics, merges, predictors and options.

@@ -1,4 +1,4 @@
-"""Save a merged encoder with open_clip's or Hugging Face's tensor names, and a card."""
+"""Save a merged encoder and its model card; tensors have the names that open_clip or Hugging Face uses."""
 
 import contextlib
 import hashlib
@@ -158,7 +158,7 @@ def merge_card(
 
 
 def task_accuracies(rows: "pd.DataFrame") -> dict[str, dict[str, float]]:
-    """Return the accuracies of one merge by task, as its card contains them.
+    """Return the accuracies of one merge on each task, in the format of the model card.
 
     Args:
         rows: with `task` and at least one of `accuracy` (of the merge), `finetuned_accuracy`, `base_accuracy`,
@@ -173,7 +173,7 @@ def task_accuracies(rows: "pd.DataFrame") -> dict[str, dict[str, float]]:
 
 
 def encoder_bytes(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> int:
-    """Return the bytes that an encoder of the base's shapes takes on disk, with its card and configuration.
+    """Return the size in bytes of a saved encoder with the base's tensor shapes, including card and configuration.
 
     Args:
         checkpoint: the base model.
@@ -191,7 +191,7 @@ def encoder_bytes(checkpoint: Checkpoint, dtype: torch.dtype | None = None) -> i
 
 
 def check_space(folder: Path, merges: int, bytes_each: int) -> None:
-    """Check before merging that the disk of a folder has space for a number of merges.
+    """Check that a folder's disk has enough free space to save all merges; call this before merging.
 
     Args:
         folder: the target folder; it need not exist yet.

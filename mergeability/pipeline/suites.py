@@ -1,4 +1,4 @@
-"""Inputs of an analysis: tasks with models from `train.py`, checkpoints of one base, or a table of pairs."""
+"""Define the inputs of an analysis: models from `train.py`, checkpoints that share a base, or a table of pairs."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,7 +45,7 @@ class Layout:
     matricize: str | None = None
 
     def of(self, vectors: TaskVectors) -> TaskVectors:
-        """Apply the layout to task vectors."""
+        """Split or reshape the tensors of task vectors, as this layout defines."""
         return vectors.with_layout(split_qkv=self.split_qkv, matricize=self.matricize)
 
 
@@ -204,7 +204,7 @@ class CheckpointSuite:
         Chosen.of(self.include, self.exclude)
 
     def load(self, store: Store, layout: Layout = _AS_STORED) -> TaskVectors:
-        """Open the task vectors in a layout of parameters.
+        """Open the task vectors, and split or reshape their tensors as `layout` defines.
 
         Raises:
             UserError: a model cannot be found, downloaded or read, or was made from another base.

@@ -1,4 +1,4 @@
-"""Analyse an existing table of pairs, which is only used for prediction."""
+"""Analyse an existing table of pairs; the only stage of this analysis is prediction."""
 
 import logging
 import re
@@ -79,9 +79,9 @@ def _metric_columns(
     if ZERO_SHOT_RATIO in absent:
         reason = " ".join(notes) or f"{suite.table} has no columns base_accuracy_a and base_accuracy_b."
         raise UserError(
-            f"Expected accuracies that determine {ZERO_SHOT_RATIO}. {reason} Add base_accuracy_a and "
-            "base_accuracy_b, and "
-            "finetuned_accuracy_a and finetuned_accuracy_b if the outcomes do not imply them."
+            f"Expected the accuracies from which {ZERO_SHOT_RATIO} is computed. {reason} Add base_accuracy_a and"
+            " base_accuracy_b. Also add finetuned_accuracy_a and finetuned_accuracy_b if the fine-tuned accuracies"
+            " cannot be computed from the outcomes."
         )
     if absent:
         raise UserError(

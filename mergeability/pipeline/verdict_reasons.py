@@ -97,7 +97,7 @@ def of_tier(tier: Evidence, tasks: Sequence[str]) -> list[str]:
 def of_pairs_like_these(
     analysis: Analysis, worth: pd.DataFrame
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Return how certain predictions for new pairs of similar models are, with reasons, next steps and cautions."""
+    """Return the certainty of predictions for new pairs of similar models, with reasons, next steps and cautions."""
     sureness = []
     for name, row in worth.iterrows():
         if name == "mean":
@@ -176,7 +176,7 @@ def _of_probe(regret: float, fixed_regret: float) -> str:
 
 
 def readings_of_probes(half_width: float) -> list[str]:
-    """Describe how accurate a probe is: an estimate from unlabelled images that is not fitted to earlier merges."""
+    """Describe the accuracy of a probe, which needs only unlabelled images and is not fitted to earlier merges."""
     return [
         "No earlier merges are used: the merged model classifies unlabelled images of each task, and the "
         "overlap with the"

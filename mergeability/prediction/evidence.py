@@ -1,4 +1,4 @@
-"""Score predictors that use other columns than the metrics, on the same pairs as predictors that use the metrics."""
+"""Score predictors that use columns other than the metrics; all predictors are scored on the same pairs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -73,7 +73,7 @@ def joined(first: PredictionResult, second: PredictionResult) -> PredictionResul
 def study_own_evidence(
     predictors: Mapping[str, Predictor], table: PairTable, methods: Sequence[str], settings: Any
 ) -> OwnEvidence:
-    """Score each predictor on the columns that it declares, and test these columns as metrics are tested.
+    """Score each predictor on the columns that it declares, and test these columns in the same way as metrics.
 
     A predictor uses the first of its alternatives that all pairs have, or the last one if none is complete. A
     predictor whose columns the table lacks predicts nothing, with a note.
@@ -128,7 +128,7 @@ def study_own_evidence(
 def asked_columns(
     name: str, predictor: Predictor, table: PairTable, methods: Sequence[str], targets: Sequence[str]
 ) -> tuple[dict[tuple[str, tuple[str, ...]], list[str]], list[str]]:
-    """Group merge methods, for each target, by the columns that the predictor uses.
+    """Group merge methods by target and by the columns that the predictor uses.
 
     Returns:
         (target, columns) → methods whose columns are in the table; and sentences about the chosen columns.

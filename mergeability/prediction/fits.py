@@ -74,7 +74,10 @@ class Evidence:
 
     @property
     def r(self) -> float:
-        """The mean of the methods' correlations after subtracting the training mean; an undefined one counts as 0."""
+        """The correlation after the training mean is subtracted from predictions and outcomes, averaged over methods.
+
+        An undefined correlation counts as 0.
+        """
         return float(np.mean([fit.r_beyond_mean or 0.0 for fit in self.methods.values()]))
 
     @property
@@ -127,7 +130,7 @@ def ridge_evidence(name: str, table: PairTable, methods: Sequence[str], target: 
 
 
 def probe_evidence(table: PairTable, methods: Sequence[str], target: str) -> Evidence | None:
-    """Predict each method's outcomes from the method's probes; return None if the table contains no probes.
+    """Predict the outcomes of each method from the probes of its merges; return None if the table contains no probes.
 
     A probe passes unlabelled images through a merge to estimate its outcome. The columns are shares, and their range
     is [0, 1]: nothing is extrapolated.
@@ -206,5 +209,5 @@ def _described(
 
 
 def in_order_of_merit(tiers: Mapping[str, Evidence]) -> list[Evidence]:
-    """Sort tiers of evidence from best to worst by `r`, their mean correlation for pairs of unseen tasks."""
+    """Sort tiers of evidence from best to worst by `r`, the mean correlation for pairs of two unseen tasks."""
     return sorted(tiers.values(), key=lambda one: -one.r)

@@ -131,8 +131,8 @@ def given_accuracies(frame: pd.DataFrame, kind: str) -> dict[str, float]:
             first, place = found.setdefault(task, (value, f"row {row + 1}, {name}"))
             if abs(first - value) > _SAME:
                 raise UserError(
-                    f"Expected one {kind} per model, got {first:g} ({place}) and {value:g} (row {row + 1},"
-                    f" {name}) for {task}. Correct one of them."
+                    f"Expected one {kind} for {task}, got {first:g} ({place}) and {value:g} (row {row + 1},"
+                    f" {name}). Correct one of the two values."
                 )
     return {task: value for task, (value, _) in found.items()}
 

@@ -141,7 +141,7 @@ class PairTable:
         return cls.validate(table, metrics, [*present, *extra], ranges)
 
     def select(self, metrics: Sequence[str], outcomes: Sequence[str] | None = None) -> "PairTable":
-        """Use other columns of the table as metrics, and keep all outcomes or only the given ones.
+        """Return the table with the given columns as metrics, and with all outcomes or only the given outcomes.
 
         Args:
             metrics: columns used as features.
@@ -169,7 +169,7 @@ class PairTable:
 
     @property
     def ends(self) -> np.ndarray:
-        """The two tasks of each pair, an array of shape (n, 2)."""
+        """The two tasks of each pair, as an array of shape (n, 2)."""
         return self.frame[["task_a", "task_b"]].to_numpy(dtype=object)
 
     def usable(self, outcome: str, complete_for: Sequence[str] = ()) -> Bool[np.ndarray, " n"]:
@@ -177,7 +177,7 @@ class PairTable:
         return self.frame[[*self.metrics, outcome, *complete_for]].notna().all(axis=1).to_numpy()
 
     def rows(self, outcome: str, complete_for: Sequence[str] = ()) -> tuple[PairRows, list[str]]:
-        """Return the rows without undefined values, and the names of the other pairs.
+        """Return the rows without undefined values, and the names of the pairs that are left out.
 
         Args:
             outcome: name of a column.
@@ -266,7 +266,7 @@ def task_order(groups: Any) -> tuple[str, ...]:
 
 
 def summarise_names(names: Sequence[str]) -> str:
-    """Join the first names, shorten long ones, and append how many more there are."""
+    """Join the first few names, shorten long names, and append the number of names left out."""
     first = ", ".join(short(str(name)) for name in names[:_NAMED_ROWS])
     return first if len(names) <= _NAMED_ROWS else f"{first} and {len(names) - _NAMED_ROWS} more"
 
@@ -299,14 +299,14 @@ def _check_columns(frame: pd.DataFrame, metrics: Sequence[str], outcomes: Sequen
         raise UserError(f"Column {summarise_names(names)} occurs more than once. Give every column once.")
     if not metrics:
         raise UserError(
-            "Prediction requires at least one metric. Set the argument metrics, or suite.metrics=[...], to names of"
-            " columns."
+            "Prediction requires at least one metric. Give names of columns, as the argument `metrics` or as"
+            " suite.metrics=[...]."
         )
     leaks = [name for name in metrics if name in outcomes or _OUTCOME.fullmatch(name)]
     if leaks:
         raise UserError(
-            f"{summarise_names(leaks)} is an outcome, but only metrics can predict outcomes. Name metrics"
-            " only."
+            f"{summarise_names(leaks)} is an outcome, but only metrics can predict outcomes. Give only"
+            " columns that are metrics."
         )
 
 

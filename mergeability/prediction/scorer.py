@@ -1,4 +1,4 @@
-"""Score pairs with a fitted predictor before they are merged; it abstains outside its training range."""
+"""Use a fitted predictor to score pairs before merging; the predictor abstains outside its training range."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -60,9 +60,10 @@ class Scorer:
         methods: Sequence[str],
         tiers: Mapping[str, Sequence[str]] | None = None,
     ) -> "Scorer":
-        """Fit ridge for every method and tier of evidence; leave-two-tasks-out folds give strengths and intervals.
+        """Fit ridge regression for every merge method and every tier of evidence.
 
-        A tier is a set of columns. Probes of the merges in the table (`probe_overlap_<method>`,
+        A tier is a set of columns. Folds that leave two tasks out are used to choose the strength of the penalty and
+        to compute the prediction intervals. Probes of the merges in the table (`probe_overlap_<method>`,
         `probe_confidence_<method>`) form a separate tier that needs no fit.
 
         Args:
@@ -100,7 +101,7 @@ class Scorer:
         return cls(target, list(table.tasks), in_order_of_merit(fitted))
 
     def with_models(self, models: Mapping[str, str]) -> "Scorer":
-        """Return a copy of this predictor that contains the hashes of its training models."""
+        """Return a copy of this predictor that contains the hashes of the models on which it was fitted."""
         return replace(self, models={task: models[task] for task in self.tasks if task in models})
 
     def save(self, path: Path) -> None:
@@ -125,7 +126,7 @@ class Scorer:
         return cls(**fitted_file.read(path))
 
     def evidence_for(self, columns: Sequence[str]) -> Evidence:
-        """Return the tier of evidence that predicted best, of those whose columns are all present.
+        """Return the tier of evidence that predicted best among the tiers whose columns are all present.
 
         Args:
             columns: of the table.
@@ -251,7 +252,7 @@ def _scored(evidence: Evidence, table: pd.DataFrame, margin: float | int) -> dic
 
 
 def fitted_target(columns: Sequence[str], methods: Sequence[str]) -> str:
-    """Return the target on which a predictor is fitted: the first for which the table contains outcomes."""
+    """Return the target to which a predictor is fitted, which is the first target with outcomes in the table."""
     present = set(columns)
     return next(
         (one for one in TARGETS if any(f"{one}_{method}" in present for method in methods)), TARGETS[0]

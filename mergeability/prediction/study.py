@@ -84,7 +84,7 @@ class StudySettings:
 
 @dataclass(frozen=True)
 class Known:
-    """Hold the inputs of a study in addition to the pair table.
+    """Hold the inputs of a study other than the pair table.
 
     Attributes:
         ranges: metric → its lowest and highest value.
@@ -261,7 +261,7 @@ def _fingerprints(weights: pd.DataFrame) -> pd.DataFrame:
 
 
 def beyond_task_effects(tested: pd.DataFrame, target: str) -> list[str]:
-    """Return one sentence per method on whether metrics predict more than task effects."""
+    """Return, for each method, a sentence that states whether metrics improve predictions from task effects alone."""
     sentences = []
     for row in tested[tested["target"] == target].itertuples(index=False):
         gain, p = float(row.gain), float(row.p_beyond)  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
-"""Compare, predict and merge checkpoint files or models in memory.
+"""Compare and merge models, and predict whether they merge well; models are checkpoint files or objects in memory.
 
-The command line `mergeability compare|predict|merge` calls them; their defaults are those of the YAML files in `conf`.
+The command line `mergeability compare|predict|merge` calls these functions. The default arguments are the values in the
+YAML files of `conf`.
 """
 
 import lazy_loader

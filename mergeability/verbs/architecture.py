@@ -14,7 +14,7 @@ _PATCHES, _POSITIONS, _OUTPUT = "visual.conv1.weight", "visual.positional_embedd
 
 
 def model_called(name: str) -> ClipModel:
-    """Create the description of a model in `conf/model`.
+    """Create the `ClipModel` that the file `conf/model/<name>.yaml` defines.
 
     Args:
         name: a member of `conf/model`, such as "vit_b16".

@@ -1,4 +1,4 @@
-"""Compute metrics that require no data, to compare models fine-tuned from the same base."""
+"""Compare models fine-tuned from the same base by metrics that require no data."""
 
 import json
 import math

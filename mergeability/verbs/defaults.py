@@ -82,7 +82,7 @@ def published_methods() -> tuple[str, ...]:
 
 
 def composed(group: str, name: str) -> dict[str, Any]:
-    """Read a YAML file of `conf`, and the files listed under `defaults` in it, such as `[clip_mini, _self_]`.
+    """Read a YAML file of `conf`, and the files that its list `defaults` names, for example `[clip_mini, _self_]`.
 
     Args:
         group: a folder of `conf`.

@@ -72,7 +72,7 @@ class Merged:
         return [*map(str, self.task_vectors.left_out), *self.task_vectors.notes]
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Save the merged model and its card; a transformers base gives the tensors transformers' names.
+        """Save the merged model and its card; tensors are named as in transformers if the base is a transformers model.
 
         The folder is written atomically.
 
@@ -106,7 +106,7 @@ class Merged:
         return place
 
     def to_json(self, folder: Path) -> str:
-        """Describe the merge and the paths of its files as JSON."""
+        """Return a JSON description of the merge, with the folder in which the merge was saved."""
         card = checkpoints.read_card(folder) or {}
         record = {
             "folder": str(folder),
@@ -136,7 +136,7 @@ def merge(
     towers: str | None = None,
     store: str | Path | None = None,
 ) -> Merged:
-    """Merge two or more models that were fine-tuned from the same base, without data.
+    """Merge, without data, two or more models that were fine-tuned from the same base.
 
     Args:
         base: a path, an id on the Hugging Face hub, a state dict, or a module.

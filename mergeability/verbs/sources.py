@@ -140,7 +140,7 @@ def _opened(model: Model, store: Store, base: Path | None, towers: str) -> Check
 
 @contextmanager
 def as_paths(base: Model, models: Mapping[str, Model]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Write in-memory models to temporary files, which the end of the with block deletes; return paths unchanged.
+    """Yield a path for every model; in-memory models are written to files that are deleted after the `with` block.
 
     Args:
         base: the base.

@@ -212,7 +212,7 @@ def test_methods_that_need_data_name_those_that_do_not(bare):
         (["merge=ties", "save=true", "pairs=[[task0, task1]]", "arity=3"], "either pairs=…, or arity=…"),
         (
             ["merge=ties", "alpha=much"],
-            "alpha to be a finite number, 'own', 'tuned', 'unlabelled', 'both', or a list",
+            "alpha to be a finite number, one of the words 'own', 'tuned', 'unlabelled', 'both', or a list",
         ),
         (["merge=ties", "alpha=both", "alpha_grid=[1, 0.5]"], "alpha_grid to be ascending"),
         (["merge=ties", "merge.ties.alpha=best"], "alpha to be a finite number or 'tuned'"),

@@ -60,7 +60,8 @@ def test_which_outcomes_a_choice_gives():
 )
 def test_a_scale_that_is_none_is_refused(alpha):
     with pytest.raises(
-        UserError, match="alpha to be a finite number, 'own', 'tuned', 'unlabelled', 'both', or a list"
+        UserError,
+        match="alpha to be a finite number, one of the words 'own', 'tuned', 'unlabelled', 'both', or a list",
     ):
         ScaleChoice(alpha)
 

@@ -135,7 +135,7 @@ def test_a_table_of_an_earlier_run_is_read_again(analyse, pairs):
         (
             lambda t: t.drop(columns=["base_accuracy_a", "base_accuracy_b"]),
             [
-                "Expected accuracies that determine zero_shot_ratio",
+                "Expected the accuracies from which zero_shot_ratio is computed",
                 "no columns base_accuracy_a and base_accuracy_b",
                 "Add",
             ],

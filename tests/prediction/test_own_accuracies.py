@@ -207,8 +207,8 @@ def _cell(column, row, value):
         ),
         (
             _cell("base_accuracy_a", 1, 0.31),
-            "Expected one base_accuracy per model, got 0.3 (row 1, base_accuracy_a) and 0.31 (row 2, base_accuracy_a) "
-            "for a. Correct one of them.",
+            "Expected one base_accuracy for a, got 0.3 (row 1, base_accuracy_a) and 0.31 (row 2, base_accuracy_a). "
+            "Correct one of the two values.",
         ),
         (
             _cell("base_accuracy_b", 0, 0.46),

@@ -177,7 +177,7 @@ def _with_points(columns: dict[str, list[str]]) -> list[str]:
         )
     if all(_AMBIGUOUS.fullmatch(cell) for _, _, cell in commas):
         raise UserError(
-            f"Column {shown(name)} contains {shown(cell)} in row {row + 1}, whose comma may be a decimal"
+            f"Column {shown(name)} contains {shown(cell)} in row {row + 1}. The comma may be a decimal"
             " comma or a thousands separator. Write a decimal point, or no separator."
         )
     for name, row, cell in commas:

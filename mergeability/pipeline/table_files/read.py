@@ -199,8 +199,8 @@ def _of_one_length(read: Rows, name: str) -> tuple[list[list[str]], list[str]]:
     short = [str(place) for place, row in enumerate(rows, start=1) if len(row) < width]
     if short:
         notes.append(
-            f"{len(short)} rows of {name} have fewer cells than the header, and missing cells are treated as"
-            f" empty: row {summarise_names(short)}."
+            f"{len(short)} rows of {name} (row {summarise_names(short)}) have fewer cells than the header. The"
+            " missing cells are treated as empty."
         )
     return [[*row[:width], *[""] * (width - len(row))] for row in rows], notes
 

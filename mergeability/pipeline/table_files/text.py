@@ -148,7 +148,7 @@ def _delimiter(lines: _Lines, name: str) -> str:
             row = next(csv.reader([header], delimiter=delimiter, skipinitialspace=True), [])
         except csv.Error as error:
             raise UserError(
-                f"The header of {name} cannot be read: {error}. It is {shown(header)}."
+                f"The header of {name} cannot be read: {error}. The header is {shown(header)}."
             ) from error
         fields[delimiter] = [cell.strip() for cell in row]
     fitting = [delimiter for delimiter, row in fields.items() if set(NAMES) <= set(row)]

@@ -1,1 +1,1 @@
-"""Several architectures compared by their pair tables: what carries over from one to another, and what does not."""
+"""Compare several architectures by their pair tables, to find which results hold for all architectures."""

@@ -1,4 +1,4 @@
-"""Measure how well methods, and architectures, agree; the agreement between two seeds is the noise floor."""
+"""Measure the agreement between methods and between architectures; the agreement between seeds is the noise floor."""
 
 from collections.abc import Callable, Sequence
 
@@ -60,7 +60,7 @@ def agreement_table(cells: Cells) -> pd.DataFrame:
 def mean_agreement(
     cells: Cells, kind: str, measure: str, predictor: str = "", same_tasks: bool | None = None
 ) -> Estimate:
-    """Return the mean agreement in one kind of comparison, with an interval over tasks and seeds.
+    """Return the mean agreement in one kind of comparison, with an interval from the jackknife over tasks and seeds.
 
     Args:
         cells: the methods of every architecture and seed.
@@ -76,7 +76,7 @@ def mean_agreement(
 def below_floor(
     cells: Cells, kind: str, measure: str, predictor: str = "", same_tasks: bool | None = None
 ) -> Estimate:
-    """Return the mean agreement of two seeds minus that in one kind of comparison, with an interval.
+    """Return the mean agreement between two seeds minus the mean agreement in one kind of comparison.
 
     Args:
         cells: the methods of every architecture and seed.

@@ -14,7 +14,7 @@ TARGET = "norm_acc"
 
 @dataclass(frozen=True)
 class Analysis:
-    """One analysis: all pairs of one architecture's models of one seed.
+    """Hold one analysis: all pairs of models with the same architecture and the same seed.
 
     Attributes:
         architecture: name of the model, with that of its suite where a model has several.

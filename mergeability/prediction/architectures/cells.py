@@ -36,7 +36,7 @@ Cell = tuple[str, int, str]
 
 
 def coefficient_table(analysis: Analysis, metrics: Sequence[str]) -> pd.DataFrame:
-    """Fit each predictor without each task in turn and return its coefficients.
+    """Fit each predictor with one task left out at a time, and return the coefficients of every fit.
 
     Args:
         analysis: the pairs.
@@ -53,7 +53,7 @@ def coefficient_table(analysis: Analysis, metrics: Sequence[str]) -> pd.DataFram
 
 @dataclass(frozen=True)
 class Cells:
-    """Hold pairs and coefficients of all cells (architecture, seed, method), to compare them with and without a task.
+    """Hold the pairs and the coefficients of every cell (architecture, seed, method), to compare cells with each other.
 
     Attributes:
         names: the cells.
@@ -96,7 +96,10 @@ class Cells:
         return cls(names, tuple(metrics), tables, found)
 
     def weights(self, predictor: str, without: str | None = None) -> Float[np.ndarray, "cells m"]:
-        """Return each cell's mean coefficients over folds, or those of the fold that leaves out `without`."""
+        """Return the coefficients of each cell, averaged over folds.
+
+        If the task `without` is given, they are instead the coefficients of the fold that leaves this task out.
+        """
         rows = []
         for architecture, seed, method in self.names:
             own = self.coefficients.get((predictor, architecture, seed, method))
@@ -105,7 +108,7 @@ class Cells:
         return np.array(rows).reshape(-1, len(self.metrics))
 
     def correlations(self, without: str | None = None) -> Float[np.ndarray, "cells m"]:
-        """Return Pearson's r of each metric with the outcome over each cell's pairs; NaN if either is constant."""
+        """Return Pearson's r between each metric and the outcome over each cell's pairs; NaN if one is constant."""
         key = ("correlations", without)
         if key not in self._memory:
             rows = []
@@ -130,7 +133,7 @@ class Cells:
     def agreement(
         self, measure: str, predictor: str = "", without: str | None = None
     ) -> Float[np.ndarray, "cells cells"]:
-        """Return the agreement between every two cells in `names`.
+        """Return the matrix of agreements between all pairs of the cells in `names`.
 
         Args:
             measure: "top5_overlap", the share of metrics among the five largest |w| of both, or "sign_agreement", the
@@ -215,7 +218,10 @@ class Arrays:
 def correlations(
     features: Float[np.ndarray, "n m"], outcome: "pd.Series | np.ndarray"
 ) -> Float[np.ndarray, " m"]:
-    """Return Pearson's r of every column with one outcome over the rows that have it; NaN if either is constant."""
+    """Return Pearson's r between every column and one outcome, over the rows that contain this outcome.
+
+    r is NaN if the column or the outcome is constant, or if fewer than three rows contain the outcome.
+    """
     y = np.asarray(outcome, dtype=float)
     known = ~np.isnan(y)
     X, y = (features, y) if known.all() else (features[known], y[known])

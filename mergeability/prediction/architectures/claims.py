@@ -108,7 +108,7 @@ def claim_table(found: Findings) -> pd.DataFrame:
 
 
 def verdict(found: Estimate, least: float) -> str:
-    """Decide "the quantity is at least `least`" from its interval, by the rule of `claim_table`.
+    """Decide whether the quantity that `found` estimates is at least `least`, by the rule of `claim_table`.
 
     Examples:
         >>> from mergeability.prediction.architectures.claims import verdict
@@ -126,7 +126,7 @@ def verdict(found: Estimate, least: float) -> str:
 
 
 def opposite(one: str) -> str:
-    """Return the verdict on the opposite of a claim that has the verdict `one`."""
+    """Return the verdict on the opposite of a claim, given the verdict `one` on the claim itself."""
     return {CONFIRMED: REFUTED, REFUTED: CONFIRMED}.get(one, one)
 
 

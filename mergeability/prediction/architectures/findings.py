@@ -21,7 +21,7 @@ from mergeability.prediction.architectures.variance import repeated_shares
 
 @dataclass(frozen=True)
 class Findings:
-    """The tables of the comparison, from which the claims are decided.
+    """Hold the tables of the comparison, which determine the verdicts on the claims.
 
     Attributes:
         analyses: the pair tables of plain fine-tuning.

@@ -41,7 +41,7 @@ COLUMNS = [
 
 
 def prerequisite_table(of_methods: pd.DataFrame) -> pd.DataFrame:
-    """Count the methods for which each gradient-alignment or subspace-overlap metric is a prerequisite.
+    """Count, for each metric of `FAMILIES`, the methods whose outcomes correlate with the metric as expected.
 
     Args:
         of_methods: the result of `method_signs`.
@@ -76,7 +76,7 @@ def prerequisite_table(of_methods: pd.DataFrame) -> pd.DataFrame:
 
 
 def family_correlation(cells: Cells, family: str, architecture: str | None = None) -> Estimate:
-    """Average r, negated where r < 0 is expected, over a family's metrics and all cells (architecture, seed, method).
+    """Average r over all cells and over the metrics of a family; r is negated for metrics whose expected r is negative.
 
     Args:
         cells: the methods of every architecture and seed.

@@ -1,4 +1,7 @@
-"""Find metrics with the same sign for all methods, seeds and architectures, and the number expected by chance."""
+"""Find metrics whose correlation with the outcome has the same sign for all methods, seeds and architectures.
+
+The number of these metrics is compared with the number expected by chance.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -80,7 +83,7 @@ def common_sign(values: Float[np.ndarray, " n"]) -> int:
 
 
 def mean_correlation(cells: Cells, own: Bool[np.ndarray, " cells"], place: int) -> Estimate:
-    """Average one metric's correlations over the cells that a mask selects; the interval is over tasks and seeds."""
+    """Average one metric's correlations over selected cells, and compute a jackknife interval over tasks and seeds."""
     of_seed = np.array([seed for _, seed, _ in cells.names])
 
     def statistic(task: str | None, seed: int | None) -> float:
@@ -96,7 +99,7 @@ def mean_correlation(cells: Cells, own: Bool[np.ndarray, " cells"], place: int) 
 def stable_by_chance(
     cells: Cells, permutations: int = 199, seed: int = 0, least: int = 1
 ) -> tuple[int, float, float]:
-    """Count the metrics whose correlation has one sign in all cells, for real and for permuted task names.
+    """Count the metrics whose correlation has the same sign in all cells, with actual and with permuted task names.
 
     A permutation renames the tasks of the outcomes and keeps the metrics: of all analyses of the same tasks alike, so
     that seeds, methods and architectures stay as similar to each other as they are.
@@ -150,7 +153,7 @@ def _rows_of(cells: Cells, architecture: str) -> Bool[np.ndarray, " cells"]:
 
 
 def stable_metrics_of(table: pd.DataFrame, architectures: Sequence[str], column: str) -> list[str]:
-    """List the metrics whose sign is the same within each of the architectures and across them."""
+    """List the metrics whose sign in `column` is the same, and not 0, for all of the given architectures."""
     own = table[table["architecture"].isin(list(architectures))]
     signs = own.pivot_table(index="metric", columns="architecture", values=column, sort=False)
     same = (signs == 1).all(axis=1) | (signs == -1).all(axis=1)

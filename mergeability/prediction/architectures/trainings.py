@@ -1,4 +1,4 @@
-"""Compare penalised with plain fine-tuning, and compare merges of three or more models with merges of two of them."""
+"""Compare penalised fine-tuning with plain fine-tuning, and merges of model sets with merges of pairs in these sets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -125,7 +125,7 @@ def set_table(analyses: Sequence[Analysis], sets: Mapping[tuple[str, int], pd.Da
 
 
 def set_correlation(found: Sequence[tuple[Analysis, pd.DataFrame]]) -> Estimate:
-    """Return the mean Spearman's ρ of `measured` and `of_pairs` over tables of model sets, with its interval."""
+    """Average Spearman's ρ between `measured` and `of_pairs` over tables of model sets, and compute an interval."""
 
     def statistic(task: str | None, seed: int | None) -> float:
         values = []

@@ -61,7 +61,7 @@ _MARK = "\x1f"
 
 @dataclass(frozen=True)
 class AcrossTables:
-    """Predict each pair of one table by a fit on those pairs of another table that share no task with this pair.
+    """Train on one table and validate on another; the training pairs share no task with the pair to predict.
 
     The tasks of both tables carry the prefixes of `named`. Where both tables have the same tasks, a fit would otherwise
     predict pairs whose outcomes it knows from the other architecture. Without pairs of the second table, as in the
@@ -80,7 +80,10 @@ class AcrossTables:
     many: ClassVar[bool] = True
 
     def folds(self, groups: Any) -> Iterator[Split]:
-        """Group new pairs by the fitted pairs that share no task with them, and yield one fold per group."""
+        """Yield the folds; new pairs that have the same training pairs are in the same fold.
+
+        The training pairs of a new pair are all fitted pairs that share no task with the new pair.
+        """
         ends = np.asarray(groups, dtype=object).reshape(-1, 2)
         new = np.array([str(a).startswith(f"1{_MARK}") for a in ends[:, 0]], dtype=bool)
         if not new.any():
@@ -116,7 +119,7 @@ def plain_name(name: str) -> str:
 
 
 def transferred(fitted: Analysis, new: Analysis) -> pd.DataFrame:
-    """Predict the pairs of one analysis by fits on the pairs of another that share no task with them.
+    """Predict each pair of `new` by a fit on those pairs of `fitted` that share no task with the predicted pair.
 
     Metrics are those that both analyses have for all pairs; ridge chooses its strength by leaving two tasks out among
     the pairs it is fitted on.
@@ -148,7 +151,7 @@ def transferred(fitted: Analysis, new: Analysis) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Transfers:
-    """Hold predictions for the pairs of each analysis by fits on the other analyses.
+    """Hold predictions for the pairs of each analysis; the predictors were fitted on this or another analysis.
 
     Attributes:
         analyses: the pair tables.
@@ -165,7 +168,7 @@ class Transfers:
         analyses: Sequence[Analysis],
         predictions: Callable[[Analysis, Analysis], pd.DataFrame] = transferred,
     ) -> "Transfers":
-        """Predict within each analysis, between seeds, and between architectures that have the same seed.
+        """Predict within each analysis, from seed to seed, and from architecture to architecture with the same seed.
 
         Args:
             analyses: the pair tables.
@@ -180,7 +183,7 @@ class Transfers:
         return cls(analyses, found)
 
     def table(self) -> pd.DataFrame:
-        """Score every kind of transfer for each architecture fitted on and each architecture predicted.
+        """Score every kind of transfer, from each architecture to itself and to each other architecture.
 
         Returns:
             One row per `models` (`KINDS`), `fitted_on`, `predicts` and predictor: `r`, the correlation beyond the
@@ -198,7 +201,7 @@ class Transfers:
         return pd.DataFrame(rows, columns=COLUMNS)
 
     def mean(self, kind: str, predictor: str, same_tasks: bool | None = None) -> Estimate:
-        """Average r over methods and all pairs of analyses for one kind of transfer, with its interval.
+        """Average r over all methods and pairs of analyses for one kind of transfer; the result includes an interval.
 
         Args:
             kind: of `KINDS`.
@@ -284,7 +287,10 @@ class _Rows:
             self._methods.append((predicted, measured, rows[["task_a", "task_b"]].to_numpy(dtype=object)))
 
     def correlations(self, without: str | None) -> list[float]:
-        """Return the correlation of each method, without the pairs of a given task; an undefined one becomes 0."""
+        """Return each method's correlation between predictions and outcomes, without the pairs of a given task.
+
+        Undefined correlations become 0.
+        """
         if without not in self._memory:
             found = []
             for predicted, measured, ends in self._methods:

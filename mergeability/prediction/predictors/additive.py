@@ -86,7 +86,9 @@ class Additive(RegressorMixin, BaseEstimator):
 
     def _checked_strengths(self) -> Sequence[float | int]:
         if self.strength is not None and not self.strength > 0:
-            raise UserError(f"Expected a positive strength for the predictor additive, got {self.strength}.")
+            raise UserError(
+                f"Expected strength of the predictor 'additive' to be positive, got {self.strength}."
+            )
         return self.strengths if self.strength is None else (self.strength,)
 
     def _take(self, fitted: LinearFit) -> "Additive":

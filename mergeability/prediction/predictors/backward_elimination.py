@@ -7,11 +7,12 @@ from mergeability.prediction.predictors.subset import COLLINEAR, SubsetRegressor
 
 
 class BackwardElimination(SubsetRegressor):
-    """Fit by least squares, and repeatedly remove the metric whose removal lowers r on the training pairs least.
+    """Fit by least squares, and repeatedly remove the metric whose removal causes the smallest decrease of r.
 
-    Elimination stops when every removal would lower r by more than `tolerance`. Constant metrics and linear
-    combinations of other metrics are removed first. With columns = QR and coefficients b, removing column j adds b_j²
-    / ‖row j of R⁻¹‖² to the squared residual, so each step needs one small inverse and no refit.
+    Here r is the correlation on the training pairs. Elimination stops when every removal would lower r by more than
+    `tolerance`. Constant metrics and linear combinations of other metrics are removed first. With columns = QR and
+    coefficients b, removing column j adds b_j² / ‖row j of R⁻¹‖² to the squared residual, so each step needs one small
+    inverse and no refit.
 
     Args:
         tolerance: the largest accepted loss of r per step, at least 0.

@@ -7,11 +7,11 @@ from mergeability.prediction.predictors.subset import COLLINEAR, SubsetRegressor
 
 
 class ForwardSelection(SubsetRegressor):
-    """Fit by least squares, and repeatedly add the metric that increases r on the training pairs most.
+    """Fit by least squares, and repeatedly add the metric that causes the largest increase of r.
 
-    Selection stops when no metric would raise r by `tolerance`. Let z_j be the residual of metric j given the metrics
-    already taken; adding it raises r² by (z_j·y)² / ‖z_j‖², for y of length 1. A metric that is a linear combination
-    of those taken is never added.
+    Here r is the correlation on the training pairs. Selection stops when no metric would raise r by `tolerance`. Let
+    z_j be the residual of metric j given the metrics already taken; adding it raises r² by (z_j·y)² / ‖z_j‖², for y of
+    length 1. A metric that is a linear combination of those taken is never added.
 
     Args:
         tolerance: the smallest gain of r per step, at least 0.

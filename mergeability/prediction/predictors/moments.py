@@ -58,7 +58,7 @@ class Moments(Sums):
 
 
 class TaskSums:
-    """Hold sums over all pairs and over each task's pairs; subtracting them gives the sums over the rows of a fold.
+    """Hold sums over all pairs and over each task's pairs; the sums over a fold's rows are differences of these sums.
 
     With S the sum over all rows, Sₐ that over the rows with task a, and x the row of the pair (a, b), the rows without
     a sum to S - Sₐ, and those without a and b to S - Sₐ - S_b + x. So the cost of a fold depends only on the size of

@@ -270,7 +270,9 @@ class Ridge(RegressorMixin, BaseEstimator):
 def solve_ridge(
     problems: Sequence[Problem], strengths: Sequence[float | int], *, subtract: bool = False
 ) -> list[LinearFit]:
-    """Fit ridge to each problem, with the strength chosen by inner folds, or the middle one if there are none.
+    """Fit ridge regression to each problem, with a strength that is chosen on the inner folds of the problem.
+
+    Without inner folds, the middle strength is used.
 
     Args:
         problems: training rows, outcomes and inner folds.

@@ -1,1 +1,1 @@
-"""Compute those tables of a study that answer further questions, apart from the scores of predictors."""
+"""Compute the tables of a study that are not scores, such as coefficients, shares of variance and method choices."""

@@ -113,7 +113,7 @@ def compare_evidence(
     methods: Sequence[str] | None = None,
     targets: Sequence[str] = TARGETS,
 ) -> EvidenceScores:
-    """Score every kind of evidence, both within each group of tasks and when a fit on one group predicts another.
+    """Score every kind of evidence within each group of tasks, and from one group of tasks to another.
 
     Within a group, pairs are predicted by leaving two tasks out (*both new*, l2to) and one out (*known partner*, loto).
     "a to b" is fitted on the pairs within a and predicts the pairs within b (both new); pairs across are not used.
@@ -284,7 +284,7 @@ class _Correlations:
         return predicted, measured, ends, group["held_out"].to_numpy(dtype=object)
 
     def mean(self, without: str | None = None) -> float:
-        """Average correlations over methods, on all pairs or, if `without` names a task, on the pairs without it."""
+        """Return the mean correlation over methods, computed on all pairs that do not contain the task `without`."""
         found: list[float] = []
         for predicted, measured, ends, held_out in self._methods:
             kept = (ends != without).all(axis=1)

@@ -24,7 +24,7 @@ COLUMNS = [
 def evidence_costs(
     records: Sequence[Mapping[str, Any]], tables: Mapping[str, pd.DataFrame], target: str
 ) -> pd.DataFrame:
-    """Compare kinds of evidence on pairs whose two tasks were left out of the training set.
+    """Compare how well each kind of evidence predicts pairs whose two tasks were left out of the training set.
 
     Args:
         records: scores of predictors, as in `prediction.json`.

@@ -10,7 +10,7 @@ TOP = 5
 
 
 def fingerprints(coefficients: pd.DataFrame) -> pd.DataFrame:
-    """Average coefficients over folds, and compare them for every two methods.
+    """Compute each method's mean coefficients over folds, and compare these means for every pair of methods.
 
     Args:
         coefficients: columns `method`, `metric` and `coefficient`, one row per fold and metric, of one predictor and
@@ -45,7 +45,7 @@ def fingerprints(coefficients: pd.DataFrame) -> pd.DataFrame:
 
 
 def top_overlap(first: Float[np.ndarray, " m"], second: Float[np.ndarray, " m"], top: int = TOP) -> float:
-    """Return the share, in [0, 1], of two methods' `top` metrics (with the largest |w|) that both have in common.
+    """Return the share, in [0, 1], of the `top` metrics with the largest |w| that two methods have in common.
 
     Zero coefficients are never among the largest. With fewer than `top` metrics, all of them are compared; the share
     is NaN without any metric.
@@ -61,5 +61,5 @@ def top_overlap(first: Float[np.ndarray, " m"], second: Float[np.ndarray, " m"],
 
 
 def sign_agreement(first: Float[np.ndarray, " m"], second: Float[np.ndarray, " m"]) -> float:
-    """Return the share of metrics whose two coefficients have equal signs, where 0 matches only 0; NaN if empty."""
+    """Return the share of metrics whose two coefficients have equal signs; 0 matches only 0; NaN without any metric."""
     return float(np.mean(np.sign(first) == np.sign(second))) if len(first) else float("nan")

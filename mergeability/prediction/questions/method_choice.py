@@ -1,4 +1,4 @@
-"""Choose a merge method for each pair by its predicted outcome, and compare it with the best method."""
+"""Choose a merge method for each pair by the predicted outcomes, and compare the chosen method with the best method."""
 
 import numpy as np
 import pandas as pd

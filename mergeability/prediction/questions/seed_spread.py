@@ -13,7 +13,7 @@ from mergeability.prediction.validation.scores import pearson_r
 def seed_spread(
     predictors: Mapping[str, Predictor], folds: Sequence[Fold], seeds: Sequence[int]
 ) -> pd.DataFrame:
-    """Fit each randomly initialised predictor with several seeds, and return the correlations.
+    """Fit each randomly initialised predictor with several seeds, and correlate the predictions with the outcomes.
 
     Args:
         predictors: name → regressor; those without a random start are skipped.

@@ -12,7 +12,7 @@ MEASURED = "measured pairs"
 
 
 def set_score_table(sets: pd.DataFrame, pairs: pd.DataFrame, predictions: pd.DataFrame) -> pd.DataFrame:
-    """Rank sets of models by their pairs' scores, and compare this ranking with that by the sets' outcomes.
+    """Rank sets of models by the scores of their pairs, and compare this ranking with the ranking by measured outcomes.
 
     A pair's score is its prediction while its tasks were left out, averaged over folds; the score of a set is the mean
     over its pairs. For `measured pairs`, the score of a pair is its own measured outcome.

@@ -1,4 +1,4 @@
-"""Split the variance of outcomes into task effects, what metrics explain in addition, and a residual."""
+"""Split the variance of outcomes into a part explained by task effects, a part added by metrics, and a residual."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from mergeability.prediction.predictors.scaling import RangeScaler
 
 
 def variance_split(table: PairTable, outcomes: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Split the variance of each outcome into task effects, what metrics explain in addition, and a residual.
+    """Split the variance of each outcome into a part from task effects, a part added by metrics, and a residual.
 
     `task_effects` is R² of y = μ + u_a + u_b. `beyond_raw` is the gain of R² when the metrics are added. Every column
     explains something by chance; `metrics_beyond` is this gain corrected for the number of columns, as in adjusted R²,

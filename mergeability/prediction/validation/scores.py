@@ -87,7 +87,7 @@ def interval_over_tasks(
 
 
 def jackknife_interval(whole: float, without: Float[np.ndarray, " T"]) -> tuple[float, float]:
-    """Return a 95 % interval, within [-1, 1], of a correlation or mean correlation by a jackknife over tasks.
+    """Use a jackknife over tasks to compute a 95 % interval, within [-1, 1], of a correlation or mean correlation.
 
     Args:
         whole: the correlation over all pairs.
