@@ -1,4 +1,4 @@
-"""Evaluate merges on each of their tasks, and compare them with the fine-tuned models."""
+"""Evaluate merges on each of their tasks, and compare the merges with the fine-tuned models."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -90,7 +90,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Evaluate merges of the same models by several methods and at several scales.
+    """Evaluate the merges that several methods produce from the same models at several scales.
 
     Attributes:
         task_vectors: all models.

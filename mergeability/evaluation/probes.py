@@ -28,7 +28,7 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class Probe:
-    """Compare the predictions of merges on unlabelled inputs with the predictions of each task's own model.
+    """Compare the classes that merges predict for unlabelled inputs with those that each task's own model predicts.
 
     Attributes:
         evaluator: holds the encoder, the heads and the store.

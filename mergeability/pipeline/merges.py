@@ -56,8 +56,8 @@ def refuse_methods_with_data(request: Request, suite: str, needed: str, without:
     demanding = [name for name, method in request.merges.items() if method.needs_data]
     if demanding:
         raise UserError(
-            f"{', '.join(demanding)} requires {needed}, but suite={suite} provides none. {without}, these"
-            f" methods can merge: {', '.join(data_free())}."
+            f"{', '.join(demanding)} requires {needed}, but suite={suite} provides none. {without}, only"
+            f" these methods can be used: {', '.join(data_free())}."
         )
 
 

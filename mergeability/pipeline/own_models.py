@@ -1,4 +1,4 @@
-"""Describe users' models: CLIP encoders with heads and with unlabelled images of their tasks."""
+"""Describe users' models: CLIP encoders, each with a head and with unlabelled images of one task."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +64,7 @@ class OwnModel:
         if unknown or missing:
             faults = ([f"no {one}" for one in missing]) + [f"unknown {one}" for one in unknown]
             raise UserError(
-                f"suite.models.{name} contains {', '.join(faults)}. Its options are: {', '.join(known)}."
+                f"suite.models.{name} contains {', '.join(faults)}. The options of a model are: {', '.join(known)}."
             )
         if not options.get("classes") and not options.get("head"):
             raise UserError(

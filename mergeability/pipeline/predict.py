@@ -27,7 +27,7 @@ FEWEST_FOR_PREDICTION = 4
 
 @dataclass(frozen=True)
 class PairOutcomes:
-    """Hold the table of metrics and outcomes for prediction.
+    """Hold the table of metrics and outcomes that prediction uses.
 
     Attributes:
         pairs: one row per pair: metrics and outcomes.
@@ -61,7 +61,7 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Scored:
-    """Hold the scores that a predictor fitted by an earlier run gives to all pairs.
+    """Hold the scores of all pairs, which were computed by a predictor from an earlier run.
 
     Attributes:
         scorer: the predictor.
@@ -154,7 +154,7 @@ def _predict(outcomes: PairOutcomes, request: Request, settings: StudySettings, 
 def tiers_of_evidence(
     metrics: Sequence[str], ranges: Mapping[str, tuple[float, float]], target: str
 ) -> dict[str, list[str]]:
-    """Return the sets of columns, besides the set of all metrics, on which predictors for later runs are fitted.
+    """Return the sets of columns on which predictors for later runs are fitted, except the set of all metrics.
 
     Metrics with a bounded range (cosines, ratios, normalised ranks, overlaps) do not depend on model size, so a fit on
     one architecture applies to another; weight-space metrics also need no data.

@@ -1,4 +1,4 @@
-"""Write the verdict on a pair that was not evaluated within the budget."""
+"""Write the verdict on a pair that was predicted because the budget did not include an evaluation of this pair."""
 
 import pandas as pd
 

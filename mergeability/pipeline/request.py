@@ -23,7 +23,7 @@ UNLABELLED_SPLITS = ("validation", "train")
 
 @dataclass(frozen=True)
 class ProfileSettings:
-    """Hold the options of profiles: calibration samples, layers, layout and memory.
+    """Hold the options for the profiles of models: calibration samples, layer, tensor layout and memory limit.
 
     Attributes:
         samples: calibration images of each task.

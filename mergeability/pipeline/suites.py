@@ -256,7 +256,7 @@ class TableSuite:
     extra_metrics: Sequence[str] | None = None
 
     def file(self) -> PairFile:
-        """Read the table; also return messages about skipped or converted parts.
+        """Read the table, and return it with messages about what was left out or converted.
 
         Raises:
             UserError: the file does not exist, or is not a table of pairs.
@@ -264,7 +264,7 @@ class TableSuite:
         return read_pairs(self.table)
 
     def read(self) -> pd.DataFrame:
-        """Read the table without the messages about skipped or converted parts.
+        """Read the table, and return only the data frame; the messages that `file` returns are dropped.
 
         Raises:
             UserError: as `file` does.

@@ -231,7 +231,7 @@ class _Material:
         )
 
     def baselines(self) -> dict[str, dict[str, float]]:
-        """Fit logistic regression to each task's pixels or words, and return test accuracies by column name and task."""
+        """Fit logistic regression to every task's pixels or words, and return test accuracies by baseline and task."""
 
         def of_pixels(item: tuple[str, Task]) -> tuple[str, float]:
             name, task = item

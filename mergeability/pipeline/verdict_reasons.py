@@ -220,18 +220,18 @@ def next_steps(analysis: Analysis) -> list[str]:
     if "base_agreement" not in columns:
         passes = 64 * models * (models + 1)
         found.append(
-            f"Functional evidence (metric=functional): it costs {passes} forward passes of unlabelled images and needs"
+            f"Functional evidence (metric=functional) costs {passes} forward passes on unlabelled images, and needs"
             " neither merges nor labels."
         )
     if not any(name.startswith("probe_overlap") for name in columns):
         found.append(
-            "A probe (probe=64): it costs one merge per method, evaluated on 64 unlabelled images of each task."
+            "A probe (probe=64) costs one merge per method, which is evaluated on 64 unlabelled images of each task."
         )
     if analysis.scorer is None and not analysis.targets:
         found.append(
-            "A predictor fitted on earlier merges of other models (fitted=<run folder>): it needs no "
-            "further merges, and its errors on the earlier ones give intervals."
+            "A predictor fitted on earlier merges of other models (fitted=<run folder>) needs no "
+            "further merges. The errors on the earlier merges give prediction intervals."
         )
     if not analysis.targets:
-        found.append("Labelled test images: they measure the outcome instead of predicting it.")
+        found.append("Labelled test images measure the outcome instead of predicting it.")
     return found

@@ -1,4 +1,4 @@
-"""Write what an analysis concludes about one pair or set of models, or about new pairs of similar models."""
+"""Write the conclusions of an analysis on one pair or set of models, or on new pairs of similar models."""
 
 from collections.abc import Mapping, Sequence
 

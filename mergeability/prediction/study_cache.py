@@ -83,7 +83,7 @@ def _plain(value: Any) -> Any:
 
 
 def table_hash(table: pd.DataFrame) -> str:
-    """Hash the values and the column names of a table; the order of rows and columns matters."""
+    """Hash the values and the column names of a table; a different order of rows or columns changes the hash."""
     return hashlib.sha256(table.to_csv(index=False, float_format=None).encode()).hexdigest()
 
 

@@ -61,7 +61,7 @@ class Adam:
         self.steps = np.zeros(len(next(iter(parameters.values()))), dtype=int)
 
     def step(self, parameters: Parameters, gradients: Parameters, active: Bool[np.ndarray, " runs"]) -> None:
-        """Update in place the parameters of the problems that `active` selects."""
+        """Update the parameters of the problems that `active` selects; the arrays are changed in place."""
         self.steps[active] += 1
         steps = np.maximum(self.steps, 1)
         corrections = [(1 - decay**steps).astype(np.float32) for decay in _DECAYS]

@@ -76,7 +76,7 @@ class Additive(RegressorMixin, BaseEstimator):
         return self._take(solve_ridge([(X, y, folds)], self._checked_strengths())[0])
 
     def fit_many(self, problems: Sequence[Problem]) -> list["Additive"]:
-        """Fit one regressor per problem; problems with the same rows are solved together."""
+        """Fit one regressor per problem (`Problem`); problems with the same training rows are solved together."""
         fitted = solve_ridge(problems, self._checked_strengths())
         return [type(self)(**self.get_params())._take(one) for one in fitted]
 
@@ -87,7 +87,7 @@ class Additive(RegressorMixin, BaseEstimator):
     def _checked_strengths(self) -> Sequence[float | int]:
         if self.strength is not None and not self.strength > 0:
             raise UserError(
-                f"Expected strength of the predictor 'additive' to be positive, got {self.strength}."
+                f"Expected the strength of the predictor 'additive' to be positive, got {self.strength}."
             )
         return self.strengths if self.strength is None else (self.strength,)
 

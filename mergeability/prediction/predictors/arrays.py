@@ -1,4 +1,4 @@
-"""Check the inputs of predictors with scikit-learn's functions."""
+"""Check the inputs of predictors; scikit-learn's validation functions are used."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ InnerFold = tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]
 """Rows of the training fold to fit on, and rows to validate on, as scikit-learn's `cv` yields them."""
 
 Problem = tuple[np.ndarray, np.ndarray, Sequence[InnerFold] | None]
-"""What `fit_many` takes of each fit: X, y and inner folds."""
+"""The data of one of the fits of `fit_many`: X, y and inner folds."""
 
 # scikit-learn has no type annotations here, and types inferred from defaults ("no_validation") are wrong.
 _validate: Any = validate_data
@@ -51,5 +51,5 @@ def new_rows(estimator: BaseEstimator, X: Rows) -> Float[np.ndarray, "n m"]:
 
 
 def unlabelled_rows(estimator: BaseEstimator, X: Rows) -> Float[np.ndarray, "n m"]:
-    """Check and convert the argument of `fit` of a scikit-learn transformer, which takes no outcomes."""
+    """Check and convert the argument of a transformer's `fit`; unlike a regressor, a transformer takes no outcomes."""
     return _validate(estimator, X, dtype=np.float64)

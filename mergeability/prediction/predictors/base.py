@@ -1,4 +1,4 @@
-"""Define the interface of predictors: that of scikit-learn regressors, with optional traits."""
+"""Define the interface of predictors, which are scikit-learn regressors with optional attributes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from mergeability.prediction.predictors.arrays import Problem
 
 @runtime_checkable
 class Predictor(Protocol):
-    """Define the interface of predictors: the same as for scikit-learn regressors.
+    """Define the interface of predictors; every scikit-learn regressor has this interface.
 
     Optional attributes, which `traits` reads and scikit-learn's own regressors need not declare:
 
@@ -50,16 +50,16 @@ class Predictor(Protocol):
 
 @runtime_checkable
 class BatchPredictor(Predictor, Protocol):
-    """Define the interface of predictors that fit many problems at once, which is faster than one by one."""
+    """Define the interface of predictors that compute many fits at once, because this is faster than a loop."""
 
     def fit_many(self, problems: Sequence[Problem], /, **options: Any) -> Sequence[Predictor]:
-        """Fit a copy of the predictor to each problem; `options` may contain `tasks` and `seeds`."""
+        """Fit one copy of the predictor to the data of each problem; `options` may contain `tasks` and `seeds`."""
         ...
 
 
 @dataclass(frozen=True)
 class Traits:
-    """Hold the optional traits of a predictor.
+    """Hold the properties that a predictor may declare.
 
     Attributes:
         inputs: the columns that it receives: "metrics", "raw", "tasks" or "both".
@@ -75,13 +75,13 @@ class Traits:
 
 
 def traits(predictor: Predictor) -> Traits:
-    """Return the optional traits of a predictor.
+    """Return the properties that a predictor declares, with defaults for the others.
 
     Args:
         predictor: the regressor.
 
     Returns:
-        Its traits, defaults for those that it does not declare.
+        The properties of the predictor.
 
     Examples:
         >>> traits(LinearRegression())

@@ -1,4 +1,4 @@
-"""Fit ridge on task effects, then ridge on metrics for the residuals."""
+"""Fit task effects by ridge regression, then fit the residuals by ridge regression on metrics."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -71,7 +71,7 @@ class Dyadic(RegressorMixin, BaseEstimator):
         self.strengths = strengths
 
     def fit(self, X: Rows, y: Values, folds: Sequence[InnerFold] | None = None, tasks: int = 0) -> "Dyadic":
-        """Choose the strength by inner cross-validation and fit all rows.
+        """Choose the strength of the penalty by inner cross-validation, then fit the predictor to all rows.
 
         Args:
             X: metrics, then incidence columns, (n, m + T).

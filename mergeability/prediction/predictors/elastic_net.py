@@ -1,4 +1,4 @@
-"""Fit least squares with an L1 and an L2 penalty whose strength is chosen by inner cross-validation."""
+"""Fit least squares with an L1 and an L2 penalty; inner cross-validation chooses the strength of the penalties."""
 
 import logging
 import warnings
@@ -66,7 +66,7 @@ class ElasticNet(RegressorMixin, BaseEstimator):
         self.max_sweeps = max_sweeps
 
     def fit(self, X: Rows, y: Values, folds: Sequence[InnerFold] | None = None) -> "ElasticNet":
-        """Choose the strength by inner cross-validation and fit all rows.
+        """Choose the strength of the penalty by inner cross-validation, then fit the predictor to all rows.
 
         Args:
             X: metrics, (n, m).
@@ -102,7 +102,7 @@ class ElasticNet(RegressorMixin, BaseEstimator):
         return self
 
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
-        """Return a + Xw, in units of the outcome."""
+        """Return the predictions, intercept + Xw, in units of the outcome."""
         return new_rows(self, X) @ self.coef_ + self.intercept_
 
     def _check_settings(self) -> None:

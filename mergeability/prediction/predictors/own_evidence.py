@@ -91,7 +91,7 @@ class Probe(RegressorMixin, BaseEstimator):
         return self
 
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
-        """Return the value of the probe's column as the prediction, in units of the outcome."""
+        """Return the values of the probe's column, which are the predictions in units of the outcome."""
         return new_rows(self, X).mean(axis=1)
 
 

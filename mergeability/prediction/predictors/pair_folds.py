@@ -10,7 +10,7 @@ from mergeability.prediction.predictors.arrays import InnerFold
 
 
 class PairFolds(Sequence[InnerFold]):
-    """Create one fold per pair, whose training rows are the pairs that share no task with this pair.
+    """Create one fold per pair, to predict this pair from the pairs that share no task with it.
 
     A pair without any such training pair has no fold.
 

@@ -47,7 +47,7 @@ def predicted_pairs(
     folds: PairFolds,
     strengths: Float[np.ndarray, " S"],
 ) -> tuple[Float[np.ndarray, "S F K"], Float[np.ndarray, "F K"]]:
-    """Predict each pair by ridge on the training rows of its fold, for each strength.
+    """Predict each pair by ridge regression on the training rows of the pair's fold, for each penalty strength.
 
     Args:
         X: columns of the pairs.

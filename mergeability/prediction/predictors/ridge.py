@@ -173,7 +173,7 @@ def fit_together(
     choose: Choice,
     otherwise: int,
 ) -> list[LinearFit]:
-    """Fit a linear regression to each problem; problems with the same rows are solved together.
+    """Fit a linear regression to each problem; problems with the same training rows are solved together.
 
     Args:
         problems: training rows, outcomes and inner folds.
@@ -236,7 +236,7 @@ class Ridge(RegressorMixin, BaseEstimator):
         self.strengths = strengths
 
     def fit(self, X: Rows, y: Values, folds: Sequence[InnerFold] | None = None) -> "Ridge":
-        """Choose the strength by inner cross-validation and fit all rows.
+        """Choose the strength of the penalty by inner cross-validation, then fit the predictor to all rows.
 
         Args:
             X: metrics, (n, m).
@@ -253,12 +253,12 @@ class Ridge(RegressorMixin, BaseEstimator):
         return self._take(solve_ridge([(X, y, folds)], self.strengths, subtract=True)[0])
 
     def fit_many(self, problems: Sequence[Problem]) -> list["Ridge"]:
-        """Fit one regressor per problem; problems with the same rows are solved together."""
+        """Fit one regressor per problem (`Problem`); problems with the same training rows are solved together."""
         fitted = solve_ridge(problems, self.strengths, subtract=True)
         return [type(self)(**self.get_params())._take(one) for one in fitted]
 
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
-        """Return a + Xw, in units of the outcome."""
+        """Return the predictions, intercept + Xw, in units of the outcome."""
         return new_rows(self, X) @ self.coef_ + self.intercept_
 
     def _take(self, fitted: LinearFit) -> "Ridge":

@@ -110,7 +110,7 @@ def evaluate_predictors(
 ) -> PredictionResult:
     """Fit each predictor in every fold for every outcome, and score it on the validation pairs.
 
-    A predictor is any scikit-learn regressor; `Predictor` lists the optional traits. Inner folds follow the same
+    A predictor is any scikit-learn regressor; `Predictor` lists the optional attributes. Inner folds follow the same
     protocol on the training rows. Protocols with many folds are used only for predictors with a closed form.
 
     Args:

@@ -49,7 +49,7 @@ class FoldRows:
         }
         if inputs not in choices:
             raise UserError(
-                f"Expected the inputs of a predictor to be one of {', '.join(choices)}, got {inputs!r}."
+                f"Expected the attribute `inputs` of a predictor to be one of {', '.join(choices)}, got {inputs!r}."
             )
         return np.hstack(choices[inputs]())
 
@@ -63,7 +63,7 @@ class FoldRows:
 
 @dataclass(frozen=True)
 class Fold:
-    """Hold one fold of the outcomes of one method and target."""
+    """Hold one fold for the outcomes of one method and one target."""
 
     method: str
     target: str
@@ -103,7 +103,7 @@ def make_folds(
     protocol: SplitProtocol,
     complete: bool = False,
 ) -> Folds:
-    """Create the folds of every outcome; outcomes of the same pairs share folds.
+    """Create the folds of every outcome; outcomes that are known for the same pairs share folds.
 
     Args:
         table: the pairs.

@@ -1,4 +1,4 @@
-"""Split pairs of tasks for cross-validation, with the interface of scikit-learn's splitters.
+"""Define cross-validation splitters for tables of task pairs; they have the interface of scikit-learn's splitters.
 
 A pair belongs to two tasks at once, so ordinary cross-validation would leave both of a pair's tasks in the training
 rows. `groups` are the pairs themselves, an (n, 2) array of task names:
@@ -68,7 +68,7 @@ class SplitProtocol(Protocol):
 
 
 class _Splitter(ABC):
-    """scikit-learn's interface, from the folds."""
+    """Provide the interface of scikit-learn's splitters."""
 
     @abstractmethod
     def folds(self, groups: Any) -> Iterator[Split]:
@@ -78,7 +78,7 @@ class _Splitter(ABC):
         """Yield the training and validation rows of each fold; `groups` contains the pairs of tasks."""
         if groups is None:
             raise UserError(
-                "Splitting requires the pairs of tasks. Pass groups=<array of task names of shape (n, 2)>."
+                "Splitting requires the pairs of tasks. Pass groups=<array of shape (n, 2) with task names>."
             )
         for fold in self.folds(groups):
             yield fold.training, fold.validation
@@ -107,7 +107,7 @@ class LeaveOneTaskOut(_Splitter):
     many: ClassVar[bool] = False
 
     def folds(self, groups: Any) -> Iterator[Split]:
-        """Yield a fold for each task in table order."""
+        """Yield one fold per task, in the order in which the table lists the tasks."""
         tasks, ends = _ends(groups)
         for index, task in enumerate(tasks):
             held_out = (ends == index).any(axis=1)
@@ -134,7 +134,7 @@ class LeaveTwoTasksOut(_Splitter):
     many: ClassVar[bool] = True
 
     def folds(self, groups: Any) -> Iterator[Split]:
-        """Yield a fold for each pair in table order."""
+        """Yield one fold per pair, in the order in which the table lists the pairs."""
         tasks, ends = _ends(groups)
         for training, validation in PairFolds(ends):
             a, b = ends[validation[0]]
@@ -272,7 +272,7 @@ def _ends(groups: Any) -> tuple[tuple[str, ...], Int[np.ndarray, "n 2"]]:
     """Number the tasks of each pair."""
     ends = np.asarray(groups, dtype=object)
     if ends.ndim != 2 or ends.shape[1] != 2:
-        raise UserError(f"Expected an array of task names of shape (n, 2), got shape {ends.shape}.")
+        raise UserError(f"Expected an array of shape (n, 2) with task names, got shape {ends.shape}.")
     tasks = task_order(ends)
     index = {task: i for i, task in enumerate(tasks)}
     return tasks, np.array([[index[a], index[b]] for a, b in ends.tolist()], dtype=int).reshape(-1, 2)

@@ -143,7 +143,7 @@ def test_scikit_learn_predicts_each_pair_once_by_leaving_two_tasks_out():
 def test_without_pairs_or_with_something_else_the_reason_is_said(protocol):
     with pytest.raises(UserError, match="Pass groups="):
         next(iter(protocol.split(np.zeros((6, 1)))))
-    with pytest.raises(UserError, match=r"array of task names of shape \(n, 2\), got shape \(6,\)"):
+    with pytest.raises(UserError, match=r"array of shape \(n, 2\) with task names, got shape \(6,\)"):
         list(protocol.folds(["a", "b", "c", "d", "e", "f"]))
 
 
