@@ -35,7 +35,7 @@ def accuracy_variance(hits: Bool[np.ndarray, " N"]) -> float:
 
 
 def ratio_variance(merged: Bool[np.ndarray, " N"], tuned: Bool[np.ndarray, " N"]) -> float:
-    """Estimate the variance of the normalised accuracy r = Σx/Σy, for a merge (x) and the fine-tuned model (y).
+    """Estimate the variance of the normalised accuracy r = Σx/Σy of a merge (x) relative to the fine-tuned model (y).
 
     By the delta method, Var r ≈ (Var x − 2r·Cov(x, y) + r²·Var y)/(N·ȳ²): images on which both models agree contribute
     little. One image of each of the four outcomes is added, so that full agreement does not count as certainty.

@@ -108,7 +108,7 @@ class Merge:
     def lazy_state(
         self, alpha: float, *, dtype: torch.dtype | None = None, rounding: Rounding | None = None
     ) -> Mapping[str, Tensor]:
-        """Return the weights of `state`; tensors are computed on access, unless statistics are re-estimated."""
+        """Return the weights of `state`; tensors are computed on access, unless batch norms are re-estimated."""
         if self.recalibrate is not None:
             return self.state(alpha, dtype=dtype, rounding=rounding)
         base = self.task_vectors.base_checkpoint
@@ -137,7 +137,7 @@ class Merge:
 
 
 def given_alpha(alpha: float | str, merge: Merge) -> tuple[float, str]:
-    """Return a scale as a number, and a text about its origin; "own" stands for the method's own scale."""
+    """Return a scale as a number, and describe the source of this number; "own" is the method's own scale."""
     if isinstance(alpha, str):
         return fixed_alpha(merge.method, merge.task_vectors), "the method's own"
     return float(alpha), "given for all methods"

@@ -256,7 +256,7 @@ class TableSuite:
     extra_metrics: Sequence[str] | None = None
 
     def file(self) -> PairFile:
-        """Read the table, and return it with messages about what was left out or converted.
+        """Read the table, and return it with messages about rows and values that were left out or converted.
 
         Raises:
             UserError: the file does not exist, or is not a table of pairs.

@@ -74,9 +74,9 @@ class Evidence:
 
     @property
     def r(self) -> float:
-        """The correlation after the training mean is subtracted from predictions and outcomes, averaged over methods.
+        """The mean over methods of the correlation between predictions and outcomes.
 
-        An undefined correlation counts as 0.
+        The training mean is subtracted from predictions and outcomes first. An undefined correlation counts as 0.
         """
         return float(np.mean([fit.r_beyond_mean or 0.0 for fit in self.methods.values()]))
 

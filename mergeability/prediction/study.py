@@ -261,7 +261,7 @@ def _fingerprints(weights: pd.DataFrame) -> pd.DataFrame:
 
 
 def beyond_task_effects(tested: pd.DataFrame, target: str) -> list[str]:
-    """Return, for each method, a sentence that states whether metrics improve predictions from task effects alone."""
+    """Return, for each method, a sentence on whether metrics improve on predictions from task effects alone."""
     sentences = []
     for row in tested[tested["target"] == target].itertuples(index=False):
         gain, p = float(row.gain), float(row.p_beyond)  # type: ignore[arg-type]

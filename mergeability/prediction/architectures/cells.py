@@ -98,7 +98,7 @@ class Cells:
     def weights(self, predictor: str, without: str | None = None) -> Float[np.ndarray, "cells m"]:
         """Return the coefficients of each cell, averaged over folds.
 
-        If the task `without` is given, they are instead the coefficients of the fold that leaves this task out.
+        If the task `without` is given, the coefficients of the fold that leaves this task out are returned instead.
         """
         rows = []
         for architecture, seed, method in self.names:
@@ -108,7 +108,10 @@ class Cells:
         return np.array(rows).reshape(-1, len(self.metrics))
 
     def correlations(self, without: str | None = None) -> Float[np.ndarray, "cells m"]:
-        """Return Pearson's r between each metric and the outcome over each cell's pairs; NaN if one is constant."""
+        """Return Pearson's r between each metric and the outcome, over the pairs of each cell.
+
+        r is NaN if the metric or the outcome is constant.
+        """
         key = ("correlations", without)
         if key not in self._memory:
             rows = []
@@ -133,7 +136,7 @@ class Cells:
     def agreement(
         self, measure: str, predictor: str = "", without: str | None = None
     ) -> Float[np.ndarray, "cells cells"]:
-        """Return the matrix of agreements between all pairs of the cells in `names`.
+        """Return a matrix with the agreement of every cell in `names` with every other cell.
 
         Args:
             measure: "top5_overlap", the share of metrics among the five largest |w| of both, or "sign_agreement", the

@@ -183,7 +183,7 @@ class Transfers:
         return cls(analyses, found)
 
     def table(self) -> pd.DataFrame:
-        """Score every kind of transfer, from each architecture to itself and to each other architecture.
+        """Score every kind of transfer, from each architecture to itself and to every other architecture.
 
         Returns:
             One row per `models` (`KINDS`), `fitted_on`, `predicts` and predictor: `r`, the correlation beyond the

@@ -45,7 +45,7 @@ def fingerprints(coefficients: pd.DataFrame) -> pd.DataFrame:
 
 
 def top_overlap(first: Float[np.ndarray, " m"], second: Float[np.ndarray, " m"], top: int = TOP) -> float:
-    """Return the share, in [0, 1], of the `top` metrics with the largest |w| that two methods have in common.
+    """Return the overlap, in [0, 1], between the `top` metrics (those with the largest |w|) of two methods.
 
     Zero coefficients are never among the largest. With fewer than `top` metrics, all of them are compared; the share
     is NaN without any metric.
@@ -61,5 +61,8 @@ def top_overlap(first: Float[np.ndarray, " m"], second: Float[np.ndarray, " m"],
 
 
 def sign_agreement(first: Float[np.ndarray, " m"], second: Float[np.ndarray, " m"]) -> float:
-    """Return the share of metrics whose two coefficients have equal signs; 0 matches only 0; NaN without any metric."""
+    """Return the share of metrics whose two coefficients have equal signs.
+
+    A coefficient of 0 matches only 0. The share is NaN without any metric.
+    """
     return float(np.mean(np.sign(first) == np.sign(second))) if len(first) else float("nan")

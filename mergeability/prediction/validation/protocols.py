@@ -1,4 +1,4 @@
-"""Define cross-validation splitters for tables of task pairs; they have the interface of scikit-learn's splitters.
+"""Define cross-validation splitters for tables of task pairs; scikit-learn can use these splitters.
 
 A pair belongs to two tasks at once, so ordinary cross-validation would leave both of a pair's tasks in the training
 rows. `groups` are the pairs themselves, an (n, 2) array of task names:
