@@ -123,7 +123,7 @@ def _order(encoder: nn.Module, norms: dict[str, _BatchNorm], image: Tensor) -> l
 
 @contextmanager
 def _watched(norms: dict[str, _BatchNorm], arrive: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Call `arrive` with a layer's name and inputs, before the layer does anything with them."""
+    """Call `arrive` with the name and the inputs of a layer, before the layer processes the inputs."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _module, inputs: arrive(name, inputs[0])

@@ -252,7 +252,7 @@ def _owner(tasks: Sequence[str]) -> str:
 
 
 def _drawn(samples: Samples, count: int | None, task: str, split: str, seed: int) -> Samples:
-    """Draw some of the samples without replacement, in their own order; all of them if there are no more."""
+    """Draw `count` samples without replacement and keep the original order; return all samples if there are fewer."""
     if count is None or count >= len(samples):
         return samples
     order = torch.randperm(len(samples), generator=seeded_generator("evaluation", task, split, seed))

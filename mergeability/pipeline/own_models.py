@@ -232,7 +232,7 @@ class ModelSuite:
 
     @cached_property
     def _whole_base(self) -> "CLIP":
-        """The base with its text tower."""
+        """The base model, including the text tower."""
         clip = self.model.architecture_only()
         quick = bool(self.model.configuration.get("quick_gelu"))
         try:

@@ -49,7 +49,7 @@ def _forecast(row: pd.Series, target: str, accuracy: pd.Series) -> Forecast:
 
 
 def _forecasts(analysis: Analysis, models: list[str]) -> tuple[str, list[Forecast]] | None:
-    """Return the target and the outcomes predicted for a pair beyond the budget, best first; None if there are none."""
+    """Return the target and the predicted outcomes of a pair beyond the budget, best first, or None."""
     table = analysis.predicted_pairs
     if table.empty:
         return None

@@ -78,7 +78,7 @@ class Analysis:
 
     @property
     def tasks(self) -> list[str]:
-        """The names of all tasks: first those of the models, then any others that occur in pairs."""
+        """The names of all tasks: first the tasks of the models, then other tasks that occur in pairs."""
         ends = (
             pd.concat([self.pairs["task_a"], self.pairs["task_b"]])
             if len(self.pairs)

@@ -148,7 +148,7 @@ class TaskSuite:
 
 
 def _class_names(card: Mapping[str, Any]) -> Sequence[str] | None:
-    """Return the class names recorded in a model's card; None if there are none."""
+    """Return the class names recorded in a model's card; None if the card contains no class names."""
     settings = card.get("settings")
     task = settings.get("task") if isinstance(settings, Mapping) else None
     return task.get("class_names") if isinstance(task, Mapping) else None

@@ -308,7 +308,7 @@ def _require_tasks(suite: TaskSuite, request: Request) -> None:
 
 
 def _of_sets(suite: TaskSuite, request: Request, sets: Sequence[tuple[str, ...]]) -> TaskSuite:
-    """Keep the tasks of the chosen pairs; all of them if none were chosen."""
+    """Keep the tasks of the chosen pairs, or all tasks if no pairs were chosen."""
     if request.merging.pairs is None:
         return suite
     named = {task for one in sets for task in one}

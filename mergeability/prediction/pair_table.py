@@ -260,7 +260,7 @@ def incidence(groups: Any, tasks: Sequence[str]) -> Float[np.ndarray, "n T"]:
 
 
 def task_order(groups: Any) -> tuple[str, ...]:
-    """List the tasks: first those of the first column in order of appearance, then the others."""
+    """List the tasks: first the tasks of the first column in order of appearance, then the other tasks."""
     ends = np.asarray(groups, dtype=object).reshape(-1, 2)
     return tuple(dict.fromkeys(ends.T.ravel().tolist()))
 

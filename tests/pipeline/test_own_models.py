@@ -210,7 +210,7 @@ BAD = [
     (lambda m: m["digits"].pop("classes"), (), "suite.models.digits requires a head"),
     (lambda m: m.pop("digits"), (), "two or more models"),
     (lambda m: None, ("suite.models=nowhere.yaml",), "There is no file nowhere.yaml."),
-    (lambda m: None, ("profile.unlabelled=7",), "at least 8 images"),
+    (lambda m: None, ("profile.unlabelled=7",), "a number of images that is at least 8, got 7"),
     (lambda m: None, ("alpha=tuned",), "alpha=tuned requires labelled validation images"),
     (lambda m: None, ("merge=[fisher]",), "fisher requires labelled calibration images"),
     (lambda m: None, ("metric=[encoder_gradient_dot_product]",), "require labelled images"),

@@ -147,7 +147,7 @@ def test_rows_that_are_short_are_filled_and_named(read):
     found = read("\n".join([*LINES[:3], LINES[3].rsplit(",", 2)[0], *LINES[4:]]) + "\n")
     assert found.frame["norm_acc_ties"].isna().tolist() == [False, False, True, False, False, False]
     assert (
-        "1 rows of t.csv have fewer cells than the header, and missing cells are treated as empty: row 3."
+        "1 rows of t.csv (row 3) have fewer cells than the header. The missing cells are treated as empty."
         in found.notes
     )
 

@@ -212,7 +212,7 @@ def _cell(column, row, value):
         ),
         (
             _cell("base_accuracy_b", 0, 0.46),
-            "got 0.45 (row 6, base_accuracy_a) and 0.46 (row 1, base_accuracy_b) for b",
+            "base_accuracy for b, got 0.45 (row 6, base_accuracy_a) and 0.46 (row 1, base_accuracy_b)",
         ),
         (
             _cell("base_accuracy_a", 2, "high"),

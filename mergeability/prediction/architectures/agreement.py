@@ -134,7 +134,7 @@ def _mean(
 
 
 def _groups(cells: Cells, kind: str) -> dict[str, Bool[np.ndarray, "cells cells"]]:
-    """Return symmetric masks of the pairs of cells of a kind, by group, those of all groups under `all`."""
+    """Return symmetric masks that select pairs of cells, one mask per group of architectures and one for `all`."""
     names, whole = cells.names, _chosen(cells, kind, None)
     if not whole.any():
         return {}

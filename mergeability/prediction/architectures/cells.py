@@ -184,7 +184,7 @@ class Cells:
         return found
 
     def _common_outcomes(self) -> "list[tuple[list[int], np.ndarray, np.ndarray]]":
-        """Return, of the cells with the same tasks, the pairs with an outcome in all of them, and these outcomes."""
+        """Group cells with the same tasks; return the pairs that have an outcome in all cells of a group."""
         if "common" not in self._memory:
             groups: dict[tuple[str, ...], list[int]] = {}
             for place, (architecture, seed, _) in enumerate(self.names):

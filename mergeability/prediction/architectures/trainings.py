@@ -66,7 +66,7 @@ def penalty_table(plain: Sequence[Analysis], penalised: Sequence[Penalised]) -> 
 
 
 def _change(couples: Sequence[tuple[Analysis, Analysis]], column: str) -> Estimate:
-    """Average a paired change over methods, pairs and seeds; that of a metric relative to its plain mean."""
+    """Average the effect of a penalty over methods, pairs and seeds; changes of a metric are relative changes."""
 
     def statistic(task: str | None, seed: int | None) -> float:
         found = [_paired(a, b, column, task) for a, b in couples if seed is None or a.seed != seed]

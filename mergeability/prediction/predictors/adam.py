@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from mergeability.errors import UserError
 
 Parameters = dict[str, np.ndarray]
-"""Stacks of parameters by name: the first axis of each array is that of the runs."""
+"""Stacks of parameters by name: the first axis of each array indexes the runs."""
 
 EPSILON = 1e-8
 _DECAYS = (0.9, 0.999)

@@ -19,7 +19,7 @@ _BATCH = 64
 """Folds that are solved together, so that their arrays stay in the processor's cache."""
 
 _TOLERANCE = 1e-12
-"""Residual norm at which a solution is accepted, relative to that of its right-hand side."""
+"""Residual norm at which a solution is accepted, relative to the norm of the right-hand side."""
 
 _MAX_STEPS = 40
 """Conjugate gradient steps before a fold is solved directly instead; usual are four to nine."""

@@ -17,7 +17,7 @@ _ROUNDING = 1e-9
 
 
 def method_consistency(pairs: pd.DataFrame, outcomes: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Compute Spearman's rank correlation ρ over pairs of models, between the outcomes of every two merge methods.
+    """Compute Spearman's rank correlation ρ between the outcomes of two merge methods, for every pair of methods.
 
     `rho` is the correlation of ranks over the pairs that both methods have, in [-1, 1]: 1 if they order the pairs
     alike, 0 if their orders are unrelated. `rho_low` and `rho_high` are its 95 % interval by `interval_over_tasks`.

@@ -25,7 +25,7 @@ from mergeability.prediction.predictors.arrays import InnerFold
 from mergeability.prediction.predictors.pair_folds import PairFolds
 
 KNOWN_PARTNER, BOTH_NEW = "known partner", "both new"
-"""What a validated pair's tasks are to the fit: one of them was merged with others before, or neither was."""
+"""Whether the training pairs contain one of the two tasks of a validated pair, or neither of the two tasks."""
 
 
 @dataclass(frozen=True)

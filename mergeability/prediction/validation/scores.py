@@ -161,7 +161,7 @@ def r2_over_training_mean(
 
 
 def mean_and_std(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """Return the mean and the population standard deviation of the defined values; NaN if there are none."""
+    """Return the mean and the population standard deviation of the defined values; NaN without defined values."""
     defined = values[~np.isnan(values)]
     if defined.size == 0:
         return float("nan"), float("nan")
