@@ -43,6 +43,9 @@ BLOCK = 2**18
 # From so many elements on, the models' blocks of a parameter are read in several threads.
 _WORTH_THREADS = 2**20
 
+# Number of elements transformed at a time: PyTorch starts no further threads for so few.
+_PIECE = 2**14
+
 # Values derived from the models and the layout, computed once.
 _DERIVED = ("names", "buffers", "matrices", "layout", "tied")
 
@@ -217,27 +220,33 @@ class Deltas(Mapping[str, Tensor]):
                 stop = min(start + length, parameter.size)
                 base, *rows = room[:, : stop - start]
                 self._base.fill(parameter.tensor, parameter.start + start, base)
-                read = partial(self._read_block, name, start, base, rows)
+                read = partial(self._read_block, name, start, base, rows, parts)
                 list(map(read, groups) if threads == 1 else pool.map(read, groups))
-                for row, part in zip(rows, parts, strict=True):
-                    if part is not None:
-                        delta = torch.from_numpy(row)
-                        delta.copy_(part(delta))
                 block = torch.from_numpy(room[:, : stop - start])
                 yield slice(start, stop), block[0], block[1:]
 
     def _read_block(
-        self, name: str, start: int, base: np.ndarray, rows: Sequence[np.ndarray], places: range
+        self,
+        name: str,
+        start: int,
+        base: np.ndarray,
+        rows: Sequence[np.ndarray],
+        transforms: Sequence[Callable[[Tensor], Tensor] | None],
+        places: range,
     ) -> None:
-        """Read a block of the deltas of some models, in one thread, as NumPy's operations do."""
+        """Read a block of the deltas of some models and transform it, in one thread, as NumPy's operations do."""
         parameter = self.parameters[name]
-        for task, row in ((self.tasks[place], rows[place]) for place in places):
+        for place in places:
+            task, row, transform = self.tasks[place], rows[place], transforms[place]
             self._models[task].fill(parameter.tensor, parameter.start + start, row)
             with np.errstate(invalid="ignore", over="ignore"):
                 np.subtract(row, base, out=row)
                 finite = np.isfinite(row.sum())
             if not finite:
                 self._check_finite(task, name)
+            if transform is not None:
+                for piece in torch.from_numpy(row).split(_PIECE):
+                    piece.copy_(transform(piece))
 
     def each(self, name: str) -> Iterator[Float[Tensor, " *shape"]]:
         """Read one parameter's deltas in float32, one model after the other.
