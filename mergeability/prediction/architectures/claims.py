@@ -266,7 +266,7 @@ def _predicts(predictor: str, kind: str, same_tasks: bool | None = None) -> Call
 
 
 def _sets(found: Findings) -> Decided:
-    table = found.sets[found.sets["method"] == ALL] if len(found.sets) else found.sets
+    table = found.sets[(found.sets["method"] == ALL) & found.sets["rho"].notna()]
     if table.empty:
         return Decided(UNDECIDED, NOT_MEASURED)
     rows = [

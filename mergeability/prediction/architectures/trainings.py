@@ -19,7 +19,7 @@ PENALTY_COLUMNS = [
     "architecture", "penalty", "strength", "acc", "acc_low", "acc_high", "norm_acc", "norm_acc_low", "norm_acc_high",
     "gradient", "gradient_low", "gradient_high", "seeds",
 ]  # fmt: skip
-SET_COLUMNS = ["architecture", "method", "arity", "rho", "rho_low", "rho_high", "n_sets", "seeds"]
+SET_COLUMNS = ["architecture", "method", "arity", "rho", "rho_low", "rho_high", "n_sets", "left_out", "seeds"]
 
 
 @dataclass(frozen=True)
@@ -102,25 +102,31 @@ def set_table(analyses: Sequence[Analysis], sets: Mapping[tuple[str, int], pd.Da
 
     Returns:
         One row per architecture, method (and `all`) and number of models: `rho`, Spearman's correlation over sets, a
-        mean over seeds with its interval over tasks and seeds; `n_sets` of one seed, on average; `seeds`.
+        mean over seeds with its interval over tasks and seeds; `n_sets` of one seed, on average; `left_out`, the number
+        of sets of one seed, on average, without the outcomes of the set and of all its pairs; `seeds`.
     """
     rows = []
     tables = {(one.architecture, one.seed): one.sorted() for one in analyses}
     groups: dict[tuple[str, str, int], list[tuple[Analysis, pd.DataFrame]]] = {}
+    left_out: dict[tuple[str, str, int], list[int]] = {}
     for key, frame in sets.items():
         for arity, own in frame.groupby("arity", sort=True) if len(frame) else ():
             for method in tables[key].methods if key in tables else ():
+                if f"{TARGET}_{method}" not in own:
+                    continue
                 scored = _scored_sets(tables[key], own, method)
-                if len(scored):
-                    count = int(str(arity))
-                    for name in (method, ALL):
-                        groups.setdefault((key[0], name, count), []).append((tables[key], scored))
+                count = int(str(arity))
+                for name in (method, ALL):
+                    groups.setdefault((key[0], name, count), []).append((tables[key], scored))
+                    left_out.setdefault((key[0], name, count), []).append(len(own) - len(scored))
     for (architecture, method, arity), found in groups.items():
         count = float(np.mean([len(scored) for _, scored in found]))
         labels = {"architecture": architecture, "method": method, "arity": arity}
         rho = set_correlation(found)
         seeds = len({table.seed for table, _ in found})
-        rows.append({**labels, **rho.columns("rho"), "n_sets": round(count), "seeds": seeds})
+        missing = round(float(np.mean(left_out[architecture, method, arity])))
+        counts = {"n_sets": round(count), "left_out": missing, "seeds": seeds}
+        rows.append({**labels, **rho.columns("rho"), **counts})
     return pd.DataFrame(rows, columns=SET_COLUMNS)
 
 
@@ -143,8 +149,6 @@ def set_correlation(found: Sequence[tuple[Analysis, pd.DataFrame]]) -> Estimate:
 
 def _scored_sets(analysis: Analysis, sets: pd.DataFrame, method: str) -> pd.DataFrame:
     column = f"{TARGET}_{method}"
-    if column not in sets:
-        return pd.DataFrame()
     ends = analysis.pairs[["task_a", "task_b"]].itertuples(index=False, name=None)
     outcome = dict(zip(map(frozenset, ends), analysis.pairs[column], strict=True))
     rows = []

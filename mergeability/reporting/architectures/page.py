@@ -338,11 +338,17 @@ def _trainings(found: Findings) -> list[Section]:
             f"outcome of all pairs of these models. {_OVER}",
             note=True,
         )
+        if found.sets["left_out"].any():
+            body += paragraphs(
+                "Sets are left out if some of their pairs were not merged: choose sets=… at least as large as the "
+                "number of pairs.",
+                note=True,
+            )
         body += table(
             found.sets.set_index("architecture"),
             {
                 "method": "method", "arity": "models", "rho": "ρ", "rho_low": "95 % from", "rho_high": "to",
-                "n_sets": "sets", "seeds": "seeds",
+                "n_sets": "sets", "left_out": "left out", "seeds": "seeds",
             },
             "architecture",
             ["method"],

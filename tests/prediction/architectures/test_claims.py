@@ -214,8 +214,20 @@ def test_merges_of_three_models_are_compared_with_their_pairs(found, plain, sign
     table = set_table(plain, {("small", one.seed): _sets(one, sign) for one in plain})
     rows = table.set_index("method")
     assert rows.loc["ties", "rho"] == pytest.approx(sign)
-    assert rows.loc["all", ["arity", "n_sets", "seeds"]].tolist() == [3, 35, 3]
+    assert rows.loc["all", ["arity", "n_sets", "left_out", "seeds"]].tolist() == [3, 35, 0, 3]
     assert decision(SETS, replace(found, sets=table)).verdict == expected
+
+
+def test_sets_whose_pairs_were_not_merged_are_counted(found, plain):
+    sets = {("small", one.seed): _sets(one, 1.0) for one in plain}
+    few = [replace(one, pairs=one.pairs[one.pairs["task_a"] != FEW[0]]) for one in plain]
+    rows = set_table(few, sets).set_index("method")
+    # Of the 35 triples of seven tasks, the first task is in 15.
+    assert rows.loc["all", ["n_sets", "left_out"]].tolist() == [20, 15]
+    none = set_table([replace(one, pairs=one.pairs[:0]) for one in plain], sets)
+    assert none[["n_sets", "left_out"]].drop_duplicates().to_numpy().tolist() == [[0, 35]]
+    decided = decision(SETS, replace(found, sets=none))
+    assert (decided.verdict, decided.figure) == (UNDECIDED, NOT_MEASURED)
 
 
 def test_the_documentation_has_a_row_for_every_claim():
