@@ -19,7 +19,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -228,23 +227,34 @@ def _theirs(method: str, base: Path, models: Sequence[Path], out: Path, binary: 
     return [str(binary), str(out / "config.yaml"), str(out / "merged"), "--quiet"]
 
 
+# Starts a command from a process without PyTorch: a command's peak memory is never below that of the process that
+# starts it.
+_STARTER = """
+import json, os, subprocess, sys, time
+with open(sys.argv[1], "w") as stream:
+    began = time.perf_counter()
+    process = subprocess.Popen(sys.argv[2:], stdout=stream, stderr=subprocess.STDOUT)
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - began
+process.returncode = os.waitstatus_to_exitcode(status)
+print(json.dumps([wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss, process.returncode]))
+"""
+
+
 def _timed(command: Sequence[str], log: Path) -> tuple[float, float, int]:
     """Run a command; return seconds, seconds of processor time, and peak resident bytes.
 
     Raises:
         RuntimeError: it failed.
     """
-    with log.open("w") as stream:
-        began = time.perf_counter()
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - began
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{command[0]} ended with {process.returncode}:\n{log.read_text()[-2000:]}")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    starter = [sys.executable, "-S", "-E", "-c", _STARTER, str(log), *command]
+    found = subprocess.run(starter, env=environment, check=True, capture_output=True, text=True).stdout
+    wall, busy, peak, code = json.loads(found)
+    if code:
+        raise RuntimeError(f"{command[0]} ended with {code}:\n{log.read_text()[-2000:]}")
     # Of Linux in KiB, of macOS in bytes.
-    return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return wall, busy, peak * (1 if sys.platform == "darwin" else 1024)
 
 
 def _difference(ours: Path, theirs: Path) -> float:
