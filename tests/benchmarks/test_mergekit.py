@@ -18,8 +18,8 @@ def test_the_peak_is_that_of_the_command_and_not_of_its_parent(tmp_path):
     )
     assert len(large) > 200 * MIB
     assert small < 100 * MIB < 200 * MIB <= larger < 300 * MIB
-    assert 0 < busy
-    assert 0 < wall
+    assert busy > 0
+    assert wall > 0
 
 
 def test_a_command_that_fails_is_shown_with_its_output(tmp_path):
