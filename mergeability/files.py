@@ -1,4 +1,4 @@
-"""Write files and folders atomically, lock them, and hash values as canonical JSON."""
+"""Write files and folders atomically, lock them, and compute hashes of values from their canonical JSON."""
 
 import contextlib
 import ctypes

@@ -1,4 +1,4 @@
-"""Define the context of a run, which distributes expensive units of work."""
+"""Define the context of a run: the objects that all stages of the run use."""
 
 import logging
 import os

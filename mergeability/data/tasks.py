@@ -102,8 +102,8 @@ class Task:
     def _check_source(self) -> None:
         if not hasattr(self.source, "load") and not isinstance(self.source, Streamed):
             raise UserError(
-                f"Task {self.name!r}: expected a source of images, got {self.source!r}. Options of task.source "
-                "define the images of a task; only tasks of real images support task.source=disk and task.path."
+                f"Task {self.name!r}: expected a source of images, got {self.source!r}. Remove task.source=… "
+                "and task.path=…: only tasks of real images support these two options."
             )
 
     def _check_class_names(self) -> None:

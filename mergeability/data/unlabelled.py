@@ -62,7 +62,7 @@ def draw_images(
     files, left_out = listing.files, listing.remarks
     if listing.dangling:
         names = [shown(path.relative_to(place)) for path in listing.dangling]
-        left_out.append(f"left out: broken links to images: {len(names)} ({some(names)}).")
+        left_out.append(f"broken links to images are left out: {len(names)} ({some(names)}).")
     if not files:
         raise UserError(
             f"There are no images in {shown(place)} for '{name}'. Expected files such as a.jpg or b.png in"

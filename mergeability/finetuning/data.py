@@ -90,7 +90,7 @@ class TaskDataModule(pl.LightningDataModule):
         return DataLoader(_Batches(self.train), sampler=order, batch_size=None)
 
     def val_dataloader(self) -> DataLoader:
-        """Return the validation split in its original order, the same on every device."""
+        """Return batches of the validation split in its original order; all devices receive the same batches."""
         batches = torch.arange(len(self.validation)).split(256)
         order = [batch.tolist() for batch in batches]
         return DataLoader(_Batches(self.validation), sampler=order, batch_size=None)

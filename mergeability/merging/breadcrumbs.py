@@ -59,7 +59,7 @@ class Breadcrumbs(ByParameter):
             )
 
     def streamed(self, models: TaskVectors | Profiles, /) -> Streamed:
-        """Return M in float32, each tensor of which is computed on access."""
+        """Return M as a mapping whose float32 tensors are computed on access."""
         task_vectors = checked(models)
         return Streamed(task_vectors, lambda name: self._merge(task_vectors, name))
 

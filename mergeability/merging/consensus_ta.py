@@ -63,7 +63,7 @@ class ConsensusTA(ByParameter):
             )
 
     def streamed(self, models: TaskVectors | Profiles, /) -> Streamed:
-        """Return M in float32, each tensor of which is computed on access.
+        """Return M as a mapping whose float32 tensors are computed on access.
 
         Raises:
             UserError: there are fewer than `agree` models, so that no entry would be kept.

@@ -108,7 +108,7 @@ class Dare:
         return stream(thinned, mean, elementwise=True) if self.then is None else self.then(thinned)
 
     def streamed(self, models: TaskVectors | Profiles, /) -> Mapping[str, Tensor]:
-        """Return M in float32; each tensor is computed on access if the method `then` can do so."""
+        """Return M as a mapping of float32 tensors, which are computed on access if the method `then` supports this."""
         thinned = self._thinned(models)
         if self.then is None:
             return streamed(thinned, mean, elementwise=True)

@@ -55,7 +55,7 @@ class IsoC(ByParameter):
         return isotropic_alpha(task_vectors)
 
     def streamed(self, models: TaskVectors | Profiles, /) -> Streamed:
-        """Return M in float32, each tensor of which is computed on access."""
+        """Return M as a mapping whose float32 tensors are computed on access."""
         task_vectors = checked(models)
 
         matrices = frozenset(task_vectors.matrices)

@@ -56,7 +56,7 @@ class Slerp(ByParameter):
             raise UserError(f"Expected t to be in [0, 1], got {self.t!r}.")
 
     def streamed(self, models: TaskVectors | Profiles, /) -> Streamed:
-        """Return M in float32, each tensor of which is computed on access.
+        """Return M as a mapping whose float32 tensors are computed on access.
 
         Raises:
             UserError: there are more than two models.

@@ -110,7 +110,7 @@ class Streams(Protocol):
     """
 
     def streamed(self, models: TaskVectors | Profiles, /) -> Mapping[str, Tensor]:
-        """Return M, each tensor of which is computed on access."""
+        """Return M as a mapping whose tensors are computed on access."""
         ...
 
 
@@ -129,7 +129,7 @@ class ByParameter(ABC):
 
     @abstractmethod
     def streamed(self, models: TaskVectors | Profiles, /) -> Streamed:
-        """Return M, each tensor of which is computed on access."""
+        """Return M as a mapping whose tensors are computed on access."""
 
     def __call__(self, models: TaskVectors | Profiles, /) -> dict[str, Tensor]:
         """Merge: return M in float32, by parameter name."""

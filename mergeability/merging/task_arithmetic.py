@@ -40,5 +40,5 @@ class TaskArithmetic(ByParameter):
         check_alpha(self.alpha)
 
     def streamed(self, models: TaskVectors | Profiles, /) -> Streamed:
-        """Return M in float32, each tensor of which is computed on access."""
+        """Return M as a mapping whose float32 tensors are computed on access."""
         return streamed(checked(models), total, elementwise=True)

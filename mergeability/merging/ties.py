@@ -66,7 +66,7 @@ class Ties(ByParameter):
             raise UserError(f"Expected agg to be 'mean' or 'sum', got {self.agg!r}.")
 
     def streamed(self, models: TaskVectors | Profiles, /) -> Streamed:
-        """Return M in float32, each tensor of which is computed on access."""
+        """Return M as a mapping whose float32 tensors are computed on access."""
         task_vectors = checked(models)
         if self.scope == "tensor":
             return Streamed(

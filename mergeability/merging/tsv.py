@@ -50,7 +50,7 @@ class TSVM(ByParameter):
         check_alpha(self.alpha)
 
     def streamed(self, models: TaskVectors | Profiles, /) -> Streamed:
-        """Return M in float32, each tensor of which is computed on access."""
+        """Return M as a mapping whose float32 tensors are computed on access."""
         task_vectors = checked(models)
 
         matrices = frozenset(task_vectors.matrices)

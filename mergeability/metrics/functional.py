@@ -121,9 +121,10 @@ def ensemble_confidence(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
 
 @metric(category="functional", low=0, high=1, equal=1, needs_data=True)
 def partner_agreement(profiles: Profiles) -> Float64[np.ndarray, "T T"]:
-    """Compute how often the other task's model predicts the same class as a task's own model, as a share in [0, 1].
+    """Compute the share, in [0, 1], of a task's images on which the two models of the pair predict the same class.
 
-    Each of the two models classifies the images of the other task with the head of that task.
+    For each of the two tasks, both models classify the task's images with the task's head; the metric is the mean of
+    the two shares.
 
     Formula: ½ (v(b, a) + v(a, b)), where v is the share of images with the same highest logit.
 

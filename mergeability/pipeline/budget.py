@@ -36,7 +36,7 @@ def refuse_budget(request: Request, suite: str) -> None:
     if request.merging.evaluate is not None:
         raise UserError(
             f"evaluate={request.merging.evaluate} limits the pairs whose merges are evaluated, but suite={suite}"
-            " does not evaluate merges. Remove evaluate=, and limit the merges with pairs=… or sets=…."
+            " does not evaluate merges. Remove evaluate=. To limit the number of merges, set pairs=… or sets=… instead."
         )
 
 

@@ -233,5 +233,5 @@ def next_steps(analysis: Analysis) -> list[str]:
             "further merges. The errors on the earlier merges give prediction intervals."
         )
     if not analysis.targets:
-        found.append("Labelled test images measure the outcome instead of predicting it.")
+        found.append("With labelled test images, the outcome can be measured instead of predicted.")
     return found

@@ -220,8 +220,8 @@ def _from_scores(analysis: Analysis, subject: str, models: list[str], scores: pd
     reasons = of_base(analysis, models)
     if scores["driven_by"]:
         reasons.append(
-            "These metrics contribute most to the difference between this prediction and the mean of earlier"
-            f" merges: {scores['driven_by']}."
+            "These metrics contribute most to the difference between this prediction and the mean outcome of"
+            f" earlier merges: {scores['driven_by']}."
         )
     return Verdict(
         subject,

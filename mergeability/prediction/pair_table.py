@@ -141,7 +141,7 @@ class PairTable:
         return cls.validate(table, metrics, [*present, *extra], ranges)
 
     def select(self, metrics: Sequence[str], outcomes: Sequence[str] | None = None) -> "PairTable":
-        """Return the table with the given columns as metrics, and with all outcomes or only the given outcomes.
+        """Select the columns used as metrics and, if `outcomes` is given, the outcome columns to keep.
 
         Args:
             metrics: columns used as features.

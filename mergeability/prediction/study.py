@@ -1,4 +1,4 @@
-"""Run a prediction study: score all predictors, and compute one table for each further research question."""
+"""Run a prediction study: score all predictors, and compute tables that answer the research questions."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -106,7 +106,7 @@ def study_predictions(
     known: Known | None = None,
     progress: Progress = no_progress,
 ) -> PredictionResult:
-    """Score the predictors, and compute one table for each further research question.
+    """Score the predictors, and compute tables that answer the research questions.
 
     The result's `tables` are `stable_metrics` and `metric_weights` (which metrics the predictors use), `fingerprints`
     (whether methods depend on the same metrics), `consistency` (whether methods rank pairs alike), `variance` and

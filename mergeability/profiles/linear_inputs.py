@@ -156,7 +156,9 @@ def input_grams(
     Paper: Jin et al. 2023, Dataless Knowledge Fusion by Merging Weights of Language Models, arXiv 2212.09849.
     """
     if not len(samples):
-        raise UserError("Expected at least one calibration image for the inputs of linear layers, got none.")
+        raise UserError(
+            "Expected at least one calibration image to compute the inputs of linear layers, got none."
+        )
     found: dict[LinearPart, Tensor] = {}
 
     def add(part: LinearPart, rows: Tensor) -> None:

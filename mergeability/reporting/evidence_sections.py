@@ -116,7 +116,7 @@ def category_ablation(analysis: Analysis) -> Section | None:
         "ablation",
         plots,
         [situations, target_choice(analysis)],
-        described="Change of r without each category of metrics",
+        described="Change of r when one category of metrics is left out",
     )
     return Section("ablation", "Which categories of metrics are needed?", body)
 

@@ -90,7 +90,7 @@ def terms() -> Mapping[str, Entry]:
 
 @cache
 def entry(name: str) -> Entry | None:
-    """Find the definition of a term, a heading or a name; return None if there is no definition.
+    """Return the glossary entry for `name`, or None if there is no entry.
 
     Args:
         name: a term such as `Gain kept`, a heading such as `± 95 %`, or a member such as `ties`, also with a suffix

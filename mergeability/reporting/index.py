@@ -1,4 +1,4 @@
-"""Write the list of all runs, `index.html`, and the link `latest` to the newest run."""
+"""Write `index.html`, which lists all runs, and create `latest`, a link to the newest run."""
 
 import contextlib
 import os

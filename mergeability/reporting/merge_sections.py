@@ -106,7 +106,10 @@ def heat_maps(analysis: Analysis) -> Section | None:
                     figures.matrix_heat_map(matrix, analysis.tasks, bounds, TARGET_NAMES[target])
                 ]
     summary = method_table(analysis.pairs, analysis.methods, analysis.alphas)
-    body = paragraphs("Grey cells were not measured. Click a cell to open the card of its pair.", note=True)
+    body = paragraphs(
+        "Grey cells mark pairs that were not measured. Click a cell to show the details of its pair.",
+        note=True,
+    )
     choices = [
         target_choice(analysis),
         ("method", [(str(m), str(m)) for m in summary.index]),
@@ -221,7 +224,8 @@ def metrics(analysis: Analysis) -> Section | None:
         for metric in known
     }
     body = paragraphs(
-        "Each metric has its own colour scale; grey cells are undefined. Click a cell to open the card of its pair.",
+        "Each metric has its own colour scale; grey cells mark undefined values. Click a cell to show"
+        " the details of its pair.",
         note=True,
     )
     body += figure_block(

@@ -29,7 +29,7 @@ _DEFINED = ("method", "predictor", "metric")
 
 @dataclass(frozen=True)
 class Section:
-    """Hold one section of a page with its body as HTML."""
+    """Hold the anchor, the heading and the HTML body of one section of a page."""
 
     anchor: str
     heading: str

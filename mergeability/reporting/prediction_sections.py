@@ -144,8 +144,8 @@ def _scores(analysis: Analysis) -> Section | None:
     blind = [name for name, fit in evidence.methods.items() if not (fit.r_low or 0) > 0]
     if blind:
         body += paragraphs(
-            f"For {', '.join(blind)}, the predictions are no better than the mean of earlier merges, so a"
-            " recommendation among these methods is based on this mean alone."
+            f"For {', '.join(blind)}, the predictions are no better than the mean outcome of earlier merges."
+            " If only such methods are compared, the recommendation is based on mean outcomes alone."
         )
     if len(analysis.transfer):
         body += paragraphs(

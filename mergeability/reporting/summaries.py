@@ -85,7 +85,9 @@ def method_table(pairs: pd.DataFrame, methods: Sequence[str], alphas: Mapping[st
 
 
 def scale_table(analysis: Analysis) -> pd.DataFrame:
-    """Compare the default scale of each method with its tuned scales; the method with the best tuned mean comes first.
+    """Compare the outcomes at each method's default scale with those at the method's tuned scales.
+
+    Methods are sorted by `tuned_mean`, best first, or by `unlabelled_mean` if no scale was tuned with labels.
 
     Args:
         analysis: the results.
@@ -243,7 +245,9 @@ def pair_extremes(
 
 
 def summary_table(analysis: Analysis) -> "Table":
-    """Make a terminal table with one row per method: outcomes, and r of the best predictor and of `additive`.
+    """Make a terminal table with one row per method.
+
+    The columns are the mean and the worst outcome, the best predictor with its r, and r of the predictor `additive`.
 
     Args:
         analysis: the results.

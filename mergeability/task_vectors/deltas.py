@@ -127,7 +127,7 @@ class Deltas(Mapping[str, Tensor]):
 
     @property
     def base_checkpoint(self) -> Checkpoint:
-        """The open checkpoint of the base model."""
+        """The checkpoint of the base model, opened for reading."""
         return self._base
 
     def __getitem__(self, name: str) -> Tensor:
@@ -147,7 +147,7 @@ class Deltas(Mapping[str, Tensor]):
         return id(self)
 
     def model(self, task: str) -> Checkpoint:
-        """Return the open checkpoint of one fine-tuned model."""
+        """Return the checkpoint of one fine-tuned model, opened for reading."""
         return self._models[task]
 
     def identity(self, task: str) -> str:
@@ -316,7 +316,7 @@ class Deltas(Mapping[str, Tensor]):
         return values
 
     def not_finite(self, task: str, name: str) -> UserError:
-        """Return the error for a non-finite delta; its message names the model or the base as the cause."""
+        """Return the exception for a non-finite delta; the message says whether the model or the base is the cause."""
         try:
             self.delta(task, name)
         except UserError as error:

@@ -183,7 +183,7 @@ def left_over(names: Iterable[str]) -> list[str]:
 
 
 def hugging_face_sources(names: Iterable[str]) -> dict[str, Source]:
-    """Map the canonical names of a CLIP's visual transformer to the tensors of a Hugging Face file that hold them.
+    """Map the canonical name of each parameter of a CLIP's visual transformer to its tensors in a Hugging Face file.
 
     The tensors are named as in `CLIPVisionModelWithProjection` (without a projection: as in `CLIPVisionModel` before
     transformers 5), and all names except that of the projection begin with `vision_model.`. `canonical_sources` reads
@@ -206,7 +206,7 @@ def hugging_face_sources(names: Iterable[str]) -> dict[str, Source]:
 
 
 def clip_sources(names: Iterable[str]) -> dict[str, Source]:
-    """Map open_clip's names of a full CLIP model (both towers) to the tensors of a file.
+    """Map open_clip's name of each parameter of a full CLIP model (both towers) to its tensors in a file.
 
     open_clip's names may lie inside a `model.` or `module.`; Hugging Face's are those of `CLIPModel`. Nothing is left
     out but Hugging Face's integer position indices and the constants in OpenAI's files, so a model that is not a CLIP
@@ -275,7 +275,9 @@ def canonical_shape(shapes: Sequence[tuple[int, ...]], transposed: bool) -> tupl
     if not transposed:
         return first
     if len(first) != 2:
-        raise UserError(f"Expected a matrix to transpose, but the tensor's shape is {first}. {_DAMAGED}")
+        raise UserError(
+            f"Expected a matrix, because the tensor has to be transposed, got a tensor of shape {first}. {_DAMAGED}"
+        )
     return first[::-1]
 
 

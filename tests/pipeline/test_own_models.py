@@ -183,8 +183,8 @@ def test_images_and_names_that_are_not_as_they_should_be_are_named(analyse, plac
     page = html.unescape((folder / "report.html").read_text())
     for sentence in (
         "The models 'Café' and 'café' differ only in case or white space; they are treated as different.",
-        "'Café': left out: files ending in .xyz: 1 (0/a.xyz); hidden files and folders: 1 (0/._0.png).",
-        "'Café': left out: broken links to images: 1 (0/gone.png).",
+        "'Café': files ending in .xyz are left out: 1 (0/a.xyz); hidden files and folders are left out: 1 (0/._0.png).",
+        "'Café': broken links to images are left out: 1 (0/gone.png).",
         "'Café': images with more than eight bits a channel, scaled from 0..65535 to 0..255: 1 (deep.png).",
     ):
         assert sentence in page

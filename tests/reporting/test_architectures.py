@@ -135,7 +135,7 @@ def test_trainings_with_a_penalty_are_compared_with_plain_ones_and_kept_out_of_t
     ]
     assert table["acc"] == pytest.approx(0.01)
     assert len(pd.read_csv(tmp_path / "sweep" / "architectures_variance.csv")) == 8
-    with pytest.raises(UserError, match=r"needs plain fine-tuning\. Add reg=none"):
+    with pytest.raises(UserError, match=r"needs plain fine-tuning\. Add a run with reg=none"):
         read_jobs(tmp_path / "sweep", penalised)
 
 

@@ -73,7 +73,7 @@ class Joblib(Slots):
         self.ledger.closing.callback(self.stop)
 
     def run_one(self, job: Job, slot: int, devices: Sequence[str]) -> JobReturn:
-        """Run one job in the worker process that belongs to its slot."""
+        """Run one job in the worker process that is reserved for `slot`."""
         from joblib.externals.loky import ProcessPoolExecutor
 
         if slot not in self.pools:

@@ -58,7 +58,8 @@ class ClassNames:
                 if taken != label:
                     raise UserError(
                         f"Task {task!r}: the classes {self.names[taken]!r} and {name!r} have the same spelling "
-                        f"{spelling!r}. Use different spellings."
+                        f"{spelling!r} (case, hyphens and apostrophes are ignored). Rename one of the classes, or "
+                        "correct dataset.spellings."
                     )
 
     def label(self, name: str) -> int | None:
@@ -92,7 +93,7 @@ class ClassNames:
                 raise UserError(
                     f"Task {self.task!r}: in {where}, {one!r} and {other!r} both denote the class {self.names[label]!r}"
                     + (", with accents in two Unicode forms" if composed else "")
-                    + ". Keep one."
+                    + ". Keep only one of these two names."
                 )
             labels[name] = label
             by_label[label] = name

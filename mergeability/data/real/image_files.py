@@ -104,8 +104,11 @@ class Listing:
         """Return messages about files that were left out, and about names that are not valid UTF-8."""
         found = []
         if self.left_out:
-            reasons = (f"{reason}: {len(names)} ({some(names)})" for reason, names in self.left_out.items())
-            found.append(f"left out: {'; '.join(reasons)}.")
+            reasons = (
+                f"{reason} are left out: {len(names)} ({some(names)})"
+                for reason, names in self.left_out.items()
+            )
+            found.append(f"{'; '.join(reasons)}.")
         if self.odd:
             found.append(f"image names that are not valid UTF-8: {len(self.odd)} ({some(self.odd)}).")
         return found

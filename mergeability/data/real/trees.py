@@ -137,7 +137,7 @@ class FileTables:
                 reasons.setdefault(TWICE, []).append(shown(path.name))
             elif path.name not in used:
                 reasons.setdefault("folders that are no split of this task", []).append(shown(path.name))
-        return [f"left out: {reason}: {len(names)} ({some(names)})." for reason, names in reasons.items()]
+        return [f"{reason} are left out: {len(names)} ({some(names)})." for reason, names in reasons.items()]
 
 
 def file_stamp(files: Sequence[Path]) -> str:

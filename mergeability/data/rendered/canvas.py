@@ -65,7 +65,7 @@ class Frame:
         return torch.atan2(self.v, self.u)
 
     def turned(self, angle: Float[Tensor, "N 1 1"]) -> "Frame":
-        """Return the coordinates with every object rotated counter-clockwise by an angle in radians."""
+        """Rotate the object of each image counter-clockwise by the angle given for this image, in radians."""
         cosine, sine = torch.cos(angle), torch.sin(angle)
         return Frame(cosine * self.u + sine * self.v, cosine * self.v - sine * self.u, self.scale)
 

@@ -126,7 +126,7 @@ def verdict(found: Estimate, least: float) -> str:
 
 
 def opposite(one: str) -> str:
-    """Return the verdict on the opposite of a claim, given the verdict `one` on the claim itself."""
+    """Turn the verdict on a claim into the verdict on the opposite claim."""
     return {CONFIRMED: REFUTED, REFUTED: CONFIRMED}.get(one, one)
 
 

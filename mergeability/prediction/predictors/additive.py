@@ -87,7 +87,7 @@ class Additive(RegressorMixin, BaseEstimator):
     def _checked_strengths(self) -> Sequence[float | int]:
         if self.strength is not None and not self.strength > 0:
             raise UserError(
-                f"Expected the strength of the predictor 'additive' to be positive, got {self.strength}."
+                f"Expected a positive penalty strength for the predictor 'additive', got {self.strength}."
             )
         return self.strengths if self.strength is None else (self.strength,)
 

@@ -1,4 +1,4 @@
-"""Predict by the published method, which maximises the correlation of weighted metrics with the outcome."""
+"""Predict by the method of arXiv 2601.22285: maximise the correlation of a weighted sum of metrics with the outcome."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -108,7 +108,7 @@ class Pearson(RegressorMixin, BaseEstimator):
 
     @refusing_overflow()
     def predict(self, X: Rows) -> Float[np.ndarray, " n"]:
-        """Return a + b Xw, in units of the outcome."""
+        """Return the predictions, a + b Xw, in units of the outcome."""
         return new_rows(self, X) @ self.coef_ + self.intercept_
 
     def _start(self, count: int, seed: int) -> Float32[np.ndarray, " m"]:

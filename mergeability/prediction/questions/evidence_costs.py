@@ -9,7 +9,7 @@ from mergeability.prediction.validation.protocols import BOTH_NEW
 
 # Cost of the evidence → its predictor, which is fixed in advance to avoid selection bias.
 EVIDENCE = {
-    "mean": ("none", "the mean of earlier merges"),
+    "mean": ("none", "the mean outcome of earlier merges"),
     "ridge": ("no merge", "the metrics of the two models"),
     "functional": ("no merge", "unlabelled images through the models"),
     "known": ("no merge", "how well the base already does each task"),

@@ -40,7 +40,7 @@ def is_constant_column(values: Float[np.ndarray, "n m"]) -> Bool[np.ndarray, " m
 def pearson_r(predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray, " n"]) -> float:
     """Return Pearson's correlation: cov(p, m) / (std p · std m), in [-1, 1].
 
-    It is NaN for fewer than three pairs, or if either side is constant.
+    It is NaN for fewer than three pairs, or if `predicted` or `measured` is constant.
     """
     if len(measured) < MIN_PAIRS or is_constant(predicted) or is_constant(measured):
         return float("nan")
@@ -51,7 +51,10 @@ def pearson_r(predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray, " 
 
 
 def spearman_rho(predicted: Float[np.ndarray, " n"], measured: Float[np.ndarray, " n"]) -> float:
-    """Return Spearman's rank correlation, in [-1, 1], with mean ranks for ties; NaN if `pearson_r` is NaN."""
+    """Return Spearman's rank correlation, in [-1, 1]; tied values get their mean rank.
+
+    It is NaN for fewer than three pairs, or if `predicted` or `measured` is constant.
+    """
     # Test for constant values before ranking, which would turn rounding errors into distinct ranks.
     if len(measured) < MIN_PAIRS or is_constant(predicted) or is_constant(measured):
         return float("nan")

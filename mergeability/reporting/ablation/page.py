@@ -196,9 +196,9 @@ def _merges(found: Ablation) -> Section:
     methods = list(dict.fromkeys(found.merges["method"]))
     targets = [target for target in TARGETS if target in set(found.merges["target"])]
     body = paragraphs(
-        "Difference from plain fine-tuning with the same seed. Bars are 95 % intervals over seeds. The"
-        " intervals over tasks are computed from each task's difference and show whether the result would also"
-        " hold for other tasks.",
+        "All changes are differences from plain fine-tuning with the same seed. Error bars in the figure are 95 %"
+        " intervals over seeds. The tables also give 95 % intervals over tasks, which are computed from one"
+        " difference per task. They show whether the result would also hold for other tasks.",
         note=True,
     )
     compared = found.merges[found.merges["change"].notna()]

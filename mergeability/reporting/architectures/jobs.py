@@ -111,7 +111,8 @@ def _checked(folder: Path, jobs: Sequence[Job], others: Counter[str]) -> Jobs:
     plain = [job for job in jobs if job.run.penalty == PLAIN]
     if not plain:
         raise UserError(
-            "All of these runs have a penalty: the comparison needs plain fine-tuning. Add reg=none."
+            "All of these runs have a penalty, but the comparison also needs plain fine-tuning. "
+            "Add a run with reg=none."
         )
     for job in jobs:
         first = next(one for one in jobs if names[one.folder] == names[job.folder])

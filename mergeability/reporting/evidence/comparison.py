@@ -38,12 +38,12 @@ _DEFAULT = (64, 10)
 
 @dataclass(frozen=True)
 class Job:
-    """Hold one job, which uses given numbers of unlabelled and calibration images to analyse all models of one seed.
+    """Represent one job, which is the analysis of all models of one seed with given numbers of images.
 
     Attributes:
         folder: the folder of its tables.
         run: its tables, and conditions other than the numbers of images.
-        images: the numbers of unlabelled and of calibration images of each task.
+        images: the numbers of unlabelled and of calibration images that are used for each task.
         groups: name → tasks.
         store: where scores are kept.
     """

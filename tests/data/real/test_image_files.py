@@ -95,9 +95,9 @@ def test_other_endings_are_counted_by_ending_and_named(tmp_path):
         (tmp_path / "photos" / name).write_bytes(b"x")
     write(tmp_path / "photos/a.png")
     (remark,) = list_images(tmp_path).remarks
-    assert "files ending in .heic: 4 (photos/a.heic, photos/b.heic, photos/c.HEIC, …)" in remark
-    assert "files ending in .txt: 1 (photos/notes.txt)" in remark
-    assert "files ending in .csv: 1 (photos/labels.csv)" in remark
+    assert "files ending in .heic are left out: 4 (photos/a.heic, photos/b.heic, photos/c.HEIC, …)" in remark
+    assert "files ending in .txt are left out: 1 (photos/notes.txt)" in remark
+    assert "files ending in .csv are left out: 1 (photos/labels.csv)" in remark
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
@@ -129,7 +129,10 @@ def test_hidden_files_change_nothing_but_are_counted(name, place, tree, tmp_path
     findings = examine(task, tmp_path / "report")
     assert findings.problems == []
     said = " ".join(findings.left_out)
-    assert f"hidden files and folders: 1 ({'/'.join([*place.split('/')[1:], name.split('/')[0]])})" in said
+    assert (
+        f"hidden files and folders are left out: 1 ({'/'.join([*place.split('/')[1:], name.split('/')[0]])})"
+        in said
+    )
     assert len(draw(tree).images) == 32
 
 
@@ -148,9 +151,10 @@ def test_the_run_and_the_report_name_what_the_doctor_names(tree, tmp_path, caplo
             prepared(task, split, corner, SIZE, Store(tmp_path / "store"))
         said = "\n".join(remarks(task))
         for part in (
-            "pets, train: left out: files ending in .xyz: 1 (cat/0.xyz); hidden files and folders: 1 (cat/._0.png).",
-            "pets, train: left out: folders that are no split of this task: 1 (val).",
-            "pets, train: left out: files outside the folders of the splits: 1 (README.md).",
+            "pets, train: files ending in .xyz are left out: 1 (cat/0.xyz); hidden files and folders are left out: 1 "
+            "(cat/._0.png).",
+            "pets, train: folders that are no split of this task are left out: 1 (val).",
+            "pets, train: files outside the folders of the splits are left out: 1 (README.md).",
             f"1 images of the test split cannot be decoded and are left out: {tree}/test/cat/1.png (Unidentified",
             f"eight bits a channel, scaled from 0..65535 to 0..255: 1 ({tree}/test/dog/2.png).",
         ):
@@ -219,10 +223,12 @@ def test_links_that_lead_nowhere_are_images_that_do_not_decode(tree, tmp_path):
         prepared(task_of(tree), "test", corner, SIZE, Store(None))
     task = task_of(tree, max_corrupt=0.1)
     assert len(prepared(task, "test", corner, SIZE, Store(None))) == 16
-    assert "links that lead nowhere: 1 (cat/lost)" in " ".join(remarks(task))
+    assert "links that lead nowhere are left out: 1 (cat/lost)" in " ".join(remarks(task))
     drawn = draw(tree)
     assert len(drawn.images) == 32
-    assert "broken links to images: 1 (test/cat/gone.jpg)" in " ".join(remarks_on(drawn, 64, "pets"))
+    assert "broken links to images are left out: 1 (test/cat/gone.jpg)" in " ".join(
+        remarks_on(drawn, 64, "pets")
+    )
 
 
 def test_names_that_are_not_utf_8_are_read_and_shown(tree, tmp_path):
