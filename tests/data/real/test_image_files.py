@@ -107,7 +107,8 @@ def test_a_file_without_an_ending_is_an_image_by_its_content(kind, tmp_path):
         (tmp_path / name).write_bytes(text)
     assert names(tmp_path) == ["photo"]
     assert (
-        "without an ending that are no images: 3 (LICENSE, P5 6, README)" in list_images(tmp_path).remarks[0]
+        "without an ending that are no images are left out: 3 (LICENSE, P5 6, README)"
+        in list_images(tmp_path).remarks[0]
     )
 
 
@@ -192,7 +193,7 @@ def test_links_beside_the_splits_that_lead_back_are_not_followed(tree, tmp_path,
     )
     findings = examine(task_of(tree), tmp_path / "report")
     assert findings.left_out == [
-        "train: left out: links to folders that were read already: 3 (all, back, self)."
+        "train: links to folders that were read already are left out: 3 (all, back, self)."
     ]
     assert set(findings.columns) == {"train", "test"}
     assert len(listed) == 6
