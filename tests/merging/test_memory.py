@@ -168,7 +168,7 @@ def test_blocks_are_ranges_of_all_models(make):
 
 # Merged task vectors whose tensors are computed on access.
 LAYERS = 8
-LAYERED = {"visual.in_proj_weight": (18, 6), "visual.ln.weight": (6,)} | {
+LAYERED = {"visual.in_proj_weight": (18, 6), "visual.proj": (8, 6), "visual.ln.weight": (6,)} | {
     f"visual.w{layer}": (SIDE, SIDE) for layer in range(LAYERS)
 }
 
@@ -243,6 +243,7 @@ def test_a_merge_that_is_written_never_holds_the_task_vector(vectors, method):
     expected = apply(vectors.base_checkpoint, method(vectors), 0.5)
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], expected[name]) for name in expected)
+    assert state["visual.steps"].item() == 7, "copied from the base"
     assert "direction" not in vars(merge)
     # Once it is known, it is used.
     merge.direction = {name: torch.zeros(shape) for name, shape in vectors.shapes.items()}
