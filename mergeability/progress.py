@@ -1,5 +1,6 @@
 """Show the progress of long loops."""
 
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,7 +15,10 @@ def no_progress(items: Iterable[Any], _description: str, _total: int) -> Iterabl
 
 def track(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
     """Show a progress bar and the remaining time on standard error, or nothing if standard error is not a terminal."""
-    # Imported here, because library users without progress bars do not need rich.
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    # Imported here, because library users without progress bars do not need rich, whose import takes a tenth of a second.
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -25,7 +29,6 @@ def track(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True)
     columns = (
         TextColumn("{task.description:<24}"),
         BarColumn(),
@@ -34,5 +37,5 @@ def track(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         yield from progress.track(items, total=total, description=description)

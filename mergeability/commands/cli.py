@@ -271,7 +271,7 @@ def merge(
             store=store_folder(store),
         )
         place = out or Path("merged") / method / merge_folder_name(found.task_vectors.tasks)
-        found.save(place, overwrite=overwrite)
+        found.save(place, overwrite=overwrite, progress=progress())
         if as_json:
             click.echo(found.to_json(place))
         else:

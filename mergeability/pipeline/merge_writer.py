@@ -23,6 +23,7 @@ from mergeability.pipeline.saving import (
     save_merge,
     task_accuracies,
 )
+from mergeability.progress import Progress, no_progress
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights import checkpoints
 from mergeability.weights.base_folder import is_transformers
@@ -62,6 +63,7 @@ class MergeWriter:
         dtype: dtype of all floating-point tensors that are written; None for the base's own.
         model: the architecture of the weights, if known.
         expected: number of planned merges.
+        progress: wraps the loop over the tensors of a merge.
 
     Raises:
         UserError: they do not fit on the disk, or cannot be written under the requested names.
@@ -73,6 +75,7 @@ class MergeWriter:
     dtype: torch.dtype | None = None
     model: ClipModel | None = None
     expected: int = field(default=1, kw_only=True)
+    progress: Progress = field(default=no_progress, kw_only=True)
 
     def __post_init__(self) -> None:
         for task in self.task_vectors.tasks:
@@ -148,6 +151,7 @@ class MergeWriter:
             export=self.export,
             configuration=None if self.model is None else self.model.configuration,
             base=base,
+            progress=self.progress,
             **normalisation,
         )
 

@@ -17,6 +17,7 @@ from mergeability.errors import UserError
 from mergeability.files import atomic_file, write_text
 from mergeability.models.clip import CLIP_MEAN, CLIP_STD
 from mergeability.pipeline import model_card
+from mergeability.progress import Progress, no_progress
 from mergeability.provenance import provenance
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights import base_folder, checkpoints, hugging_face
@@ -53,6 +54,7 @@ def save_merge(
     mean: Sequence[float] = CLIP_MEAN,
     std: Sequence[float] = CLIP_STD,
     base: Checkpoint | None = None,
+    progress: Progress = no_progress,
 ) -> Path:
     """Save a merged encoder in a separate folder; replace an existing folder.
 
@@ -72,6 +74,7 @@ def save_merge(
         std: channel standard deviations for the normalisation of images.
         base: the base model. If it is a transformers folder, the merge is written under its names, with its
             other tensors, its configuration and its tokenizer, whatever `export` is.
+        progress: wraps the loop over tensors.
 
     Returns:
         The path of the weights.
@@ -102,7 +105,7 @@ def save_merge(
     _make(folder)
     path = folder / WEIGHTS
     with atomic_file(path) as temporary:
-        sha256 = write_state(temporary, LazyState.of(tensors), {"format": "pt"})
+        sha256 = write_state(temporary, LazyState.of(tensors), {"format": "pt"}, progress)
         described = {**(card() if callable(card) else card), **described, "sha256": sha256}
         _make_room(folder)
         for name, content in copies.items():

@@ -17,6 +17,7 @@ from mergeability.files import temporary_folder
 from mergeability.members import data_free
 from mergeability.merging.method import MergeMethod
 from mergeability.pipeline.merge_writer import MergeWriter
+from mergeability.progress import Progress, no_progress
 from mergeability.store import Store
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.verbs.defaults import method_called
@@ -71,7 +72,7 @@ class Merged:
         """Messages about tensors that are unused, or may be used unintentionally."""
         return [*map(str, self.task_vectors.left_out), *self.task_vectors.notes]
 
-    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+    def save(self, folder: str | Path, *, overwrite: bool = False, progress: Progress = no_progress) -> Path:
         """Save the merged model and its card; tensors are named as in transformers if the base is a transformers model.
 
         The folder is written atomically.
@@ -80,6 +81,7 @@ class Merged:
             folder: gets `model.safetensors`, `card.json` and `README.md`; and for transformers its configuration and
                 tokenizer.
             overwrite: replace a folder that exists.
+            progress: wraps the loop over tensors: (items, description, total) → the items.
 
         Returns:
             The folder.
@@ -93,7 +95,7 @@ class Merged:
             place.absolute().parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"Cannot create {place.parent}: {error.strerror or error}.") from error
-        write = MergeWriter(place.absolute().parent, self.task_vectors, None, self.dtype)
+        write = MergeWriter(place.absolute().parent, self.task_vectors, None, self.dtype, progress=progress)
         if place.exists():
             write.write(place, self.merge, self.name, self.alpha, self.alpha_from, None)
             return place

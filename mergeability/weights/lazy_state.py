@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from mergeability.progress import Progress, no_progress
 from mergeability.threads import one_openmp_thread
 from mergeability.weights.safetensors_file import as_bytes
 
@@ -75,13 +76,16 @@ class LazyState(Mapping[str, Tensor]):
         return len(self.shapes)
 
 
-def write_state(path: Path, state: LazyState, metadata: Mapping[str, str]) -> str:
+def write_state(
+    path: Path, state: LazyState, metadata: Mapping[str, str], progress: Progress = no_progress
+) -> str:
     """Write a safetensors file one tensor at a time; it is byte-identical to one that `safetensors` writes.
 
     Args:
         path: the file.
         state: the tensors; at most two of them are in memory.
         metadata: text for the header.
+        progress: wraps the loop over tensors.
 
     Returns:
         The SHA-256 of the file.
@@ -108,9 +112,8 @@ def write_state(path: Path, state: LazyState, metadata: Mapping[str, str]) -> st
     with threads, path.open("wb", buffering=0) as file, ThreadPoolExecutor(2) as pool:
         _write(file.write, np.frombuffer(header, np.uint8))
         running: list[Future[None]] = []
-        for name in json.loads(header[8:]):
-            if name == "__metadata__":
-                continue
+        names = [name for name in json.loads(header[8:]) if name != "__metadata__"]
+        for name in progress(names, "writing tensors", len(names)):
             data = as_bytes(state[name])
             for one in running:
                 one.result()

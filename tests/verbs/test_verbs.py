@@ -12,7 +12,7 @@ from torch import nn
 
 import mergeability
 from mergeability import UserError, compare, members, merge, merging, predict
-from mergeability.examples import tiny_clip, tiny_own_models
+from mergeability.examples import tiny_clip, tiny_files, tiny_own_models
 from mergeability.pipeline.request import ProfileSettings
 from mergeability.verbs import defaults
 from mergeability.verbs.architecture import image_models, model_called, recognised
@@ -302,3 +302,18 @@ def test_a_model_of_texts_is_no_architecture_of_a_prediction():
 def test_another_network_is_not_recognised(models):
     with pytest.raises(UserError, match="not have the tensor shapes of any model in conf/model"):
         recognised(open_in_memory(models[0]))
+
+
+def test_a_merge_reports_its_progress_tensor_by_tensor(tmp_path):
+    base, models = tiny_files()
+    merged, seen = merge(base, models, method="average"), []
+
+    def progress(items, description, total):
+        for item in items:
+            seen.append((item, description, total))
+            yield item
+
+    merged.save(tmp_path / "merged", progress=progress)
+    names = list(merged.state_dict)
+    assert sorted(item for item, _, _ in seen) == sorted(names)
+    assert {(description, total) for _, description, total in seen} == {("writing tensors", len(names))}
