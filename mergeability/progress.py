@@ -18,7 +18,7 @@ def track(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
     if not sys.stderr.isatty():
         yield from items
         return
-    # Imported here, because library users without progress bars do not need rich, whose import takes a tenth of a second.
+    # Imported here, because it takes a tenth of a second, which no one needs without a progress bar.
     from rich.console import Console
     from rich.progress import (
         BarColumn,
