@@ -167,7 +167,7 @@ def test_blocks_are_ranges_of_all_models(make):
 
 
 # Merged task vectors whose tensors are computed on access.
-LAYERS = 8
+LAYERS = 5
 LAYERED = {"visual.in_proj_weight": (18, 6), "visual.proj": (8, 6), "visual.ln.weight": (6,)} | {
     f"visual.w{layer}": (SIDE, SIDE) for layer in range(LAYERS)
 }
