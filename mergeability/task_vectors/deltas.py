@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,24 +16,9 @@ from mergeability.errors import UserError
 from mergeability.files import digest
 from mergeability.store import Store
 from mergeability.task_vectors.parameters import Parameter, is_running_statistic, layout_digest
+from mergeability.task_vectors.transforms import Transform, TransformByPart
 from mergeability.weights.checkpoints import Checkpoint
 from mergeability.weights.names import VISUAL
-
-# (task, tensor, delta) → the delta to use instead
-Transform = Callable[[str, str, Tensor], Tensor]
-
-
-@runtime_checkable
-class TransformByPart(Protocol):
-    """A transform that can also be applied to a flattened tensor part by part."""
-
-    def by_part(self, task: str, name: str) -> Callable[[Tensor], Tensor]:
-        """Return a function that transforms one flattened tensor part by part.
-
-        It is called with consecutive parts, beginning with the first element.
-        """
-        ...
-
 
 # Number of elements of every model that `Deltas.blocks` reads at a time: 1 MiB. A multiple of 32, so that sums over
 # models add in the order that PyTorch uses for whole tensors.

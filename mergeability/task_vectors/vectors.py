@@ -17,9 +17,10 @@ from mergeability.files import digest
 from mergeability.store import Store
 from mergeability.task_vectors import parameters as parts
 from mergeability.task_vectors.checks import BaseCheck, file_hash, warn_about_copies
-from mergeability.task_vectors.deltas import Deltas, Transform
+from mergeability.task_vectors.deltas import Deltas
 from mergeability.task_vectors.factors import stacked_triplets
 from mergeability.task_vectors.matching import Chosen, matched
+from mergeability.task_vectors.transforms import Transform
 from mergeability.weights.checkpoints import Checkpoint
 from mergeability.weights.hub import open_checkpoint
 from mergeability.weights.in_memory import InMemory, open_in_memory
