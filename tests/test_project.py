@@ -1,5 +1,6 @@
 """What the repository promises about itself: pinned dependencies, thin entries, no addresses."""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -64,6 +65,22 @@ def test_what_the_demo_does_not_need_is_not_installed_for_it():
 @pytest.mark.parametrize("script", ["train.py", "analyze.py"])
 def test_the_entries_are_thin(script):
     assert len((ROOT / script).read_text().splitlines()) <= 60
+
+
+def test_modules_and_classes_are_short_and_few_are_outside_packages():
+    package = ROOT / "mergeability"
+    lengths = {path: len(path.read_text().splitlines()) for path in package.rglob("*.py")}
+    assert len(lengths) > 200
+    assert [path for path, length in lengths.items() if length > 400] == []
+    classes = {
+        f"{path.name}: {one.name}": (one.end_lineno or 0) - one.lineno + 1
+        for path, length in lengths.items()
+        if length > 250
+        for one in ast.walk(ast.parse(path.read_text()))
+        if isinstance(one, ast.ClassDef)
+    }
+    assert {name: length for name, length in classes.items() if length > 250} == {}
+    assert len({path.name for path in package.glob("*.py")} - {"__init__.py", "__main__.py"}) <= 10
 
 
 def test_the_extra_all_is_every_extra_for_users():

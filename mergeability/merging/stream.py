@@ -86,7 +86,7 @@ class Streamed(Mapping[str, Tensor]):
         if rule is None:
             return None
         own = self._task_vectors.tied.get(name, name)
-        blocks = self._task_vectors.blocks_with_base(own)
+        blocks = self._task_vectors.blocks(own)
         return ((part, base, rule(own, stack)) for part, base, stack in blocks)
 
     def computed(self) -> dict[str, Tensor]:
@@ -178,7 +178,7 @@ def streamed(task_vectors: TaskVectors, rule: Rule, *, elementwise: bool = False
     def merge(name: str) -> Tensor:
         if elementwise:
             return by_block(task_vectors, name, rule)
-        return rule(name, task_vectors.stack(name))
+        return rule(name, task_vectors[name])
 
     # Blocks are read by several threads, and are too small for several more.
     return Streamed(task_vectors, merge, one_thread=elementwise, rule=rule if elementwise else None)
@@ -200,7 +200,7 @@ def by_block(task_vectors: TaskVectors, name: str, rule: Rule) -> Tensor:
     """
     merged = torch.empty(task_vectors.shapes[name])
     flat = merged.reshape(-1)
-    for part, stack in task_vectors.blocks(name):
+    for part, _, stack in task_vectors.blocks(name):
         flat[part] = rule(name, stack)
     return merged
 

@@ -4,13 +4,11 @@ A value is stored under the SHA-256 of its key, which contains everything that d
 checkpoints and data, every option, a version of the algorithm). So entries never become stale: changed inputs
 give another key. Files are written under a temporary name and then renamed, unless another process was first, so
 readers see complete entries only. Each entry is checked when a process first
-uses it (`store.entries`), and a damaged one is computed again.
+uses it (`store.checked_entries`), and a damaged one is computed again.
 """
 
 import contextlib
 import json
-import logging
-import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -21,19 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from mergeability.errors import UserError
 from mergeability.files import digest
-from mergeability.store.entries import DamagedError, RecordEntry, StoreEntry, TensorEntry, hash_without_seal
-from mergeability.store.folder import StoreFolder
+from mergeability.store.checked_entries import CheckedEntries
+from mergeability.store.entries import RecordEntry, StoreEntry, TensorEntry, hash_without_seal
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
     from mergeability.weights.safetensors_file import TensorFile
-
-logger = logging.getLogger(__name__)
-
-# Signatures of the files that this process has checked.
-_CHECKED: set[tuple[Path, int, int, int]] = set()
 
 
 @dataclass
@@ -86,8 +79,8 @@ class Store:
     def __getstate__(self) -> dict[str, Any]:
         # Pickled for a worker process, which counts separately.
         if self.root is not None and self._witness is None:
-            self._witness = self._folder.witness()
-        kept = {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_folder")}
+            self._witness = self._entries.folder.witness()
+        kept = {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_entries")}
         return {**kept, "computed": Counter(), "found": Counter(), "_filed": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -162,7 +155,7 @@ class Store:
         entry = self._tensors(kind, key)
         try:
             # A damaged entry is never returned: it is computed again and replaced.
-            self._check(entry)
+            self._entries.check(entry)
         except OSError as error:
             raise UserError(
                 f"Cannot read {entry.path}: {error.strerror or error}. Start the command again."
@@ -248,15 +241,15 @@ class Store:
         for name, content in made.files.items():
             assert self.root is not None
             path = self.root / name
-            with self._folder.temporary(path) as temporary:
+            with self._entries.folder.temporary(path) as temporary:
                 temporary.write_bytes(content)
                 # Like every entry, it is checked on first use.
-                self._folder.publish(temporary, path, lambda: True)
+                self._entries.folder.publish(temporary, path, lambda: True)
 
     @cached_property
-    def _folder(self) -> StoreFolder:
+    def _entries(self) -> CheckedEntries:
         assert self.root is not None
-        return StoreFolder(self.root)
+        return CheckedEntries(self.root)
 
     def _tensors(self, kind: str, key: Mapping[str, Any]) -> TensorEntry:
         return TensorEntry(self.path(kind, key, TensorEntry.suffix), kind, key)
@@ -274,68 +267,18 @@ class Store:
         return tensors if filed else None
 
     def _found(self, entry: StoreEntry) -> bool:
-        """Return whether a complete entry is stored; a damaged one is reported and treated as missing."""
-        try:
-            self._check(entry)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except (DamagedError, OSError) as error:
-            reason = error.reason if isinstance(error, DamagedError) else error.strerror
-            logger.warning("Damaged entry %s (%s): computing it again.", entry.path, reason)
-            return False
-        self._count(self.found, entry.kind)
-        return True
-
-    def _check(self, entry: StoreEntry) -> None:
-        """Check an entry the first time that this process uses it.
-
-        Raises:
-            DamagedError: it differs from the stored entry.
-            OSError: it does not exist or cannot be read.
-        """
-        folder, state = self._folder, _state(entry.path)
-        if state not in _CHECKED:
-            if not self._is_sealed(entry):
-                self._adopt(folder, entry)
-                state = _state(entry.path)
-            _CHECKED.add(state)
-
-    def _is_sealed(self, entry: StoreEntry) -> bool:
-        """Check an entry; return whether it has a checksum. Without one, only old entries are accepted."""
-        sealed = entry.check()
-        # Newer entries always have a checksum; without one, the file was truncated or written by something else.
-        if not sealed and entry.path.stat().st_mtime_ns >= self._folder.adopts_before:
-            raise DamagedError(entry.path, "the checksum is missing")
-        return sealed
-
-    def _adopt(self, folder: StoreFolder, entry: StoreEntry) -> None:
-        """Add a checksum to an entry of version 0.1.0; in a read-only folder it is left unchanged."""
-        try:
-            with folder.temporary(entry.path) as temporary:
-                # Sealed in a copy, so that readers of the old file are not disturbed.
-                shutil.copyfile(entry.path, temporary)
-                entry.seal(temporary)
-                folder.replace(temporary, entry.path, lambda: not self._is_sealed(entry))
-        except UserError as error:
-            logger.debug("%s stays without a checksum: %s", entry.path, error)
+        """Return whether an entry is stored, and count it if so."""
+        found = self._entries.contains(entry)
+        if found:
+            self._count(self.found, entry.kind)
+        return found
 
     def _file(self, entry: StoreEntry, write: Callable[[Path], Any]) -> bool:
         """Store a file written by `write` unless another process was first; return whether it was stored."""
-        with self._folder.temporary(entry.path) as temporary:
-            write(temporary)
-            entry.seal(temporary)
-            filed = self._folder.publish(temporary, entry.path, lambda: self._is_whole(entry))
-        _CHECKED.add(_state(entry.path))
+        filed = self._entries.add(entry, write)
         if self._filed is not None:
             self._filed.append(entry.path)
         return filed
-
-    def _is_whole(self, entry: StoreEntry) -> bool:
-        try:
-            self._is_sealed(entry)
-        except (DamagedError, OSError):
-            return False
-        return True
 
     def _remember(self, kind: str, key: Mapping[str, Any], compute: Callable[[], Mapping[str, Any]]) -> Any:
         place = (kind, digest(key))
@@ -352,14 +295,3 @@ class Store:
         # Worker threads share a store, and `+= 1` is not atomic.
         with self._lock:
             counter[kind] += 1
-
-
-def _state(path: Path) -> tuple[Path, int, int, int]:
-    """Return a signature that changes whenever a file changes.
-
-    Raises:
-        OSError: the file does not exist or is not accessible.
-    """
-    status = path.stat()
-    # The inode changes when a file is replaced, even if size and time are equal.
-    return path, status.st_ino, status.st_size, status.st_mtime_ns

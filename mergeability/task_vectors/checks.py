@@ -94,7 +94,7 @@ def check_same_architecture(
     Raises:
         UserError: a tensor is missing, left over, or of another shape.
     """
-    expected, given = _floating(base).difference(left_out), _floating(model).difference(left_out)
+    expected, given = set(base.floating).difference(left_out), set(model.floating).difference(left_out)
     missing, extra = sorted(expected - given), sorted(given - expected)
     if missing or extra:
         parts = [f"lacks {len(missing)} such as '{missing[0]}'"] if missing else []
@@ -125,7 +125,3 @@ def warn_about_copies(hashes: Mapping[str, str]) -> None:
 def file_hash(checkpoint: Checkpoint, store: Store) -> str:
     """Return the hashes of a checkpoint's files; use cached hashes if the files are unchanged."""
     return checkpoint.hash_by(lambda path: noted_hash(path, checkpoint.hash_of, store))
-
-
-def _floating(checkpoint: Checkpoint) -> set[str]:
-    return {name for name in checkpoint.names if checkpoint.dtypes[name].is_floating_point}

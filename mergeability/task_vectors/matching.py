@@ -140,7 +140,7 @@ def matched(base: Checkpoint, models: Mapping[str, Checkpoint], chosen: Chosen) 
     models = {task: aligned(model, base) for task, model in models.items()}
     everyone = {BASE: base, **models}
     _refuse_quantised(base, models)
-    floating = {task: _floating(one) for task, one in everyone.items()}
+    floating = {task: set(one.floating) for task, one in everyone.items()}
     all_names = set().union(*floating.values())
     chosen.check(all_names)
     excluded = sorted(name for name in all_names if not chosen.takes(name))
@@ -201,10 +201,6 @@ def _patterns(option: str, value: object) -> tuple[str, ...]:
     if not isinstance(values, Sequence) or not all(isinstance(one, str) and one for one in values):
         raise UserError(f"Expected {option} to be a regular expression or a list of them, got {value!r}.")
     return tuple(str(one) for one in values)
-
-
-def _floating(checkpoint: Checkpoint) -> set[str]:
-    return {name for name in checkpoint.names if checkpoint.dtypes[name].is_floating_point}
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:
@@ -308,7 +304,7 @@ def _integers(base: Checkpoint, models: Mapping[str, Checkpoint]) -> list[LeftOu
 def _changed_integers(model: Checkpoint, base: Checkpoint) -> list[str]:
     return sorted(
         name
-        for name in {*model.names, *base.names} - _floating(model) - _floating(base)
+        for name in {*model.names, *base.names}.difference(model.floating, base.floating)
         if not _is_equal(name, model, base)
     )
 
@@ -335,8 +331,11 @@ def _refuse_quantised(base: Checkpoint, models: Mapping[str, Checkpoint]) -> Non
         UserError: such weights differ between a model and the base, or are in one of them only.
     """
     for task, model in models.items():
-        shared = _floating(base) & {name for name in model.names if not model.dtypes[name].is_floating_point}
-        shared |= _floating(model) & {name for name in base.names if not base.dtypes[name].is_floating_point}
+        shared = (
+            set(base.floating)
+            .intersection(model.names)
+            .symmetric_difference(set(model.floating).intersection(base.names))
+        )
         suspects = [name for name in _changed_integers(model, base) if _may_be_weight(name, model, base)]
         scaled = [
             name

@@ -44,6 +44,11 @@ class Parameter:
         return math.prod(self.shape)
 
     @property
+    def is_matrix(self) -> bool:
+        """Whether it has two dimensions and is not empty."""
+        return len(self.shape) == 2 and self.size > 0
+
+    @property
     def content(self) -> dict[str, Any]:
         """The location of the parameter in the checkpoint tensor as a JSON-compatible record, for keys of the store."""
         return {"tensor": self.tensor, "start": self.start, "shape": list(self.shape)}

@@ -18,6 +18,7 @@ from mergeability.store import Store
 from mergeability.task_vectors import parameters as parts
 from mergeability.task_vectors.checks import BaseCheck, file_hash, warn_about_copies
 from mergeability.task_vectors.deltas import Deltas
+from mergeability.task_vectors.differences import Differences
 from mergeability.task_vectors.factors import stacked_triplets
 from mergeability.task_vectors.matching import Chosen, matched
 from mergeability.task_vectors.transforms import Transform
@@ -82,7 +83,7 @@ class TaskVectors(Deltas):
         completed = {task: model.completed(base) for task, model in models.items()}
         found = matched(base, completed, Chosen.of(include, exclude))
         models = found.models
-        if not any(base.dtypes[name].is_floating_point for name in base.names):
+        if not base.floating:
             raise UserError(
                 f"Expected the weights of a model, but {base.path} contains no floating-point tensor."
             )
@@ -94,9 +95,8 @@ class TaskVectors(Deltas):
             task: digest({"file": own, "base": base_hash}) if models[task].has_lent_projection else own
             for task, own in zip(models, files, strict=True)
         }
-        super().__init__(
-            base, models, hashes, base_hash, store=store, keep_below=keep_below, names=found.names
-        )
+        differences = Differences.between(base, models, found.names)
+        super().__init__(differences, hashes, base_hash, store=store, keep_below=keep_below)
         self.left_out, self.notes = found.left_out, found.notes
         for one in self.left_out:
             logger.log(logging.WARNING if one.matters else logging.INFO, "%s", one)
@@ -169,16 +169,14 @@ class TaskVectors(Deltas):
             UserError: a task is unknown, named twice, or none is named.
         """
         chosen = tuple(tasks)
-        unknown = [task for task in chosen if task not in self._models]
+        unknown = [task for task in chosen if task not in self.tasks]
         if unknown or not chosen or len(set(chosen)) < len(chosen):
             raise UserError(
                 f"Expected tasks among {', '.join(self.tasks)}, each at most once, got "
                 f"{', '.join(chosen) or 'none'}."
             )
-        selected = self._copy()
-        selected.tasks = chosen
+        selected = self._with(models={task: self.model(task) for task in chosen})
         selected.hashes = {task: self.hashes[task] for task in chosen}
-        selected._models = {task: self._models[task] for task in chosen}
         return selected
 
     def with_layout(self, *, split_qkv: bool = False, matricize: str | None = None) -> "TaskVectors":
@@ -192,12 +190,12 @@ class TaskVectors(Deltas):
         Raises:
             UserError: `matricize` is something else.
         """
-        cut = self._copy()
-        cut.parameters = parts.cut(self.parameters, split_qkv=split_qkv, matricize=matricize)
-        if split_qkv and cut.parameters.keys() == self.parameters.keys():
+        parameters = parts.cut(self.parameters, split_qkv=split_qkv, matricize=matricize)
+        if split_qkv and parameters.keys() == self.parameters.keys():
             logger.warning("There is no fused attention to split: no tensor is called in_proj_weight.")
-        if cut.parameters == self.parameters:
+        if parameters == self.parameters:
             return self
+        cut = self._with(parameters=parameters)
         if self._kept is not None:
             # One name would have two shapes.
             cut._kept = {}
@@ -228,7 +226,7 @@ class TaskVectors(Deltas):
         Raises:
             UserError: a name is unknown, or a part of a tensor is missing.
         """
-        return parts.assembled(merged, self.parameters, self._base.shapes)
+        return parts.assembled(merged, self.parameters, self.base_checkpoint.shapes)
 
     @cached_property
     def tied(self) -> dict[str, str]:
@@ -237,7 +235,7 @@ class TaskVectors(Deltas):
         Files store tied tensors under one name each, so they are identified by their values.
         """
         named = {name: self.parameters[name] for name in self.names}
-        return parts.tied_names(named, [self._base, *self._models.values()])
+        return parts.tied_names(named, [self.base_checkpoint, *(self.model(task) for task in self.tasks)])
 
     def svd(
         self, name: str, rank: int | None = None
@@ -274,11 +272,6 @@ class TaskVectors(Deltas):
         """
         # Norms of transformed deltas do not describe the models.
         self._base_check.check(self, None if self.is_transformed else norms)
-
-    def _copy(self) -> "TaskVectors":
-        copied = copy.copy(self)
-        copied._forget_derived()
-        return copied
 
 
 def _opened(

@@ -162,6 +162,11 @@ class Checkpoint:
         return other
 
     @property
+    def floating(self) -> list[str]:
+        """The names of the floating-point tensors."""
+        return [name for name in self.names if self.dtypes[name].is_floating_point]
+
+    @property
     def has_lent_projection(self) -> bool:
         """Whether the projection was copied from the base, because this model's file has none."""
         return self._lent is not None

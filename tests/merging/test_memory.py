@@ -109,7 +109,7 @@ def test_memory_does_not_grow_with_the_number_of_models(make, monkeypatch, metho
 
 
 def test_the_witness_sees_a_stack_of_all_models(make):
-    few, many = (most_alive(lambda vectors: vectors.stack("visual.w"), make(count)) for count in (2, 8))
+    few, many = (most_alive(lambda vectors: vectors["visual.w"], make(count)) for count in (2, 8))
     assert many - few >= 6 * 4 * SIDE**2
 
 
@@ -159,8 +159,8 @@ def test_a_sum_that_overflows_is_no_infinite_value(make_task_vectors):
 
 def test_blocks_are_ranges_of_all_models(make):
     vectors = make(3, keep_below=0)
-    whole = vectors.stack("visual.w").reshape(3, -1)
-    parts = [(part, block.clone()) for part, block in vectors.blocks("visual.w", 100)]
+    whole = vectors["visual.w"].reshape(3, -1)
+    parts = [(part, block.clone()) for part, _, block in vectors.blocks("visual.w", 100)]
     assert [part.start for part, _ in parts] == list(range(0, SIDE**2, 100))
     for part, block in parts:
         assert torch.equal(block, whole[:, part])

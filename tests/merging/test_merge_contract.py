@@ -363,7 +363,7 @@ def test_models_of_another_architecture_are_refused(towers):
         load({key: value for key, value in state.items() if key != "visual.ln_post.weight"})
     # Published towers come without their projection, which stays the base's.
     bare = load({key: value for key, value in state.items() if key != "visual.proj"})
-    assert not bare.stack("visual.proj")[1].any()
+    assert not bare["visual.proj"][1].any()
     with pytest.raises(
         UserError, match=r"'visual.proj' has shape \(16, 7\) in the model of 'other' and \(16, 8\)"
     ):

@@ -16,7 +16,7 @@ from mergeability.errors import UserError
 from mergeability.files import canonical_json
 from mergeability.store import Store
 from mergeability.store import folder as store_folder
-from mergeability.store import store as store_module
+from mergeability.store import checked_entries
 from mergeability.store.entries import TensorEntry, hash_without_seal
 from mergeability.weights.safetensors_file import TensorFile, write_rows
 
@@ -45,7 +45,7 @@ def new_process():
     """Forget, as another process would, what was checked; called, it does so again."""
 
     def forget():
-        store_module._CHECKED.clear()
+        checked_entries._CHECKED.clear()
         store_folder._SWEPT.clear()
 
     forget()

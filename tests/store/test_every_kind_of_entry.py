@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from mergeability.store import folder as store_folder
-from mergeability.store import store as store_module
+from mergeability.store import checked_entries
 
 ROOT = Path(__file__).parents[2]
 # Kinds that an analysis of tasks files, in the order of what follows from what; and what has to be damaged as well
@@ -101,7 +101,7 @@ def kinds_in_the_source() -> set[str]:
 
 
 def new_process() -> None:
-    store_module._CHECKED.clear()
+    checked_entries._CHECKED.clear()
     store_folder._SWEPT.clear()
 
 

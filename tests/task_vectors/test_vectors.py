@@ -167,7 +167,7 @@ def test_what_is_not_finite_is_named(write, value):
     broken["visual.proj"][2, 1] = value
     vectors = TaskVectors.load({"a": write("a", broken)}, write("base", random_state(0)))
     with pytest.raises(UserError, match=r"'visual.proj' of the model of 'a' contains NaN"):
-        vectors.stack("visual.proj")
+        vectors["visual.proj"]
 
 
 def test_damaged_files_are_refused(files, tmp_path):

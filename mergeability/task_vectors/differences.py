@@ -1,0 +1,244 @@
+"""Read and subtract the tensors of checkpoints, whole or block by block."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from mergeability.context import cores
+from mergeability.errors import UserError
+from mergeability.task_vectors.parameters import Parameter
+from mergeability.weights.checkpoints import Checkpoint
+
+# Number of elements of every model that `Differences.blocks` reads at a time: 1 MiB. A multiple of 32, so that sums
+# over models add in the order that PyTorch uses for whole tensors.
+BLOCK = 2**18
+
+# From so many elements on, the models' blocks of a parameter are read in several threads.
+_WORTH_THREADS = 2**20
+
+# Number of elements transformed at a time: PyTorch starts no further threads for so few.
+_PIECE = 2**14
+
+# Changes one block of a model's difference.
+BlockTransform = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Read the differences θ_t − θ_0 between models and their base in float32; nothing is kept in memory.
+
+    Attributes:
+        base: the checkpoint of the base.
+        models: task → checkpoint of the fine-tuned model.
+        parameters: parameter (and buffer) name → its place in the checkpoints.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from mergeability import checkpoints
+        >>> from mergeability.task_vectors.differences import Differences
+        >>> with TemporaryDirectory() as folder:
+        ...     base = checkpoints.save(Path(folder) / "base.safetensors", {"weight": torch.tensor([5.0, 5.0])})
+        ...     cars = checkpoints.save(Path(folder) / "cars.safetensors", {"weight": torch.tensor([6.0, 5.0])})
+        ...     opened = [checkpoints.Checkpoint.open(path) for path in (base, cars)]
+        ...     Differences.between(opened[0], {"cars": opened[1]}).whole("cars", "weight")
+        tensor([1., 0.])
+    """
+
+    base: Checkpoint
+    models: Mapping[str, Checkpoint]
+    parameters: Mapping[str, Parameter]
+
+    @classmethod
+    def between(
+        cls, base: Checkpoint, models: Mapping[str, Checkpoint], names: Sequence[str] | None = None
+    ) -> "Differences":
+        """Return the differences of the named tensors; of all floating-point tensors when None."""
+        chosen = base.floating if names is None else names
+        return cls(
+            base, dict(models), {name: Parameter(name, 0, tuple(base.shapes[name])) for name in chosen}
+        )
+
+    def of_base(self, name: str) -> Tensor:
+        """Read one parameter of the base, in its original dtype."""
+        return self._part(self.base, name)
+
+    def whole(self, task: str, name: str, base: Tensor | None = None) -> Float[Tensor, " *shape"]:
+        """Read the difference of one parameter for one model; `base` is the base's parameter in float32, if known.
+
+        Raises:
+            UserError: a value is NaN or infinite, naming the model and the tensor.
+        """
+        base = self.of_base(name).float() if base is None else base
+        return self._checked(self._part(self.models[task], name).float() - base, task, name)
+
+    def stack(self, name: str) -> Float[Tensor, "T *shape"]:
+        """Read the differences of one parameter for all models, without copying them.
+
+        Raises:
+            UserError: a value is NaN or infinite, naming the model and the tensor.
+        """
+        base = self.of_base(name).float()
+        stacked = torch.empty((len(self.models), *base.shape))
+        for row, task in zip(stacked, self.models, strict=True):
+            torch.sub(self._part(self.models[task], name).float(), base, out=row)
+            self._checked(row, task, name)
+        return stacked
+
+    def part(
+        self,
+        task: str,
+        name: str,
+        start: int,
+        stop: int,
+        *,
+        room: Float32[np.ndarray, " at_least_elements"] | None = None,
+        base: Float32[np.ndarray, " elements"] | None = None,
+    ) -> Float32[np.ndarray, " elements"]:
+        """Read a range of one model's flattened difference, with non-finite values as they are.
+
+        Args:
+            task: the model.
+            name: the parameter.
+            start: the first element.
+            stop: the element after the last.
+            room: memory of which the result is a part; new memory when None.
+            base: the same range of the base, as `part_of_base` returns it; read when None.
+        """
+        parameter = self.parameters[name]
+        delta = np.empty(stop - start, dtype=np.float32) if room is None else room[: stop - start]
+        base = self.part_of_base(name, start, stop) if base is None else base
+        self.models[task].fill(parameter.tensor, parameter.start + start, delta)
+        # Suppress warnings such as ∞ − ∞, because callers check for non-finite values.
+        with np.errstate(invalid="ignore", over="ignore"):
+            np.subtract(delta, base, out=delta)
+        return delta
+
+    def part_of_base(
+        self,
+        name: str,
+        start: int,
+        stop: int,
+        *,
+        room: Float32[np.ndarray, " at_least_elements"] | None = None,
+    ) -> Float32[np.ndarray, " elements"]:
+        """Read a range of a flattened parameter of the base; `room` is a buffer for the values, as in `part`."""
+        parameter = self.parameters[name]
+        values = np.empty(stop - start, dtype=np.float32) if room is None else room[: stop - start]
+        self.base.fill(parameter.tensor, parameter.start + start, values)
+        return values
+
+    def reads_parts(self, name: str) -> bool:
+        """Whether a part of this parameter can be read from every checkpoint without reading the whole tensor."""
+        tensor = self.parameters[name].tensor
+        return all(one.reads_parts(tensor) for one in (self.base, *self.models.values()))
+
+    def is_whole(self, name: str) -> bool:
+        """Whether the parameter is a whole tensor of the checkpoints."""
+        parameter = self.parameters[name]
+        return parameter.size == math.prod(self.base.shapes[parameter.tensor])
+
+    def blocks(
+        self, name: str, length: int, transforms: Sequence[BlockTransform | None]
+    ) -> Iterator[tuple[slice, Float[Tensor, " elements"], Float[Tensor, "T elements"]]]:
+        """Read one flattened parameter of all models in blocks.
+
+        Args:
+            name: a parameter that `reads_parts`.
+            length: number of elements of every model that are in memory.
+            transforms: one per model, applied to its consecutive blocks; None leaves them unchanged.
+
+        Yields:
+            The range in the flattened parameter, that range of the base, and the differences; valid until the next
+            block is requested.
+
+        Raises:
+            UserError: a value is NaN or infinite, naming the model and the tensor.
+        """
+        size, models = self.parameters[name].size, len(self.models)
+        # The same memory for all blocks, because new memory takes several times as long as reading.
+        room = np.empty((models + 1, min(length, size)), dtype=np.float32)
+        threads = min(cores(), models) if size * models >= _WORTH_THREADS else 1
+        groups = [range(first, models, threads) for first in range(threads)]
+        with ThreadPoolExecutor(threads) as pool:
+            for start in range(0, size, length):
+                block = room[:, : min(length, size - start)]
+                self.part_of_base(name, start, start + block.shape[1], room=block[0])
+                read = partial(self._read_block, name, start, block, transforms)
+                list(map(read, groups) if threads == 1 else pool.map(read, groups))
+                rows = torch.from_numpy(block)
+                yield slice(start, start + block.shape[1]), rows[0], rows[1:]
+
+    def not_finite(self, task: str, name: str) -> UserError:
+        """Return the exception for a non-finite value; the message says whether the model or the base is the cause."""
+        try:
+            self._check_finite(task, name)
+        except UserError as error:
+            return error
+        return _beyond_range(task, name)
+
+    def _read_block(
+        self,
+        name: str,
+        start: int,
+        block: Float32[np.ndarray, "rows elements"],
+        transforms: Sequence[BlockTransform | None],
+        places: range,
+    ) -> None:
+        """Read a block of some models, whose rows follow the base's, in one thread, as NumPy's operations do."""
+        tasks = tuple(self.models)
+        base, *rows = block
+        for place in places:
+            row, transform = rows[place], transforms[place]
+            self.part(tasks[place], name, start, start + len(row), room=row, base=base)
+            with np.errstate(invalid="ignore", over="ignore"):
+                finite = np.isfinite(row.sum())
+            if not finite:
+                self._check_finite(tasks[place], name)
+            if transform is not None:
+                for piece in torch.from_numpy(row).split(_PIECE):
+                    piece.copy_(transform(piece))
+
+    def _part(self, checkpoint: Checkpoint, name: str) -> Tensor:
+        parameter = self.parameters[name]
+        tensor = checkpoint.tensor(parameter.tensor)
+        if tuple(tensor.shape) == parameter.shape:
+            return tensor
+        return tensor.flatten()[parameter.start : parameter.start + parameter.size].reshape(parameter.shape)
+
+    def _checked(self, delta: Tensor, task: str, name: str) -> Tensor:
+        # A sum is much faster than testing each value.
+        if not torch.isfinite(delta.sum()):
+            self._check_finite(task, name)
+        return delta
+
+    def _check_finite(self, task: str, name: str) -> None:
+        """Raise an error for NaN and infinity; each value is checked, because sums of finite numbers may overflow."""
+        base = _finite(self.of_base(name).float(), "base model", name)
+        model = _finite(self._part(self.models[task], name).float(), f"model of '{task}'", name)
+        if not torch.isfinite(model - base).all():
+            raise _beyond_range(task, name)
+
+
+def _finite(tensor: Tensor, owner: str, name: str) -> Tensor:
+    if not torch.isfinite(tensor).all():
+        raise UserError(
+            f"Expected finite weights, but '{name}' of the {owner} contains NaN or infinite values. Train or"
+            " export the model again."
+        )
+    return tensor
+
+
+def _beyond_range(task: str, name: str) -> UserError:
+    return UserError(
+        f"The change of '{name}' in the model of '{task}' is too large for float32. Give the base from which"
+        " the model was fine-tuned."
+    )
