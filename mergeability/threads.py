@@ -127,6 +127,13 @@ def one_openmp_thread() -> AbstractContextManager[object]:
     return _thread_pools(len(sys.modules)).limit(limits=1, user_api="openmp")
 
 
+def one_openmp_thread_here() -> None:
+    """Limit PyTorch's operations to one thread in a new thread, until it ends."""
+    # PyTorch sets the number at its first operation in a thread.
+    sys.modules["torch"].get_num_threads()
+    one_openmp_thread()
+
+
 @lru_cache(maxsize=1)
 def _thread_pools(imported: int) -> ThreadpoolController:
     # Finding the libraries takes longer than a small decomposition; a new one can only come with a new module.

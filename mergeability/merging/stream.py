@@ -2,6 +2,7 @@
 
 import contextlib
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
@@ -10,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mergeability.profiles.profiles import Profiles
+from mergeability.task_vectors.differences import BlockWork, Result
 from mergeability.task_vectors.parameters import is_running_statistic
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.threads import one_openmp_thread
@@ -76,18 +78,21 @@ class Streamed(Mapping[str, Tensor]):
     def __hash__(self) -> int:
         return id(self)
 
-    def parts(self, name: str) -> Iterator[tuple[slice, Tensor, Tensor]] | None:
-        """Compute one tensor in flattened blocks that follow each other; None if that is not possible.
+    def map_blocks(self, name: str, work: BlockWork[Result]) -> Iterator[Result] | None:
+        """Apply a function to blocks of one flattened tensor; return the results in order, or None if not possible.
 
-        Yields:
-            The range, the base's values and the merged ones, in float32; valid until the next block is requested.
+        Args:
+            name: the tensor.
+            work: called with the range, the base's values and the merged ones, in float32, which are overwritten
+                afterwards. Several threads may call it at a time.
         """
         rule = mean if is_running_statistic(name) else self.rule
         if rule is None:
             return None
         own = self._task_vectors.tied.get(name, name)
-        blocks = self._task_vectors.blocks(own)
-        return ((part, base, rule(own, stack)) for part, base, stack in blocks)
+        return self._task_vectors.map_blocks(
+            own, lambda part, base, stack: work(part, base, rule(own, stack))
+        )
 
     def computed(self) -> dict[str, Tensor]:
         """Compute all tensors; those of tied weights once."""
@@ -145,7 +150,7 @@ def stream(task_vectors: TaskVectors, rule: Rule, *, elementwise: bool = False) 
         task_vectors: the models.
         rule: merges one parameter.
         elementwise: whether each entry of the result depends only on the same entry of the models. Then `rule` is
-            called with blocks of the flattened parameter, T × elements, and at most 1 MiB of each model is in memory.
+            called with blocks of the flattened parameter, T × elements, by several threads at a time.
 
     Returns:
         M in float32, by parameter name.
@@ -200,8 +205,11 @@ def by_block(task_vectors: TaskVectors, name: str, rule: Rule) -> Tensor:
     """
     merged = torch.empty(task_vectors.shapes[name])
     flat = merged.reshape(-1)
-    for part, _, stack in task_vectors.blocks(name):
+
+    def fill(part: slice, _base: Tensor, stack: Tensor) -> None:
         flat[part] = rule(name, stack)
+
+    deque(task_vectors.map_blocks(name, fill), maxlen=0)
     return merged
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from mergeability.errors import UserError
 from mergeability.files import digest
 from mergeability.store import Store
-from mergeability.task_vectors.differences import BLOCK, Differences
+from mergeability.task_vectors.differences import BLOCK, BlockWork, Differences, Result
 from mergeability.task_vectors.parameters import Parameter, is_running_statistic, layout_digest
 from mergeability.task_vectors.transforms import Transform, TransformByPart
 from mergeability.weights.checkpoints import Checkpoint
@@ -141,38 +141,36 @@ class Deltas(Mapping[str, Tensor]):
         """Read one parameter of the base, in its original dtype."""
         return self._differences.of_base(name)
 
-    def blocks(
-        self, name: str, length: int | None = None
-    ) -> Iterator[tuple[slice, Float[Tensor, " elements"], Float[Tensor, "T elements"]]]:
-        """Read the base and the deltas of all models for one flattened parameter, in float32 and in blocks.
+    def map_blocks(self, name: str, work: BlockWork[Result], length: int | None = None) -> Iterator[Result]:
+        """Apply a function to blocks of the base and of the deltas of all models, for one flattened parameter.
 
         Args:
             name: the parameter.
-            length: number of elements of every model that are in memory; 2¹⁸ when None. Whole tensors are read if
-                deltas are kept in memory, or if an adapter, a transposed layout or a transform rules out reading parts.
+            work: called with the range in the flattened parameter, that range of the base and the deltas, in float32,
+                whose memory is used again afterwards. Several threads may call it at a time.
+            length: number of elements of every model in a block; 2¹⁸ when None. Whole tensors are read if deltas are
+                kept in memory, or if an adapter, a transposed layout or a transform rules out reading parts.
 
         Yields:
-            The range in the flattened parameter, that range of the base, and the deltas; valid until the next block
-            is requested.
+            The results, in the order of the blocks.
 
         Raises:
             UserError: a value is NaN or infinite, naming the model and the tensor.
         """
         length = BLOCK if length is None else length
         transform = None if is_running_statistic(name) else self._transform
-        by_part = isinstance(transform, TransformByPart) and self._differences.is_whole(name)
-        readable = (transform is None or by_part) and self._differences.reads_parts(name)
+        by_part = None
+        if isinstance(transform, TransformByPart) and self._differences.is_whole(name):
+            by_part = transform.by_part
+        readable = (transform is None or by_part is not None) and self._differences.reads_parts(name)
         if self._kept is not None or not readable:
             rows, base = self[name].reshape(len(self.tasks), -1), self.base(name).float().reshape(-1)
-            for start in range(0, base.numel(), length):
+            for start in range(0, len(base), length):
                 part = slice(start, start + length)
-                yield part, base[part], rows[:, part]
+                yield work(part, base[part], rows[:, part])
             return
-        transforms = [
-            transform.by_part(task, name) if isinstance(transform, TransformByPart) else None
-            for task in self.tasks
-        ]
-        yield from self._differences.blocks(name, length, transforms)
+        transforms = None if by_part is None else [by_part(task, name) for task in self.tasks]
+        yield from self._differences.map_blocks(name, length, transforms, work)
 
     def each(self, name: str) -> Iterator[Float[Tensor, " *shape"]]:
         """Read one parameter's deltas in float32, one model after the other.

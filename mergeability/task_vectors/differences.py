@@ -1,10 +1,13 @@
 """Read and subtract the tensors of checkpoints, whole or block by block."""
 
 import math
+import queue
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,20 +17,29 @@ from torch import Tensor
 from mergeability.context import cores
 from mergeability.errors import UserError
 from mergeability.task_vectors.parameters import Parameter
+from mergeability.threads import one_openmp_thread_here
 from mergeability.weights.checkpoints import Checkpoint
 
-# Number of elements of every model that `Differences.blocks` reads at a time: 1 MiB. A multiple of 32, so that sums
+# Number of elements of every model in a block: 1 MiB. A multiple of 32, so that sums
 # over models add in the order that PyTorch uses for whole tensors.
 BLOCK = 2**18
 
-# From so many elements on, the models' blocks of a parameter are read in several threads.
+# From so many elements of all models on, the blocks of a parameter are read in several threads.
 _WORTH_THREADS = 2**20
 
 # Number of elements transformed at a time: PyTorch starts no further threads for so few.
 _PIECE = 2**14
 
+# Bytes of all blocks that are in memory at once.
+_MEMORY = 2**26
+
+Result = TypeVar("Result")
+
 # Changes one block of a model's difference.
 BlockTransform = Callable[[Tensor], Tensor]
+
+# Uses a block: its range in the flattened parameter, the base's elements, and the differences, T × elements.
+BlockWork = Callable[[slice, Tensor, Tensor], Result]
 
 
 @dataclass(frozen=True)
@@ -146,36 +158,52 @@ class Differences:
         parameter = self.parameters[name]
         return parameter.size == math.prod(self.base.shapes[parameter.tensor])
 
-    def blocks(
-        self, name: str, length: int, transforms: Sequence[BlockTransform | None]
-    ) -> Iterator[tuple[slice, Float[Tensor, " elements"], Float[Tensor, "T elements"]]]:
-        """Read one flattened parameter of all models in blocks.
+    def map_blocks(
+        self, name: str, length: int, transforms: Sequence[BlockTransform] | None, work: BlockWork[Result]
+    ) -> Iterator[Result]:
+        """Apply a function to the blocks of one flattened parameter of all models, in several threads.
 
         Args:
             name: a parameter that `reads_parts`.
-            length: number of elements of every model that are in memory.
-            transforms: one per model, applied to its consecutive blocks; None leaves them unchanged.
+            length: number of elements of every model in a block.
+            transforms: one per model, applied to its consecutive blocks; None for no transform.
+            work: called with the range in the flattened parameter, that range of the base, and the differences, whose
+                memory is used again afterwards. Threads share the blocks, and several may call it at a time. With
+                transforms, which depend on earlier blocks, they share the models of each block instead.
 
         Yields:
-            The range in the flattened parameter, that range of the base, and the differences; valid until the next
-            block is requested.
+            The results, in the order of the blocks.
 
         Raises:
             UserError: a value is NaN or infinite, naming the model and the tensor.
         """
         size, models = self.parameters[name].size, len(self.models)
+        if not size:
+            return
+        length = min(length, size)
+        threads = cores() if size * models >= _WORTH_THREADS else 1
+        blocks = max(1, min(threads, _MEMORY // (4 * (models + 1) * length))) if transforms is None else 1
         # The same memory for all blocks, because new memory takes several times as long as reading.
-        room = np.empty((models + 1, min(length, size)), dtype=np.float32)
-        threads = min(cores(), models) if size * models >= _WORTH_THREADS else 1
-        groups = [range(first, models, threads) for first in range(threads)]
-        with ThreadPoolExecutor(threads) as pool:
-            for start in range(0, size, length):
-                block = room[:, : min(length, size - start)]
+        rooms: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
+        for _ in range(blocks):
+            rooms.put(np.empty((models + 1, length), dtype=np.float32))
+
+        def use(start: int) -> Result:
+            room = rooms.get()
+            try:
+                block = room[:, : size - start]
                 self.part_of_base(name, start, start + block.shape[1], room=block[0])
                 read = partial(self._read_block, name, start, block, transforms)
-                list(map(read, groups) if threads == 1 else pool.map(read, groups))
+                deque(over_models(read, range(models)), maxlen=0)
                 rows = torch.from_numpy(block)
-                yield slice(start, start + block.shape[1]), rows[0], rows[1:]
+                return work(slice(start, start + block.shape[1]), rows[0], rows[1:])
+            finally:
+                rooms.put(room)
+
+        with ThreadPoolExecutor(threads, initializer=one_openmp_thread_here) as pool:
+            over_blocks = pool.map if blocks > 1 else map
+            over_models = pool.map if threads > blocks == 1 else map
+            yield from over_blocks(use, range(0, size, length))
 
     def not_finite(self, task: str, name: str) -> UserError:
         """Return the exception for a non-finite value; the message says whether the model or the base is the cause."""
@@ -190,22 +218,19 @@ class Differences:
         name: str,
         start: int,
         block: Float32[np.ndarray, "rows elements"],
-        transforms: Sequence[BlockTransform | None],
-        places: range,
+        transforms: Sequence[BlockTransform] | None,
+        place: int,
     ) -> None:
-        """Read a block of some models, whose rows follow the base's, in one thread, as NumPy's operations do."""
-        tasks = tuple(self.models)
-        base, *rows = block
-        for place in places:
-            row, transform = rows[place], transforms[place]
-            self.part(tasks[place], name, start, start + len(row), room=row, base=base)
-            with np.errstate(invalid="ignore", over="ignore"):
-                finite = np.isfinite(row.sum())
-            if not finite:
-                self._check_finite(tasks[place], name)
-            if transform is not None:
-                for piece in torch.from_numpy(row).split(_PIECE):
-                    piece.copy_(transform(piece))
+        """Read a block of one model, whose row follows the base's and those of the models before it."""
+        task, base, row = tuple(self.models)[place], block[0], block[place + 1]
+        self.part(task, name, start, start + len(row), room=row, base=base)
+        with np.errstate(invalid="ignore", over="ignore"):
+            finite = np.isfinite(row.sum())
+        if not finite:
+            self._check_finite(task, name)
+        if transforms is not None:
+            for piece in torch.from_numpy(row).split(_PIECE):
+                piece.copy_(transforms[place](piece))
 
     def _part(self, checkpoint: Checkpoint, name: str) -> Tensor:
         parameter = self.parameters[name]

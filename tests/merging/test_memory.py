@@ -160,7 +160,7 @@ def test_a_sum_that_overflows_is_no_infinite_value(make_task_vectors):
 def test_blocks_are_ranges_of_all_models(make):
     vectors = make(3, keep_below=0)
     whole = vectors["visual.w"].reshape(3, -1)
-    parts = [(part, block.clone()) for part, _, block in vectors.blocks("visual.w", 100)]
+    parts = list(vectors.map_blocks("visual.w", lambda part, _, block: (part, block.clone()), 100))
     assert [part.start for part, _ in parts] == list(range(0, SIDE**2, 100))
     for part, block in parts:
         assert torch.equal(block, whole[:, part])

@@ -14,9 +14,8 @@ import torch
 
 from mergeability.errors import UserError
 from mergeability.files import canonical_json
-from mergeability.store import Store
+from mergeability.store import Store, checked_entries
 from mergeability.store import folder as store_folder
-from mergeability.store import checked_entries
 from mergeability.store.entries import TensorEntry, hash_without_seal
 from mergeability.weights.safetensors_file import TensorFile, write_rows
 

@@ -13,8 +13,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from mergeability.store import folder as store_folder
 from mergeability.store import checked_entries
+from mergeability.store import folder as store_folder
 
 ROOT = Path(__file__).parents[2]
 # Kinds that an analysis of tasks files, in the order of what follows from what; and what has to be damaged as well
