@@ -53,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Write models, merge them by both programs, and write what was measured."""
     options = _options(arguments)
     binary = _install(options.environment)
+    if options.folder is not None:
+        Path(options.folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="benchmark-mergekit-", dir=options.folder) as name:
         folder = Path(name)
         files = _write_models(options.size, max(options.models), folder)

@@ -36,7 +36,7 @@ def published_name(name: str) -> str:
 
 
 def current_name(name: str) -> str:
-    """Convert the dotted name under which a class was first published to the current dotted name of the class."""
+    """Return the current dotted name of a class, given the dotted name under which it was first published."""
     return MOVED.get(name, name)
 
 

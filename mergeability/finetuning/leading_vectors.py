@@ -26,7 +26,7 @@ def check_count(name: str, k: float | int) -> None:
 def leading_vectors(
     initial: Sequence[Tensor], k: int, name: str
 ) -> Iterator[tuple[int, Float[Tensor, "m k"], Float[Tensor, " k"], Float[Tensor, "n k"]]]:
-    """Compute the SVD of every base matrix once; yield the matrix's index among the parameters, U_k, σ₁ … σ_k, and V_k.
+    """Compute the SVD of every base matrix once; yield U_k, σ₁ … σ_k and V_k after the parameter's index.
 
     A matrix is a parameter with two axes, positional embeddings included and convolutions not, as in the metrics.
     Vectors of a singular value 0 are zero: they have no direction. Accurate to float32, in the matrix's dtype.

@@ -152,7 +152,7 @@ class TextModel:
 
     @property
     def tensor_prefix(self) -> str:
-        """Return an empty prefix, because `transformers` opens only files with its own tensor names."""
+        """Return an empty prefix: `transformers` opens only files with unchanged tensor names."""
         return ""
 
     @property

@@ -60,7 +60,7 @@ class Subject:
         return {"device": self.run.device.partition(":")[0], "version": version}
 
     def required_views(self, what: str) -> Views:
-        """Return the data from which evidence is computed; raise an error if there are none.
+        """Return the encoder, heads and samples from which activations and gradients are computed; raise an error if absent.
 
         Raises:
             UserError: there is none.

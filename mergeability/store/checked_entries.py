@@ -17,7 +17,7 @@ _CHECKED: set[tuple[Path, int, int, int]] = set()
 
 
 class CheckedEntries:
-    """Hold the entries in a folder, of which several processes may read and add the same ones.
+    """Hold the entries in a folder; several processes may read and add the same entry at the same time.
 
     Args:
         root: the folder.

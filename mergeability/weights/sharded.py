@@ -25,7 +25,7 @@ class TensorSource(Protocol):
 
     @property
     def files(self) -> Mapping[str, Path]:
-        """The path of each file that determines the tensors, by a name that does not depend on the folder."""
+        """The paths of the files that determine the tensors; the keys are names that do not depend on the folder."""
         ...
 
     @property

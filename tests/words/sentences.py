@@ -2,6 +2,7 @@
 
 python tests/words/sentences.py              all of them, sorted: file, line, kind, text
 python tests/words/sentences.py --sample 60 --seed 0
+python tests/words/sentences.py --sample 60 --context    each where its reader meets it
 python tests/words/sentences.py --count      how often each pattern of private dialect occurs
 """
 
@@ -97,6 +98,40 @@ def _docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield getattr(node, "lineno", 1), text.splitlines()[0]
 
 
+def context(sentence: Sentence) -> str:
+    """Return what a reader sees beside a sentence: the definition, the names of placeholders, the whole comment."""
+    path = ROOT / sentence.file
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if sentence.kind == "comment":
+        first = last = sentence.line - 1
+        while first > 0 and lines[first - 1].lstrip().startswith("#"):
+            first -= 1
+        while last + 1 < len(lines) and lines[last].lstrip().startswith("#"):
+            last += 1
+        return "\n".join(lines[first : last + 1])
+    tree = ast.parse("\n".join(lines))
+    if sentence.kind == "docstring":
+        for owner in ast.walk(tree):
+            for node in ast.iter_child_nodes(owner):
+                if getattr(node, "lineno", 0) == sentence.line and getattr(node, "name", ""):
+                    inside = f"class {owner.name}\n" if isinstance(owner, ast.ClassDef) else ""
+                    return inside + ast.unparse(_without_body(node))
+        return "module " + sentence.file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            for argument in [*node.args, *(one.value for one in node.keywords)]:
+                if argument.lineno == sentence.line and sentence.text in [
+                    " ".join(one.split()) for one in _texts(argument)
+                ]:
+                    return ast.unparse(argument)
+    return ""
+
+
+def _without_body(node: ast.AST) -> ast.AST:
+    node.body, node.decorator_list = node.body[:1], []
+    return node
+
+
 def counts(found: list[Sentence]) -> dict[str, int]:
     """Count the sentences that each pattern occurs in."""
     return {name: sum(bool(re.search(one, text.text)) for text in found) for name, one in PATTERNS.items()}
@@ -107,6 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sample", type=int, help="draw so many of the sorted sentences at random")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (default: 0)")
+    parser.add_argument("--context", action="store_true", help="show where a reader meets each sentence")
     parser.add_argument("--count", action="store_true", help="count patterns instead")
     parser.add_argument(
         "--pattern", help="only sentences that match this pattern's name or regular expression"
@@ -125,6 +161,8 @@ def main() -> None:
         found = random.Random(options.seed).sample(found, min(options.sample, len(found)))
     for one in found:
         sys.stdout.write(f"{one.file}:{one.line}  {one.kind}  {one.text}\n")
+        if options.context:
+            sys.stdout.write("".join(f"        {line}\n" for line in context(one).splitlines()) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from mergeability.prediction.architectures.variance import repeated_shares
 
 @dataclass(frozen=True)
 class Findings:
-    """Hold the tables of the comparison, which determine the verdicts on the claims.
+    """Hold the tables of a comparison of architectures, from which the verdicts on the claims follow.
 
     Attributes:
         analyses: the pair tables of plain fine-tuning.

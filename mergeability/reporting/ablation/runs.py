@@ -112,7 +112,7 @@ def differences(run: Run, other: Run) -> list[str]:
 
 
 def described_difference(run: Run, other: Run, between: str) -> str:
-    """Describe the conditions in which two runs differ; include the values of a condition if both are simple."""
+    """Describe the conditions in which two runs differ; include both values of a condition if they are simple."""
     return ", ".join(
         f"{name} ({_shown(run.conditions[name])}{between}{_shown(other.conditions[name])})"
         if all(isinstance(one.conditions[name], str | float | int | None) for one in (run, other))
