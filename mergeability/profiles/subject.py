@@ -60,7 +60,7 @@ class Subject:
         return {"device": self.run.device.partition(":")[0], "version": version}
 
     def required_views(self, what: str) -> Views:
-        """Return the encoder, heads and samples from which activations and gradients are computed; raise an error if absent.
+        """Return the encoder, heads and samples; raise an error if there are none.
 
         Raises:
             UserError: there is none.
