@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -127,11 +127,17 @@ def one_openmp_thread() -> AbstractContextManager[object]:
     return _thread_pools(len(sys.modules)).limit(limits=1, user_api="openmp")
 
 
-def one_openmp_thread_here() -> None:
-    """Limit PyTorch's operations to one thread in a new thread, until it ends."""
-    # PyTorch sets the number at its first operation in a thread.
-    sys.modules["torch"].get_num_threads()
-    one_openmp_thread()
+def openmp_limiter() -> Callable[[], None]:
+    """Return a function that limits PyTorch's operations to one thread in the new thread that calls it."""
+    # The libraries are found here, because several threads must not search for them at the same time.
+    pools = _thread_pools(len(sys.modules))
+
+    def limit() -> None:
+        # PyTorch sets the number at its first operation in a thread.
+        sys.modules["torch"].get_num_threads()
+        pools.limit(limits=1, user_api="openmp")
+
+    return limit
 
 
 @lru_cache(maxsize=1)

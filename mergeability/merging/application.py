@@ -234,7 +234,9 @@ def applied(
         if isinstance(merged, Streamed) and name in merged:
             # The blocks hold the base's values already, which are not read again.
             result = torch.empty(base.shapes[name], dtype=_target(own[name], dtype))
-            moves = merged.map_blocks(name, partial(_move, result.view(-1), _scale(name, scale)))
+            moves = merged.map_blocks(
+                name, partial(_move, result.view(-1), _scale(name, scale), counted is not None)
+            )
             if moves is not None:
                 return _moved(name, result, moves, scale, counted)
         return _result(name, base.tensor(name), merged, scale, dtype, counted)
@@ -299,10 +301,8 @@ def _result(
     base, change, scale = value.reshape(-1), merged[name].reshape(-1), _scale(name, alpha)
     # In parts, whose memory is used again: new memory for whole tensors takes several times as long as the sums.
     parts = (slice(start, start + _PART) for start in range(0, len(base), _PART))
-    moves = (
-        _move(result.view(-1), scale, part, base[part].float(), change[part].to(base.device))
-        for part in parts
-    )
+    move = partial(_move, result.view(-1), scale, rounding is not None)
+    moves = (move(part, base[part].float(), change[part].to(base.device)) for part in parts)
     return _moved(name, result, moves, alpha, rounding)
 
 
@@ -310,12 +310,14 @@ def _scale(name: str, alpha: float | int) -> float | int:
     return 1.0 if is_running_statistic(name) else alpha
 
 
-def _move(out: Tensor, scale: float | int, part: slice, base: Tensor, change: Tensor) -> tuple[int, Rounding]:
+def _move(
+    out: Tensor, scale: float | int, counts: bool, part: slice, base: Tensor, change: Tensor
+) -> tuple[int, Rounding]:
     """Fill a part of a flattened tensor with θ_0 + α·M; return how many values do not fit, and the rounding error."""
     exact = torch.add(base, change, alpha=scale)
     out[part] = exact
     rounding = Rounding()
-    if out.dtype.itemsize < torch.float32.itemsize:
+    if counts and out.dtype.itemsize < torch.float32.itemsize:
         rounding.count(base, exact, out[part].float())
     return _lost(exact, out.dtype), rounding
 
@@ -344,7 +346,8 @@ def _lost(exact: Tensor, dtype: torch.dtype) -> int:
     largest, ulp = torch.finfo(dtype).max, torch.finfo(dtype).eps
     # Beyond the largest value plus half a unit in the last place, rounding gives infinity, NaN, or, in some
     # formats without infinity, the largest value.
-    bound = largest + ulp / 2 * 2.0 ** math.floor(math.log2(largest))
+    # The exponent by frexp, because the logarithm of the largest float64 is rounded up to 1024.
+    bound = largest + ulp / 2 * 2.0 ** (math.frexp(largest)[1] - 1)
     return _beyond(exact, bound if dtype.itemsize < exact.dtype.itemsize else math.inf)
 
 

@@ -73,9 +73,7 @@ class Ties(ByParameter):
         scope_of = self._tensors(task_vectors) if self.scope == "tensor" else self._whole(task_vectors)
 
         def merge(name: str, stack: Tensor) -> Tensor:
-            scope = scope_of(name)
-            merged, undecided = self._merge(stack, scope.thresholds)
-            return self._merge(stack, scope.thresholds, scope.majority)[0] if undecided else merged
+            return self._merge(stack, scope_of(name))
 
         return streamed(task_vectors, merge, elementwise=True)
 
@@ -100,25 +98,22 @@ class Ties(ByParameter):
 
         return find
 
-    def _merge(
-        self, stack: Float[Tensor, "T elements"], thresholds: Float32[np.ndarray, "T 1"], majority: int = 0
-    ) -> tuple[Float[Tensor, " elements"], bool]:
-        """Trim, elect and merge; return whether kept entries cancelled to exactly 0, so that the majority decides."""
-        merged, undecided = torch.empty(stack.shape[1]), False
-        for part, trimmed, kept in _trimmed(stack, thresholds):
+    def _merge(self, stack: Float[Tensor, "T elements"], scope: "_Scope") -> Float[Tensor, " elements"]:
+        """Trim, elect and merge a block of one parameter."""
+        merged = torch.empty(stack.shape[1])
+        for part, trimmed, kept in _trimmed(stack, scope.thresholds):
             elected = trimmed.sum(0).sign_()
-            # Entries that no model keeps are 0 in any case; only kept entries that cancel need a sign.
+            # Entries that no model keeps are 0 in any case; only kept entries that cancel need the majority's sign.
             cancelled = (elected.numpy() == 0) & np.logical_or.reduce(kept)
             if cancelled.any():
-                undecided = True
-                elected.masked_fill_(torch.from_numpy(cancelled), float(majority))
+                elected.masked_fill_(torch.from_numpy(cancelled), float(scope.majority))
             # Flip signs so that entries with the elected sign are positive.
             trimmed.mul_(elected).clamp_min_(0)
             total = trimmed.sum(0)
             if self.agg == "mean":
                 total.div_(trimmed.sign_().sum(0).clamp_min_(1))
             torch.mul(total, elected, out=merged[part])
-        return merged, undecided
+        return merged
 
 
 class _Scope:

@@ -17,7 +17,7 @@ from torch import Tensor
 from mergeability.context import cores
 from mergeability.errors import UserError
 from mergeability.task_vectors.parameters import Parameter
-from mergeability.threads import one_openmp_thread_here
+from mergeability.threads import openmp_limiter
 from mergeability.weights.checkpoints import Checkpoint
 
 # Number of elements of every model in a block: 1 MiB. A multiple of 32, so that sums
@@ -30,7 +30,7 @@ _WORTH_THREADS = 2**20
 # Number of elements transformed at a time: PyTorch starts no further threads for so few.
 _PIECE = 2**14
 
-# Bytes of all blocks that are in memory at once.
+# Bytes of all blocks that are in memory at once, unless one block of all models has more.
 _MEMORY = 2**26
 
 Result = TypeVar("Result")
@@ -128,9 +128,9 @@ class Differences:
         parameter = self.parameters[name]
         delta = np.empty(stop - start, dtype=np.float32) if room is None else room[: stop - start]
         base = self.part_of_base(name, start, stop) if base is None else base
-        self.models[task].fill(parameter.tensor, parameter.start + start, delta)
         # Suppress warnings such as ∞ − ∞, because callers check for non-finite values.
         with np.errstate(invalid="ignore", over="ignore"):
+            self.models[task].fill(parameter.tensor, parameter.start + start, delta)
             np.subtract(delta, base, out=delta)
         return delta
 
@@ -161,15 +161,18 @@ class Differences:
     def map_blocks(
         self, name: str, length: int, transforms: Sequence[BlockTransform] | None, work: BlockWork[Result]
     ) -> Iterator[Result]:
-        """Apply a function to the blocks of one flattened parameter of all models, in several threads.
+        """Apply a function to the blocks of one flattened parameter of all models.
+
+        Threads share the blocks of a large parameter, and several may call `work` at a time. With transforms, which
+        depend on earlier blocks, and with so many models that too few blocks fit into memory, threads share the models
+        of one block instead, and `work` is called in the calling thread.
 
         Args:
             name: a parameter that `reads_parts`.
             length: number of elements of every model in a block.
             transforms: one per model, applied to its consecutive blocks; None for no transform.
             work: called with the range in the flattened parameter, that range of the base, and the differences, whose
-                memory is used again afterwards. Threads share the blocks, and several may call it at a time. With
-                transforms, which depend on earlier blocks, they share the models of each block instead.
+                memory is used again afterwards.
 
         Yields:
             The results, in the order of the blocks.
@@ -182,7 +185,9 @@ class Differences:
             return
         length = min(length, size)
         threads = cores() if size * models >= _WORTH_THREADS else 1
-        blocks = max(1, min(threads, _MEMORY // (4 * (models + 1) * length))) if transforms is None else 1
+        blocks = min(threads, _MEMORY // (4 * (models + 1) * length)) if transforms is None else 1
+        # Fewer threads than share the models of one block would be no gain.
+        blocks = 1 if blocks < min(threads, models) else blocks
         # The same memory for all blocks, because new memory takes several times as long as reading.
         rooms: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
         for _ in range(blocks):
@@ -200,7 +205,7 @@ class Differences:
             finally:
                 rooms.put(room)
 
-        with ThreadPoolExecutor(threads, initializer=one_openmp_thread_here) as pool:
+        with ThreadPoolExecutor(threads, initializer=openmp_limiter()) as pool:
             over_blocks = pool.map if blocks > 1 else map
             over_models = pool.map if threads > blocks == 1 else map
             yield from over_blocks(use, range(0, size, length))

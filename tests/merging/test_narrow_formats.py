@@ -37,6 +37,39 @@ def test_the_range_of_float32_is_checked_too():
         apply({"w": torch.ones(2)}, {"w": torch.tensor([0.0, 2e38])}, 2)
 
 
+FORMATS = [torch.float64, torch.float32, *NARROW]
+
+
+@pytest.mark.parametrize("dtype", [None, *FORMATS], ids=str)
+@pytest.mark.parametrize("own", FORMATS, ids=str)
+def test_a_base_of_any_format_is_merged_and_saved_in_any_format(own, dtype):
+    base = {"w": torch.ones(2, dtype=own), "text": torch.full((2,), 3, dtype=own)}
+    state = apply(base, {"w": torch.tensor([1.0, -3.0])}, 0.5, dtype=dtype)
+    assert {value.dtype for value in state.values()} == {own if dtype is None else dtype}
+    # Each of these values has an exact representation in every format.
+    assert (state["w"].tolist(), state["text"].tolist()) == ([1.5, -0.5], [3.0, 3.0])
+
+
+@pytest.mark.parametrize("target", [np.float32, np.float16])
+def test_the_range_ends_where_rounding_gives_infinity(target):
+    largest = float(np.finfo(target).max)
+    half = (largest - float(np.nextafter(np.finfo(target).max, target(0)))) / 2
+    dtype = getattr(torch, target.__name__)
+    for value, fits in (
+        (largest + half * (1 - 2**-9), True),
+        (largest + half, False),
+        (largest + 1.5 * half, False),
+    ):
+        with np.errstate(over="ignore"):
+            assert np.isfinite(np.float64(value).astype(target)) == fits
+        base = {"w": torch.ones(1), "text": torch.tensor([value, -value], dtype=torch.float64)}
+        if fits:
+            assert apply(base, {"w": torch.ones(1)}, 1, dtype=dtype)["text"].tolist() == [largest, -largest]
+        else:
+            with pytest.raises(UserError, match="2 of 2 values of 'text' outside the range"):
+                apply(base, {"w": torch.ones(1)}, 1, dtype=dtype)
+
+
 def test_what_is_not_merged_is_converted_and_checked_and_integers_stay():
     base = {"w": torch.ones(2), "text": torch.tensor([1.0, 70000]), "ids": torch.arange(3)}
     with pytest.raises(UserError, match="1 of 2 values of 'text' outside the range of float16"):
