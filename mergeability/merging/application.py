@@ -231,15 +231,12 @@ def applied(
     def read(name: str) -> Tensor:
         counted = rounding if name in uncounted else None
         uncounted.discard(name)
-        if isinstance(merged, Streamed) and name in merged:
-            # The blocks hold the base's values already, which are not read again.
-            result = torch.empty(base.shapes[name], dtype=_target(own[name], dtype))
-            moves = merged.map_blocks(
-                name, partial(_move, result.view(-1), _scale(name, scale), counted is not None)
-            )
-            if moves is not None:
-                return _moved(name, result, moves, scale, counted)
-        return _result(name, base.tensor(name), merged, scale, dtype, counted)
+        if not (isinstance(merged, Streamed) and merged.has_blocks(name)):
+            return _result(name, base.tensor(name), merged, scale, dtype, counted)
+        # The blocks hold the base's values already, which are not read again.
+        result = torch.empty(base.shapes[name], dtype=_target(own[name], dtype))
+        move = partial(_move, result.view(-1), _scale(name, scale), counted is not None)
+        return _moved(name, result, merged.map_blocks(name, move), scale, counted)
 
     own = base.dtypes
     dtypes = {name: _target(own[name], dtype) for name in base.names}

@@ -78,17 +78,20 @@ class Streamed(Mapping[str, Tensor]):
     def __hash__(self) -> int:
         return id(self)
 
-    def map_blocks(self, name: str, work: BlockWork[Result]) -> Iterator[Result] | None:
-        """Apply a function to blocks of one flattened tensor; return the results in order, or None if not possible.
+    def has_blocks(self, name: str) -> bool:
+        """Whether there is a tensor of this name that `map_blocks` can compute."""
+        return name in self.shapes and (self.rule is not None or is_running_statistic(name))
+
+    def map_blocks(self, name: str, work: BlockWork[Result]) -> Iterator[Result]:
+        """Apply a function to blocks of one flattened tensor, and return the results in order.
 
         Args:
-            name: the tensor.
+            name: a tensor that `has_blocks`.
             work: called with the range, the base's values and the merged ones, in float32, which are overwritten
                 afterwards. Several threads may call it at a time.
         """
         rule = mean if is_running_statistic(name) else self.rule
-        if rule is None:
-            return None
+        assert rule is not None
         own = self._task_vectors.tied.get(name, name)
         return self._task_vectors.map_blocks(
             own, lambda part, base, stack: work(part, base, rule(own, stack))
