@@ -15,13 +15,29 @@ from mergeability.reporting.result_files import RESULTS, save
 FIRST = (
     "pairs.csv",
     "models.csv",
+    "layers.csv",
     "prediction.json",
     "prediction/method_choice.csv",
+    "prediction/ablation.csv",
     "run.json",
     "report.html",
 )
-SECOND = ("pairs.csv", "sets.csv", "prediction.json", "prediction/evidence.csv", "verdict.txt", "report.html")
-OTHERS = {"analyze.log": "log", "merged/ties/a+b/card.json": "{}", "note.txt": "of a person"}
+SECOND = (
+    "pairs.csv",
+    "sets.csv",
+    "scores.csv",
+    "prediction.json",
+    "prediction/evidence.csv",
+    "prediction/ablation.csv",
+    "verdict.txt",
+    "report.html",
+)
+OTHERS = {
+    "analyze.log": "log",
+    "merged/ties/a+b/card.json": "{}",
+    ".hydra/config.yaml": "x: 1",
+    "note.txt": "of a person",
+}
 
 
 def write(text, names):
@@ -131,7 +147,7 @@ def test_killed_at_any_point_it_leaves_the_results_of_one_run(folder, tmp_path, 
         points += 1
         if not killed:
             break
-    assert points > 25
+    assert points > 35  # the last one was not killed: 35 kills or more
     # First the old results, then, from one point on, the new ones.
     assert seen == sorted(seen)
     assert set(seen) == {0, 1}
