@@ -261,7 +261,13 @@ def _unread(everyone: Mapping[str, Checkpoint]) -> list[LeftOut]:
     for task, one in everyone.items():
         for kind, names in one.left_out.items():
             groups.setdefault((kind, tuple(sorted(names))), []).append(task)
-    said = {"head": "heads", "other": "tensors outside the visual tower,"}
+    said = {
+        "head": "heads",
+        "other": "tensors outside the visual tower,",
+        "settings": "unknown settings of the adapter,",
+        "entries": "entries with other weights in the file,",
+        "files": "other weights files in the folder,",
+    }
     found = []
     for (kind, names), tasks in groups.items():
         changed = [

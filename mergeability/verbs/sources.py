@@ -15,7 +15,8 @@ from mergeability.store import Store
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.verbs.defaults import suite_options
 from mergeability.weights.checkpoints import Checkpoint
-from mergeability.weights.hub import WEIGHTS, open_checkpoint
+from mergeability.weights.folders import WEIGHTS
+from mergeability.weights.hub import open_checkpoint
 from mergeability.weights.in_memory import InMemory, open_in_memory, write_in_memory
 
 Model: TypeAlias = str | PathLike[str] | InMemory

@@ -24,6 +24,7 @@ from mergeability.weights.adapter_settings import (
     in_base,
     read_config,
     scale_of,
+    unknown_settings,
     weights_of,
 )
 from mergeability.weights.names import listed
@@ -83,6 +84,7 @@ class AdaptedFile:
         path: the adapter's weights.
         files: the adapter's files and the base's.
         entries: tensor name → its shape and dtype, under the base's names.
+        unknown: names of unknown settings, which are not used.
     """
 
     def __init__(self, folder: str | Path, base: TensorSource) -> None:
@@ -98,6 +100,7 @@ class AdaptedFile:
         folder = Path(folder)
         self.path = weights_of(folder)
         self._config = read_config(folder / CONFIG)
+        self.unknown = unknown_settings(self._config)
         self._file = TensorFile(self.path) if self.path.suffix == ".safetensors" else _Loaded(self.path)
         self._base = base
         own = {self.path.name: self.path, CONFIG: folder / CONFIG}

@@ -21,6 +21,18 @@ _UNSUPPORTED = (
 )  # fmt: skip
 # Initialisations that leave the base unchanged; others move a part of the base into the adapter.
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
+# Settings that are used, or on which the merged weights do not depend beyond the names and shapes of the tensors.
+_KNOWN = {
+    "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "init_lora_weights",
+    "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying", "eva_config",
+    "exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "loftq_config",
+    "lora_bias", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core", "modules_to_save",
+    "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",
+}  # fmt: skip
+# Names of the factors of adapters, of PEFT and others.
+_FACTOR = re.compile(
+    r"\.(lora_(A|B|embedding_A|embedding_B|magnitude_vector|down|up|mid)|hada_w\d\w*|lokr_w\d\w*|oft_\w+)(\.|$)"
+)
 INSTEAD = "Where the adapter was trained, run model.merge_and_unload().save_pretrained(folder) and give that folder."
 # Weight names of a module, and of an attention with fused queries, keys and values.
 _ENDS = (".weight", ".in_proj_weight")
@@ -79,6 +91,25 @@ def read_config(path: Path) -> dict[str, Any]:
             f" also changes the base, so the adapter alone does not determine the model. {INSTEAD}"
         )
     return config
+
+
+def unknown_settings(config: Mapping[str, Any]) -> list[str]:
+    """List the settings of an adapter that are set but unknown, as those of a newer PEFT are."""
+    return sorted(name for name, value in config.items() if value and name not in _KNOWN)
+
+
+def refuse_factors(names: Iterable[str]) -> None:
+    """Refuse the tensors of an adapter where complete weights are expected.
+
+    Raises:
+        UserError: names are those of low-rank factors.
+    """
+    if found := sorted(name for name in names if _FACTOR.search(name)):
+        raise UserError(
+            f"Expected the weights of a model, but {len(found)} tensors are factors of an adapter: {listed(found)}."
+            f" An adapter made by PEFT is given as its folder, with {CONFIG}. Merge any other adapter into its base"
+            " with the program that made it, and give the merged model."
+        )
 
 
 def in_base(name: str) -> str:
@@ -155,7 +186,7 @@ def _weight(module: str, removed: str, added: str, files: Mapping[str, str]) -> 
     )
 
 
-def _of_pattern(pattern: Any, module: str, default: Any) -> Any:
+def _of_pattern(pattern: Any, module: str, default: Any, folder: Path) -> Any:
     """Return the first entry whose pattern a module's name ends with; the default without any."""
     if not isinstance(pattern, Mapping):
         return default
@@ -164,7 +195,9 @@ def _of_pattern(pattern: Any, module: str, default: Any) -> Any:
             if re.match(rf"(.*\.)?({key})$", module):
                 return value
         except re.error as error:
-            raise UserError(f"'{key}' in {CONFIG} is not a valid regular expression ({error}).") from error
+            raise UserError(
+                f"'{key}' in {folder / CONFIG} is not a valid regular expression ({error})."
+            ) from error
     return default
 
 
@@ -174,8 +207,8 @@ def scale_of(config: Mapping[str, Any], module: str, folder: Path) -> tuple[int,
     Raises:
         UserError: they are no numbers.
     """
-    rank = _of_pattern(config.get("rank_pattern"), module, config.get("r"))
-    alpha = _of_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"))
+    rank = _of_pattern(config.get("rank_pattern"), module, config.get("r"), folder)
+    alpha = _of_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha"), folder)
     is_rank = isinstance(rank, int) and not isinstance(rank, bool) and rank > 0
     is_alpha = isinstance(alpha, int | float) and not isinstance(alpha, bool) and math.isfinite(alpha)
     if not is_rank or not is_alpha:

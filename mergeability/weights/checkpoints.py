@@ -20,6 +20,7 @@ from torch import Tensor
 from mergeability.errors import UserError
 from mergeability.files import atomic_file, digest, read_object, write_text
 from mergeability.weights.adapter import AdaptedFile
+from mergeability.weights.adapter_settings import refuse_factors
 from mergeability.weights.file_hashes import file_hash
 from mergeability.weights.names import (
     VISUAL,
@@ -48,7 +49,8 @@ class Checkpoint:
         dtypes: canonical name → dtype.
         origin: the given file, if it was converted into `path`; otherwise `path`.
         towers: which towers of a CLIP are read, "visual" or "both".
-        left_out: kind of unread tensors (the text tower, a head, other tensors) → their names in the file.
+        left_out: kind of what is not read (the text tower, a head, other tensors, settings of an adapter, entries of
+            the file, files of the folder) → names.
 
     Examples:
         >>> from tempfile import TemporaryDirectory
@@ -79,8 +81,11 @@ class Checkpoint:
         self._lent: Checkpoint | None = None
         self._file = file
         self.towers, self.origin = towers, file.path
+        refuse_factors(file.entries)
         reading = read_names(file.entries, towers)
         self._sources, self.left_out = reading.sources, dict(reading.left_out)
+        if isinstance(file, AdaptedFile) and file.unknown:
+            self.left_out["settings"] = file.unknown
         self.names = tuple(sorted(self._sources))
         self.shapes = {name: self._shape(source) for name, source in self._sources.items()}
         self.dtypes = {name: self._dtype(name, source) for name, source in self._sources.items()}

@@ -14,25 +14,17 @@ from mergeability.errors import UserError
 from mergeability.weights import adapter_settings, checkpoints
 from mergeability.weights.adapter import AdaptedFile
 from mergeability.weights.checkpoints import Checkpoint
-from mergeability.weights.names import VISUAL, listed, read_names
+from mergeability.weights.folders import OTHERS, WEIGHTS, other_weights, weights_in
+from mergeability.weights.names import VISUAL, read_names
 from mergeability.weights.safetensors_file import TensorFile
 from mergeability.weights.sharded import INDEX, ShardedFile, TensorSource, read_index
-from mergeability.weights.torch_file import SUFFIXES, load_state_dict
+from mergeability.weights.torch_file import SUFFIXES, contents, load_state_dict
 
 if TYPE_CHECKING:
     from mergeability.store import Store
 
 logger = logging.getLogger(__name__)
 
-# Names of weights files in a folder or repository, in order of preference.
-WEIGHTS = (
-    "model.safetensors",
-    "open_clip_model.safetensors",
-    "pytorch_model.bin",
-    "open_clip_pytorch_model.bin",
-)
-# Alternatives if none of these exists: an index of several files, or an adapter.
-_OTHERS = (f"model.safetensors{INDEX}", f"pytorch_model.bin{INDEX}", *adapter_settings.WEIGHTS)
 # Configuration and tokenizer files, as transformers names them.
 _FETCHED = (
     "config.json", "generation_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json",
@@ -43,6 +35,9 @@ _COMPANION = re.compile(
     r"|special_tokens_map|added_tokens|tokenizer\w*|vocab\w*|chat_template)\.(json|txt|jinja|model)"
     r"|merges\.txt|\w+\.(model|tiktoken|bpe))$"
 )
+# Addresses, of which `Path` keeps one slash; drives of Windows have one letter.
+_ADDRESS = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/{1,2}(.*)$")
+_ON_HUB = re.compile(r"^(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 # Part of every store key below: increment it when the meaning of stored values changes.
 _VERSION = 1
@@ -70,9 +65,13 @@ def find_weights(source: str | Path) -> Path:
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        return _in_folder(path)
+        return weights_in(path)
     if path.is_file():
         return path
+    if address := _ADDRESS.match(str(source)):
+        on_hub = _ON_HUB.match(address[2])
+        cure = f"Give the id {on_hub[1]}." if on_hub else "Download the model, and give its path."
+        raise UserError(f"Expected a path or an id on the Hugging Face hub, got the address {source}. {cure}")
     if not is_hub_id(str(source)):
         raise UserError(
             f"No checkpoint at {path}. Check the path, train the model with train.py, or give an id on the "
@@ -80,23 +79,6 @@ def find_weights(source: str | Path) -> Path:
             "<owner>/<name>."
         )
     return _from_hub(str(source))
-
-
-def _in_folder(folder: Path) -> Path:
-    found = [folder / name for name in (*WEIGHTS, *_OTHERS) if (folder / name).is_file()]
-    if found:
-        return found[0]
-    if (folder / adapter_settings.CONFIG).is_file():
-        return adapter_settings.weights_of(folder)
-    try:
-        files = sorted(one.name for one in folder.iterdir() if one.suffix in (".safetensors", *SUFFIXES))
-    except OSError as error:
-        raise UserError(f"Cannot read {folder}: {error.strerror or error}.") from error
-    given = f" It holds {listed(files)}." if files else ""
-    raise UserError(
-        f"{folder} contains none of {', '.join(WEIGHTS)} and no index file of sharded weights. Give the path of"
-        f" the weights file.{given}"
-    )
 
 
 def is_hub_id(source: str) -> bool:
@@ -199,29 +181,39 @@ def open_checkpoint(
         if base is None:
             _refuse_adapter(path)
         assert base is not None
-        return Checkpoint.of(AdaptedFile(path.parent, open_source(base, store)), towers=towers)
-    if path.suffix in SUFFIXES and towers == VISUAL:
-        return _converted(path, store)
-    if path.suffix in SUFFIXES or path.name.endswith(INDEX):
+        opened = Checkpoint.of(AdaptedFile(path.parent, open_source(base, store)), towers=towers)
+    elif path.suffix in SUFFIXES:
+        opened = _converted(path, store, towers)
+    elif path.name.endswith(INDEX):
         opened = Checkpoint.of(open_source(path, store), towers=towers)
         opened.origin = path
-        return opened
-    return Checkpoint.open(path, towers)
+    else:
+        opened = Checkpoint.open(path, towers)
+    if Path(source).expanduser().is_dir() and (others := other_weights(path, _companions(path))):
+        opened.left_out["files"] = others
+    return opened
 
 
-def _converted(path: Path, store: "Store") -> Checkpoint:
+def _converted(path: Path, store: "Store", towers: str) -> Checkpoint:
     """Open a PyTorch file through its converted visual tower, or completely if a tensor would be lost."""
     store, key = _conversion(path, store)
+
+    def read() -> dict[str, Any]:
+        names, unread = contents(path)
+        return {"names": names, "unread": unread}
+
     # Dropped tensors are reported as for any other file.
-    record = store.record("converted_names", key, lambda: {"names": sorted(load_state_dict(path))})
+    record = store.record("converted_names", {**key, "unread": True}, read)
     reading = read_names(record["names"])
-    if set(reading.left_out) - {"text tower"}:
-        opened = Checkpoint.of(_plain(path, store))
+    if towers != VISUAL or set(reading.left_out) - {"text tower"}:
+        opened = Checkpoint.of(_plain(path, store), towers=towers)
     else:
         store.ensure("converted", key, lambda: Checkpoint.canonical(load_state_dict(path), path))
         opened = Checkpoint(store.file("converted", key), store.content_hash)
         opened.left_out = dict(reading.left_out)
     opened.origin = path
+    if record["unread"]:
+        opened.left_out["entries"] = record["unread"]
     return opened
 
 
@@ -252,7 +244,7 @@ def _refuse_adapter(path: Path) -> None:
     if path.name in adapter_settings.WEIGHTS:
         raise UserError(
             f"Expected complete weights, but {path.parent} is a LoRA adapter. Adapters are accepted only as"
-            f" models of suite=checkpoints or suite=models. {adapter_settings.INSTEAD}"
+            f" models that are compared or merged with their base. {adapter_settings.INSTEAD}"
         )
 
 
@@ -344,12 +336,12 @@ def _from_hub(repository: str) -> Path:
     )
 
     cached = {}
-    for file in (*WEIGHTS, *_OTHERS):
+    for file in (*WEIGHTS, *OTHERS):
         found = try_to_load_from_cache(repository, file)
         if isinstance(found, str):
             cached[file] = found
             break
-    for file in cached or (*WEIGHTS, *_OTHERS):
+    for file in cached or (*WEIGHTS, *OTHERS):
         try:
             path = Path(cached[file]) if file in cached else downloaded(repository, file)
             for other in _companions(path):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mergeability.errors import UserError
+from mergeability.weights.recognition import recognised
 
 _DTYPES = {
     "F64": torch.float64,
@@ -362,11 +363,10 @@ def _check(path: Path) -> None:
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     except safetensors.SafetensorError as error:
-        raise UserError(
-            f"{path} is not a complete safetensors file ({error}). If it is truncated, copy it again. If"
-            " it is a pickled .pt or .bin file, which is never loaded here, save the state dict with"
-            " safetensors.torch.save_file."
-        ) from error
+        what, cure = recognised(path) or (f"truncated or damaged ({error})", "Copy it again.")
+        if what == "a safetensors file":
+            what, cure = f"truncated or damaged ({error})", "Copy it again."
+        raise UserError(f"{path} is not a complete safetensors file; it is {what}. {cure}") from error
 
 
 def _fill(file: io.FileIO, data: np.ndarray) -> None:

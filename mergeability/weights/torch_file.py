@@ -5,6 +5,7 @@ builds only tensors and plain containers and rejects everything else.
 """
 
 import pickle
+import re
 import struct
 import warnings
 import zipfile
@@ -18,10 +19,16 @@ from torch import Tensor
 
 from mergeability.errors import UserError
 from mergeability.weights.names import listed
+from mergeability.weights.recognition import recognised
 
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 # Keys under which training scripts save the state dict together with other data.
 _HOLDERS = ("state_dict", "model_state_dict", "model")
+# Keys of what a training continues from, besides weights.
+_TRAINING = re.compile(
+    r"optim|sched|scaler|callback|loops|rng|random|sampler|loader|hyper|hparams|arg|config|metric|loss|histor",
+    re.I,
+)
 # An archive, or a pickle of protocol 2 or later.
 _BEGINNINGS = (b"PK\x03\x04", b"\x80")
 # Exceptions of PyTorch and its readers for damaged files; code from the file never runs.
@@ -68,6 +75,42 @@ def load_state_dict(path: str | Path) -> dict[str, Tensor]:
     return _tensors(load_pickle(path), path)
 
 
+def contents(path: Path) -> tuple[list[str], list[str]]:
+    """Return the names of the tensors that `load_state_dict` reads, and the entries with other tensors.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The sorted names, and the sorted keys beside the state dict under which there are other weights, such as an
+        average of them; the state of an optimiser or of a data loader is not among them.
+
+    Raises:
+        UserError: as `load_state_dict`.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> import torch
+        >>> from mergeability.weights.torch_file import contents
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "model.pt"
+        ...     weights = {"weight": torch.ones(2)}
+        ...     torch.save({"model": weights, "ema": weights, "optimizer": {"state": {}}, "epoch": 3}, path)
+        ...     print(contents(path))
+        (['weight'], ['ema'])
+    """
+    loaded = load_pickle(path)
+    tensors = _tensors(loaded, path)
+    holder = _holder(loaded)
+    others = [
+        str(key)
+        for key, value in loaded.items()
+        if holder and key != holder and not _TRAINING.search(str(key)) and _has_weights(value)
+    ]
+    return sorted(tensors), sorted(others)
+
+
 def load_pickle(path: Path) -> Any:
     """Read plain containers and tensors from a PyTorch file; other objects are never constructed.
 
@@ -91,15 +134,16 @@ def load_pickle(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"No checkpoint at {path}: expected a state dict. Check the path.")
     try:
-        begins = _beginning(path)
-        if not begins.startswith(_BEGINNINGS):
-            raise _not_whole(
-                path, ValueError(f"it begins with {begins!r}, as neither an archive nor a pickle")
-            )
-        if _is_torchscript(path):
-            raise UserError(
-                f"{path} is a TorchScript archive, which contains a program and is never loaded. {_INSTEAD}"
-            )
+        begins, torchscript = _beginning(path), _is_torchscript(path)
+    except _DAMAGE as error:
+        raise _not_whole(path, error) from error
+    if not begins.startswith(_BEGINNINGS):
+        raise _not_whole(path, ValueError("it begins as neither an archive nor a pickle"))
+    if torchscript:
+        raise UserError(
+            f"{path} is a TorchScript archive, which contains a program and is never loaded. {_INSTEAD}"
+        )
+    try:
         with warnings.catch_warnings():
             # Suppress warnings about old formats and rare tensors; unknown objects raise an error anyway.
             warnings.simplefilter("ignore")
@@ -116,6 +160,9 @@ def load_pickle(path: Path) -> Any:
 
 
 def _not_whole(path: Path, error: Exception) -> UserError:
+    what, cure = recognised(path) or ("", "")
+    if what and what not in ("pickled", "a PyTorch file"):
+        return UserError(f"{path} is not a complete PyTorch file; it is {what}. {cure}")
     return UserError(
         f"{path} is not a complete PyTorch file ({_first_line(error)}): it may be truncated, a Git LFS pointer, or "
         "another kind of pickle. Download it again, or save the state dict as safetensors."
@@ -123,9 +170,8 @@ def _not_whole(path: Path, error: Exception) -> UserError:
 
 
 def _tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
-    if isinstance(loaded, Mapping):
-        holders = [name for name in _HOLDERS if isinstance(loaded.get(name), Mapping)]
-        loaded = loaded[holders[0]] if len(holders) == 1 else loaded
+    if (holder := _holder(loaded)) is not None:
+        loaded = loaded[holder]
     if not isinstance(loaded, Mapping) or not loaded:
         raise UserError(f"Expected a mapping of names to tensors in {path}, got {_kind(loaded)}. {_INSTEAD}")
     # Names must be strings, unlike the integer keys of optimiser states.
@@ -146,6 +192,24 @@ def _tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
                 f"machine where the model was created, {cure}, and save the model again."
             )
     return {name: value.detach() for name, value in loaded.items()}
+
+
+def _holder(loaded: Any) -> str | None:
+    """Return the key of a training checkpoint under which its state dict is."""
+    holders = [
+        name for name in _HOLDERS if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping)
+    ]
+    return holders[0] if len(holders) == 1 else None
+
+
+def _has_weights(value: Any) -> bool:
+    """Return whether there are tensors with more than one element in a nested container."""
+    if isinstance(value, Tensor):
+        return value.numel() > 1
+    values = (
+        value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    )
+    return any(map(_has_weights, values))
 
 
 def _kind(loaded: Any) -> str:
