@@ -35,9 +35,10 @@ def analyse_table(suite: TableSuite, request: Request, run: Run) -> Analysis:
     file = suite.file()
     pairs, of_ratios = with_zero_shot_ratio(file.frame)
     notes = [*file.notes, *of_ratios]
-    for note in file.notes:
-        logger.warning("%s", note)
     names = _metric_columns(suite, request, pairs, of_ratios)
+    unused = _unused(file.frame, names)
+    for note in (*file.notes, *unused):
+        logger.warning("%s", note)
     found = outcome_methods(pairs)
     absent = [method for method in suite.methods or () if method not in found]
     if absent:
@@ -46,7 +47,7 @@ def analyse_table(suite: TableSuite, request: Request, run: Run) -> Analysis:
             f" {summarise_names(found) or 'no method'}. Set suite.methods to methods that have outcomes in the table."
         )
     methods = list(suite.methods or found)
-    notes += _unused(file.frame, names)
+    notes += unused
     predicted = predict_table(PairOutcomes(pairs, names, methods), suite.rows, request, run)
     return Analysis(
         title=f"Mergeability of {suite.name}",

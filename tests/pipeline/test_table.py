@@ -162,3 +162,10 @@ def test_a_ratio_that_does_not_follow_is_refused(analyse, pairs, spoil, parts):
 def test_a_metric_that_is_not_there_is_refused(analyse):
     with pytest.raises(UserError, match=r"has no column gone\. It has: task_a, "):
         analyse(extra_metrics=["gone"])
+
+
+def test_columns_that_are_not_used_are_named_in_the_log_and_the_report(analyse, pairs, caplog):
+    found = analyse(pairs.assign(note="x", my_metric=0.5), metrics=METRICS[:1])
+    said = "Columns not used (3): spectral_gap, note, my_metric."
+    assert said in found.missing
+    assert said in caplog.messages
