@@ -113,10 +113,12 @@ def check_same_architecture(
             )
 
 
-def warn_about_copies(hashes: Mapping[str, str]) -> None:
-    """Warn about models whose files are identical."""
+def warn_about_copies(hashes: Mapping[str, str], base: str) -> None:
+    """Warn about models whose files are identical to the base's or to each other."""
     first: dict[str, str] = {}
     for task, sha256 in hashes.items():
+        if sha256 == base:
+            logger.warning("'%s' and the base have identical files: it adds nothing to a merge.", task)
         if sha256 in first:
             logger.warning("'%s' and '%s' have identical files.", first[sha256], task)
         first.setdefault(sha256, task)

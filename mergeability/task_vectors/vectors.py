@@ -103,7 +103,7 @@ class TaskVectors(Deltas):
         for note in self.notes:
             logger.warning("%s", note)
         self._base_check = BaseCheck(warn_above, refuse_above)
-        warn_about_copies(self.hashes)
+        warn_about_copies(self.hashes, base_hash)
 
     @classmethod
     def load(

@@ -208,6 +208,12 @@ def test_the_same_file_twice_is_warned_about(files, caplog):
     assert "'a' and 'copy' have identical files" in caplog.text
 
 
+def test_the_base_among_the_models_is_warned_about(files, caplog):
+    with caplog.at_level(logging.WARNING):
+        TaskVectors.load({"a": files["models"]["a"], "same": files["base"]}, files["base"])
+    assert caplog.messages == ["'same' and the base have identical files: it adds nothing to a merge."]
+
+
 def test_a_transformation_sees_whole_tensors_in_every_layout(write):
     state = {
         "visual.attn.in_proj_weight": torch.arange(24.0).reshape(6, 4),
