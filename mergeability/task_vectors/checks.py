@@ -9,6 +9,7 @@ from mergeability.store import Store
 from mergeability.store.noted_hashes import noted_hash
 from mergeability.task_vectors.deltas import Deltas
 from mergeability.task_vectors.norms import relative_norms
+from mergeability.weights.adapter_settings import refuse_factors
 from mergeability.weights.checkpoints import Checkpoint
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,8 @@ def check_same_architecture(
     expected, given = set(base.floating).difference(left_out), set(model.floating).difference(left_out)
     missing, extra = sorted(expected - given), sorted(given - expected)
     if missing or extra:
+        refuse_factors(f"the model of '{task}'", extra)
+        refuse_factors("the base", missing)
         parts = [f"lacks {len(missing)} such as '{missing[0]}'"] if missing else []
         parts += [f"has {len(extra)} the base lacks, such as '{extra[0]}'"] if extra else []
         raise UserError(

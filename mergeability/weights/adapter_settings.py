@@ -98,17 +98,21 @@ def unknown_settings(config: Mapping[str, Any]) -> list[str]:
     return sorted(name for name, value in config.items() if value and name not in _KNOWN)
 
 
-def refuse_factors(names: Iterable[str]) -> None:
+def refuse_factors(owner: str, names: Iterable[str]) -> None:
     """Refuse the tensors of an adapter where complete weights are expected.
+
+    Args:
+        owner: whose tensors they are.
+        names: those that others lack.
 
     Raises:
         UserError: names are those of low-rank factors.
     """
     if found := sorted(name for name in names if _FACTOR.search(name)):
         raise UserError(
-            f"Expected the weights of a model, but {len(found)} tensors are factors of an adapter: {listed(found)}."
-            f" An adapter made by PEFT is given as its folder, with {CONFIG}. Merge any other adapter into its base"
-            " with the program that made it, and give the merged model."
+            f"Expected complete weights, but {len(found)} tensors of {owner} are factors of an adapter:"
+            f" {listed(found)}. An adapter made by PEFT is given as its folder, with {CONFIG}. Merge any other adapter"
+            " into its base with the program that made it, and give the merged model."
         )
 
 

@@ -20,7 +20,6 @@ from torch import Tensor
 from mergeability.errors import UserError
 from mergeability.files import atomic_file, digest, read_object, write_text
 from mergeability.weights.adapter import AdaptedFile
-from mergeability.weights.adapter_settings import refuse_factors
 from mergeability.weights.file_hashes import file_hash
 from mergeability.weights.names import (
     VISUAL,
@@ -81,7 +80,6 @@ class Checkpoint:
         self._lent: Checkpoint | None = None
         self._file = file
         self.towers, self.origin = towers, file.path
-        refuse_factors(file.entries)
         reading = read_names(file.entries, towers)
         self._sources, self.left_out = reading.sources, dict(reading.left_out)
         if isinstance(file, AdaptedFile) and file.unknown:

@@ -232,8 +232,19 @@ def test_every_setting_of_peft_is_known_or_refused():
     ],
 )
 def test_the_factors_of_other_adapters_are_no_model(names, folder):
-    save_file({name: torch.ones(2, 2) for name in names}, folder / "other.safetensors")
-    torch.save({name: torch.ones(2, 2) for name in names}, folder / "other.pt")
+    factors = {name: torch.ones(2, 2) for name in names}
+    save_file(factors, folder / "other.safetensors")
+    torch.save(WEIGHTS | factors, folder / "other.pt")
     for path in (folder / "other.safetensors", folder / "other.pt"):
-        with pytest.raises(UserError, match="factors of an adapter"):
-            hub.open_checkpoint(path, Store())
+        with pytest.raises(UserError, match="tensors of the model of 'a' are factors of an adapter"):
+            left_out(path, folder)
+    with pytest.raises(UserError, match="tensors of the base are factors"):
+        TaskVectors.load({"a": folder / "a.safetensors"}, folder / "other.safetensors", store=Store())
+
+
+def test_a_model_whose_base_has_such_tensors_too_is_compared(folder):
+    factors = {"body.lora_A.speech.weight": torch.ones(2, 2)}
+    save_file(WEIGHTS | factors, folder / "base.safetensors")
+    save_file(changed(0.1) | factors, folder / "a.safetensors")
+    vectors = TaskVectors.load({"a": folder / "a.safetensors"}, folder / "base.safetensors", store=Store())
+    assert set(vectors.names) == {*WEIGHTS, *factors}
