@@ -1,6 +1,8 @@
 """Recognise files that are no checkpoints by their first bytes, so that an error can say what was given instead."""
 
+import struct
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 _INSTEAD = "Give the safetensors or PyTorch file from which it was made."
@@ -31,6 +33,11 @@ _ENDINGS = {
     ".tflite": ("a TensorFlow Lite file", _INSTEAD),
 }
 _LONGEST = 512
+DAMAGED_ARCHIVE = "a damaged zip archive"
+# What Python's reader raises for a damaged directory of an archive.
+_DAMAGE = (
+    zipfile.BadZipFile, struct.error, EOFError, ValueError, LookupError, ArithmeticError, NotImplementedError,
+)  # fmt: skip
 
 
 def recognised(path: Path) -> tuple[str, str] | None:
@@ -57,8 +64,12 @@ def recognised(path: Path) -> tuple[str, str] | None:
         begins = file.read(_LONGEST)
     if not begins:
         return "empty", _AGAIN
-    if zipfile.is_zipfile(path):
-        return _archive(path)
+    try:
+        names = _members(path)
+    except _DAMAGE:
+        return DAMAGED_ARCHIVE, _AGAIN
+    if names is not None:
+        return _archive(path, names)
     if begins.startswith(b"\x80"):
         return "pickled", _of_pytorch(path)
     if begins[257:262] == b"ustar":
@@ -74,10 +85,16 @@ def recognised(path: Path) -> tuple[str, str] | None:
     return next(found, _ENDINGS.get(path.suffix.lower()))
 
 
-def _archive(path: Path) -> tuple[str, str]:
-    """Tell PyTorch's archives from NumPy's and others."""
+def _members(path: Path) -> list[str] | None:
+    """List the files in a zip archive; None if it is none."""
+    if not zipfile.is_zipfile(path):
+        return None
     with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+        return archive.namelist()
+
+
+def _archive(path: Path, names: Sequence[str]) -> tuple[str, str]:
+    """Tell PyTorch's archives from NumPy's and others."""
     if any(name.endswith("data.pkl") for name in names):
         return "a PyTorch file", _of_pytorch(path)
     if names and all(name.endswith(".npy") for name in names):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mergeability.errors import UserError
 from mergeability.weights.names import listed
-from mergeability.weights.recognition import recognised
+from mergeability.weights.recognition import DAMAGED_ARCHIVE, recognised
 
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 # Keys under which training scripts save the state dict together with other data.
@@ -161,7 +161,7 @@ def load_pickle(path: Path) -> Any:
 
 def _not_whole(path: Path, error: Exception) -> UserError:
     what, cure = recognised(path) or ("", "")
-    if what and what not in ("pickled", "a PyTorch file"):
+    if what and what not in ("pickled", "a PyTorch file", DAMAGED_ARCHIVE):
         return UserError(f"{path} is not a complete PyTorch file; it is {what}. {cure}")
     return UserError(
         f"{path} is not a complete PyTorch file ({_first_line(error)}): it may be truncated, a Git LFS pointer, or "

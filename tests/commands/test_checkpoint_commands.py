@@ -78,7 +78,9 @@ def test_adapters_are_models_and_no_base(command, tmp_path, folders):
     assert ended.code == 0, ended.output
     ended = analyse(command, tmp_path, folders / "adapter_a", models)
     assert ended.code == 1
-    assert "is a LoRA adapter. Adapters are accepted only as models of" in ended.output
+    assert (
+        "is a LoRA adapter. Adapters are accepted only as models that are compared or merged" in ended.output
+    )
     assert "Traceback" not in ended.output
 
 

@@ -91,6 +91,27 @@ def test_weights_with_the_ending_of_the_other_kind_are_told_apart(tmp_path):
         load_state_dict(tmp_path / "model.pt")
 
 
+def refusal(path):
+    """Return the sentence with which a file is refused; "." if it is read after all."""
+    try:
+        TensorFile(path) if path.suffix == ".safetensors" else load_state_dict(path)
+    except UserError as error:
+        return str(error)
+    return "."
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "bin"])
+def test_a_zip_archive_with_a_damaged_directory_is_refused_in_a_sentence(ending, tmp_path):
+    """Python's reader has exceptions of several kinds for it."""
+    path = tmp_path / f"model.{ending}"
+    torch.save(WEIGHTS, path)
+    whole = path.read_bytes()
+    directory = whole.rindex(b"PK\x01\x02")
+    for place in range(directory, len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        assert refusal(path).endswith(".")
+
+
 @pytest.mark.parametrize("length", [-1, -30, 9])
 def test_a_cut_safetensors_file_is_called_truncated(length, folder):
     whole = (folder / "a.safetensors").read_bytes()
