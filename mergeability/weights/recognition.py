@@ -7,21 +7,22 @@ from pathlib import Path
 
 _INSTEAD = "Give the safetensors or PyTorch file from which it was made."
 _AGAIN = "Download the weights again."
-# First bytes → what such a file is, and what to do about it.
+_UNPACK = "Unpack it, and give the file or folder that it contains."
+# First bytes → the kind of file, and the remedy.
 _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
     (b"version https://git-lfs", "a Git LFS pointer, not the weights", "Run git lfs pull in its folder."),
     (b"GGUF", "a GGUF file, whose weights are usually quantised", _INSTEAD),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as TensorFlow and Keras write", _INSTEAD),
     (b"\x93NUMPY", "a NumPy array", "Save all arrays in one file with safetensors.numpy.save_file."),
-    (b"\x1f\x8b", "a compressed archive", "Unpack it, and give the file or folder that it contains."),
-    (b"BZh", "a compressed archive", "Unpack it, and give the file or folder that it contains."),
-    (b"\xfd7zXZ", "a compressed archive", "Unpack it, and give the file or folder that it contains."),
+    (b"\x1f\x8b", "a compressed archive", _UNPACK),
+    (b"BZh", "a compressed archive", _UNPACK),
+    (b"\xfd7zXZ", "a compressed archive", _UNPACK),
     (
         b"7z\xbc\xaf\x27\x1c",
         "a compressed archive",
-        "Unpack it, and give the file or folder that it contains.",
+        _UNPACK,
     ),
-    (b"\x28\xb5\x2f\xfd", "a compressed archive", "Unpack it, and give the file or folder that it contains."),
+    (b"\x28\xb5\x2f\xfd", "a compressed archive", _UNPACK),
     (b"<", "a web page or XML", _AGAIN),
     (b"{", "JSON text", "Give the weights file or its folder."),
     (b"[", "JSON text", "Give the weights file or its folder."),
@@ -33,30 +34,34 @@ _ENDINGS = {
     ".tflite": ("a TensorFlow Lite file", _INSTEAD),
 }
 _LONGEST = 512
-DAMAGED_ARCHIVE = "a damaged zip archive"
+# Of a safetensors file, by its definition.
+_LONGEST_HEADER = 100_000_000
+SAFETENSORS, PYTORCH = "safetensors", "PyTorch"
 # What Python's reader raises for a damaged directory of an archive.
 _DAMAGE = (
     zipfile.BadZipFile, struct.error, EOFError, ValueError, LookupError, ArithmeticError, NotImplementedError,
 )  # fmt: skip
 
 
-def recognised(path: Path) -> tuple[str, str] | None:
-    """Return what a file is that could not be read as a checkpoint, and what to do about it.
+def recognised(path: Path, expected: str) -> tuple[str, str] | None:
+    """Return the kind of a file that could not be read as a checkpoint, and the remedy.
 
     Args:
         path: the file.
+        expected: the kind that it was read as, `SAFETENSORS` or `PYTORCH`.
 
     Returns:
-        Two parts of a message, "a GGUF file, …" and "Give …."; None if the file is of no known kind.
+        Two parts of a message, "a GGUF file, …" and "Give …."; None if it is of no known kind, or of the expected kind
+        but damaged.
 
     Examples:
         >>> from pathlib import Path
         >>> from tempfile import TemporaryDirectory
-        >>> from mergeability.weights.recognition import recognised
+        >>> from mergeability.weights.recognition import SAFETENSORS, recognised
         >>> with TemporaryDirectory() as folder:
         ...     path = Path(folder) / "model.safetensors"
         ...     path.write_text("version https://git-lfs.github.com/spec/v1")
-        ...     print(recognised(path))
+        ...     print(recognised(path, SAFETENSORS))
         42
         ('a Git LFS pointer, not the weights', 'Run git lfs pull in its folder.')
     """
@@ -64,18 +69,23 @@ def recognised(path: Path) -> tuple[str, str] | None:
         begins = file.read(_LONGEST)
     if not begins:
         return "empty", _AGAIN
+    # Before all others: the first byte of the header's length may be that of a pickle.
+    if begins[8:9] == b"{" and int.from_bytes(begins[:8], "little") <= _LONGEST_HEADER:
+        return None if expected == SAFETENSORS else ("a safetensors file", "Give it the ending .safetensors.")
     try:
         names = _members(path)
     except _DAMAGE:
-        return DAMAGED_ARCHIVE, _AGAIN
+        return None if expected == PYTORCH else ("a damaged zip archive", _AGAIN)
+    if begins.startswith(b"\x80") or any(name.endswith("data.pkl") for name in names or ()):
+        return (
+            None
+            if expected == PYTORCH
+            else _of_pytorch(path, "pickled" if names is None else "a PyTorch file")
+        )
     if names is not None:
-        return _archive(path, names)
-    if begins.startswith(b"\x80"):
-        return "pickled", _of_pytorch(path)
+        return _archive(names)
     if begins[257:262] == b"ustar":
-        return "an archive", "Unpack it, and give the file or folder that it contains."
-    if begins[8:9] == b"{" and int.from_bytes(begins[:8], "little") < path.stat().st_size:
-        return "a safetensors file", "Give it the ending .safetensors."
+        return "an archive", _UNPACK
     text = begins.lstrip(b"\xef\xbb\xbf \t\r\n")
     found = (
         (what, cure)
@@ -93,17 +103,15 @@ def _members(path: Path) -> list[str] | None:
         return archive.namelist()
 
 
-def _archive(path: Path, names: Sequence[str]) -> tuple[str, str]:
-    """Tell PyTorch's archives from NumPy's and others."""
-    if any(name.endswith("data.pkl") for name in names):
-        return "a PyTorch file", _of_pytorch(path)
+def _archive(names: Sequence[str]) -> tuple[str, str]:
+    """Tell NumPy's archives from others."""
     if names and all(name.endswith(".npy") for name in names):
         return "an archive of NumPy arrays", "Save the arrays with safetensors.numpy.save_file."
-    return "a zip archive", "Unpack it, and give the file or folder that it contains."
+    return "a zip archive", _UNPACK
 
 
-def _of_pytorch(path: Path) -> str:
-    """Say what to do with a PyTorch file that is read as safetensors."""
+def _of_pytorch(path: Path, what: str) -> tuple[str, str]:
+    """Return the remedy for a PyTorch file that was read as safetensors."""
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
-        return "Save the state dict with safetensors.torch.save_file."
-    return "If PyTorch wrote it, give it the ending .pt."
+        return what, "Save the state dict with safetensors.torch.save_file."
+    return what, "If PyTorch wrote it, give it the ending .pt."

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mergeability.errors import UserError
-from mergeability.weights.recognition import recognised
+from mergeability.weights.recognition import SAFETENSORS, recognised
 
 _DTYPES = {
     "F64": torch.float64,
@@ -363,9 +363,8 @@ def _check(path: Path) -> None:
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     except safetensors.SafetensorError as error:
-        what, cure = recognised(path) or (f"truncated or damaged ({error})", "Copy it again.")
-        if what == "a safetensors file":
-            what, cure = f"truncated or damaged ({error})", "Copy it again."
+        damaged = (f"truncated or damaged ({error})", "Copy it again.")
+        what, cure = recognised(path, SAFETENSORS) or damaged
         raise UserError(f"{path} is not a complete safetensors file; it is {what}. {cure}") from error
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mergeability.errors import UserError
 from mergeability.weights.names import listed
-from mergeability.weights.recognition import DAMAGED_ARCHIVE, recognised
+from mergeability.weights.recognition import PYTORCH, recognised
 
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 # Keys under which training scripts save the state dict together with other data.
@@ -160,8 +160,8 @@ def load_pickle(path: Path) -> Any:
 
 
 def _not_whole(path: Path, error: Exception) -> UserError:
-    what, cure = recognised(path) or ("", "")
-    if what and what not in ("pickled", "a PyTorch file", DAMAGED_ARCHIVE):
+    if found := recognised(path, PYTORCH):
+        what, cure = found
         return UserError(f"{path} is not a complete PyTorch file; it is {what}. {cure}")
     return UserError(
         f"{path} is not a complete PyTorch file ({_first_line(error)}): it may be truncated, a Git LFS pointer, or "

@@ -120,6 +120,13 @@ def test_a_cut_safetensors_file_is_called_truncated(length, folder):
         TensorFile(folder / "a.safetensors")
 
 
+def test_a_cut_file_whose_header_has_the_first_byte_of_a_pickle_is_truncated_too(tmp_path):
+    header = b'{"w":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}'.ljust(0x80)
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(11))
+    with pytest.raises(UserError, match="truncated or damaged"):
+        TensorFile(tmp_path / "w.safetensors")
+
+
 @pytest.mark.parametrize(
     ("address", "cure"),
     [
@@ -128,7 +135,7 @@ def test_a_cut_safetensors_file_is_called_truncated(length, folder):
         ("https:/hf.co/owner/name", r"Give the id owner/name\."),
         ("hf://owner/name", "Download the model"),
         ("s3://bucket/model.safetensors", "Download the model"),
-        ("file:///tmp/model.safetensors", "Download the model"),
+        ("file:///models/model.safetensors", "Download the model"),
     ],
 )
 def test_an_address_is_no_path(address, cure):
