@@ -4,6 +4,7 @@ import hydra
 from omegaconf import DictConfig
 
 from mergeability.commands import analyze, run
+from mergeability.commands.ending import end_after
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="analyze")
@@ -13,4 +14,4 @@ def main(cfg: DictConfig) -> float | tuple[float, ...] | None:
 
 
 if __name__ == "__main__":
-    run.run(main)
+    end_after(run.run, main)

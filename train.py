@@ -4,6 +4,7 @@ import hydra
 from omegaconf import DictConfig
 
 from mergeability.commands import run, train
+from mergeability.commands.ending import end_after
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -13,4 +14,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run.run(main)
+    end_after(run.run, main)

@@ -2,16 +2,18 @@
 
 import io
 import sys
+from functools import partial
 from typing import TextIO
 
 
 def main() -> None:
     """Run the command line."""
     from mergeability.commands.cli import cli
+    from mergeability.commands.ending import end_after
 
     for stream in (sys.stdout, sys.stderr):
         write_utf8(stream)
-    cli(prog_name="mergeability")
+    end_after(partial(cli, prog_name="mergeability"))
 
 
 def write_utf8(stream: TextIO) -> None:

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mergeability.commands.folders import claimed_folders, list_run
 from mergeability.commands.launchers import forget_schemas
+from mergeability.commands.memory import look_for_garbage_less_often
 from mergeability.commands.repeated_keys import refuse_repeated_keys
 from mergeability.commands.search_path import use_own_folders
 from mergeability.commands.sweep import close_sweep, user_error
@@ -94,6 +95,7 @@ def _told(error: Exception) -> str | None:
 
 def prepare() -> None:
     """Set the number of threads; jobs must call this before importing torch or NumPy."""
+    look_for_garbage_less_often()
     choose_threads(_BEGAN, cores())
 
 

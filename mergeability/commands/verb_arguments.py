@@ -1,6 +1,5 @@
 """Parse the arguments that `compare`, `predict` and `merge` have in common."""
 
-import atexit
 import contextlib
 import gc
 import logging
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from mergeability.commands.memory import keep_freed_memory, look_for_garbage_less_often
 from mergeability.commands.terminal import shown_text
 from mergeability.errors import UserError
 from mergeability.threads import choose_threads, sample
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from mergeability.progress import Progress
 
 NO_STORE = "none"
-# Look for garbage after so many new objects, and not after 700.
-_GARBAGE = (100_000, 10, 10)
 # Measured while the arguments are parsed, so that it takes no extra time.
 _BEGAN = sample()
 
@@ -152,10 +150,8 @@ def sentences(*, computes: bool = False) -> Iterator[None]:
             from mergeability.context import cores
 
             choose_threads(_BEGAN, cores())
-            # PyTorch creates so many objects that looking for garbage among them, while it is imported and when the
-            # process ends, takes half a second.
-            gc.set_threshold(*_GARBAGE)
-            atexit.register(gc.freeze)
+            look_for_garbage_less_often()
+            keep_freed_memory()
         yield
     except UserError as error:
         fail(str(error))

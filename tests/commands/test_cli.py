@@ -48,8 +48,12 @@ def files(tmp_path):
 
 
 def test_help_lists_every_command_without_importing_torch():
-    code = "import sys; sys.argv = ['mergeability', '--help']\nfrom mergeability.__main__ import main\ntry: main()\n"
-    code += "except SystemExit: pass\nprint([name for name in ('torch', 'pandas', 'sklearn') if name in sys.modules])"
+    code = (
+        "import atexit, sys; sys.argv = ['mergeability', '--help']\n"
+        "heavy = ('torch', 'pandas', 'sklearn')\n"
+        "atexit.register(lambda: print([name for name in heavy if name in sys.modules]))\n"
+        "from mergeability.__main__ import main; main()"
+    )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for command in ("compare", "predict", "merge", "train", "analyze", "list", "show", "dashboard"):
         assert f"\n  {command} " in ended.stdout

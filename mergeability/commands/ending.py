@@ -1,0 +1,39 @@
+"""End the process of a command without destroying PyTorch's objects one by one."""
+
+import atexit
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+def end_after(function: Callable[..., Any], *arguments: Any) -> None:
+    """Call a function and end the process, with code 0 or that of SystemExit; other exceptions pass."""
+    try:
+        function(*arguments)
+    except SystemExit as stop:
+        # Python prints a message that is given in place of a code.
+        if not isinstance(stop.code, int | None):
+            raise
+        end(stop.code or 0)
+    end(0)
+
+
+def end(code: int) -> None:
+    """End the process like `sys.exit(code)`, but leave its memory to the operating system.
+
+    Python and the native libraries would destroy every object first, which takes half a second once PyTorch is
+    imported, and touches 0.1 GiB of memory that the command has not used. As usual, threads that are no daemons are
+    waited for, functions registered with `atexit` are called, and the output is flushed.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    except (OSError, ValueError):
+        # Python reports output that could not be written.
+        sys.exit(code)
+    os._exit(code)
