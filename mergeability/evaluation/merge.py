@@ -12,7 +12,8 @@ from torch import Tensor
 from mergeability.data.inputs import Inputs
 from mergeability.errors import UserError
 from mergeability.evaluation.evaluator import Evaluator
-from mergeability.merging.application import Rounding, applied, apply, fixed_alpha
+from mergeability.merging.application import applied, apply, fixed_alpha
+from mergeability.merging.rounding import Rounding
 from mergeability.merging.method import MergeMethod
 from mergeability.merging.stream import Streams
 from mergeability.profiles.profiles import Profiles

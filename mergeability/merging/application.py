@@ -2,13 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from mergeability.merging.method import (
     Preprocessing,
     check_alpha,
 )
+from mergeability.merging.rounding import Rounding
 from mergeability.merging.stream import Streamed
 from mergeability.task_vectors.parameters import is_running_statistic
 from mergeability.task_vectors.vectors import TaskVectors
@@ -95,59 +95,6 @@ def _default_alpha(method: MergeMethod) -> float | int | str:
         if field.name == "alpha" and field.default is not dataclasses.MISSING:
             return field.default
     return 1.0
-
-
-@dataclass
-class Rounding:
-    """The rounding error of a merge, over all parameters that are saved with less precision than float32.
-
-    With the exact values θ = θ_0 + α·M and the rounded ones θ̂, in float32:
-
-    Attributes:
-        change: Σ (θ - θ_0)².
-        lost: Σ (θ̂ - θ)².
-        moved: parameters with θ ≠ θ_0.
-        unmoved: those of them with θ̂ = θ_0, whose change vanished.
-
-    Examples:
-        >>> import torch
-        >>> from mergeability.merging.application import Rounding, apply
-        >>> rounding = Rounding()
-        >>> base = {"w": torch.ones(2, dtype=torch.bfloat16)}
-        >>> apply(base, {"w": torch.tensor([0.001, 0.5])}, alpha=1, rounding=rounding)["w"]
-        tensor([1.0000, 1.5000], dtype=torch.bfloat16)
-        >>> rounding.unmoved, round(rounding.survives, 6)
-        (1, 0.999996)
-    """
-
-    change: float = 0.0
-    lost: float = 0.0
-    moved: int = 0
-    unmoved: int = 0
-
-    @property
-    def survives(self) -> float:
-        """The share of the squared change that survives rounding; it is below 0 if rounding errors dominate.
-
-        Formula: 1 - Σ(θ̂ - θ)² / Σ(θ - θ_0)².
-        """
-        return 1 - self.lost / self.change if self.change else 1.0
-
-    def add(self, other: "Rounding") -> None:
-        """Add the sums of other parameters."""
-        self.change, self.lost = self.change + other.change, self.lost + other.lost
-        self.moved, self.unmoved = self.moved + other.moved, self.unmoved + other.unmoved
-
-    def count(self, base: Tensor, exact: Tensor, rounded: Tensor) -> None:
-        """Add one tensor to the running sums, given its float32 values in the base, the merge and the rounded merge."""
-        # The norm adds in float64 without a copy in float64, in a sixteenth of the time of `.double().square().sum()`.
-        self.change += float(torch.linalg.vector_norm(exact - base, dtype=torch.float64)) ** 2
-        self.lost += float(torch.linalg.vector_norm(rounded - exact, dtype=torch.float64)) ** 2
-        # NumPy compares and counts in a fifth of PyTorch's time.
-        before, after, kept = (one.cpu().numpy() for one in (base, exact, rounded))
-        moved = after != before
-        self.moved += int(np.count_nonzero(moved))
-        self.unmoved += int(np.count_nonzero(moved & (kept == before)))
 
 
 def apply(
@@ -228,21 +175,42 @@ def applied(
     scale = _checked(alpha, merged, base.shapes)
     uncounted = set(base.names)
 
-    def read(name: str) -> Tensor:
+    def first(name: str) -> Rounding | None:
         counted = rounding if name in uncounted else None
         uncounted.discard(name)
-        if not (isinstance(merged, Streamed) and merged.has_blocks(name)):
-            return _result(name, base.tensor(name), merged, scale, dtype, counted)
-        # The blocks hold the base's values already, which are not read again.
-        result = torch.empty(base.shapes[name], dtype=_target(own[name], dtype))
-        move = partial(_move, result.view(-1), _scale(name, scale), counted is not None)
-        return _moved(name, result, merged.map_blocks(name, move), scale, counted)
+        return counted
 
-    own = base.dtypes
-    dtypes = {name: _target(own[name], dtype) for name in base.names}
+    def read(name: str) -> Tensor:
+        if name not in parts:
+            return _result(name, base.tensor(name), merged, scale, dtype, first(name))
+        result = torch.empty(shapes[name], dtype=dtypes[name])
+        flat = result.view(-1)
+
+        def fill(start: int, values: Tensor) -> None:
+            flat[start : start + len(values)] = values
+
+        deque(parts[name](fill), maxlen=0)
+        return result
+
+    def apply_to_parts(name: str, use: Callable[[int, Tensor], Any]) -> Iterator[Any]:
+        assert isinstance(merged, Streamed)
+        counted = first(name)
+
+        # The blocks hold the base's values already, which are not read again.
+        def move(part: slice, of_base: Tensor, change: Tensor) -> tuple[int, Rounding, Any]:
+            rounded, lost, error = _moved(
+                of_base, change, _scale(name, scale), dtypes[name], counted is not None
+            )
+            return lost, error, use(part.start, rounded)
+
+        yield from _counted(name, merged.map_blocks(name, move), shapes[name], dtypes[name], scale, counted)
+
+    dtypes = {name: _target(own, dtype) for name, own in base.dtypes.items()}
     shapes = {name: tuple(base.shapes[name]) for name in base.names}
+    blocks = [name for name in shapes if isinstance(merged, Streamed) and merged.has_blocks(name)]
+    parts = {name: partial(apply_to_parts, name) for name in blocks}
     one_thread = merged.one_thread if isinstance(merged, Streamed) else True
-    return LazyState(shapes, dtypes, read, one_thread=one_thread)
+    return LazyState(shapes, dtypes, read, parts=parts, one_thread=one_thread)
 
 
 def _checked(
@@ -292,48 +260,54 @@ def _result(
     target = _target(value.dtype, dtype)
     if name not in merged:
         rounded = value.to(target, copy=True)
-        _refuse(name, _lost(value, target), rounded, value.dtype, alpha)
+        _refuse(name, _lost(value, target), value.shape, target, value.dtype, alpha)
         return rounded
     result = torch.empty(value.shape, dtype=target, device=value.device)
     base, change, scale = value.reshape(-1), merged[name].reshape(-1), _scale(name, alpha)
     # In parts, whose memory is used again: new memory for whole tensors takes several times as long as the sums.
     parts = (slice(start, start + _PART) for start in range(0, len(base), _PART))
-    move = partial(_move, result.view(-1), scale, rounding is not None)
-    moves = (move(part, base[part].float(), change[part].to(base.device)) for part in parts)
-    return _moved(name, result, moves, alpha, rounding)
+    flat = result.view(-1)
+
+    def move(part: slice) -> tuple[int, Rounding, None]:
+        moved = _moved(base[part].float(), change[part].to(base.device), scale, target, rounding is not None)
+        flat[part] = moved[0]
+        return *moved[1:], None
+
+    deque(_counted(name, map(move, parts), value.shape, target, alpha, rounding), maxlen=0)
+    return result
 
 
 def _scale(name: str, alpha: float | int) -> float | int:
     return 1.0 if is_running_statistic(name) else alpha
 
 
-def _move(
-    out: Tensor, scale: float | int, counts: bool, part: slice, base: Tensor, change: Tensor
-) -> tuple[int, Rounding]:
-    """Fill a part of a flattened tensor with θ_0 + α·M; return how many values do not fit, and the rounding error."""
-    exact = torch.add(base, change, alpha=scale)
-    out[part] = exact
-    rounding = Rounding()
-    if counts and out.dtype.itemsize < torch.float32.itemsize:
-        rounding.count(base, exact, out[part].float())
-    return _lost(exact, out.dtype), rounding
-
-
 def _moved(
+    base: Tensor, change: Tensor, scale: float | int, dtype: torch.dtype, counts: bool
+) -> tuple[Tensor, int, Rounding]:
+    """Return θ_0 + α·M in a dtype, in new memory, with the number of values that do not fit and the rounding error."""
+    exact = torch.add(base, change, alpha=scale)
+    rounded, rounding = exact.to(dtype), Rounding()
+    if counts and dtype.itemsize < torch.float32.itemsize:
+        rounding.count(base, exact, rounded.float())
+    return rounded, _lost(exact, dtype), rounding
+
+
+def _counted(
     name: str,
-    result: Tensor,
-    moves: Iterable[tuple[int, Rounding]],
+    moves: Iterable[tuple[int, Rounding, Any]],
+    shape: Sequence[int],
+    dtype: torch.dtype,
     alpha: float | int,
     rounding: Rounding | None,
-) -> Tensor:
-    """Return a tensor once all of its parts are filled, in the order of the parts."""
+) -> Iterator[Any]:
+    """Yield the last item of each move of a part; after all parts, refuse a tensor with values that did not fit."""
     lost = 0
-    for beyond, counted in moves:
+    for beyond, error, found in moves:
         lost += beyond
         if rounding is not None:
-            rounding.add(counted)
-    _refuse(name, lost, result, torch.float32, alpha)
-    return result
+            rounding.add(error)
+        yield found
+    _refuse(name, lost, shape, dtype, torch.float32, alpha)
 
 
 def _lost(exact: Tensor, dtype: torch.dtype) -> int:
@@ -348,14 +322,15 @@ def _lost(exact: Tensor, dtype: torch.dtype) -> int:
     return _beyond(exact, bound if dtype.itemsize < exact.dtype.itemsize else math.inf)
 
 
-def _refuse(name: str, lost: int, rounded: Tensor, exact: torch.dtype, alpha: float | int) -> None:
-    """Raise an error if values computed in the dtype `exact` do not fit into that of the rounded tensor."""
+def _refuse(
+    name: str, lost: int, shape: Sequence[int], dtype: torch.dtype, exact: torch.dtype, alpha: float | int
+) -> None:
+    """Raise an error if values of a tensor that were computed in the dtype `exact` do not fit into a dtype."""
     if not lost:
         return
-    dtype = rounded.dtype
     wider = "" if dtype == exact else ", or save in a wider format: dtype=float32"
     raise UserError(
-        f"The merge at alpha={alpha:g} has {lost} of {rounded.numel()} values of '{name}' outside the range of "
+        f"The merge at alpha={alpha:g} has {lost} of {math.prod(shape)} values of '{name}' outside the range of "
         f"{str(dtype).removeprefix('torch.')} (up to {torch.finfo(dtype).max:g}). Merge at a smaller alpha{wider}."
     )
 

@@ -20,6 +20,10 @@ from mergeability.threads import one_openmp_thread
 Rule = Callable[[str, Tensor], Tensor]
 
 
+# Up to so many models are added one after the other.
+_FEW = 4
+
+
 class Streamed(Mapping[str, Tensor]):
     """A merged task vector M whose tensors are computed on each access, so that memory holds one of them.
 
@@ -229,7 +233,7 @@ def total(_name: str, stack: Float[Tensor, "T *shape"]) -> Float[Tensor, "*shape
         >>> total("weight", torch.tensor([[4.0, 1.0], [2.0, -3.0]]))
         tensor([ 6., -2.])
     """
-    return stack.sum(0)
+    return _sum(stack)
 
 
 def mean(_name: str, stack: Float[Tensor, "T *shape"]) -> Float[Tensor, "*shape"]:
@@ -245,4 +249,15 @@ def mean(_name: str, stack: Float[Tensor, "T *shape"]) -> Float[Tensor, "*shape"
         >>> mean("weight", torch.tensor([[4.0, 1.0], [2.0, -3.0]]))
         tensor([ 3., -1.])
     """
-    return stack.mean(0)
+    return _sum(stack).div_(len(stack))
+
+
+def _sum(stack: Float[Tensor, "T *shape"]) -> Float[Tensor, "*shape"]:
+    """Add rows as `stack.sum(0)` does, in new memory."""
+    if not 2 <= len(stack) <= _FEW:
+        return stack.sum(0)
+    # Row by row in half the time; PyTorch adds up to four rows in the same order.
+    added = stack[0] + stack[1]
+    for row in stack[2:]:
+        added += row
+    return added

@@ -12,7 +12,7 @@ import torch
 from mergeability.checks import check_path_part
 from mergeability.evaluation.merge import Merge, describe
 from mergeability.files import digest
-from mergeability.merging.application import Rounding
+from mergeability.merging.rounding import Rounding
 from mergeability.models.clip import ClipModel
 from mergeability.pipeline.saving import (
     check_export,

@@ -3,8 +3,8 @@
 import math
 import queue
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -206,7 +206,7 @@ class Differences:
                 rooms.put(room)
 
         with ThreadPoolExecutor(threads, initializer=openmp_limiter()) as pool:
-            over_blocks = pool.map if blocks > 1 else map
+            over_blocks = partial(_ahead, pool, 2 * blocks) if blocks > 1 else map
             over_models = pool.map if threads > blocks == 1 else map
             yield from over_blocks(use, range(0, size, length))
 
@@ -256,6 +256,23 @@ class Differences:
         model = _finite(self._part(self.models[task], name).float(), f"model of '{task}'", name)
         if not torch.isfinite(model - base).all():
             raise _beyond_range(task, name)
+
+
+def _ahead(
+    pool: Executor, most: int, function: Callable[[int], Result], items: Iterable[int]
+) -> Iterator[Result]:
+    """Map in threads, in order, so that at most `most` results wait for the caller to take them."""
+    running: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            if len(running) == most:
+                yield running.popleft().result()
+            running.append(pool.submit(function, item))
+        while running:
+            yield running.popleft().result()
+    finally:
+        for one in running:
+            one.cancel()
 
 
 def _finite(tensor: Tensor, owner: str, name: str) -> Tensor:

@@ -73,7 +73,13 @@ def as_stored(base: Checkpoint, state: Mapping[str, Tensor]) -> LazyState:
     dtypes = {
         name: given.dtypes[places[name][0]] if name in places else own for name, (_, own) in entries.items()
     }
-    return LazyState(shapes, dtypes, stored)
+    # What is one whole tensor in both can be computed in parts.
+    parts = {
+        part: given.parts[name]
+        for part, (name, _, source) in places.items()
+        if name in given.parts and len(source.names) == 1 and not source.transposed
+    }
+    return LazyState(shapes, dtypes, stored, parts=parts, one_thread=given.one_thread)
 
 
 def bytes_on_disk(base: Checkpoint) -> int:

@@ -1,11 +1,14 @@
-"""State dicts whose tensors are computed on access, and a function that writes them one tensor at a time."""
+"""State dicts whose tensors are computed on access, and a function that writes them one tensor or part at a time."""
 
 import contextlib
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -19,6 +22,10 @@ from mergeability.weights.safetensors_file import as_bytes
 # A safetensors header is padded with spaces to a multiple of this.
 _ALIGNMENT = 8
 
+# Applies a function to the consecutive parts of a flattened tensor, and returns the results in order. The function is
+# called with the place of a part's first element and the part, by several threads at a time.
+Parts = Callable[[Callable[[int, Tensor], Any]], Iterator[Any]]
+
 
 class LazyState(Mapping[str, Tensor]):
     """A state dict with known shapes and dtypes, whose tensors are computed on each access.
@@ -26,6 +33,7 @@ class LazyState(Mapping[str, Tensor]):
     Attributes:
         shapes: tensor name → shape.
         dtypes: tensor name → dtype.
+        parts: tensor name → its parts, for tensors that can be computed part by part.
         one_thread: whether tensors are computed by operations that threads of PyTorch slow down.
 
     Examples:
@@ -42,6 +50,7 @@ class LazyState(Mapping[str, Tensor]):
         dtypes: Mapping[str, torch.dtype],
         read: Callable[[str], Tensor],
         *,
+        parts: Mapping[str, Parts] | None = None,
         one_thread: bool = True,
     ) -> None:
         """Name the tensors.
@@ -50,10 +59,12 @@ class LazyState(Mapping[str, Tensor]):
             shapes: tensor name → shape.
             dtypes: tensor name → dtype.
             read: computes the tensor of a name.
+            parts: tensor name → its parts, for tensors that can be computed part by part.
             one_thread: whether threads of PyTorch slow down `read`.
         """
         self.one_thread = one_thread
         self.shapes, self.dtypes = dict(shapes), {name: dtypes[name] for name in shapes}
+        self.parts = dict(parts or {})
         self._read = read
 
     @classmethod
@@ -79,11 +90,13 @@ class LazyState(Mapping[str, Tensor]):
 def write_state(
     path: Path, state: LazyState, metadata: Mapping[str, str], progress: Progress = no_progress
 ) -> str:
-    """Write a safetensors file one tensor at a time; it is byte-identical to one that `safetensors` writes.
+    """Write a safetensors file one tensor at a time, or one part of a tensor at a time.
+
+    The file is byte-identical to one that `safetensors` writes.
 
     Args:
         path: the file.
-        state: the tensors; at most two of them are in memory.
+        state: the tensors; at most two of them are in memory, and of those with parts, only a few parts.
         metadata: text for the header.
         progress: wraps the loop over tensors.
 
@@ -107,19 +120,24 @@ def write_state(
     """
     header = _header(state, metadata)
     hasher = hashlib.sha256(header)
-    # A tensor is hashed and written while the next one is computed; both release Python's lock.
+    path.write_bytes(header)
+    names = [name for name in json.loads(header[8:]) if name != "__metadata__"]
     threads = one_openmp_thread() if state.one_thread else contextlib.nullcontext()
-    with threads, path.open("wb", buffering=0) as file, ThreadPoolExecutor(2) as pool:
-        _write(file.write, np.frombuffer(header, np.uint8))
-        running: list[Future[None]] = []
-        names = [name for name in json.loads(header[8:]) if name != "__metadata__"]
+    with threads, ThreadPoolExecutor(2) as pool:
+        offset, running = len(header), list[Future[Any]]()
         for name in progress(names, "writing tensors", len(names)):
-            data = as_bytes(state[name])
-            for one in running:
-                one.result()
-            running = [pool.submit(hasher.update, data.data), pool.submit(_write, file.write, data)]
-        for one in running:
-            one.result()
+            if name in state.parts:
+                _finish(running)
+                # A part is written by the thread that has computed it, while it is in the processor's cache.
+                for part in state.parts[name](partial(_write_part, path, offset)):
+                    hasher.update(part.data)
+            else:
+                # A tensor is hashed and written while the next one is computed; both release Python's lock.
+                data = as_bytes(state[name])
+                _finish(running)
+                running += [pool.submit(hasher.update, data.data), pool.submit(_write, path, offset, data)]
+            offset += _bytes(state, name)
+        _finish(running)
     return hasher.hexdigest()
 
 
@@ -133,16 +151,36 @@ def _header(state: LazyState, metadata: Mapping[str, str]) -> bytes:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        begin, shape = end, state.shapes[name]
-        end += int(np.prod(shape, dtype=np.int64)) * state.dtypes[name].itemsize
-        entry["shape"], entry["data_offsets"] = list(shape), [begin, end]
+        begin = end
+        end += _bytes(state, name)
+        entry["shape"], entry["data_offsets"] = list(state.shapes[name]), [begin, end]
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 
 
-def _write(write: Callable[[memoryview], int | None], data: np.ndarray) -> None:
-    """Write all bytes: one system call may write less than was asked for."""
+def _bytes(state: LazyState, name: str) -> int:
+    return math.prod(state.shapes[name]) * state.dtypes[name].itemsize
+
+
+def _finish(running: list[Future[Any]]) -> None:
+    """Wait until everything is done, and forget it."""
+    while running:
+        running.pop(0).result()
+
+
+def _write_part(path: Path, offset: int, first: int, values: Tensor) -> np.ndarray:
+    """Write a part of a tensor whose data begins at an offset of the file, and return the part's bytes."""
+    data = as_bytes(values)
+    _write(path, offset + first * values.itemsize, data)
+    return data
+
+
+def _write(path: Path, offset: int, data: np.ndarray) -> None:
+    """Write bytes at an offset of a file, by a handle of this call: concurrent threads would move a shared position."""
     view, done = data.data, 0
-    while done < len(data):
-        done += write(view[done:]) or 0
+    with path.open("r+b", buffering=0) as file:
+        file.seek(offset)
+        # One system call may write less than was asked for.
+        while done < len(data):
+            done += file.write(view[done:]) or 0

@@ -9,7 +9,7 @@ import torch
 from mergeability.errors import UserError
 from mergeability.evaluation.merge import Merge
 from mergeability.merging import Average, ConsensusTA, Dare, TaskArithmetic, Ties, apply
-from mergeability.merging.application import Rounding
+from mergeability.merging.rounding import Rounding
 from mergeability.task_vectors import deltas, differences
 from mergeability.weights.file_hashes import file_hash
 from mergeability.weights.lazy_state import write_state

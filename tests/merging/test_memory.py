@@ -25,7 +25,7 @@ from mergeability.merging import (
     apply,
 )
 from mergeability.merging.application import applied
-from mergeability.merging.stream import ByParameter, Streamed, Streams
+from mergeability.merging.stream import ByParameter, Streamed, Streams, mean, total
 from mergeability.task_vectors import deltas
 
 SIDE = 96
@@ -122,6 +122,15 @@ def test_blocks_give_the_same_numbers_as_whole_stacks(make, monkeypatch, method,
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
+
+
+@pytest.mark.parametrize("models", range(1, 8))
+def test_a_few_models_are_added_in_the_order_of_pytorch(models):
+    stack = torch.randn(models, 30, 4099, generator=torch.Generator().manual_seed(models))
+    before = stack.clone()
+    assert torch.equal(total("w", stack), stack.sum(0))
+    assert torch.equal(mean("w", stack), stack.mean(0))
+    assert torch.equal(stack, before)
 
 
 def test_slerp_reads_two_models_whatever_is_kept(make):

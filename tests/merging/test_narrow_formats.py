@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from mergeability.errors import UserError
-from mergeability.merging.application import Rounding, apply
+from mergeability.merging.application import apply
+from mergeability.merging.rounding import Rounding
 
 NARROW = {
     torch.float16: 65504.0,
@@ -106,6 +107,16 @@ def test_the_share_that_survives_is_that_of_numpys_half_precision(scale):
     assert rounding.moved == (exact != before).sum()
     assert rounding.unmoved == ((exact != before) & (rounded == before)).sum()
     assert (rounding.survives < 0.9) == (scale < 1e-2)
+
+
+@pytest.mark.parametrize("size", [1e-28, 1e-21, 1.0, 1e25])
+def test_squares_beyond_float32_are_counted(size):
+    exact = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * size
+    rounding = Rounding()
+    rounding.count(torch.zeros(1000), exact, exact.bfloat16().float())
+    change, rounded = exact.double().numpy(), exact.bfloat16().double().numpy()
+    assert rounding.change == pytest.approx(np.square(change).sum(), rel=1e-5, abs=0)
+    assert rounding.lost == pytest.approx(np.square(rounded - change).sum(), rel=1e-5, abs=0)
 
 
 def test_nothing_is_counted_where_nothing_is_rounded():

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import safetensors.torch
@@ -92,7 +94,13 @@ def test_fused_and_transposed_tensors_return_under_the_names_of_the_files(tmp_pa
         calls.append(name)
         return base.tensor(name) + 1
 
-    lazy = LazyState({name: base.shapes[name] for name in base.names}, base.dtypes, read)
+    def in_parts(name, use):
+        calls.append(f"parts of {name}")
+        for row, values in enumerate((base.tensor(name) + 1).reshape(-1, width)):
+            yield use(row * width, values)
+
+    parts = {name: partial(in_parts, name) for name in base.names}
+    lazy = LazyState({name: base.shapes[name] for name in base.names}, base.dtypes, read, parts=parts)
     found = as_stored(base, lazy)
     assert set(found) == set(stored)
     write_state(tmp_path / "merged.safetensors", found, {"format": "pt"})
@@ -101,3 +109,32 @@ def test_fused_and_transposed_tensors_return_under_the_names_of_the_files(tmp_pa
         # Of the text tower, which is not merged, the base's.
         assert torch.equal(written[name], tensor if "text_model" in name else tensor + 1), name
     assert len(calls) == len(set(calls)) == len(base.names)
+    # What is fused or transposed in one of the two is computed whole.
+    whole = {one.removeprefix("visual.") for one in calls if not one.startswith("parts")}
+    assert whole == {"proj", *(f"transformer.resblocks.0.attn.in_proj_{kind}" for kind in ("weight", "bias"))}
+
+
+def test_parts_are_written_from_any_thread_and_hashed_in_order(tmp_path):
+    state = {"whole": torch.arange(5), "parts": drawn(torch.bfloat16, (50, 4)), "z": torch.ones(3)}
+    read = []
+
+    def parts(use):
+        flat = state["parts"].flatten()
+        slices = [slice(start, start + 17) for start in range(0, 200, 17)]
+        with ThreadPoolExecutor(4) as pool:
+            # The last part is written first.
+            running = [pool.submit(use, part.start, flat[part]) for part in reversed(slices)]
+        return (one.result() for one in reversed(running))
+
+    lazy = LazyState(
+        {name: tuple(tensor.shape) for name, tensor in state.items()},
+        {name: tensor.dtype for name, tensor in state.items()},
+        lambda name: read.append(name) or state[name],
+        parts={"parts": parts},
+    )
+    sha256 = write_state(tmp_path / "ours.safetensors", lazy, {"format": "pt"})
+    safetensors.torch.save_file(state, tmp_path / "library.safetensors", metadata={"format": "pt"})
+    ours = (tmp_path / "ours.safetensors").read_bytes()
+    assert ours == (tmp_path / "library.safetensors").read_bytes()
+    assert sha256 == hashlib.sha256(ours).hexdigest()
+    assert sorted(read) == ["whole", "z"]

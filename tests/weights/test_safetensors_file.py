@@ -53,11 +53,11 @@ def test_halves_keep_what_is_special(tmp_path):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_large_tensors_are_read_in_pieces_that_follow_each_other(tmp_path, dtype):
-    values = torch.randn(3 * 2**15 + 5, generator=torch.Generator().manual_seed(0)).mul(99).to(dtype)
+    values = torch.randn(3 * 2**17 + 5, generator=torch.Generator().manual_seed(0)).mul(99).to(dtype)
     safetensors.torch.save_file({"a": values}, tmp_path / "a.safetensors")
-    opened, out = TensorFile(tmp_path / "a.safetensors"), np.full(2**16 + 2, np.nan, dtype=np.float32)
+    opened, out = TensorFile(tmp_path / "a.safetensors"), np.full(2**18 + 2, np.nan, dtype=np.float32)
     opened.fill_float32("a", 3, out)
-    np.testing.assert_array_equal(out, values[3 : 2**16 + 5].float())
+    np.testing.assert_array_equal(out, values[3 : 2**18 + 5].float())
     np.testing.assert_array_equal(opened.read_float32("a"), values.float())
 
 
