@@ -5,11 +5,18 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 
 def end_after(function: Callable[..., Any], *arguments: Any) -> None:
-    """Call a function and end the process, with code 0 or that of SystemExit; other exceptions pass."""
+    """Call a function and end the process, with code 0 or that of SystemExit; other exceptions pass.
+
+    Where the program was started by another one, such as a profiler, a debugger or a test, the process does not end.
+    """
+    if not _is_started_by_python():
+        function(*arguments)
+        return
     try:
         function(*arguments)
     except SystemExit as stop:
@@ -37,3 +44,18 @@ def end(code: int) -> None:
         # Python reports output that could not be written.
         sys.exit(code)
     os._exit(code)
+
+
+def _is_started_by_python() -> bool:
+    """Return whether the main module called `end_after`, and Python itself started the main module."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") in (__name__, "mergeability.__main__"):
+        frame = frame.f_back
+    main = None if frame is None else frame.f_globals
+    while frame is not None and frame.f_globals is main:
+        frame = frame.f_back
+    # `python -m` runs the main module by these functions.
+    while frame is not None and frame.f_globals.get("__name__") == "runpy":
+        frame = frame.f_back
+    is_main = main is not None and main.get("__name__") == "__main__"
+    return is_main and frame is None and not sys.flags.inspect

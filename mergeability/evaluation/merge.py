@@ -13,8 +13,8 @@ from mergeability.data.inputs import Inputs
 from mergeability.errors import UserError
 from mergeability.evaluation.evaluator import Evaluator
 from mergeability.merging.application import applied, apply, fixed_alpha
-from mergeability.merging.rounding import Rounding
 from mergeability.merging.method import MergeMethod
+from mergeability.merging.rounding import Rounding
 from mergeability.merging.stream import Streams
 from mergeability.profiles.profiles import Profiles
 from mergeability.profiles.views import Views

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from mergeability.commands.ending import end_after
+
 PROGRAM = """
 import atexit, sys, threading, time
 from mergeability.commands.ending import end_after
@@ -58,8 +60,25 @@ def test_output_that_cannot_be_written_is_an_error():
     assert "BrokenPipeError" in found.stderr
 
 
-def test_an_exception_passes():
-    from mergeability.commands.ending import end_after
+def test_an_exception_is_reported():
+    program = "from mergeability.commands.ending import end_after; end_after(lambda: 1 / 0)"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert found.returncode == 1
+    assert "ZeroDivisionError" in found.stderr
 
-    with pytest.raises(ZeroDivisionError):
-        end_after(lambda: 1 / 0)
+
+@pytest.mark.parametrize("start", [["-m", "cProfile"], ["-i"]], ids=["a profiler", "an interactive session"])
+def test_who_started_the_program_goes_on_after_it(tmp_path, start):
+    program = tmp_path / "program.py"
+    program.write_text("from mergeability.commands.ending import end_after; end_after(print, 'worked')")
+    found = subprocess.run(
+        [sys.executable, *start, str(program)], input="print('went on')", capture_output=True, text=True
+    )
+    assert found.stdout.startswith("worked\n")
+    assert ("cumtime" if "cProfile" in start else "went on") in found.stdout
+
+
+def test_a_test_goes_on_after_it():
+    assert end_after(lambda: None) is None
+    with pytest.raises(SystemExit):
+        end_after(sys.exit, 3)

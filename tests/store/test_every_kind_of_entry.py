@@ -242,9 +242,7 @@ def test_a_damaged_conversion_is_made_again(smoke_root, command, tmp_path):
 # Four processes that have imported everything, and begin at one moment: `analyze.py` as a person runs it.
 TOGETHER = """
 import json, multiprocessing, os, runpy, sys
-import mergeability.pipeline.run, mergeability.commands.analyze, mergeability.commands.ending, mergeability.reporting.report, sklearn.linear_model, sklearn.pipeline
-
-mergeability.commands.ending.end = sys.exit
+import mergeability.pipeline.run, mergeability.commands.analyze, mergeability.reporting.report, sklearn.linear_model, sklearn.pipeline
 
 def analyse(number, arguments, start):
     output = os.open(f"output{number}.txt", os.O_WRONLY | os.O_CREAT)
