@@ -12,7 +12,7 @@ from functools import cache
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -23,7 +23,12 @@ _Base: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(_Base):
-    """Reads numbers as Hydra does: to YAML 1.1, 1e-3 without a point is text."""
+    """Reads numbers as Hydra does: to YAML 1.1, 1e-3 without a point is text. Dates stay text."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list]] = {
+        first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
+        for first, found in _Base.yaml_implicit_resolvers.items()
+    }
 
 
 _Loader.add_implicit_resolver(
@@ -161,6 +166,23 @@ def data_free() -> tuple[str, ...]:
         for name, options in members("merge").items()
         if not declared(options["_target_"]).get("needs_data", False)
     )
+
+
+def read_value(text: str) -> Any:
+    """Read a value as it is written in a YAML file of a member.
+
+    >>> read_value("1e-3"), read_value("[a, 2]"), read_value("2026-01-01")
+    (0.001, ['a', 2], '2026-01-01')
+
+    Raises:
+        ValueError: it is not valid YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        raise ValueError(f"the value is not valid YAML ({error.problem})") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"the value is not valid YAML ({str(error).splitlines()[0]})") from error
 
 
 def read_member(path: Path) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from mergeability.commands.annotations import (
+from mergeability.errors import UserError, did_you_mean, shown
+from mergeability.verbs.annotations import (
     RefusedError,
     Signature,
     foreign_signature,
@@ -16,7 +17,6 @@ from mergeability.commands.annotations import (
     take,
     words,
 )
-from mergeability.errors import UserError, did_you_mean, shown
 
 # Settings that the commands read themselves, or that several nodes take.
 _OTHERS = {

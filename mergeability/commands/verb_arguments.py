@@ -14,6 +14,7 @@ import click
 from mergeability.commands.memory import keep_freed_memory, look_for_garbage_less_often
 from mergeability.commands.terminal import shown_text
 from mergeability.errors import UserError
+from mergeability.members import read_value
 from mergeability.threads import choose_threads, sample
 
 if TYPE_CHECKING:
@@ -74,10 +75,23 @@ def classes(words: Sequence[str]) -> dict[str, str | list[str]]:
 
 
 def option_values(words: Sequence[str]) -> dict[str, Any]:
-    """Parse the options of a method; their values are numbers, booleans or text in YAML's notation."""
-    import yaml
+    """Parse the options of a method; their values are numbers, booleans or text in YAML's notation.
 
-    return {name: yaml.safe_load(value) for name, value in by_name("--option", words).items()}
+    >>> option_values(["density=1e-1", "agg=sum"])
+    {'density': 0.1, 'agg': 'sum'}
+
+    Raises:
+        UserError: an argument does not have this form, or a value is not in YAML's notation.
+    """
+    found = {}
+    for name, value in by_name("--option", words).items():
+        try:
+            found[name] = read_value(value)
+        except ValueError as error:
+            raise UserError(
+                f"--option {name}={shown_text(value)}: {error}. Quote text, as in {name}='\"…\"'."
+            ) from error
+    return found
 
 
 def store_folder(given: str | None) -> str | None:

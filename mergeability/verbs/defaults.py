@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mergeability.errors import UserError, did_you_mean
+from mergeability.errors import UserError, did_you_mean, shown
 from mergeability.members import files, fixed_set, members, read_member
 from mergeability.merging.method import MergeMethod
+from mergeability.verbs.annotations import RefusedError, signature, take, words
 
 if TYPE_CHECKING:
     from mergeability.pipeline.request import ProfileSettings
@@ -67,7 +68,24 @@ def method_called(name: str, options: Mapping[str, Any] | None = None) -> MergeM
             raise UserError(
                 f"{name} has no option {option!r}.{did_you_mean(option, names)} Its options: {', '.join(names)}."
             )
-    return made({**own, **(options or {})})
+    return made({**own, **_taken(name, own["_target_"], options or {})})
+
+
+def _taken(name: str, target: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Check options against the types that the method declares; methods outside this package check their own."""
+    found = signature(target)
+    declared = {} if found is None else found.arguments
+    taken = dict(options)
+    for option, value in options.items():
+        # Python code may give objects.
+        if option in declared and isinstance(value, str | float | int | None | Mapping | list | tuple):
+            try:
+                taken[option] = take(declared[option], value)
+            except RefusedError:
+                raise UserError(
+                    f"Expected the option {option} of {name} to be {words(declared[option])}, got {shown(value)}."
+                ) from None
+    return taken
 
 
 def published_methods() -> tuple[str, ...]:

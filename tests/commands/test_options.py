@@ -10,12 +10,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from mergeability.commands.annotations import RefusedError, foreign_signature, signature, take, words
 from mergeability.commands.settings import check_settings
 from mergeability.commands.sweep import user_error
 from mergeability.commands.wording import flags_first, parse_failure, quoted
 from mergeability.errors import UserError
 from mergeability.members import folder
+from mergeability.verbs.annotations import RefusedError, foreign_signature, signature, take, words
 
 CONF = folder("")
 ANALYZE = ("suite=smoke", "model=clip_mini", "logger=none", "metric=all", "merge=all")

@@ -145,6 +145,16 @@ def test_a_method_may_be_an_object(models):
         assert torch.equal(of_object.state_dict[name], value)
 
 
+def test_an_option_may_be_an_object_or_a_node(models):
+    node = {"_target_": "mergeability.merging.ties.Ties", "density": 0.5}
+    found = [
+        merge(*models, method="dare", options={"then": then}) for then in (merging.Ties(density=0.5), node)
+    ]
+    expected = merge(*models, method=merging.Dare(then=merging.Ties(density=0.5)))
+    for merged in found:
+        assert all(torch.equal(merged.state_dict[name], one) for name, one in expected.state_dict.items())
+
+
 def test_a_merge_is_written_with_its_card_or_not_at_all(models, tmp_path):
     merged = merge(*models, method="tsv", dtype="bfloat16")
     folder = merged.save(tmp_path / "out")
@@ -156,6 +166,11 @@ def test_a_merge_is_written_with_its_card_or_not_at_all(models, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     with pytest.raises(UserError, match="exists"):
         merged.save(folder)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file: give a folder"):
+        merged.save(tmp_path / "file")
+    with pytest.raises(UserError, match="Cannot create"):
+        merged.save(tmp_path / "file" / "inside" / "out")
     merge(*models, method="average").save(folder, overwrite=True)
     assert json.loads((folder / "card.json").read_text())["merge"]["method"].endswith("Average")
 
@@ -166,6 +181,14 @@ def test_a_merge_is_written_with_its_card_or_not_at_all(models, tmp_path):
         ({"method": "tis"}, r"no merge method 'tis'\. Did you mean"),
         ({"method": "ties", "options": {"densty": 0.1}}, r"no option 'densty'\. Did you mean 'density'"),
         ({"method": "ties", "options": {"density": 7}}, "density"),
+        *(
+            ({"method": "ties", "options": {"density": wrong}}, "option density of ties to be a number, got")
+            for wrong in ("x", None, True, [0.1], {"a": 1}, float("nan"))
+        ),
+        ({"method": "ties", "options": {"agg": False}}, "option agg of ties to be text, got False"),
+        ({"method": "dare", "options": {"seed": "x"}}, "option seed of dare to be a whole number"),
+        ({"method": "dare", "options": {"then": "ties"}}, "option then of dare to be .* got 'ties'"),
+        ({"method": merging.Ties(), "options": {"density": 0.5}}, "only be used with a method given by name"),
         ({"method": "fisher"}, "requires images"),
         ({"method": "slerp"}, "merges exactly 2 models, got 3"),
         ({"method": "ties", "alpha": "tuned"}, "alpha to be a number"),
@@ -175,6 +198,26 @@ def test_a_merge_is_written_with_its_card_or_not_at_all(models, tmp_path):
 def test_a_merge_that_cannot_be_is_one_sentence(models, arguments, sentence):
     with pytest.raises(UserError, match=sentence):
         merge(*models, **arguments)
+
+
+def test_what_is_no_model_is_refused(models):
+    with pytest.raises(UserError, match="Expected a path, a hub id, a state dict or a module, got int"):
+        compare(models[0], {"a": models[1]["a"], "b": 3})
+
+
+def test_an_unknown_architecture_names_the_known_ones():
+    with pytest.raises(UserError, match=r"no model 'vit_b_16'\. Did you mean 'vit_b16'"):
+        model_called("vit_b_16")
+
+
+def test_models_that_hardly_changed_stand_out(models):
+    base, tuned = models
+    still = {name: value * (1 + 3e-7) for name, value in base.items()}
+    many = {f"m{number}": tuned["a"] for number in range(7)}
+    said = "\n".join(compare(base, {**many, "still": still, "same": base}).stands_out)
+    assert "Updates are 0 % (same) to" in said
+    assert "Equal to the base: same." in said
+    assert "Hardly changed from the base: still." in said
 
 
 @pytest.mark.parametrize("verb", [compare, merge, predict])
