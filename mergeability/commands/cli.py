@@ -276,7 +276,9 @@ def merge(
             click.echo(found.to_json(place))
         else:
             click.echo(
-                f"{' + '.join(found.task_vectors.tasks)}, merged by {method} at alpha = {found.alpha:g}: {place}"
+                printable(
+                    f"{' + '.join(found.task_vectors.tasks)}, merged by {method} at alpha = {found.alpha:g}: {place}"
+                )
             )
 
 

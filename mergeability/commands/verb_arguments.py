@@ -13,7 +13,7 @@ import click
 
 from mergeability.commands.memory import keep_freed_memory, look_for_garbage_less_often
 from mergeability.commands.terminal import shown_text
-from mergeability.errors import UserError
+from mergeability.errors import UserError, printable
 from mergeability.members import read_value
 from mergeability.threads import choose_threads, sample
 
@@ -136,7 +136,7 @@ def progress() -> "Progress":
 def say_report(path: Path | None, as_json: bool) -> None:
     """Print the path of a report; use standard error if JSON is written to standard output."""
     if path is not None:
-        click.echo(f"Report: {path}", err=as_json)
+        click.echo(f"Report: {printable(str(path))}", err=as_json)
 
 
 @contextlib.contextmanager

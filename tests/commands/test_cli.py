@@ -143,6 +143,16 @@ def test_options_of_a_method_are_values_of_yaml(run, files):
     assert "has no option 'densty'. Did you mean 'density'" in run(*arguments, "-o", "densty=1").output
 
 
+def test_a_folder_whose_name_is_not_utf_8_is_shown_escaped(run, files):
+    arguments = ("merge", "base.safetensors", "a.safetensors", "b.safetensors", "--method", "ta")
+    ended = run(*arguments, "--out", "m\udcff")
+    assert ended.exit_code == 0, ended.output
+    assert "m\\xff" in ended.output
+    ended = run("compare", *arguments[1:4], "--report", "r\udcff")
+    assert ended.exit_code == 0, ended.output
+    assert "Report: r\\xff/" in ended.output
+
+
 def test_the_best_method_is_the_one_that_is_predicted(run, files, tmp_path):
     base, models, images = tiny_own_models()
     # A user's own model, in ./conf: a function is called as a class is.

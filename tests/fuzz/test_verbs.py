@@ -11,7 +11,7 @@ from mergeability.commands.cli import cli
 from mergeability.commands.invocation import started_as
 from mergeability.commands.search_path import forget_own_folders
 
-IN_EACH_RUN, IN_THE_SLOW_TIER = 12, 400
+IN_EACH_RUN, IN_THE_SLOW_TIER = 12, 600
 ODD = (
     *(
         "",
