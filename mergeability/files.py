@@ -103,8 +103,12 @@ def read_object(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, cure: str = "Delete the file and repeat the command that created it.") -> Any:
     """Read a JSON file; return None if it does not exist.
+
+    Args:
+        path: the file.
+        cure: what to do about a file that is not JSON, for the message.
 
     Raises:
         UserError: the file exists but cannot be read or is not JSON.
@@ -112,13 +116,12 @@ def read_json(path: Path) -> Any:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        # From bytes, because editors on Windows begin a file with a byte-order mark.
+        return json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}). Delete the file and repeat the command that created it."
-        ) from error
+        raise UserError(f"{path} is not valid JSON ({error}). {cure}") from error
 
 
 def lock(file: int, *, wait: bool) -> bool | None:

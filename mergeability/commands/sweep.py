@@ -1,6 +1,7 @@
 """Record the jobs of a sweep, summarise their results, and estimate the remaining time."""
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -34,6 +35,8 @@ from mergeability.files import write_text
 logger = logging.getLogger(__name__)
 # In the folder of a job that has a process of its own: everything it printed.
 TERMINAL = "terminal.log"
+# Errors that more space would cure.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # The error message of PyTorch when CPU memory is exhausted.
 _NO_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|Storage size calculation overflowed|out of memory"
@@ -229,8 +232,11 @@ def user_error(error: BaseException | None) -> UserError | None:
             return error
         if isinstance(error, OSError) and error.strerror:
             place = f" {short(str(error.filename), 200)}" if error.filename is not None else ""
+            first = (
+                "Free some space, or choose" if error.errno in _FULL else "Change its permissions, or choose"
+            )
             return UserError(
-                f"Cannot use{place}: {error.strerror}. Free some space, or choose another place with paths.root=…."
+                f"Cannot use{place}: {error.strerror}. {first} another place, for results with paths.root=…."
             )
         if isinstance(error, MemoryError) or (
             isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))

@@ -1,12 +1,13 @@
 """The preprocessing described by a model's files: Hugging Face's `preprocessor_config.json`."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mergeability.checks import is_count, is_number
 from mergeability.errors import UserError
+from mergeability.files import read_json
 from mergeability.models.clip import ClipModel
 
 FILE = "preprocessor_config.json"
@@ -25,12 +26,9 @@ def check_preprocessing(weights: Path, model: ClipModel) -> None:
         UserError: the file is not valid, or describes another size, mean or standard deviation.
     """
     path = weights.parent / FILE
-    if not path.is_file():
+    described = read_json(path, cure="Download it again, or remove it.")
+    if described is None:
         return
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}). Download it again, or remove it.") from error
     if not isinstance(described, dict):
         raise UserError(f"{path} does not describe preprocessing. Download it again, or remove it.")
     size = _size(described)
@@ -43,8 +41,9 @@ def check_preprocessing(weights: Path, model: ClipModel) -> None:
         given = described.get(key)
         if given is None:
             continue
-        same = len(given) == len(own) and all(
-            math.isclose(a, b, abs_tol=1e-4) for a, b in zip(given, own, strict=True)
+        values = given if isinstance(given, list) else [given] * len(own)
+        same = len(values) == len(own) and all(
+            is_number(a) and math.isclose(a, b, abs_tol=1e-4) for a, b in zip(values, own, strict=True)
         )
         if not same:
             raise UserError(
@@ -57,10 +56,10 @@ def _size(described: Mapping[str, Any]) -> int | None:
     """Return the side length of the crop or resize; None if unspecified."""
     for key in ("crop_size", "size"):
         value = described.get(key)
-        if isinstance(value, int):
+        if is_count(value):
             return value
         if isinstance(value, dict):
             found = value.get("height", value.get("shortest_edge"))
-            if isinstance(found, int):
+            if is_count(found):
                 return found
     return None

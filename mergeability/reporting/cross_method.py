@@ -1,6 +1,5 @@
 """Compare merge methods over several analysis runs and, for runs of several base models, also for each base model."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from mergeability.files import atomic_file, read_object
+from mergeability.files import atomic_file, read_json, read_object
 from mergeability.prediction.csv_files import csv_text, read_csv
 from mergeability.prediction.pair_table import TARGETS, outcome_methods
 from mergeability.prediction.questions.consistency import method_consistency
@@ -269,8 +268,7 @@ def _consistency(outcomes: Mapping[tuple[str, str], Mapping[tuple[str, ...], flo
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "prediction.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return read_json(folder / "prediction.json") or []
 
 
 def _coefficients(folder: Path) -> pd.DataFrame:

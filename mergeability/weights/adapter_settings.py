@@ -1,6 +1,5 @@
 """Read the settings of a LoRA adapter, and locate its modules in the base."""
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergeability.errors import UserError
+from mergeability.files import read_json
 from mergeability.weights.names import listed
 from mergeability.weights.towers import unwrapped
 
@@ -38,13 +38,6 @@ INSTEAD = "Where the adapter was trained, run model.merge_and_unload().save_pret
 _ENDS = (".weight", ".in_proj_weight")
 
 
-def is_adapter(path: Path) -> bool:
-    """Return whether a folder, or a file in it, is an adapter."""
-    if path.is_dir():
-        return (path / CONFIG).is_file() or any((path / name).is_file() for name in WEIGHTS)
-    return path.name in WEIGHTS
-
-
 def weights_of(folder: Path) -> Path:
     """Return the path of the weights file in an adapter's folder.
 
@@ -66,17 +59,12 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the settings cannot be read, or the adapter is not described by W + s·B·A.
     """
-    try:
-        config = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
+    if not path.is_file():
         raise UserError(
             f"There is no {path.name} in {path.parent}, so the scale of the adapter is unknown. Copy the "
             "whole folder of the adapter."
-        ) from error
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}). Copy it again.") from error
+        )
+    config = read_json(path, cure="Copy it again.")
     if not isinstance(config, dict):
         raise UserError(f"{path} does not contain the settings of an adapter. Copy it again.")
     if str(config.get("peft_type", "LORA")).upper() != "LORA":

@@ -373,6 +373,9 @@ def _viewed(data: np.ndarray, dtype: torch.dtype) -> Tensor:
 
 def _check(path: Path) -> None:
     try:
+        # The library reports a file that it cannot open as missing.
+        with path.open("rb"):
+            pass
         # Checks the header and the file length.
         with safetensors.safe_open(path, framework="pt"):
             pass

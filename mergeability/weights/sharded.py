@@ -1,6 +1,5 @@
 """Read weights that are stored in several files with an index, as `save_pretrained` writes large models."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -9,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from mergeability.errors import UserError
+from mergeability.files import read_json
 from mergeability.weights.names import listed
 from mergeability.weights.safetensors_file import Entry, TensorFile
 
@@ -132,12 +132,9 @@ def read_index(path: Path) -> dict[str, str]:
     Raises:
         UserError: the file cannot be read or is not an index.
     """
-    try:
-        index = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}). Download the index again.") from error
+    if not path.is_file():
+        raise UserError(f"There is no index at {path}.")
+    index = read_json(path, cure="Download the index again.")
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not places:
         raise UserError(

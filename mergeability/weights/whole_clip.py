@@ -1,6 +1,5 @@
 """Read the weights of both towers of a CLIP, with strict checks of names, shapes and activation."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mergeability.errors import UserError
+from mergeability.files import read_json
 from mergeability.weights.checkpoints import assembled
 from mergeability.weights.hub import find_weights, read_tensors
 from mergeability.weights.names import clip_sources, listed
@@ -110,12 +110,7 @@ def _check_activation(config: Path, model: str, quick_gelu: bool) -> None:
 
     Weights do not show the activation: with the wrong one everything loads, but accuracies are a few points too low.
     """
-    if not config.is_file():
-        return
-    try:
-        described = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{config} is not valid JSON ({error}). Download it again.") from error
+    described = read_json(config, cure="Download it again.")
     if not isinstance(described, dict) or "clip" not in str(described.get("model_type", "")):
         return
     # The default of transformers.

@@ -262,7 +262,9 @@ def test_settings_of_other_packages_are_known_without_importing_them():
 def test_what_the_system_refuses_is_a_sentence_that_names_the_place(number):
     error = ValueError("wrapped")
     error.__cause__ = OSError(number, "the reason", "/the/place")
-    assert str(user_error(error)).startswith("Cannot use /the/place: the reason.")
+    told = str(user_error(error))
+    assert told.startswith("Cannot use /the/place: the reason.")
+    assert ("Free some space" in told) == (number == errno.ENOSPC)
 
 
 def test_a_folder_that_cannot_be_made_is_named(command, tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mergeability.data.inputs import Inputs
+from mergeability.data.inputs import Inputs, Texts, Tokens
 from mergeability.errors import UserError
 
 
@@ -60,3 +60,39 @@ def test_what_is_no_set_of_samples_is_refused():
         Inputs({"labels": torch.zeros(2)})
     with pytest.raises(UserError, match="tokens has 3, labels has 2"):
         Inputs({"tokens": torch.zeros(3)}, torch.zeros(2))
+
+
+LABELS = torch.arange(2)
+
+
+# Called without the checks of annotations, as users call it.
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: Texts(["a", " ", ""], torch.arange(3)), "not empty, got ' ' and 1 more"),
+        (
+            lambda: Texts(["a", "b"], torch.arange(3)),
+            r"one int64 label for each of 2 texts, got torch\.int64 of shape \(3,\)",
+        ),
+        (lambda: Texts(["a", "b"], LABELS.float()), r"for each of 2 texts, got torch\.float32"),
+        (
+            lambda: Tokens(torch.zeros(2, 3), LABELS),
+            r"tokens as int64 of shape \(N, length\), got torch\.float32 of shape \(2, 3\)",
+        ),
+        (
+            lambda: Tokens(torch.arange(2), LABELS),
+            r"int64 of shape \(N, length\), got torch\.int64 of shape \(2,\)",
+        ),
+        (
+            lambda: Tokens(torch.ones(3, 2, dtype=torch.int64), LABELS),
+            r"label for each of 3 texts, got .* of shape \(2,\)",
+        ),
+    ],
+)
+def test_what_are_no_labelled_texts_or_tokens_is_refused(made, message):
+    with pytest.raises(UserError, match=message):
+        made()
+
+
+def test_texts_and_tokens_have_as_many_samples_as_labels():
+    assert len(Texts(["a", "b"], LABELS)) == len(Tokens(torch.ones(2, 3, dtype=torch.int64), LABELS)) == 2

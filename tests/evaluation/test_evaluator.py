@@ -113,6 +113,13 @@ def records(evaluator: Evaluator) -> list[dict]:
     return [json.loads(path.read_text())["value"] for path in evaluator.store.root.rglob("accuracy/*/*.json")]
 
 
+def test_the_key_of_accuracies_names_another_device_or_precision_than_the_usual(make):
+    usual = make().key("red")
+    assert make(device="cuda:1").key("red") == make(device="cuda").key("red") == usual | {"device": "cuda"}
+    assert make(precision="bfloat16").key("red") == usual | {"precision": "bfloat16"}
+    assert make().key("green") != usual
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("split", ["test", "validation"])
 def test_accuracies_are_shares_counted_by_hand(make, seed, split):

@@ -227,6 +227,15 @@ def test_a_method_is_described_with_all_its_options_and_those_inside():
     assert describe(Dare(then=Average())) != describe(Dare(then=TaskArithmetic(alpha=1.0)))
 
 
+def test_a_method_with_an_option_that_no_record_can_hold_is_refused():
+    @dataclass(frozen=True)
+    class Own:
+        layers: list
+
+    with pytest.raises(UserError, match="numbers, text or methods, got list"):
+        describe(Own([1, 2]))
+
+
 def test_weights_of_another_architecture_are_refused(world):
     for wrong, parts in (
         ({"visual.proj": torch.zeros(2, 2)}, r"'proj' of shape \(4, 3\).*has \(2, 2\)"),

@@ -231,6 +231,7 @@ def test_names_are_known_without_computing_a_tensor(vectors):
     merged = Streamed(vectors, merge)
     assert ("visual.w0" in merged, "visual.none" in merged, len(merged)) == (True, False, len(LAYERED) + 2)
     assert merged != Streamed(vectors, merge)
+    assert len({merged, merged, Streamed(vectors, merge)}) == 2
     with pytest.raises(KeyError, match=r"visual\.none"):
         merged["visual.none"]
 

@@ -151,6 +151,21 @@ def test_the_scale_of_a_preprocessed_merge_is_the_inner_methods():
     assert scaled_by(Dare()) == Dare()
 
 
+def test_a_scale_to_be_tuned_is_the_default_of_the_class_or_one(three_models):
+    class Own:
+        """A method of a user's own, whose class has no default scale."""
+
+        needs_data, models, alpha = False, None, "tuned"
+
+        def __call__(self, models, /):
+            return {}
+
+    assert fixed_alpha(Own(), three_models) == 1.0
+    assert fixed_alpha(TaskArithmetic(alpha="tuned"), three_models) == fixed_alpha(
+        TaskArithmetic(), three_models
+    )
+
+
 def test_methods_without_data_are_found_by_what_their_classes_declare():
     published = [
         "average",

@@ -5,6 +5,7 @@ import safetensors.torch
 import torch
 
 from mergeability.errors import UserError
+from mergeability.evaluation.scales import ScaleChoice
 from mergeability.merging import Average, Dare, IsoC, IsoCTS, TaskArithmetic, fixed_alpha
 from mergeability.merging.published_alpha import isotropic_alpha, tower_name
 from mergeability.task_vectors.vectors import TaskVectors
@@ -88,3 +89,11 @@ def test_only_isotropic_methods_have_published_scales():
 def test_a_tower_is_recognised_in_whatever_arrangement(make_tower):
     vectors = make_tower(768, 16, 12, 8)
     assert isotropic_alpha(vectors.with_layout(matricize="conv")) == (1.4, True)
+
+
+def test_a_report_says_nothing_where_the_scale_is_published(make_tower):
+    methods = {"iso_c": IsoC(), "dare": Dare(then=IsoC()), "average": Average()}
+    towers = [make_tower(*PUBLISHED["ViT-B-32"][0], count) for count in (8, 14)]
+    assert ScaleChoice().notes(methods, towers) == []
+    (found,) = ScaleChoice().notes({"iso_c": IsoC()}, [*towers, make_tower(*PUBLISHED["ViT-B-32"][0], 3)])
+    assert found == "iso_c: no α is published for 3 models of this architecture; α = 1 is used."

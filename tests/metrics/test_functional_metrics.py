@@ -103,6 +103,19 @@ def test_a_set_has_the_golden_values_and_a_pair_is_a_set_of_two(make):
         )
 
 
+def test_other_metrics_of_a_set_are_refused_by_name(make):
+    with pytest.raises(UserError, match=r"functional metrics from the list .*; got weight_space_angle\.$"):
+        set_values(make(), ["base_agreement", "weight_space_angle"], TASKS[:2])
+
+
+def test_a_set_with_a_task_without_images_has_no_answers_of_its_own(make):
+    profiles = make(images={task: images_of(task) for task in TASKS[:2]})
+    assert np.isnan(set_values(profiles, ["ensemble_overlap"], TASKS[:3])["ensemble_overlap"])
+    expected = GOLDEN["pairs"]["+".join(TASKS[:2])]["ensemble_overlap"]
+    found = set_values(profiles, ["ensemble_overlap"], TASKS[:2])
+    assert found["ensemble_overlap"] == pytest.approx(expected, abs=1e-4)
+
+
 def test_inputs_with_labels_are_refused(make):
     labelled = {task: Inputs(images_of(task).tensors, torch.zeros(IMAGES)) for task in TASKS}
     with pytest.raises(UserError, match=r"task0, task1, task2, task3.*without_labels"):

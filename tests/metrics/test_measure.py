@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mergeability.errors import UserError
+from mergeability.examples import tiny_task_vectors
 from mergeability.metrics import gram
 from mergeability.metrics.catalogue import CATEGORIES, PAPER, WEIGHT_SPACE
 from mergeability.metrics.measure import measure
@@ -33,6 +34,14 @@ def test_without_data_the_18_of_weight_space_are_measured(make_profiles, five_mo
     # A function that declares nothing is found out when it asks.
     with pytest.raises(UserError, match=r"Metric x failed.*require images"):
         measure(profiles, {"x": lambda given: given.gram("activation")})
+
+
+def test_metrics_are_chosen_by_name():
+    vectors = tiny_task_vectors(cars=[1, 0], svhn=[0, 2], dtd=[3, 3])
+    table = measure(vectors, ["weight_space_angle", "task_vector_dot_product"])
+    assert list(table.columns) == ["weight_space_angle", "task_vector_dot_product"]
+    pairs = [("cars", "svhn"), ("cars", "dtd"), ("svhn", "dtd")]
+    assert [table.loc[pair, "task_vector_dot_product"] for pair in pairs] == [0, 3, 6]
 
 
 def test_categories_hold_every_metric_once():

@@ -11,7 +11,7 @@ import transformers
 from hydra.utils import instantiate
 
 from mergeability.errors import UserError
-from mergeability.models.base import check_origin, fetch_base, load_base
+from mergeability.models.base import check_origin, fetch_base, load_base, pretrain_base
 from mergeability.models.clip import ClipModel
 
 WIDTH, TEXT_WIDTH, EMBEDDING, VOCABULARY, CONTEXT = 32, 16, 8, 60, 12
@@ -172,6 +172,70 @@ def test_a_base_is_kept_and_never_passes_for_another(folder, tmp_path, caplog):
     with pytest.raises(UserError, match="with pretrained=None"):
         check_origin(tmp_path / "random", card, real)
     check_origin(tmp_path / "mini", {"settings": {"training": {}}}, random)
+
+
+def test_a_base_that_is_missing_or_of_another_architecture_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"No base model at .*model\.safetensors\. Run train\.py"):
+        load_base(tmp_path / "base", model())
+    fetch_base(tmp_path / "base", model())
+    narrow = ARCHITECTURE | {"embed_dim": EMBEDDING + 1}
+    # Both towers project to the embedding.
+    with pytest.raises(
+        UserError, match=r"does not fit model=tiny: 2 tensors differ, such as 'text_projection'"
+    ):
+        load_base(tmp_path / "base", model(architecture=narrow))
+    text = ARCHITECTURE["text_cfg"]
+    deeper = ARCHITECTURE | {"text_cfg": text | {"layers": text["layers"] + 1}}
+    with pytest.raises(
+        UserError, match=r"12 tensors differ, such as 'transformer\.resblocks\.3\.attn\.in_proj_bias'"
+    ):
+        load_base(tmp_path / "base", model(architecture=deeper))
+
+
+def published(**changes) -> ClipModel:
+    return model(architecture="ViT-B-32-quickgelu", pretrained="openai", **changes)
+
+
+def test_published_weights_are_those_that_open_clip_loads(monkeypatch):
+    asked, network = [], torch.nn.Linear(2, 2)
+
+    def create_model(architecture, pretrained):
+        asked.append((architecture, pretrained))
+        return network
+
+    monkeypatch.setattr("open_clip.create_model", create_model)
+    assert published().build() is network
+    assert not network.training
+    assert asked == [("ViT-B-32-quickgelu", "openai")]
+
+
+@pytest.mark.parametrize("error", [OSError("no route to host"), RuntimeError("Failed to download")])
+def test_weights_that_cannot_be_fetched_are_one_sentence(monkeypatch, tmp_path, error):
+    def create_model(architecture, pretrained):
+        raise error
+
+    monkeypatch.setattr("open_clip.create_model", create_model)
+    message = rf"Cannot fetch the weights 'openai' of tiny \({type(error).__name__}\).*requires a network connection"
+    with pytest.raises(UserError, match=message):
+        fetch_base(tmp_path / "base", published())
+    assert not (tmp_path / "base").exists()
+
+
+def test_weights_that_do_not_fit_are_refused_in_their_own_sentence(tmp_path):
+    safetensors.torch.save_file({"weight": torch.ones(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"other\.safetensors does not fit model=tiny: missing"):
+        fetch_base(tmp_path / "base", model(pretrained=str(tmp_path / "other.safetensors")))
+
+
+def test_an_interrupted_pretraining_is_an_interrupt_and_writes_nothing(tmp_path):
+    def pretrain(clip, *, logger, callbacks, accelerator):
+        assert (logger, callbacks, accelerator) == (["csv"], ["progress"], "cpu")
+        raise SystemExit(1)
+
+    options = {"loggers": ["csv"], "callbacks": [None, "progress"], "accelerator": "cpu"}
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_base(tmp_path / "base", model(), pretrain, **options)
+    assert not (tmp_path / "base").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """CLIP models: built from a seed without a network, and their preprocessing and tokens against open_clip's."""
 
+import json
+
 import numpy as np
 import open_clip
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 
 from mergeability.errors import UserError
+from mergeability.models.preprocessing import check_preprocessing
 
 
 def test_a_seed_fixes_the_weights_and_global_random_state_is_left_alone(tiny_model):
@@ -103,3 +106,70 @@ def test_tokens_are_open_clips_cut_to_the_context(tiny_model):
 def test_models_that_do_not_exist_are_refused(changes, message, tiny_model):
     with pytest.raises(UserError, match=message):
         tiny_model(**changes)
+
+
+@pytest.mark.parametrize(
+    ("vision", "message"),
+    [
+        ({"head_width": 0}, r"ZeroDivisionError"),
+        ({"width": "wide"}, r"TypeError"),
+        ({"width": -16}, r"RuntimeError"),
+    ],
+)
+def test_sizes_that_open_clip_cannot_build_are_one_sentence(vision, message, tiny_model):
+    given = tiny_model().architecture
+    model = tiny_model(architecture=given | {"vision_cfg": given["vision_cfg"] | vision})
+    for build in (model.build, model.encoder_only):
+        with pytest.raises(
+            UserError, match=rf"open_clip cannot build model 'tiny' .*{message}.*Correct its sizes"
+        ):
+            build()
+
+
+@pytest.mark.parametrize(
+    ("described", "size"),
+    [
+        ({"crop_size": 24}, 24),
+        ({"crop_size": {"height": 24, "width": 24}, "size": 32}, 24),
+        ({"size": {"shortest_edge": 24}}, 24),
+        ({"crop_size": {"width": 24}, "size": {"height": 24}}, 24),
+        ({"crop_size": {"width": 24}, "size": "24"}, None),
+        ({"crop_size": 32}, None),
+        ({}, None),
+    ],
+)
+def test_the_size_beside_the_weights_is_that_of_the_crop_or_else_of_the_resize(
+    tmp_path, tiny_model, described, size
+):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(described))
+    if size is None:
+        check_preprocessing(tmp_path / "model.safetensors", tiny_model())
+        return
+    with pytest.raises(UserError, match=f"specifies images of {size} pixels, but model=tiny uses 32"):
+        check_preprocessing(tmp_path / "model.safetensors", tiny_model())
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ('{"image_mean": 0.5}', r"specifies image_mean=0\.5"),
+        ('{"image_mean": ["a", 1, 2]}', r"specifies image_mean=\['a', 1, 2\]"),
+        ('{"image_std": [0.5, 0.5]}', r"specifies image_std=\[0\.5, 0\.5\]"),
+        ('{"image_std": true}', "specifies image_std=True"),
+        ("[" * 200_000, "is not valid JSON"),
+        ("{", "is not valid JSON"),
+        ("[1]", "does not describe preprocessing"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_preprocessing_of_another_kind_is_one_sentence(tmp_path, tiny_model, written, message):
+    (tmp_path / "preprocessor_config.json").write_text(written)
+    with pytest.raises(UserError, match=message):
+        check_preprocessing(tmp_path / "model.safetensors", tiny_model())
+
+
+def test_preprocessing_may_begin_with_a_mark_and_hold_one_number_for_all_channels(tmp_path, tiny_model):
+    model = tiny_model(mean=(0.5, 0.5, 0.5))
+    content = json.dumps({"image_mean": 0.5, "crop_size": True, "size": {"height": True}})
+    (tmp_path / "preprocessor_config.json").write_text(content, encoding="utf-8-sig")
+    check_preprocessing(tmp_path / "model.safetensors", model)

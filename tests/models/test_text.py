@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 
 import pytest
 import torch
@@ -224,6 +225,38 @@ def test_missing_files_and_packages_are_named(model, tmp_path):
         TextModel("mine", "no_such_package", 1e-3, 8)
     with pytest.raises(UserError, match=r"'json' in .* contains no folder"):
         TextModel("mine", "json", 1e-3, 8)
+
+
+def test_a_model_inside_an_installed_package_is_found(model, encoder, tmp_path, monkeypatch):
+    package = tmp_path / "package_of_a_bert"
+    shutil.copytree(model.folder, package / "files/bert")
+    (package / "__init__.py").write_text("raise ImportError('the package is not imported')")
+    (package / "files/config.json").write_text("{}")
+    monkeypatch.syspath_prepend(tmp_path)
+    given = TextModel("mine", "package_of_a_bert", 1e-3, 8, 8)
+    assert given.folder == package / "files/bert"
+    tokens = model.tokenize(SENTENCES)
+    assert torch.equal(given.tokenize(SENTENCES), tokens)
+    assert torch.equal(given.build()(tokens), encoder(tokens))
+
+
+@pytest.mark.parametrize("pretrained", [None, 3])
+def test_what_is_neither_a_folder_nor_a_package_is_refused(pretrained):
+    with pytest.raises(UserError, match=f"a folder or an installed Python package, got {pretrained}"):
+        TextModel("mine", pretrained, 1e-3, 8)
+
+
+@pytest.mark.parametrize("package", ["transformers", "tokenizers"])
+def test_a_package_that_is_not_installed_is_named_with_what_installs_it(
+    model, tmp_path, monkeypatch, package
+):
+    given = folder_with(model, tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    use = given.architecture_only if package == "transformers" else lambda: given.tokenize(["a star"])
+    with pytest.raises(
+        UserError, match=rf"Text models require the package {package}: .*mergeability\[text\]"
+    ):
+        use()
 
 
 def test_damaged_tokenizers_are_one_sentence(model, tmp_path):

@@ -1,6 +1,8 @@
 """Tables as spreadsheets and other programs write them: read to the same values, or refused in one sentence."""
 
+import datetime
 import gzip
+import io
 import sys
 import zipfile
 from itertools import combinations
@@ -44,6 +46,19 @@ def read(tmp_path):
     return run
 
 
+def test_a_missing_task_is_not_a_task_called_nan(read):
+    found = read("task_a,task_b,l2\n,x,1\nnan,y,2\nx,y,3\n")
+    assert not [note for note in found.notes if "accents" in note]
+
+
+def zipped(**files):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return content.getvalue()
+
+
 def german(text):
     return text.replace(",", ";").replace(".", ",")
 
@@ -83,6 +98,7 @@ SAME = {
     ).to_csv(index=False),
     "per cent signs": FRAME.assign(acc_ties=[f"{x * 100:.2f} %" for x in FRAME["acc_ties"]]).to_csv(index=False),
     "compressed": gzip.compress(TEXT.encode()),
+    "alone in an archive": zipped(table=TEXT),
 }  # fmt: skip
 SAID = {
     "comments": ["2 comment lines", "line 1, 9"],
@@ -112,8 +128,6 @@ def test_numbers_are_read_as_before_to_the_last_digit(read):
     values = np.random.default_rng(1).normal(size=300) * 10.0 ** np.arange(-150, 150)
     frame = pd.DataFrame({"task_a": map(str, range(300)), "task_b": "b", "x": values})
     text = frame.to_csv(index=False)
-    import io
-
     assert read(text).frame["x"].tolist() == pd.read_csv(io.StringIO(text))["x"].tolist()
 
 
@@ -173,6 +187,9 @@ REFUSED = {
     "neither": (FRAME.assign(acc_ties=FRAME["acc_ties"] * 1000).to_csv(index=False), "outside that range"),
     "negative": (FRAME.assign(acc_ties=-FRAME["acc_ties"]).to_csv(index=False), "Expected accuracies of 0 or more"),
     "not text": (bytes(range(256)) * 20, "is not text"),
+    "zeros everywhere": (b"task_a\0\0task_b\n", "is not text. Give a CSV, Parquet or xlsx file."),
+    "a header without end": ("x" * 200_000 + "\n1\n", "The header of t.csv cannot be read: field larger than field limit"),
+    "an archive of two": (zipped(a=TEXT, b=TEXT), "got an archive of 2 files: a, b. Give one CSV"),
     "half of a character": (TEXT.encode("utf-16")[:-1], "is not text in"),
     "an old workbook": (b"\xd0\xcf\x11\xe0" + bytes(600), "old xls format"),
     "half of a gzip": (gzip.compress(TEXT.encode())[:60], "cannot be read as a table"),
@@ -197,6 +214,11 @@ def test_long_names_are_shortened(read):
     assert "and 44 more" in str(raised.value)
 
 
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"No table at .*none\.csv\. Give suite\.table="):
+        read_pairs(tmp_path / "none.csv")
+
+
 def test_parquet_may_have_the_pair_as_index_and_text_as_numbers(tmp_path):
     pytest.importorskip("pyarrow")
     text = FRAME.assign(l2=FRAME["l2"].astype(str).str.replace(".", ",", regex=False))
@@ -207,6 +229,96 @@ def test_parquet_may_have_the_pair_as_index_and_text_as_numbers(tmp_path):
         pd.testing.assert_frame_equal(found, FRAME, check_dtype=False)
     FRAME.assign(l2=[[1.0]] * 6).to_parquet(tmp_path / "t.parquet")
     assert read_pairs(tmp_path / "t.parquet").frame["l2"].tolist() == ["[1.]"] * 6
+
+
+@pytest.mark.parametrize(("index", "words"), [("run", " (run)"), (None, "")])
+def test_another_index_of_parquet_is_left_out_and_said(tmp_path, index, words):
+    pytest.importorskip("pyarrow")
+    frame = FRAME.set_axis(pd.Index(list("uvwxyz"), name=index))
+    frame.to_parquet(tmp_path / "t.parquet")
+    found = read_pairs(tmp_path / "t.parquet")
+    pd.testing.assert_frame_equal(found.frame, FRAME, check_dtype=False)
+    assert found.notes == (f"The index of t.parquet{words} is ignored.",)
+
+
+def test_empty_cells_among_the_texts_of_parquet_are_missing(tmp_path):
+    pytest.importorskip("pyarrow")
+    FRAME.assign(l2=["1,5", None, "2,5", "3,5", "4,5", "5,5"]).to_parquet(tmp_path / "t.parquet")
+    found = read_pairs(tmp_path / "t.parquet").frame["l2"]
+    np.testing.assert_array_equal(found, [1.5, np.nan, 2.5, 3.5, 4.5, 5.5])
+
+
+def test_a_name_of_parquet_with_other_content_is_refused(read):
+    with pytest.raises(UserError, match=r"t\.PQ is not a complete Parquet file"):
+        read(TEXT, "t.PQ")
+
+
+def test_parquet_without_pyarrow_names_the_extra(read, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "fastparquet", None)
+    with pytest.raises(UserError, match="install the extra 'data', or give a CSV file"):
+        read(b"PAR1", "t.parquet")
+
+
+@pytest.fixture
+def workbook(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+
+    def run(*rows):
+        book = openpyxl.Workbook()
+        for row in rows:
+            book.active.append(row)
+        book.save(tmp_path / "t.xlsx")
+        return read_pairs(tmp_path / "t.xlsx")
+
+    return run
+
+
+def test_titles_comments_and_dates_of_a_workbook(workbook):
+    found = workbook(
+        ["Pairs of May"],
+        ["task_a", "task_b", "l2", "made"],
+        ["# by hand"],
+        [1, "1.0", 2.5, datetime.date(2026, 5, 1)],
+        [2, "x", 3, "later"],
+    )
+    assert found.frame["task_a"].tolist() == ["1", "2"]
+    assert found.frame["task_b"].tolist() == ["1.0", "x"]
+    assert found.frame["l2"].tolist() == [2.5, 3]
+    assert found.frame["made"].tolist() == ["2026-05-01 (a date)", "later"]
+    assert found.notes == ("Skipped 2 rows of titles or comments in t.xlsx.",)
+
+
+def test_a_whole_number_that_a_program_wrote_with_a_point_names_the_same_task(workbook, tmp_path):
+    workbook(["task_a", "task_b", "l2"], [7, "x", 0.5])
+    with zipfile.ZipFile(tmp_path / "t.xlsx") as book:
+        parts = {name: book.read(name) for name in book.namelist()}
+    sheet = parts["xl/worksheets/sheet1.xml"]
+    assert sheet.count(b"<v>7</v>") == 1
+    parts["xl/worksheets/sheet1.xml"] = sheet.replace(b"<v>7</v>", b"<v>7.0</v>")
+    (tmp_path / "t.xlsx").write_bytes(zipped(**parts))
+    assert read_pairs(tmp_path / "t.xlsx").frame["task_a"].tolist() == ["7"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ([], r"t\.xlsx is empty\. Expected a header with task_a and task_b"),
+        ([["  ", None], [""]], r"t\.xlsx is empty"),
+        ([["# by hand"]], r"t\.xlsx is empty"),
+    ],
+)
+def test_a_workbook_without_a_table_is_refused(workbook, rows, sentence):
+    with pytest.raises(UserError, match=sentence):
+        workbook(*rows)
+
+
+def test_an_archive_with_only_the_marks_of_a_workbook_is_refused(read):
+    pytest.importorskip("openpyxl")
+    with pytest.raises(
+        UserError, match=r"^t\.xlsx is not a complete Excel workbook \(.*\)\. Save the workbook again"
+    ):
+        read(zipped(**{"[Content_Types].xml": ""}), "t.xlsx")
 
 
 def test_a_workbook_is_read_from_the_sheet_that_has_the_pairs(tmp_path):

@@ -246,3 +246,104 @@ def test_text_and_notebook_display_hold_every_sentence_and_escape_names():
         assert sentence in page
     assert "ties" in str(found)
     assert "90.0%" in page
+
+
+def _predicted_pair(**columns):
+    """One of three pairs is predicted; `columns` holds target_method → its predicted outcome."""
+    pairs = pd.DataFrame([("a", "b"), ("a", "c"), ("b", "c")], columns=["task_a", "task_b"])
+    row = {"task_a": "a", "task_b": "b"}
+    for name, value in columns.items():
+        row |= {
+            f"predicted_{name}": value,
+            f"predicted_low_{name}": value - 0.1,
+            f"predicted_high_{name}": value + 0.1,
+        }
+    accuracy = [
+        {"target": name.rpartition("_")[0], "method": name.rpartition("_")[2], "predictor": "ridge",
+         "n_measured": 2, "level": 0.9, "mae": 0.01, "mae_of_mean": 0.02, "r": 0.5} for name in columns
+    ]  # fmt: skip
+    return _analysis(
+        pairs,
+        predicted_pairs=pd.DataFrame([row]),
+        predicted_accuracy=pd.DataFrame(accuracy),
+        methods=["ties"],
+    )
+
+
+def test_a_prediction_of_another_target_is_taken_where_the_first_has_none():
+    analysis = _predicted_pair(norm_acc_ties=np.nan, acc_ties=0.5, acc_tsv=0.6)
+    found = verdict(analysis, ["b", "a"])
+    assert (found.target, found.recommended) == ("acc", "tsv")
+    assert [(one.expected, one.low, one.high) for one in found.forecasts] == [
+        pytest.approx((0.6, 0.5, 0.7)),
+        pytest.approx((0.5, 0.4, 0.6)),
+    ]
+    assert "expect 60.0%" in found.answer
+
+
+def test_a_pair_that_could_not_be_predicted_gets_no_number():
+    found = verdict(_predicted_pair(norm_acc_ties=np.nan), ["a", "b"])
+    assert found.answer.startswith("No prediction")
+    assert found.forecasts == ()
+
+
+def test_the_set_that_is_asked_for_is_found_among_several():
+    sets = pd.DataFrame(
+        [
+            {"tasks": "a+b+c", "arity": 3, "norm_acc_ties": 0.6, "norm_acc_tsv": 0.7},
+            {"tasks": "a+b+d", "arity": 3, "norm_acc_ties": 0.9, "norm_acc_tsv": 0.5},
+        ]
+    )
+    found = verdict(replace(_suite(), sets=sets), ["d", "b", "a"])
+    assert found.recommended == "ties"
+    assert found.forecasts[0].expected == 0.9
+    with pytest.raises(UserError, match="no merge of a, c, d"):
+        verdict(replace(_suite(), sets=sets), ["a", "c", "d"])
+
+
+def test_the_only_predicted_pair_of_several_is_not_also_called_the_worst():
+    pairs = pd.DataFrame([("a", "b", 0.4), ("a", "c", 9.0)], columns=["task_a", "task_b", "base_agreement"])
+    found = verdict(_scored(_scorer(), pairs))
+    assert found.answer == "a + b should merge best, by ties (68.0% of the fine-tuned accuracy)."
+    assert found.choice == ("ties is recommended for 1 of 1 pairs.", "1 of 2 pairs were not predicted.")
+
+
+def test_a_fit_that_knows_neither_its_coverage_nor_its_regret_says_nothing_of_them():
+    scorer = _scorer()
+    (tier,) = scorer.evidence
+    fits = {name: replace(fit, coverage=None) for name, fit in tier.methods.items()}
+    bare = replace(scorer, evidence=[replace(tier, methods=fits, regret=None, fixed_regret=None)])
+    assert "contained the outcomes" in str(verdict(_scored(scorer)))
+    found = verdict(_scored(bare))
+    assert found.recommended == "ties"
+    assert found.choice == ()
+    assert "contained the outcomes" not in str(found)
+
+
+@pytest.mark.parametrize("ratio", [0.5, np.nan])
+def test_without_a_correlation_there_is_no_direction(ratio):
+    analysis = _suite([_record("known", "tsv", 0.7, 0.4, 0.9)], {"intervals": INTERVALS})
+    pairs = analysis.pairs.assign(zero_shot_ratio=ratio)
+    found = verdict(replace(analysis, pairs=pairs))
+    assert "These models merge" not in str(found)
+    assert "The base alone reaches 20% of the accuracy of a's model, the lowest of 4." in found.reasons
+
+
+CHOICE = pd.DataFrame(
+    [("l2to", "norm_acc", "probe", 0.0125, 0.031)],
+    columns=["protocol", "target", "predictor", "regret", "fixed_regret"],
+)
+
+
+@pytest.mark.parametrize(
+    ("tables", "end"),
+    [
+        ({}, "on 64 unlabelled images of each task."),
+        ({"method_choice": CHOICE}, "loses 1.25 points against each pair's best method, instead of 3.10."),
+    ],
+)
+def test_a_probe_that_predicts_is_the_first_next_step(tables, end):
+    analysis = _suite([_record("probe", "tsv", 0.7, 0.4, 0.9)], {"intervals": INTERVALS, **tables})
+    first = verdict(analysis).next_steps[0]
+    assert first.startswith("Probe this pair with probe=64: one merge per method")
+    assert first.endswith(end)

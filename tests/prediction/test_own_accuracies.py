@@ -288,3 +288,12 @@ def test_one_number_of_each_model_helps_the_28_with_the_nested_strength(joined):
         assert {record["n_pairs"] for record in records} == {185}
         scores.append(np.mean([record["r_beyond_mean"] for record in records]))
     assert scores[1] > scores[0] + 0.1
+
+
+def test_a_pair_without_a_task_leaves_only_the_given_accuracies(table):
+    frame, _ = _with_halves(table, OWN)
+    assert finetuned_accuracies(frame) == pytest.approx(OWN)
+    frame.loc[3, "task_a"] = None
+    assert finetuned_accuracies(frame) == {}
+    given = frame.assign(finetuned_accuracy_a=0.5, finetuned_accuracy_b=0.5)
+    assert finetuned_accuracies(given) == dict.fromkeys("abcdef", 0.5)

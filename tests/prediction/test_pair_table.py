@@ -29,6 +29,7 @@ def _with(table: pd.DataFrame, row: int, column: str, value: object) -> pd.DataF
             "Expected numbers in column norm_acc_ties, got 'n/a?' in row 1",
         ),
         (lambda t: _with(t, 2, "third", np.inf), "infinite in row 3"),
+        (lambda t: t.assign(second=[True] * 15), "Expected numbers in column second, got 'True' in row 1"),
         (lambda t: _with(t, 1, "task_a", None), "Row 2 of the pair table has no task_a or no task_b"),
         (lambda t: _with(t, 1, "task_b", "a"), "with itself"),
         (

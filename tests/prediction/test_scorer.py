@@ -364,3 +364,15 @@ def test_transfer_without_outcomes_or_without_any_score(simple):
 
 def test_a_scorer_of_other_numbers_is_another(scorer):
     assert replace(scorer, target="acc") != scorer
+
+
+def test_pairs_that_all_share_a_task_cannot_be_fitted(pairs):
+    star = pairs[pairs["task_a"] == "a"].reset_index(drop=True)
+    with pytest.raises(UserError, match="too few pairs to leave two tasks out"):
+        Scorer.fit(star, ["cosine", "norm"], ["ties"])
+
+
+def test_probes_of_too_few_pairs_are_no_tier(pairs):
+    probed = pairs.assign(probe_overlap_ties=[0.8, *[np.nan] * 27])
+    found = Scorer.fit(probed, METRICS, ["ties", "tsv"])
+    assert "probe" not in {one.name for one in found.evidence}

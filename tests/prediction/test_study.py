@@ -226,3 +226,18 @@ def test_a_checked_table_gives_the_study_of_its_data_frame(table):
 def test_values_outside_the_range_of_a_metric_are_refused_before_anything_is_fitted(table):
     with pytest.raises(UserError, match="outside the metric's range"):
         _study(table, known=Known(ranges={"first": (-0.1, 0.1)}))
+
+
+def test_own_accuracies_of_pairs_without_all_metrics_are_no_baseline(table):
+    known = table.assign(finetuned_accuracy=0.9 + 0.01 * np.arange(15) / 15)
+    assert "finetuned" in {record["predictor"] for record in _study(known).records}
+    known.loc[1:, "finetuned_accuracy"] = np.nan
+    known.loc[0, "first"] = np.nan
+    assert {record["predictor"] for record in _study(known).records} == set(FEW)
+
+
+def test_a_table_in_which_no_two_tasks_can_be_left_out_has_no_records(table):
+    star = table[table["task_a"] == "a"].reset_index(drop=True)
+    result = _study(star, replace(SHORT, protocols=("l2to",)))
+    assert result.records == []
+    assert result.tables == {}

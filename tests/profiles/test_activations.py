@@ -115,6 +115,21 @@ def test_another_layer_can_be_named():
         last_layer(nn.Linear(2, 2))
 
 
+def test_a_layer_that_mixes_the_images_is_refused():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rows = nn.Linear(2, 2)
+
+        def forward(self, images):
+            return self.rows(images.flatten(0, 1)).mean((0, 1))[None]
+
+    with pytest.raises(
+        UserError, match=r"'rows' for one image has shape \(3, 5, 2\): expected batch × tokens"
+    ):
+        mean_activation(Flat(), random_state(Flat()), images(4), layer="rows")
+
+
 def test_the_encoder_is_left_as_it_was():
     encoder = SmallResNet()
     encoder.norm.eval()

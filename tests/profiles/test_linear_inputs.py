@@ -233,6 +233,27 @@ def test_a_weight_used_twice_has_both_inputs():
     agree(grams_by_name(encoder, images), {"first.weight[0:12]": gram(rows) + gram(hidden)})
 
 
+def test_products_with_some_columns_of_a_weight_are_no_linear_layer(images):
+    """Half of the inputs alone do not say what RegMean needs of the whole layer."""
+
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.split, self.whole = nn.Linear(6, 4, bias=False), nn.Linear(4, 2, bias=False)
+
+        def forward(self, images):
+            rows = images.mean((2, 3)).repeat(1, 2)
+            weight = self.split.weight
+            return self.whole(rows[:, :3] @ weight[:, :3].T + rows[:, 3:] @ weight[:, 3:].T)
+
+    encoder = Halves()
+    rows = images.mean((2, 3)).repeat(1, 2).numpy()
+    agree(
+        grams_by_name(encoder, images),
+        {"whole.weight[0:2]": gram(rows @ encoder.split.weight.detach().numpy().T)},
+    )
+
+
 def test_the_number_of_rows_at_a_time_changes_nothing(tower, images, monkeypatch):
     expected = grams_by_name(tower, images)
     monkeypatch.setattr("mergeability.profiles.linear_inputs._ROWS", 3)

@@ -10,6 +10,7 @@ from mergeability.context import Run
 from mergeability.data.inputs import Inputs
 from mergeability.errors import UserError
 from mergeability.linalg import grams
+from mergeability.profiles import subspaces
 from mergeability.profiles.activations import sample_activations
 from mergeability.profiles.evidence import ensure_entries
 from mergeability.profiles.gradients import task_gradients
@@ -211,6 +212,22 @@ def test_progress_sees_every_loop(load, views):
         "singular vectors": (6, 6),
         "subspaces of all pairs": (2, 2),
     }
+
+
+def test_what_was_decomposed_ahead_is_not_decomposed_again(load, files, tmp_path, monkeypatch):
+    Profiles(load(Store(tmp_path))).decompose(2)
+    monkeypatch.setattr(subspaces, "decompose", lambda *_: pytest.fail("decomposed again"))
+    vectors, base = load(Store(tmp_path)), state(files, "base")
+    profiles = Profiles(vectors)
+    overlaps = profiles.subspace_overlaps("left", "top", 2)
+    found = profiles.singular_values(3)
+    for layer, name in enumerate(vectors.matrices):
+        short = name.removeprefix("visual.")
+        deltas = [(state(files, task)[short] - base[short]).double().numpy() for task in TASKS]
+        expected = [np.linalg.svd(delta, compute_uv=False)[:3] for delta in deltas]
+        np.testing.assert_allclose(found[layer], expected, rtol=1e-5)
+        (left, right) = (np.linalg.svd(delta)[0][:, :2] for delta in deltas[:2])
+        assert overlaps[layer, 0, 1] == pytest.approx((np.square(left.T @ right)).sum(), rel=1e-4)
 
 
 def test_what_is_not_finite_is_an_error(load, views):

@@ -445,3 +445,17 @@ def test_the_page_and_its_tables_are_written(tmp_path, folders):
 
 def test_the_interval_of_one_value_is_unknown():
     assert np.isnan(student_interval(np.array([1.0]))).all()
+
+
+def test_outcomes_without_the_accuracies_of_both_tasks_are_not_compared(folders):
+    before = compare(folders).merges
+    for folder in folders:
+        pairs = pd.read_csv(folder / "pairs.csv")
+        pairs.drop(columns=["norm_acc_ties_a", "norm_acc_ties_b"]).to_csv(folder / "pairs.csv", index=False)
+    found = compare(folders).merges
+    assert set(zip(found["method"], found["target"], strict=True)) == {
+        ("average", "acc"), ("average", "norm_acc"), ("ties", "acc"), (ALL_METHODS, "acc"), (ALL_METHODS, "norm_acc"),
+    }  # fmt: skip
+    for setting in ("l2_to_init-0.1", "l2_to_init-1"):
+        of_all = changed(found, setting, ALL_METHODS, "norm_acc")
+        assert of_all["change"] == pytest.approx(changed(before, setting, "average", "norm_acc")["change"])

@@ -3,15 +3,18 @@
 import json
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from mergeability.errors import UserError
+from mergeability.metrics.catalogue import PAPER
 from mergeability.prediction.architectures import cells, transfer
 from mergeability.prediction.architectures.claims import CLAIMS
 from mergeability.reporting.architectures.jobs import read_jobs
+from mergeability.reporting.architectures.page import _trainings
 from mergeability.reporting.architectures.summary import write_summary
 
 TASKS = list("abcdef")
@@ -144,7 +147,8 @@ def test_merges_of_more_models_are_read(tmp_path, folders):
     sets = pd.DataFrame({"tasks": ["+".join(one) for one in triples], "arity": 3})
     sets["norm_acc_ties"] = np.random.default_rng(0).uniform(size=len(sets))
     sets.to_csv(folders[0] / "sets.csv", index=False)
-    write_summary(tmp_path / "sweep", folders)
+    page = write_summary(tmp_path / "sweep", folders).read_text()
+    assert "Sets are left out if some of their pairs were not merged" not in page
     table = pd.read_csv(tmp_path / "sweep" / "architectures_sets.csv")
     assert table[["architecture", "method", "arity", "n_sets"]].to_numpy().tolist() == [
         ["clip_mini", "ties", 3, 20],
@@ -181,6 +185,18 @@ def test_a_metric_that_one_architecture_lacks_is_named(tmp_path, folders):
     assert "These metrics are left out for all architectures" in named
 
 
+def test_only_what_an_architecture_lacks_is_named(tmp_path, folders):
+    for folder in folders[:2]:
+        pairs = pd.read_csv(folder / "pairs.csv")
+        others = [name for name in PAPER if name not in pairs]
+        more = pd.DataFrame(np.random.default_rng(1).normal(size=(len(pairs), len(others))), columns=others)
+        pd.concat([pairs, more], axis=1).to_csv(folder / "pairs.csv", index=False)
+    jobs = read_jobs(tmp_path / "sweep", folders)
+    assert set(jobs.metrics) == set(METRICS)
+    (named,) = [one for one in jobs.missing if "These metrics are left out for all architectures" in one]
+    assert "clip_mini_resnet lacks them" in named
+
+
 def test_jobs_with_other_settings_are_refused_and_earlier_ones_left_out(tmp_path, folders):
     other = _job(tmp_path, "clip_mini_wide", alpha=0.5)
     with pytest.raises(UserError, match=r"differ in alpha\.$"):
@@ -210,3 +226,14 @@ def test_folders_without_merges_or_metrics_are_refused(tmp_path, folders):
         pairs.to_csv(folder / "pairs.csv", index=False)
     with pytest.raises(UserError, match="None of the published metrics is in every table"):
         read_jobs(tmp_path / "sweep", folders)
+
+
+@pytest.mark.parametrize("left_out", [0, 4])
+def test_sets_whose_pairs_were_not_merged_are_explained(left_out):
+    sets = pd.DataFrame(
+        [{"architecture": "clip_mini", "method": "ties", "arity": 3, "rho": 0.5, "rho_low": 0.1, "rho_high": 0.8,
+          "n_sets": 16, "left_out": left_out, "seeds": 2}]
+    )  # fmt: skip
+    (section,) = _trainings(SimpleNamespace(penalties=pd.DataFrame(), sets=sets))
+    assert section.heading == "Do pairs predict merges of more than two models?"
+    assert ("Sets are left out if some of their pairs were not merged" in section.body) == (left_out > 0)

@@ -179,3 +179,12 @@ def test_runs_of_one_model_are_not_grouped(folders, tmp_path):
     assert "model" not in summary.methods
     summary.save(tmp_path / "out")
     assert not (tmp_path / "out" / "summary_models.csv").exists()
+
+
+def test_a_run_without_outcomes_is_named(folders):
+    path = folders[1] / "pairs.csv"
+    pd.read_csv(path).drop(columns="norm_acc_ta").to_csv(path, index=False)
+    summary = cross_method_summary(folders)
+    assert "1 contains no outcomes." in summary.missing
+    assert "0 contains no outcomes." not in summary.missing
+    assert summary.methods["method"].tolist() == ["ties"]

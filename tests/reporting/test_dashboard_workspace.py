@@ -137,3 +137,32 @@ def test_what_is_saved_and_where_it_is(monkeypatch, capsys):
     assert capsys.readouterr().out == (
         "workspace: https://example.org/Workspace\nreport: https://example.org/Report\n"
     )
+
+
+def test_a_workspace_without_methods_is_refused():
+    with pytest.raises(UserError, match=r"A workspace needs merge methods: name some with --methods\."):
+        module.Project.parse("team/project", [])
+
+
+def test_groups_name_their_panels():
+    assert {one.title: one.titles for one in module.groups(PROJECT)} == PANELS
+
+
+@pytest.mark.parametrize("error", ["Error", "OSError", "ValueError"])
+def test_a_dashboard_that_is_not_saved_is_told_in_one_sentence(monkeypatch, error):
+    import wandb
+    import wandb.errors
+    import wandb_workspaces.workspaces as workspaces
+
+    def refuse(_self):
+        raise {"OSError": OSError, "ValueError": ValueError}.get(error, wandb.errors.Error)(
+            "project\nis full"
+        )
+
+    monkeypatch.setattr(wandb, "Api", lambda **_options: None)
+    monkeypatch.setattr(workspaces.Workspace, "save", refuse)
+    with pytest.raises(UserError) as raised:
+        module.save(PROJECT)
+    assert (
+        str(raised.value) == "Weights & Biases did not save the dashboard of team/project: project is full."
+    )

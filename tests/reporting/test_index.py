@@ -134,3 +134,34 @@ def test_a_run_without_title_has_the_name_of_its_folder(tmp_path):
     (folder / "report.html").write_text("")
     assert [line.title for line in run_lines(tmp_path)] == ["named"]
     assert pd.notna(run_lines(tmp_path)[0].finished)
+
+
+def test_a_store_below_the_folder_is_not_searched(tmp_path):
+    finished(tmp_path / "a", "Shown")
+    finished(tmp_path / "kept/b", "Hidden")
+    (tmp_path / "kept/store.json").touch()
+    assert [line.title for line in run_lines(tmp_path)] == ["Shown"]
+
+
+def test_a_page_that_cannot_be_opened_is_called_by_its_folder(tmp_path, monkeypatch):
+    folder = finished(tmp_path / "a", "Six tasks")
+    (line,) = run_lines(tmp_path)
+    assert line.title == "Six tasks"
+
+    def refuse(path, *_arguments, **_options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(type(folder), "open", refuse)
+    (line,) = run_lines(tmp_path)
+    assert line.title == "a"
+
+
+def test_a_page_on_another_drive_is_linked_by_its_whole_address(tmp_path, monkeypatch):
+    finished(tmp_path / "a")
+    (line,) = run_lines(tmp_path)
+
+    def other_drive(_path, _start):
+        raise ValueError("path is on mount 'C:', start on mount 'D:'")
+
+    monkeypatch.setattr("mergeability.reporting.run_lines.os.path.relpath", other_drive)
+    assert line.link(tmp_path) == (tmp_path / "a/report.html").resolve().as_uri()

@@ -286,3 +286,29 @@ def test_figures_take_the_colours_of_the_theme():
     ground = re.search(r'data-theme="dark"\] \{[^}]*--ground: (#\w+);', css)[1]
     assert dark["layout"]["paper_bgcolor"] == dark["layout"]["plot_bgcolor"] == ground
     assert dark["data"][0]["marker"]["color"] != "#2166ac"
+
+
+def test_of_very_many_pairs_without_outcomes_the_first_are_held(monkeypatch):
+    monkeypatch.setattr(pair_data, "MOST_ROWS", 4)
+    compared = analysis_of(5)
+    held = pair_data.pair_data(Analysis("t", compared.pairs[["task_a", "task_b", "first"]], ["first"]))
+    assert held["metrics"]["first"] == pytest.approx(compared.pairs["first"].head(4).tolist(), rel=1e-3)
+    assert held["left_out"] == 6
+
+
+def test_predictions_of_pairs_that_are_not_held_are_left_out_and_the_first_ones_stay(monkeypatch):
+    monkeypatch.setattr(pair_data, "MOST_ROWS", 2)
+    study = PredictionResult(
+        [{"situation": "both new", "protocol": "l2to", "target": "norm_acc"}],
+        predictions=pd.DataFrame(
+            [
+                {"protocol": "l2to", "predictor": "ridge", "target": "norm_acc", "method": "ties", "held_out": "x",
+                 "task_a": a, "task_b": b, "predicted": value}
+                for a, b, value in (("t3", "t2", 0.1), ("t1", "t0", 0.25), ("t0", "t1", 0.75))
+            ]
+        ),
+    )  # fmt: skip
+    held = pair_data.pair_data(analysis_of(4, prediction=study))
+    found = held["predicted"]["norm_acc"]["ties"]
+    assert found == {"value": [0.25, None], "low": [None, None], "high": [None, None]}
+    assert "The interval is meant" not in held["predicted_by"]

@@ -10,7 +10,10 @@ from rich.console import Console
 from mergeability.pipeline import Analysis
 from mergeability.prediction.validation.evaluate import PredictionResult
 from mergeability.reporting import summary_table
+from mergeability.reporting.figures import layer_map
+from mergeability.reporting.first_screen import outcome_columns
 from mergeability.reporting.headline import headline
+from mergeability.reporting.prediction_sections import _beyond
 from mergeability.reporting.summaries import (
     best_predictor,
     curve_table,
@@ -294,3 +297,69 @@ def test_sets_are_summarised_by_size_and_method():
         in lead
     )
     assert sets_table(Analysis("none", analysis.pairs, [])).empty
+
+
+def test_outcomes_that_are_all_missing_are_said_to_be(pairs):
+    none = pairs.assign(norm_acc_ties=np.nan, norm_acc_ta=np.nan, acc_ties=np.nan)
+    found = headline(Analysis("t", none, ["m"], ["ties", "ta"]))
+    assert "No merge has a measured outcome." in found
+    assert not any("merges best" in one for one in found)
+
+
+def test_without_a_pair_that_every_method_merged_none_is_called_the_best(pairs):
+    apart = pairs.assign(norm_acc_ta=[np.nan, np.nan, 1.0])
+    text = " ".join(headline(Analysis("t", apart, ["m"], ["ties", "ta"])))
+    assert "ta merges best on average: mean normalised accuracy 100.0% over 1 pair" in text
+    assert "Averaged over methods" not in text
+
+
+def test_the_first_screen_shows_the_outcome_that_was_measured(pairs):
+    analysis = Analysis("t", pairs.assign(norm_acc_ties=np.nan, norm_acc_ta=np.nan), ["m"], ["ties", "ta"])
+    assert outcome_columns(analysis) == ("accuracy", {"ties": "acc_ties"})
+    probed = Analysis(
+        "t",
+        pairs.assign(acc_ties=np.nan, probe_overlap_ta=0.5)[
+            ["task_a", "task_b", "acc_ties", "probe_overlap_ta"]
+        ],
+        ["m"],
+        ["ties"],
+        merged=["ta"],
+    )
+    assert outcome_columns(probed) == ("overlap of the probe", {"ta": "probe_overlap_ta"})
+
+
+@pytest.mark.parametrize("count", [400, 401])
+def test_layers_of_very_many_pairs_are_drawn_as_ranges(count):
+    cosines = pd.DataFrame(
+        np.random.default_rng(0).uniform(-1, 1, (3, count)), index=["first", "second", "last"]
+    )
+    figure = layer_map(cosines)
+    if count == 400:
+        assert np.shape(figure.data[0].z) == (3, 400)
+        return
+    expected = [cosines.min(axis=1), cosines.median(axis=1), cosines.max(axis=1)]
+    assert [one.name for one in figure.data] == [
+        f"{name} of 401 pairs" for name in ("lowest", "median", "highest")
+    ]
+    for drawn, values in zip(figure.data, expected, strict=True):
+        assert list(drawn.y) == ["first", "second", "last"]
+        np.testing.assert_allclose(np.array(drawn.x, dtype=float), values, atol=1e-3)
+
+
+def test_shares_of_variance_are_shown_without_permutation_tests(pairs):
+    variance = pd.DataFrame(
+        {
+            "target": "norm_acc",
+            "method": ["ties"],
+            "task_effects": [0.6],
+            "metrics_beyond": [0.1],
+            "residual": [0.3],
+        }
+    )
+    section = _beyond(
+        Analysis("t", pairs, ["m"], ["ties"], prediction=PredictionResult(tables={"variance": variance}))
+    )
+    assert section is not None
+    assert section.heading == "Do metrics improve predictions beyond task effects?"
+    assert "The tests as a table" not in section.body
+    assert _beyond(Analysis("t", pairs, ["m"], ["ties"], prediction=PredictionResult())) is None

@@ -10,8 +10,12 @@ import wandb
 import wandb.errors
 
 from mergeability.pipeline.result import Analysis
+from mergeability.prediction.validation.evaluate import PredictionResult
+from mergeability.reporting import logged_names as names
 from mergeability.reporting.tracking import (
     Guarded,
+    log_analysis,
+    log_summary,
     log_training,
     model_artifact_name,
     open_run,
@@ -19,9 +23,10 @@ from mergeability.reporting.tracking import (
     tracked_progress,
     wandb_logger,
     wandb_mode,
+    weights_and_biases,
 )
-from mergeability.reporting.tracking.figures import with_menu
-from mergeability.reporting.tracking.records import key
+from mergeability.reporting.tracking.figures import figures_of, with_menu
+from mergeability.reporting.tracking.records import _plain, key
 from mergeability.reporting.tracking.weights_and_biases import _failed
 
 
@@ -230,3 +235,108 @@ def test_a_menu_shows_one_figure_at_a_time():
     assert [button.label for button in buttons] == ["first", "second one"]
     assert buttons[1].args[0]["visible"] == [False, True, True]
     assert with_menu({}) is None
+
+
+def test_the_name_of_an_experiment_is_passed_on_until_it_fails(caplog):
+    class Named(Failing):
+        @property
+        def name(self):
+            return "mine" if self.asked == 0 else self._fail()
+
+    inner = Named(OSError(28, "No space left on device"))
+    guarded = Guarded(inner, "comet")
+    assert guarded.name == "mine"
+    inner.asked = 1
+    assert guarded.name is None
+    assert guarded.lost
+    assert "logger=comet failed" in caplog.text
+
+
+def test_a_summary_goes_to_mlflow_with_its_tables(tmp_path):
+    logged = []
+
+    class Client:
+        def log_artifact(self, run, path):
+            logged.append((run, path))
+
+    class Mlflow(lightning_loggers.MLFlowLogger):
+        experiment, run_id = Client(), "r1"
+
+        def __init__(self):
+            pass
+
+    for name in ("summary.html", "methods.csv", "agreement.csv", "notes.txt"):
+        (tmp_path / name).write_text("")
+    log_summary([Guarded(Mlflow(), "mlflow")], tmp_path / "summary.html")
+    assert logged == [
+        ("r1", str(tmp_path / name)) for name in ("summary.html", "agreement.csv", "methods.csv")
+    ]
+
+
+def test_only_the_first_of_several_processes_opens_and_ends_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights_and_biases.rank_zero_only, "rank", 1)
+    monkeypatch.setattr(weights_and_biases, "open_run", pytest.fail)
+    made = wandb_logger(str(tmp_path), log_model=True)
+    assert made.keeps_weights
+    assert made.end(failed=False) is None
+
+
+def test_cells_of_one_column_are_texts_or_missing():
+    frame = pd.DataFrame({"mixed": pd.Series([1, "a", None, 2.5], dtype=object), "number": [1.5, 2, 3, 4]})
+    plain = _plain(frame)
+    assert plain["mixed"].drop(2).tolist() == ["1", "a", "2.5"]
+    assert pd.isna(plain["mixed"][2])
+    assert plain["number"].tolist() == [1.5, 2, 3, 4]
+    assert frame["mixed"].tolist() == [1, "a", None, 2.5]
+
+
+@pytest.mark.parametrize("there", [("model.safetensors", "head.safetensors", "card.json"), ("card.json",)])
+def test_weights_are_logged_with_the_files_that_are_there(tmp_path, monkeypatch, there):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in there:
+        (tmp_path / name).write_text("x")
+    artifacts = []
+    made = wandb_logger(str(tmp_path / "logs"), mode="disabled", log_model=True)
+    monkeypatch.setattr(type(made.experiment), "log_artifact", lambda _run, one: artifacts.append(one))
+    log_training([Guarded(made, "wandb")], {"task": "digits", "sha256": "0123456789abcdef"}, tmp_path)
+    assert [one.type for one in artifacts] == ["model", "weights"]
+    assert sorted(artifacts[1].manifest.entries) == sorted(there)
+
+
+def test_methods_without_predictions_of_their_best_predictor_have_no_figure():
+    records = [
+        {"method": method, "predictor": "ridge", "protocol": "loto", "situation": "known partner",
+         "target": "norm_acc", "r_mean": 0.5, "r_std": 0.1, "rho_mean": 0.5, "train_r_mean": 0.6, "pooled_r": 0.5,
+         "mae": 0.1, "r2_over_training_mean": 0.2, "n_folds": 2, "n_pairs": 1, "n_undefined": 0} for method in ("ties", "tsv")
+    ]  # fmt: skip
+    keys = {"protocol": "loto", "method": "ties", "target": "norm_acc", "predictor": "ridge", "held_out": "a"}
+    prediction = PredictionResult(
+        records,
+        coefficients=pd.DataFrame([{**keys, "metric": "m", "coefficient": 0.5}]),
+        predictions=pd.DataFrame([{**keys, "task_a": "a", "task_b": "b", "measured": 0.5, "predicted": 0.6}]),
+    )
+    pairs = pd.DataFrame(
+        [("a", "b", 0.5, 0.6)], columns=["task_a", "task_b", "norm_acc_ties", "norm_acc_tsv"]
+    )
+    found = figures_of(Analysis("t", pairs, ["m"], ["ties", "tsv"], prediction=prediction))
+    assert len(found[names.HEAT_MAP].layout.updatemenus) == 1
+    for name in (names.PREDICTED, names.COEFFICIENTS):
+        assert len(found[name].layout.updatemenus) == 0
+
+
+def test_a_run_with_a_network_uses_the_models_that_were_analysed(tmp_path, monkeypatch):
+    made = wandb_logger(str(tmp_path / "logs"), mode="disabled")
+    kind, used = type(made.experiment), []
+    monkeypatch.setattr(kind, "offline", property(lambda _run: False))
+    monkeypatch.setattr(kind, "use_artifact", lambda _run, one: used.append((one.type, one.name)))
+    (tmp_path / "report.html").write_text("a report")
+    pairs = pd.DataFrame([("a", "b", 0.5)], columns=["task_a", "task_b", "norm_acc_ties"])
+    hashes = {"a": "0123456789abcdef", "b": "fedcba9876543210"}
+    guarded = Guarded(made, "wandb")
+    log_analysis(
+        [guarded],
+        Analysis("t", pairs, [], ["ties"], run={"checkpoint_sha256": hashes}),
+        tmp_path / "report.html",
+    )
+    assert not guarded.lost
+    assert used == [("model", model_artifact_name(task, sha256)) for task, sha256 in hashes.items()]

@@ -6,7 +6,10 @@ import safetensors.torch
 import torch
 
 from mergeability.errors import UserError
+from mergeability.merging import Average
+from mergeability.profiles.profiles import Profiles
 from mergeability.store import Store
+from mergeability.task_vectors.magnitudes import magnitude_thresholds
 from mergeability.task_vectors.vectors import TaskVectors
 from mergeability.weights.checkpoints import Checkpoint
 
@@ -200,6 +203,90 @@ def test_another_base_is_refused_and_a_doubtful_one_warned_about_once(write, cap
         doubtful.check_base()
         doubtful.check_base()
     assert caplog.text.count("'doubtful'") == 1
+
+
+def test_a_change_beyond_the_range_of_float32_is_refused(task_vectors):
+    huge = task_vectors.transformed(lambda task, _name, delta: delta * (1e39 if task == "a" else 1))
+    assert magnitude_thresholds(huge.select(["b"]), 0.5).keys() == {"b"}
+    with pytest.raises(
+        UserError, match=r"change of 'visual\.[a-z0-9.]+' in the model of 'a' is too large for float32"
+    ):
+        magnitude_thresholds(huge, 0.5)
+    with pytest.raises(
+        UserError, match=r"change of 'visual\.[a-z0-9.]+' in the model of 'a' is too large for float32"
+    ):
+        Profiles(huge).subspace_overlaps("left", "top", 2)
+
+
+def test_a_change_that_is_not_finite_has_no_singular_vectors(write):
+    base, broken = random_state(0), moved(random_state(0), 1)
+    broken["visual.proj"][2, 1] = torch.inf
+    paths = {"a": write("a", broken), "b": write("b", moved(base, 2))}
+    profiles = Profiles(TaskVectors.load(paths, write("base", base), keep_below=0))
+    with pytest.raises(UserError, match=r"'visual.proj' of the model of 'a' contains NaN"):
+        profiles.subspace_overlaps("left", "top", 2)
+
+
+def test_a_tensor_without_elements_is_merged_into_one(write):
+    base = {"empty": torch.zeros(0, 4), "w": torch.ones(2)}
+    models = {"a": base | {"w": torch.tensor([2.0, 3.0])}, "b": base | {"w": torch.tensor([4.0, -1.0])}}
+    paths = {task: write(task, state) for task, state in models.items()}
+    vectors = TaskVectors.load(paths, write("base", base), keep_below=0, refuse_above=9)
+    merged = Average()(vectors)
+    assert merged["empty"].shape == (0, 4)
+    assert merged["w"].tolist() == [2.0, 0.0]
+
+
+def test_a_buffer_of_another_type_is_named_even_with_the_same_values(write):
+    base = random_state(0) | {"visual.order": torch.arange(3)}
+    models = {"same": base, "other": base | {"visual.order": torch.arange(3).int()}}
+    vectors = TaskVectors.load(
+        {task: write(task, state) for task, state in models.items()}, write("base", base)
+    )
+    found = [one for one in vectors.left_out if "integer tensors" in one.what]
+    assert [(one.names, one.owners) for one in found] == [(("visual.order",), ("other",))]
+
+
+@pytest.mark.parametrize("patterns", [{"include": [""]}, {"exclude": ["head", ""]}])
+def test_empty_patterns_are_refused(files, patterns):
+    (option,) = patterns
+    with pytest.raises(
+        UserError, match=f"Expected {option} to be a regular expression or a list of them, got"
+    ):
+        TaskVectors.load(files["models"], files["base"], **patterns)
+
+
+def test_task_vectors_describe_themselves(files):
+    models = {"a&b": files["models"]["a"], "c": files["models"]["c"]}
+    vectors = TaskVectors.load(models, files["base"])
+    # 6·4 + 4 + 4·3·2·2 numbers.
+    expected = "TaskVectors(a&b, c; 76 parameters in 3 tensors, base base.safetensors)"
+    assert repr(vectors) == expected
+    base = read_numpy(files["base"])
+    shown = vectors._repr_html_()
+    assert f"<caption>{expected.replace('&', '&amp;')}</caption>" in shown
+    for task, path in models.items():
+        state = read_numpy(path)
+        moved_by, length = (
+            np.sqrt(sum(np.square(one, dtype=np.float64).sum() for one in values))
+            for values in ([state[name] - base[name] for name in base], base.values())
+        )
+        assert f"<td>{task.replace('&', '&amp;')}</td><td>{100 * moved_by / length:.3g} %</td>" in shown
+
+
+def test_task_vectors_are_compared_by_identity(task_vectors):
+    same = task_vectors.select(task_vectors.tasks)
+    assert task_vectors != same
+    assert len({task_vectors, task_vectors, same}) == 2
+
+
+def test_states_in_memory_have_the_differences_of_their_files(files):
+    states = {task: safetensors.torch.load_file(path) for task, path in files["models"].items()}
+    vectors = TaskVectors.load(states, safetensors.torch.load_file(files["base"]))
+    for name in SHAPES:
+        base = read_numpy(files["base"])[name]
+        expected = np.stack([state[name].numpy() - base for state in states.values()])
+        np.testing.assert_array_equal(vectors[name].numpy(), expected)
 
 
 def test_the_same_file_twice_is_warned_about(files, caplog):

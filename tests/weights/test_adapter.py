@@ -222,6 +222,87 @@ def test_an_adapter_that_is_not_whole_or_of_another_base_is_refused(tmp_path, ba
     (tmp_path / "bare/adapter_config.json").write_bytes(b"\xff{")
     with pytest.raises(UserError, match="is not valid JSON"):
         opened(tmp_path / "bare", base)
+    (tmp_path / "bare/adapter_config.json").write_text("[1]")
+    with pytest.raises(UserError, match="does not contain the settings of an adapter"):
+        opened(tmp_path / "bare", base)
+    (tmp_path / "bare/adapter_config.json").unlink()
+    (tmp_path / "bare/adapter_config.json").mkdir()
+    with pytest.raises(UserError, match=r"There is no adapter_config\.json in .*bare"):
+        opened(tmp_path / "bare", base)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"base_model.model.body.wide.weight": torch.ones(12, 6)},
+            "as well as whole weights of body.wide.weight",
+        ),
+        ({"base_model.model.body.wide.lora_B.bias": torch.ones(12)}, "has biases in its low-rank factors"),
+        (
+            {"base_model.model.body.wide.lora_A.weight": torch.ones(RANK, 5)},
+            r"does not fit 'body\.wide\.weight'",
+        ),
+    ],
+)
+def test_tensors_that_do_not_belong_to_an_adapter_are_refused(tmp_path, base, changes, message):
+    with pytest.raises(UserError, match=message):
+        opened(adapter(tmp_path, factors() | changes), base)
+
+
+def test_an_adapter_without_factors_is_refused(tmp_path, base):
+    whole = {"base_model.model.head.weight": torch.ones(4, 5)}
+    with pytest.raises(UserError, match=r"Expected a LoRA adapter, but .* contains no lora_A and lora_B"):
+        opened(adapter(tmp_path, whole), base)
+
+
+def test_an_adapter_of_a_quantised_base_is_refused(tmp_path):
+    save_file({"body.wide.weight": torch.ones(12, 6, dtype=torch.int8)}, tmp_path / "base.safetensors")
+    with pytest.raises(
+        UserError, match=r"'body\.wide\.weight' of the base is quantised.*model\.dequantize\(\)"
+    ):
+        opened(adapter(tmp_path, factors(["body.wide"])), tmp_path / "base.safetensors")
+
+
+def test_dora_needs_one_magnitude_per_output(tmp_path, base):
+    tensors = factors(["body.wide"]) | {"base_model.model.body.wide.lora_magnitude_vector": torch.ones(11)}
+    with pytest.raises(UserError, match="must contain one magnitude per output"):
+        opened(adapter(tmp_path, tensors, use_dora=True), base)
+
+
+def test_one_exchange_of_a_prefix_has_to_place_every_module(tmp_path):
+    save_file(
+        {"wide.weight": torch.ones(12, 6), "tall.weight": torch.ones(5, 9)}, tmp_path / "base.safetensors"
+    )
+    tensors = {
+        name.replace("body.tall", "tall"): value
+        for name, value in factors(["body.wide", "body.tall"]).items()
+    }
+    with pytest.raises(
+        UserError, match=r"changes 1 modules that are not in the base, such as '(tall|body\.wide)'"
+    ):
+        opened(adapter(tmp_path, tensors), tmp_path / "base.safetensors")
+
+
+@pytest.mark.parametrize("prefix", ["base_model.", ""])
+def test_an_adapter_in_a_pytorch_file_is_read_whatever_its_prefix(tmp_path, base, prefix):
+    tensors = factors() | {"base_model.model.head.weight": torch.arange(20.0).reshape(4, 5)}
+    folder = adapter(tmp_path, tensors)
+    (folder / "adapter_model.safetensors").unlink()
+    renamed = {prefix + name.removeprefix("base_model.model."): value for name, value in tensors.items()}
+    torch.save(renamed, folder / "adapter_model.bin")
+    file, plain = opened(folder, base), TensorFile(base)
+    for name in SHAPES:
+        expected = plain.tensor(f"{name}.weight").double().numpy() + 2 * product(tensors, name)
+        np.testing.assert_allclose(file.tensor(f"{name}.weight").numpy(), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(file.tensor("head.weight"), np.arange(20).reshape(4, 5))
+    np.testing.assert_array_equal(file.read_float32("head.weight", 3, 7), np.arange(3, 7))
+    assert {name for name in file.entries if file.is_adapted(name)} == {f"{name}.weight" for name in SHAPES}
+    file.check_unchanged()
+    base.unlink()
+    save_file({"head.weight": torch.ones(4, 5)}, base)
+    with pytest.raises(UserError, match="was changed while it was in use"):
+        file.check_unchanged()
 
 
 class Network(torch.nn.Module):

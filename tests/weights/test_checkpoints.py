@@ -66,6 +66,8 @@ def test_hashes_of_tensors_see_names_dtypes_shapes_and_values_but_not_order():
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"No checkpoint at .*gone\.safetensors"):
         Checkpoint.open(tmp_path / "gone.safetensors")
+    with pytest.raises(UserError, match=r"There is no file at .*gone\.safetensors"):
+        checkpoints.load(tmp_path / "gone.safetensors")
 
 
 def test_a_truncated_file_is_refused(tmp_path):

@@ -7,6 +7,7 @@ import sys
 import threading
 from concurrent.futures import Future
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 import torch
@@ -82,6 +83,17 @@ def test_what_no_thread_has_begun_is_hashed_by_the_caller(tmp_path, hashed):
     file_hashes._ahead[tuple(state.items())] = Future()
     assert file_hash(path) == sha256(path)
     assert hashed == [path]
+
+
+def test_what_the_caller_hashed_is_skipped_by_the_threads(tmp_path, hashed):
+    paths, queue = [written(tmp_path / name) for name in ("base", "cars")], SimpleQueue()
+    futures = [Future() for _ in paths]
+    for future, path in zip(futures, paths, strict=True):
+        queue.put((future, path))
+    futures[0].cancel()
+    file_hashes._work(queue)
+    assert hashed == paths[1:]
+    assert futures[1].result() == sha256(paths[1])
 
 
 def test_a_file_changed_after_its_hash_was_started_gets_its_new_hash(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from mergeability.errors import UserError
-from mergeability.weights.names import Source, canonical_shape, canonical_sources, read_names
+from mergeability.weights.names import Source, canonical_shape, canonical_sources, layout_name, read_names
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -248,6 +248,23 @@ def test_a_text_tower_is_read_on_request_and_named_otherwise(tower):
     assert one.left_out == {"text tower": sorted(text)}
     assert not both.left_out
     assert both.sources.keys() - one.sources.keys() == {name.removeprefix("net.") for name in text}
+    for alone in (names, list(as_hugging_face(tower))):
+        assert read_names(alone, "both") == read_names(alone)
+
+
+@pytest.mark.parametrize(
+    ("names", "layout"),
+    [
+        (["vision_model.pre_layrnorm.bias", "vision_model.embeddings.class_embedding"],
+         "Hugging Face's CLIP names under 'vision_model.', without a projection"),
+        (["pre_layrnorm.bias", "embeddings.class_embedding", "visual_projection.weight"],
+         "Hugging Face's CLIP names under '', with a projection"),
+        (["module.visual.class_embedding"], "open_clip's names under 'module.visual.'"),
+        (["layer.weight"], "open_clip's names under ''"),
+    ],
+)  # fmt: skip
+def test_the_layout_of_a_file_is_described(names, layout):
+    assert layout_name(names) == layout
 
 
 def test_a_tower_that_is_a_part_of_another_network_is_no_clip(tower):

@@ -115,6 +115,27 @@ def test_a_file_that_is_replaced_is_not_read_on(file):
     assert TensorFile(file).tensor("scalar") == 3.5
 
 
+def test_a_folder_or_a_missing_file_cannot_be_read(tmp_path):
+    for path in (tmp_path, tmp_path / "gone.safetensors"):
+        with pytest.raises(UserError, match=f"^Cannot read {path}: "):
+            TensorFile(path)
+
+
+def test_a_file_that_was_removed_is_an_error_in_a_sentence(file):
+    opened = TensorFile(file)
+    file.unlink()
+    with pytest.raises(UserError, match=r"^Cannot read .*: No such file or directory\.$"):
+        opened.tensor("scalar")
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read_is_an_error(file, monkeypatch):
+    opened = TensorFile(file)
+    monkeypatch.setattr(opened, "_compare", lambda handle: os.truncate(file, file.stat().st_size - 600))
+    with pytest.raises(UserError, match="the file became shorter while it was read"):
+        for name in opened.entries:
+            opened.tensor(name)
+
+
 @pytest.mark.parametrize("content", [b"", b"\x80\x04pickle", b"\xff" * 64])
 def test_what_is_no_safetensors_file_is_refused(tmp_path, content):
     (tmp_path / "a.safetensors").write_bytes(content)

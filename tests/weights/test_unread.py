@@ -192,6 +192,23 @@ def test_a_plain_state_dict_has_no_other_entries(folder):
     assert left_out(folder / "a.pt", folder) == []
 
 
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (
+            lambda: torch.eye(3).to_sparse(),
+            r"1 of them are sparse: body\.weight.*call \.to_dense\(\) on them",
+        ),
+        (lambda: torch.eye(3) * 1j, r"complex: body\.weight.*torch\.view_as_real"),
+        (lambda: torch.empty(3, device="meta"), r"on the meta device, without values: body\.weight"),
+    ],
+)
+def test_tensors_without_plain_values_are_named_with_what_makes_them_plain(tensor, message, tmp_path):
+    torch.save({"body.weight": tensor(), "body.bias": torch.ones(3)}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=f"Expected plain tensors in .*{message}"):
+        load_state_dict(tmp_path / "a.pt")
+
+
 def test_other_weights_in_a_folder_are_named_in_the_card_too(folder):
     model = folder / "model"
     model.mkdir()

@@ -247,7 +247,7 @@ def _nearly_equal(frame: pd.DataFrame) -> list[str]:
     """Name tasks that differ by case, blanks or accents alone."""
     alike: dict[str, list[str]] = {}
     for task in dict.fromkeys(frame[list(NAMES)].to_numpy(dtype=object).ravel().tolist()):
-        if task is not None:
+        if not pd.isna(task):
             bare = unicodedata.normalize("NFKD", "".join(str(task).split())).casefold()
             alike.setdefault("".join(one for one in bare if not unicodedata.combining(one)), []).append(task)
     return [

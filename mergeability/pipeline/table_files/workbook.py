@@ -48,8 +48,9 @@ def workbook_rows(content: bytes, name: str) -> Rows:
             f"{name} is not a complete Excel workbook ({error}). Save the workbook again, or export it as CSV."
         ) from error
     sheets = {title: _without_empty(rows) for title, rows in values.items()}
+    empty = UserError(f"{name} is empty. Expected a header with task_a and task_b, and one row per pair.")
     if not any(sheets.values()):
-        raise UserError(f"{name} is empty. Expected a header with task_a and task_b, and one row per pair.")
+        raise empty
     title = next((title for title, rows in sheets.items() if _header(rows) is not None), next(iter(sheets)))
     _check_formulas(values[title], formulas[title], f"{name}, sheet {title}")
     first = _header(sheets[title]) or 0
@@ -59,7 +60,9 @@ def workbook_rows(content: bytes, name: str) -> Rows:
     if above or comments:
         notes.append(f"Skipped {len(above) + len(comments)} rows of titles or comments in {name}.")
     kept = [row for row in rows if row not in comments]
-    return Rows(kept[0] if kept else [], kept[1:], notes)
+    if not kept:
+        raise empty
+    return Rows(kept[0], kept[1:], notes)
 
 
 def _without_empty(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
@@ -91,6 +94,9 @@ def _text(cell: Any) -> str:
         return ""
     if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53:
         return str(int(cell))
+    if isinstance(cell, datetime.datetime) and cell.time() == datetime.time():
+        # Workbooks have no dates without a time.
+        return f"{cell.date()} (a date)"
     if isinstance(cell, datetime.date | datetime.time | datetime.timedelta):
         return f"{cell} (a date)"
     return str(cell)

@@ -1,6 +1,5 @@
 """Read the run folders of the analyses in an ablation, and check that the analyses are comparable."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from mergeability.errors import UserError
+from mergeability.files import read_object
 from mergeability.prediction.csv_files import read_csv
 from mergeability.prediction.pair_table import TARGETS, outcome_methods
 
@@ -52,6 +53,18 @@ class Run:
         }
 
 
+def run_config(folder: Path) -> dict[str, Any]:
+    """Return the configuration of an analysis from `run.json` in its folder.
+
+    Raises:
+        UserError: the file cannot be read, or is not the record of a run.
+    """
+    config = (read_object(folder / "run.json") or {}).get("config")
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / 'run.json'} is not the record of a run. Repeat the analysis in {folder}.")
+    return config
+
+
 def read_runs(folders: Sequence[Path | str]) -> list[Run]:
     """Read run folders in the given order; skip those without merges."""
     return [run for run in map(_read, map(Path, folders)) if run is not None]
@@ -61,7 +74,7 @@ def _read(folder: Path) -> Run | None:
     """Read what an analysis left; return None if it merged nothing."""
     if not (folder / "run.json").is_file() or not (folder / "models.csv").is_file():
         return None
-    config = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]
+    config = run_config(folder)
     text = {"task_a": str, "task_b": str, "task": str}
     pairs = read_csv(folder / "pairs.csv", dtype=text, keep_default_na=True)
     models = read_csv(folder / "models.csv", dtype=text)

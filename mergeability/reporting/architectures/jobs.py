@@ -1,6 +1,5 @@
 """Read, check and name the jobs of a sweep over architectures and seeds."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from mergeability.prediction.architectures.analyses import Analysis, common_metr
 from mergeability.prediction.architectures.trainings import Penalised
 from mergeability.prediction.csv_files import read_csv
 from mergeability.prediction.pair_table import summarise_names
-from mergeability.reporting.ablation.runs import Run, read_runs
+from mergeability.reporting.ablation.runs import Run, read_runs, run_config
 
 # In these, architectures differ by their nature.
 _OWN = ("suite", "model", "tasks", "pairs", "profile.matricize")
@@ -166,7 +165,7 @@ def _read(folder: Path) -> Job | None:
     runs = read_runs([folder])
     if not runs:
         return None
-    config = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]
+    config = run_config(folder)
     path = folder / "sets.csv"
     sets = read_csv(path, dtype={"tasks": str}) if path.is_file() else pd.DataFrame()
     return Job(folder, runs[0], sets, Path(config["paths"]["store"]))

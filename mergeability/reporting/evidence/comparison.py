@@ -1,6 +1,5 @@
 """Read and check the jobs of a sweep over seeds and numbers of images, score each job once, and combine the scores."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from mergeability.prediction.questions.evidence_comparison import (
     over_seeds,
 )
 from mergeability.prediction.study_cache import from_columns, libraries, table_hash, to_columns
-from mergeability.reporting.ablation.runs import Run, described_difference, differences, read_runs
+from mergeability.reporting.ablation.runs import Run, described_difference, differences, read_runs, run_config
 from mergeability.store import Store
 
 # Raise it when a score changes meaning.
@@ -181,7 +180,7 @@ def _read(folder: Path) -> Job | None:
     runs = read_runs([folder])
     if not runs:
         return None
-    config = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]
+    config = run_config(folder)
     groups = config.get("task_groups") or {"all": list(runs[0].models["task"])}
     conditions = {"setting": runs[0].setting, **runs[0].conditions}
     unlabelled, samples = (int(conditions.pop(f"profile.{name}")) for name in (UNLABELLED, SAMPLES))

@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -40,6 +41,26 @@ def test_grey_becomes_three_equal_channels():
 def test_transparency_is_dropped():
     alpha = np.concatenate([COLOURS, COLOURS[..., :1]], axis=2)
     np.testing.assert_array_equal(decode(saved(Image.fromarray(alpha))), channels_first(COLOURS))
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ([[64, 32, 16, 128], [200, 100, 0, 255]], [[127, 63, 31], [200, 100, 0]]),
+        ([[64, 128], [200, 255]], [[127, 127, 127], [200, 200, 200]]),
+    ],
+)
+def test_colours_multiplied_by_their_opacity_are_divided_by_it(stored, expected):
+    pixels = np.array([stored], dtype=np.uint8)
+    image = Image.frombytes("RGBA" if pixels.shape[2] == 4 else "LA", (2, 1), pixels.tobytes())
+    # TIFF's tag 338 says which kind of opacity a file holds: 2 for plain colours, 1 for multiplied ones.
+    plain, multiplied = (struct.pack("<HHIHH", 338, 3, 1, kind, 0) for kind in (2, 1))
+    content = saved(image, "TIFF", tiffinfo={338: 2})
+    assert content.count(plain) == 1
+    np.testing.assert_array_equal(decode(content), channels_first(np.asarray(image.convert("RGB"))))
+    np.testing.assert_array_equal(
+        decode(content.replace(plain, multiplied)), channels_first(np.array([expected]))
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"transparency": 1}, {"transparency": bytes(range(256))}])

@@ -15,7 +15,7 @@ from mergeability.data.doctor import examine
 from mergeability.data.image_cache import prepared, remarks
 from mergeability.data.real.decoding import decode
 from mergeability.data.real.held_out import held_out_by_class
-from mergeability.data.real.image_files import endings, formats, list_images, shown
+from mergeability.data.real.image_files import endings, formats, list_images, shown, top_folders
 from mergeability.data.real.layouts import Layout
 from mergeability.data.real.source import image_task
 from mergeability.data.unlabelled import draw_images
@@ -277,6 +277,59 @@ def test_a_folder_that_cannot_be_opened_is_named(tree, monkeypatch):
     listing = list_images(tree / "test")
     assert listing.left_out == {"files and folders that cannot be opened": ("dog",)}
     assert len(listing.files) == 8
+
+
+def test_a_file_without_an_ending_that_cannot_be_opened_is_named(tree, monkeypatch):
+    write(tree / "test/cat/photo")
+    opened = Path.open
+
+    def denied(path, *options, **others):
+        if path.name == "photo":
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *options, **others)
+
+    monkeypatch.setattr(Path, "open", denied)
+    listing = list_images(tree / "test")
+    assert listing.left_out == {"files and folders that cannot be opened": ("cat/photo",)}
+    assert len(listing.files) == 16
+
+
+def test_a_link_with_too_long_a_target_leads_nowhere(tree):
+    (tree / "test/cat/odd.txt").symlink_to("x" * 300)
+    assert list_images(tree / "test").left_out == {"links that lead nowhere": ("cat/odd.txt",)}
+
+
+def test_a_folder_that_is_gone_holds_nothing(tmp_path):
+    listing = list_images(tmp_path / "gone")
+    assert (listing.files, listing.dangling) == ((), ())
+    assert listing.left_out == {"files and folders that cannot be opened": (".",)}
+    assert top_folders(tmp_path / "gone") == []
+
+
+def test_a_draw_says_which_files_could_not_be_read(tree):
+    (tree / "test/cat/0.png").write_bytes(b"no image")
+    drawn = draw(tree)
+    assert (len(drawn.images), drawn.found, drawn.unreadable) == (31, 32, ("test/cat/0.png",))
+    short, unread = remarks_on(drawn, 64, "pets")
+    assert short == "'pets' has only 31 unlabelled images instead of 64; all of them are used."
+    assert unread.startswith("1 files of 'pets' could not be read and were left out: test/cat/0.png (")
+    (again,) = remarks_on(drawn, 31, "pets")
+    assert again == unread
+
+
+def test_images_left_out_before_that_was_stored_are_counted(tree, tmp_path):
+    (tree / "test/cat/0.png").write_bytes(b"no image")
+
+    def said(remove):
+        store, task = Store(tmp_path / "store"), task_of(tree, max_corrupt=0.1)
+        if remove:
+            shutil.rmtree(tmp_path / "store/image_remarks")
+        images = prepared(task, "test", corner, SIZE, store)
+        assert len(images) == 15
+        return remarks(task)
+
+    assert any("0.png" in one for one in said(False))
+    assert said(True) == ["pets, test: 1 images of the test split cannot be decoded and are left out."]
 
 
 def test_images_outside_class_folders_are_named(tree):

@@ -78,6 +78,18 @@ def test_a_repository_of_the_hub_is_read_as_the_task_says(real_task, real, tmp_p
     check(real, real_task, task, None)
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_bars_are_shown_in_a_terminal_only(real, tmp_path, monkeypatch, terminal):
+    import datasets
+
+    real.dataset("mnist").save_to_disk(tmp_path / "copy")
+    hidden = []
+    monkeypatch.setattr(datasets, "disable_progress_bars", lambda: hidden.append(True))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    real.configured("mnist", "task.source=disk", f"task.path={tmp_path / 'copy'}").source.labels("test")
+    assert bool(hidden) is not terminal
+
+
 def test_no_split_is_read_but_those_of_the_task(real, tmp_path):
     tables = real.dataset("cars")
     tables.save_to_disk(tmp_path / "copy")

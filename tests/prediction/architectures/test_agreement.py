@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from mergeability.prediction import fingerprints
 from mergeability.prediction.architectures import agreement
 from mergeability.prediction.architectures.agreement import agreement_table, below_floor, mean_agreement
-from mergeability.prediction.architectures.cells import coefficient_table, correlations
+from mergeability.prediction.architectures.cells import Cells, coefficient_table, correlations
 
 OPPOSITE = {name: -weight for name, weight in SAME.items()}
 
@@ -110,3 +110,17 @@ def test_methods_that_share_the_noise_of_their_models_are_compared_between_seeds
     assert mean_agreement(cells, agreement.METHODS, "rho").value == pytest.approx(1)
     assert mean_agreement(cells, agreement.ACROSS_METHODS, "rho").value < 0.5
     assert below_floor(cells, agreement.ACROSS_METHODS, "rho").value == pytest.approx(0)
+
+
+def test_outcomes_of_fewer_than_three_pairs_have_no_rank_correlation():
+    one = planted("small", 0, tasks="abc", noise=0.1)
+    cells = Cells.of([one], METRICS, {})
+    outcomes = [one.pairs["norm_acc_ties"], one.pairs["norm_acc_tsv"]]
+    assert cells.agreement("rho")[0, 1] == pytest.approx(spearmanr(*outcomes)[0])
+    assert np.isnan(cells.agreement("rho", without="a")).all()
+
+
+@pytest.mark.parametrize("outcome", [[0.5] * 4, [0.1, 0.2, np.nan, np.nan], [np.nan] * 4])
+def test_a_constant_outcome_or_two_pairs_correlate_with_nothing(outcome):
+    features = np.array([[1.0, 4], [2, 3], [3, 1], [5, 2]])
+    assert np.isnan(correlations(features, np.array(outcome))).tolist() == [True, True]

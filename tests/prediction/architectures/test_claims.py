@@ -20,6 +20,7 @@ from mergeability.prediction.architectures.claims import (
     UNDECIDED,
     claim_table,
     opposite,
+    shown,
     verdict,
 )
 from mergeability.prediction.architectures.findings import Computed, findings
@@ -243,3 +244,9 @@ def test_verdicts_follow_the_rule():
     assert verdict(Estimate(0.05, 0.01, 0.09), 0.1) == REFUTED
     assert verdict(Estimate(0.5), 0.1) == UNDECIDED, "without an interval"
     assert [opposite(one) for one in (CONFIRMED, REFUTED, UNDECIDED)] == [REFUTED, CONFIRMED, UNDECIDED]
+
+
+def test_a_value_is_written_with_what_is_known_of_it():
+    assert shown(Estimate(float("nan"))) == "unknown"
+    assert shown(Estimate(0.214)) == "0.21"
+    assert shown(Estimate(0.214, 0.1, 0.32)) == "0.21 (0.10 to 0.32)"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from planted_pairs import METRICS, SAME, cells_of, planted
 
+from mergeability.prediction.architectures.cells import Cells
 from mergeability.prediction.architectures.prerequisites import (
     FAMILIES,
     family_correlation,
@@ -84,3 +85,11 @@ def test_families_are_published_metrics_of_their_categories():
 
     assert set(FAMILIES["gradient alignment"]) == set(CATEGORIES["gradient"])
     assert set(FAMILIES["subspace overlap"]) == set(CATEGORIES["subspace"])
+
+
+def test_signs_over_architectures_need_several_of_them_and_a_metric():
+    one = planted("small", 0)
+    for cells, least in ((Cells.of([one], METRICS, {}), 2), (Cells.of([one], (), {}), 1)):
+        observed, by_chance, p = stable_by_chance(cells, 5, least=least)
+        assert observed == 0
+        assert np.isnan([by_chance, p]).all()

@@ -11,7 +11,9 @@ from mergeability.prediction.architectures.transfer import (
     OTHER_ARCHITECTURE,
     OTHER_SEED,
     WITHIN,
+    AcrossTables,
     Transfers,
+    named,
     transferred,
 )
 
@@ -120,3 +122,21 @@ def test_an_unknown_outcome_is_left_out():
     other.pairs.loc[3, "norm_acc_ties"] = np.nan
     found = transferred(planted("small", 0, tasks=FEW), other)
     assert (found[found["predictor"] == "ridge"].groupby("method").size() == [20, 21]).all()
+
+
+def test_a_new_pair_that_shares_a_task_with_every_fitted_pair_is_not_predicted():
+    fitted, new = [("a", "b"), ("a", "c")], [("a", "x"), ("x", "y"), ("b", "x")]
+    pairs = [*((named(0, a), named(0, b)) for a, b in fitted), *((named(1, a), named(1, b)) for a, b in new)]
+    folds = [(one.training.tolist(), one.validation.tolist()) for one in AcrossTables().folds(pairs)]
+    assert folds == [([0, 1], [3]), ([1], [4])]
+
+
+def test_without_a_common_metric_or_method_nothing_is_predicted():
+    one = planted("small", 0, {"ties": {}}, FEW, names=("one", "two"))
+    for other in (
+        planted("large", 0, {"ties": {}}, FEW, names=("three",)),
+        planted("large", 0, {"tsv": {}}, FEW, names=("one", "two")),
+    ):
+        found = transferred(one, other)
+        assert found.empty
+        assert {"predictor", "method", "measured", "predicted"} <= set(found.columns)

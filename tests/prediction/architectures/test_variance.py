@@ -1,5 +1,7 @@
 """The variance split, where task effects, metrics or noise are planted."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from planted_pairs import METRICS, TASKS, planted
@@ -87,3 +89,23 @@ def test_mean_outcomes_are_over_pairs_and_seeds():
     assert table.loc[("small", "ties"), "norm_acc"] == pytest.approx(np.mean(expected))
     assert table.loc[("small", "ties"), "worst"] == pytest.approx(np.min(expected))
     assert table.loc[("small", "ties"), "seeds"] == 2
+
+
+@pytest.mark.parametrize(
+    "options", [{"noise": 0.0}, {"tasks": "abc", "effects": 0.1, "noise": 0.1}, {"tasks": "ab", "noise": 0.1}]
+)
+def test_constant_outcomes_or_too_few_pairs_repeat_nothing_that_is_known(options):
+    seeds = [planted("small", seed, NONE, **options) for seed in (0, 1)]
+    for part in ("task", "partner"):
+        assert np.isnan(repeated_share(seeds, ["ties", "tsv"], part).value)
+
+
+def test_without_metrics_all_beyond_task_effects_is_rest():
+    with_metrics = planted("small", 0, TWO, effects=0.1)
+    without = replace(with_metrics, pairs=with_metrics.pairs.drop(columns=list(METRICS)), metrics=())
+    table = variance_shares(without)
+    assert table["task_effects"].tolist() == pytest.approx(
+        variance_shares(with_metrics)["task_effects"].tolist()
+    )
+    assert table["metrics_beyond"].isna().all()
+    assert table["residual"].tolist() == pytest.approx((1 - table["task_effects"]).tolist())

@@ -29,3 +29,9 @@ def test_folds_are_averaged_before_methods_are_compared():
     assert found.shape == (1, 4)
     assert found.loc[0, "sign_agreement"] == 0.5
     assert found.loc[0, "top5_overlap"] == 1.0
+
+
+def test_without_coefficients_there_is_nothing_to_compare():
+    found = fingerprints(pd.DataFrame(columns=["method", "metric", "coefficient"]))
+    assert found.columns.tolist() == ["method_a", "method_b", "top5_overlap", "sign_agreement"]
+    assert found.empty

@@ -64,3 +64,7 @@ def test_predictors_and_protocols_are_apart_and_one_method_is_no_choice():
     ]
     assert found["regret"].tolist() == pytest.approx([0.2 / 3, 0.2 / 3 + 0.5 / 3 - 0.2 / 3 + 0, 0.2 / 3])
     assert len(method_choice(one)) == 0
+
+
+def test_without_predictions_nothing_is_chosen():
+    assert method_choice(_rows()).empty

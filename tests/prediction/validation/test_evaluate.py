@@ -294,3 +294,11 @@ def test_iterative_fits_come_close_to_the_published_tables_means(published):
     rows = _published_rows(published, {"pearson_l1": l1, "lasso": Lasso()}, "acc")
     assert np.mean(rows["pearson_l1"]) == pytest.approx(0.544, abs=0.025)
     assert np.mean(rows["lasso"]) == pytest.approx(0.593, abs=0.015)
+
+
+def test_a_predictor_that_asks_for_unknown_columns_is_refused(table):
+    class Odd(LinearRegression):
+        inputs = "everything"
+
+    with pytest.raises(UserError, match="one of metrics, raw, tasks, both, got 'everything'"):
+        evaluate_predictors(table, METRICS, {"odd": Odd()}, ["ties"], ["norm_acc"], LOTO)

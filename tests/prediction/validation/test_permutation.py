@@ -250,3 +250,13 @@ def test_single_metrics_correlate_with_published_outcomes_as_published(published
     }
     for metric, values in expected.items():
         np.testing.assert_allclose([r[metric, method] for method in methods], values, atol=5.1e-4)
+
+
+def test_an_outcome_of_two_pairs_is_not_tested():
+    frame = _pairs().assign(acc_tsv=[0.5, 0.6, *[np.nan] * 13])
+    found = _found(frame, methods=("tsv", "ties"))
+    assert found.methods["method"].tolist() == ["ties"]
+    single = found.single.set_index(["method", "metric"])
+    assert single.loc[("ties", "first"), "n_pairs"] == 15
+    assert single.loc["ties", "r"]["first"] == pytest.approx(pearsonr(frame["first"], frame["acc_ties"])[0])
+    assert not np.isfinite(single["r"].reindex([("tsv", "first"), ("tsv", "second")])).any()

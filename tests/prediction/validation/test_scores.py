@@ -90,3 +90,9 @@ def test_interval_is_undefined_where_a_correlation_is_and_closes_at_a_perfect_on
     # Without c three pairs are left that do not vary.
     flat = np.array([1.0, 2, 1, 3, 1, 4])
     assert all(np.isnan(scores.interval_over_tasks(flat, values, four)))
+
+
+def test_of_no_values_nothing_is_known():
+    assert scores.is_constant(np.empty(0))
+    assert scores.is_constant_column(np.empty((0, 3))).tolist() == [True, True, True]
+    assert np.isnan(scores.mean_absolute_error(np.empty(0), np.empty(0)))
