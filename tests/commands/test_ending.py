@@ -6,11 +6,19 @@ import sys
 
 import pytest
 
+from mergeability.commands import ending
 from mergeability.commands.ending import end_after
 
-PROGRAM = """
+# The module by itself, without what its package imports.
+IMPORT = f"""
+from importlib.util import module_from_spec, spec_from_file_location
+spec = spec_from_file_location("ending", {ending.__file__!r})
+module = module_from_spec(spec)
+spec.loader.exec_module(module)
+end_after = module.end_after
+"""
+PROGRAM = f"""{IMPORT}
 import atexit, sys, threading, time
-from mergeability.commands.ending import end_after
 
 class Destroyed:
     def __del__(self):
@@ -61,7 +69,7 @@ def test_output_that_cannot_be_written_is_an_error():
 
 
 def test_an_exception_is_reported():
-    program = "from mergeability.commands.ending import end_after; end_after(lambda: 1 / 0)"
+    program = f"{IMPORT}end_after(lambda: 1 / 0)"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert found.returncode == 1
     assert "ZeroDivisionError" in found.stderr
@@ -70,7 +78,7 @@ def test_an_exception_is_reported():
 @pytest.mark.parametrize("start", [["-m", "cProfile"], ["-i"]], ids=["a profiler", "an interactive session"])
 def test_who_started_the_program_goes_on_after_it(tmp_path, start):
     program = tmp_path / "program.py"
-    program.write_text("from mergeability.commands.ending import end_after; end_after(print, 'worked')")
+    program.write_text(f"{IMPORT}end_after(print, 'worked')")
     found = subprocess.run(
         [sys.executable, *start, str(program)], input="print('went on')", capture_output=True, text=True
     )
