@@ -30,9 +30,9 @@ def end_after(function: Callable[..., Any], *arguments: Any) -> None:
 def end(code: int) -> None:
     """End the process like `sys.exit(code)`, but leave its memory to the operating system.
 
-    Python and the native libraries would destroy every object first, which takes half a second once PyTorch is
-    imported, and touches 0.1 GiB of memory that the command has not used. As usual, threads that are no daemons are
-    waited for, functions registered with `atexit` are called, and the output is flushed.
+    Python and the native libraries would destroy every object first. Once PyTorch is imported, this takes half a second
+    and 0.1 GiB of additional memory. As usual, this function waits for all threads except daemons, calls the functions
+    registered with `atexit`, and flushes the output.
     """
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()

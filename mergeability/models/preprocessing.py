@@ -26,9 +26,9 @@ def check_preprocessing(weights: Path, model: ClipModel) -> None:
         UserError: the file is not valid, or describes another size, mean or standard deviation.
     """
     path = weights.parent / FILE
-    described = read_json(path, cure="Download it again, or remove it.")
-    if described is None:
+    if not path.is_file():
         return
+    described = read_json(path, cure="Download it again, or remove it.")
     if not isinstance(described, dict):
         raise UserError(f"{path} does not describe preprocessing. Download it again, or remove it.")
     size = _size(described)

@@ -159,6 +159,7 @@ def test_the_size_beside_the_weights_is_that_of_the_crop_or_else_of_the_resize(
         ("[" * 200_000, "is not valid JSON"),
         ("{", "is not valid JSON"),
         ("[1]", "does not describe preprocessing"),
+        ("null", "does not describe preprocessing"),
     ],
     ids=lambda text: text[:30],
 )
